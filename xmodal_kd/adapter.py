@@ -1,0 +1,152 @@
+"""The contract of a modality: the only place that knows what a batch holds."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from .errors import UserError, nearest
+from .registry import Registry, import_object
+from .signals import Signals
+from .streams import Streams
+
+Batch = Mapping[str, Any]
+
+
+class Strict(BaseModel):
+    """Base of every part of a recipe: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Source(Protocol):
+    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing."""
+
+    def __len__(self) -> int: ...
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        """The global batches of an epoch, each a list of sample indexes."""
+        ...
+
+    def sample(self, index: int, epoch: int) -> Any:
+        """One sample, augmented by the streams of (epoch, index). Raises `UserError` naming it if it is broken."""
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """A batch of tensors, with ``ids`` ``(b,)`` among them; padding is the adapter's affair."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One test item's share of the main metric, for intervals and paired comparisons.
+
+    The metric over items is sum(errors) / sum(units): words for a WER, pixels for an accuracy.
+    """
+
+    item: str
+    group: str
+    errors: float
+    units: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one role on one split, the main one first scored by item."""
+
+    metrics: dict[str, Any]
+    scores: Sequence[Score] = ()
+    #: Anything worth showing in the report: transcripts, paths of pictures.
+    examples: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class NoControl:
+    """Why no control can exist."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """The control: same student, initial weights, data and steps, trained with the terms that need no teacher."""
+
+    terms: tuple[str, ...]
+
+
+class Adapter(Protocol):
+    """What the core asks of a modality. Built from its own part of a recipe, checked against `Params`."""
+
+    #: pydantic models of the recipe's ``data`` section and of whatever else this modality declares.
+    Data: ClassVar[type[Strict]]
+    #: Models by name, each a class with a ``Config`` (pydantic) built as ``cls(config, **shapes)``.
+    models: ClassVar[Registry[Any]]
+    #: Main metric and whether less is better: ``("wer", True)``.
+    metric: ClassVar[tuple[str, bool]]
+
+    def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
+
+    def data(self, split: str) -> Source:
+        """``train``, ``dev`` or ``test``."""
+        ...
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
+        """A fresh model of a role; initial weights come from the global torch generator, seeded by the caller."""
+        ...
+
+    def load(self, role: str, folder: Path) -> nn.Module:
+        """A saved model, checked against this data: sample rate, features, class order, blank."""
+        ...
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """What `role` says about `batch`: ``logits``, ``labels``, and one signal for each captured module path."""
+        ...
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation: ...
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        """Write a folder that `load` reads: safetensors and JSON."""
+        ...
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        """Write the deployable student into `folder`; returns what was measured on it, for the report."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts about the data for the report: hours, speakers, what was left out and why."""
+        ...
+
+
+def modality_names() -> list[str]:
+    from . import modalities  # type: ignore[attr-defined]
+
+    return sorted(m.name for m in pkgutil.iter_modules(modalities.__path__) if m.ispkg)
+
+
+def modality(name: str) -> Any:
+    """The package of a modality, by folder name. Light: heavy imports wait until its adapter is asked for."""
+    if name not in modality_names():
+        raise UserError(f"unknown modality {name!r}{nearest(name, modality_names())}")
+    return importlib.import_module(f"xmodal_kd.modalities.{name}")
+
+
+def adapter_class(name: str) -> type[Adapter]:
+    """The adapter of a modality folder, or of an allowed import path ``package.module:Class``."""
+    if ":" in name:
+        return import_object(name, "modality")  # type: ignore[return-value]
+    path: str = modality(name).ADAPTER
+    module, _, attribute = path.partition(":")
+    try:
+        found = importlib.import_module(f"xmodal_kd.modalities.{name}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("xmodal_kd"):
+            raise
+        raise UserError(f"modality {name!r} needs {error.name!r}: pip install 'xmodal-kd[{name}]'") from error
+    return getattr(found, attribute)  # type: ignore[no-any-return]

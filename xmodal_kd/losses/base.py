@@ -1,0 +1,172 @@
+"""The registry of losses and the contract of one.
+
+A loss is a plain function of rows. Its positional parameters name what it is given, its keyword-only parameters are
+its hyper-parameters (validated from their annotations), and its `reduction` says what it returns:
+
+========== =================================================== =====================================
+reduction  returns                                             the objective divides the sum by
+========== =================================================== =====================================
+rows       ``(n,)``, one value a row                           the number of valid rows
+items      ``(b,)``, one value an item of the batch            the number of items that were counted
+batch      a scalar of all rows (Gram matrices, correlations)  one; rows are gathered over the ranks
+========== =================================================== =====================================
+
+An ``items`` loss may return ``(values, counted)`` when some items cannot be scored (an utterance that is too short
+for its transcript). What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
+``cls(student_width, teacher_width, **params)``, called like a function, owned by the objective, seen by the optimizer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import torch
+from pydantic import BaseModel, ConfigDict, create_model
+from torch import Tensor, nn
+
+from ..registry import Registry
+
+Reduction = Literal["rows", "items", "batch"]
+
+#: What the objective can hand to a loss, by parameter name.
+INPUTS: Mapping[str, str] = {
+    "student": "(n, c) valid rows of the student",
+    "teacher": "(n, d) rows of the teacher, row i beside row i of the student, without gradient",
+    "item": "(n,) item of the batch of each row",
+    "items": "number of items in the batch",
+    "labels": "(m,) labels: one a row (m = n) or one a token of each item",
+    "label_item": "(m,) item of the batch of each label",
+    "ids": "(b,) ids of the samples in the whole training set",
+}
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A registered loss: the function and what `list losses` says of it."""
+
+    name: str
+    fn: Callable[..., Any]
+    reduction: Reduction
+    inputs: tuple[str, ...]
+    params: type[BaseModel]
+    family: str
+    paper: str
+    year: int
+    needs: frozenset[str]
+    properties: frozenset[str]
+    confidence: Literal["A", "B", "C"]
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.fn) or "").partition("\n")[0]
+
+    @property
+    def needs_teacher(self) -> bool:
+        return "teacher" in self.inputs
+
+    @property
+    def is_module(self) -> bool:
+        return isinstance(self.fn, type)
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of ``list losses --json``."""
+        return {
+            "name": self.name,
+            "family": self.family,
+            "summary": self.summary,
+            "paper": self.paper,
+            "year": self.year,
+            "needs": sorted(self.needs),
+            "reduction": self.reduction,
+            "properties": sorted(self.properties),
+            "confidence": self.confidence,
+            "parameters": {k: v.default for k, v in self.params.model_fields.items()},
+        }
+
+
+LOSSES: Registry[LossSpec] = Registry("losses")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def loss(
+    name: str,
+    *,
+    reduction: Reduction,
+    family: str,
+    paper: str,
+    year: int,
+    needs: str = "logits",
+    properties: str = "",
+    confidence: Literal["A", "B", "C"] = "A",
+) -> Callable[[F], F]:
+    """Register a loss. `needs` and `properties` are space-separated words.
+
+    Properties that the tests hold a loss to: ``zero_at_teacher`` (its minimum, 0, at student = teacher),
+    ``shift_invariant`` and ``scale_invariant`` (of either side's rows), ``widths_differ`` (needs no projector).
+    """
+
+    def add(fn: F) -> F:
+        LOSSES.add(name, _spec(fn))
+        return fn
+
+    def _spec(fn: F) -> LossSpec:
+        forward = fn.forward if isinstance(fn, type) and issubclass(fn, nn.Module) else fn
+        inputs = tuple(_positional(forward))
+        if unknown := set(inputs) - set(INPUTS):
+            raise TypeError(f"loss {name!r} asks for unknown inputs {sorted(unknown)}; known: {', '.join(INPUTS)}")
+        words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())
+        words |= {"teacher"} if "teacher" in inputs else set()
+        return LossSpec(
+            name, fn, reduction, inputs, _params_model(name, fn), family, paper, year,
+            frozenset(words), frozenset(properties.split()), confidence,
+        )  # fmt: skip
+
+    return add
+
+
+def _positional(fn: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds and p.name != "self"]
+
+
+def _params_model(name: str, fn: Callable[..., Any]) -> type[BaseModel]:
+    """A strict pydantic model of the keyword-only parameters, so that a recipe's misspelt one is caught."""
+    target = fn.__init__ if isinstance(fn, type) else fn  # type: ignore[misc]
+    hints = get_type_hints(target)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], p.default if p.default is not p.empty else ...)
+        for p in inspect.signature(target).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    return create_model(f"{name}_params", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+
+
+def same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Refuse what would broadcast: a teacher never stands against a student of another shape."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape: "
+            "map the classes, or give the term a projector"
+        )
+
+
+def same_rows(student: Tensor, teacher: Tensor) -> None:
+    """As `same_shape`, for losses that compare rows of different widths."""
+    if len(student) != len(teacher):
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in rows")
+
+
+def item_sum(values: Tensor, item: Tensor, items: int) -> Tensor:
+    """Sum rows ``(n, ...)`` into their items: ``(b, ...)``."""
+    out = torch.zeros(items, *values.shape[1:], dtype=values.dtype, device=values.device)
+    return out.index_add(0, item, values)
+
+
+def item_mean(values: Tensor, item: Tensor, items: int) -> Tensor:
+    """Mean of each item's rows: ``(b, ...)``; 0 for an item without rows."""
+    count = torch.bincount(item, minlength=items).clamp(min=1)
+    return item_sum(values, item, items) / count.reshape(-1, *[1] * (values.ndim - 1))

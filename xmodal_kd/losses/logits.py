@@ -1,0 +1,75 @@
+"""Losses between class scores: rows are samples, frames, points or pixels; columns are classes in one order."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import loss, same_shape
+
+
+@loss(
+    "kd", reduction="rows", family="logits", paper="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network",
+    year=2015, properties="zero_at_teacher shift_invariant",
+)  # fmt: skip
+def kd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: float = 4.0
+) -> Float[Tensor, " n"]:
+    """``T^2 KL(softmax(teacher/T) || softmax(student/T))`` of each row.
+
+    The factor T^2 keeps the size of the gradient independent of the temperature (section 2). The sum runs over the
+    classes, never a mean over them: weights published for an element mean are smaller by the number of classes.
+    """
+    same_shape(student, teacher)
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+
+
+@loss(
+    "logit_mse", reduction="rows", family="logits", paper="Ba, Caruana: Do Deep Nets Really Need to be Deep?",
+    year=2014, properties="zero_at_teacher",
+)  # fmt: skip
+def logit_mse(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, centre: bool = False
+) -> Float[Tensor, " n"]:
+    """Mean squared difference of each row's outputs (eq. 1). Also the loss of any regression head.
+
+    Args:
+        centre: subtract each row's mean first, so that a constant added to all logits costs nothing.
+    """
+    same_shape(student, teacher)
+    difference = student - teacher
+    if centre:
+        difference = difference - difference.mean(dim=-1, keepdim=True)
+    return difference.square().mean(dim=-1)
+
+
+def pearson(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """Correlation of `x` and `y` along `dim`; 0 where one of them is constant, with a finite gradient."""
+    x, y = x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True)
+    return F.cosine_similarity(x, y, dim=dim, eps=1e-8)
+
+
+@loss(
+    "dist", reduction="batch", family="relations", paper="Huang et al.: Knowledge Distillation from a Stronger Teacher",
+    year=2022, properties="zero_at_teacher shift_invariant",
+)  # fmt: skip
+def dist(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """``T^2 (beta inter + gamma intra)``: one minus the correlation of class probabilities, by row and by column.
+
+    `inter` compares how each row ranks the classes, `intra` how each class ranks the rows (eq. 8-10). Needs at least
+    two rows; the columns say little below 16.
+    """
+    same_shape(student, teacher)
+    if len(student) < 2:
+        raise ValueError(f"dist compares rows with one another: it needs at least 2, got {len(student)}")
+    p_s, p_t = torch.softmax(student / temperature, dim=-1), torch.softmax(teacher / temperature, dim=-1)
+    inter = 1 - pearson(p_s, p_t, dim=1).mean()
+    intra = 1 - pearson(p_s, p_t, dim=0).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
