@@ -23,8 +23,8 @@ from .adapter import Batch, Source
 from .checkpoint import Checkpoints, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
 from .clock import Clock
 from .errors import RunError, UserError
-from .method import Context, Ema, Method, Stage
 from .gradients import Turn
+from .method import Context, Ema, Method, Stage
 from .objective import LossOut
 from .optim import set_lr
 from .progress import Bar, bar

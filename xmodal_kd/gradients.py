@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Turn:
             terms = [_weighted(part) / safe(self.counts[name][1]) for name, part in out.parts.items()]
             for parameter in self.parameters:
                 parameter.grad = None
-            self.scale(torch.stack(terms).sum()).backward()  # type: ignore[no-untyped-call]
+            self.scale(torch.stack(terms).sum()).backward()
             return
         units: dict[str, list[Tensor]] = {}
         for name, part in out.parts.items():
@@ -42,7 +43,7 @@ class Turn:
             total, count = part.total.detach(), part.count.detach()
             if before is not None:
                 total, count = total + before.total, count + before.count
-            self.sums[name] = part._replace(total=total, count=count)
+            self.sums[name] = replace(part, total=total, count=count)
         for i, (unit, terms) in enumerate(units.items()):
             loss = self.scale(torch.stack(terms).sum())
             more = i + 1 < len(units)

@@ -55,7 +55,7 @@ def steps(
     plan = _Plan(source, start, rank, world, accumulate)
     loader: DataLoader[Any] = DataLoader(
         _Keyed(source),
-        batch_sampler=plan,  # type: ignore[arg-type]
+        batch_sampler=plan,
         collate_fn=source.collate,
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,

@@ -105,7 +105,7 @@ METHODS: Registry[Any] = Registry("methods")
 
 @METHODS.register("distil")
 class Distil:
-    """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015, and most since)."""
+    """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015)."""
 
     def __init__(self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student"):
         self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from .errors import UserError, nearest
 from .losses import LOSSES, LossSpec
+from .losses.base import full_precision
 from .ranks import Ranks
 from .recipe import Term
 from .signals import Signal, Signals
 from .streams import Streams
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """One term on one (micro-)batch: its value is ``total / count`` once both are summed over the global batch.
 
     Parts of equal `unit` have equal counts on every batch, so that accumulation may treat them as one.
@@ -168,7 +170,7 @@ class Objective(nn.Module):
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
             if weight > 0:
-                total, count = self._apply(term, student, teacher, ranks or Ranks())
+                total, count = self._term(term, student, teacher, ranks or Ranks())
                 parts[term.name] = Part(total, count, weight, term.unit)
         return LossOut(parts)
 
@@ -186,17 +188,17 @@ class Objective(nn.Module):
             )
         return mine, theirs
 
-    def _apply(self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    def _term(self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
         mine, theirs = self._signals(term, student, teacher)
         valid = mine.layout.mask if theirs is None else mine.layout.mask & theirs.layout.mask
         given: dict[str, Any] = {
-            "student": _rows(mine.rows, valid),
+            "student": full_precision(mine.rows[valid]),
             "item": mine.layout.item[valid],
             "items": mine.layout.items,
             "ids": student.ids,
         }
         if theirs is not None:
-            given["teacher"] = _rows(theirs.rows.detach(), valid)
+            given["teacher"] = full_precision(theirs.rows.detach()[valid])
         if "labels" in term.spec.inputs:
             labels, layout = student["labels"]
             chosen = valid if len(layout) == len(mine.layout) and layout.kind == mine.layout.kind else layout.mask
@@ -238,12 +240,6 @@ class Objective(nn.Module):
             return term.spec.fn(*inputs, **term.params)
         except ValueError as error:
             raise UserError(f"term {term.name!r}: {error}") from None
-
-
-def _rows(rows: Tensor, valid: Tensor) -> Tensor:
-    """The valid rows in at least float32. Gathered, not masked: NaN in padding must not reach a gradient."""
-    chosen = rows[valid]
-    return chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
 
 
 def _named(signals: Signals, path: str) -> Signal:

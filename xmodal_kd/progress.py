@@ -49,7 +49,7 @@ def bar(name: str, steps: int, start: int = 0, *, quiet: bool = False) -> Iterat
     if quiet or not console.is_terminal:
         silent = Bar(name, steps, start, None, None)
         if quiet:
-            silent.update = silent.note = lambda *_: None  # type: ignore[method-assign, assignment, misc]
+            silent.update = silent.note = lambda *_: None  # type: ignore[method-assign, assignment]
         yield silent
         return
     columns = [

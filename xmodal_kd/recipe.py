@@ -256,7 +256,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     try:
         text = source.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
@@ -268,7 +268,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     for override in overrides:
         key, value = _override(content, override)
         applied[key] = value
-    lines = dict(_marks(node))
+    lines = dict(_marks(node)) if node is not None else {}
     return Loaded(validate(Recipe, content, at=(), source=source, lines=lines), source, lines, applied)
 
 
@@ -277,10 +277,11 @@ def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"--set {override!r}: write key=value, for example train.steps=500")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
-    *parents, last = (int(part) if part.isdigit() else part for part in key.split("."))
+    path: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    *parents, last = path
     place: Any = content
     for part in parents:
         try:
