@@ -79,7 +79,7 @@ class Engine:
         train: optimizer, schedule, batch and so on.
         streams: all randomness.
         accelerator: device, precision, processes, trackers.
-        folder: for checkpoints and the log.
+        folder: for checkpoints and the log; its name is shown.
         evaluate: metrics of the target role on dev; without it the last weights are the result.
         metric: the one the best is chosen by, and whether less is better.
         target: the role that is evaluated and whose best weights are the result.
@@ -97,7 +97,7 @@ class Engine:
         self.max_seconds, self.quiet = max_seconds, quiet
         self.device = accelerator.device
         self.ranks = ProcessRanks(self.device) if accelerator.num_processes > 1 else Ranks()
-        self.checkpoints = Checkpoints(folder / "checkpoints", train.keep)
+        self.checkpoints = Checkpoints(folder, train.keep)
         self.clock, self.log = Clock(self.device), RunLog(folder)
         self.at = Progressed()
         self.optimizers: Mapping[str, Optimizer] = {}

@@ -146,3 +146,18 @@ class Distil:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def probe(method: Method, roles: Roles, batch: Batch, streams: Streams) -> dict[str, LossOut]:
+    """The first step's losses and their backward pass on `batch`, with no optimizer step; gradients are left in place.
+
+    For checks and for counting. Randomness is put back as it was.
+    """
+    device = next(iter(next(iter(roles.values())).parameters())).device
+    ctx = Context(method.stages()[0], 0, 0, streams, Clock(device), Ranks())
+    found = {}
+    with streams.forked("probe"):
+        for name, out in method.losses(batch, roles, ctx):
+            out.value().backward()  # type: ignore[no-untyped-call]
+            found[name] = out
+    return found
