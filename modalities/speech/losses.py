@@ -59,9 +59,7 @@ def _repeats(labels: Tensor, label_item: Tensor, items: int) -> Tensor:
     return torch.bincount(label_item[1:][again], minlength=items)
 
 
-def pad_rows(
-    rows: Float[Tensor, "n c"], item: Int[Tensor, " n"], frames: Int[Tensor, " b"]
-) -> Float[Tensor, "b t c"]:
+def pad_rows(rows: Float[Tensor, "n c"], item: Int[Tensor, " n"], frames: Int[Tensor, " b"]) -> Float[Tensor, "b t c"]:
     """Rows, utterance behind utterance, as a zero-padded batch in at least float32."""
     rows = rows if rows.dtype == torch.float64 else rows.float()
     position = torch.arange(len(rows), device=rows.device) - (frames.cumsum(0) - frames)[item]

@@ -53,7 +53,7 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
         y = F.pad(masked(x, mask).transpose(1, 2), (self.left, self.right))
         y = self.depthwise(y).transpose(1, 2)
-        return x + self.mlp(self.norm(y))
+        return x + self.mlp(self.norm(y))  # type: ignore[no-any-return]
 
 
 class ConvCTC(AcousticModel):
