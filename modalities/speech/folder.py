@@ -1,0 +1,122 @@
+"""A saved recogniser: ``model.safetensors`` and ``card.json``, complete in themselves. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from xmodal_kd.errors import UserError
+
+from .models import MODELS, AcousticModel
+
+CARD, WEIGHTS = "card.json", "model.safetensors"
+
+
+class Card(BaseModel):
+    """What ``card.json`` says: all that a recogniser needs beside its weights. Further keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    format: int = Field(1, ge=1, le=1)
+    modality: str = Field(pattern="^speech$")
+    model: str
+    """Name in `MODELS`."""
+    params: dict[str, Any]
+    features: dict[str, Any]
+    tokens: dict[str, Any]
+    sample_rate: int = Field(gt=0)
+    stride: int = Field(gt=0)
+    """Feature frames an output frame."""
+    receptive_field: tuple[int, int] | None = None
+    """Feature frames seen before and after an output frame; None where the model sees the whole utterance."""
+
+
+def save_model(
+    folder: Path | str, model_name: str, params: Mapping[str, Any], model: nn.Module,
+    features: Mapping[str, Any], tokens: Mapping[str, Any], extra: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write a folder that `load_model` and `Recogniser` read.
+
+    Args:
+        model_name: name in `MODELS`; `params` are its parameters.
+        features: the front end's configuration, with ``sample_rate`` and ``mels`` among it.
+        tokens: ``{"kind", "symbols"}``, the blank first.
+        extra: whatever else the card should say; it may not contradict what the card says already.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {
+        "format": 1, "modality": "speech", "model": model_name, "params": dict(params),
+        "features": dict(features), "tokens": dict(tokens), "sample_rate": features["sample_rate"],
+        "stride": model.stride, "receptive_field": getattr(model, "receptive_field", None),
+    }  # fmt: skip
+    if clash := sorted(set(card) & set(extra or {})):
+        raise ValueError(f"extra may not set {', '.join(clash)} of the card")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # each file appears whole or not at all, and the card, which makes it a recogniser, comes last
+    save_file(weights, folder / f"{WEIGHTS}.part")
+    (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
+    text = json.dumps(card | dict(extra or {}), indent=1, ensure_ascii=False) + "\n"
+    (folder / f"{CARD}.part").write_text(text, encoding="utf-8")
+    (folder / f"{CARD}.part").replace(folder / CARD)
+    return folder
+
+
+def load_card(folder: Path | str) -> Card:
+    """The card of a saved recogniser. Raises `UserError` that names what is missing or wrong."""
+    path = Path(folder) / CARD
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder: a saved recogniser is a folder with {CARD}")
+    if not path.is_file():
+        raise UserError(f"{folder}: not a saved recogniser: it has no {CARD}")
+    try:
+        return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
+    """The model of a saved folder, in eval mode on the CPU, and its card.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights are not those of the model that the card names.
+    """
+    card, path = load_card(folder), Path(folder) / WEIGHTS
+    model = _build(card, Path(folder) / CARD)
+    if not path.is_file():
+        raise UserError(f"{folder}: {WEIGHTS} is missing")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file that can be read ({error})") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not the weights of the model {card.model!r} of {CARD} ({detail})") from error
+    return model.eval(), card
+
+
+def _build(card: Card, path: Path) -> AcousticModel:
+    cls = MODELS[card.model]
+    try:
+        config = cls.Config.model_validate(card.params)
+        return cls(config, mels=int(card.features["mels"]), classes=len(card.tokens["symbols"]))
+    except ValidationError as error:
+        raise UserError(f"{path}: params.{_explain(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: features.mels or tokens.symbols is missing or wrong ({error})") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

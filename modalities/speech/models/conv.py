@@ -1,0 +1,95 @@
+"""The student: a compact causal convolutional CTC model that can stream."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xmodal_kd.adapter import Strict
+
+from ..stream import Stream
+from .frames import AcousticModel, Subsample, frame_mask, masked
+
+
+class ConvConfig(Strict):
+    """The defaults hold 25 thousand parameters, see 2.3 s back and wait for 160 ms of what is to come."""
+
+    width: int = Field(32, ge=1)
+    """Channels of every block."""
+    kernel: int = Field(5, ge=1)
+    """Taps of each depthwise convolution."""
+    dilations: tuple[int, ...] = (1, 2, 4, 8)
+    """One block each, at 40 ms a frame."""
+    lookahead: int = Field(1, ge=0)
+    """Frames of 40 ms that each block sees of the future; 0 is strictly causal."""
+    expansion: int = Field(2, ge=1)
+    """Width of each block's hidden layer, in units of `width`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ConvConfig:
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations must be one or more positive numbers, got {list(self.dilations)}")
+        if self.lookahead > (self.kernel - 1) * min(self.dilations):
+            raise ValueError(f"a kernel of {self.kernel} is too short for a lookahead of {self.lookahead} frames")
+        return self
+
+
+class Block(nn.Module):
+    """``x + MLP(LayerNorm(depthwise(x)))``, after ConvNeXt (Liu et al., 2022), causal along time."""
+
+    def __init__(self, width: int, kernel: int, dilation: int, lookahead: int, expansion: int) -> None:
+        super().__init__()
+        self.left, self.right = (kernel - 1) * dilation - lookahead, lookahead
+        self.depthwise = nn.Conv1d(width, width, kernel, dilation=dilation, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
+        )  # fmt: skip
+
+    def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
+        y = F.pad(masked(x, mask).transpose(1, 2), (self.left, self.right))
+        y = self.depthwise(y).transpose(1, 2)
+        return x + self.mlp(self.norm(y))  # type: ignore[no-any-return]
+
+
+class ConvCTC(AcousticModel):
+    """4x causal subsampling, residual depthwise blocks, linear head."""
+
+    Config: ClassVar[type[Strict]] = ConvConfig
+
+    def __init__(self, config: ConvConfig, *, mels: int, classes: int) -> None:
+        super().__init__(config, mels=mels, classes=classes)
+        self.subsample = Subsample(mels, config.width, causal=True)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.kernel, dilation, config.lookahead, config.expansion)
+            for dilation in config.dilations
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, classes)
+        left, right = (sum(getattr(block, side) for block in self.blocks) for side in ("left", "right"))
+        self.receptive_field = (left * self.stride + 6, right * self.stride)  # 6: the two convolutions of `Subsample`
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of every frame.
+
+        Args:
+            features: ``(b, T, mels)`` float32, what lies behind an utterance's end may be anything.
+            lengths: ``(b,)`` int64, valid frames.
+
+        Returns:
+            logits ``(b, T', classes)`` with ``T' = ceil(ceil(T/2)/2)``, and ``(b,)`` int64 their valid frames.
+        """
+        x, lengths = self.subsample(features, lengths)
+        mask = frame_mask(lengths, x.shape[1])
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(self.norm(x)), lengths
+
+    def stream(self) -> Stream:
+        """Push feature chunks, get the logits that no later frame can change. See `Stream`."""
+        assert self.receptive_field is not None
+        return Stream(self, *self.receptive_field, stride=self.stride)

@@ -1,0 +1,79 @@
+"""What all acoustic models share: masks, lengths after subsampling, and the 4x subsampling itself.
+
+Padding changes nothing: whatever looks along time (a convolution, attention) gets zeros, or a mask, where an utterance
+has ended, so an utterance alone and inside a padded batch has the same logits, even when the padding holds NaN. Norms
+run over channels only, for the same reason.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xmodal_kd.adapter import Strict
+from xmodal_kd.errors import UserError
+
+STRIDE = 4
+
+
+class AcousticModel(nn.Module):
+    """A network from log-mel frames to CTC logits at a quarter of their rate."""
+
+    Config: ClassVar[type[Strict]]
+    stride: ClassVar[int] = STRIDE
+    receptive_field: tuple[int, int] | None = None
+
+    @abstractmethod
+    def __init__(self, config: Any, *, mels: int, classes: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def axes(self, path: str) -> str:
+        """Layout of the output of the submodule at `path`. Raises `UserError` for what has no frames as rows."""
+        found = dict(self.named_modules()).get(path)
+        if found is None:
+            raise UserError(f"the model has no module {path!r}: its blocks are blocks.0, blocks.1, ...")
+        if isinstance(found, nn.Conv1d):
+            raise UserError(f"module {path!r} is a convolution with channels before time: capture the block around it")
+        return "t b c" if isinstance(found, nn.MultiheadAttention) else "b t c"
+
+
+def frame_mask(lengths: Int[Tensor, " b"], steps: int) -> Bool[Tensor, "b t 1"]:
+    """Which of `steps` frames are valid, ready to broadcast over channels."""
+    return (torch.arange(steps, device=lengths.device) < lengths[:, None])[..., None]
+
+
+def masked(x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
+    """Zeros outside the mask. A product would keep NaN."""
+    return x.masked_fill(~mask, 0.0)
+
+
+def halved(lengths: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """``ceil(lengths / 2)``: what a convolution of stride 2 leaves."""
+    return (lengths + 1) // 2
+
+
+class Subsample(nn.Module):
+    """Two convolutions of kernel 3 and stride 2: ``(b, T, mels)`` to ``(b, ceil(ceil(T/2)/2), width)``.
+
+    Causal, output j sees the inputs 4j-6 .. 4j; otherwise 4j-3 .. 4j+3.
+    """
+
+    def __init__(self, mels: int, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.pad = (2, 0) if causal else (1, 1)
+        self.convolutions = nn.ModuleList([nn.Conv1d(mels, width, 3, stride=2), nn.Conv1d(width, width, 3, stride=2)])
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        for convolution in self.convolutions:
+            x = masked(x, frame_mask(lengths, x.shape[1]))
+            x = convolution(F.pad(x.transpose(1, 2), self.pad)).transpose(1, 2)
+            x, lengths = F.gelu(x), halved(lengths)
+        return masked(x, frame_mask(lengths, x.shape[1])), lengths

@@ -1,0 +1,165 @@
+"""Acoustic models: shapes, indifference to padding, the receptive field, streaming."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
+from xmodal_kd.modalities.speech.models.conv import ConvConfig
+from xmodal_kd.modalities.speech.stream import Stream
+
+MELS, CLASSES = 8, 5
+
+
+def build(name: str, **params: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name](MODELS[name].Config(**params), mels=MELS, classes=CLASSES).eval()
+
+
+@pytest.fixture(params=["conv", "conformer"])
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    small = {"conformer": {"width": 16, "layers": 2, "feed_forward": 32}, "conv": {}}
+    return build(request.param, **small[request.param])
+
+
+def batch(lengths: list[int], padding: float = 0.0) -> tuple[Tensor, Tensor]:
+    x = torch.randn(len(lengths), max(lengths), MELS, generator=torch.Generator().manual_seed(1))
+    for row, length in zip(x, lengths, strict=True):
+        row[length:] = padding
+    return x, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 61])
+def test_a_quarter_of_the_frames_rounded_up(model: torch.nn.Module, steps: int) -> None:
+    logits, lengths = model(*batch([steps]))
+    assert logits.shape == (1, -(-steps // 4), CLASSES)
+    assert lengths.tolist() == [-(-steps // 4)] and lengths.dtype == torch.int64
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("padding", [0.0, 1e3, float("nan"), float("inf")])
+def test_padding_changes_nothing(model: torch.nn.Module, padding: float) -> None:
+    x, lengths = batch([50, 37, 6, 1], padding)
+    logits, counts = model(x, lengths)
+    for i, length in enumerate(lengths.tolist()):
+        alone, (count,) = model(x[i : i + 1, :length], lengths[i : i + 1])
+        assert count == counts[i]
+        torch.testing.assert_close(logits[i, :count], alone[0], atol=1e-5, rtol=0)
+
+
+def test_gradients_are_finite_and_do_not_see_padding(model: torch.nn.Module) -> None:
+    gradients = []
+    for padding in (0.0, float("nan")):
+        model.zero_grad()
+        logits, counts = model(*batch([40, 9, 1], padding))
+        sum(row[:n].square().sum() for row, n in zip(logits, counts, strict=True)).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.isfinite(b).all()
+        torch.testing.assert_close(a, b)
+
+
+def test_dropout_draws_from_the_global_generator() -> None:
+    model, (x, lengths) = build("conformer", width=16, layers=1).train(), batch([20])
+    torch.manual_seed(3)
+    a = model(x, lengths)[0]
+    torch.manual_seed(3)
+    b = model(x, lengths)[0]
+    assert torch.equal(a, b) and not torch.equal(a, model(x, lengths)[0])
+
+
+def test_an_utterance_without_frames_harms_nobody(model: torch.nn.Module) -> None:
+    x, lengths = batch([12, 1])
+    logits, counts = model(x, torch.tensor([12, 0]))
+    assert counts.tolist() == [3, 0] and torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[0], model(x, lengths)[0][0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "fewest", "most"), [("conv", 10_000, 60_000), ("conformer", 500_000, 900_000)])
+def test_size_of_the_defaults(name: str, fewest: int, most: int) -> None:
+    model = MODELS[name](MODELS[name].Config(), mels=40, classes=11)
+    assert fewest <= sum(p.numel() for p in model.parameters()) <= most
+
+
+def test_axes_name_the_layout_of_what_is_captured(model: torch.nn.Module) -> None:
+    captured = {}
+    model.blocks[1].register_forward_hook(lambda module, args, output: captured.update(block=output))
+    model(*batch([40, 9, 3]))
+    assert model.axes("blocks.1") == "b t c" and captured["block"].shape[:2] == (3, 10)
+    with pytest.raises(UserError, match=r"blocks\.9"):
+        model.axes("blocks.9")
+
+
+def test_axes_of_attention_and_convolutions() -> None:
+    model = build("conformer", width=16, layers=1)
+    assert model.axes("blocks.0.self_attn") == "t b c"
+    with pytest.raises(UserError, match="channels before time"):
+        model.axes("blocks.0.conv_module.depthwise")
+
+
+def conv(lookahead: int) -> ConvCTC:
+    return build("conv", dilations=(1, 2, 3), kernel=3, lookahead=lookahead)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 2])
+def test_receptive_field_is_exact(lookahead: int) -> None:
+    model, frame = conv(lookahead), 20
+    left, right = model.receptive_field
+    x, lengths = batch([200])
+    x.requires_grad_()
+    model(x, lengths)[0][0, frame].sum().backward()
+    seen = x.grad[0].abs().sum(dim=-1).nonzero().flatten()
+    assert (int(seen[0]), int(seen[-1])) == (4 * frame - left, 4 * frame + right)
+
+
+@pytest.mark.parametrize("lookahead", [0, 2])
+@pytest.mark.parametrize("chunks", [[203], [1] * 203, [7] * 29, [0, 3, 100, 0, 50, 50], [4, 199]])
+def test_streaming_equals_the_whole_for_any_chunking(lookahead: int, chunks: list[int]) -> None:
+    model, (x, lengths) = conv(lookahead), batch([203])
+    stream = model.stream()
+    parts = [stream.push(chunk) for chunk in x[0].split(chunks)] + [stream.finish()]
+    torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0], atol=1e-5, rtol=0)
+
+
+def test_streaming_answers_as_soon_as_a_frame_is_final_and_forgets() -> None:
+    model, (x, _) = conv(1), batch([400])
+    stream, (left, right) = model.stream(), model.receptive_field
+    given = 0
+    for t in range(400):
+        given += len(stream.push(x[0, t : t + 1]))
+        assert given == max(0, (t - right) // 4 + 1)
+        assert len(stream.buffer) <= left + right + 8
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_streaming_a_short_utterance(length: int) -> None:
+    model, (x, lengths) = conv(2), batch([length])
+    stream = model.stream()
+    parts = [stream.push(x[0]), stream.finish()]
+    torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0])
+
+
+def test_overlapping_windows_approximate_attention() -> None:
+    model, (x, lengths) = build("conformer", width=16, layers=1), batch([90])
+    stream = Stream(model, 20, 20, stride=4)
+    parts = [stream.push(chunk) for chunk in x[0].split(30)] + [stream.finish()]
+    assert torch.cat(parts).shape == model(x, lengths)[0][0].shape
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [({"dilations": []}, "dilations"), ({"kernel": 1}, "too short"), ({"widht": 3}, "widht"), ({"width": 0}, "width")],
+)
+def test_misconfigured_student(params: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ConvConfig(**params)
+
+
+@pytest.mark.parametrize(("params", "message"), [({"kernel": 4}, "odd"), ({"width": 10}, "heads")])
+def test_misconfigured_teacher(params: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MODELS["conformer"].Config(**params)
