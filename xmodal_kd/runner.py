@@ -81,8 +81,8 @@ class Run:
         self.began = monotonic()
         self.accelerator = make_accelerator(options.device, self.recipe.train.precision)
         self.main = self.accelerator.is_main_process
-        self.state = self._open()
         self.adapter = make_adapter(loaded, self.streams)
+        self.state = self._open()
         self.models: dict[str, nn.Module] = {}
 
     def _open(self) -> dict[str, Any]:

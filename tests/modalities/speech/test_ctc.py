@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from xmodal_kd.modalities.speech.losses import ctc, match_lengths, pool_posteriors
 
 from xmodal_kd.errors import UserError
 from xmodal_kd.losses.base import LOSSES
-from xmodal_kd.modalities.speech.losses import ctc, match_lengths, pool_posteriors
 
 
 def collapse(path: tuple[int, ...], blank: int) -> list[int]:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-
-from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
 from xmodal_kd.modalities.speech.models.conv import ConvConfig
 from xmodal_kd.modalities.speech.stream import Stream
+
+from xmodal_kd.errors import UserError
 
 MELS, CLASSES = 8, 5
 
