@@ -81,7 +81,7 @@ def test_a_stream_shorter_than_a_window_gives_one_frame_at_its_end():
 
 
 def test_utterance_mean_cannot_stream():
-    with pytest.raises(UserError, match="features.normalise: 'utterance' needs the whole recording"):
+    with pytest.raises(UserError, match=r"features\.normalise: 'utterance' needs the whole recording"):
         Frontend(Features(normalise="utterance")).stream()
 
 
@@ -90,7 +90,7 @@ def test_impossible_features_are_refused():
         Features(hop_ms=30.0)
     with pytest.raises(ValidationError, match="mells"):
         Features(mells=40)
-    with pytest.raises(UserError, match="features.mels: 400 is too many"):
+    with pytest.raises(UserError, match=r"features\.mels: 400 is too many"):
         Frontend(Features(mels=400))
     with pytest.raises(ValueError, match="1-D"):
         Frontend(Features())(torch.zeros(2, 16000))

@@ -12,7 +12,7 @@ from xmodal_kd.modalities.speech.manifests import read_fsdd, read_librispeech, r
 
 def line(**changes):
     record = {"audio_filepath": "audio/a.wav", "duration": 1.5, "text": "one two", "speaker": "ann"} | changes
-    return json.dumps({key: value for key, value in record.items() if value is not ...})
+    return json.dumps({key: value for key, value in record.items() if value is not ...}, ensure_ascii=False)
 
 
 def write(folder, *lines):
@@ -22,9 +22,9 @@ def write(folder, *lines):
 
 
 def test_a_manifest_is_read_sorted_and_relative_to_itself(tmp_path):
-    path = write(tmp_path, line(audio_filepath="b.wav", speaker=..., duration=...), "", line(text="Größe"))
+    path = write(tmp_path, line(audio_filepath="b.wav", speaker=..., duration=...), "", line(text="Größe\u2028"))
     first, second = read_manifest(path)
-    assert (first.key, first.path, first.text) == ("audio/a.wav", tmp_path / "audio/a.wav", "Größe")
+    assert (first.key, first.path, first.text) == ("audio/a.wav", tmp_path / "audio/a.wav", "Größe\u2028")
     assert (first.speaker, first.duration) == ("ann", 1.5)
     assert (second.key, second.speaker, second.duration) == ("b.wav", "unknown", None)
 

@@ -37,7 +37,7 @@ def test_characters_round_trip():
     tokens = Tokens.build("characters", ["It's a cab.", "Acid"])
     assert tokens.symbols == (BLANK, "'", "a", "b", "c", "d", "i", "s", "t", "|")
     assert tokens.decode(tokens.encode("It's   a cat!")) == "it's a cat"
-    assert tokens.decode(tokens.encode("a") + [9, 9, 0, 9] + tokens.encode("b") + [9]) == "a b"
+    assert tokens.decode([*tokens.encode("a"), 9, 9, 0, 9, *tokens.encode("b"), 9]) == "a b"
 
 
 def test_order_of_texts_does_not_matter():
