@@ -1,7 +1,9 @@
 """The student as ONNX, in float32 and int8, and ONNX Runtime behind the interface of the torch model.
 
-int8 is static: weights by channel and activations by ranges measured on real features. Dynamic quantisation was
-measured too, on the conv student: see `quantise`.
+int8 is static: weights by channel, activations by ranges measured on real features. Measured on a conv student of 25
+thousand parameters trained on spoken digits (942 words of a held-out speaker, one thread): float32 116 kB, 31.2 % WER;
+static 65 kB, 31.6 %; dynamic 74 kB, 31.4 %; all equally fast, and differences of 2 and 4 words are noise. But dynamic
+ranges are those of whatever is in the batch, so padding and chunking would change what an utterance says.
 """
 
 from __future__ import annotations

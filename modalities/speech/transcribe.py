@@ -18,7 +18,7 @@ from .audio import blocks, duration
 from .decode import beam, spikes
 from .export import FP32, INT8, OnnxModel
 from .features import Features, Frontend
-from .folder import CARD, load_card, load_model
+from .folder import CARD, explain, load_card, load_model
 from .stream import Model, Stream
 from .tokens import Tokens
 
@@ -52,7 +52,7 @@ class Recogniser:
         try:
             self.features = Features.model_validate(self.card.features)
         except ValidationError as error:
-            raise UserError(f"{Path(folder) / CARD}: features: {error.errors()[0]['msg']}") from error
+            raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
         self.model = _model(Path(folder), precision, backend, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
