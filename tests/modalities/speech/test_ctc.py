@@ -130,6 +130,15 @@ def test_pooling_does_not_see_padding(factor: int) -> None:
         torch.testing.assert_close(pooled[i, :count], alone[0])
 
 
+def test_the_gradient_of_pooling_does_not_see_padding() -> None:
+    logits = torch.randn(2, 7, 4)
+    logits[1, 4:] = float("nan")
+    logits.requires_grad_()
+    pooled, _ = pool_posteriors(logits, torch.tensor([7, 4]), 3)
+    pooled.square().sum().backward()
+    assert torch.isfinite(logits.grad).all() and logits.grad[1, 4:].abs().sum() == 0
+
+
 def test_pooling_by_one_is_log_softmax() -> None:
     logits = torch.randn(2, 5, 4)
     torch.testing.assert_close(pool_posteriors(logits, torch.tensor([5, 5]), 1)[0], logits.log_softmax(-1))
