@@ -20,7 +20,7 @@ from .export import FP32, INT8, OnnxModel
 from .features import Features, Frontend
 from .folder import CARD, explain, load_card, load_model
 from .stream import Model, Stream
-from .tokens import Tokens
+from .tokens import SPACE, Tokens
 
 Precision = Literal["fp32", "int8"]
 Backend = Literal["auto", "onnx", "torch"]
@@ -114,7 +114,7 @@ class Recogniser:
         """Spikes as words with times: one each, or the characters between two spaces."""
         groups: list[list[tuple[int, int, int]]] = [[]]
         for spike in found:
-            if self.tokens.kind == "words" or self.tokens.symbols[spike[0]] == "|":
+            if self.tokens.kind == "words" or self.tokens.symbols[spike[0]] == SPACE:
                 groups.append([])
             if self.tokens.decode([spike[0]]):  # a space alone says nothing
                 groups[-1].append(spike)
