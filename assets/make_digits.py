@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-
 from xmodal_kd.modalities.speech import audio
 from xmodal_kd.modalities.speech.manifests import DIGITS
 

@@ -88,6 +88,8 @@ class Adapter(Protocol):
     Data: ClassVar[type[Strict]]
     #: Models by name, each a class with a ``Config`` (pydantic) built as ``cls(config, **shapes)``.
     models: ClassVar[Registry[Any]]
+    #: What its data section can read, by name, with a line each.
+    datasets: ClassVar[Mapping[str, str]]
     #: Main metric and whether less is better: ``("wer", True)``.
     metric: ClassVar[tuple[str, bool]]
 

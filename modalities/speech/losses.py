@@ -1,21 +1,13 @@
-"""The CTC loss, and how posteriors of two frame rates meet.
-
-The losses of teacher and student between frames are the core's: an adapter hands them rows that stand beside one
-another, which is what the second half of this file makes.
-"""
+"""The CTC loss. Losses between frames of teacher and student are the core's."""
 
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from xmodal_kd.errors import UserError
 from xmodal_kd.losses.base import loss
-
-from .models.frames import frame_mask, masked
 
 
 @loss(
@@ -66,52 +58,3 @@ def pad_rows(rows: Float[Tensor, "n c"], item: Int[Tensor, " n"], frames: Int[Te
     steps = max(int(frames.max()), 1) if len(frames) else 1
     padded = rows.new_zeros(len(frames), steps, rows.shape[-1])
     return padded.index_put((item, position), rows)
-
-
-def pool_posteriors(
-    logits: Float[Tensor, "b t c"], lengths: Int[Tensor, " b"], factor: int, blank: int = 0
-) -> tuple[Float[Tensor, "b s c"], Int[Tensor, " b"]]:
-    """Log-posteriors at a `factor` times lower frame rate, with CTC's spikes kept.
-
-    Of each group G of `factor` frames, the last one perhaps shorter,
-
-        m(k) = max over t in G of p_t(k)  for a label k,    m(blank) = min over t in G of p_t(blank),
-        p(k) = m(k) / sum of m.
-
-    A group is blank only where every frame of it is, and a spike in one frame stays a spike. A plain mean would leave
-    it 1/factor of its height, and every frame of the student would learn to say blank.
-
-    Returns:
-        log-probabilities ``(b, ceil(t / factor), c)``, uniform behind an utterance's end, and the lengths ``(b,)``.
-    """
-    logits = masked(logits if logits.dtype == torch.float64 else logits.float(), frame_mask(lengths, logits.shape[1]))
-    log_p = F.log_softmax(logits, dim=-1)
-    log_p = F.pad(log_p, (0, 0, 0, -log_p.shape[1] % factor))
-    groups = rearrange(log_p, "b (s f) c -> b s f c", f=factor)
-    valid = rearrange(frame_mask(lengths, log_p.shape[1]), "b (s f) 1 -> b s f 1", f=factor)
-    is_blank = torch.arange(logits.shape[-1], device=logits.device) == blank
-    highest = groups.masked_fill(~valid, -torch.inf).amax(dim=2)
-    lowest = groups.masked_fill(~valid, torch.inf).amin(dim=2)
-    pooled = torch.where(is_blank, lowest, highest)
-    pooled = pooled.masked_fill(~valid.any(dim=2), 0.0)
-    return F.log_softmax(pooled, dim=-1), (lengths + factor - 1) // factor
-
-
-def match_lengths(
-    student: Float[Tensor, "b t c"], student_lengths: Int[Tensor, " b"],
-    teacher: Float[Tensor, "b s d"], teacher_lengths: Int[Tensor, " b"], *, tolerance: int = 2,
-) -> tuple[Float[Tensor, "b u c"], Float[Tensor, "b u d"], Int[Tensor, " b"]]:  # fmt: skip
-    """Both cut to their common frames. Two front ends may round an utterance's end differently, by a frame or two.
-
-    Raises:
-        UserError: where an utterance's lengths differ by more than `tolerance` frames: the frame rates differ.
-    """
-    worst = int((student_lengths - teacher_lengths).abs().argmax())
-    s, t = int(student_lengths[worst]), int(teacher_lengths[worst])
-    if abs(s - t) > tolerance:
-        raise UserError(
-            f"student and teacher disagree on the frames of an utterance: {s} and {t}; "
-            "their frame rates differ, pool the faster one or use a sequence-level loss"
-        )
-    steps = min(student.shape[1], teacher.shape[1])
-    return student[:, :steps], teacher[:, :steps], torch.minimum(student_lengths, teacher_lengths)

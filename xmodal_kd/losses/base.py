@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
@@ -106,10 +107,13 @@ def loss(
     """Register a loss. `needs` and `properties` are space-separated words.
 
     Properties that the tests hold a loss to: ``zero_at_teacher`` (its minimum, 0, at student = teacher),
-    ``shift_invariant`` and ``scale_invariant`` (of either side's rows), ``widths_differ`` (needs no projector).
+    ``shift_invariant`` (a constant added to a row), ``row_shift_invariant`` (one vector added to all rows),
+    ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector).
     """
 
     def add(fn: F) -> F:
+        if not isinstance(fn, type):
+            fn = _precise(fn)
         LOSSES.add(name, _spec(fn))
         return fn
 
@@ -126,6 +130,24 @@ def loss(
         )  # fmt: skip
 
     return add
+
+
+def _precise(fn: F) -> F:
+    """`fn` in at least float32 whatever its inputs and the autocast: a KL of bf16 rows can come out negative."""
+
+    @wraps(fn)
+    def call(*inputs: Any, **params: Any) -> Any:
+        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return fn(*(full_precision(x) for x in inputs), **params)
+
+    return call  # type: ignore[return-value]
+
+
+def full_precision(value: Any) -> Any:
+    """Half-precision tensors in float32; everything else, float64 included, as it is."""
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
 
 
 def _positional(fn: Callable[..., Any]) -> list[str]:

@@ -11,8 +11,9 @@ from .base import loss, same_shape
 
 
 @loss(
-    "kd", reduction="rows", family="logits", paper="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network",
-    year=2015, properties="zero_at_teacher shift_invariant",
+    "kd", reduction="rows", family="logits", year=2015,
+    paper="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network",
+    properties="zero_at_teacher shift_invariant",
 )  # fmt: skip
 def kd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: float = 4.0

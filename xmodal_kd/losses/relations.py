@@ -13,9 +13,7 @@ from .base import loss, same_rows
     paper="Kornblith et al.: Similarity of Neural Network Representations Revisited (linear CKA, as a loss)",
     properties="zero_at_teacher scale_invariant row_shift_invariant widths_differ",
 )  # fmt: skip
-def cka(
-    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], *, centre: bool = True
-) -> Float[Tensor, ""]:
+def cka(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], *, centre: bool = True) -> Float[Tensor, ""]:
     """``1 - |Y'X|_F^2 / (|X'X|_F |Y'Y|_F)`` of column-centred features (eq. 3 and section 3).
 
     The (d x d) form and the (n x n) Gram form are equal: whichever is smaller is computed, so long batches of frames

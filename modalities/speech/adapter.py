@@ -1,0 +1,192 @@
+"""Speech: audio and transcripts to rows of frames, CTC models, word errors, exported recognisers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from xmodal_kd.adapter import Batch, Evaluation
+from xmodal_kd.capture import capture
+from xmodal_kd.errors import UserError
+from xmodal_kd.registry import Registry
+from xmodal_kd.signals import Layout, Signals
+from xmodal_kd.streams import Streams
+
+from .align import fit_frames, pool_features, pool_posteriors
+from .corpora import SpeechData, build_tokens
+from .data import SpeechSource
+from .decode import greedy
+from .export import FP32, INT8, OnnxModel, export_onnx, quantise
+from .folder import load_model, save_model
+from .losses import ctc  # noqa: F401 - registers the loss
+from .models import MODELS, AcousticModel
+from .score import score
+
+#: Utterances whose features set the ranges of int8 activations.
+CALIBRATION = 64
+
+
+class SpeechAdapter:
+    """Teacher and student hear the same utterance, meet on the student's frame grid, and share one vocabulary.
+
+    A frozen teacher hears the clean features (``data.teacher_view``), whatever learns hears the augmented ones.
+    """
+
+    Data: ClassVar[type[SpeechData]] = SpeechData
+    models: ClassVar[Registry[Any]] = MODELS
+    metric: ClassVar[tuple[str, bool]] = ("wer", True)
+    datasets: ClassVar[Mapping[str, str]] = {
+        "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
+        "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
+        "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
+    }
+
+    def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
+        self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.tokens = build_tokens(data)
+        self.stride = 4
+        self._sources: dict[str, SpeechSource] = {}
+        self._names: dict[str, Sequence[str]] = {}
+
+    def data(self, split: str) -> SpeechSource:
+        if split not in self._sources:
+            self._sources[split] = SpeechSource(
+                self.config, split, self.tokens, self.streams, self.batch_size, self.stride
+            )
+        return self._sources[split]
+
+    # ---------------------------------------------------------------- models
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> AcousticModel:
+        kind = MODELS[model]
+        config = kind.Config.model_validate(params)
+        built = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
+        built.card = {"model": model, "params": config.model_dump(mode="json")}
+        return self._registered(role, built, self.tokens.symbols)
+
+    def load(self, role: str, folder: Path) -> AcousticModel:
+        model, card = load_model(folder)
+        features = self.config.features.model_dump(mode="json")
+        for key, value in features.items():
+            if card.features.get(key) != value:
+                raise UserError(
+                    f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says {value!r}"
+                )
+        symbols = tuple(card.tokens["symbols"])
+        if symbols != self.tokens.symbols:
+            at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
+            where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
+                f"{len(symbols)} classes there, {len(self.tokens)} here"
+            )  # fmt: skip
+            raise UserError(f"{folder}: its {role} writes another vocabulary than the training texts: {where}")
+        model.card = {"model": card.model, "params": card.params}
+        return self._registered(role, model, symbols)
+
+    def _registered(self, role: str, model: AcousticModel, symbols: Sequence[str]) -> AcousticModel:
+        self._names[role] = symbols
+        if role != "teacher":
+            self.stride = model.stride
+        return model
+
+    def class_names(self, role: str) -> Sequence[str]:
+        """Symbols by class, as `role` was built or saved with; the blank is class 0."""
+        return self._names[role]
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        card: dict[str, Any] = model.card  # type: ignore[assignment]
+        tokens = json.loads(self.tokens.to_json())
+        features = self.config.features.model_dump(mode="json")
+        save_model(folder, card["model"], card["params"], model, features, tokens, {"role": role})
+
+    # ---------------------------------------------------------------- signals
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """``logits`` and captured features as rows of frames on the student's grid, ``labels`` as rows of tokens."""
+        teaches = role == "teacher" and not model.training
+        view = batch["clean"] if teaches and self.config.teacher_view == "clean" else batch["features"]
+        with capture(model, features) as taken:
+            logits, lengths = model(view, batch["lengths"])
+        grid = _output_frames(batch["lengths"], self.stride)
+        factor = self._factor(role, model)
+        if factor > 1:
+            logits, lengths = pool_posteriors(logits, lengths, factor)
+        layout = Layout.padded("frame", grid, int(grid.max()))
+        out = Signals(batch["ids"]).add("logits", fit_frames(logits, lengths, grid), layout)
+        for name, calls in taken.items():
+            rows = rearrange(calls[-1], f"{model.axes(name.partition(':')[0])} -> b t c")  # type: ignore[operator]
+            out.add(name, fit_frames(pool_features(rows, batch["lengths"], grid), grid, grid), layout)
+        targets = batch["targets"]
+        out.add("labels", targets.reshape(-1), Layout.padded("token", batch["target_lengths"], targets.shape[1]))
+        return out
+
+    def _factor(self, role: str, model: nn.Module) -> int:
+        """How many of a teacher's frames one of the student's covers."""
+        stride = int(model.stride)  # type: ignore[arg-type]
+        if self.stride % stride:
+            raise UserError(
+                f"the {role} gives a frame every {stride} feature frames, the student one every {self.stride}: "
+                "frames that do not nest cannot be compared; distil sequences, or change a stride"
+            )
+        return self.stride // stride
+
+    # ---------------------------------------------------------------- evaluation and export
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
+        """Greedy word errors on `split`, and ``rtf``: seconds of computing, features excluded, a second of audio."""
+        device = next(model.parameters()).device
+        return self._evaluate(lambda x, n: model(x.to(device), n.to(device)), split)
+
+    def _evaluate(self, recognise: Any, split: str) -> Evaluation:
+        source = self.data(split)
+        references: list[str] = []
+        hypotheses: list[str] = []
+        keys: list[str] = []
+        speakers: list[str] = []
+        seconds = 0.0
+        for batch in _batches(source):
+            start = perf_counter()
+            with torch.no_grad():
+                logits, lengths = recognise(batch["clean"], batch["lengths"])
+                found = greedy(logits, lengths)
+            seconds += perf_counter() - start
+            hypotheses += [self.tokens.decode(ids) for ids in found]
+            references += batch["texts"]
+            keys += batch["keys"]
+            speakers += batch["speakers"]
+        evaluation = score(references, hypotheses, keys, speakers)
+        audio = sum(item.seconds for item in source.items)
+        return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime."""
+        self.save("student", model, folder)
+        export_onnx(model.cpu(), folder, self.config.features.mels)
+        train = self.data("train")
+        calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
+        cost = quantise(folder, calibration)
+        found: dict[str, Any] = {}
+        for name, key in ((FP32, "fp32"), (INT8, "int8")):
+            onnx = OnnxModel(folder / name, threads=torch.get_num_threads())
+            metrics = self._evaluate(onnx, "test").metrics
+            found[name] = {"bytes": cost[f"bytes_{key}"], "metrics": metrics}
+        found["int8_against_fp32"] = {key: cost[key] for key in ("logit_error", "agreement")}
+        return found
+
+    def describe(self) -> Mapping[str, Any]:
+        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+def _output_frames(lengths: Tensor, stride: int) -> Tensor:
+    return (lengths + stride - 1) // stride
+
+
+def _batches(source: SpeechSource) -> Iterator[Batch]:
+    for indexes in source.plan(0):
+        yield source.collate([source.sample(i, 0) for i in indexes])

@@ -1,0 +1,74 @@
+"""What `list` shows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from .adapter import adapter_class, modality, modality_names
+from .errors import UserError, nearest
+from .losses import LOSSES
+from .method import METHODS
+from .recipe import shipped
+
+Row = dict[str, Any]
+
+
+def catalogue(what: str) -> list[Row]:
+    """Rows of one kind of thing. Raises `UserError` with the nearest kinds."""
+    if what not in KINDS:
+        raise UserError(f"list {what!r}: there is no such list{nearest(what, KINDS)}")
+    return KINDS[what]()
+
+
+def _losses() -> list[Row]:
+    for name in modality_names():
+        adapter_class(name)  # a modality registers losses of its own
+    return [LOSSES[name].describe() for name in LOSSES]
+
+
+def _methods() -> list[Row]:
+    return [{"name": name, "summary": _first_line(METHODS[name])} for name in METHODS]
+
+
+def _models() -> list[Row]:
+    return [
+        {"name": model, "modality": name, "summary": _first_line(kind.models[model])}
+        for name in modality_names()
+        for kind in [adapter_class(name)]
+        for model in kind.models
+    ]
+
+
+def _modalities() -> list[Row]:
+    return [{"name": name, "summary": _first_line(modality(name))} for name in modality_names()]
+
+
+def _datasets() -> list[Row]:
+    return [
+        {"name": source, "modality": name, "summary": summary}
+        for name in modality_names()
+        for source, summary in adapter_class(name).datasets.items()
+    ]
+
+
+def _recipes() -> list[Row]:
+    def headline(text: str) -> str:
+        return text.partition("\n")[0].removeprefix("#").strip()
+
+    return [{"name": name, "summary": headline(path.read_text())} for name, path in shipped().items()]
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "losses": _losses,
+    "methods": _methods,
+    "models": _models,
+    "modalities": _modalities,
+    "datasets": _datasets,
+    "recipes": _recipes,
+}
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]

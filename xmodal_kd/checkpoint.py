@@ -1,0 +1,221 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all. Nothing is pickled, nothing unpickled.
+
+A checkpoint is a folder ``step-00000120`` with ``tensors.safetensors`` and ``state.json``; it is written under a
+temporary name, flushed to the disk and renamed, so a kill at any moment leaves the last complete one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from .errors import UserError
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk, a size limit or a missing permission becomes one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        what = "the disk is full (or a file-size limit is hit)" if full else (error.strerror or str(error))
+        raise UserError(
+            f"cannot write {path}: {what}; what was complete before is untouched: free some space, then --resume"
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """safetensors, whole or not at all. Copied to contiguous CPU memory; shared storage is written twice."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_bytes(path, save(plain))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
+    """`load_state_dict` whose mismatch is one line with the first missing, unexpected or misshapen name."""
+    own = model.state_dict()
+    for name in own.keys() - tensors.keys():
+        raise UserError(f"{source}: lacks {name!r}, which {type(model).__name__} has")
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise UserError(f"{source}: holds {name!r}, which {type(model).__name__} has not")
+        if own[name].shape != tensor.shape:
+            raise UserError(f"{source}: {name!r} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
+    model.load_state_dict(dict(tensors))
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors of an optimizer by ``parameter/key``, and its groups as JSON.
+
+    Args:
+        names: name of every parameter, by ``id``.
+    """
+    tensors = {
+        f"{names[id(parameter)]}/{key}": value
+        if isinstance(value, Tensor)
+        else torch.tensor(value, dtype=torch.float64)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if value is not None
+    }
+    groups = [
+        {k: v for k, v in group.items() if k != "params"} | {"params": [names[id(p)] for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    return tensors, groups
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    tensors: Mapping[str, Tensor],
+    groups: list[dict[str, Any]],
+) -> None:
+    """Put back what `optimizer_state` gave, by parameter name; the groups must hold the same names."""
+    saved: dict[str, dict[str, Any]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        saved.setdefault(name, {})[key] = tensor
+    mine = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    if mine != [group["params"] for group in groups]:
+        raise UserError("the checkpoint's optimizer holds other parameters than this run's: the recipe has changed")
+    order = {name: i for i, name in enumerate(name for group in mine for name in group)}
+    packed = [{**group, "params": [order[name] for name in group["params"]]} for group in groups]
+    optimizer.load_state_dict({"state": {order[n]: s for n, s in saved.items()}, "param_groups": packed})
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one training: the last `keep`, and ``best`` on dev."""
+
+    folder: Path
+    keep: int = 2
+
+    def steps(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step-*") if (path / STATE).is_file())
+
+    def latest(self) -> Path | None:
+        return next(reversed(self.steps()), None)
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        target = self.folder / f"step-{step:08d}"
+        self._write(target, tensors, state)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def save_best(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self._write(self.best, tensors, state)
+
+    def _write(self, target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
+        with disk_errors(target):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            try:
+                write_tensors(temporary / TENSORS, tensors)
+                write_json(temporary / STATE, state)
+                if target.exists():  # a folder cannot be replaced in one move: step aside, then in
+                    aside = self.folder / f".{target.name}.old"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    target.rename(aside)
+                    temporary.rename(target)
+                    shutil.rmtree(aside, ignore_errors=True)
+                else:
+                    temporary.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return read_tensors(path / TENSORS), read_json(path / STATE)
+
+    def tidy(self) -> None:
+        """Remove what a killed process left, and bring back a best that was stepping aside."""
+        for aside in self.folder.glob(".*.old"):
+            target = self.folder / aside.name[1 : -len(".old")]
+            if target.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(target)
+        for temporary in self.folder.glob(".*.tmp"):
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries below `prefix`, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of named tensors' bytes, to say whether two models are the same to the bit."""
+    from hashlib import blake2b
+
+    hasher = blake2b(digest_size=16)
+    for name, tensor in sorted(tensors):
+        hasher.update(name.encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,262 @@
+"""The program ``xmodal-kd``: errors are one line, status 0 done, 1 a failed run or check, 2 bad input, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from . import __version__
+from .adapter import modality, modality_names
+from .errors import RunError, UserError
+from .progress import console
+
+app = typer.Typer(
+    name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Knowledge distillation across modalities: train a compact student and prove what its teacher added.",
+    epilog="Start with: xmodal-kd run smoke/speech --out runs/first",
+)  # fmt: skip
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (see: list recipes).")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=500. Repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; else the recipe's out, else runs/<name>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a stopped run left off, to the same bit.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="'teacher': train the teacher and stop.")] = None,
+    device: Device = "auto",
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop with a checkpoint after so many minutes; --resume goes on.")
+    ] = None,
+    allow_import: Imports = None,
+    json_: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train teacher (where the recipe trains one), control and student; evaluate, report, export.
+
+    Example: xmodal-kd run speech/fsdd --set data.path=recordings --set train.steps=500 --out runs/mine
+    """
+    from .recipe import load
+    from .runner import Options, Run
+
+    _allow(allow_import)
+    if only not in (None, "teacher"):
+        raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
+    loaded = load(recipe, set_ or ())
+    folder = out or loaded.recipe.out or Path("runs") / loaded.source.stem
+    report = Run(loaded, Options(folder, device, resume, only, max_minutes, quiet)).execute()
+    if json_:
+        print(json.dumps(report))
+    elif report:
+        _show_report(report, folder)
+
+
+@app.command()
+def check(
+    recipe: RecipeName, set_: Sets = None, device: Device = "auto", allow_import: Imports = None, json_: AsJson = False
+) -> None:
+    """Look for what would spoil a run, on real batches, before it starts. Status 1 if anything fails."""
+    from .check import check as run_checks
+    from .recipe import load
+
+    _allow(allow_import)
+    findings = run_checks(load(recipe, set_ or ()), device)
+    if json_:
+        print(json.dumps([finding.to_json() for finding in findings]))
+    else:
+        table = Table("check", "", "found", "what to do")
+        colour = {"pass": "green", "warn": "yellow", "fail": "red"}
+        for f in findings:
+            table.add_row(f.check, f"[{colour[f.status]}]{f.status}[/]", f.found, f.advice)
+        _console().print(table)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(
+    folder: RunFolder,
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    device: Device = "auto",
+    json_: AsJson = False,
+) -> None:
+    """Measure the roles of a run again."""
+    from .runner import evaluate_again
+
+    found = evaluate_again(folder, split, device)
+    if json_:
+        print(json.dumps(found))
+    else:
+        for role, metrics in found.items():
+            shown = "  ".join(
+                f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in metrics.items()
+                if not isinstance(v, dict | list)
+            )
+            print(f"{role}\t{shown}")
+
+
+@app.command()
+def report(folder: RunFolder, json_: AsJson = False) -> None:
+    """Show a finished run, and write its report.md anew."""
+    from . import report as reports
+
+    content = reports.load(folder)
+    reports.write(folder, content)
+    print(json.dumps(content) if json_ else reports.markdown(content))
+
+
+@app.command()
+def export(folder: RunFolder, json_: AsJson = False) -> None:
+    """Export the student of a finished run again, and measure what was exported."""
+    from .runner import export_again
+
+    found = export_again(folder)
+    if json_:
+        print(json.dumps(found))
+    else:
+        for name, entry in found.items():
+            print(f"{name}\t{entry}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="losses, methods, models, modalities, datasets or recipes.")],
+    json_: AsJson = False,
+) -> None:
+    """What there is, a line each."""
+    from .catalogue import catalogue
+
+    rows = catalogue(what)
+    if json_:
+        print(json.dumps(rows))
+        return
+    table = Table(*rows[0].keys()) if rows else Table("nothing")
+    for row in rows:
+        table.add_row(*(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()))
+    _console().print(table)
+
+
+def _show_report(report: dict[str, Any], folder: Path) -> None:
+    name = report["metric"]["name"]
+    table = Table("role", "parameters", f"{name} (test)", f"{name} (dev)")
+    for role, entry in report["roles"].items():
+        table.add_row(
+            role, f"{entry['parameters']:,}", f"{entry['metrics'][name]:.4f}", f"{entry['dev_metrics'][name]:.4f}"
+        )
+    out = _console()
+    out.print(table)
+    gap = report["gap_closed"]
+    out.print(f"gap closed: {100 * gap:.0f} %" if gap is not None else f"gap closed: not stated: {report['reason']}")
+    out.print(f"report: {folder / 'report.md'}   student: {folder / 'student'}", soft_wrap=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _allow(packages: list[str] | None) -> None:
+    from .registry import allowed_imports
+
+    allowed_imports.update(packages or ())
+    if packages and "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def _modality_commands() -> None:
+    """Each modality brings its own verbs (``transcribe``); their heavy imports wait until one is used."""
+    for name in modality_names():
+        path: str | None = getattr(modality(name), "COMMANDS", None)
+        if path is None:
+            continue
+        commands: dict[str, Callable[..., None]] = importlib.import_module(
+            f"xmodal_kd.modalities.{name}.{path}"
+        ).COMMANDS
+        for verb, function in commands.items():
+            app.command(verb)(function)
+
+
+_modality_commands()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `arguments` as of a shell; exits with the status."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: list[str]) -> int:
+    """Run a command line and return its exit status; errors are one line on stderr."""
+    from .engine import Interrupted
+
+    if "--debug" in arguments:
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except Interrupted as stopped:
+        _line(f"{stopped}; a checkpoint is there: the same command with --resume goes on")
+        return 130 if stopped.reason == "interrupted" else 0
+    except KeyboardInterrupt:
+        _line("interrupted; --resume goes on from the last checkpoint")
+        return 130
+    except UserError as error:
+        return _failed(error, 2, arguments)
+    except RunError as error:
+        return _failed(error, 1, arguments)
+    except typer.Exit as leave:
+        return int(leave.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            _line(f"error: {error.format_message()} (see --help)")
+            return 2
+        return _failed(error, 1, arguments)
+
+
+def _failed(error: Exception, status: int, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        raise error
+    kind = "" if isinstance(error, UserError | RunError) else f"{type(error).__name__}: "
+    text = " ".join(str(error).split())
+    _line(f"error: {kind}{text}" + ("" if isinstance(error, UserError | RunError) else " (--debug shows where)"))
+    return status
+
+
+def _line(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+__all__ = ["app", "call", "main"]

@@ -1,0 +1,414 @@
+"""The one training loop: backward, clip, step, average, log, evaluate, checkpoint. Newcomers start at `Engine.fit`."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import loader
+from .adapter import Batch, Source
+from .checkpoint import Checkpoints, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
+from .clock import Clock
+from .errors import RunError, UserError
+from .gradients import Turn
+from .method import Context, Ema, Method, Stage
+from .objective import LossOut
+from .optim import set_lr
+from .progress import Bar, bar
+from .ranks import ProcessRanks, Ranks
+from .recipe import Train
+from .runlog import RunLog
+from .streams import Streams
+
+#: Steps between the entries of the log, and between the steps whose time is split into parts.
+LOG_EVERY, CLOCK_EVERY = 10, 20
+AVERAGE = "average"
+
+
+class Interrupted(Exception):
+    """Training stopped early at a step boundary, with a checkpoint there."""
+
+    def __init__(self, step: int, steps: int, reason: str) -> None:
+        super().__init__(f"{reason} at step {step} of {steps}")
+        self.reason = reason
+
+
+@dataclass
+class Progressed:
+    """Where a training is; all of it goes into a checkpoint's JSON."""
+
+    stage: int = 0
+    step: int = 0
+    """Within the stage."""
+    total: int = 0
+    """Over all stages: the data's position."""
+    samples: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_at: int | None = None
+    bad: int = 0
+    """Evaluations since the best."""
+    stopped_early: bool = False
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    split: dict[str, float] = field(default_factory=dict)
+    """Milliseconds a step by part."""
+    flops: float = 0.0
+    """Of one step, counted on the first."""
+
+
+class Engine:
+    """Trains the roles of a method.
+
+    Args:
+        method: stages and losses.
+        source: training data.
+        roles: models by name; the method's stages say which of them learn.
+        train: optimizer, schedule, batch and so on.
+        streams: all randomness.
+        accelerator: device, precision, processes, trackers.
+        folder: for checkpoints and the log; its name is shown.
+        evaluate: metrics of the target role on dev; without it the last weights are the result.
+        metric: the one the best is chosen by, and whether less is better.
+        target: the role that is evaluated and whose best weights are the result.
+    """
+
+    def __init__(
+        self, method: Method, source: Source, roles: dict[str, nn.Module], train: Train, *, streams: Streams,
+        accelerator: Accelerator, folder: Path, evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+        metric: tuple[str, bool] = ("loss", True), target: str = "student", max_seconds: float | None = None,
+        quiet: bool = False,
+    ) -> None:  # fmt: skip
+        self.method, self.source, self.roles, self.train = method, source, roles, train
+        self.streams, self.accelerator, self.folder = streams, accelerator, folder
+        self.evaluate, self.metric, self.target = evaluate, metric, target
+        self.max_seconds, self.quiet = max_seconds, quiet
+        self.device = accelerator.device
+        self.ranks = ProcessRanks(self.device) if accelerator.num_processes > 1 else Ranks()
+        self.checkpoints = Checkpoints(folder, train.keep)
+        self.clock, self.log = Clock(self.device), RunLog(folder)
+        self.at = Progressed()
+        self.optimizers: Mapping[str, Optimizer] = {}
+        self.averages: dict[str, Ema] = {}
+        self._trainable = {id(p) for model in roles.values() for p in model.parameters() if p.requires_grad}
+        self._stop: str | None = None
+        self._deadline = monotonic() + max_seconds if max_seconds is not None else float("inf")
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self, *, resume: bool = False) -> Progressed:
+        """Train to the end, or raise `Interrupted` with a checkpoint written. The target role ends with its best."""
+        for model in self.roles.values():
+            model.to(self.device)
+        self.checkpoints.tidy()
+        saved = self.checkpoints.latest() if resume else None
+        tensors, state = self.checkpoints.read(saved) if saved else ({}, {})
+        if state:
+            self.at = Progressed(**state["at"])
+        if self.ranks.main:
+            self.log.rewind(self.at.total)
+        stages = self.method.stages()
+        steps = sum(stage.steps for stage in stages)
+        start = monotonic() - self.at.seconds
+        batches = self._batches()
+        first = next(batches)
+        with (
+            self._interruptible(),
+            bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
+        ):
+            for index in range(self.at.stage, len(stages)):
+                self._begin(index, stages[index], first[0])
+                if tensors:
+                    self._restore(tensors, state)
+                    tensors = {}
+                while self.at.step < stages[index].steps and not self.at.stopped_early:
+                    micros, first = first, []
+                    self._step(stages[index], micros or next(batches), shown)
+                    self.at.seconds = monotonic() - start
+                    self._milestones(stages[index], shown)
+                if index + 1 < len(stages):
+                    first = first or next(batches)
+                    self.at = replace(self.at, stage=index + 1, step=0, best=None, bad=0, stopped_early=False)
+        self._load_best()
+        return self.at
+
+    def _begin(self, index: int, stage: Stage, batch: Batch) -> None:
+        self.at.stage = index
+        self._freeze(stage)
+        ema = dict(stage.ema)
+        if self.train.ema is not None:
+            ema[AVERAGE] = Ema(self.target, self.train.ema)
+        for name, (source, _) in ema.items():
+            if name not in self.roles:
+                self.roles[name] = copy.deepcopy(self.roles[source])
+        self.averages = ema
+        self._freeze(stage)
+        self.optimizers = self.method.begin(stage, self.roles, batch)
+        self.ranks.agree([*self.roles.values(), *self.method.modules().values()])
+
+    def _step(self, stage: Stage, micros: Sequence[Batch], shown: Bar) -> None:
+        """One step: all micro-batches through each of the method's losses, an optimizer step after each."""
+        self._refreeze(stage)
+        lr = {name: set_lr(o, self.train.schedule, self.at.step, stage.steps) for name, o in self.optimizers.items()}
+        values: dict[str, Any] = {}
+        with self.clock.step(self.at.total % CLOCK_EVERY == CLOCK_EVERY - 1):
+            running = [self._losses(stage, batch, i) for i, batch in enumerate(micros)]
+            while (name := self._turn(running, micros, values)) is not None:
+                with self.clock.time("optimizer"):
+                    values[f"grad_norm/{name}"] = self._update(self.optimizers[name])
+            self._average()
+        self.at.step += 1
+        self.at.total += 1
+        self.at.samples += self.ranks.sum_number(sum(len(batch["ids"]) for batch in micros))
+        self._log(values | {f"lr/{name}": value for name, value in lr.items()}, stage.steps, shown)
+
+    def _losses(self, stage: Stage, batch: Batch, index: int) -> Iterator[tuple[str, LossOut]]:
+        micro = self.ranks.rank * self.train.accumulate + index
+        ctx = Context(stage, self.at.step, micro, self.streams, self.clock, self.ranks)
+        losses = self.method.losses(batch, self.roles, ctx)
+        turn = 0
+        while True:
+            # dropout draws from the global generator: seeded here, a resumed step draws what it drew before
+            self.streams.seed_torch("dropout", stage.name, self.at.step, micro, turn)
+            with self.accelerator.autocast():
+                item = next(losses, None)
+            if item is None:
+                return
+            yield item
+            turn += 1
+
+    def _turn(
+        self, running: Sequence[Iterator[tuple[str, LossOut]]], micros: Sequence[Batch], values: dict[str, Any]
+    ) -> str | None:
+        """Gradients of the method's next loss over all micro-batches: its optimizer's name, None when there is none."""
+        turn, name = None, None
+        for losses, batch in zip(running, micros, strict=True):
+            item = next(losses, None)
+            if item is None:
+                return None
+            name, out = item
+            self._check(out, batch)
+            turn = turn or Turn(_parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
+            with self.clock.time("backward"):
+                turn.add(out)
+        assert turn is not None
+        values |= turn.finish()
+        return name
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
+
+    def _update(self, optimizer: Optimizer) -> float:
+        """Clip and step the bare optimizer (Accelerate's wrapper costs more than 100 microseconds a step)."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        limit = self.train.clip if self.train.clip is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(_parameters(optimizer), limit)
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        elif not bool(torch.isfinite(norm)):
+            raise RunError(f"the gradient became {norm.item()} at step {self.at.step}: lower train.optimizer.lr")
+        else:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def _check(self, out: LossOut, batch: Batch) -> None:
+        """Stop at the first NaN or Inf, with the name of the term, or of the sample that brought it."""
+        totals = torch.stack([part.total.detach().float() for part in out.parts.values()])
+        if bool(torch.isfinite(totals).all()):
+            return
+        term = next(key for key, part in out.parts.items() if not bool(torch.isfinite(part.total)))
+        for key, value in batch.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                bad = (~torch.isfinite(value.reshape(len(value), -1)).all(dim=1)).nonzero()[0].item()
+                names = batch.get("keys", batch["ids"])
+                raise UserError(f"sample {names[bad]}: its {key} hold NaN or Inf (seen at step {self.at.step})")
+        raise RunError(
+            f"term {term!r} became NaN or Inf at step {self.at.step}, though its batch is finite: "
+            "lower train.optimizer.lr or the term's weight"
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for name, (source, decay) in self.averages.items():
+            mine, theirs = self.roles[name].state_dict(), self.roles[source].state_dict()
+            for key, value in mine.items():
+                if value.is_floating_point():
+                    value.lerp_(theirs[key], 1 - decay)
+                else:
+                    value.copy_(theirs[key])
+
+    # ---------------------------------------------------------------- frozen roles
+
+    def _freeze(self, stage: Stage) -> None:
+        """Within the stage a role learns or is frozen: eval mode and no gradient, whatever the caller left on."""
+        for name, model in self.roles.items():
+            learns = name in stage.trains
+            model.train(learns)
+            for parameter in model.parameters():
+                parameter.requires_grad_(learns and id(parameter) in self._trainable)
+        for module in self.method.modules().values():
+            module.train()
+
+    def _refreeze(self, stage: Stage) -> None:
+        """After an evaluation, or after somebody's ``.train()`` on the whole system."""
+        for name, model in self.roles.items():
+            if model.training != (name in stage.trains):
+                model.train(name in stage.trains)
+
+    # ---------------------------------------------------------------- milestones
+
+    @property
+    def shown_role(self) -> str:
+        """The role that is evaluated: the target's average where one is kept."""
+        return AVERAGE if self.train.ema is not None else self.target
+
+    def _milestones(self, stage: Stage, shown: Bar) -> None:
+        last = self.at.step == stage.steps
+        every = self.train.eval_every or max(1, stage.steps // 10)
+        if self.evaluate is not None and (last or self.at.step % every == 0):
+            self._evaluate(shown)
+            last = last or self.at.stopped_early
+        if last or self.at.step % (self.train.checkpoint_every or every) == 0:
+            self.save()
+        reason = self._stop or ("the time given by --max-minutes is up" if monotonic() > self._deadline else None)
+        if self.ranks.any(reason is not None) and not last:
+            self.save()
+            raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
+
+    def _evaluate(self, shown: Bar) -> None:
+        assert self.evaluate is not None
+        name, lower = self.metric
+        model = self.roles[self.shown_role]
+        model.eval()
+        metrics: Any = None
+        if self.ranks.main:
+            with torch.no_grad(), self.streams.forked("evaluate"):
+                metrics = dict(self.evaluate(model))
+        metrics = self.ranks.share(metrics)
+        value = float(metrics[name])
+        self.at.evaluations.append({"step": self.at.total, name: value})
+        delta = self.train.early_stop.min_delta if self.train.early_stop else 0.0
+        gain = None if self.at.best is None else (self.at.best - value if lower else value - self.at.best)
+        shown.note(
+            f"dev {name} {value:.4f} at step {self.at.total}" + ("  (best)" if gain is None or gain > delta else "")
+        )
+        self.accelerator.log({f"dev/{name}": value}, step=self.at.total)
+        if gain is None or gain > delta:
+            self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
+            if self.ranks.main:
+                self.checkpoints.save_best(model.state_dict(), {"step": self.at.total, name: value})
+        else:
+            self.at.bad += 1
+        if self.train.early_stop and self.at.bad >= self.train.early_stop.patience:
+            self.at.stopped_early = True
+
+    def _log(self, values: Mapping[str, Any], steps: int, shown: Bar) -> None:
+        self.at.split = self.clock.split() or self.at.split
+        if self.at.total % LOG_EVERY and self.at.step not in (1, steps):
+            return
+        if not self.ranks.main:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        shown.update(self.at.total, {name: value for name, value in numbers.items() if "/" not in name})
+        self.accelerator.log(numbers, step=self.at.total)
+        self.log.append(self.at.total, numbers)
+
+    def _batches(self) -> Iterator[Sequence[Batch]]:
+        stream = loader.steps(
+            self.source, start=self.at.total, rank=self.ranks.rank, world=self.ranks.world,
+            accumulate=self.train.accumulate, workers=self.train.workers,
+        )  # fmt: skip
+        for micros in stream:
+            yield [send_to_device(batch, self.device) for batch in micros]
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _saved_roles(self) -> set[str]:
+        stages = self.method.stages()
+        return set().union(*(s.trains | s.saves | set(s.ema) for s in stages)) | set(self.averages)
+
+    def _names(self) -> dict[int, str]:
+        owners = {**{f"roles.{k}": m for k, m in self.roles.items()}, **self.method.modules()}
+        return {id(p): f"{owner}.{name}" for owner, module in owners.items() for name, p in module.named_parameters()}
+
+    def save(self) -> None:
+        """A checkpoint of everything that a resume needs, on the main process."""
+        if not self.ranks.main:
+            return
+        tensors: dict[str, Tensor] = {}
+        for role in self._saved_roles():
+            tensors |= prefixed(f"roles/{role}", self.roles[role].state_dict())
+        for name, module in self.method.modules().items():
+            tensors |= prefixed(f"modules/{name}", module.state_dict())
+        groups, names = {}, self._names()
+        for name, optimizer in self.optimizers.items():
+            state, groups[name] = optimizer_state(optimizer, names)
+            tensors |= prefixed(f"optimizers/{name}", state)
+        scaler = self.accelerator.scaler
+        self.checkpoints.save(self.at.total, tensors, {
+            "at": vars(self.at), "optimizers": groups, "method": dict(self.method.state_dict()),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        })  # fmt: skip
+
+    def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        source = self.checkpoints.folder
+        for role in self._saved_roles():
+            load_weights(self.roles[role], unprefixed(f"roles/{role}", tensors), source)
+        for name, module in self.method.modules().items():
+            load_weights(module, unprefixed(f"modules/{name}", tensors), source)
+        names = self._names()
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, names, unprefixed(f"optimizers/{name}", tensors), state["optimizers"][name])
+        self.method.load_state_dict(state["method"])
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _load_best(self) -> None:
+        """Leave the target role with the weights that did best on dev; without a dev, with the last (or average)."""
+        target = self.roles[self.target]
+        if self.at.best is not None and self.checkpoints.best.exists():
+            tensors, _ = self.checkpoints.read(self.checkpoints.best)
+            load_weights(target, tensors, self.checkpoints.best)
+        elif self.train.ema is not None:
+            target.load_state_dict(self.roles[AVERAGE].state_dict())
+        target.eval()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop at the next step boundary, with a checkpoint; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: object) -> None:
+            if self._stop is not None:
+                raise KeyboardInterrupt
+            self._stop = "interrupted"
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

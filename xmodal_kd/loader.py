@@ -1,0 +1,74 @@
+"""Batches of step s as a function of s: the same for any number of workers, and the right next ones on resume."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from .adapter import Batch, Source
+from .errors import UserError
+
+Key = tuple[int, int]  # epoch, sample
+
+
+class _Keyed(Dataset[Any]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        return self.source.sample(index, epoch)
+
+
+class _Plan:
+    """This rank's micro-batches from `start` on, for ever."""
+
+    def __init__(self, source: Source, start: int, rank: int, world: int, accumulate: int) -> None:
+        self.source, self.start, self.rank, self.world, self.accumulate = source, start, rank, world, accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        shares = self.world * self.accumulate
+        passed, epoch = 0, 0
+        while True:
+            batches = [b for b in self.source.plan(epoch) if len(b) >= shares]  # every micro-batch gets a sample
+            if not batches:
+                raise UserError(f"no batch of epoch {epoch} has the {shares} samples that ranks x accumulate ask for")
+            for batch in batches[max(0, self.start - passed) :]:
+                for micro in range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate):
+                    yield [(epoch, i) for i in _share(batch, micro, shares)]
+            passed += len(batches)
+            epoch += 1
+
+
+def _share(batch: Sequence[int], part: int, parts: int) -> Sequence[int]:
+    """Part `part` of `batch` cut into `parts` contiguous pieces of nearly equal size."""
+    return batch[part * len(batch) // parts : (part + 1) * len(batch) // parts]
+
+
+def steps(
+    source: Source, *, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, workers: int = 0
+) -> Iterator[list[Batch]]:
+    """Endless: for each step from `start` on, this rank's `accumulate` micro-batches."""
+    plan = _Plan(source, start, rank, world, accumulate)
+    loader: DataLoader[Any] = DataLoader(
+        _Keyed(source),
+        batch_sampler=plan,
+        collate_fn=source.collate,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
+    )
+    stream = iter(loader)
+    while True:
+        yield [next(stream) for _ in range(accumulate)]
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def steps_per_epoch(source: Source) -> int:
+    return len(source.plan(0))

@@ -1,0 +1,61 @@
+"""What a person sees of long work: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True)
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class Bar:
+    """One training's progress."""
+
+    def __init__(self, name: str, steps: int, start: int, live: Progress | None, task: TaskID | None) -> None:
+        self.name, self.steps, self.start = name, steps, start
+        self._live, self._task = live, task
+        self._began = self._printed = monotonic()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """`step` steps are done; `values` are the loss parts and whatever else is worth a look."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=step, status=text)
+        elif monotonic() - self._printed > SECONDS_BETWEEN_LINES or step == self.steps:
+            self._printed = monotonic()
+            left = (self._printed - self._began) / max(1, step - self.start) * (self.steps - step)
+            console.print(f"{self.name}  {step}/{self.steps}  {text}  {left:.0f} s left", highlight=False)
+
+    def note(self, text: str) -> None:
+        console.print(f"{self.name}  {text}", highlight=False)
+
+
+@contextmanager
+def bar(name: str, steps: int, start: int = 0, *, quiet: bool = False) -> Iterator[Bar]:
+    """A bar for `steps` steps of which `start` are done."""
+    if quiet or not console.is_terminal:
+        silent = Bar(name, steps, start, None, None)
+        if quiet:
+            silent.update = silent.note = lambda *_: None  # type: ignore[method-assign, assignment]
+        yield silent
+        return
+    columns = [
+        TextColumn("[bold]{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
+    ]  # fmt: skip
+    with Progress(*columns, console=console, transient=False) as live:
+        task = live.add_task(name, total=steps, completed=start, status="")
+        yield Bar(name, steps, start, live, task)

@@ -1,0 +1,106 @@
+"""The processes of a run, as far as the loop and a loss over a whole batch need them.
+
+Gradients are summed here rather than by DistributedDataParallel: a distillation step may run a model twice, leave
+parameters unused, train projectors beside it and capture features by module path, and each of these breaks a wrapper.
+What is lost is the overlap of communication with the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Ranks:
+    """This process alone."""
+
+    world, rank = 1, 0
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def sum_number(self, value: int) -> int:
+        return value
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """All ranks' rows, this rank's with their graph."""
+        return rows
+
+    def agree(self, modules: Iterable[nn.Module]) -> None:
+        """Rank 0's parameters and buffers everywhere."""
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def share(self, value: object) -> object:
+        """Rank 0's value everywhere."""
+        return value
+
+    def barrier(self) -> None: ...
+
+
+class ProcessRanks(Ranks):
+    """The processes of ``torch.distributed``, started by ``accelerate launch`` or ``torchrun``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.world, self.rank = dist.get_world_size(), dist.get_rank()
+
+    def sum(self, values: Tensor) -> Tensor:
+        out = values.detach().clone()
+        dist.all_reduce(out)
+        return out
+
+    def sum_number(self, value: int) -> int:
+        return int(self.sum(torch.tensor(value, device=self.device)).item())
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up all ranks' gradients, as one flat tensor a data type; a parameter unused on a rank counts as 0."""
+        by_type: dict[torch.dtype, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_type.setdefault(parameter.dtype, []).append(parameter)
+        for group in by_type.values():
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            dist.all_reduce(flat)
+            for parameter, piece in zip(group, flat.split([p.numel() for p in group]), strict=True):
+                parameter.grad = piece.view_as(parameter)
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        lengths = self._gather(torch.tensor([len(rows)], device=rows.device))
+        longest = int(max(lengths))
+        padded = rows.detach().new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows.detach()
+        pieces: Sequence[Tensor] = [p[: int(n)] for p, n in zip(self._gather(padded), lengths, strict=True)]
+        return torch.cat([rows if i == self.rank else piece for i, piece in enumerate(pieces)])
+
+    def _gather(self, value: Tensor) -> list[Tensor]:
+        out = [torch.empty_like(value) for _ in range(self.world)]
+        dist.all_gather(out, value)
+        return out
+
+    def agree(self, modules: Iterable[nn.Module]) -> None:
+        with torch.no_grad():
+            for module in modules:
+                for tensor in (*module.parameters(), *module.buffers()):
+                    dist.broadcast(tensor, 0)
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
+
+    def share(self, value: object) -> object:
+        box = [value]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+
+    def barrier(self) -> None:
+        dist.barrier()

@@ -1,0 +1,295 @@
+"""One YAML file that is complete in itself, read strictly.
+
+Reading has two phases: the core's keys here, then the modality's own (``data``, the parameters of models and losses)
+against the pydantic models that these declare. Either way a misspelt key is answered with its line and the nearest
+known name. A recipe is data: it executes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from .adapter import Strict
+from .errors import UserError, nearest
+from .schedules import Schedule
+
+M = TypeVar("M", bound=BaseModel)
+Path_ = tuple[str | int, ...]
+
+
+class Optimizer(Strict):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    """Matrices and kernels only; biases and norms are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam; SGD takes the first as its momentum."""
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    """Glob over parameter names (``student.head.*``) to a factor on its learning rate; the first match counts."""
+
+
+class EarlyStop(Strict):
+    patience: int = Field(gt=0)
+    """Evaluations on dev without improvement before training stops."""
+    min_delta: float = 0.0
+
+
+class Train(Strict):
+    steps: int = Field(gt=0)
+    batch_size: int = Field(32, gt=0)
+    """Samples an optimizer step sees, over all ranks and micro-batches."""
+    accumulate: int = Field(1, gt=0)
+    """Micro-batches a step is computed in; the result is the same, the memory smaller."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule(kind="cosine", warmup=0.05)
+    clip: float | None = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an average of the weights, which is then what is evaluated and kept."""
+    eval_every: int | None = Field(None, gt=0)
+    """Steps between evaluations on dev, by which the best checkpoint is chosen; None: a tenth of the steps."""
+    checkpoint_every: int | None = Field(None, gt=0)
+    """Steps between checkpoints; None: with every evaluation."""
+    keep: int = Field(2, gt=0)
+    early_stop: EarlyStop | None = None
+    workers: int = Field(0, ge=0)
+
+
+class ModelSpec(Strict):
+    """A model by registered name; its remaining keys are checked by the model itself."""
+
+    model: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Teacher(Strict):
+    """Either a saved teacher's folder, or a model and how to train it."""
+
+    path: Path | None = None
+    model: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    train: Train | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Teacher:
+        if (self.path is None) == (self.model is None):
+            raise ValueError("give either path (a saved teacher) or model and train")
+        if self.model is not None and self.train is None:
+            raise ValueError("a teacher that is not loaded from a path needs train")
+        return self
+
+
+class On(Strict):
+    """The compared signal where its name differs between the roles."""
+
+    student: str
+    teacher: str
+
+
+class Term(Strict):
+    """One weighted loss of the objective."""
+
+    loss: str
+    on: str | On = "logits"
+    """``logits``, or the path of a module whose output is compared (globs allowed; ``<path>:input`` for its input)."""
+    weight: float = Field(1.0, ge=0)
+    schedule: Schedule = Schedule()
+    projector: Literal["auto", "linear", "none"] = "auto"
+    """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
+    name: str | None = None
+    """For the log; the loss's name unless two terms share it."""
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    def signal(self, role: Literal["student", "teacher"]) -> str:
+        return self.on if isinstance(self.on, str) else getattr(self.on, role)
+
+
+class Recipe(Strict):
+    """A run: who teaches whom, on what, and how it is measured."""
+
+    modality: str
+    seed: int = Field(1, ge=0)
+    threads: int = Field(1, gt=0)
+    """CPU threads of torch; more are seldom faster for small models and change the last bits of a result."""
+    data: dict[str, Any]
+    teacher: Teacher | None = None
+    student: ModelSpec
+    method: str = "distil"
+    objective: tuple[Term, ...] = Field(min_length=1)
+    train: Train
+    control: bool = True
+    out: Path | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Any tracker that Accelerate knows, by its name."""
+
+    @field_validator("objective")
+    @classmethod
+    def _names(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        names = [term.name or term.loss for term in terms]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two terms are called {', '.join(sorted(doubled))}: give each its own name")
+        return terms
+
+    def fingerprint(self) -> str:
+        """Of all that decides the result; where it is written, and by whom it is tracked, does not."""
+        content = self.model_dump(mode="json", exclude={"out", "trackers"})
+        return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe with what error messages and the report need to know of its source."""
+
+    recipe: Recipe
+    source: Path
+    lines: Mapping[Path_, int]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def validate(self, model: type[M], content: Any, at: Path_) -> M:
+        """Second phase: `content`, found in the recipe at `at`, against the model that declares it."""
+        return validate(model, content, at=at, source=self.source, lines=self.lines)
+
+
+def validate(model: type[M], content: Any, *, at: Path_, source: Path, lines: Mapping[Path_, int]) -> M:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_explain(model, error, at, source, lines)) from None
+
+
+def _explain(
+    model: type[BaseModel], error: ValidationError, at: Path_, source: Path, lines: Mapping[Path_, int]
+) -> str:
+    """One line for the first thing that is wrong: file, line, key, reason, and the nearest names."""
+    first = error.errors(include_url=False)[0]
+    path = (*at, *(part for part in first["loc"] if (*at, part) in lines or not _is_tag(part)))
+    key = ".".join(map(str, path)) or "the recipe"
+    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), 1)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, first["loc"][:-1])
+        reason = f"unknown key {key!r}{nearest(str(first['loc'][-1]), known)}"
+    elif first["type"] == "missing":
+        reason = f"key {key!r} is missing"
+    else:
+        shown = "" if first["type"] == "value_error" else f", got {first['input']!r:.80}"
+        reason = f"{key}: {first['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{source}:{line}: {reason}{more}"
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether pydantic put the name of a union's member into an error's path (``On``, ``tuple[...]``)."""
+    return isinstance(part, str) and (part in {"str", "On", "int", "float"} or "[" in part or "-" in part)
+
+
+def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """Known keys of the sub-model that `path` leads to."""
+    for part in path:
+        info = model.model_fields.get(str(part))
+        if info is None:
+            continue
+        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice."""
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _marks(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Line of every key and list entry."""
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _marks(value, (*path, key.value))
+            yield (*path, key.value), key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _marks(value, (*path, i))
+
+
+def find(name: str) -> Path:
+    """A recipe's file, given by path or by the name of one that ships with the package (``speech/fsdd``)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped()
+    if (short := name.removeprefix("recipes/").removesuffix(".yaml")) in known:
+        return known[short]
+    raise UserError(f"no recipe {name!r}: neither a file nor one of those shipped{nearest(short, known)}")
+
+
+def shipped() -> dict[str, Path]:
+    """Recipes that come with the package, by name."""
+    from . import recipes  # type: ignore[attr-defined]
+
+    roots = map(Path, recipes.__path__)
+    return {str(p.relative_to(root).with_suffix("")): p for root in roots for p in sorted(root.rglob("*.yaml"))}
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a recipe and apply ``a.b=value`` overrides (values are YAML). Raises `UserError` naming file, line, key."""
+    source = find(name)
+    try:
+        text = source.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{source}:1: a recipe is a mapping of keys, not {type(content).__name__}")
+    applied = {}
+    for override in overrides:
+        key, value = _override(content, override)
+        applied[key] = value
+    lines = dict(_marks(node)) if node is not None else {}
+    return Loaded(validate(Recipe, content, at=(), source=source, lines=lines), source, lines, applied)
+
+
+def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write key=value, for example train.steps=500")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
+    path: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    *parents, last = path
+    place: Any = content
+    for part in parents:
+        try:
+            place = place[part] if isinstance(place, list) else place.setdefault(part, {})
+        except (IndexError, TypeError, AttributeError):
+            raise UserError(f"--set {override!r}: there is no {part!r} to go into") from None
+    try:
+        place[last] = value
+    except (IndexError, TypeError):
+        raise UserError(f"--set {override!r}: there is no {last!r} to set") from None
+    return key, value

@@ -1,0 +1,117 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """One page: the result beside its control, what it cost, what was left out, where it stands."""
+    name, roles = content["metric"]["name"], content["roles"]
+    parts = [
+        f"# {content['modality']}: {content['recipe']}",
+        f"Seed {content['seed']}, {content['device']} ({content['device_name']}), {content['threads']} thread(s), "
+        f"{content['processes']} process(es).",
+        _overrides(content["overrides"]),
+        "## Result",
+        _table(
+            ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample"],
+            [_result_row(role, entry, name) for role, entry in roles.items()],
+        ),
+        _gap(content),
+        _by_group(roles, name),
+        "## Cost",
+        _table(
+            ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
+            [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
+        ),
+        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. Control and student saw the same data "
+        "for the same number of steps, from the same initial weights.",
+        _export(content["export"], name),
+        _left_out(content["data"]),
+        _examples(roles),
+        "## Versions",
+        ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _result_row(role: str, entry: Mapping[str, Any], name: str) -> list[str]:
+    metrics = entry["metrics"]
+    interval = metrics.get(f"{name}_interval")
+    shown = f"{interval[0]:.4f} – {interval[1]:.4f} (over {metrics[f'{name}_interval_over']})" if interval else "–"
+    return [
+        role,
+        f"{entry['parameters']:,}",
+        _number(metrics[name]),
+        shown,
+        _number(entry["dev_metrics"][name]),
+        f"{entry['flops_per_sample'] / 1e9:.4f}",
+    ]
+
+
+def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
+    split = cost["milliseconds"]
+    rest = split.get("step", 0.0) - sum(split.get(part, 0.0) for part in ("teacher", "student", "loss"))
+    shown = " / ".join(f"{value:.1f}" for value in (*(split.get(p, 0.0) for p in ("teacher", "student", "loss")), rest))
+    seconds, flops = f"{cost['seconds']:.0f}", f"{cost['flops_per_step'] / 1e9:.2f}"
+    return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
+
+
+def _gap(content: Mapping[str, Any]) -> str:
+    if content["gap_closed"] is None:
+        return f"Gap closed: not stated, because {content['reason']}."
+    return (
+        f"Gap closed: **{100 * content['gap_closed']:.0f} %** of the distance from control to teacher. One seed: "
+        "whether it is more than chance needs several."
+    )
+
+
+def _overrides(overrides: Mapping[str, Any]) -> str:
+    return "With " + ", ".join(f"`{key}={value}`" for key, value in overrides.items()) + "." if overrides else ""
+
+
+def _by_group(roles: Mapping[str, Any], name: str) -> str:
+    key = f"{name}_by_speaker"
+    groups = sorted({group for entry in roles.values() for group in entry["metrics"].get(key, {})})
+    if len(groups) < 2:
+        return ""
+    rows = [[role, *(_number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
+    return _table(["role", *groups], rows)
+
+
+def _export(export: Mapping[str, Any], name: str) -> str:
+    if not export:
+        return ""
+    rows = [
+        [key, f"{e['bytes'] / 1024:.1f} KiB", _number(e["metrics"][name])] for key, e in export.items() if "bytes" in e
+    ]
+    return "## Export\n\n" + _table(["file", "size", f"{name} (test)"], rows)
+
+
+def _left_out(data: Mapping[str, Any]) -> str:
+    lines = [
+        f"- {split}: {entry['left_out']} left out, for example {e['key']} ({e['reason']})"
+        for split, entry in data.items()
+        if isinstance(entry, dict) and entry.get("left_out")
+        for e in entry["left_out_examples"][:3]
+    ]
+    return "## Left out\n\n" + "\n".join(lines) if lines else ""
+
+
+def _examples(roles: Mapping[str, Any]) -> str:
+    examples = roles["student"]["examples"][:8]
+    if not examples or "hypothesis" not in examples[0]:
+        return ""
+    rows = [[e["key"], e["reference"], e["hypothesis"] or "(nothing)"] for e in examples]
+    return "## Where the student errs most\n\n" + _table(["item", "reference", "student"], rows)

@@ -1,0 +1,33 @@
+"""The log of one training: a JSON line every few steps, beside whatever trackers are on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """``log.jsonl`` in a training's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.jsonl"
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step`, from which training goes on."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            kept = [entry for entry in read(self.path) if entry["step"] <= step]
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Entries of a log; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -1,0 +1,317 @@
+"""A whole run: teacher, control, student; evaluate; report; export. Every finished part survives a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import send_to_device
+from torch import nn
+
+from . import flops, report
+from .adapter import Adapter, ControlSpec, Evaluation, NoControl, Score, adapter_class
+from .checkpoint import read_json, write_bytes, write_json
+from .engine import Engine
+from .errors import RunError, UserError
+from .loader import steps
+from .method import METHODS, probe
+from .objective import Objective
+from .recipe import Loaded, Term, Train
+from .setup import machine, make_accelerator, peak_memory, versions
+from .stats import gap_closed
+from .streams import Streams
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the recipe."""
+
+    out: Path
+    device: str = "auto"
+    resume: bool = False
+    only: str | None = None
+    max_minutes: float | None = None
+    quiet: bool = False
+
+
+def make_adapter(loaded: Loaded, streams: Streams) -> Adapter:
+    """The recipe's adapter, its ``data`` section checked against what the modality declares."""
+    kind = adapter_class(loaded.recipe.modality)
+    data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
+    return kind(data, streams, loaded.recipe.train.batch_size)
+
+
+def build(adapter: Adapter, loaded: Loaded, role: str, streams: Streams) -> nn.Module:
+    """A fresh model; control and student share initial weights because they share their stream."""
+    recipe = loaded.recipe
+    if role == "teacher":
+        assert recipe.teacher is not None and recipe.teacher.model is not None
+        name, params, at = recipe.teacher.model, recipe.teacher.params, ("teacher", "params")
+    else:
+        name, params, at = recipe.student.model, recipe.student.params, ("student", "params")
+    checked = loaded.validate(adapter.models[name].Config, params, at)
+    with streams.forked("init", "teacher" if role == "teacher" else "student"):
+        return adapter.build(role, name, checked.model_dump())
+
+
+def control_spec(terms: tuple[Term, ...], wanted: bool) -> ControlSpec | NoControl:
+    """The terms that stand without a teacher, or why there is no control."""
+    if not wanted:
+        return NoControl("the recipe asks for none")
+    alone = tuple(term.name or term.loss for term in terms if not Objective([term]).needs_teacher)
+    return ControlSpec(alone) if alone else NoControl("every term of the objective needs the teacher")
+
+
+class Run:
+    """One recipe in one folder."""
+
+    def __init__(self, loaded: Loaded, options: Options) -> None:
+        self.loaded, self.recipe, self.options = loaded, loaded.recipe, options
+        self.out = options.out
+        torch.set_num_threads(self.recipe.threads)
+        self.streams = Streams(self.recipe.seed)
+        self.began = monotonic()
+        self.accelerator = make_accelerator(options.device, self.recipe.train.precision)
+        self.main = self.accelerator.is_main_process
+        self.adapter = make_adapter(loaded, self.streams)
+        self.state = self._open()
+        self.models: dict[str, nn.Module] = {}
+
+    def _open(self) -> dict[str, Any]:
+        """Start a run folder, or go on in one; a folder of another recipe is refused."""
+        path, print_ = self.out / STATE, self.recipe.fingerprint()
+        if path.exists():
+            state: dict[str, Any] = read_json(path)
+            if not self.options.resume:
+                raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
+            if state["fingerprint"] != print_:
+                raise UserError(f"{self.out} was started with another recipe ({_difference(self.out, self.recipe)})")
+            return state
+        if self.out.exists() and any(self.out.iterdir()):
+            raise UserError(f"{self.out} is not empty and not a run: choose another --out")
+        state = {"fingerprint": print_, "roles": {}}
+        if self.main:
+            content = yaml.safe_dump(self.recipe.model_dump(mode="json", exclude={"out"}), sort_keys=False)
+            write_bytes(self.out / "recipe.yaml", content.encode())
+            write_json(path, state)
+        return state
+
+    def execute(self) -> dict[str, Any]:
+        """All parts in order. Returns the report, or ``{}`` after ``--only``."""
+        if self.recipe.teacher is not None:
+            self._role("teacher")
+        if self.options.only == "teacher":
+            return {}
+        spec = control_spec(self.recipe.objective, self.recipe.control)
+        if isinstance(spec, ControlSpec):
+            self._role("control")
+        self._role("student")
+        if not self.main:
+            return {}
+        content = self._report(spec)
+        report.write(self.out, content)
+        return content
+
+    # ---------------------------------------------------------------- one role
+
+    def _role(self, role: str) -> None:
+        """Train (or load), save and score a role, unless that is done."""
+        teacher = self.recipe.teacher
+        folder = self.out / role
+        if role in self.state["roles"]:
+            source = teacher.path if role == "teacher" and teacher and teacher.path else folder
+            self.models[role] = self.adapter.load(role, source).to(self.accelerator.device)
+            return
+        if role == "teacher" and teacher is not None and teacher.path is not None:
+            self.models[role] = self.adapter.load(role, teacher.path).to(self.accelerator.device)
+            entry: dict[str, Any] = {"path": str(teacher.path)}
+        else:
+            entry = self._fit(role)
+            if self.main:
+                self.adapter.save(role, self.models[role], folder)
+        if self.main:
+            entry |= self._score(role)
+            if role == "student":
+                entry["export"] = dict(self.adapter.export(self.models[role], folder))
+            self.state["roles"][role] = entry
+            write_json(self.out / STATE, self.state)
+        self.accelerator.wait_for_everyone()
+
+    def _fit(self, role: str) -> dict[str, Any]:
+        train = self._train(role)
+        terms = self._terms(role)
+        self.accelerator = make_accelerator(
+            self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
+        )
+        self.accelerator.init_trackers(role)
+        models = {role: build(self.adapter, self.loaded, role, self.streams)}
+        if role == "student" and "teacher" in self.models:
+            models["teacher"] = self.models["teacher"]
+        objective = Objective(terms, steps=train.steps)
+        name = self.recipe.method if role == "student" else "distil"
+        method = METHODS[name](self.adapter, objective, train, self.streams, role=role)
+        source = self.adapter.data("train")
+        left = self._seconds_left()
+        engine = Engine(
+            method, source, models, train, streams=self.streams, accelerator=self.accelerator,
+            folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
+            evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
+            max_seconds=left, quiet=self.options.quiet,
+        )  # fmt: skip
+        at = engine.fit(resume=self.options.resume)
+        self.accelerator.end_training()
+        self.models[role] = models[role]
+        return {
+            "training": {
+                "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
+                "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
+                "flops_per_step": self._step_flops(method, models, role, train),
+            }
+        }  # fmt: skip
+
+    def _train(self, role: str) -> Train:
+        if role != "teacher":
+            return self.recipe.train
+        assert self.recipe.teacher is not None and self.recipe.teacher.train is not None
+        return self.recipe.teacher.train
+
+    def _terms(self, role: str) -> list[Term]:
+        terms = self.recipe.objective
+        if role == "student":
+            return list(terms)
+        spec = control_spec(terms, wanted=True)
+        if isinstance(spec, NoControl):
+            raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
+        return [term for term in terms if (term.name or term.loss) in spec.terms]
+
+    def _seconds_left(self) -> float | None:
+        if self.options.max_minutes is None:
+            return None
+        return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
+
+    def _step_flops(self, method: Any, models: Mapping[str, nn.Module], role: str, train: Train) -> float:
+        """Of one optimizer step: forward passes of all roles, losses, backward."""
+        return flops.count(lambda: probe(method, models, self._batch(train), self.streams))
+
+    def _batch(self, train: Train) -> Any:
+        [batch] = next(steps(self.adapter.data("train")))
+        return send_to_device(batch, self.accelerator.device)
+
+    def _score(self, role: str) -> dict[str, Any]:
+        model = self.models[role].eval()
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
+        batch = self._batch(self.recipe.train)
+        passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "flops_per_sample": passes / len(batch["ids"]),
+            "metrics": found["test"].metrics,
+            "dev_metrics": found["dev"].metrics,
+            "examples": list(found["test"].examples),
+            "scores": [asdict(score) for score in found["test"].scores],
+        }
+
+    # ---------------------------------------------------------------- the report
+
+    def _report(self, spec: ControlSpec | NoControl) -> dict[str, Any]:
+        roles = self.state["roles"]
+        scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
+        if "teacher" not in roles:
+            gap: tuple[float | None, str | None] = (None, "there is no teacher")
+        elif isinstance(spec, NoControl):
+            gap = (None, spec.reason)
+        else:
+            gap = gap_closed(scores["teacher"], scores["control"], scores["student"])
+        name, lower = self.adapter.metric
+        trained = {role: entry["training"] for role, entry in roles.items() if "training" in entry}
+        return {
+            "schema": 1,
+            "recipe": str(self.loaded.source),
+            "overrides": dict(self.loaded.overrides),
+            "modality": self.recipe.modality,
+            "method": self.recipe.method,
+            "seed": self.recipe.seed,
+            "versions": versions(),
+            **machine(self.accelerator),
+            "metric": {"name": name, "lower_is_better": lower},
+            "roles": {
+                role: {
+                    key: entry[key] for key in ("parameters", "flops_per_sample", "metrics", "dev_metrics", "examples")
+                }
+                for role, entry in roles.items()
+            },
+            "control": {"terms": list(spec.terms)} if isinstance(spec, ControlSpec) else {"reason": spec.reason},
+            "gap_closed": gap[0],
+            "reason": gap[1],
+            "data": dict(self.adapter.describe()),
+            "cost": {**trained, "peak_memory_bytes": peak_memory()},
+            "export": roles["student"].get("export", {}),
+            "artifacts": {role: str(self.out / role) for role in roles if (self.out / role).exists()},
+        }
+
+
+def _difference(out: Path, recipe: Any) -> str:
+    """The first key in which the recipe that a run was started with differs from this one."""
+    before = _flat(yaml.safe_load((out / "recipe.yaml").read_text()))
+    now = _flat(json.loads(recipe.model_dump_json(exclude={"out"})))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith("trackers"):
+            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+    return "its data or defaults have changed"
+
+
+def _flat(content: Any, at: str = "") -> dict[str, Any]:
+    if isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        return {k: v for key, value in pairs for k, v in _flat(value, f"{at}.{key}".lstrip(".")).items()}
+    return {at: content}
+
+
+def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
+    """The resolved recipe and the state of a run folder."""
+    from . import recipe
+
+    if not (folder / STATE).is_file():
+        raise UserError(f"{folder} is not a run: it has no {STATE}")
+    return recipe.load(str(folder / "recipe.yaml")), read_json(folder / STATE)
+
+
+def evaluate_again(folder: Path, split: str, device: str) -> dict[str, Any]:
+    """Metrics of every role that a run left, on `split`."""
+    loaded, state = saved_run(folder)
+    torch.set_num_threads(loaded.recipe.threads)
+    accelerator = make_accelerator(device, "fp32")
+    adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
+    found: dict[str, Any] = {}
+    for role in state["roles"]:
+        path = state["roles"][role].get("path", folder / role)
+        model = adapter.load(role, Path(path)).to(accelerator.device).eval()
+        with torch.no_grad():
+            evaluation: Evaluation = adapter.evaluate(role, model, split)
+        found[role] = evaluation.metrics
+    if not found:
+        raise RunError(f"{folder}: no role is finished yet: --resume the run first")
+    return found
+
+
+def export_again(folder: Path) -> dict[str, Any]:
+    """Export the student of a finished run anew."""
+    loaded, state = saved_run(folder)
+    if "student" not in state["roles"]:
+        raise RunError(f"{folder}: its student is not finished yet: --resume the run first")
+    torch.set_num_threads(loaded.recipe.threads)
+    make_accelerator("cpu", "fp32")
+    adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
+    return dict(adapter.export(adapter.load("student", folder / "student").eval(), folder / "student"))
+
+
+__all__ = ["Options", "Run", "build", "control_spec", "evaluate_again", "export_again", "make_adapter", "saved_run"]
