@@ -79,7 +79,7 @@ def load_card(folder: Path | str) -> Card:
     try:
         return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
+        raise UserError(f"{path}: {explain(error)}") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
 
@@ -112,11 +112,12 @@ def _build(card: Card, path: Path) -> AcousticModel:
         config = cls.Config.model_validate(card.params)
         return cls(config, mels=int(card.features["mels"]), classes=len(card.tokens["symbols"]))
     except ValidationError as error:
-        raise UserError(f"{path}: params.{_explain(error)}") from error
+        raise UserError(f"{path}: params.{explain(error)}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: features.mels or tokens.symbols is missing or wrong ({error})") from error
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as ``key: what is wrong``."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
