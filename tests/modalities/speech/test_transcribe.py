@@ -13,8 +13,6 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
-
-from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.speech import transcribe as module
 from xmodal_kd.modalities.speech.audio import read, resample
 from xmodal_kd.modalities.speech.commands import COMMANDS
@@ -24,6 +22,8 @@ from xmodal_kd.modalities.speech.features import Features, Frontend
 from xmodal_kd.modalities.speech.folder import CARD, WEIGHTS, load_card, load_model, save_model
 from xmodal_kd.modalities.speech.models import MODELS
 from xmodal_kd.modalities.speech.transcribe import Recogniser
+
+from xmodal_kd.errors import UserError
 
 WORDS = {"kind": "words", "symbols": ["<blank>", "one", "three", "two"]}
 RATE = 8000
