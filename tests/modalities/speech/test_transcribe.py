@@ -85,7 +85,7 @@ def test_extra_may_not_contradict_the_card(tmp_path: Path, student: Path) -> Non
         ({"model": "cnov"}, "nearest: conv"),
         ({"modality": "points"}, "modality"),
         ({"params": {"widht": 3}}, "params.widht"),
-        ({"params": {"width": 8}}, "not the weights"),
+        ({"params": {"width": 8}}, "(8|32)"),
         ({"features": {}}, "mels"),
         ({"format": 2}, "format"),
     ],
@@ -117,7 +117,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safetensors"):
         load_model(folder)
     save_file({"x": torch.zeros(1)}, folder / WEIGHTS)
-    with pytest.raises(UserError, match="not the weights"):
+    with pytest.raises(UserError, match="holds|lacks"):
         load_model(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"model\.safetensors is missing"):
