@@ -20,6 +20,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             [_result_row(role, entry, name) for role, entry in roles.items()],
         ),
         _gap(content),
+        _details(roles, name),
         _by_group(roles, name),
         "## Cost",
         _table(
@@ -75,6 +76,14 @@ def _gap(content: Mapping[str, Any]) -> str:
         f"Gap closed: **{100 * content['gap_closed']:.0f} %** of the distance from control to teacher. One seed: "
         "whether it is more than chance needs several."
     )
+
+
+def _details(roles: Mapping[str, Any], name: str) -> str:
+    """The other plain metrics: what kinds of errors there are."""
+    metrics = {role: entry["metrics"] for role, entry in roles.items()}
+    shown = [key for key, value in metrics["student"].items() if isinstance(value, int | float) and key != name]
+    rows = [[role, *(_number(found.get(key)) for key in shown)] for role, found in metrics.items()]
+    return _table(["role", *shown], rows) if shown else ""
 
 
 def _overrides(overrides: Mapping[str, Any]) -> str:
