@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -170,8 +170,16 @@ def _explain(
     model: type[BaseModel], error: ValidationError, at: Path_, source: Path, lines: Mapping[Path_, int]
 ) -> str:
     """One line for the first thing that is wrong: file, line, key, reason, and the nearest names."""
-    first = error.errors(include_url=False)[0]
-    path = (*at, *(part for part in first["loc"] if (*at, part) in lines or not _is_tag(part)))
+    errors = error.errors(include_url=False)
+    # a misspelt key is also a missing one, and in a union fails the other members: say that it is unknown
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    meant = [e for e in errors if not (isinstance(e["input"], Mapping) and e["type"].endswith("_type"))]
+    first = (unknown or meant or errors)[0]
+    path = at
+    for i, part in enumerate(first["loc"]):
+        is_key = i + 1 == len(first["loc"]) and first["type"] == "extra_forbidden"
+        if is_key or (*path, part) in lines or not _is_tag(part):
+            path = (*path, part)
     key = ".".join(map(str, path)) or "the recipe"
     line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), 1)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -194,12 +202,17 @@ def _is_tag(part: str | int) -> bool:
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """Known keys of the sub-model that `path` leads to."""
     for part in path:
-        info = model.model_fields.get(str(part))
-        if info is None:
-            continue
-        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        if (info := model.model_fields.get(str(part))) is not None:
+            model = next(_models(info.annotation), model)
     return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models inside an annotation: ``tuple[Term, ...] | None`` holds ``Term``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 class _Loader(yaml.SafeLoader):
@@ -280,8 +293,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read: {error}") from None
+    except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())}") from None
+    if content is None:
+        raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):
         raise UserError(f"{source}:1: a recipe is a mapping of keys, not {type(content).__name__}")
     applied = {}
@@ -300,7 +315,7 @@ def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
-    path: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    path: list[Any] = [int(part) if part.isdecimal() else part for part in key.split(".")]
     *parents, last = path
     place: Any = content
     for part in parents:
