@@ -72,7 +72,7 @@ class ModelSpec(Strict):
 
 
 class Teacher(Strict):
-    """Either a saved teacher's folder, or a model and how to train it."""
+    """A model and how to train it, or a saved teacher's folder, which wins where a recipe (or ``--set``) gives both."""
 
     path: Path | None = None
     model: str | None = None
@@ -81,9 +81,9 @@ class Teacher(Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
-        if (self.path is None) == (self.model is None):
-            raise ValueError("give either path (a saved teacher) or model and train")
-        if self.model is not None and self.train is None:
+        if self.path is None and self.model is None:
+            raise ValueError("give path (a saved teacher), or model and train")
+        if self.path is None and self.train is None:
             raise ValueError("a teacher that is not loaded from a path needs train")
         return self
 
