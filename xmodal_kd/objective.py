@@ -85,9 +85,14 @@ class _Compiled(nn.Module):
 
     @property
     def unit(self) -> str:
-        if self.spec.reduction == "rows":
-            return f"rows of {self.term.signal('student')} and {self.term.signal('teacher')}, {self.spec.needs_teacher}"
-        return self.spec.reduction if self.spec.reduction == "batch" else self.name
+        """Terms of equal unit count the same rows: same signals, same masks."""
+        if self.spec.reduction == "items":
+            return self.name
+        sides = ["student", "teacher"] if self.spec.needs_teacher else ["student"]
+        read = [f"{side} {self.term.signal(side)}" for side in sides]  # type: ignore[arg-type]
+        if "labels" in self.spec.inputs:
+            read.append("labels")
+        return f"{self.spec.reduction} of {', '.join(read)}"
 
 
 def _checked(spec: LossSpec, term: Term) -> dict[str, Any]:
@@ -191,6 +196,15 @@ class Objective(nn.Module):
     def _term(self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
         mine, theirs = self._signals(term, student, teacher)
         valid = mine.layout.mask if theirs is None else mine.layout.mask & theirs.layout.mask
+        labels = student["labels"] if "labels" in term.spec.inputs else None
+        by_row = labels is not None and labels.layout.kind == mine.layout.kind
+        if labels is not None and by_row:  # a row without a label is no row of this term
+            if not labels.layout.same_rows(mine.layout):
+                raise UserError(
+                    f"term {term.name!r}: {len(labels.layout)} labels and the student's {len(mine.layout)} "
+                    f"{mine.layout.kind} rows are not aligned"
+                )
+            valid = valid & labels.layout.mask
         given: dict[str, Any] = {
             "student": full_precision(mine.rows[valid]),
             "item": mine.layout.item[valid],
@@ -199,10 +213,9 @@ class Objective(nn.Module):
         }
         if theirs is not None:
             given["teacher"] = full_precision(theirs.rows.detach()[valid])
-        if "labels" in term.spec.inputs:
-            labels, layout = student["labels"]
-            chosen = valid if len(layout) == len(mine.layout) and layout.kind == mine.layout.kind else layout.mask
-            given |= {"labels": labels[chosen], "label_item": layout.item[chosen]}
+        if labels is not None:
+            chosen = valid if by_row else labels.layout.mask
+            given |= {"labels": labels.rows[chosen], "label_item": labels.layout.item[chosen]}
         with torch.autocast(given["student"].device.type, enabled=False):
             if term.projector is not None:
                 given["student"] = term.projector(given["student"])
