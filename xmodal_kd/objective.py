@@ -177,6 +177,8 @@ class Objective(nn.Module):
             if weight > 0:
                 total, count = self._term(term, student, teacher, ranks or Ranks())
                 parts[term.name] = Part(total, count, weight, term.unit)
+        if not parts:
+            raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
         return LossOut(parts)
 
     def _signals(self, term: _Compiled, student: Signals, teacher: Signals | None) -> tuple[Signal, Signal | None]:
