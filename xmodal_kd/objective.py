@@ -151,13 +151,13 @@ class Objective(nn.Module):
             pair = self._signals(term, student, teacher)
             width_s = pair[0].rows.shape[-1]
             width_t = pair[1].rows.shape[-1] if pair[1] is not None else width_s
-            device = pair[0].rows.device
+            like = full_precision(pair[0].rows)
             with streams.forked("objective", term.name):
                 if term.spec.needs_teacher and self._wants_projector(term, width_s, width_t):
-                    term.projector = nn.Linear(width_s, width_t).to(device)
+                    term.projector = nn.Linear(width_s, width_t).to(like)
                     width_s = width_t
                 if term.spec.is_module:
-                    term.module = term.spec.fn(width_s, width_t, **term.params).to(device)
+                    term.module = term.spec.fn(width_s, width_t, **term.params).to(like)
         self.built = True
         return self
 
