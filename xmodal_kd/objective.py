@@ -74,7 +74,11 @@ class _Compiled(nn.Module):
     def __init__(self, term: Term) -> None:
         super().__init__()
         self.term = term
-        self.spec: LossSpec = LOSSES[term.loss]
+        found = LOSSES[term.loss]  # an import path or an entry point gives what the decorator returned
+        spec = found if isinstance(found, LossSpec) else getattr(found, "spec", None)
+        if not isinstance(spec, LossSpec):
+            raise UserError(f"loss {term.loss!r} is not decorated with xmodal_kd.losses.loss")
+        self.spec = spec
         self.params = _checked(self.spec, term)
         self.projector: nn.Module | None = None
         self.module: nn.Module | None = None
