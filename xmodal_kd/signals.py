@@ -107,11 +107,14 @@ class Signals:
     def add(self, name: str, tensor: Tensor, layout: Layout) -> Signals:
         """Add a signal given as rows ``(n, c)``, as labels ``(n,)`` or channel-last ``(b, *grid, c)``. Returns self."""
         n = len(layout)
-        if tensor.shape[0] != n or tensor.ndim > 2:
-            width = tensor.shape[-1]
-            if tensor.ndim < 2 or tensor.numel() != n * width:
-                raise ValueError(f"signal {name!r} of shape {tuple(tensor.shape)} does not fit {n} {layout.kind} rows")
-            tensor = tensor.reshape(n, width)
+        if tensor.ndim not in (1, 2) or len(tensor) != n:
+            if layout.grid is None or tensor.shape[:-1] != (layout.items, *layout.grid):
+                of_grid = f" of {layout.items} items on grid {layout.grid}" if layout.grid is not None else ""
+                raise ValueError(
+                    f"signal {name!r} of shape {tuple(tensor.shape)} does not fit {n} {layout.kind} rows{of_grid}: "
+                    "give (n, c) or channels last"
+                )
+            tensor = tensor.reshape(n, tensor.shape[-1])
         self._signals[name] = Signal(tensor, layout)
         return self
 
