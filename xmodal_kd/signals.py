@@ -7,7 +7,7 @@ library of losses serves all modalities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, NamedTuple
@@ -164,9 +164,3 @@ class Signals:
         for tag, view in self._views.items():
             out.add_view(tag, view.detach())
         return out
-
-
-def check_finite(values: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str | None:
-    """Name of the first tensor that holds NaN or Inf, or None."""
-    items = values.items() if isinstance(values, Mapping) else values
-    return next((name for name, value in items if not bool(torch.isfinite(value).all())), None)
