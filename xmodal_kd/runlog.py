@@ -10,7 +10,7 @@ from typing import Any
 
 
 class RunLog:
-    """``log.jsonl`` in a training's folder; NaN and infinity (a skipped fp16 step's norm) are null, for JSON has none."""
+    """``log.jsonl`` in a training's folder. NaN and infinity, of a skipped fp16 step, become null: JSON has none."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "log.jsonl"

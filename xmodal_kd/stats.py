@@ -49,6 +49,6 @@ def gap_closed(
             f"(95 % interval of the difference {low:+.4f} to {high:+.4f})"
         )
     if high < 0:
-        return None, f"the teacher is worse than the control (95 % interval of the difference {low:+.4f} to {high:+.4f})"
+        return None, f"the teacher is worse than the control (95 % interval of its lead {low:+.4f} to {high:+.4f})"
     gap = ratio(control) - ratio(teacher)
     return (ratio(control) - ratio(student)) / gap, None
