@@ -244,7 +244,7 @@ def _repeat(subject: Subject, term: str) -> tuple[float, float]:
         value = part.total / safe(part.count)
         values.append(float(value.detach()))
         if value.requires_grad:
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             optimizer.step()
     _clear(subject)
     return values[0], values[-1]

@@ -158,6 +158,6 @@ def probe(method: Method, roles: Roles, batch: Batch, streams: Streams) -> dict[
     found = {}
     with streams.forked("probe"):
         for name, out in method.losses(batch, roles, ctx):
-            out.value().backward()  # type: ignore[no-untyped-call]
+            out.value().backward()
             found[name] = out
     return found

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from xmodal_kd.errors import UserError
 
-from .models.frames import frame_mask
+from .models.frames import frame_mask, masked
 
 
 def pool_posteriors(
@@ -29,7 +29,8 @@ def pool_posteriors(
     Returns:
         log-probabilities ``(b, ceil(t / factor), c)``, uniform behind an utterance's end, and the lengths ``(b,)``.
     """
-    log_p = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    logits = masked(logits if logits.dtype == torch.float64 else logits.float(), frame_mask(lengths, logits.shape[1]))
+    log_p = F.log_softmax(logits, dim=-1)
     log_p = F.pad(log_p, (0, 0, 0, -log_p.shape[1] % factor))
     groups = rearrange(log_p, "b (s f) c -> b s f c", f=factor)
     valid = rearrange(frame_mask(lengths, log_p.shape[1]), "b (s f) 1 -> b s f 1", f=factor)

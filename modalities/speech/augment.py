@@ -22,15 +22,20 @@ def ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-def _positive(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] <= 0:
-        raise ValueError(f"must be positive, got {value}")
-    return value
+def _within(least: float, most: float) -> AfterValidator:
+    def check(value: tuple[float, float]) -> tuple[float, float]:
+        if not least <= value[0] <= value[1] <= most:
+            raise ValueError(f"a range within {least:g} and {most:g} is expected, got {value}")
+        return value
+
+    return AfterValidator(check)
 
 
 #: (least, most), drawn uniformly.
 Range = Annotated[tuple[float, float], AfterValidator(ordered)]
-PositiveRange = Annotated[Range, AfterValidator(_positive)]
+SpeedRange = Annotated[tuple[float, float], _within(0.1, 10)]
+GainRange = Annotated[tuple[float, float], _within(1e-3, 1e3)]
+MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 
 
 class Augment(Strict):
@@ -41,7 +46,7 @@ class Augment(Strict):
     or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
     """
 
-    speed: PositiveRange | None = None
+    speed: SpeedRange | None = None
     gain_db: Range | None = None
     noise_snr_db: Range | None = None
     #: Exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
@@ -63,7 +68,7 @@ class Augment(Strict):
     @property
     def fastest(self) -> float:
         """The highest speed, at which an utterance has the fewest frames."""
-        return 1.0 if self.speed is None else self.speed[1]
+        return 1.0 if self.speed is None else round(100 * self.speed[1]) / 100  # as `change_speed` rounds
 
 
 def perturb(wave: Wave, config: Augment, rng: np.random.Generator) -> Wave:

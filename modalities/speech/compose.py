@@ -18,7 +18,7 @@ from xmodal_kd.errors import UserError
 from xmodal_kd.streams import Streams
 
 from .audio import Wave
-from .augment import PositiveRange, Range, add_noise, change_speed, ordered, rms
+from .augment import GainRange, MillisecondRange, Range, SpeedRange, add_noise, change_speed, ordered, rms
 from .cache import Cache
 from .manifests import Utterance
 
@@ -42,12 +42,12 @@ class Compose(Strict):
     utterances: Counts = Field(default_factory=_counts)
     clips: CountRange = (3, 7)
     #: Silence before the first clip, and as much again (drawn anew) behind the last.
-    lead_ms: Range = (50.0, 250.0)
-    gap_ms: Range = (0.0, 300.0)
+    lead_ms: MillisecondRange = (50.0, 250.0)
+    gap_ms: MillisecondRange = (0.0, 300.0)
     #: Share of gaps that are exactly zero: there, a digit said twice needs a blank between.
     no_gap: float = Field(default=0.25, ge=0, le=1)
-    speed: PositiveRange = (0.9, 1.1)
-    gain: PositiveRange = (0.5, 1.0)
+    speed: SpeedRange = (0.9, 1.1)
+    gain: GainRange = (0.5, 1.0)
     noise_snr_db: Range | None = (5.0, 25.0)
     #: Exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
     noise_colour: Range = (0.0, 2.0)

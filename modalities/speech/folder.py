@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from xmodal_kd.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
 from xmodal_kd.errors import UserError
 
 from .models import MODELS, AcousticModel
@@ -51,7 +49,6 @@ def save_model(
         extra: whatever else the card should say; it may not contradict what the card says already.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     card = {
         "format": 1, "modality": "speech", "model": model_name, "params": dict(params),
         "features": dict(features), "tokens": dict(tokens), "sample_rate": features["sample_rate"],
@@ -59,13 +56,9 @@ def save_model(
     }  # fmt: skip
     if clash := sorted(set(card) & set(extra or {})):
         raise ValueError(f"extra may not set {', '.join(clash)} of the card")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # each file appears whole or not at all, and the card, which makes it a recogniser, comes last
-    save_file(weights, folder / f"{WEIGHTS}.part")
-    (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
-    text = json.dumps(card | dict(extra or {}), indent=1, ensure_ascii=False) + "\n"
-    (folder / f"{CARD}.part").write_text(text, encoding="utf-8")
-    (folder / f"{CARD}.part").replace(folder / CARD)
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_json(folder / CARD, card | dict(extra or {}))
     return folder
 
 
@@ -77,11 +70,9 @@ def load_card(folder: Path | str) -> Card:
     if not path.is_file():
         raise UserError(f"{folder}: not a saved recogniser: it has no {CARD}")
     try:
-        return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Card.model_validate(read_json(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        raise UserError(f"{path}: {explain(error)}") from error
 
 
 def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
@@ -92,17 +83,7 @@ def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
     """
     card, path = load_card(folder), Path(folder) / WEIGHTS
     model = _build(card, Path(folder) / CARD)
-    if not path.is_file():
-        raise UserError(f"{folder}: {WEIGHTS} is missing")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file that can be read ({error})") from error
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not the weights of the model {card.model!r} of {CARD} ({detail})") from error
+    load_weights(model, read_tensors(path), path)
     return model.eval(), card
 
 
@@ -112,11 +93,12 @@ def _build(card: Card, path: Path) -> AcousticModel:
         config = cls.Config.model_validate(card.params)
         return cls(config, mels=int(card.features["mels"]), classes=len(card.tokens["symbols"]))
     except ValidationError as error:
-        raise UserError(f"{path}: params.{_explain(error)}") from error
+        raise UserError(f"{path}: params.{explain(error)}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: features.mels or tokens.symbols is missing or wrong ({error})") from error
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as ``key: what is wrong``."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

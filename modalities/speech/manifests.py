@@ -49,8 +49,7 @@ def read_manifest(file: Path) -> list[Utterance]:
 
     Sorted by key, which is ``audio_filepath``. Raises `UserError` with the line's number.
     """
-    lines = _text(file).splitlines()
-    records = [_record(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    records = [_record(file, number, line) for number, line in enumerate(_lines(file), 1) if line.strip()]
     first: dict[str, int] = {}
     for number, utterance in records:
         if first.setdefault(utterance.key, number) != number:
@@ -110,7 +109,7 @@ def read_librispeech(folder: Path) -> list[Utterance]:
 
 
 def _chapter(file: Path) -> Iterator[Utterance]:
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(_lines(file), 1):
         key, _, text = line.strip().partition(" ")
         if not key:
             continue
@@ -120,9 +119,10 @@ def _chapter(file: Path) -> Iterator[Utterance]:
         yield Utterance(key, path, text, file.parent.parent.name)
 
 
-def _text(file: Path) -> str:
+def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8")
+        # Not splitlines(): JSON may hold other characters that Unicode calls line ends.
+        return file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such manifest") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -58,4 +58,4 @@ class Stream:
         if len(features) == 0:  # the model still says how many classes there are
             return self._run(features.new_zeros(1, features.shape[1]))[:0]
         with torch.no_grad():
-            return self.model(features[None], torch.tensor([len(features)]))[0][0]
+            return self.model(features[None], torch.tensor([len(features)], device=features.device))[0][0]

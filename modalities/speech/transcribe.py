@@ -18,9 +18,9 @@ from .audio import blocks, duration
 from .decode import beam, spikes
 from .export import FP32, INT8, OnnxModel
 from .features import Features, Frontend
-from .folder import CARD, load_card, load_model
+from .folder import CARD, explain, load_card, load_model
 from .stream import Model, Stream
-from .tokens import Tokens
+from .tokens import SPACE, Tokens
 
 Precision = Literal["fp32", "int8"]
 Backend = Literal["auto", "onnx", "torch"]
@@ -52,7 +52,7 @@ class Recogniser:
         try:
             self.features = Features.model_validate(self.card.features)
         except ValidationError as error:
-            raise UserError(f"{Path(folder) / CARD}: features: {error.errors()[0]['msg']}") from error
+            raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
         self.model = _model(Path(folder), precision, backend, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
@@ -114,7 +114,7 @@ class Recogniser:
         """Spikes as words with times: one each, or the characters between two spaces."""
         groups: list[list[tuple[int, int, int]]] = [[]]
         for spike in found:
-            if self.tokens.kind == "words" or self.tokens.symbols[spike[0]] == "|":
+            if self.tokens.kind == "words" or self.tokens.symbols[spike[0]] == SPACE:
                 groups.append([])
             if self.tokens.decode([spike[0]]):  # a space alone says nothing
                 groups[-1].append(spike)

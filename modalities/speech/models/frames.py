@@ -27,6 +27,8 @@ class AcousticModel(nn.Module):
     Config: ClassVar[type[Strict]]
     stride: ClassVar[int] = STRIDE
     receptive_field: tuple[int, int] | None = None
+    #: Its name and parameters, as a recipe and a saved folder give them; set by whoever builds it from them.
+    card: dict[str, Any]
 
     @abstractmethod
     def __init__(self, config: Any, *, mels: int, classes: int) -> None:

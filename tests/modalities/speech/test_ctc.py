@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from xmodal_kd.modalities.speech.losses import ctc, match_lengths, pool_posteriors
+from xmodal_kd.modalities.speech.align import fit_frames, pool_posteriors
+from xmodal_kd.modalities.speech.losses import ctc
 
 from xmodal_kd.errors import UserError
 from xmodal_kd.losses.base import LOSSES
@@ -130,17 +131,28 @@ def test_pooling_does_not_see_padding(factor: int) -> None:
         torch.testing.assert_close(pooled[i, :count], alone[0])
 
 
+def test_the_gradient_of_pooling_does_not_see_padding() -> None:
+    logits = torch.randn(2, 7, 4)
+    logits[1, 4:] = float("nan")
+    logits.requires_grad_()
+    pooled, _ = pool_posteriors(logits, torch.tensor([7, 4]), 3)
+    pooled.square().sum().backward()
+    assert torch.isfinite(logits.grad).all() and logits.grad[1, 4:].abs().sum() == 0
+
+
 def test_pooling_by_one_is_log_softmax() -> None:
     logits = torch.randn(2, 5, 4)
     torch.testing.assert_close(pool_posteriors(logits, torch.tensor([5, 5]), 1)[0], logits.log_softmax(-1))
 
 
-def test_lengths_that_nearly_match_are_cut() -> None:
-    student, teacher = torch.randn(2, 10, 3), torch.randn(2, 12, 4)
-    s, t, lengths = match_lengths(student, torch.tensor([10, 6]), teacher, torch.tensor([12, 5]))
-    assert s.shape == (2, 10, 3) and t.shape == (2, 10, 4) and lengths.tolist() == [10, 5]
+def test_lengths_that_nearly_match_are_made_to() -> None:
+    values = torch.randn(2, 10, 3)
+    cut = fit_frames(values, torch.tensor([10, 6]), torch.tensor([8, 6]))
+    longer = fit_frames(values, torch.tensor([10, 6]), torch.tensor([12, 5]))
+    assert torch.equal(cut, values[:, :8])
+    assert torch.equal(longer, torch.cat([values, values[:, -1:], values[:, -1:]], dim=1))
 
 
 def test_lengths_of_different_rates_are_refused() -> None:
-    with pytest.raises(UserError, match="10 and 13"):
-        match_lengths(torch.zeros(1, 10, 3), torch.tensor([10]), torch.zeros(1, 13, 3), torch.tensor([13]))
+    with pytest.raises(UserError, match="10 frames where 13"):
+        fit_frames(torch.zeros(1, 10, 3), torch.tensor([10]), torch.tensor([13]))

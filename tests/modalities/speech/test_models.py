@@ -6,8 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from xmodal_kd.modalities.speech.decode import greedy
+from xmodal_kd.modalities.speech.losses import ctc
 from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
 from xmodal_kd.modalities.speech.models.conv import ConvConfig
+from xmodal_kd.modalities.speech.models.frames import frame_mask
 from xmodal_kd.modalities.speech.stream import Stream
 
 from xmodal_kd.errors import UserError
@@ -77,6 +80,21 @@ def test_an_utterance_without_frames_harms_nobody(model: torch.nn.Module) -> Non
     logits, counts = model(x, torch.tensor([12, 0]))
     assert counts.tolist() == [3, 0] and torch.isfinite(logits).all()
     torch.testing.assert_close(logits[0], model(x, lengths)[0][0], atol=1e-5, rtol=0)
+
+
+def test_a_model_learns_what_it_is_shown(model: torch.nn.Module) -> None:
+    (x, lengths), labels = batch([40, 32]), torch.tensor([1, 2, 3, 1, 4])
+    optimizer, losses = torch.optim.Adam(model.train().parameters(), 4e-3), []
+    for _ in range(80):
+        logits, counts = model(x, lengths)
+        mask = frame_mask(counts, logits.shape[1])[..., 0]
+        values, counted = ctc(logits[mask], mask.nonzero()[:, 0], 2, labels, torch.tensor([0, 0, 1, 1, 1]))
+        optimizer.zero_grad()
+        values.sum().backward()
+        optimizer.step()
+        losses.append(values.sum().item())
+    assert counted.all() and losses[-1] < 0.1 * losses[0]
+    assert greedy(*model.eval()(x, lengths)) == [[1, 2], [3, 1, 4]]
 
 
 @pytest.mark.parametrize(("name", "fewest", "most"), [("conv", 10_000, 60_000), ("conformer", 500_000, 900_000)])

@@ -1,0 +1,35 @@
+# make test: set up .venv and run all checks. Needs git, make, Python 3.11 or 3.12 with its venv module.
+VENV := .venv
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# an editable install of the strict kind is what mypy and editors understand
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install test lint unit smoke clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 with its venv module; on Debian and Ubuntu: apt-get install python3 python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	@$(BIN)/python -c "import soundfile, torchaudio" || { echo "a system library is missing; on Debian and Ubuntu: apt-get install libsndfile1"; exit 1; }
+	@touch $(STAMP)
+
+test: install lint unit
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+smoke: install
+	$(BIN)/xmodal-kd run smoke/speech
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

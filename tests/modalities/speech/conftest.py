@@ -1,0 +1,34 @@
+"""Real recordings for the speech tests: beside the project, or where XMODAL_KD_DATA points."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def _shared(name: str) -> Path:
+    places = [Path(p) for p in [os.environ.get("XMODAL_KD_DATA")] if p] + [ROOT.parent / "shared/data"]
+    folder = next((place / name for place in places if (place / name).is_dir()), None)
+    if folder is None:
+        pytest.skip(f"no {name} at {' or '.join(map(str, places))}; set XMODAL_KD_DATA to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fsdd() -> Path:
+    return _shared("fsdd")
+
+
+@pytest.fixture(scope="session")
+def kathleen() -> Path:
+    return _shared("kathleen")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """The synthetic digits that come with the project."""
+    return ROOT / "assets/digits"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile as sf
+from xmodal_kd.modalities.speech import audio
+
+from xmodal_kd.errors import UserError
+
+
+def tone(seconds=1.0, rate=16000, hertz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def noise(samples, seed=0):
+    return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_stereo_is_averaged_and_keeps_its_rate(tmp_path):
+    path = tmp_path / "stereo.wav"
+    left, right = tone(rate=44100), np.zeros(44100, np.float32)
+    sf.write(path, np.stack([left, right], axis=1), 44100, subtype="FLOAT")
+    wave, rate = audio.read(path)
+    assert (rate, wave.shape, wave.dtype) == (44100, (44100,), np.float32)
+    np.testing.assert_allclose(wave, left / 2, atol=1e-6)
+    assert audio.duration(path) == 1.0
+
+
+@pytest.mark.parametrize("old, new", [(44100, 16000), (8000, 16000), (48000, 8000), (16000, 44100)])
+def test_resampling_keeps_a_tone_and_its_length(old, new):
+    wave = audio.resample(tone(rate=old), old, new)
+    assert wave.dtype == np.float32 and len(wave) == new
+    middle = slice(new // 4, -new // 4)
+    np.testing.assert_allclose(wave[middle], tone(rate=new)[middle], atol=2e-3)
+
+
+def test_resampling_removes_what_the_new_rate_cannot_hold():
+    wave = audio.resample(tone(rate=44100, hertz=12000.0), 44100, 16000)
+    assert np.abs(wave[2000:-2000]).max() < 0.01
+
+
+@pytest.mark.parametrize("seconds", [0.013, 0.25, 1.0, 60.0])
+@pytest.mark.parametrize("rate, new", [(16000, None), (44100, 16000), (8000, 16000), (16000, 8000), (11025, 16000)])
+def test_blocks_join_to_the_whole_file(tmp_path, rate, new, seconds):
+    path = tmp_path / "long.wav"
+    sf.write(path, noise(2 * rate + 77), rate, subtype="FLOAT")
+    blocks = list(audio.blocks(path, seconds, new))
+    whole, _ = audio.read(path)
+    np.testing.assert_allclose(np.concatenate(blocks), audio.resample(whole, rate, new or rate), atol=1e-6)
+    assert all(len(block) <= (seconds + 0.1) * (new or rate) + 2 for block in blocks)
+
+
+@pytest.mark.parametrize("call", [audio.read, audio.duration, lambda path: list(audio.blocks(path, 0.1))])
+@pytest.mark.parametrize("share", [0.99, 0.5, 0.1])
+def test_a_cut_wav_is_named(tmp_path, call, share):
+    path = tmp_path / "cut.wav"
+    sf.write(path, noise(8000), 16000)
+    cut(path, share)
+    with pytest.raises(UserError, match=r"cut\.wav: truncated: its header promises 16000 bytes") as error:
+        call(path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["cut.flac", "cut.ogg"])
+def test_other_cut_files_are_named(tmp_path, name):
+    path = tmp_path / name
+    sf.write(path, noise(16000), 16000)
+    cut(path, 0.5)
+    for call in (audio.read, lambda path: list(audio.blocks(path, 0.1))):
+        with pytest.raises(UserError, match=f"{name}: truncated") as error:
+            call(path)
+        one_line(error)
+
+
+def test_a_damaged_flac_is_named(tmp_path):
+    path = tmp_path / "damaged.flac"
+    sf.write(path, noise(16000), 16000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"damaged\.flac: truncated or corrupt"):
+        audio.read(path)
+
+
+def test_a_wav_that_was_piped_is_whole(tmp_path):
+    """A writer that cannot seek back leaves a huge size in the header: nothing is missing."""
+    path = tmp_path / "piped.wav"
+    sf.write(path, noise(8000), 16000)
+    content = bytearray(path.read_bytes())
+    for at in (4, content.index(b"data") + 4):
+        content[at : at + 4] = b"\xff" * 4
+    path.write_bytes(bytes(content))
+    assert len(audio.read(path)[0]) == 8000
+
+
+def test_an_empty_file_is_named(tmp_path):
+    path = tmp_path / "empty.wav"
+    sf.write(path, np.zeros(0, np.float32), 16000)
+    for call in (audio.read, audio.duration):
+        with pytest.raises(UserError, match=r"empty\.wav: empty"):
+            call(path)
+
+
+@pytest.mark.parametrize("content", [b"one two three\n", b"", b"RIFF1234WAVEfmt "])
+def test_what_is_not_audio_is_named(tmp_path, content):
+    path = tmp_path / "text.wav"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"text\.wav: not an audio file") as error:
+        audio.read(path)
+    one_line(error)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.wav: no such file"):
+        audio.read(tmp_path / "none.wav")
+    with pytest.raises(UserError, match="a folder"):
+        audio.duration(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite_are_named(tmp_path, bad):
+    path = tmp_path / "nan.wav"
+    wave = tone()
+    wave[1234] = bad
+    sf.write(path, wave, 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"nan\.wav: sample 1234 is NaN or Inf"):
+        audio.read(path)
+    with pytest.raises(UserError, match="NaN or Inf"):
+        list(audio.blocks(path, 0.01))
