@@ -191,7 +191,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(os if where == "fsync" else Path, where, full_disk)
         for write in (lambda: put(checkpoints, 2), lambda: checkpoints.save_best({"w": torch.tensor(2.0)}, {})):
-            with pytest.raises(UserError, match="cannot write .*the disk is full.*--resume"):
+            with pytest.raises(UserError, match=r"cannot write .*the disk is full.*--resume"):
                 write()
     assert files(tmp_path) == before, "nothing half-written stays"
     latest = checkpoints.latest()
@@ -201,7 +201,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*Not a directory") as refused:
+    with pytest.raises(UserError, match=r"cannot write .*Not a directory") as refused:
         write_bytes(tmp_path / "file" / "x.json", b"")
     assert "free some space" not in str(refused.value)
 

@@ -390,9 +390,9 @@ def test_one_more_projector_leaves_other_initialisations_alone() -> None:
     before = torch.random.get_rng_state()
     both = Objective([Term(loss="hint", on="g", name="first"), last]).build(s, t, streams)
     assert torch.equal(torch.random.get_rng_state(), before)
-    for a, b in zip(list(alone)[0].parameters(), list(both)[1].parameters(), strict=True):
+    for a, b in zip(next(iter(alone)).parameters(), list(both)[1].parameters(), strict=True):
         assert torch.equal(a, b)
-    first = next(list(both)[0].parameters())
+    first = next(next(iter(both)).parameters())
     assert not torch.equal(first.flatten()[:4], next(list(both)[1].parameters()).flatten()[:4])
 
 
@@ -465,7 +465,7 @@ def test_double_signals_stay_double() -> None:
 def test_parameters_of_losses_are_checked() -> None:
     with pytest.raises(UserError, match=r"loss 'kd' has no parameter 'temprature' \(nearest: temperature\)"):
         single("kd", temprature=2.0)
-    with pytest.raises(UserError, match="loss 'kd', parameter 'temperature'.*valid number"):
+    with pytest.raises(UserError, match=r"loss 'kd', parameter 'temperature'.*valid number"):
         single("kd", temperature="hot")
     with pytest.raises(UserError, match=r"unknown losses 'kdd' \(nearest: kd"):
         single("kdd")
@@ -473,7 +473,7 @@ def test_parameters_of_losses_are_checked() -> None:
 
 def test_every_loss_builds_with_its_defaults() -> None:
     """Trap 4."""
-    for name in LOSSES:
+    for name in (name for name in LOSSES if not name.startswith("test_")):
         assert next(iter(single(name))).params == {k: v.default for k, v in LOSSES[name].params.model_fields.items()}
 
 

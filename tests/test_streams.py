@@ -19,7 +19,8 @@ def test_a_stream_is_a_function_of_seed_and_path() -> None:
 
 def test_keys_do_not_collide() -> None:
     """Neither by joining parts, nor by a number that looks like a name, nor by the order of the parts."""
-    paths = [(), ("a",), ("b",), ("a", "b"), ("b", "a"), ("ab",), ("a", 1), ("a", "1"), ("a", 11), ("a", 1, 1), (1, "a")]
+    words = [(), ("a",), ("b",), ("a", "b"), ("b", "a"), ("ab",)]
+    paths = [*words, ("a", 1), ("a", "1"), ("a", 11), ("a", 1, 1), (1, "a")]
     keys = [Streams(seed).key(*path) for seed in (1, 2, 11) for path in paths]
     assert len(set(keys)) == len(keys)
     assert all(0 <= key < 2**63 for key in keys)
