@@ -34,9 +34,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         what = "the disk is full (or a file-size limit is hit)" if full else (error.strerror or str(error))
-        raise UserError(
-            f"cannot write {path}: {what}; what was complete before is untouched: free some space, then --resume"
-        ) from error
+        advice = ": free some space, then --resume" if full else ""
+        raise UserError(f"cannot write {path}: {what}; what was complete before is untouched{advice}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -86,8 +85,8 @@ def read_json(path: Path) -> Any:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
     """`load_state_dict` whose mismatch is one line with the first missing, unexpected or misshapen name."""
     own = model.state_dict()
-    for name in own.keys() - tensors.keys():
-        raise UserError(f"{source}: lacks {name!r}, which {type(model).__name__} has")
+    if (lacking := next((name for name in own if name not in tensors), None)) is not None:
+        raise UserError(f"{source}: lacks {lacking!r}, which {type(model).__name__} has")
     for name, tensor in tensors.items():
         if name not in own:
             raise UserError(f"{source}: holds {name!r}, which {type(model).__name__} has not")

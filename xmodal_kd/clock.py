@@ -21,10 +21,12 @@ class Clock:
     @contextmanager
     def step(self, measured: bool) -> Iterator[None]:
         self.running = measured
-        with self.time("step"):
-            yield
-        self.steps += measured
-        self.running = False
+        try:
+            with self.time("step"):
+                yield
+            self.steps += measured
+        finally:
+            self.running = False
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -41,7 +43,7 @@ class Clock:
         return perf_counter()
 
     def split(self) -> dict[str, float]:
-        """Milliseconds a step by part; ``other`` is what no part claimed: optimizer, data, log."""
+        """Milliseconds a step by part; ``other`` is what no part claimed: data, logging, the loop itself."""
         if not self.steps:
             return {}
         milliseconds = {part: 1000 * seconds / self.steps for part, seconds in self.seconds.items()}

@@ -20,7 +20,14 @@ class _Keyed(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> Any:
         epoch, index = key
-        return self.source.sample(index, epoch)
+        try:
+            return self.source.sample(index, epoch)
+        except UserError as error:  # raised again by `steps`: a worker's would arrive wrapped in its traceback
+            return error
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        broken = next((sample for sample in samples if isinstance(sample, UserError)), None)
+        return self.source.collate(samples) if broken is None else broken
 
 
 class _Plan:
@@ -53,22 +60,28 @@ def steps(
 ) -> Iterator[list[Batch]]:
     """Endless: for each step from `start` on, this rank's `accumulate` micro-batches."""
     plan = _Plan(source, start, rank, world, accumulate)
+    keyed = _Keyed(source)
     loader: DataLoader[Any] = DataLoader(
-        _Keyed(source),
+        keyed,
         batch_sampler=plan,
-        collate_fn=source.collate,
+        collate_fn=keyed.collate,
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
     )
     stream = iter(loader)
-    while True:
-        yield [next(stream) for _ in range(accumulate)]
+    try:
+        while True:
+            micros = []
+            for _ in range(accumulate):
+                batch = next(stream)
+                if isinstance(batch, UserError):
+                    raise batch
+                micros.append(batch)
+            yield micros
+    finally:
+        del stream  # ends the workers now; kept alive by a traceback, each would cost 5 s at the end
 
 
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def steps_per_epoch(source: Source) -> int:
-    return len(source.plan(0))

@@ -74,7 +74,11 @@ class _Compiled(nn.Module):
     def __init__(self, term: Term) -> None:
         super().__init__()
         self.term = term
-        self.spec: LossSpec = LOSSES[term.loss]
+        found = LOSSES[term.loss]  # an import path or an entry point gives what the decorator returned
+        spec = found if isinstance(found, LossSpec) else getattr(found, "spec", None)
+        if not isinstance(spec, LossSpec):
+            raise UserError(f"loss {term.loss!r} is not decorated with xmodal_kd.losses.loss")
+        self.spec = spec
         self.params = _checked(self.spec, term)
         self.projector: nn.Module | None = None
         self.module: nn.Module | None = None
@@ -85,9 +89,14 @@ class _Compiled(nn.Module):
 
     @property
     def unit(self) -> str:
-        if self.spec.reduction == "rows":
-            return f"rows of {self.term.signal('student')} and {self.term.signal('teacher')}, {self.spec.needs_teacher}"
-        return self.spec.reduction if self.spec.reduction == "batch" else self.name
+        """Terms of equal unit count the same rows: same signals, same masks."""
+        if self.spec.reduction == "items":
+            return self.name
+        sides = ["student", "teacher"] if self.spec.needs_teacher else ["student"]
+        read = [f"{side} {self.term.signal(side)}" for side in sides]  # type: ignore[arg-type]
+        if "labels" in self.spec.inputs:
+            read.append("labels")
+        return f"{self.spec.reduction} of {', '.join(read)}"
 
 
 def _checked(spec: LossSpec, term: Term) -> dict[str, Any]:
@@ -146,13 +155,13 @@ class Objective(nn.Module):
             pair = self._signals(term, student, teacher)
             width_s = pair[0].rows.shape[-1]
             width_t = pair[1].rows.shape[-1] if pair[1] is not None else width_s
-            device = pair[0].rows.device
+            like = full_precision(pair[0].rows)
             with streams.forked("objective", term.name):
                 if term.spec.needs_teacher and self._wants_projector(term, width_s, width_t):
-                    term.projector = nn.Linear(width_s, width_t).to(device)
+                    term.projector = nn.Linear(width_s, width_t).to(like)
                     width_s = width_t
                 if term.spec.is_module:
-                    term.module = term.spec.fn(width_s, width_t, **term.params).to(device)
+                    term.module = term.spec.fn(width_s, width_t, **term.params).to(like)
         self.built = True
         return self
 
@@ -172,6 +181,8 @@ class Objective(nn.Module):
             if weight > 0:
                 total, count = self._term(term, student, teacher, ranks or Ranks())
                 parts[term.name] = Part(total, count, weight, term.unit)
+        if not parts:
+            raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
         return LossOut(parts)
 
     def _signals(self, term: _Compiled, student: Signals, teacher: Signals | None) -> tuple[Signal, Signal | None]:
@@ -191,6 +202,15 @@ class Objective(nn.Module):
     def _term(self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
         mine, theirs = self._signals(term, student, teacher)
         valid = mine.layout.mask if theirs is None else mine.layout.mask & theirs.layout.mask
+        labels = student["labels"] if "labels" in term.spec.inputs else None
+        by_row = labels is not None and labels.layout.kind == mine.layout.kind
+        if labels is not None and by_row:  # a row without a label is no row of this term
+            if not labels.layout.same_rows(mine.layout):
+                raise UserError(
+                    f"term {term.name!r}: {len(labels.layout)} labels and the student's {len(mine.layout)} "
+                    f"{mine.layout.kind} rows are not aligned"
+                )
+            valid = valid & labels.layout.mask
         given: dict[str, Any] = {
             "student": full_precision(mine.rows[valid]),
             "item": mine.layout.item[valid],
@@ -199,10 +219,9 @@ class Objective(nn.Module):
         }
         if theirs is not None:
             given["teacher"] = full_precision(theirs.rows.detach()[valid])
-        if "labels" in term.spec.inputs:
-            labels, layout = student["labels"]
-            chosen = valid if len(layout) == len(mine.layout) and layout.kind == mine.layout.kind else layout.mask
-            given |= {"labels": labels[chosen], "label_item": layout.item[chosen]}
+        if labels is not None:
+            chosen = valid if by_row else labels.layout.mask
+            given |= {"labels": labels.rows[chosen], "label_item": labels.layout.item[chosen]}
         with torch.autocast(given["student"].device.type, enabled=False):
             if term.projector is not None:
                 given["student"] = term.projector(given["student"])

@@ -8,11 +8,12 @@ known name. A recipe is data: it executes nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -71,7 +72,7 @@ class ModelSpec(Strict):
 
 
 class Teacher(Strict):
-    """Either a saved teacher's folder, or a model and how to train it."""
+    """A model and how to train it, or a saved teacher's folder, which wins where a recipe (or ``--set``) gives both."""
 
     path: Path | None = None
     model: str | None = None
@@ -80,9 +81,9 @@ class Teacher(Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
-        if (self.path is None) == (self.model is None):
-            raise ValueError("give either path (a saved teacher) or model and train")
-        if self.model is not None and self.train is None:
+        if self.path is None and self.model is None:
+            raise ValueError("give path (a saved teacher), or model and train")
+        if self.path is None and self.train is None:
             raise ValueError("a teacher that is not loaded from a path needs train")
         return self
 
@@ -169,8 +170,16 @@ def _explain(
     model: type[BaseModel], error: ValidationError, at: Path_, source: Path, lines: Mapping[Path_, int]
 ) -> str:
     """One line for the first thing that is wrong: file, line, key, reason, and the nearest names."""
-    first = error.errors(include_url=False)[0]
-    path = (*at, *(part for part in first["loc"] if (*at, part) in lines or not _is_tag(part)))
+    errors = error.errors(include_url=False)
+    # a misspelt key is also a missing one, and in a union fails the other members: say that it is unknown
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    meant = [e for e in errors if not (isinstance(e["input"], Mapping) and e["type"].endswith("_type"))]
+    first = (unknown or meant or errors)[0]
+    path = at
+    for i, part in enumerate(first["loc"]):
+        is_key = i + 1 == len(first["loc"]) and first["type"] == "extra_forbidden"
+        if is_key or (*path, part) in lines or not _is_tag(part):
+            path = (*path, part)
     key = ".".join(map(str, path)) or "the recipe"
     line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), 1)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -193,30 +202,55 @@ def _is_tag(part: str | int) -> bool:
 def _fields(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """Known keys of the sub-model that `path` leads to."""
     for part in path:
-        info = model.model_fields.get(str(part))
-        if info is None:
-            continue
-        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        if (info := model.model_fields.get(str(part))) is not None:
+            model = next(_models(info.annotation), model)
     return list(model.model_fields)
 
 
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models inside an annotation: ``tuple[Term, ...] | None`` holds ``Term``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice."""
+    """SafeLoader that refuses a key written twice and reads ``on`` and ``1e-3`` as YAML 1.2 does.
+
+    YAML 1.1 takes the key ``on`` of a term for the boolean true, and 1e-3 for text.
+    """
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", key_node.start_mark)
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+    written: set[str] = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a word, not a list", key_node.start_mark)
+        if key_node.value in written:
+            problem = f"key {key_node.value!r} is written twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        written.add(key_node.value)
+    loader.flatten_mapping(node)  # after that a key may stand twice: merged by <<, then overridden
+    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def _marks(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, int]]:
@@ -260,8 +294,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read: {error}") from None
+    except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())}") from None
+    if content is None:
+        raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):
         raise UserError(f"{source}:1: a recipe is a mapping of keys, not {type(content).__name__}")
     applied = {}
@@ -280,7 +316,7 @@ def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
-    path: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    path: list[Any] = [int(part) if part.isdecimal() else part for part in key.split(".")]
     *parents, last = path
     place: Any = content
     for part in parents:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 class RunLog:
-    """``log.jsonl`` in a training's folder."""
+    """``log.jsonl`` in a training's folder. NaN and infinity, of a skipped fp16 step, become null: JSON has none."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "log.jsonl"
@@ -21,9 +22,10 @@ class RunLog:
             kept = [entry for entry in read(self.path) if entry["step"] <= step]
             self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
-    def append(self, step: int, values: Mapping[str, Any]) -> None:
+    def append(self, step: int, values: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+            file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

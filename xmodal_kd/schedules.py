@@ -19,7 +19,7 @@ class Schedule(Strict):
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = Field(0.0, ge=0)
     """Share of all steps when below 1, else a number of steps."""
-    end: float = Field(0.0, ge=0)
+    end: float = Field(0.0, ge=0, le=1)
     """Final factor of ``linear`` and ``cosine``."""
 
     def __call__(self, step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ library of losses serves all modalities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, NamedTuple
@@ -107,11 +107,14 @@ class Signals:
     def add(self, name: str, tensor: Tensor, layout: Layout) -> Signals:
         """Add a signal given as rows ``(n, c)``, as labels ``(n,)`` or channel-last ``(b, *grid, c)``. Returns self."""
         n = len(layout)
-        if tensor.shape[0] != n or tensor.ndim > 2:
-            width = tensor.shape[-1]
-            if tensor.ndim < 2 or tensor.numel() != n * width:
-                raise ValueError(f"signal {name!r} of shape {tuple(tensor.shape)} does not fit {n} {layout.kind} rows")
-            tensor = tensor.reshape(n, width)
+        if tensor.ndim not in (1, 2) or len(tensor) != n:
+            if layout.grid is None or tensor.shape[:-1] != (layout.items, *layout.grid):
+                of_grid = f" of {layout.items} items on grid {layout.grid}" if layout.grid is not None else ""
+                raise ValueError(
+                    f"signal {name!r} of shape {tuple(tensor.shape)} does not fit {n} {layout.kind} rows{of_grid}: "
+                    "give (n, c) or channels last"
+                )
+            tensor = tensor.reshape(n, tensor.shape[-1])
         self._signals[name] = Signal(tensor, layout)
         return self
 
@@ -161,9 +164,3 @@ class Signals:
         for tag, view in self._views.items():
             out.add_view(tag, view.detach())
         return out
-
-
-def check_finite(values: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str | None:
-    """Name of the first tensor that holds NaN or Inf, or None."""
-    items = values.items() if isinstance(values, Mapping) else values
-    return next((name for name, value in items if not bool(torch.isfinite(value).all())), None)

@@ -23,6 +23,8 @@ def paired_interval(
     """
     theirs = {s.item: s for s in b}
     pairs = [(x, theirs[x.item]) for x in a if x.item in theirs]
+    if not pairs:
+        raise ValueError("no item was scored on both sides")
     table = np.array([(x.errors, x.units, y.errors, y.units) for x, y in pairs])
     rng = np.random.Generator(np.random.Philox(seed))
     draws = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples) @ table
@@ -34,14 +36,19 @@ def paired_interval(
 def gap_closed(
     teacher: Sequence[Score], control: Sequence[Score], student: Sequence[Score]
 ) -> tuple[float | None, str | None]:
-    """Share of the distance from control to teacher that the student has come, and why not where it is None."""
-    if not teacher or not control:
-        return None, "teacher or control was not scored by item"
+    """Share of the distance from control to teacher that the student has come, and why not where it is None.
+
+    For metrics of errors, where less is better.
+    """
+    if not teacher or not control or not student:
+        return None, "teacher, control or student was not scored by item"
     low, high = paired_interval(control, teacher)
     if low <= 0 <= high:
         return None, (
             f"teacher and control differ by less than the noise of the test items "
             f"(95 % interval of the difference {low:+.4f} to {high:+.4f})"
         )
+    if high < 0:
+        return None, f"the teacher is worse than the control (95 % interval of its lead {low:+.4f} to {high:+.4f})"
     gap = ratio(control) - ratio(teacher)
     return (ratio(control) - ratio(student)) / gap, None

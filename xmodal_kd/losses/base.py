@@ -85,7 +85,7 @@ class LossSpec:
             "reduction": self.reduction,
             "properties": sorted(self.properties),
             "confidence": self.confidence,
-            "parameters": {k: v.default for k, v in self.params.model_fields.items()},
+            "parameters": {k: None if v.is_required() else v.default for k, v in self.params.model_fields.items()},
         }
 
 
@@ -114,7 +114,9 @@ def loss(
     def add(fn: F) -> F:
         if not isinstance(fn, type):
             fn = _precise(fn)
-        LOSSES.add(name, _spec(fn))
+        spec = _spec(fn)
+        LOSSES.add(name, spec)
+        fn.spec = spec  # type: ignore[attr-defined]
         return fn
 
     def _spec(fn: F) -> LossSpec:
