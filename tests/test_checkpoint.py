@@ -31,7 +31,7 @@ from xmodal_kd.checkpoint import (
     write_json,
     write_tensors,
 )
-from xmodal_kd.errors import UserError
+from xmodal_kd.errors import RunError, UserError
 from xmodal_kd.optim import build_optimizer
 from xmodal_kd.recipe import Optimizer
 
@@ -211,7 +211,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from xmodal_kd.checkpoint import Checkpoints
-from xmodal_kd.errors import UserError
+from xmodal_kd.errors import RunError, UserError
 checkpoints = Checkpoints(Path(sys.argv[1]))
 checkpoints.save(1, {"w": torch.zeros(10)}, {"step": 1})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -277,7 +277,7 @@ def test_tidy_of_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_never_holds_nan(value: float, tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(RunError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"deep": [{"x": value}]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 

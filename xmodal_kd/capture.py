@@ -15,6 +15,8 @@ from .errors import UserError, nearest
 def find_modules(model: nn.Module, pattern: str) -> list[str]:
     """Module paths that `pattern` names: a path, or a glob over paths (``blocks.*.norm``), in the model's order.
 
+    A ``*`` also crosses dots: ``blocks.*`` is every module below ``blocks``, at any depth.
+
     Raises `UserError` that offers the nearest paths when there is none.
     """
     paths = [path for path, _ in model.named_modules() if path]
@@ -51,6 +53,10 @@ def capture(model: nn.Module, features: Sequence[str]) -> Iterator[dict[str, lis
 
     def recorder(name: str, of_input: bool) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if of_input and not args:
+                raise UserError(
+                    f"module {name.removesuffix(':input')!r} takes its input by keyword: capture its output"
+                )
             taken[name].append(_first_tensor(args if of_input else output, name))
 
         return record

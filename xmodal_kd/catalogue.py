@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .adapter import adapter_class, modality, modality_names
+from .adapter import Adapter, adapter_class, modality, modality_names
 from .errors import UserError, nearest
 from .losses import LOSSES
 from .method import METHODS
+from .progress import console
 from .recipe import shipped
 
 Row = dict[str, Any]
@@ -22,9 +23,17 @@ def catalogue(what: str) -> list[Row]:
     return KINDS[what]()
 
 
-def _losses() -> list[Row]:
+def _adapters() -> Iterator[tuple[str, type[Adapter]]]:
+    """The modalities whose packages are installed; the others are named on stderr."""
     for name in modality_names():
-        adapter_class(name)  # a modality registers losses of its own
+        try:
+            yield name, adapter_class(name)
+        except UserError as error:
+            console.print(f"left out: {error}", markup=False, highlight=False)
+
+
+def _losses() -> list[Row]:
+    list(_adapters())  # a modality registers losses of its own
     return [LOSSES[name].describe() for name in LOSSES]
 
 
@@ -35,8 +44,7 @@ def _methods() -> list[Row]:
 def _models() -> list[Row]:
     return [
         {"name": model, "modality": name, "summary": _first_line(kind.models[model])}
-        for name in modality_names()
-        for kind in [adapter_class(name)]
+        for name, kind in _adapters()
         for model in kind.models
     ]
 
@@ -48,8 +56,8 @@ def _modalities() -> list[Row]:
 def _datasets() -> list[Row]:
     return [
         {"name": source, "modality": name, "summary": summary}
-        for name in modality_names()
-        for source, summary in adapter_class(name).datasets.items()
+        for name, kind in _adapters()
+        for source, summary in kind.datasets.items()
     ]
 
 

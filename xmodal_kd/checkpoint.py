@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import RunError, UserError
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -49,12 +49,27 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _sync_folder(folder: Path) -> None:
+    """A rename is safe from a power cut once the folder is on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, sort_keys=False, allow_nan=False) + "\n").encode())
+    """JSON, whole or not at all. Raises `RunError` for NaN and infinity, which JSON does not have."""
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise RunError(f"{path}: a value of it is NaN or infinite ({error})") from error
+    write_bytes(path, f"{text}\n".encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -181,6 +196,7 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                 else:
                     temporary.rename(target)
+                _sync_folder(self.folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 

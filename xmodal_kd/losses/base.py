@@ -22,15 +22,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from torch import Tensor, nn
 
 from ..registry import Registry
 
 Reduction = Literal["rows", "items", "batch"]
+#: A hyper-parameter above 0: a temperature, an exponent.
+Positive = Annotated[float, Field(gt=0)]
 
 #: What the objective can hand to a loss, by parameter name.
 INPUTS: Mapping[str, str] = {
@@ -124,6 +126,8 @@ def loss(
         inputs = tuple(_positional(forward))
         if unknown := set(inputs) - set(INPUTS):
             raise TypeError(f"loss {name!r} asks for unknown inputs {sorted(unknown)}; known: {', '.join(INPUTS)}")
+        if reduction == "batch" and (local := set(inputs) - {"student", "teacher", "labels"}):
+            raise TypeError(f"loss {name!r}: only rows and labels are gathered over ranks, not {sorted(local)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())
         words |= {"teacher"} if "teacher" in inputs else set()
         return LossSpec(
@@ -160,13 +164,15 @@ def _positional(fn: Callable[..., Any]) -> list[str]:
 def _params_model(name: str, fn: Callable[..., Any]) -> type[BaseModel]:
     """A strict pydantic model of the keyword-only parameters, so that a recipe's misspelt one is caught."""
     target = fn.__init__ if isinstance(fn, type) else fn  # type: ignore[misc]
-    hints = get_type_hints(target)
+    hints = get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {
         p.name: (hints[p.name], p.default if p.default is not p.empty else ...)
         for p in inspect.signature(target).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     }
-    return create_model(f"{name}_params", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    return create_model(
+        f"{name}_params", __config__=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False), **fields
+    )
 
 
 def same_shape(student: Tensor, teacher: Tensor) -> None:

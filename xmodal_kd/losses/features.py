@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .base import item_mean, item_sum, loss, same_rows, same_shape
+from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
 
 
 @loss(
@@ -29,7 +29,7 @@ def hint(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]) -> Float[
 )  # fmt: skip
 def at(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int,
-    *, p: float = 2.0,
+    *, p: Positive = 2.0,
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
     """Squared difference of where the two networks look: ``mean_i (q_s/|q_s| - q_t/|q_t|)^2``, ``q = mean_c |f|^p``.
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import loss, same_shape
+from .base import Positive, loss, same_shape
 
 
 @loss(
@@ -16,7 +16,7 @@ from .base import loss, same_shape
     properties="zero_at_teacher shift_invariant",
 )  # fmt: skip
 def kd(
-    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: float = 4.0
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 4.0
 ) -> Float[Tensor, " n"]:
     """``T^2 KL(softmax(teacher/T) || softmax(student/T))`` of each row.
 
@@ -60,7 +60,7 @@ def pearson(x: Tensor, y: Tensor, dim: int) -> Tensor:
 )  # fmt: skip
 def dist(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
-    *, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0,
+    *, temperature: Positive = 1.0, beta: float = 1.0, gamma: float = 1.0,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """``T^2 (beta inter + gamma intra)``: one minus the correlation of class probabilities, by row and by column.
 
