@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from xmodal_kd.setup import make_accelerator
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+Models = dict[str, nn.Module]
 WIDTH, CLASSES, LONGEST = 6, 4, 5
 NAMES = ("red", "green", "blue", "black")
 MODELS: Registry[Any] = Registry("models")
@@ -180,6 +182,7 @@ class ToyAdapter:
             out.add(name, padded.index_put((layout.mask.nonzero().squeeze(1),), rows), layout)
         return out
 
+    @torch.no_grad()
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         source, scores, loss = self.data(split), [], 0.0
         for index in range(len(source)):
@@ -238,7 +241,8 @@ def adapter(batch_size: int = 6, seed: int = 3, **data: Any) -> ToyAdapter:
     return ToyAdapter(Data(**data), Streams(seed), batch_size)
 
 
-def roles(toy: ToyAdapter, student: Mapping[str, Any] = {}, teacher: Mapping[str, Any] = {}) -> dict[str, nn.Module]:  # noqa: B006
+def roles(toy: ToyAdapter, *, student: Any = MappingProxyType({}), teacher: Any = MappingProxyType({})) -> Models:
+    """Both roles with their initial weights; the arguments are further parameters of each."""
     with toy.streams.forked("init"):
         return {
             "teacher": toy.build("teacher", "mlp", {"width": 24, **teacher}),

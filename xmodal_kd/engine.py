@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import signal
-import threading
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -24,11 +22,12 @@ from .checkpoint import Checkpoints, load_optimizer, load_weights, optimizer_sta
 from .clock import Clock
 from .errors import RunError, UserError
 from .gradients import Turn
+from .interrupt import Interrupted, Stop
 from .method import Context, Ema, Method, Stage
 from .objective import LossOut
 from .optim import set_lr
 from .progress import Bar, bar
-from .ranks import ProcessRanks, Ranks
+from .ranks import ranks_of
 from .recipe import Train
 from .runlog import RunLog
 from .streams import Streams
@@ -36,14 +35,6 @@ from .streams import Streams
 #: Steps between the entries of the log, and between the steps whose time is split into parts.
 LOG_EVERY, CLOCK_EVERY = 10, 20
 AVERAGE = "average"
-
-
-class Interrupted(Exception):
-    """Training stopped early at a step boundary, with a checkpoint there."""
-
-    def __init__(self, step: int, steps: int, reason: str) -> None:
-        super().__init__(f"{reason} at step {step} of {steps}")
-        self.reason = reason
 
 
 @dataclass
@@ -65,8 +56,6 @@ class Progressed:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, float] = field(default_factory=dict)
     """Milliseconds a step by part."""
-    flops: float = 0.0
-    """Of one step, counted on the first."""
 
 
 class Engine:
@@ -94,26 +83,30 @@ class Engine:
         self.method, self.source, self.roles, self.train = method, source, roles, train
         self.streams, self.accelerator, self.folder = streams, accelerator, folder
         self.evaluate, self.metric, self.target = evaluate, metric, target
-        self.max_seconds, self.quiet = max_seconds, quiet
-        self.device = accelerator.device
-        self.ranks = ProcessRanks(self.device) if accelerator.num_processes > 1 else Ranks()
+        self.quiet, self.stop = quiet, Stop(max_seconds)
+        self.device, self.ranks = accelerator.device, ranks_of(accelerator)
         self.checkpoints = Checkpoints(folder, train.keep)
         self.clock, self.log = Clock(self.device), RunLog(folder)
         self.at = Progressed()
         self.optimizers: Mapping[str, Optimizer] = {}
         self.averages: dict[str, Ema] = {}
         self._trainable = {id(p) for model in roles.values() for p in model.parameters() if p.requires_grad}
-        self._stop: str | None = None
-        self._deadline = monotonic() + max_seconds if max_seconds is not None else float("inf")
 
     # ---------------------------------------------------------------- the loop
 
     def fit(self, *, resume: bool = False) -> Progressed:
-        """Train to the end, or raise `Interrupted` with a checkpoint written. The target role ends with its best."""
+        """Train to the end, or raise `Interrupted` with a checkpoint written. The target role ends with its best.
+
+        Raises `UserError` for a folder that holds checkpoints, unless it is to go on from the last of them.
+        """
         for model in self.roles.values():
             model.to(self.device)
-        self.checkpoints.tidy()
-        saved = self.checkpoints.latest() if resume else None
+        if self.ranks.main:
+            self.checkpoints.tidy()
+        self.ranks.barrier()
+        saved = self.checkpoints.latest()
+        if saved and not resume:
+            raise UserError(f"{self.folder} holds checkpoints of another training: resume it, or choose another folder")
         tensors, state = self.checkpoints.read(saved) if saved else ({}, {})
         if state:
             self.at = Progressed(**state["at"])
@@ -125,11 +118,11 @@ class Engine:
         batches = self._batches()
         first = next(batches)
         with (
-            self._interruptible(),
+            self.stop.listening(),
             bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
         ):
             for index in range(self.at.stage, len(stages)):
-                self._begin(index, stages[index], first[0])
+                self._begin(stages, index, first[0])
                 if tensors:
                     self._restore(tensors, state)
                     tensors = {}
@@ -144,19 +137,25 @@ class Engine:
         self._load_best()
         return self.at
 
-    def _begin(self, index: int, stage: Stage, batch: Batch) -> None:
+    def _begin(self, stages: Sequence[Stage], index: int, batch: Batch) -> None:
+        stage = stages[index]
         self.at.stage = index
-        self._freeze(stage)
-        ema = dict(stage.ema)
-        if self.train.ema is not None:
-            ema[AVERAGE] = Ema(self.target, self.train.ema)
-        for name, (source, _) in ema.items():
-            if name not in self.roles:
-                self.roles[name] = copy.deepcopy(self.roles[source])
-        self.averages = ema
+        self.averages = self._ema(stage)
+        followers = {AVERAGE} & self.averages.keys()
+        for earlier in stages[: index + 1]:  # a resumed run has not been through the stages before
+            for name, (source, _) in self._ema(earlier).items():
+                if name not in self.roles:
+                    self.roles[name] = copy.deepcopy(self.roles[source])
+                    followers |= {name}
         self._freeze(stage)
         self.optimizers = self.method.begin(stage, self.roles, batch)
+        for name in followers & self.averages.keys():  # an average starts at what `begin` made of its source
+            self.roles[name].load_state_dict(self.roles[self.averages[name].source].state_dict())
         self.ranks.agree([*self.roles.values(), *self.method.modules().values()])
+
+    def _ema(self, stage: Stage) -> dict[str, Ema]:
+        mine = {} if self.train.ema is None else {AVERAGE: Ema(self.target, self.train.ema)}
+        return {**stage.ema, **mine}
 
     def _step(self, stage: Stage, micros: Sequence[Batch], shown: Bar) -> None:
         """One step: all micro-batches through each of the method's losses, an optimizer step after each."""
@@ -175,7 +174,7 @@ class Engine:
         self._log(values | {f"lr/{name}": value for name, value in lr.items()}, stage.steps, shown)
 
     def _losses(self, stage: Stage, batch: Batch, index: int) -> Iterator[tuple[str, LossOut]]:
-        micro = self.ranks.rank * self.train.accumulate + index
+        micro = index * self.ranks.world + self.ranks.rank
         ctx = Context(stage, self.at.step, micro, self.streams, self.clock, self.ranks)
         losses = self.method.losses(batch, self.roles, ctx)
         turn = 0
@@ -280,16 +279,17 @@ class Engine:
         return AVERAGE if self.train.ema is not None else self.target
 
     def _milestones(self, stage: Stage, shown: Bar) -> None:
-        last = self.at.step == stage.steps
+        done = self.at.step == stage.steps
         every = self.train.eval_every or max(1, stage.steps // 10)
-        if self.evaluate is not None and (last or self.at.step % every == 0):
+        if self.evaluate is not None and (done or self.at.step % every == 0):
             self._evaluate(shown)
-            last = last or self.at.stopped_early
-        if last or self.at.step % (self.train.checkpoint_every or every) == 0:
+            done = done or self.at.stopped_early
+        reason = self.stop.reason
+        stopping = self.ranks.any(reason is not None)
+        if done or stopping or self.at.step % (self.train.checkpoint_every or every) == 0:
             self.save()
-        reason = self._stop or ("the time given by --max-minutes is up" if monotonic() > self._deadline else None)
-        if self.ranks.any(reason is not None) and not last:
-            self.save()
+        if stopping:
+            self.ranks.barrier()  # a launcher ends all processes when the first one leaves
             raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
 
     def _evaluate(self, shown: Bar) -> None:
@@ -303,6 +303,8 @@ class Engine:
                 metrics = dict(self.evaluate(model))
         metrics = self.ranks.share(metrics)
         value = float(metrics[name])
+        if not math.isfinite(value):
+            raise RunError(f"dev {name} is {value} at step {self.at.total}: nothing can be chosen by it")
         self.at.evaluations.append({"step": self.at.total, name: value})
         delta = self.train.early_stop.min_delta if self.train.early_stop else 0.0
         gain = None if self.at.best is None else (self.at.best - value if lower else value - self.at.best)
@@ -341,8 +343,9 @@ class Engine:
     # ---------------------------------------------------------------- checkpoints
 
     def _saved_roles(self) -> set[str]:
-        stages = self.method.stages()
-        return set().union(*(s.trains | s.saves | set(s.ema) for s in stages)) | set(self.averages)
+        """What changes in any stage, as far as it exists in this one."""
+        changing = set().union(*(s.trains | s.saves | self._ema(s).keys() for s in self.method.stages()))
+        return changing & self.roles.keys()
 
     def _names(self) -> dict[int, str]:
         owners = {**{f"roles.{k}": m for k, m in self.roles.items()}, **self.method.modules()}
@@ -388,26 +391,8 @@ class Engine:
             load_weights(target, tensors, self.checkpoints.best)
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
+        self.ranks.agree([target])
         target.eval()
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM stop at the next step boundary, with a checkpoint; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: object) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = "interrupted"
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -20,7 +20,19 @@ class _Keyed(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> Any:
         epoch, index = key
-        return self.source.sample(index, epoch)
+        try:
+            return self.source.sample(index, epoch)
+        except UserError as error:
+            return error  # as a value: raised in a worker it would arrive as text with a traceback
+
+
+class _Collate:
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, samples: Sequence[Any]) -> Batch | UserError:
+        broken = next((sample for sample in samples if isinstance(sample, UserError)), None)
+        return broken or self.source.collate(samples)
 
 
 class _Plan:
@@ -37,7 +49,8 @@ class _Plan:
             if not batches:
                 raise UserError(f"no batch of epoch {epoch} has the {shares} samples that ranks x accumulate ask for")
             for batch in batches[max(0, self.start - passed) :]:
-                for micro in range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate):
+                # the ranks' pieces of one micro-batch lie side by side: together they are what one process would have
+                for micro in range(self.rank, shares, self.world):
                     yield [(epoch, i) for i in _share(batch, micro, shares)]
             passed += len(batches)
             epoch += 1
@@ -56,13 +69,19 @@ def steps(
     loader: DataLoader[Any] = DataLoader(
         _Keyed(source),
         batch_sampler=plan,
-        collate_fn=source.collate,
+        collate_fn=_Collate(source),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
     )
     stream = iter(loader)
     while True:
-        yield [next(stream) for _ in range(accumulate)]
+        yield [_sound(next(stream)) for _ in range(accumulate)]
+
+
+def _sound(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def _ignore_interrupts(worker: int) -> None:
