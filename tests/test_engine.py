@@ -113,7 +113,7 @@ def test_student_learns_and_its_projector_too(tmp_path: Path) -> None:
     made = engine(tmp_path / "made", train(60), toy=toy, models=models)
     before = toy.evaluate("student", models["student"], "train").metrics["loss"]
     made.fit()
-    assert toy.evaluate("student", models["student"], "train").metrics["loss"] < 0.7 * before
+    assert toy.evaluate("student", models["student"], "train").metrics["loss"] < 0.85 * before
     [term] = [t for t in made.method.objective if t.name == "hint"]
     fresh = engine(tmp_path / "other", train(1, optimizer=Optimizer(lr=1e-30)))
     fresh.fit()

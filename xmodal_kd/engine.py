@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -115,12 +116,12 @@ class Engine:
         stages = self.method.stages()
         steps = sum(stage.steps for stage in stages)
         start = monotonic() - self.at.seconds
-        batches = self._batches()
-        first = next(batches)
         with (
             self.stop.listening(),
+            closing(self._batches()) as batches,
             bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
         ):
+            first = next(batches)
             for index in range(self.at.stage, len(stages)):
                 self._begin(stages, index, first[0])
                 if tensors:
@@ -332,7 +333,7 @@ class Engine:
         self.accelerator.log(numbers, step=self.at.total)
         self.log.append(self.at.total, numbers)
 
-    def _batches(self) -> Iterator[Sequence[Batch]]:
+    def _batches(self) -> Generator[Sequence[Batch], None, None]:
         stream = loader.steps(
             self.source, start=self.at.total, rank=self.ranks.rank, world=self.ranks.world,
             accumulate=self.train.accumulate, workers=self.train.workers,

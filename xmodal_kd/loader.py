@@ -74,8 +74,11 @@ def steps(
         worker_init_fn=_ignore_interrupts,
     )
     stream = iter(loader)
-    while True:
-        yield [_sound(next(stream)) for _ in range(accumulate)]
+    try:
+        while True:
+            yield [_sound(next(stream)) for _ in range(accumulate)]
+    finally:
+        del stream  # a traceback that kept it would keep its workers, and they take seconds to notice
 
 
 def _sound(batch: Batch | UserError) -> Batch:
