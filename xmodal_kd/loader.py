@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .adapter import Batch, Source
@@ -72,6 +73,7 @@ def steps(
         collate_fn=_Collate(source),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # it draws a seed for its workers: not from the caller's randomness
     )
     stream = iter(loader)
     try:
