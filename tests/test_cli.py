@@ -99,11 +99,11 @@ def test_report_json_has_what_scripts_rely_on(trained: Path) -> None:
         assert entry["parameters"] > 0 and entry["flops_per_sample"] > 0
         assert 0 <= entry["metrics"]["error"] <= 1
         cost = report["cost"][role]
-        assert cost["samples"] == 72 and cost["seconds"] > 0 and cost["flops_per_step"] > 0
+        assert cost["samples"] == 48 and cost["seconds"] > 0 and cost["flops_per_step"] > 0
         assert isinstance(cost["milliseconds"], dict)
         assert Path(report["artifacts"][role]).is_dir()
     assert report["cost"]["peak_memory_bytes"] > 1e6
-    assert report["gap_closed"] is None and report["reason"]
+    assert (report["gap_closed"] is None) == bool(report["reason"])
     assert report["control"] == {"terms": ["test_ce"]}
     assert (report["seed"], report["threads"], report["device"]) == (3, 1, "cpu")
     assert report["versions"].keys() >= {"python", "torch", "xmodal-kd"}
@@ -188,16 +188,13 @@ def refused(tmp_path: Path, capfd: Capture) -> Callable[..., str]:
         ("teacher={path: nowhere}", "nowhere/card.json is missing"),
         ("teacher={model: mlp}", "teacher: a teacher that is not loaded from a path needs train"),
         ("train.precision=fp16", "fp16 needs a GPU"),
-        ("train.optimizer.lr_scale={tail: 2.0}", "'tail' matches no parameter"),
         ("nonsense", "write key=value"),
         ("train.steps=[", "is not a YAML value"),
         ("modality=speach", "unknown modality 'speach' (nearest: speech)"),
         ("modality=toy:Nothing", "'toy:Nothing' cannot be imported"),
     ],
 )
-def test_bad_keys(override: str, expected: str, refused: Callable[..., str], tmp_path: Path) -> None:
-    if "lr_scale" in override:
-        pytest.skip("found when the optimizer is built: the folder exists by then")
+def test_bad_keys(override: str, expected: str, refused: Callable[..., str]) -> None:
     assert expected in refused("--set", override)
 
 

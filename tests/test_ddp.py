@@ -59,11 +59,17 @@ def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int) -> N
 def test_launched_from_the_command_line(tmp_path: Path) -> None:
     """By torchrun: `accelerate launch --cpu` starts several processes only where MPI is installed."""
     recipe, out = tmp_path / "toy.yaml", tmp_path / "run"
-    recipe.write_text(RECIPE.replace("steps: 12", "steps: 4"))
+    recipe.write_text(RECIPE.replace("steps: 8", "steps: 4"))
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port())]
     run = ["-m", "xmodal_kd", "run", str(recipe), "--out", str(out), "--allow-import", "toy", "--json", "--quiet"]
     done = subprocess.run(
-        [sys.executable, *launch, *run], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100
+        [sys.executable, *launch, *run],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     report = read_json(out / "report.json")

@@ -122,9 +122,9 @@ def command(recipe: Path, out: Path, *more: str) -> list[str]:
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """An uninterrupted run, and how many seconds it took."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert _run(command(recipe, out)) == 0
+    assert _run(["--version"]) == 0  # the server that forks has its imports now
     start = time.monotonic()
-    assert _run(command(recipe, out.with_name("warm"))) == 0
+    assert _run(command(recipe, out)) == 0
     return out, time.monotonic() - start
 
 
@@ -187,7 +187,7 @@ def same(out: Path, whole: Path) -> None:
 
 def test_killed_at_fixed_writes(recipe: Path, whole: tuple[Path, float], tmp_path: Path) -> None:
     """One run, killed again and again: while its folder is opened, within checkpoints, between roles."""
-    for number in (1, 2, 5, 8, 3, 13, 21):
+    for number in (1, 2, 5, 8, 3, 13):
         assert _run(command(recipe, tmp_path / "run", "--resume"), _kill_at, number) == -signal.SIGKILL
     assert _run(command(recipe, tmp_path / "run", "--resume")) == 0
     same(tmp_path / "run", whole[0])
@@ -195,7 +195,7 @@ def test_killed_at_fixed_writes(recipe: Path, whole: tuple[Path, float], tmp_pat
 
 def test_killed_at_random_moments(recipe: Path, whole: tuple[Path, float], tmp_path: Path) -> None:
     draw, kills = random.Random(7), 0
-    for _ in range(6):
+    for _ in range(5):
         pipe = FORKS.Pipe()[1]
         process = FORKS.Process(target=_child, args=(pipe, command(recipe, tmp_path / "run", "--resume"), None, ()))
         process.start()
@@ -251,7 +251,7 @@ def program(recipe: Path, out: Path, *more: str) -> Iterator[subprocess.Popen[st
 
 
 def test_interrupted_and_killed_from_a_shell(recipe: Path, tmp_path: Path) -> None:
-    out, long = tmp_path / "run", ["--set", "teacher.train.steps=200", "--set", "teacher.train.eval_every=40"]
+    out, long = tmp_path / "run", ["--set", "teacher.train.steps=100", "--set", "teacher.train.eval_every=20"]
     with program(recipe, out, *long) as process:
         _wait_for(out / "checkpoints" / "teacher" / "best")
         process.send_signal(signal.SIGINT)

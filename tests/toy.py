@@ -216,7 +216,7 @@ data: {}
 teacher:
   model: mlp
   params: {width: 24}
-  train: {steps: 12, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4}
+  train: {steps: 8, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4}
 student:
   model: mlp
   params: {width: 8, dropout: 0.2}
@@ -224,7 +224,7 @@ objective:
   - {loss: test_ce}
   - {loss: kd, params: {temperature: 2.0}}
   - {loss: hint, on: body}
-train: {steps: 12, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4, checkpoint_every: 2, ema: 0.8}
+train: {steps: 8, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4, checkpoint_every: 2, ema: 0.8}
 """
 
 #: A term of each reduction, and a projector.

@@ -154,6 +154,7 @@ class Run:
         if isinstance(spec, ControlSpec):
             self._role("control")
         self._role("student")
+        self.accelerator.state.destroy_process_group()
         if not self.main:
             return {}
         content = self._report(spec)
@@ -207,7 +208,8 @@ class Run:
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
+            tracker.finish()
         self.models[role] = models[role]
         return {
             "training": {
