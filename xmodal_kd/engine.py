@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 
 from . import loader
 from .adapter import Batch, Source
-from .checkpoint import Checkpoints, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
+from .checkpoint import Checkpoints, disk_errors, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
 from .clock import Clock
 from .errors import RunError, UserError
 from .gradients import Turn
 from .interrupt import Interrupted, Stop
 from .method import Context, Ema, Method, Stage
 from .objective import LossOut
-from .optim import set_lr
+from .optim import parameters, set_lr
 from .progress import Bar, bar
 from .ranks import ranks_of
 from .recipe import Train
@@ -200,7 +200,7 @@ class Engine:
                 return None
             name, out = item
             self._check(out, batch)
-            turn = turn or Turn(_parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
+            turn = turn or Turn(parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
             with self.clock.time("backward"):
                 turn.add(out)
         assert turn is not None
@@ -217,7 +217,7 @@ class Engine:
         if scaler is not None:
             scaler.unscale_(optimizer)
         limit = self.train.clip if self.train.clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(_parameters(optimizer), limit)
+        norm = nn.utils.clip_grad_norm_(parameters(optimizer), limit)
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
@@ -312,7 +312,7 @@ class Engine:
         shown.note(
             f"dev {name} {value:.4f} at step {self.at.total}" + ("  (best)" if gain is None or gain > delta else "")
         )
-        self.accelerator.log({f"dev/{name}": value}, step=self.at.total)
+        self._track({f"dev/{name}": value})
         if gain is None or gain > delta:
             self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
             if self.ranks.main:
@@ -330,8 +330,12 @@ class Engine:
             return
         numbers = {name: float(value) for name, value in values.items()}
         shown.update(self.at.total, {name: value for name, value in numbers.items() if "/" not in name})
-        self.accelerator.log(numbers, step=self.at.total)
+        self._track(numbers)
         self.log.append(self.at.total, numbers)
+
+    def _track(self, numbers: Mapping[str, float]) -> None:
+        with disk_errors(Path(self.accelerator.logging_dir or "logs")):
+            self.accelerator.log(dict(numbers), step=self.at.total)
 
     def _batches(self) -> Generator[Sequence[Batch], None, None]:
         stream = loader.steps(
@@ -394,7 +398,3 @@ class Engine:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
         self.ranks.agree([target])
         target.eval()
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

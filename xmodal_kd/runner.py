@@ -209,7 +209,8 @@ class Run:
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
         for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
-            tracker.finish()
+            with disk_errors(self.out / "logs"):
+                tracker.finish()
         self.models[role] = models[role]
         return {
             "training": {
