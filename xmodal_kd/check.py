@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -56,6 +56,10 @@ class Subject:
     @property
     def student(self) -> nn.Module:
         return self.roles["student"]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
 
 
 def prepare(loaded: Loaded, device: str) -> Subject:
@@ -144,7 +148,8 @@ def class_order(subject: Subject) -> Iterator[Finding]:
             (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
         )
         yield Finding(
-            "class order", "fail", f"class {at} is {theirs[at : at + 1]} for the teacher, {mine[at : at + 1]} for the data",
+            "class order", "fail",
+            f"class {at} is {theirs[at : at + 1]} for the teacher, {mine[at : at + 1]} for the student",
             "use a teacher of this vocabulary",
         )  # fmt: skip
 
@@ -219,6 +224,9 @@ def overfit(subject: Subject) -> Iterator[Finding]:
     for term in subject.objective:
         for name, module in _learning(subject).items():
             module.load_state_dict(start[name])
+        if term.term.weight * term.term.schedule(0, subject.objective.steps) == 0:
+            yield Finding("overfit", "warn", f"{term.name}: its weight is 0 at the first step, so it was not tried")
+            continue
         first, last = _repeat(subject, term.name)
         if last < first or last < 1e-6:
             yield Finding("overfit", "pass", f"{term.name}: {first:.4g} to {last:.4g} in {REPEATS} steps")
@@ -250,27 +258,39 @@ def _repeat(subject: Subject, term: str) -> tuple[float, float]:
     return values[0], values[-1]
 
 
-def masked_rows(subject: Subject) -> Iterator[Finding]:
-    """NaN written into the padding of every signal changes no term."""
+def padding(subject: Subject) -> Iterator[Finding]:
+    """What a role says about the shortest sample of a batch does not depend on how far the batch pads it."""
+    source = subject.adapter.data("train")
+    samples = [source.sample(index, 0) for index in source.plan(0)[0]]
+    batch = send_to_device(source.collate(samples), subject.device)
+    for role, model in subject.roles.items():
+        model.eval()
+        together = _say(subject, role, batch)
+        counts = torch.bincount(together.item, minlength=len(samples))
+        shortest = int(torch.where(counts > 0, counts, len(together.rows)).argmin())
+        alone = _say(subject, role, send_to_device(source.collate([samples[shortest]]), subject.device))
+        mine = together.rows[together.item == shortest]
+        if mine.shape != alone.rows.shape:
+            found = f"{role}: a sample has {len(mine)} rows in a batch and {len(alone.rows)} alone"
+            yield Finding("padding", "fail", found, "the mask must follow from the sample's own length")
+        elif not torch.allclose(mine, alone.rows, rtol=1e-3, atol=1e-3 * float(alone.rows.abs().max())):
+            found = f"{role}: a sample's logits move by {float((mine - alone.rows).abs().max()):.2g} with its batch"
+            yield Finding("padding", "fail", found, "mask what the model sees, or leave BatchNorm in eval mode")
+        else:
+            yield Finding("padding", "pass", f"{role}: a sample says the same alone and in a batch")
+    subject.student.train()
+
+
+class _Said(NamedTuple):
+    rows: Tensor
+    item: Tensor
+
+
+def _say(subject: Subject, role: str, batch: Batch) -> _Said:
+    """Valid rows of a role's logits, and whose they are."""
     with torch.no_grad(), subject.streams.forked("check"):
-        said = {
-            role: subject.adapter.signals(role, model.eval(), subject.batch, subject.objective.features(role))
-            for role, model in subject.roles.items()
-        }
-        subject.student.train()
-        before = subject.objective(said["student"], said.get("teacher"))
-        for found in said.values():
-            for name in list(found):
-                rows, layout = found[name]
-                if rows.is_floating_point():
-                    shape = (-1, *[1] * (rows.ndim - 1))
-                    found.add(name, rows.masked_fill(~layout.mask.reshape(shape), torch.nan), layout)
-        after = subject.objective(said["student"], said.get("teacher"))
-    moved = [name for name, part in before.parts.items() if not torch.equal(part.total, after.parts[name].total)]
-    if moved:
-        yield Finding("masks", "fail", f"padding changes {', '.join(moved)}", "a signal's mask is too wide")
-    else:
-        yield Finding("masks", "pass", "NaN in padding changes nothing")
+        rows, layout = subject.adapter.signals(role, subject.roles[role], batch)["logits"]
+    return _Said(rows[layout.mask].float(), layout.item[layout.mask])
 
 
 def left_out(subject: Subject) -> Iterator[Finding]:
@@ -284,7 +304,7 @@ def left_out(subject: Subject) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
-    signals, class_order, masked_rows, frozen_teacher, gradients, overfit, left_out,
+    signals, class_order, padding, frozen_teacher, gradients, overfit, left_out,
 )  # fmt: skip
 
 
@@ -293,8 +313,7 @@ def _context(subject: Subject) -> Any:
     from .method import Context
     from .ranks import Ranks
 
-    device = next(subject.student.parameters()).device
-    return Context(subject.method.stages()[0], 0, 0, subject.streams, Clock(device), Ranks())
+    return Context(subject.method.stages()[0], 0, 0, subject.streams, Clock(subject.device), Ranks())
 
 
 def _learning(subject: Subject) -> dict[str, nn.Module]:

@@ -211,8 +211,9 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
             else:
                 aside.rename(target)
-        for temporary in self.folder.glob(".*.tmp"):
-            shutil.rmtree(temporary, ignore_errors=True)
+        halves = [path for path in self.folder.glob("step-*") if not (path / STATE).is_file()]
+        for rest in (*self.folder.glob(".*.tmp"), *halves):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -77,8 +77,9 @@ def run(
         raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
     loaded = load(recipe, set_ or ())
     folder = out or loaded.recipe.out or Path("runs") / loaded.source.stem
-    report = Run(loaded, Options(folder, device, resume, only, max_minutes, quiet)).execute()
-    if json_:
+    started = Run(loaded, Options(folder, device, resume, only, max_minutes, quiet))
+    report = started.execute()
+    if json_ and started.main:
         print(json.dumps(report))
     elif report:
         _show_report(report, folder)
@@ -111,11 +112,13 @@ def evaluate(
     folder: RunFolder,
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     device: Device = "auto",
+    allow_import: Imports = None,
     json_: AsJson = False,
 ) -> None:
     """Measure the roles of a run again."""
     from .runner import evaluate_again
 
+    _allow(allow_import)
     found = evaluate_again(folder, split, device)
     if json_:
         print(json.dumps(found))
@@ -140,10 +143,11 @@ def report(folder: RunFolder, json_: AsJson = False) -> None:
 
 
 @app.command()
-def export(folder: RunFolder, json_: AsJson = False) -> None:
+def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = False) -> None:
     """Export the student of a finished run again, and measure what was exported."""
     from .runner import export_again
 
+    _allow(allow_import)
     found = export_again(folder)
     if json_:
         print(json.dumps(found))
@@ -221,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit status; errors are one line on stderr."""
-    from .engine import Interrupted
+    from .interrupt import Interrupted
 
     if "--debug" in arguments:
         arguments = ["--debug", *(a for a in arguments if a != "--debug")]

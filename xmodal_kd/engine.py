@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -20,15 +19,16 @@ from torch.optim import Optimizer
 
 from . import loader
 from .adapter import Batch, Source
-from .checkpoint import Checkpoints, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
+from .checkpoint import Checkpoints, disk_errors, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
 from .clock import Clock
 from .errors import RunError, UserError
 from .gradients import Turn
+from .interrupt import Interrupted, Stop
 from .method import Context, Ema, Method, Stage
 from .objective import LossOut
-from .optim import set_lr
+from .optim import parameters, set_lr
 from .progress import Bar, bar
-from .ranks import ProcessRanks, Ranks
+from .ranks import ranks_of
 from .recipe import Train
 from .runlog import RunLog
 from .streams import Streams
@@ -36,14 +36,6 @@ from .streams import Streams
 #: Steps between the entries of the log, and between the steps whose time is split into parts.
 LOG_EVERY, CLOCK_EVERY = 10, 20
 AVERAGE = "average"
-
-
-class Interrupted(Exception):
-    """Training stopped early at a step boundary, with a checkpoint there."""
-
-    def __init__(self, step: int, steps: int, reason: str) -> None:
-        super().__init__(f"{reason} at step {step} of {steps}")
-        self.reason = reason
 
 
 @dataclass
@@ -65,8 +57,6 @@ class Progressed:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, float] = field(default_factory=dict)
     """Milliseconds a step by part."""
-    flops: float = 0.0
-    """Of one step, counted on the first."""
 
 
 class Engine:
@@ -94,26 +84,30 @@ class Engine:
         self.method, self.source, self.roles, self.train = method, source, roles, train
         self.streams, self.accelerator, self.folder = streams, accelerator, folder
         self.evaluate, self.metric, self.target = evaluate, metric, target
-        self.max_seconds, self.quiet = max_seconds, quiet
-        self.device = accelerator.device
-        self.ranks = ProcessRanks(self.device) if accelerator.num_processes > 1 else Ranks()
+        self.quiet, self.stop = quiet, Stop(max_seconds)
+        self.device, self.ranks = accelerator.device, ranks_of(accelerator)
         self.checkpoints = Checkpoints(folder, train.keep)
         self.clock, self.log = Clock(self.device), RunLog(folder)
         self.at = Progressed()
         self.optimizers: Mapping[str, Optimizer] = {}
         self.averages: dict[str, Ema] = {}
         self._trainable = {id(p) for model in roles.values() for p in model.parameters() if p.requires_grad}
-        self._stop: str | None = None
-        self._deadline = monotonic() + max_seconds if max_seconds is not None else float("inf")
 
     # ---------------------------------------------------------------- the loop
 
     def fit(self, *, resume: bool = False) -> Progressed:
-        """Train to the end, or raise `Interrupted` with a checkpoint written. The target role ends with its best."""
+        """Train to the end, or raise `Interrupted` with a checkpoint written. The target role ends with its best.
+
+        Raises `UserError` for a folder that holds checkpoints, unless it is to go on from the last of them.
+        """
         for model in self.roles.values():
             model.to(self.device)
-        self.checkpoints.tidy()
-        saved = self.checkpoints.latest() if resume else None
+        if self.ranks.main:
+            self.checkpoints.tidy()
+        self.ranks.barrier()
+        saved = self.checkpoints.latest()
+        if saved and not resume:
+            raise UserError(f"{self.folder} holds checkpoints of another training: resume it, or choose another folder")
         tensors, state = self.checkpoints.read(saved) if saved else ({}, {})
         if state:
             self.at = Progressed(**state["at"])
@@ -122,14 +116,14 @@ class Engine:
         stages = self.method.stages()
         steps = sum(stage.steps for stage in stages)
         start = monotonic() - self.at.seconds
-        batches = self._batches()
-        first = next(batches)
         with (
-            self._interruptible(),
+            self.stop.listening(),
+            closing(self._batches()) as batches,
             bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
         ):
+            first = next(batches)
             for index in range(self.at.stage, len(stages)):
-                self._begin(index, stages[index], first[0])
+                self._begin(stages, index, first[0])
                 if tensors:
                     self._restore(tensors, state)
                     tensors = {}
@@ -144,19 +138,25 @@ class Engine:
         self._load_best()
         return self.at
 
-    def _begin(self, index: int, stage: Stage, batch: Batch) -> None:
+    def _begin(self, stages: Sequence[Stage], index: int, batch: Batch) -> None:
+        stage = stages[index]
         self.at.stage = index
-        self._freeze(stage)
-        ema = dict(stage.ema)
-        if self.train.ema is not None:
-            ema[AVERAGE] = Ema(self.target, self.train.ema)
-        for name, (source, _) in ema.items():
-            if name not in self.roles:
-                self.roles[name] = copy.deepcopy(self.roles[source])
-        self.averages = ema
+        self.averages = self._ema(stage)
+        followers = {AVERAGE} & self.averages.keys()
+        for earlier in stages[: index + 1]:  # a resumed run has not been through the stages before
+            for name, (source, _) in self._ema(earlier).items():
+                if name not in self.roles:
+                    self.roles[name] = copy.deepcopy(self.roles[source])
+                    followers |= {name}
         self._freeze(stage)
         self.optimizers = self.method.begin(stage, self.roles, batch)
+        for name in followers & self.averages.keys():  # an average starts at what `begin` made of its source
+            self.roles[name].load_state_dict(self.roles[self.averages[name].source].state_dict())
         self.ranks.agree([*self.roles.values(), *self.method.modules().values()])
+
+    def _ema(self, stage: Stage) -> dict[str, Ema]:
+        mine = {} if self.train.ema is None else {AVERAGE: Ema(self.target, self.train.ema)}
+        return {**stage.ema, **mine}
 
     def _step(self, stage: Stage, micros: Sequence[Batch], shown: Bar) -> None:
         """One step: all micro-batches through each of the method's losses, an optimizer step after each."""
@@ -175,7 +175,7 @@ class Engine:
         self._log(values | {f"lr/{name}": value for name, value in lr.items()}, stage.steps, shown)
 
     def _losses(self, stage: Stage, batch: Batch, index: int) -> Iterator[tuple[str, LossOut]]:
-        micro = self.ranks.rank * self.train.accumulate + index
+        micro = index * self.ranks.world + self.ranks.rank
         ctx = Context(stage, self.at.step, micro, self.streams, self.clock, self.ranks)
         losses = self.method.losses(batch, self.roles, ctx)
         turn = 0
@@ -200,7 +200,7 @@ class Engine:
                 return None
             name, out = item
             self._check(out, batch)
-            turn = turn or Turn(_parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
+            turn = turn or Turn(parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
             with self.clock.time("backward"):
                 turn.add(out)
         assert turn is not None
@@ -217,7 +217,7 @@ class Engine:
         if scaler is not None:
             scaler.unscale_(optimizer)
         limit = self.train.clip if self.train.clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(_parameters(optimizer), limit)
+        norm = nn.utils.clip_grad_norm_(parameters(optimizer), limit)
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
@@ -280,16 +280,17 @@ class Engine:
         return AVERAGE if self.train.ema is not None else self.target
 
     def _milestones(self, stage: Stage, shown: Bar) -> None:
-        last = self.at.step == stage.steps
+        done = self.at.step == stage.steps
         every = self.train.eval_every or max(1, stage.steps // 10)
-        if self.evaluate is not None and (last or self.at.step % every == 0):
+        if self.evaluate is not None and (done or self.at.step % every == 0):
             self._evaluate(shown)
-            last = last or self.at.stopped_early
-        if last or self.at.step % (self.train.checkpoint_every or every) == 0:
+            done = done or self.at.stopped_early
+        reason = self.stop.reason
+        stopping = self.ranks.any(reason is not None)
+        if done or stopping or self.at.step % (self.train.checkpoint_every or every) == 0:
             self.save()
-        reason = self._stop or ("the time given by --max-minutes is up" if monotonic() > self._deadline else None)
-        if self.ranks.any(reason is not None) and not last:
-            self.save()
+        if stopping:
+            self.ranks.barrier()  # a launcher ends all processes when the first one leaves
             raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
 
     def _evaluate(self, shown: Bar) -> None:
@@ -303,13 +304,15 @@ class Engine:
                 metrics = dict(self.evaluate(model))
         metrics = self.ranks.share(metrics)
         value = float(metrics[name])
+        if not math.isfinite(value):
+            raise RunError(f"dev {name} is {value} at step {self.at.total}: nothing can be chosen by it")
         self.at.evaluations.append({"step": self.at.total, name: value})
         delta = self.train.early_stop.min_delta if self.train.early_stop else 0.0
         gain = None if self.at.best is None else (self.at.best - value if lower else value - self.at.best)
         shown.note(
             f"dev {name} {value:.4f} at step {self.at.total}" + ("  (best)" if gain is None or gain > delta else "")
         )
-        self.accelerator.log({f"dev/{name}": value}, step=self.at.total)
+        self._track({f"dev/{name}": value})
         if gain is None or gain > delta:
             self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
             if self.ranks.main:
@@ -327,10 +330,14 @@ class Engine:
             return
         numbers = {name: float(value) for name, value in values.items()}
         shown.update(self.at.total, {name: value for name, value in numbers.items() if "/" not in name})
-        self.accelerator.log(numbers, step=self.at.total)
+        self._track(numbers)
         self.log.append(self.at.total, numbers)
 
-    def _batches(self) -> Iterator[Sequence[Batch]]:
+    def _track(self, numbers: Mapping[str, float]) -> None:
+        with disk_errors(Path(self.accelerator.logging_dir or "logs")):
+            self.accelerator.log(dict(numbers), step=self.at.total)
+
+    def _batches(self) -> Generator[Sequence[Batch], None, None]:
         stream = loader.steps(
             self.source, start=self.at.total, rank=self.ranks.rank, world=self.ranks.world,
             accumulate=self.train.accumulate, workers=self.train.workers,
@@ -341,8 +348,9 @@ class Engine:
     # ---------------------------------------------------------------- checkpoints
 
     def _saved_roles(self) -> set[str]:
-        stages = self.method.stages()
-        return set().union(*(s.trains | s.saves | set(s.ema) for s in stages)) | set(self.averages)
+        """What changes in any stage, as far as it exists in this one."""
+        changing = set().union(*(s.trains | s.saves | self._ema(s).keys() for s in self.method.stages()))
+        return changing & self.roles.keys()
 
     def _names(self) -> dict[int, str]:
         owners = {**{f"roles.{k}": m for k, m in self.roles.items()}, **self.method.modules()}
@@ -388,27 +396,5 @@ class Engine:
             load_weights(target, tensors, self.checkpoints.best)
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
+        self.ranks.agree([target])
         target.eval()
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM stop at the next step boundary, with a checkpoint; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: object) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = "interrupted"
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .adapter import Batch, Source
@@ -22,12 +23,17 @@ class _Keyed(Dataset[Any]):
         epoch, index = key
         try:
             return self.source.sample(index, epoch)
-        except UserError as error:  # raised again by `steps`: a worker's would arrive wrapped in its traceback
-            return error
+        except UserError as error:
+            return error  # as a value: raised in a worker it would arrive as text with a traceback
 
-    def collate(self, samples: Sequence[Any]) -> Any:
+
+class _Collate:
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, samples: Sequence[Any]) -> Batch | UserError:
         broken = next((sample for sample in samples if isinstance(sample, UserError)), None)
-        return self.source.collate(samples) if broken is None else broken
+        return broken or self.source.collate(samples)
 
 
 class _Plan:
@@ -44,7 +50,8 @@ class _Plan:
             if not batches:
                 raise UserError(f"no batch of epoch {epoch} has the {shares} samples that ranks x accumulate ask for")
             for batch in batches[max(0, self.start - passed) :]:
-                for micro in range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate):
+                # the ranks' pieces of one micro-batch lie side by side: together they are what one process would have
+                for micro in range(self.rank, shares, self.world):
                     yield [(epoch, i) for i in _share(batch, micro, shares)]
             passed += len(batches)
             epoch += 1
@@ -60,28 +67,32 @@ def steps(
 ) -> Iterator[list[Batch]]:
     """Endless: for each step from `start` on, this rank's `accumulate` micro-batches."""
     plan = _Plan(source, start, rank, world, accumulate)
-    keyed = _Keyed(source)
     loader: DataLoader[Any] = DataLoader(
-        keyed,
+        _Keyed(source),
         batch_sampler=plan,
-        collate_fn=keyed.collate,
+        collate_fn=_Collate(source),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # it draws a seed for its workers: not from the caller's randomness
     )
     stream = iter(loader)
     try:
         while True:
-            micros = []
-            for _ in range(accumulate):
-                batch = next(stream)
-                if isinstance(batch, UserError):
-                    raise batch
-                micros.append(batch)
-            yield micros
+            yield [_sound(next(stream)) for _ in range(accumulate)]
     finally:
-        del stream  # ends the workers now; kept alive by a traceback, each would cost 5 s at the end
+        del stream  # a traceback that kept it would keep its workers, and they take seconds to notice
+
+
+def _sound(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def steps_per_epoch(source: Source) -> int:
+    return len(source.plan(0))

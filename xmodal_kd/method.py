@@ -44,7 +44,7 @@ class Stage:
         steps: optimizer steps.
         trains: roles that learn; every other role is frozen within the stage (eval mode, no gradient).
         ema: roles that the engine updates after each step as averages of others (consistency targets, mean teachers);
-            a role that does not exist yet starts as a copy of its source.
+            a role that does not exist yet starts as a copy of its source, as `begin` left it.
         saves: frozen roles whose weights `begin` changes, so that a checkpoint must hold them too.
     """
 
@@ -63,7 +63,7 @@ class Context:
     step: int
     """Within the stage, from 0."""
     micro: int
-    """Micro-batch within the step: rank * accumulate + index."""
+    """Micro-batch within the step: index * world + rank."""
     streams: Streams
     clock: Clock
     ranks: Ranks

@@ -54,3 +54,8 @@ def set_lr(optimizer: Optimizer, schedule: Schedule, step: int, steps: int) -> f
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return float(optimizer.param_groups[0]["lr"])
+
+
+def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Of all groups, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

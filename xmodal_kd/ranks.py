@@ -8,10 +8,14 @@ What is lost is the overlap of communication with the backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -41,7 +45,7 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         return flag
 
-    def share(self, value: object) -> object:
+    def share(self, value: T) -> T:
         """Rank 0's value everywhere."""
         return value
 
@@ -97,10 +101,15 @@ class ProcessRanks(Ranks):
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
 
-    def share(self, value: object) -> object:
+    def share(self, value: T) -> T:
         box = [value]
         dist.broadcast_object_list(box, 0)
         return box[0]
 
     def barrier(self) -> None:
         dist.barrier()
+
+
+def ranks_of(accelerator: Accelerator) -> Ranks:
+    """This run's processes, or this process alone."""
+    return ProcessRanks(accelerator.device) if accelerator.num_processes > 1 else Ranks()

@@ -137,6 +137,8 @@ class Recipe(Strict):
         names = [term.name or term.loss for term in terms]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two terms are called {', '.join(sorted(doubled))}: give each its own name")
+        if not any(term.weight for term in terms):
+            raise ValueError("every term has weight 0: nothing to learn")
         return terms
 
     def fingerprint(self) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import disk_errors, write_bytes
+
 
 class RunLog:
     """``log.jsonl`` in a training's folder. NaN and infinity, of a skipped fp16 step, become null: JSON has none."""
@@ -17,13 +19,11 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drop what was written after `step`, from which training goes on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            kept = [entry for entry in read(self.path) if entry["step"] <= step]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        kept = [entry for entry in read(self.path) if entry["step"] <= step]
+        write_bytes(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
+        with disk_errors(self.path), self.path.open("a") as file:
             finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
             file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 

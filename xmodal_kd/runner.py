@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -16,18 +16,20 @@ from torch import nn
 
 from . import flops, report
 from .adapter import Adapter, ControlSpec, Evaluation, NoControl, Score, adapter_class
-from .checkpoint import read_json, write_bytes, write_json
+from .capture import find_modules, split
+from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .engine import Engine
 from .errors import RunError, UserError
 from .loader import steps
 from .method import METHODS, probe
 from .objective import Objective
+from .ranks import ranks_of
 from .recipe import Loaded, Term, Train
 from .setup import machine, make_accelerator, peak_memory, versions
 from .stats import gap_closed
 from .streams import Streams
 
-STATE = "state.json"
+STATE, RECIPE = "state.json", "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Options:
     quiet: bool = False
 
 
-def make_adapter(loaded: Loaded, streams: Streams) -> Adapter:
+def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None) -> Adapter:
     """The recipe's adapter, its ``data`` section checked against what the modality declares."""
     kind = adapter_class(loaded.recipe.modality)
     data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
-    return kind(data, streams, loaded.recipe.train.batch_size)
+    return kind(data, streams, batch_size or loaded.recipe.train.batch_size)
 
 
 def build(adapter: Adapter, loaded: Loaded, role: str, streams: Streams) -> nn.Module:
@@ -66,7 +68,7 @@ def control_spec(terms: tuple[Term, ...], wanted: bool) -> ControlSpec | NoContr
     """The terms that stand without a teacher, or why there is no control."""
     if not wanted:
         return NoControl("the recipe asks for none")
-    alone = tuple(term.name or term.loss for term in terms if not Objective([term]).needs_teacher)
+    alone = tuple(t.name or t.loss for t in terms if t.weight > 0 and not Objective([t]).needs_teacher)
     return ControlSpec(alone) if alone else NoControl("every term of the objective needs the teacher")
 
 
@@ -76,17 +78,52 @@ class Run:
     def __init__(self, loaded: Loaded, options: Options) -> None:
         self.loaded, self.recipe, self.options = loaded, loaded.recipe, options
         self.out = options.out
-        torch.set_num_threads(self.recipe.threads)
         self.streams = Streams(self.recipe.seed)
         self.began = monotonic()
         self.accelerator = make_accelerator(options.device, self.recipe.train.precision)
-        self.main = self.accelerator.is_main_process
+        torch.set_num_threads(self.recipe.threads)
+        self.ranks = ranks_of(self.accelerator)
+        self.main = self.ranks.main
         self.adapter = make_adapter(loaded, self.streams)
-        self.state = self._open()
         self.models: dict[str, nn.Module] = {}
+        self._look_ahead()
+        self.state = self._open()
+
+    def _look_ahead(self) -> None:
+        """Find misspelt names of losses, methods, models and modules now, not after hours of training a teacher."""
+        METHODS[self.recipe.method]
+        objective, teacher = Objective(self.recipe.objective), self.recipe.teacher
+        if teacher is not None:
+            loaded = (
+                self._load("teacher") if teacher.path else build(self.adapter, self.loaded, "teacher", self.streams)
+            )
+            _find_all(loaded, objective.features("teacher"))
+        elif self.options.only == "teacher":
+            raise UserError("--only teacher: the recipe has no teacher")
+        _find_all(build(self.adapter, self.loaded, "student", self.streams), objective.features("student"))
+
+    def _load(self, role: str) -> nn.Module:
+        """A role that is saved: in this run's folder, or where the recipe says."""
+        teacher = self.recipe.teacher
+        path = teacher.path if role == "teacher" and teacher is not None else None
+        if role not in self.models:
+            self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
+        return self.models[role]
 
     def _open(self) -> dict[str, Any]:
-        """Start a run folder, or go on in one; a folder of another recipe is refused."""
+        """Start a run folder, or go on in one: the main process looks, all obey."""
+        found: dict[str, Any] | UserError = {}
+        if self.main:
+            try:
+                found = self._look_and_open()
+            except UserError as error:
+                found = error
+        found = self.ranks.share(found)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _look_and_open(self) -> dict[str, Any]:
         path, print_ = self.out / STATE, self.recipe.fingerprint()
         if path.exists():
             state: dict[str, Any] = read_json(path)
@@ -95,13 +132,16 @@ class Run:
             if state["fingerprint"] != print_:
                 raise UserError(f"{self.out} was started with another recipe ({_difference(self.out, self.recipe)})")
             return state
-        if self.out.exists() and any(self.out.iterdir()):
+        with disk_errors(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            # the recipe is written first: a folder that holds nothing else is a run that was killed at its start
+            rest = [found for found in self.out.iterdir() if found.name != RECIPE and found.suffix != ".tmp"]
+        if rest:
             raise UserError(f"{self.out} is not empty and not a run: choose another --out")
         state = {"fingerprint": print_, "roles": {}}
-        if self.main:
-            content = yaml.safe_dump(self.recipe.model_dump(mode="json", exclude={"out"}), sort_keys=False)
-            write_bytes(self.out / "recipe.yaml", content.encode())
-            write_json(path, state)
+        content = yaml.safe_dump(self.recipe.model_dump(mode="json", exclude={"out"}), sort_keys=False)
+        write_bytes(self.out / RECIPE, content.encode())
+        write_json(path, state)
         return state
 
     def execute(self) -> dict[str, Any]:
@@ -114,6 +154,7 @@ class Run:
         if isinstance(spec, ControlSpec):
             self._role("control")
         self._role("student")
+        self.accelerator.state.destroy_process_group()
         if not self.main:
             return {}
         content = self._report(spec)
@@ -127,11 +168,10 @@ class Run:
         teacher = self.recipe.teacher
         folder = self.out / role
         if role in self.state["roles"]:
-            source = teacher.path if role == "teacher" and teacher and teacher.path else folder
-            self.models[role] = self.adapter.load(role, source).to(self.accelerator.device)
+            self._load(role)
             return
         if role == "teacher" and teacher is not None and teacher.path is not None:
-            self.models[role] = self.adapter.load(role, teacher.path).to(self.accelerator.device)
+            self._load(role)
             entry: dict[str, Any] = {"path": str(teacher.path)}
         else:
             entry = self._fit(role)
@@ -158,22 +198,25 @@ class Run:
         objective = Objective(terms, steps=train.steps)
         name = self.recipe.method if role == "student" else "distil"
         method = METHODS[name](self.adapter, objective, train, self.streams, role=role)
-        source = self.adapter.data("train")
-        left = self._seconds_left()
+        adapter = self.adapter
+        if train.batch_size != self.recipe.train.batch_size:
+            adapter = make_adapter(self.loaded, self.streams, train.batch_size)
         engine = Engine(
-            method, source, models, train, streams=self.streams, accelerator=self.accelerator,
+            method, adapter.data("train"), models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
             evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
-            max_seconds=left, quiet=self.options.quiet,
+            max_seconds=self._seconds_left(), quiet=self.options.quiet,
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
+            with disk_errors(self.out / "logs"):
+                tracker.finish()
         self.models[role] = models[role]
         return {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(method, models, role, train),
+                "flops_per_step": self._step_flops(method, models),
             }
         }  # fmt: skip
 
@@ -197,11 +240,11 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, method: Any, models: Mapping[str, nn.Module], role: str, train: Train) -> float:
-        """Of one optimizer step: forward passes of all roles, losses, backward."""
-        return flops.count(lambda: probe(method, models, self._batch(train), self.streams))
+    def _step_flops(self, method: Any, models: Mapping[str, nn.Module]) -> float:
+        """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
+        return flops.count(lambda: probe(method, models, self._batch(), self.streams))
 
-    def _batch(self, train: Train) -> Any:
+    def _batch(self) -> Any:
         [batch] = next(steps(self.adapter.data("train")))
         return send_to_device(batch, self.accelerator.device)
 
@@ -209,7 +252,7 @@ class Run:
         model = self.models[role].eval()
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
-        batch = self._batch(self.recipe.train)
+        batch = self._batch()
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -259,9 +302,14 @@ class Run:
         }
 
 
+def _find_all(model: nn.Module, features: Sequence[str]) -> None:
+    for feature in features:
+        find_modules(model, split(feature)[0])
+
+
 def _difference(out: Path, recipe: Any) -> str:
     """The first key in which the recipe that a run was started with differs from this one."""
-    before = _flat(yaml.safe_load((out / "recipe.yaml").read_text()))
+    before = _flat(yaml.safe_load((out / RECIPE).read_text()))
     now = _flat(json.loads(recipe.model_dump_json(exclude={"out"})))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith("trackers"):
@@ -282,20 +330,20 @@ def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
 
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} is not a run: it has no {STATE}")
-    return recipe.load(str(folder / "recipe.yaml")), read_json(folder / STATE)
+    return recipe.load(str(folder / RECIPE)), read_json(folder / STATE)
 
 
 def evaluate_again(folder: Path, split: str, device: str) -> dict[str, Any]:
     """Metrics of every role that a run left, on `split`."""
     loaded, state = saved_run(folder)
     torch.set_num_threads(loaded.recipe.threads)
-    accelerator = make_accelerator(device, "fp32")
-    adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
+    accelerator, streams = make_accelerator(device, "fp32"), Streams(loaded.recipe.seed)
+    adapter = make_adapter(loaded, streams)
     found: dict[str, Any] = {}
     for role in state["roles"]:
         path = state["roles"][role].get("path", folder / role)
         model = adapter.load(role, Path(path)).to(accelerator.device).eval()
-        with torch.no_grad():
+        with torch.no_grad(), streams.forked("evaluate"):
             evaluation: Evaluation = adapter.evaluate(role, model, split)
         found[role] = evaluation.metrics
     if not found:

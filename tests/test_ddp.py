@@ -1,0 +1,78 @@
+"""Two processes on the CPU train the student that one trains at the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import ddp_worker
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import RECIPE
+
+import xmodal_kd
+from xmodal_kd.checkpoint import read_json
+
+HERE = Path(__file__).parent
+ROOT = Path(xmodal_kd.__file__).parents[1]
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(HERE), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int) -> None:
+    """Terms over rows, items (ragged, some not counted) and the whole batch, a projector, an average, evaluation."""
+    together = tmp_path / "two"
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "ddp_worker.py"), str(together), str(accumulate)],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    ddp_worker.main(tmp_path / "one", accumulate)
+    assert [process.wait(timeout=100) for process in running] == [0, 0]
+    one = load_file(tmp_path / "one" / "rank0.safetensors")
+    ranks = [load_file(together / f"rank{rank}.safetensors") for rank in range(2)]
+    for key, value in one.items():
+        assert torch.equal(ranks[0][key], ranks[1][key]), key
+        torch.testing.assert_close(ranks[0][key], value, rtol=1e-5, atol=1e-6)
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (tmp_path / "one", together)]
+    assert json.loads(logs[1][0]) == pytest.approx(json.loads(logs[0][0]), rel=1e-4)
+
+
+def test_launched_from_the_command_line(tmp_path: Path) -> None:
+    """By torchrun: `accelerate launch --cpu` starts several processes only where MPI is installed."""
+    recipe, out = tmp_path / "toy.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE.replace("steps: 8", "steps: 4"))
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port())]
+    run = ["-m", "xmodal_kd", "run", str(recipe), "--out", str(out), "--allow-import", "toy", "--json", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, *launch, *run],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = read_json(out / "report.json")
+    assert json.loads(done.stdout) == report  # printed once
+    assert report["processes"] == 2
+    assert report["cost"]["student"]["samples"] == 24
