@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+
 from xmodal_kd.modalities.speech import audio
 from xmodal_kd.modalities.speech.manifests import DIGITS
 

@@ -41,7 +41,7 @@ if "test_scorer" not in LOSSES:
         def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
             return (self.scale * (self.mix(student) - teacher)).square().mean(-1)
 
-    @loss("test_ce", reduction="rows", family="test", paper="", year=2026)
+    @loss("test_row_ce", reduction="rows", family="test", paper="", year=2026)
     def ce(student: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(student, labels, reduction="none")
 
@@ -192,7 +192,7 @@ def test_labels_of_valid_rows_stand_beside_them() -> None:
     padding = torch.full((len(LENGTHS), STEPS), -100)
     padding[torch.arange(STEPS) < LENGTHS[:, None]] = labels
     signals = says(padded(rows, NAN), padded_layout()).add("labels", padding.reshape(-1), padded_layout())
-    part = single("test_ce")(signals).parts["test_ce"]
+    part = single("test_row_ce")(signals).parts["test_row_ce"]
     torch.testing.assert_close(part.total, nn.functional.cross_entropy(rows, labels, reduction="sum"))
     assert part.count == N
 
@@ -202,7 +202,7 @@ def test_rows_without_a_label_are_left_out() -> None:
     rows, item = randn(4, 3), torch.zeros(4, dtype=torch.int64)
     labelled = Layout("point", torch.tensor([True, False, True, False]), item, 1)
     signals = says(rows, Layout.ragged("point", item, 1)).add("labels", torch.tensor([1, -100, 2, -100]), labelled)
-    part = single("test_ce")(signals).parts["test_ce"]
+    part = single("test_row_ce")(signals).parts["test_row_ce"]
     expected = nn.functional.cross_entropy(rows[[0, 2]], torch.tensor([1, 2]), reduction="sum")
     torch.testing.assert_close(part.total, expected)
     assert part.count == 2
@@ -212,7 +212,7 @@ def test_labels_on_other_rows_of_the_same_kind_are_refused() -> None:
     signals = says(randn(4, 3), Layout.ragged("point", torch.tensor([0, 0, 1, 1]), 2))
     signals.add("labels", torch.tensor([0, 1, 2, 0]), Layout.ragged("point", torch.tensor([0, 1, 1, 1]), 2))
     with pytest.raises(UserError, match="not aligned"):
-        single("test_ce")(signals)
+        single("test_row_ce")(signals)
 
 
 def test_labels_of_tokens_beside_rows_of_frames() -> None:
@@ -275,7 +275,7 @@ def test_terms_that_count_differently_share_no_unit() -> None:
     points = Layout.ragged("point", item, 1)
     objective = Objective(
         [
-            Term(loss="kd"), Term(loss="logit_mse"), Term(loss="test_ce"), Term(loss="test_taught_ce"),
+            Term(loss="kd"), Term(loss="logit_mse"), Term(loss="test_row_ce"), Term(loss="test_taught_ce"),
             Term(loss="at"), Term(loss="dist"), Term(loss="cka"), Term(loss="cka", on="pooled", name="cka pooled"),
         ]
     )  # fmt: skip
@@ -489,12 +489,12 @@ def test_building_from_one_term_changes_nothing_in_it() -> None:
 def test_what_each_role_must_capture() -> None:
     terms = [
         Term(loss="kd"), Term(loss="hint", on={"student": "a.*", "teacher": "b:input"}), Term(loss="cka", on="c"),  # type: ignore[arg-type]
-        Term(loss="test_ce", on="d"),
+        Term(loss="test_row_ce", on="d"),
     ]  # fmt: skip
     objective = Objective(terms)
     assert objective.features("student") == ["a.*", "c", "d"]
     assert objective.features("teacher") == ["b:input", "c"], "a term without a teacher asks nothing of it"
-    assert objective.needs_teacher and not single("test_ce").needs_teacher
+    assert objective.needs_teacher and not single("test_row_ce").needs_teacher
 
 
 def test_a_glob_names_one_signal() -> None:
@@ -517,9 +517,9 @@ def test_a_missing_teacher_is_named() -> None:
 def test_a_loss_by_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss of one's own package, decorated or not."""
     theirs: Any = ModuleType("their_package")
-    theirs.mine, theirs.plain = LOSSES["test_ce"].fn, lambda student: student
+    theirs.mine, theirs.plain = LOSSES["test_row_ce"].fn, lambda student: student
     monkeypatch.setitem(__import__("sys").modules, "their_package", theirs)
     monkeypatch.setattr("xmodal_kd.registry.allowed_imports", allowed_imports | {"their_package"})
-    assert next(iter(single("their_package:mine"))).spec is LOSSES["test_ce"]
+    assert next(iter(single("their_package:mine"))).spec is LOSSES["test_row_ce"]
     with pytest.raises(UserError, match="not decorated"):
         single("their_package:plain")

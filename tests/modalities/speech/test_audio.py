@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile as sf
-from xmodal_kd.modalities.speech import audio
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech import audio
 
 
 def tone(seconds=1.0, rate=16000, hertz=440.0):

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from xmodal_kd.modalities.speech.align import fit_frames, pool_posteriors
-from xmodal_kd.modalities.speech.losses import ctc
 
 from xmodal_kd.errors import UserError
 from xmodal_kd.losses.base import LOSSES
+from xmodal_kd.modalities.speech.align import fit_frames, pool_posteriors
+from xmodal_kd.modalities.speech.losses import ctc
 
 
 def collapse(path: tuple[int, ...], blank: int) -> list[int]:

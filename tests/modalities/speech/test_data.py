@@ -10,12 +10,12 @@ import pytest
 import soundfile as sf
 import torch
 from pydantic import ValidationError
+
+from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.speech.augment import Augment, spec_augment
 from xmodal_kd.modalities.speech.cache import Cache
 from xmodal_kd.modalities.speech.data import SpeechData, SpeechSource, build_tokens, utterances
 from xmodal_kd.modalities.speech.tokens import Tokens
-
-from xmodal_kd.errors import UserError
 from xmodal_kd.streams import Streams
 
 SPEAKERS = {

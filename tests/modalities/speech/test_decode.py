@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from xmodal_kd.modalities.speech.decode import beam, greedy, spikes
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech.decode import beam, greedy, spikes
 
 
 def all_sequences(logits: Tensor, blank: int) -> dict[tuple[int, ...], float]:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torchaudio.transforms import MelSpectrogram
-from xmodal_kd.modalities.speech import audio
-from xmodal_kd.modalities.speech.features import FLOOR, PRIOR, PRIOR_FRAMES, Features, Frontend
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech import audio
+from xmodal_kd.modalities.speech.features import FLOOR, PRIOR, PRIOR_FRAMES, Features, Frontend
 
 
 def noise(samples, seed=0):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import soundfile as sf
-from xmodal_kd.modalities.speech.manifests import read_fsdd, read_librispeech, read_manifest
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech.manifests import read_fsdd, read_librispeech, read_manifest
 
 
 def line(**changes):

@@ -3,9 +3,9 @@ from __future__ import annotations
 from itertools import groupby, product
 
 import pytest
-from xmodal_kd.modalities.speech.tokens import BLANK, Tokens, normalise
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech.tokens import BLANK, Tokens, normalise
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
+
+from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.speech import transcribe as module
 from xmodal_kd.modalities.speech.audio import read, resample
 from xmodal_kd.modalities.speech.commands import COMMANDS
@@ -22,8 +24,6 @@ from xmodal_kd.modalities.speech.features import Features, Frontend
 from xmodal_kd.modalities.speech.folder import CARD, WEIGHTS, load_card, load_model, save_model
 from xmodal_kd.modalities.speech.models import MODELS
 from xmodal_kd.modalities.speech.transcribe import Recogniser
-
-from xmodal_kd.errors import UserError
 
 WORDS = {"kind": "words", "symbols": ["<blank>", "one", "three", "two"]}
 RATE = 8000
@@ -117,7 +117,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safetensors"):
         load_model(folder)
     save_file({"x": torch.zeros(1)}, folder / WEIGHTS)
-    with pytest.raises(UserError, match="holds|lacks"):
+    with pytest.raises(UserError, match=r"holds|lacks"):
         load_model(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"model\.safetensors is missing"):
