@@ -48,7 +48,9 @@ def run(sets: Iterable[str], out: Path, *more: str) -> None:
 
 
 def teacher(args: argparse.Namespace, test: str) -> None:
-    run([f"data.path={args.data}", *splits(test), *args.set], args.out / f"teacher-{test}", "--only", "teacher")
+    out = args.out / f"teacher-{test}"
+    if not (out / "teacher" / "card.json").exists():
+        run([f"data.path={args.data}", *splits(test), *args.set], out, "--only", "teacher")
 
 
 def cell(args: argparse.Namespace, test: str, seed: int, budget: str) -> dict[str, Any]:

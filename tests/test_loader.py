@@ -70,7 +70,8 @@ def test_ranks_and_micro_batches_partition_the_global_batch(world: int, accumula
     whole = take(6, Numbers(24))  # 24 samples: batches of 6 in every epoch's first four steps
     shares = [take(4, Numbers(24), rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
     for step in range(4):
-        micros = [micro for rank in range(world) for micro in shares[rank][step]]
+        # micro-batch by micro-batch, the ranks side by side: relations see what one process sees
+        micros = [shares[rank][step][i] for i in range(accumulate) for rank in range(world)]
         assert len(micros) == world * accumulate and all(micros)
         assert [sample for micro in micros for sample in micro] == whole[step][0]
         sizes = [len(micro) for micro in micros]
