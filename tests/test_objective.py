@@ -467,7 +467,7 @@ def test_parameters_of_losses_are_checked() -> None:
         single("kd", temprature=2.0)
     with pytest.raises(UserError, match=r"loss 'kd', parameter 'temperature'.*valid number"):
         single("kd", temperature="hot")
-    with pytest.raises(UserError, match=r"unknown losses 'kdd' \(nearest: kd"):
+    with pytest.raises(UserError, match=r"unknown loss 'kdd' \(nearest: kd"):
         single("kdd")
 
 

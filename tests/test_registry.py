@@ -23,7 +23,7 @@ def permissions() -> Iterator[None]:
 
 @pytest.fixture
 def table() -> Registry[int]:
-    out: Registry[int] = Registry("models")
+    out: Registry[int] = Registry("model")
     out.add("wide", 2)
     out.add("deep", 1)
     return out
@@ -44,13 +44,13 @@ def test_the_decorator_returns_what_it_registers() -> None:
 
 
 def test_a_duplicate_is_refused(table: Registry[int]) -> None:
-    with pytest.raises(ValueError, match="models 'deep' is registered twice"):
+    with pytest.raises(ValueError, match="model 'deep' is registered twice"):
         table.add("deep", 3)
     assert table["deep"] == 1
 
 
 def test_a_miss_offers_the_nearest_or_all(table: Registry[int]) -> None:
-    with pytest.raises(UserError, match=r"unknown models 'depe' \(nearest: deep"):
+    with pytest.raises(UserError, match=r"unknown model 'depe' \(nearest: deep"):
         table["depe"]
     with pytest.raises(UserError, match=r"\(known: deep, wide\)"):
         table["xyz"]
@@ -80,12 +80,12 @@ def test_an_allowed_import_that_fails_is_one_line(table: Registry[int]) -> None:
 
 def test_entry_points_need_no_permission(table: Registry[int], monkeypatch: pytest.MonkeyPatch) -> None:
     def installed(*, group: str, name: str) -> EntryPoints:
-        every = EntryPoints([EntryPoint("theirs", "fractions:Fraction", "xmodal_kd.models")])
+        every = EntryPoints([EntryPoint("theirs", "fractions:Fraction", "xmodal_kd.model")])
         return every.select(group=group, name=name)
 
     monkeypatch.setattr(registry, "entry_points", installed)
     assert table["theirs"] is Fraction  # type: ignore[comparison-overlap]
-    with pytest.raises(UserError, match="unknown models 'their'"):
+    with pytest.raises(UserError, match="unknown model 'their'"):
         table["their"]
 
 

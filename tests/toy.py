@@ -34,7 +34,7 @@ from xmodal_kd.streams import Streams
 Models = dict[str, nn.Module]
 WIDTH, CLASSES, LONGEST = 6, 4, 5
 NAMES = ("red", "green", "blue", "black")
-MODELS: Registry[Any] = Registry("models")
+MODELS: Registry[Any] = Registry("model")
 
 if "test_ce" not in LOSSES:
 

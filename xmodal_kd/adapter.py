@@ -111,6 +111,10 @@ class Adapter(Protocol):
         """What `role` says about `batch`: ``logits``, ``labels``, and one signal for each captured module path."""
         ...
 
+    def class_names(self, role: str) -> Sequence[str]:
+        """What each output of `role` means, in order; `check` compares teacher and data."""
+        ...
+
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation: ...
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:

@@ -137,10 +137,9 @@ def _classes(teacher: Tensor, student: Tensor) -> Finding:
 
 def class_order(subject: Subject) -> Iterator[Finding]:
     """A teacher whose outputs mean other classes than the student's scores worse than it should on its own labels."""
-    names = getattr(subject.adapter, "class_names", None)
-    if names is None or "teacher" not in subject.roles:
+    if "teacher" not in subject.roles:
         return
-    mine, theirs = names("student"), names("teacher")
+    mine, theirs = subject.adapter.class_names("student"), subject.adapter.class_names("teacher")
     if mine == theirs:
         yield Finding("class order", "pass", f"{len(mine)} classes, {mine[0]} first")
     else:

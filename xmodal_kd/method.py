@@ -100,7 +100,7 @@ class Method(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-METHODS: Registry[Any] = Registry("methods")
+METHODS: Registry[Any] = Registry("method")
 
 
 @METHODS.register("distil")

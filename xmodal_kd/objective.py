@@ -68,17 +68,22 @@ def safe(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, torch.ones_like(count))
 
 
+def spec_of(term: Term) -> LossSpec:
+    """A term's loss, by registered name, import path or entry point. Raises `UserError` for what is none."""
+    found = LOSSES[term.loss]  # the latter two give what the decorator returned
+    spec = found if isinstance(found, LossSpec) else getattr(found, "spec", None)
+    if not isinstance(spec, LossSpec):
+        raise UserError(f"loss {term.loss!r} is not decorated with xmodal_kd.losses.loss")
+    return spec
+
+
 class _Compiled(nn.Module):
     """A term with the modules that belong to it."""
 
     def __init__(self, term: Term) -> None:
         super().__init__()
         self.term = term
-        found = LOSSES[term.loss]  # an import path or an entry point gives what the decorator returned
-        spec = found if isinstance(found, LossSpec) else getattr(found, "spec", None)
-        if not isinstance(spec, LossSpec):
-            raise UserError(f"loss {term.loss!r} is not decorated with xmodal_kd.losses.loss")
-        self.spec = spec
+        self.spec = spec_of(term)
         self.params = _checked(self.spec, term)
         self.projector: nn.Module | None = None
         self.module: nn.Module | None = None

@@ -28,7 +28,7 @@ def import_object(path: str, kind: str) -> object:
 
 
 class Registry(Generic[T]):
-    """A table of one kind of thing. Third parties add to it by the entry-point group ``xmodal_kd.<kind>``."""
+    """A table of one kind of thing. Third parties add to it by the entry-point group ``xmodal_kd.<kind>`` (spaces as underscores)."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -51,7 +51,7 @@ class Registry(Generic[T]):
             return self._items[name]
         if ":" in name:
             return import_object(name, self.kind)  # type: ignore[return-value]
-        for entry in entry_points(group=f"xmodal_kd.{self.kind}", name=name):
+        for entry in entry_points(group=f"xmodal_kd.{self.kind.replace(' ', '_')}", name=name):
             return entry.load()  # type: ignore[no-any-return]
         raise UserError(f"unknown {self.kind} {name!r}{nearest(name, self._items)}")
 

@@ -22,7 +22,7 @@ from .engine import Engine
 from .errors import RunError, UserError
 from .loader import steps
 from .method import METHODS, probe
-from .objective import Objective
+from .objective import Objective, spec_of
 from .ranks import ranks_of
 from .recipe import Loaded, Term, Train
 from .setup import machine, make_accelerator, peak_memory, versions
@@ -92,6 +92,8 @@ class Run:
     def _look_ahead(self) -> None:
         """Find misspelt names of losses, methods, models and modules now, not after hours of training a teacher."""
         METHODS[self.recipe.method]
+        for i, term in enumerate(self.recipe.objective):
+            self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
         objective, teacher = Objective(self.recipe.objective), self.recipe.teacher
         if teacher is not None:
             loaded = (
@@ -293,6 +295,7 @@ class Run:
                 for role, entry in roles.items()
             },
             "control": {"terms": list(spec.terms)} if isinstance(spec, ControlSpec) else {"reason": spec.reason},
+            "curve": [],  # of roles measured at several budgets: no modality here has any yet
             "gap_closed": gap[0],
             "reason": gap[1],
             "data": dict(self.adapter.describe()),

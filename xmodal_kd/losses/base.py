@@ -91,7 +91,7 @@ class LossSpec:
         }
 
 
-LOSSES: Registry[LossSpec] = Registry("losses")
+LOSSES: Registry[LossSpec] = Registry("loss")
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -16,7 +16,7 @@ from .conformer import ConformerCTC
 from .conv import ConvCTC
 from .frames import AcousticModel
 
-MODELS: Registry[type[AcousticModel]] = Registry("speech_models")
+MODELS: Registry[type[AcousticModel]] = Registry("speech model")
 MODELS.add("conv", ConvCTC)
 MODELS.add("conformer", ConformerCTC)
 
