@@ -28,7 +28,10 @@ def import_object(path: str, kind: str) -> object:
 
 
 class Registry(Generic[T]):
-    """A table of one kind of thing. Third parties add to it by the entry-point group ``xmodal_kd.<kind>`` (spaces as underscores)."""
+    """A table of one kind of thing.
+
+    Third parties add to it by the entry-point group ``xmodal_kd.<kind>``, with underscores for spaces.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
