@@ -3,10 +3,9 @@ VENV := .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# an editable install of the strict kind is what mypy and editors understand
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install test lint unit smoke clean
+.PHONY: install system test lint unit smoke clean
 
 install: $(STAMP)
 
@@ -15,8 +14,14 @@ $(STAMP): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
-	@$(BIN)/python -c "import soundfile, torchaudio" || { echo "a system library is missing; on Debian and Ubuntu: apt-get install libsndfile1"; exit 1; }
+	@$(BIN)/python -c "import soundfile, torchaudio" 2>/dev/null || $(MAKE) --no-print-directory system
 	@touch $(STAMP)
+
+# only where the wheels bring no libsndfile of their own
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq libsndfile1; \
+	else echo "a system library is missing: on Debian and Ubuntu, as root: apt-get install libsndfile1"; exit 1; fi
+	@$(BIN)/python -c "import soundfile, torchaudio"
 
 test: install lint unit
 
