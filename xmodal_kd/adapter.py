@@ -122,7 +122,7 @@ class Adapter(Protocol):
         ...
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """Write the deployable student into `folder`; returns what was measured on it, for the report."""
+        """Make the saved student in `folder` deployable; returns what was measured on it, for the report."""
         ...
 
     def describe(self) -> Mapping[str, Any]:

@@ -166,7 +166,6 @@ class SpeechAdapter:
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime."""
-        self.save("student", model, folder)
         export_onnx(model.cpu(), folder, self.config.features.mels)
         train = self.data("train")
         calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
