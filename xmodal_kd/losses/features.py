@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
 
@@ -45,3 +46,80 @@ def at(
 
     values = item_mean((attention(student) - attention(teacher)).square(), item, items)
     return values, torch.bincount(item, minlength=items) > 0
+
+
+@loss(
+    "nst", reduction="items", family="features", year=2017, needs="features",
+    paper="Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
+    properties="zero_at_teacher scale_invariant widths_differ",
+)  # fmt: skip
+def nst(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int
+) -> tuple[Float[Tensor, " b"], Tensor]:
+    """Squared MMD between the two networks' channels as patterns over an item's rows, kernel ``(x . y)^2``.
+
+    A channel's pattern is normalised over the item's rows. The kernel's means come from the channels' Gram matrices,
+    so nothing of size (c, d, n) exists. Published with a weight of 50.
+    """
+    same_rows(student, teacher)
+    values = []
+    for rows in _items(item, items):
+        s, t = F.normalize(student[rows], dim=0), F.normalize(teacher[rows], dim=0)
+        means = [(a.T @ b).square().mean() for a, b in ((t, t), (s, s), (s, t))]
+        values.append(means[0] + means[1] - 2 * means[2])
+    return torch.stack(values), torch.bincount(item, minlength=items) > 0
+
+
+def _items(item: Tensor, items: int) -> list[Tensor]:
+    """Row numbers of each item."""
+    order = torch.argsort(item, stable=True)
+    return list(order.split(torch.bincount(item, minlength=items).tolist()))
+
+
+@loss(
+    "cwd", reduction="items", family="features", year=2021, needs="features", confidence="B",
+    paper="Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction", properties="zero_at_teacher",
+)  # fmt: skip
+def cwd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
+    *, temperature: Positive = 4.0,
+) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
+    """``T^2/C sum_c KL(phi_c(teacher) || phi_c(student))`` with phi_c the softmax over an item's rows.
+
+    Works on features behind a projector, and on logits. Published with a weight of 50 and of 3.
+    """
+    same_shape(student, teacher)
+    log_t = _log_softmax_over_rows(teacher / temperature, item, items)
+    log_s = _log_softmax_over_rows(student / temperature, item, items)
+    values = item_sum((log_t.exp() * (log_t - log_s)).mean(dim=-1), item, items)
+    return temperature**2 * values, torch.bincount(item, minlength=items) > 0
+
+
+def _log_softmax_over_rows(rows: Tensor, item: Tensor, items: int) -> Tensor:
+    """``(n, c)`` log-softmax of each channel over the rows of an item."""
+    index = item[:, None].expand_as(rows)
+    highest = torch.full((items, rows.shape[1]), -torch.inf, dtype=rows.dtype, device=rows.device)
+    highest = highest.scatter_reduce(0, index, rows.detach(), "amax")
+    shifted = rows - highest[item]
+    return shifted - item_sum(shifted.exp(), item, items)[item].log()
+
+
+@loss(
+    "pearson", reduction="batch", family="features", year=2022, needs="features", confidence="B",
+    paper="Cao et al.: PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient",
+    properties="zero_at_teacher scale_invariant row_shift_invariant",
+)  # fmt: skip
+def pearson(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """Half the mean squared difference of channels standardised over all rows: one minus their correlation.
+
+    For teachers whose features have another scale. Published with a weight near 6 to 10.
+    """
+    same_shape(student, teacher)
+    if len(student) < 2:
+        raise ValueError(f"pearson standardises over rows: it needs at least 2, got {len(student)}")
+    return 0.5 * (_standardised(student) - _standardised(teacher)).square().mean()
+
+
+def _standardised(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(dim=0)
+    return centred / centred.square().mean(dim=0).clamp(min=1e-24).sqrt()

@@ -16,17 +16,55 @@ from .base import Positive, loss, same_shape
     properties="zero_at_teacher shift_invariant",
 )  # fmt: skip
 def kd(
-    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 4.0
-) -> Float[Tensor, " n"]:
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, temperature: Positive = 4.0, standardise: bool = False, per_sample: bool = False,
+) -> Float[Tensor, " n"]:  # fmt: skip
     """``T^2 KL(softmax(teacher/T) || softmax(student/T))`` of each row.
 
     The factor T^2 keeps the size of the gradient independent of the temperature (section 2). The sum runs over the
     classes, never a mean over them: weights published for an element mean are smaller by the number of classes.
+
+    Args:
+        standardise: bring each row to mean 0 and deviation 1 first, so that the student need not copy the teacher's
+            scale (Sun et al., 2024, LSKD). Its scores are then no longer calibrated by the teacher's.
+        per_sample: temper each row by `temperature` times its own deviation, on either side (Chi et al., 2023, NormKD);
+            the factor is the product of the two temperatures.
     """
     same_shape(student, teacher)
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
-    log_q = F.log_softmax(student / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+    if standardise:
+        student, teacher = standardised(student), standardised(teacher)
+    t_s, t_t = (temperature * (deviation(z) if per_sample else torch.ones_like(z[:, :1])) for z in (student, teacher))
+    values = kl(F.log_softmax(teacher / t_t, dim=-1), F.log_softmax(student / t_s, dim=-1))
+    return values * (t_s * t_t).squeeze(-1)
+
+
+def deviation(rows: Tensor) -> Tensor:
+    """``(n, 1)`` unbiased standard deviation over classes, kept from 0; a flat row has a finite gradient."""
+    centred = rows - rows.mean(dim=-1, keepdim=True)
+    variance = centred.square().sum(dim=-1, keepdim=True) / max(rows.shape[-1] - 1, 1)
+    return variance.clamp(min=1e-14).sqrt()
+
+
+def standardised(rows: Tensor) -> Tensor:
+    """Each row with mean 0 and deviation 1 over its classes."""
+    return (rows - rows.mean(dim=-1, keepdim=True)) / (deviation(rows) + 1e-7)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``KL(p || q)`` of each row, from log-probabilities."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+
+
+@loss(
+    "kd_lskd", reduction="rows", family="logits", year=2024,
+    paper="Sun et al.: Logit Standardization in Knowledge Distillation",
+    properties="zero_at_teacher shift_invariant scale_invariant",
+)  # fmt: skip
+def kd_lskd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 2.0
+) -> Float[Tensor, " n"]:
+    """`kd` of standardised logits. Published with a weight of 9 beside 0.1 cross-entropy."""
+    return kd(student, teacher, temperature=temperature, standardise=True)
 
 
 @loss(
@@ -64,8 +102,8 @@ def dist(
 ) -> Float[Tensor, ""]:  # fmt: skip
     """``T^2 (beta inter + gamma intra)``: one minus the correlation of class probabilities, by row and by column.
 
-    `inter` compares how each row ranks the classes, `intra` how each class ranks the rows (eq. 8-10). Needs at least
-    two rows; the columns say little below 16.
+    `inter` compares how each row ranks the classes, `intra` how each class ranks the rows. Needs at least two rows;
+    the columns say little below 16.
     """
     same_shape(student, teacher)
     if len(student) < 2:

@@ -1,0 +1,114 @@
+"""Divergences between class distributions beside the forward KL: symmetric, skewed, for independent labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Positive, loss, same_shape
+from .logits import kl
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _tempered(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of both sides."""
+    same_shape(student, teacher)
+    return F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1)
+
+
+def _log_mixture(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """``log(share e^a + (1 - share) e^b)``, never through a probability that underflows."""
+    return torch.logaddexp(a + math.log(share), b + math.log1p(-share))
+
+
+@loss(
+    "gjsd", reduction="rows", family="logits", year=2024,
+    paper="Agarwal et al.: On-Policy Distillation of Language Models (generalised Jensen-Shannon divergence)",
+    properties="zero_at_teacher shift_invariant",
+)  # fmt: skip
+def gjsd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, beta: Share = 0.5, temperature: Positive = 1.0
+) -> Float[Tensor, " n"]:
+    """``T^2 [beta KL(p_t || m) + (1 - beta) KL(p_s || m)]`` with ``m = beta p_t + (1 - beta) p_s``.
+
+    It vanishes at both ends, so `beta` 0 is the forward KL(p_t || p_s) and 1 the reverse KL(p_s || p_t), which are the
+    limits of the value divided by beta, and by 1 - beta.
+    """
+    log_s, log_t = _tempered(student, teacher, temperature)
+    if beta in (0.0, 1.0):
+        return temperature**2 * (kl(log_t, log_s) if beta == 0 else kl(log_s, log_t))
+    log_m = _log_mixture(log_t, log_s, beta)
+    return temperature**2 * (beta * kl(log_t, log_m) + (1 - beta) * kl(log_s, log_m))
+
+
+@loss(
+    "skew_kl", reduction="rows", family="logits", year=2024,
+    paper="Ko et al.: DistiLLM: Towards Streamlined Distillation for Large Language Models",
+    properties="zero_at_teacher shift_invariant",
+)  # fmt: skip
+def skew_kl(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, alpha: OpenShare = 0.1, temperature: Positive = 1.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``T^2 KL(p_t || alpha p_t + (1 - alpha) p_s)``: bounded gradients, for peaky teachers."""
+    log_s, log_t = _tempered(student, teacher, temperature)
+    return temperature**2 * kl(log_t, _log_mixture(log_t, log_s, alpha))
+
+
+@loss(
+    "skew_rkl", reduction="rows", family="logits", year=2024,
+    paper="Ko et al.: DistiLLM: Towards Streamlined Distillation for Large Language Models",
+    properties="zero_at_teacher shift_invariant",
+)  # fmt: skip
+def skew_rkl(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, alpha: OpenShare = 0.1, temperature: Positive = 1.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``T^2 KL(p_s || (1 - alpha) p_t + alpha p_s)``: the reverse of `skew_kl`, seeking the teacher's modes."""
+    log_s, log_t = _tempered(student, teacher, temperature)
+    return temperature**2 * kl(log_s, _log_mixture(log_s, log_t, alpha))
+
+
+@loss(
+    "multi_label", reduction="rows", family="logits", year=2015,
+    paper="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (independent labels)",
+)  # fmt: skip
+def multi_label(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 1.0
+) -> Float[Tensor, " n"]:
+    """``T^2 mean_k BCE(sigmoid(teacher/T), sigmoid(student/T))``: for classes that do not exclude one another.
+
+    Least at student = teacher, where it is the teacher's entropy.
+    """
+    same_shape(student, teacher)
+    target = torch.sigmoid(teacher / temperature)
+    values = F.binary_cross_entropy_with_logits(student / temperature, target, reduction="none")
+    return temperature**2 * values.mean(dim=-1)
+
+
+@loss(
+    "weighted_ce", reduction="rows", family="logits", year=2017, confidence="B", properties="shift_invariant",
+    paper="Chen et al.: Learning Efficient Object Detection Models with Knowledge Distillation",
+)  # fmt: skip
+def weighted_ce(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, background: Annotated[int, Field(ge=0)] = 0, background_weight: Positive = 1.5,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``-sum_c w_c p_t log p_s`` with a weight of its own for the background class which outnumbers the rest.
+
+    Least where p_s is proportional to ``w p_t``, which is not quite the teacher.
+    """
+    same_shape(student, teacher)
+    if background >= student.shape[-1]:
+        raise ValueError(f"background class {background} of {student.shape[-1]} classes")
+    weights = torch.ones(student.shape[-1], dtype=student.dtype, device=student.device)
+    weights[background] = background_weight
+    return -(weights * torch.softmax(teacher, dim=-1) * F.log_softmax(student, dim=-1)).sum(dim=-1)

@@ -1,0 +1,127 @@
+"""Losses between class scores that also read the labels, one a row."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Positive, loss, same_shape
+from .logits import kl
+
+
+def _check(student: Tensor, labels: Tensor) -> None:
+    if labels.shape != student.shape[:1]:
+        raise ValueError(f"labels {tuple(labels.shape)} are not one a row of the student {tuple(student.shape)}")
+
+
+def _at(rows: Tensor, labels: Tensor) -> Tensor:
+    """``(n,)`` entry of each row at its label."""
+    return rows.gather(1, labels[:, None]).squeeze(1)
+
+
+@loss(
+    "tfkd_reg", reduction="rows", family="self", year=2020, properties="shift_invariant",
+    paper="Yuan et al.: Revisiting Knowledge Distillation via Label Smoothing Regularization",
+)  # fmt: skip
+def tfkd_reg(
+    student: Float[Tensor, "n c"], labels: Int[Tensor, " n"],
+    *, temperature: Positive = 20.0, correct: Annotated[float, Field(gt=0, lt=1)] = 0.99,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``KL(softmax(u/T) || softmax(student))`` with a hand-made teacher: u is `correct` at the label.
+
+    The student is not tempered and the softmax is taken of probabilities, as in the paper's release. A teacher that
+    does not beat this one teaches nothing but smoothing. The release's factor m undoes a mean over classes; here the
+    sum is taken.
+    """
+    _check(student, labels)
+    classes = student.shape[-1]
+    u = torch.full_like(student, (1 - correct) / max(classes - 1, 1))
+    u = u.scatter(1, labels[:, None], correct)
+    return kl(F.log_softmax(u / temperature, dim=-1), F.log_softmax(student, dim=-1))
+
+
+@loss(
+    "dkd", reduction="rows", family="logits", year=2022, properties="zero_at_teacher shift_invariant",
+    paper="Zhao et al.: Decoupled Knowledge Distillation",
+)  # fmt: skip
+def dkd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Int[Tensor, " n"],
+    *, temperature: Positive = 4.0, alpha: float = 1.0, beta: float = 8.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``T^2 [alpha KL(b_t || b_s) + beta KL(q_t || q_s)]``.
+
+    The label against all the rest, and the rest among themselves (TCKD and NCKD).
+
+    Plain KD weighs the second part by the teacher's doubt, 1 - p_t[y]; here it keeps its weight where the teacher is
+    sure. Needs three classes. Warm its weight up over the first epochs, as the paper does.
+    """
+    same_shape(student, teacher)
+    _check(student, labels)
+    if student.shape[-1] < 3:
+        raise ValueError(f"dkd compares the classes beside the label: it needs at least 3, got {student.shape[-1]}")
+    s, t = student / temperature, teacher / temperature
+    return temperature**2 * (
+        alpha * kl(_binary(t, labels), _binary(s, labels)) + beta * kl(_others(t, labels), _others(s, labels))
+    )
+
+
+def _others(logits: Tensor, labels: Tensor) -> Tensor:
+    """``(n, c - 1)`` log-softmax over the classes beside the label."""
+    n, c = logits.shape
+    keep = torch.ones_like(logits, dtype=torch.bool).scatter(1, labels[:, None], False)
+    return F.log_softmax(logits[keep].reshape(n, c - 1), dim=-1)
+
+
+def _binary(logits: Tensor, labels: Tensor) -> Tensor:
+    """``(n, 2)`` log-probabilities of the label and of all the rest, not by 1 - p, which rounds doubt away."""
+    n, c = logits.shape
+    keep = torch.ones_like(logits, dtype=torch.bool).scatter(1, labels[:, None], False)
+    rest = torch.logsumexp(logits[keep].reshape(n, c - 1), dim=-1)
+    return F.log_softmax(torch.stack([_at(logits, labels), rest], dim=-1), dim=-1)
+
+
+@loss(
+    "wsld", reduction="rows", family="adaptive", year=2021, properties="shift_invariant",
+    paper="Zhou et al.: Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
+)  # fmt: skip
+def wsld(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Int[Tensor, " n"],
+    *, temperature: Positive = 2.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``T^2 w CE(softmax(teacher/T), softmax(student/T))`` with ``w = 1 - exp(-CE(y, s) / CE(y, t))``.
+
+    The weight carries no gradient: rows that the student already knows better than the teacher weigh less. Published
+    with a factor of 2.5.
+    """
+    same_shape(student, teacher)
+    _check(student, labels)
+    with torch.no_grad():
+        ce_s, ce_t = (F.cross_entropy(z, labels, reduction="none") for z in (student, teacher))
+        weight = 1 - torch.exp(-ce_s / (ce_t + 1e-7))
+    p_t, log_s = torch.softmax(teacher / temperature, dim=-1), F.log_softmax(student / temperature, dim=-1)
+    return -(temperature**2) * weight * (p_t * log_s).sum(dim=-1)
+
+
+@loss(
+    "ofa", reduction="rows", family="features", year=2023, properties="shift_invariant",
+    paper="Hao et al.: One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation",
+)  # fmt: skip
+def ofa(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Int[Tensor, " n"], *, eps: Positive = 1.0
+) -> Float[Tensor, " n"]:
+    """``-sum_k [(p_t[k] + 1{k=y})^eps - 1{k=y}] log p_s[k]``.
+
+    The target class weighs the more, the more `eps` is above 1.
+
+    For a stage's own head (a projector to class scores) as well as for the last: `on` names the stage's feature.
+    """
+    same_shape(student, teacher)
+    _check(student, labels)
+    is_label = F.one_hot(labels, student.shape[-1]).to(student.dtype)
+    target = (torch.softmax(teacher, dim=-1) + is_label).pow(eps) - is_label
+    return -(target * F.log_softmax(student, dim=-1)).sum(dim=-1)
