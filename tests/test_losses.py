@@ -147,11 +147,21 @@ def test_gradient_reaches_every_row_of_the_student(name: str, params: Settings) 
     assert (grad.abs().sum(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize(("name", "params"), settings(FUNCTIONS))
+@pytest.mark.parametrize(("name", "params"), settings([n for n in FUNCTIONS if n not in declared("held_weight")]))
 def test_gradient_is_that_of_the_value(name: str, params: Settings) -> None:
     inputs = batch(1, LOSSES[name])
     student = inputs["student"].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: call(LOSSES[name], inputs | {"student": x}, **params), student)
+
+
+def test_wsld_holds_its_weight() -> None:
+    """Gradient ``T w (softmax(student/T) - softmax(teacher/T))``: none through w."""
+    inputs = batch(1, LOSSES["wsld"])
+    _, grad = gradient(LOSSES["wsld"], inputs, temperature=3.0)
+    s, t, y = inputs["student"], inputs["teacher"], inputs["labels"]
+    ce_s, ce_t = (torch.nn.functional.cross_entropy(z, y, reduction="none") for z in (s, t))
+    expected = 3.0 * (1 - torch.exp(-ce_s / ce_t))[:, None] * (torch.softmax(s / 3, -1) - torch.softmax(t / 3, -1))
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "params"), settings(declared("zero_at_teacher", TAUGHT)))

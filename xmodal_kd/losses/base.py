@@ -110,7 +110,8 @@ def loss(
 
     Properties that the tests hold a loss to: ``zero_at_teacher`` (its minimum, 0, at student = teacher),
     ``shift_invariant`` (a constant added to a row), ``row_shift_invariant`` (one vector added to all rows),
-    ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector).
+    ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector), ``held_weight`` (a factor of the value
+    is held fixed in the gradient).
     """
 
     def add(fn: F) -> F:

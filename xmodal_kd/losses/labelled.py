@@ -86,7 +86,7 @@ def _binary(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @loss(
-    "wsld", reduction="rows", family="adaptive", year=2021, properties="shift_invariant",
+    "wsld", reduction="rows", family="adaptive", year=2021, properties="shift_invariant held_weight",
     paper="Zhou et al.: Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
 )  # fmt: skip
 def wsld(

@@ -58,7 +58,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 @loss(
     "kd_lskd", reduction="rows", family="logits", year=2024,
     paper="Sun et al.: Logit Standardization in Knowledge Distillation",
-    properties="zero_at_teacher shift_invariant scale_invariant",
+    properties="zero_at_teacher shift_invariant",
 )  # fmt: skip
 def kd_lskd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 2.0
