@@ -27,8 +27,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
-        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. Control and student saw the same data "
-        "for the same number of steps, from the same initial weights.",
+        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}",
         _export(content["export"], name),
         _left_out(content["data"]),
         _examples(roles),
@@ -67,6 +66,15 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     shown = " / ".join(f"{value:.1f}" for value in (*(split.get(p, 0.0) for p in ("teacher", "student", "loss")), rest))
     seconds, flops = f"{cost['seconds']:.0f}", f"{cost['flops_per_step'] / 1e9:.2f}"
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
+
+
+def _control(control: Mapping[str, Any]) -> str:
+    if "reason" in control:
+        return f"There is no control: {control['reason']}."
+    return (
+        f"The control learned from {', '.join(control['terms'])} alone: same initial weights as the student, same data, "
+        "same number of steps."
+    )
 
 
 def _gap(content: Mapping[str, Any]) -> str:
