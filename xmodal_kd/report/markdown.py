@@ -72,7 +72,7 @@ def _control(control: Mapping[str, Any]) -> str:
     if "reason" in control:
         return f"There is no control: {control['reason']}."
     return (
-        f"The control learned from {', '.join(control['terms'])} alone: same initial weights as the student, same data, "
+        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, same data, "
         "same number of steps."
     )
 
