@@ -40,7 +40,7 @@ def test_losses_name_their_paper_and_what_they_need() -> None:
     for name, row in rows.items():
         if not name.startswith("test_"):
             assert row["paper"] and row["year"] > 1950 and row["needs"], name
-    assert rows["kd"]["parameters"] == {"temperature": 4.0} and "teacher" in rows["kd"]["needs"]
+    assert rows["kd"]["parameters"]["temperature"] == 4.0 and "teacher" in rows["kd"]["needs"]
     assert "labels" in rows["ctc"]["needs"] and "teacher" not in rows["ctc"]["needs"]
 
 

@@ -61,6 +61,8 @@ class Turn:
 
     def _over_ranks(self, parts: Mapping[str, Part]) -> dict[str, tuple[Tensor, Tensor]]:
         """Totals and counts, in one exchange."""
+        if self.ranks.world == 1:
+            return {name: (part.total.detach(), part.count) for name, part in parts.items()}
         both = torch.stack([torch.stack([p.total.detach().float(), p.count.float()]) for p in parts.values()])
         both = self.ranks.sum(both)
         return {name: (both[i, 0], both[i, 1]) for i, name in enumerate(parts)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .losses import LOSSES, LossSpec
 from .losses.base import full_precision
 from .ranks import Ranks
 from .recipe import Term
-from .signals import Signal, Signals
+from .signals import Layout, Signal, Signals
 from .streams import Streams
 
 
@@ -64,8 +65,8 @@ class LossOut:
 
 
 def safe(count: Tensor) -> Tensor:
-    """A count to divide by: 1 where nothing was counted (the total is 0 then)."""
-    return torch.where(count > 0, count, torch.ones_like(count))
+    """A count to divide by, above 0 where nothing was counted: the total is 0 then, and so is the mean."""
+    return count.clamp(min=1e-6)
 
 
 def spec_of(term: Term) -> LossSpec:
@@ -206,7 +207,7 @@ class Objective(nn.Module):
 
     def _term(self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
         mine, theirs = self._signals(term, student, teacher)
-        valid = mine.layout.mask if theirs is None else mine.layout.mask & theirs.layout.mask
+        layouts = [mine.layout] if theirs is None else [mine.layout, theirs.layout]
         labels = student["labels"] if "labels" in term.spec.inputs else None
         by_row = labels is not None and labels.layout.kind == mine.layout.kind
         if labels is not None and by_row:  # a row without a label is no row of this term
@@ -215,18 +216,19 @@ class Objective(nn.Module):
                     f"term {term.name!r}: {len(labels.layout)} labels and the student's {len(mine.layout)} "
                     f"{mine.layout.kind} rows are not aligned"
                 )
-            valid = valid & labels.layout.mask
+            layouts.append(labels.layout)
+        valid = _valid(layouts)
         given: dict[str, Any] = {
-            "student": full_precision(mine.rows[valid]),
-            "item": mine.layout.item[valid],
+            "student": full_precision(_chosen(mine.rows, valid)),
+            "item": _chosen(mine.layout.item, valid),
             "items": mine.layout.items,
             "ids": student.ids,
         }
         if theirs is not None:
-            given["teacher"] = full_precision(theirs.rows.detach()[valid])
+            given["teacher"] = full_precision(_chosen(theirs.rows.detach(), valid))
         if labels is not None:
-            chosen = valid if by_row else labels.layout.mask
-            given |= {"labels": labels.rows[chosen], "label_item": labels.layout.item[chosen]}
+            which = valid if by_row else _valid([labels.layout])
+            given |= {"labels": _chosen(labels.rows, which), "label_item": _chosen(labels.layout.item, which)}
         with torch.autocast(given["student"].device.type, enabled=False):
             if term.projector is not None:
                 given["student"] = term.projector(given["student"])
@@ -264,6 +266,16 @@ class Objective(nn.Module):
             return term.spec.fn(*inputs, **term.params)
         except ValueError as error:
             raise UserError(f"term {term.name!r}: {error}") from None
+
+
+def _valid(layouts: Sequence[Layout]) -> Tensor | None:
+    """Rows valid in every layout; None where all are known to be, for then nothing is copied."""
+    masks = [layout.mask for layout in layouts if not layout.full]
+    return reduce(torch.Tensor.logical_and, masks) if masks else None
+
+
+def _chosen(rows: Tensor, valid: Tensor | None) -> Tensor:
+    return rows if valid is None else rows[valid]
 
 
 def _named(signals: Signals, path: str) -> Signal:

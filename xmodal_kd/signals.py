@@ -31,6 +31,7 @@ class Layout:
         item: ``(n,)`` int64, the item of the batch that a row belongs to.
         items: number of items in the batch (an item may have no row at all).
         grid: shape of one item's rows where they form a grid, so that n = items * prod(grid); else None.
+        full: every row is known to be valid, so that nothing need be gathered.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Layout:
     item: Tensor
     items: int
     grid: tuple[int, ...] | None = None
+    full: bool = False
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool or self.mask.ndim != 1 or self.mask.shape != self.item.shape:
@@ -60,7 +62,7 @@ class Layout:
     def dense(cls, kind: Kind, items: int, grid: tuple[int, ...], device: torch.device | str = "cpu") -> Layout:
         """Every cell of every item's grid is valid."""
         item = torch.arange(items, device=device).repeat_interleave(prod(grid))
-        return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items, grid)
+        return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items, grid, full=True)
 
     @classmethod
     def padded(cls, kind: Kind, lengths: Tensor, steps: int) -> Layout:
@@ -74,7 +76,7 @@ class Layout:
     @classmethod
     def ragged(cls, kind: Kind, item: Tensor, items: int) -> Layout:
         """Rows of several items behind one another, all valid: points of clouds, pixels that a point sees."""
-        return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items)
+        return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items, full=True)
 
     def same_rows(self, other: Layout) -> bool:
         """Whether row i means the same thing in both (masks may differ: a loss sees the rows valid in both)."""

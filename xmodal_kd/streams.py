@@ -41,12 +41,21 @@ class Streams:
 
     def seed_torch(self, *path: Key) -> None:
         """Seed the global generators (dropout draws from them), so that a resumed step draws what it drew before."""
-        torch.manual_seed(self.key(*path))
+        _seed(self.key(*path))
 
     @contextmanager
     def forked(self, *path: Key) -> Iterator[None]:
         """Global torch randomness seeded by `path` inside the block, and put back as it was after it."""
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.key(*path))
+            _seed(self.key(*path))
             yield
+
+
+def _seed(key: int) -> None:
+    """As ``torch.manual_seed``, which where CUDA is not in use formats a stack trace at every call: 0.2 ms a step."""
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(key)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(key)

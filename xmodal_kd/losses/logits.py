@@ -33,9 +33,11 @@ def kd(
     same_shape(student, teacher)
     if standardise:
         student, teacher = standardised(student), standardised(teacher)
-    t_s, t_t = (temperature * (deviation(z) if per_sample else torch.ones_like(z[:, :1])) for z in (student, teacher))
-    values = kl(F.log_softmax(teacher / t_t, dim=-1), F.log_softmax(student / t_s, dim=-1))
-    return values * (t_s * t_t).squeeze(-1)
+    if per_sample:
+        t_s, t_t = (temperature * deviation(z) for z in (student, teacher))
+        return (t_s * t_t).squeeze(-1) * kl(F.log_softmax(teacher / t_t, dim=-1), F.log_softmax(student / t_s, dim=-1))
+    log_p, log_q = (F.log_softmax(z / temperature, dim=-1) for z in (teacher, student))
+    return temperature**2 * kl(log_p, log_q)
 
 
 def deviation(rows: Tensor) -> Tensor:
