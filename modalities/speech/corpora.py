@@ -82,7 +82,8 @@ def utterances(data: SpeechData, split: str) -> list[Utterance]:
     if split not in SPLITS:
         raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
     if not data.path.expanduser().exists():
-        raise UserError(f"data.path: {data.path} does not exist")
+        where = "" if data.path.expanduser().is_absolute() else f" in {Path.cwd()}, where this was called"
+        raise UserError(f"data.path: {data.path} does not exist{where}")
     if data.by_speaker and not data.speakers[split]:
         raise UserError(f"data.{split}_speakers: the {split} split is empty: list at least one speaker")
     found = [utterance for name in data.sources for utterance in _source(data, name, split)]
