@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from toy import RECIPE
 
 import xmodal_kd
-from xmodal_kd.checkpoint import read_json, write_json
+from xmodal_kd.checkpoint import read_json, read_tensors, write_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
 
@@ -229,6 +230,20 @@ def test_only_what_can_run_alone(refused: Callable[..., str]) -> None:
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe"):
         call(["run", str(tmp_path / "none.yaml"), "--debug"])
+
+
+def test_learning_rates_of_the_students_parts_hold_for_its_control(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(RECIPE)
+    run = ["run", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "run"), "--allow-import", "toy", "--quiet"]
+    scales = "train.optimizer.lr_scale={student.head.*: 0.0, objective.*: 2.0}"
+    assert call([*run, "--set", scales, "--set", "objective.2.projector=linear"]) == 0
+    roles = {role: read_tensors(tmp_path / "run" / role / "model.safetensors") for role in ("control", "student")}
+    assert torch.equal(roles["control"]["head.weight"], roles["student"]["head.weight"])
+    assert not torch.equal(roles["control"]["body.0.weight"], roles["student"]["body.0.weight"])
+
+
+def test_time_may_not_be_negative(capfd: Capture) -> None:
+    assert "--max-minutes" in fails(capfd, 2, "run", "smoke/speech", "--max-minutes", "-1")
 
 
 def test_a_saved_teacher(trained: Path, tmp_path: Path, capfd: Capture) -> None:
