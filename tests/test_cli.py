@@ -14,6 +14,7 @@ import torch
 from toy import RECIPE
 
 import xmodal_kd
+from xmodal_kd import report as reports
 from xmodal_kd.checkpoint import read_json, read_tensors, write_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
@@ -71,6 +72,23 @@ def test_called_with_nothing_it_shows_its_help(capfd: Capture) -> None:
 def test_misspelt_command_and_option(capfd: Capture) -> None:
     assert "No such command 'rnu'" in fails(capfd, 2, "rnu")
     assert "--stesp" in fails(capfd, 2, "run", "smoke/speech", "--stesp", "3")
+
+
+def test_help_and_tables_keep_square_brackets(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes them for its markup: the name of an extra would be lost."""
+    assert call(["transcribe", "--help"]) == 0
+    text = capfd.readouterr().out
+    assert "[decode]" in text and "\\" not in text
+    monkeypatch.setattr("xmodal_kd.catalogue.KINDS", {"rooms": lambda: [{"name": "a [bold] one", "needs": "all"}]})
+    assert call(["list", "rooms"]) == 0
+    assert "a [bold] one" in capfd.readouterr().out
+
+
+def test_a_table_of_losses_can_be_read(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(["list", "losses"]) == 0
+    text = capfd.readouterr().out
+    assert "logit_mse" in text and "2015" in text and "row_shift_invariant" not in text
 
 
 @pytest.mark.parametrize("what", ["losses", "methods", "models", "modalities", "datasets", "recipes"])
@@ -139,11 +157,20 @@ def test_report_again(trained: Path, capfd: Capture) -> None:
     assert capfd.readouterr().out.strip() == (trained / "report.md").read_text().strip()
 
 
+def test_a_bar_in_a_text_leaves_the_reports_table_whole(trained: Path) -> None:
+    report = read_json(trained / "report.json")
+    report["roles"]["student"]["examples"] = [{"key": "a", "reference": "x | y", "hypothesis": ""}]
+    assert "| a | x \\| y | (nothing) |" in reports.markdown(report)
+
+
 def test_export_again(trained: Path, capfd: Capture) -> None:
     (trained / "student" / "exported.safetensors").unlink()
     assert call(["export", str(trained), "--allow-import", "toy", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["exported.safetensors"]
     assert (trained / "student" / "exported.safetensors").stat().st_size == found["bytes"]
+    assert call(["export", str(trained), "--allow-import", "toy"]) == 0
+    [line] = capfd.readouterr().out.splitlines()
+    assert line.startswith(f"exported.safetensors\tbytes {found['bytes']}  error {found['metrics']['error']:.4f}")
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capfd: Capture) -> None:
