@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 from toy import RECIPE
 
 import xmodal_kd
-from xmodal_kd.checkpoint import read_json, write_json
+from xmodal_kd import report as reports
+from xmodal_kd.checkpoint import read_json, read_tensors, write_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
 
@@ -70,6 +72,23 @@ def test_called_with_nothing_it_shows_its_help(capfd: Capture) -> None:
 def test_misspelt_command_and_option(capfd: Capture) -> None:
     assert "No such command 'rnu'" in fails(capfd, 2, "rnu")
     assert "--stesp" in fails(capfd, 2, "run", "smoke/speech", "--stesp", "3")
+
+
+def test_help_and_tables_keep_square_brackets(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes them for its markup: the name of an extra would be lost."""
+    assert call(["transcribe", "--help"]) == 0
+    text = capfd.readouterr().out
+    assert "[decode]" in text and "\\" not in text
+    monkeypatch.setattr("xmodal_kd.catalogue.KINDS", {"rooms": lambda: [{"name": "a [bold] one", "needs": "all"}]})
+    assert call(["list", "rooms"]) == 0
+    assert "a [bold] one" in capfd.readouterr().out
+
+
+def test_a_table_of_losses_can_be_read(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(["list", "losses"]) == 0
+    text = capfd.readouterr().out
+    assert "logit_mse" in text and "2015" in text and "row_shift_invariant" not in text
 
 
 @pytest.mark.parametrize("what", ["losses", "methods", "models", "modalities", "datasets", "recipes"])
@@ -138,11 +157,20 @@ def test_report_again(trained: Path, capfd: Capture) -> None:
     assert capfd.readouterr().out.strip() == (trained / "report.md").read_text().strip()
 
 
+def test_a_bar_in_a_text_leaves_the_reports_table_whole(trained: Path) -> None:
+    report = read_json(trained / "report.json")
+    report["roles"]["student"]["examples"] = [{"key": "a", "reference": "x | y", "hypothesis": ""}]
+    assert "| a | x \\| y | (nothing) |" in reports.markdown(report)
+
+
 def test_export_again(trained: Path, capfd: Capture) -> None:
     (trained / "student" / "exported.safetensors").unlink()
     assert call(["export", str(trained), "--allow-import", "toy", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["exported.safetensors"]
     assert (trained / "student" / "exported.safetensors").stat().st_size == found["bytes"]
+    assert call(["export", str(trained), "--allow-import", "toy"]) == 0
+    [line] = capfd.readouterr().out.splitlines()
+    assert line.startswith(f"exported.safetensors\tbytes {found['bytes']}  error {found['metrics']['error']:.4f}")
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capfd: Capture) -> None:
@@ -182,6 +210,13 @@ def refused(tmp_path: Path, capfd: Capture) -> Callable[..., str]:
         ("objective.1.params.temprature=3", "unknown key 'objective.1.params.temprature' (nearest: temperature)"),
         ("objective.2.on=body.9", "no module 'body.9' in Net (nearest: body.3, body.2, body.1)"),
         ("objective.2.on={student: body, teacher: bodies}", "no module 'bodies' in Net (nearest: body"),
+        ("objective.2.on=body.*", "objective, teacher: 'body.*' names 4 modules (body.0, body.1, body.2, body.3)"),
+        ("objective.2.on={student: bodies, teacher: body}", "objective, student: no module 'bodies'"),
+        ("train.optimizer.lr_scale={student.haed.*: 0.1}", "lr_scale: 'student.haed.*' matches no parameter"),
+        ("trackers=[tensorbord]", "trackers: unknown tracker 'tensorbord' (nearest: tensorboard"),
+        ("trackers=[aim]", "trackers: the package of 'aim' is not installed"),
+        ("trackers=tensorboard", "trackers: a list is expected, as in [a, b], got 'tensorboard'"),
+        ("train=3", "train: a section with keys of its own is expected, got 3"),
         ("objective.7.loss=kd", "there is no 7 to go into"),
         ("objective.0={loss: kd}", "two terms are called kd"),
         ("method=distill", "unknown method 'distill' (nearest: distil)"),
@@ -229,6 +264,20 @@ def test_only_what_can_run_alone(refused: Callable[..., str]) -> None:
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe"):
         call(["run", str(tmp_path / "none.yaml"), "--debug"])
+
+
+def test_learning_rates_of_the_students_parts_hold_for_its_control(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(RECIPE)
+    run = ["run", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "run"), "--allow-import", "toy", "--quiet"]
+    scales = "train.optimizer.lr_scale={student.head.*: 0.0, objective.*: 2.0}"
+    assert call([*run, "--set", scales, "--set", "objective.2.projector=linear"]) == 0
+    roles = {role: read_tensors(tmp_path / "run" / role / "model.safetensors") for role in ("control", "student")}
+    assert torch.equal(roles["control"]["head.weight"], roles["student"]["head.weight"])
+    assert not torch.equal(roles["control"]["body.0.weight"], roles["student"]["body.0.weight"])
+
+
+def test_time_may_not_be_negative(capfd: Capture) -> None:
+    assert "--max-minutes" in fails(capfd, 2, "run", "smoke/speech", "--max-minutes", "-1")
 
 
 def test_a_saved_teacher(trained: Path, tmp_path: Path, capfd: Capture) -> None:

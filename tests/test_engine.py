@@ -269,7 +269,7 @@ def test_nan_of_a_term_names_it_and_moves_nothing(tmp_path: Path) -> None:
     with torch.no_grad():
         models["teacher"].body[0].weight.fill_(torch.nan)
     before = of(models["student"])
-    with pytest.raises(RunError, match=r"^term 'hint' became NaN or Inf at step 0"):
+    with pytest.raises(RunError, match=r"^student: term 'hint' became NaN or Inf at step 0"):
         fitted(tmp_path, train(), toy=toy, models=models, terms=(Term(loss="test_ce"), Term(loss="hint", on="body")))
     assert of(models["student"]) == before
 

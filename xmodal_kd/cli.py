@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -37,6 +38,9 @@ Imports = Annotated[
     typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
 ]
 
+#: What a table of `list` has room for on a terminal.
+SHOWN = ("name", "modality", "summary", "paper", "year")
+
 
 @app.callback(invoke_without_command=True)
 def options(
@@ -59,7 +63,7 @@ def run(
     only: Annotated[str | None, typer.Option(help="'teacher': train the teacher and stop.")] = None,
     device: Device = "auto",
     max_minutes: Annotated[
-        float | None, typer.Option(help="Stop with a checkpoint after so many minutes; --resume goes on.")
+        float | None, typer.Option(min=0, help="Stop with a checkpoint after so many minutes; --resume goes on.")
     ] = None,
     allow_import: Imports = None,
     json_: AsJson = False,
@@ -101,7 +105,7 @@ def check(
         table = Table("check", "", "found", "what to do")
         colour = {"pass": "green", "warn": "yellow", "fail": "red"}
         for f in findings:
-            table.add_row(f.check, f"[{colour[f.status]}]{f.status}[/]", f.found, f.advice)
+            table.add_row(f.check, f"[{colour[f.status]}]{f.status}[/]", escape(f.found), escape(f.advice))
         _console().print(table)
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
@@ -124,12 +128,7 @@ def evaluate(
         print(json.dumps(found))
     else:
         for role, metrics in found.items():
-            shown = "  ".join(
-                f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in metrics.items()
-                if not isinstance(v, dict | list)
-            )
-            print(f"{role}\t{shown}")
+            print(f"{role}\t{_plain(metrics)}")
 
 
 @app.command()
@@ -153,7 +152,7 @@ def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = Fals
         print(json.dumps(found))
     else:
         for name, entry in found.items():
-            print(f"{name}\t{entry}")
+            print(f"{name}\t{_plain(entry)}")
 
 
 @app.command("list")
@@ -161,17 +160,25 @@ def list_(
     what: Annotated[str, typer.Argument(help="losses, methods, models, modalities, datasets or recipes.")],
     json_: AsJson = False,
 ) -> None:
-    """What there is, a line each."""
+    """What there is, a line each; --json tells more (of a loss: what it needs, its parameters)."""
     from .catalogue import catalogue
 
     rows = catalogue(what)
     if json_:
         print(json.dumps(rows))
         return
-    table = Table(*rows[0].keys()) if rows else Table("nothing")
+    shown = [key for key in rows[0] if key in SHOWN] if rows else ["nothing"]
+    table = Table(*shown)
     for row in rows:
-        table.add_row(*(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()))
+        table.add_row(*(escape(str(row[key])) for key in shown))
     _console().print(table)
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    """Numbers and words on one line, without lists and tables; of a ``metrics`` table, what is in it."""
+    flat = {**values, **values.get("metrics", {})}
+    shown = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in flat.items() if not isinstance(v, dict | list)}
+    return "  ".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _show_report(report: dict[str, Any], folder: Path) -> None:

@@ -222,7 +222,7 @@ class Engine:
             scaler.step(optimizer)
             scaler.update()
         elif not bool(torch.isfinite(norm)):
-            raise RunError(f"the gradient became {norm.item()} at step {self.at.step}: lower train.optimizer.lr")
+            raise RunError(f"{self.target}: the gradient became {norm.item()} at step {self.at.step}: lower the lr")
         else:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -240,7 +240,7 @@ class Engine:
                 names = batch.get("keys", batch["ids"])
                 raise UserError(f"sample {names[bad]}: its {key} hold NaN or Inf (seen at step {self.at.step})")
         raise RunError(
-            f"term {term!r} became NaN or Inf at step {self.at.step}, though its batch is finite: "
+            f"{self.target}: term {term!r} became NaN or Inf at step {self.at.step}, though its batch is finite: "
             "lower train.optimizer.lr or the term's weight"
         )
 

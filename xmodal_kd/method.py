@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from .adapter import Adapter, Batch
 from .clock import Clock
 from .objective import LossOut, Objective
-from .optim import build_optimizer
+from .optim import build_optimizer, scaling
 from .ranks import Ranks
 from .recipe import Train
 from .registry import Registry
@@ -117,8 +117,10 @@ class Distil:
         if not self.objective.built:
             with torch.no_grad(), self.streams.forked("dry run"):
                 self.objective.build(self._says(self.role, roles, batch), self._teacher(roles, batch), self.streams)
-        modules = {self.role: roles[self.role], "objective": self.objective}
-        return {self.role: build_optimizer(self.train.optimizer, modules)}
+        config, name = self.train.optimizer, self.role
+        if self.role == "control":  # the student's recipe, without a teacher and so without projectors
+            config, name = scaling(config, lambda pattern: not pattern.startswith("objective.")), "student"
+        return {self.role: build_optimizer(config, {name: roles[self.role], "objective": self.objective})}
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         with ctx.clock.time("teacher"):

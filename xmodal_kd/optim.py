@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -22,6 +22,12 @@ def named_parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{prefix}.{name}", parameter
+
+
+def scaling(config: Config, keep: Callable[[str], bool]) -> Config:
+    """`config` with only those patterns of its ``lr_scale`` that `keep` accepts."""
+    kept = {pattern: scale for pattern, scale in config.lr_scale.items() if keep(pattern)}
+    return config.model_copy(update={"lr_scale": kept})
 
 
 def build_optimizer(config: Config, modules: Mapping[str, nn.Module]) -> Optimizer:

@@ -192,8 +192,17 @@ def _explain(
         reason = f"key {key!r} is missing"
     else:
         shown = "" if first["type"] == "value_error" else f", got {first['input']!r:.80}"
-        reason = f"{key}: {first['msg'].removeprefix('Value error, ')}{shown}"
+        message = _YAML_WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        reason = f"{key}: {message}{shown}"
     return f"{source}:{line}: {reason}{more}"
+
+
+#: What pydantic says in Python's words, in YAML's.
+_YAML_WORDS = {
+    "tuple_type": "a list is expected, as in [a, b]",
+    "model_type": "a section with keys of its own is expected",
+    "dict_type": "a section with keys of its own is expected",
+}
 
 
 def _is_tag(part: str | int) -> bool:

@@ -23,9 +23,10 @@ from .errors import RunError, UserError
 from .loader import steps
 from .method import METHODS, probe
 from .objective import Objective, spec_of
+from .optim import build_optimizer, scaling
 from .ranks import ranks_of
 from .recipe import Loaded, Term, Train
-from .setup import machine, make_accelerator, peak_memory, versions
+from .setup import check_trackers, machine, make_accelerator, peak_memory, versions
 from .stats import gap_closed
 from .streams import Streams
 
@@ -92,6 +93,7 @@ class Run:
     def _look_ahead(self) -> None:
         """Find misspelt names of losses, methods, models and modules now, not after hours of training a teacher."""
         METHODS[self.recipe.method]
+        check_trackers(self.recipe.trackers)
         for i, term in enumerate(self.recipe.objective):
             self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
         objective, teacher = Objective(self.recipe.objective), self.recipe.teacher
@@ -99,10 +101,13 @@ class Run:
             loaded = (
                 self._load("teacher") if teacher.path else build(self.adapter, self.loaded, "teacher", self.streams)
             )
-            _find_all(loaded, objective.features("teacher"))
+            _find_all("teacher", loaded, objective.features("teacher"))
         elif self.options.only == "teacher":
             raise UserError("--only teacher: the recipe has no teacher")
-        _find_all(build(self.adapter, self.loaded, "student", self.streams), objective.features("student"))
+        student = build(self.adapter, self.loaded, "student", self.streams)
+        _find_all("student", student, objective.features("student"))
+        mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
+        build_optimizer(mine, {"student": student})
 
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
@@ -305,9 +310,17 @@ class Run:
         }
 
 
-def _find_all(model: nn.Module, features: Sequence[str]) -> None:
+def _find_all(role: str, model: nn.Module, features: Sequence[str]) -> None:
     for feature in features:
-        find_modules(model, split(feature)[0])
+        try:
+            found = find_modules(model, split(feature)[0])
+        except UserError as error:
+            raise UserError(f"objective, {role}: {error}") from None
+        if len(found) > 1:
+            raise UserError(
+                f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "
+                "one term compares one pair"
+            )
 
 
 def _difference(out: Path, recipe: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 
-from .errors import UserError
+from .errors import UserError, nearest
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 #: Packages whose version belongs to a result.
@@ -48,6 +51,16 @@ def make_accelerator(
     if str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED", "MEGATRON_LM")):
         raise UserError(f"{accelerator.distributed_type} is not supported yet: launch with plain multi-process")
     return accelerator
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Raises `UserError` for a tracker that Accelerate does not know, or would leave out without a word."""
+    known = [str(kind.value) for kind in LoggerType]
+    for name in trackers:
+        if name not in known:
+            raise UserError(f"trackers: unknown tracker {name!r}{nearest(name, known)}")
+        if name != "all" and name not in map(str, get_available_trackers()):
+            raise UserError(f"trackers: the package of {name!r} is not installed")
 
 
 def versions() -> dict[str, str]:

@@ -103,6 +103,8 @@ def _opened(path: Path | str) -> Iterator[Any]:
     """A soundfile reader of a file that is there, is audio, is not empty and whose header keeps its promise."""
     if not Path(path).is_file():
         raise UserError(f"{path}: {'a folder' if Path(path).is_dir() else 'no such file'}: an audio file is expected")
+    if Path(path).stat().st_size == 0:
+        raise UserError(f"{path}: empty: it holds no bytes")
     try:
         with sf.SoundFile(path) as file:
             _check_header(file, path)
@@ -119,7 +121,9 @@ def _check_header(file: Any, path: Path | str) -> None:
     found = re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info)
     if found and int(found[2]) < int(found[1]) < UNKNOWN_SIZE:
         raise UserError(f"{path}: truncated: its header promises {found[1]} bytes of audio, it holds {found[2]}")
-    if "ended unexpectedly" in file.extra_info:
+    # an Ogg file may end without its mark (a recorded broadcast), but then it ends with a whole page
+    cut_page = "lacks an end-of-stream bit" in file.extra_info and "Junk after the last page" in file.extra_info
+    if cut_page or "ended unexpectedly" in file.extra_info:
         raise UserError(f"{path}: truncated: the stream has no end")
     if file.frames == 0:
         raise UserError(f"{path}: empty: it holds no samples")

@@ -35,7 +35,7 @@ def transcribe(
         typer.Option(
             min=0,
             help="Hypotheses kept by beam search; 0 takes the best token of each frame, which is faster and seldom "
-            "worse. Needs pip install 'xmodal-kd[decode]'.",
+            "worse. Needs pip install 'xmodal-kd\\[decode]'.",
         ),
     ] = 0,
 ) -> None:

@@ -82,7 +82,8 @@ def utterances(data: SpeechData, split: str) -> list[Utterance]:
     if split not in SPLITS:
         raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
     if not data.path.expanduser().exists():
-        raise UserError(f"data.path: {data.path} does not exist")
+        where = "" if data.path.expanduser().is_absolute() else f" in {Path.cwd()}, where this was called"
+        raise UserError(f"data.path: {data.path} does not exist{where}")
     if data.by_speaker and not data.speakers[split]:
         raise UserError(f"data.{split}_speakers: the {split} split is empty: list at least one speaker")
     found = [utterance for name in data.sources for utterance in _source(data, name, split)]
@@ -120,9 +121,9 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
     if split not in present:
         raise UserError(f"data.path: {folder / split}.jsonl is missing; without speaker lists it is the {split} split")
     read = {name: read_manifest(file) for name, file in present.items()}
-    here = {utterance.key for utterance in read[split]}
+    here = {utterance.file for utterance in read[split]}
     for name, others in read.items():
-        if name != split and (both := next((other.key for other in others if other.key in here), None)):
+        if name != split and (both := next((other.key for other in others if other.file in here), None)):
             raise UserError(
                 f"data.path: {both!r} is in {split}.jsonl and in {name}.jsonl: a split must not see another"
             )

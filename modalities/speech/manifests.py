@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class Utterance:
     text: str
     speaker: str
     duration: float | None = None
+
+    @property
+    def file(self) -> str:
+        """Its path however its list writes it: ``./a.wav`` and an absolute path are ``a.wav`` again."""
+        return os.path.normpath(self.path.absolute())
 
     def seconds(self) -> float:
         """Its duration, from the file's header where its list does not say."""
@@ -52,8 +58,8 @@ def read_manifest(file: Path) -> list[Utterance]:
     records = [_record(file, number, line) for number, line in enumerate(_lines(file), 1) if line.strip()]
     first: dict[str, int] = {}
     for number, utterance in records:
-        if first.setdefault(utterance.key, number) != number:
-            raise UserError(f"{file} line {number}: {utterance.key!r} is on line {first[utterance.key]} already")
+        if first.setdefault(utterance.file, number) != number:
+            raise UserError(f"{file} line {number}: {utterance.key!r} is on line {first[utterance.file]} already")
     return sorted((utterance for _, utterance in records), key=lambda utterance: utterance.key)
 
 

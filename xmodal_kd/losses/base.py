@@ -126,7 +126,10 @@ def loss(
         forward = fn.forward if isinstance(fn, type) and issubclass(fn, nn.Module) else fn
         inputs = tuple(_positional(forward))
         if unknown := set(inputs) - set(INPUTS):
-            raise TypeError(f"loss {name!r} asks for unknown inputs {sorted(unknown)}; known: {', '.join(INPUTS)}")
+            raise TypeError(
+                f"loss {name!r} asks for unknown inputs {sorted(unknown)}; known: {', '.join(INPUTS)}; "
+                "hyper-parameters stand behind a * in its signature"
+            )
         if reduction == "batch" and (local := set(inputs) - {"student", "teacher", "labels"}):
             raise TypeError(f"loss {name!r}: only rows and labels are gathered over ranks, not {sorted(local)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())

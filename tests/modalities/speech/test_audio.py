@@ -83,6 +83,26 @@ def test_other_cut_files_are_named(tmp_path, name):
         one_line(error)
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_cut_within_a_page_is_named(tmp_path, subtype):
+    """What is left of it ends in whole audio pages, which libsndfile reads as if they were all."""
+    path = tmp_path / "cut.ogg"
+    sf.write(path, noise(8 * 8000), 8000, format="OGG", subtype=subtype)
+    assert len(audio.read(path)[0]) == 8 * 8000
+    cut(path, 0.8)
+    for call in (audio.read, audio.duration):
+        with pytest.raises(UserError, match=r"cut\.ogg: truncated") as error:
+            call(path)
+        one_line(error)
+
+
+def test_a_file_without_a_byte_is_empty(tmp_path):
+    path = tmp_path / "nothing.wav"
+    path.touch()
+    with pytest.raises(UserError, match=r"nothing\.wav: empty"):
+        audio.read(path)
+
+
 def test_a_damaged_flac_is_named(tmp_path):
     path = tmp_path / "damaged.flac"
     sf.write(path, noise(16000), 16000)
@@ -112,7 +132,7 @@ def test_an_empty_file_is_named(tmp_path):
             call(path)
 
 
-@pytest.mark.parametrize("content", [b"one two three\n", b"", b"RIFF1234WAVEfmt "])
+@pytest.mark.parametrize("content", [b"one two three\n", b"RIFF1234WAVEfmt "])
 def test_what_is_not_audio_is_named(tmp_path, content):
     path = tmp_path / "text.wav"
     path.write_bytes(content)

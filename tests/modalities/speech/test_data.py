@@ -380,3 +380,10 @@ def test_real_kathleen_fits_its_frames(kathleen):
         assert (len(source), source.left_out) == (count, [])
         sample = source.sample(0, 0)
         assert tokens.decode(sample.target) == sample.text
+
+
+def test_a_relative_path_that_is_missing_says_from_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = SpeechData.model_validate({"sources": "manifest", "path": "clips"})
+    with pytest.raises(UserError, match=rf"data\.path: clips does not exist in {tmp_path}, where this was called"):
+        utterances(config, "train")

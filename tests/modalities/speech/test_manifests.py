@@ -7,6 +7,7 @@ import pytest
 import soundfile as sf
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.modalities.speech.corpora import SpeechData, utterances
 from xmodal_kd.modalities.speech.manifests import read_fsdd, read_librispeech, read_manifest
 
 
@@ -120,3 +121,18 @@ def test_real_kathleen(kathleen):
 
 def test_the_digits_of_the_project(digits):
     assert len(read_fsdd(digits)) == 300
+
+
+@pytest.mark.parametrize("again", ["./a.wav", "sub/../a.wav", "{folder}/a.wav"])
+def test_a_recording_written_another_way_is_the_same_recording(tmp_path, again):
+    def entry(name):
+        return json.dumps({"audio_filepath": name.format(folder=tmp_path), "text": "yes"}) + "\n"
+
+    (tmp_path / "twice.jsonl").write_text(entry("a.wav") + entry(again))
+    with pytest.raises(UserError, match=r"twice\.jsonl line 2: .* is on line 1 already"):
+        read_manifest(tmp_path / "twice.jsonl")
+    (tmp_path / "train.jsonl").write_text(entry("a.wav"))
+    (tmp_path / "dev.jsonl").write_text(entry(again))
+    config = SpeechData.model_validate({"sources": "manifest", "path": tmp_path})
+    with pytest.raises(UserError, match="a split must not see another"):
+        utterances(config, "train")
