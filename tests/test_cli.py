@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+import yaml
 from toy import RECIPE
 
 import xmodal_kd
@@ -18,6 +19,8 @@ from xmodal_kd import report as reports
 from xmodal_kd.checkpoint import read_json, read_tensors, write_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
+from xmodal_kd.recipe import load
+from xmodal_kd.runner import resolved
 
 COMMANDS = ("run", "check", "eval", "report", "export", "list", "transcribe")
 Capture = pytest.CaptureFixture[str]
@@ -107,6 +110,28 @@ def test_list_of_what_is_not(capfd: Capture) -> None:
 # ---------------------------------------------------------------- a finished run
 
 
+def test_without_a_teacher_the_student_is_its_own_control(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(RECIPE)
+    out = tmp_path / "run"
+    sets = ["--set", "teacher=null", "--set", "objective=[{loss: test_ce}]"]
+    command = ["run", str(tmp_path / "toy.yaml"), "--out", str(out), "--allow-import", "toy", "--quiet", *sets]
+    assert call(command) == 0
+    report = read_json(out / "report.json")
+    assert list(report["roles"]) == ["student"] and "own control" in report["control"]["reason"]
+    assert report["gap_closed"] is None and report["gain"] is None
+    assert "There is no control" in (out / "report.md").read_text()
+
+
+def test_a_run_folder_holds_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load("smoke/speech", ["data.path=voices", "teacher.path=old/teacher"])
+    content = resolved(loaded)
+    assert content["data"]["path"] == str(tmp_path / "voices")
+    assert content["teacher"]["path"] == str(tmp_path / "old/teacher")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    assert resolved(load(str(tmp_path / "recipe.yaml"))) == content, "what is written reads as the same recipe"
+
+
 def test_report_json_has_what_scripts_rely_on(trained: Path) -> None:
     report = read_json(trained / "report.json")
     assert {
@@ -123,6 +148,8 @@ def test_report_json_has_what_scripts_rely_on(trained: Path) -> None:
         assert Path(report["artifacts"][role]).is_dir()
     assert report["cost"]["peak_memory_bytes"] > 1e6
     assert (report["gap_closed"] is None) == bool(report["reason"])
+    low, high = report["gain"]["interval"]
+    assert low <= report["gain"]["difference"] <= high
     assert report["control"] == {"terms": ["test_ce"]}
     assert (report["seed"], report["threads"], report["device"]) == (3, 1, "cpu")
     assert report["versions"].keys() >= {"python", "torch", "xmodal-kd"}

@@ -120,7 +120,7 @@ def evaluate(
     json_: AsJson = False,
 ) -> None:
     """Measure the roles of a run again."""
-    from .runner import evaluate_again
+    from .finished import evaluate_again
 
     _allow(allow_import)
     found = evaluate_again(folder, split, device)
@@ -144,7 +144,7 @@ def report(folder: RunFolder, json_: AsJson = False) -> None:
 @app.command()
 def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = False) -> None:
     """Export the student of a finished run again, and measure what was exported."""
-    from .runner import export_again
+    from .finished import export_again
 
     _allow(allow_import)
     found = export_again(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +14,19 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from . import flops, report
-from .adapter import Adapter, ControlSpec, Evaluation, NoControl, Score, adapter_class
+from .adapter import Adapter, ControlSpec, NoControl, Score, adapter_class
 from .capture import find_modules, split
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .engine import Engine
-from .errors import RunError, UserError
+from .errors import UserError
 from .loader import steps
 from .method import METHODS, probe
 from .objective import Objective, spec_of
 from .optim import build_optimizer, scaling
 from .ranks import ranks_of
-from .recipe import Loaded, Term, Train
+from .recipe import Loaded, M, Term, Train
 from .setup import check_trackers, machine, make_accelerator, peak_memory, versions
-from .stats import gap_closed
+from .stats import gap_closed, paired_interval, ratio
 from .streams import Streams
 
 STATE, RECIPE = "state.json", "recipe.yaml"
@@ -137,7 +136,7 @@ class Run:
             if not self.options.resume:
                 raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
             if state["fingerprint"] != print_:
-                raise UserError(f"{self.out} was started with another recipe ({_difference(self.out, self.recipe)})")
+                raise UserError(f"{self.out} was started with another recipe ({_difference(self.out, self.loaded)})")
             return state
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -146,8 +145,7 @@ class Run:
         if rest:
             raise UserError(f"{self.out} is not empty and not a run: choose another --out")
         state = {"fingerprint": print_, "roles": {}}
-        content = yaml.safe_dump(self.recipe.model_dump(mode="json", exclude={"out"}), sort_keys=False)
-        write_bytes(self.out / RECIPE, content.encode())
+        write_bytes(self.out / RECIPE, yaml.safe_dump(resolved(self.loaded), sort_keys=False).encode())
         write_json(path, state)
         return state
 
@@ -158,6 +156,8 @@ class Run:
         if self.options.only == "teacher":
             return {}
         spec = control_spec(self.recipe.objective, self.recipe.control)
+        if self.recipe.teacher is None:
+            spec = NoControl("without a teacher the student is its own control")
         if isinstance(spec, ControlSpec):
             self._role("control")
         self._role("student")
@@ -303,11 +303,20 @@ class Run:
             "curve": [],  # of roles measured at several budgets: no modality here has any yet
             "gap_closed": gap[0],
             "reason": gap[1],
+            "gain": _gain(scores),
             "data": dict(self.adapter.describe()),
             "cost": {**trained, "peak_memory_bytes": peak_memory()},
             "export": roles["student"].get("export", {}),
             "artifacts": {role: str(self.out / role) for role in roles if (self.out / role).exists()},
         }
+
+
+def _gain(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any] | None:
+    """What the student has over the control on the same test items; None where there is no control."""
+    if not scores.get("control") or not scores.get("student"):
+        return None
+    difference = ratio(scores["control"]) - ratio(scores["student"])
+    return {"difference": difference, "interval": list(paired_interval(scores["control"], scores["student"]))}
 
 
 def _find_all(role: str, model: nn.Module, features: Sequence[str]) -> None:
@@ -323,10 +332,25 @@ def _find_all(role: str, model: nn.Module, features: Sequence[str]) -> None:
             )
 
 
-def _difference(out: Path, recipe: Any) -> str:
+def resolved(loaded: Loaded) -> dict[str, Any]:
+    """The recipe with all defaults and with absolute paths, so that a run folder can be used from anywhere."""
+    content = loaded.recipe.model_dump(mode="json", exclude={"out"})
+    data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
+    content["data"] = _absolute(data).model_dump(mode="json")
+    if loaded.recipe.teacher is not None:
+        content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
+    return content
+
+
+def _absolute(section: M) -> M:
+    paths = {name: value for name, value in section if isinstance(value, Path)}
+    return section.model_copy(update={name: path.expanduser().absolute() for name, path in paths.items()})
+
+
+def _difference(out: Path, loaded: Loaded) -> str:
     """The first key in which the recipe that a run was started with differs from this one."""
     before = _flat(yaml.safe_load((out / RECIPE).read_text()))
-    now = _flat(json.loads(recipe.model_dump_json(exclude={"out"})))
+    now = _flat(resolved(loaded))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not key.startswith("trackers"):
             return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
@@ -340,42 +364,4 @@ def _flat(content: Any, at: str = "") -> dict[str, Any]:
     return {at: content}
 
 
-def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
-    """The resolved recipe and the state of a run folder."""
-    from . import recipe
-
-    if not (folder / STATE).is_file():
-        raise UserError(f"{folder} is not a run: it has no {STATE}")
-    return recipe.load(str(folder / RECIPE)), read_json(folder / STATE)
-
-
-def evaluate_again(folder: Path, split: str, device: str) -> dict[str, Any]:
-    """Metrics of every role that a run left, on `split`."""
-    loaded, state = saved_run(folder)
-    torch.set_num_threads(loaded.recipe.threads)
-    accelerator, streams = make_accelerator(device, "fp32"), Streams(loaded.recipe.seed)
-    adapter = make_adapter(loaded, streams)
-    found: dict[str, Any] = {}
-    for role in state["roles"]:
-        path = state["roles"][role].get("path", folder / role)
-        model = adapter.load(role, Path(path)).to(accelerator.device).eval()
-        with torch.no_grad(), streams.forked("evaluate"):
-            evaluation: Evaluation = adapter.evaluate(role, model, split)
-        found[role] = evaluation.metrics
-    if not found:
-        raise RunError(f"{folder}: no role is finished yet: --resume the run first")
-    return found
-
-
-def export_again(folder: Path) -> dict[str, Any]:
-    """Export the student of a finished run anew."""
-    loaded, state = saved_run(folder)
-    if "student" not in state["roles"]:
-        raise RunError(f"{folder}: its student is not finished yet: --resume the run first")
-    torch.set_num_threads(loaded.recipe.threads)
-    make_accelerator("cpu", "fp32")
-    adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
-    return dict(adapter.export(adapter.load("student", folder / "student").eval(), folder / "student"))
-
-
-__all__ = ["Options", "Run", "build", "control_spec", "evaluate_again", "export_again", "make_adapter", "saved_run"]
+__all__ = ["RECIPE", "STATE", "Options", "Run", "build", "control_spec", "make_adapter", "resolved"]

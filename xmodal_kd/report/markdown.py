@@ -78,10 +78,17 @@ def _control(control: Mapping[str, Any]) -> str:
 
 
 def _gap(content: Mapping[str, Any]) -> str:
+    gain = content["gain"]
+    lead = (
+        f"Control less student: {gain['difference']:+.4f} (95 % interval over the test items "
+        f"{gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f}). "
+        if gain
+        else ""
+    )
     if content["gap_closed"] is None:
-        return f"Gap closed: not stated, because {content['reason']}."
+        return f"{lead}Gap closed: not stated, because {content['reason']}."
     return (
-        f"Gap closed: **{100 * content['gap_closed']:.0f} %** of the distance from control to teacher. One seed: "
+        f"{lead}Gap closed: **{100 * content['gap_closed']:.0f} %** of the distance from control to teacher. One seed: "
         "whether it is more than chance needs several."
     )
 

@@ -1,0 +1,53 @@
+"""Again, on what a run left: evaluate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import recipe
+from .adapter import Evaluation
+from .checkpoint import read_json
+from .errors import RunError, UserError
+from .recipe import Loaded
+from .runner import RECIPE, STATE, make_adapter
+from .setup import make_accelerator
+from .streams import Streams
+
+
+def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
+    """The resolved recipe and the state of a run folder."""
+    if not (folder / STATE).is_file():
+        raise UserError(f"{folder} is not a run: it has no {STATE}")
+    return recipe.load(str(folder / RECIPE)), read_json(folder / STATE)
+
+
+def evaluate_again(folder: Path, split: str, device: str) -> dict[str, Any]:
+    """Metrics of every role that a run left, on `split`."""
+    loaded, state = saved_run(folder)
+    torch.set_num_threads(loaded.recipe.threads)
+    accelerator, streams = make_accelerator(device, "fp32"), Streams(loaded.recipe.seed)
+    adapter = make_adapter(loaded, streams)
+    found: dict[str, Any] = {}
+    for role in state["roles"]:
+        path = state["roles"][role].get("path", folder / role)
+        model = adapter.load(role, Path(path)).to(accelerator.device).eval()
+        with torch.no_grad(), streams.forked("evaluate"):
+            evaluation: Evaluation = adapter.evaluate(role, model, split)
+        found[role] = evaluation.metrics
+    if not found:
+        raise RunError(f"{folder}: no role is finished yet: --resume the run first")
+    return found
+
+
+def export_again(folder: Path) -> dict[str, Any]:
+    """Export the student of a finished run anew."""
+    loaded, state = saved_run(folder)
+    if "student" not in state["roles"]:
+        raise RunError(f"{folder}: its student is not finished yet: --resume the run first")
+    torch.set_num_threads(loaded.recipe.threads)
+    make_accelerator("cpu", "fp32")
+    adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
+    return dict(adapter.export(adapter.load("student", folder / "student").eval(), folder / "student"))
