@@ -225,7 +225,6 @@ class Engine:
             raise RunError(f"{self.target}: the gradient became {norm.item()} at step {self.at.step}: lower the lr")
         else:
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def _check(self, out: LossOut, batch: Batch) -> None:
