@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.capture import capture, find_modules, split
+from xmodal_kd.capture import capture, find_modules, only_call, split
 from xmodal_kd.errors import UserError
 
 
@@ -122,3 +122,22 @@ def test_features_and_what_cannot_be_captured() -> None:
     with pytest.raises(UserError, match="module '0' gave dict, not a tensor"), capture(model, ["0"]):
         model(torch.zeros(1))
     assert hooks(model) == 0
+
+
+def test_a_term_needs_one_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.shared(self.shared(x))
+
+    model = Twice()
+    with capture(model, ["shared", "idle"]) as taken:
+        model(torch.zeros(1, 2))
+    with pytest.raises(UserError, match="'shared' was called 2 times"):
+        only_call("shared", taken["shared"])
+    with pytest.raises(UserError, match="'idle' was called 0 times"):
+        only_call("idle", taken["idle"])
+    assert only_call("shared", taken["shared"][:1]) is taken["shared"][0]

@@ -76,6 +76,16 @@ def capture(model: nn.Module, features: Sequence[str]) -> Iterator[dict[str, lis
             handle.remove()
 
 
+def only_call(name: str, calls: Sequence[Tensor]) -> Tensor:
+    """What a captured module put out, where a loss needs one tensor. Raises `UserError` for none and for several."""
+    if len(calls) != 1:
+        raise UserError(
+            f"module {name!r} was called {len(calls)} times in a forward pass, and a term compares one tensor: "
+            + ("capture a module that is used" if not calls else "capture a module around it, or inside it")
+        )
+    return calls[0]
+
+
 def _first_tensor(value: Any, name: str) -> Tensor:
     """The tensor itself, or the first of a tuple (attention and recurrent modules return several)."""
     if isinstance(value, Tensor):

@@ -136,7 +136,7 @@ def _classes(teacher: Tensor, student: Tensor) -> Finding:
 
 
 def class_order(subject: Subject) -> Iterator[Finding]:
-    """A teacher whose outputs mean other classes than the student's scores worse than it should on its own labels."""
+    """Class i means the same for teacher and student: equal numbers of classes alone do not say so."""
     if "teacher" not in subject.roles:
         return
     mine, theirs = subject.adapter.class_names("student"), subject.adapter.class_names("teacher")

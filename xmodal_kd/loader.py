@@ -92,7 +92,3 @@ def _sound(batch: Batch | UserError) -> Batch:
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def steps_per_epoch(source: Source) -> int:
-    return len(source.plan(0))

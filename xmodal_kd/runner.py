@@ -305,7 +305,7 @@ class Run:
             "reason": gap[1],
             "gain": _gain(scores),
             "data": dict(self.adapter.describe()),
-            "cost": {**trained, "peak_memory_bytes": peak_memory()},
+            "cost": {**trained, "peak_memory_bytes": peak_memory(self.accelerator.device)},
             "export": roles["student"].get("export", {}),
             "artifacts": {role: str(self.out / role) for role in roles if (self.out / role).exists()},
         }

@@ -84,9 +84,9 @@ def machine(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process so far."""
-    if torch.cuda.is_available():
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where the run was on one, else of this process so far."""
+    if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     import resource
     import sys

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter import Batch, Evaluation
-from xmodal_kd.capture import capture
+from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.registry import Registry
 from xmodal_kd.signals import Layout, Signals
@@ -120,7 +120,7 @@ class SpeechAdapter:
         layout = Layout.padded("frame", grid, int(grid.max()))
         out = Signals(batch["ids"]).add("logits", fit_frames(logits, lengths, grid), layout)
         for name, calls in taken.items():
-            rows = rearrange(calls[-1], f"{model.axes(name.partition(':')[0])} -> b t c")  # type: ignore[operator]
+            rows = rearrange(only_call(name, calls), f"{model.axes(name.partition(':')[0])} -> b t c")  # type: ignore[operator]
             out.add(name, fit_frames(pool_features(rows, batch["lengths"], grid), grid, grid), layout)
         targets = batch["targets"]
         out.add("labels", targets.reshape(-1), Layout.padded("token", batch["target_lengths"], targets.shape[1]))
