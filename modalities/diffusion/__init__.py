@@ -1,0 +1,1 @@
+"""Few-step diffusion samplers by step distillation. Nothing heavy is imported until the adapter is asked for."""
