@@ -72,7 +72,9 @@ class Process:
         name = str(config.get("_class_name", "scheduler"))
         foreign = next((word for word in ("Flow", "EDM", "Karras", "SCM", "VQ", "RePaint") if word in name), None)
         if foreign or "num_train_timesteps" not in config or ("beta_start" not in config and not _betas(config)):
-            raise UserError(f"{name} has no variance-preserving schedule (betas): it cannot be distilled by these methods")
+            raise UserError(
+                f"{name} has no variance-preserving schedule (betas): it cannot be distilled by these methods"
+            )
         steps = int(config["num_train_timesteps"])
         schedule = config.get("beta_schedule", "linear")
         start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
