@@ -7,8 +7,8 @@ s = sigma / alpha, in which the ODE is dy/ds = (y - x(y, s)) / s (Karras et al.,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from xmodal_kd.errors import UserError, nearest
@@ -32,7 +32,7 @@ def solve(predict: Predict, process: Process, z: Tensor, times: Sequence[int], s
     if solver not in SOLVERS:
         raise UserError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
     state, before = z.double(), None
-    for t, after in zip(times, times[1:], strict=False):
+    for t, after in pairwise(times):
         x = predict(state.to(z.dtype), t).double()
         if solver == "heun" and after >= 0:
             euler = ddim_step(process, state, x, t, after)
