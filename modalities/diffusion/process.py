@@ -145,6 +145,11 @@ class Process:
         alpha, sigma = self.pair(t, x)
         return alpha * x + sigma * noise
 
+    def velocity(self, x: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+        """v = alpha_t noise - sigma_t x."""
+        alpha, sigma = self.pair(t, x)
+        return alpha * noise - sigma * x
+
     def pair(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, shaped and typed to multiply samples `like`."""
         alpha, sigma = self._coefficients(t if isinstance(t, int) else t.to(like.device))
