@@ -82,6 +82,10 @@ class Method(Protocol):
     #: evaluations of the same model, the ``teacher`` itself within the student's budget.
     control: ClassVar[Literal["trained", "teacher"]]
 
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Raises `UserError` for roles that the method cannot train; asked before anything is trained."""
+        ...
+
     def stages(self) -> Sequence[Stage]: ...
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
@@ -125,6 +129,9 @@ class Distil:
         params: Strict | None = None,
     ) -> None:  # fmt: skip
         self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Any teacher and student will do: what the objective compares is checked on a real batch."""
 
     def stages(self) -> Sequence[Stage]:
         return [Stage(self.role, self.train.steps, frozenset({self.role}))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -113,8 +113,7 @@ class Run:
 
     def _look_ahead(self) -> None:
         """Find misspelt names of losses, methods, models and modules now, not after hours of training a teacher."""
-        kind = METHODS[self.recipe.method.name]
-        self.loaded.validate(kind.Params, self.recipe.method.params, ("method", "params"))
+        METHODS[self.recipe.method.name]
         check_trackers(self.recipe.trackers)
         for i, term in enumerate(self.recipe.objective):
             self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
@@ -128,6 +127,8 @@ class Run:
             raise UserError("--only teacher: the recipe has no teacher")
         student = build(self.adapter, self.loaded, "student", self.streams)
         _find_all("student", student, objective.features("student"))
+        method = make_method(self.loaded, self.adapter, self.recipe.train, self.recipe.objective, self.streams)
+        method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
 

@@ -25,6 +25,7 @@ from .data import DiffusionSource, load_split
 from .denoiser import Denoiser, Sampling
 from .judge import Judge
 from .losses import denoising  # noqa: F401 - registers the loss
+from .metrics import paired_error
 from .models import MODELS, build_like, build_unet
 from .overview import overview
 from .pipeline import load_denoiser, save_pipeline
@@ -146,25 +147,31 @@ class DiffusionAdapter(Adapter):
         key = (split, str(device))
         if key not in self._judges:
             self._judges[key] = Judge(
-                load_split(self.config, "train"), load_split(self.config, split), samples=self.config.samples, device=device
+                load_split(self.config, "train"),
+                load_split(self.config, split),
+                samples=self.config.samples,
+                device=device,
             )
         return self._judges[key]
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Means over draws of `samples` samples each (one draw on dev), and seconds of computing an image."""
-        denoiser = cast(Denoiser, model)
+        return self.measure(cast(Denoiser, model), split)
+
+    def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation:
+        """As `evaluate`; `against` are a teacher's samples of each draw, for ``paired_error``."""
         draws = self.config.draws if split == "test" else 1
         found, seconds = [], 0.0
         for draw in range(draws):
-            samples, took = self.sample(denoiser, draw)
+            samples, took = self.sample(model, draw)
             seconds += took
-            found.append(self.judge(split, samples.device).measure(samples, self.labels(samples.device)))
+            one = self.judge(split, samples.device).measure(samples, self.labels(samples.device))
+            found.append(one | ({"paired_error": paired_error(samples, against[draw])} if against else {}))
         metrics: dict[str, Any] = {key: sum(m[key] for m in found) / draws for key in found[0]}
-        how = denoiser.sampling
+        how = model.sampling
         metrics |= {"nfe": how.nfe, "solver": how.solver, "steps": how.steps}
         metrics["seconds_per_image"] = seconds / draws / self.config.samples
-        name = self.metric[0]
-        scores = [Score(f"draw-{draw}", split, m[name], 1.0) for draw, m in enumerate(found)]
+        scores = [Score(f"draw-{draw}", split, m[self.metric[0]], 1.0) for draw, m in enumerate(found)]
         return Evaluation(metrics, scores)
 
     def noise(self, draw: int) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from xmodal_kd.adapter import Overview
@@ -15,7 +14,6 @@ from xmodal_kd.progress import console
 
 from .curves import write_curve
 from .denoiser import LCM, Denoiser, Sampling
-from .metrics import paired_error
 from .pictures import contact_sheet
 from .pipeline import load_denoiser
 from .progressive import PREFIX
@@ -41,9 +39,7 @@ def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: 
     for role, model in points(models, folder):
         how = model.sampling
         console.print(f"curve  {role} {how.solver} {how.nfe} evaluations", highlight=False)
-        found = adapter.evaluate(role, model, "test").metrics
-        if teacher is not None:
-            found["paired_error"] = _paired(adapter, model, full)
+        found = adapter.measure(model, "test", full).metrics
         curve.append({"role": role, "solver": how.solver, "nfe": how.nfe, "metrics": found})
         rows.append((f"{role}, {how.solver}, {how.nfe}", adapter.sample(model, 0, SHOWN)[0].cpu()))
     pictures = folder / "pictures"
@@ -89,9 +85,3 @@ def sampled(model: Denoiser, how: Sampling) -> Denoiser:
 
 def _powers(most: int) -> Sequence[int]:
     return [2**i for i in range(most.bit_length()) if 2**i <= most]
-
-
-def _paired(adapter: DiffusionAdapter, model: Denoiser, full: Sequence[Tensor]) -> float:
-    """Mean squared difference from what the teacher makes of the same noise."""
-    errors = [paired_error(adapter.sample(model, draw)[0], teacher) for draw, teacher in enumerate(full)]
-    return float(torch.tensor(errors).mean())

@@ -90,7 +90,9 @@ def steps_of(stage: Stage) -> int:
 def check_grids(process: Process, steps: int) -> None:
     """Raises `UserError` where a student's times are not among its teacher's, as T / steps rounded may have it."""
     if process.grid(steps) != process.grid(2 * steps)[::2]:
-        raise UserError(f"{steps} steps of {process.T} timesteps are not every other one of {2 * steps}: take a power of 2")
+        raise UserError(
+            f"{steps} steps of {process.T} timesteps are not every other one of {2 * steps}: take a power of 2"
+        )
 
 
 def progressive_target(teacher: Denoiser, batch: Batch, steps: int) -> tuple[Tensor, Tensor, Tensor]:
