@@ -1,7 +1,7 @@
 """The variance-preserving diffusion process: z_t = alpha_t x + sigma_t eps, on a table of T timesteps.
 
 A time t is diffusers' timestep: an integer or real number between -1 and T - 1. At t = -1 lies the clean sample
-(alpha 1, sigma 0), which diffusers' tables leave out. Coefficients are kept in float64 and cast to the sample's type last.
+(alpha 1, sigma 0), which diffusers' tables leave out. Coefficients are float64 and cast to the sample's type last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progressive distillation: one step of the student does what two of its teacher do, and the student becomes the teacher.
+"""Progressive distillation: one step of the student does what two of its teacher's do, then it becomes the teacher.
 
 Salimans and Ho (2022), algorithm 2. A stage halves the step count; its optimizer is fresh.
 """
