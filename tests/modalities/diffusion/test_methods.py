@@ -81,7 +81,9 @@ def context(stage: Stage, step: int = 0) -> Context:
 def test_progressive_is_the_oracles(shape: Sequence[int], steps: int) -> None:
     teacher, student, batch = double(shape, 1), double(shape, 2), batch_of(shape)
     made = method("progressive", adapter=Adapter(2 * steps))
-    values = made.values(batch, {"teacher": teacher, "student": student}, context(Stage(f"steps-{steps}", 1, frozenset())))
+    values = made.values(
+        batch, {"teacher": teacher, "student": student}, context(Stage(f"steps-{steps}", 1, frozenset()))
+    )
     for i in range(7):
         index = min(int(batch["u"][i] * steps), steps - 1)
         x, noise = batch["x"][i].numpy(), batch["noise"][i].numpy()
@@ -202,7 +204,9 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
     built = engine(tmp_path, "progressive")
     assert [(s.name, s.steps) for s in built.method.stages()] == [("steps-4", 5), ("steps-2", 10), ("steps-1", 10)]
     seen = []
-    built.finished = lambda stage, model: seen.append((stage.name, model.sampling.steps, digest(model.state_dict().items())))
+    built.finished = lambda stage, model: seen.append(
+        (stage.name, model.sampling.steps, digest(model.state_dict().items()))
+    )
     begin, taught = built.method.begin, []
 
     def watched(stage: Stage, roles: Any, batch: Any) -> Any:

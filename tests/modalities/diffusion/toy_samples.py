@@ -48,7 +48,9 @@ def denoiser(
 class Source:
     """Two clusters; noise and time as functions of (epoch, index)."""
 
-    def __init__(self, shape: Sequence[int], streams: Streams, size: int = 24, batch: int = 6, classes: int = 0) -> None:
+    def __init__(
+        self, shape: Sequence[int], streams: Streams, size: int = 24, batch: int = 6, classes: int = 0
+    ) -> None:
         self.shape, self.streams, self.size, self.batch, self.classes = tuple(shape), streams, size, batch, classes
 
     def __len__(self) -> int:
@@ -79,7 +81,10 @@ class Adapter:
         process = model.process
         t = (batch["u"] * process.T).long()
         z = process.add_noise(batch["x"], batch["noise"], t)
-        v, true = model.predict("v_prediction", z, t, batch.get("labels")), process.velocity(batch["x"], batch["noise"], t)
+        v, true = (
+            model.predict("v_prediction", z, t, batch.get("labels")),
+            process.velocity(batch["x"], batch["noise"], t),
+        )
         layout = Layout.samples(len(z))
         said = Signals(batch["ids"]).add("prediction", v.flatten(1), layout)
         return said.add("labels", true.flatten(1), layout)
