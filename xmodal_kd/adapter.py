@@ -116,7 +116,7 @@ class Adapter(Protocol):
     datasets: ClassVar[Mapping[str, str]]
     #: Main metric and whether less is better: ``("wer", True)``.
     metric: ClassVar[tuple[str, bool]]
-    #: The signal that says what a role answers.
+    #: The signal that says what a role answers, one of `signals.OUTPUTS`.
     output: ClassVar[str] = "logits"
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...

@@ -146,12 +146,9 @@ class DiffusionAdapter(Adapter):
         """Of samples against the images of `split`."""
         key = (split, str(device))
         if key not in self._judges:
-            self._judges[key] = Judge(
-                load_split(self.config, "train"),
-                load_split(self.config, split),
-                samples=self.config.samples,
-                device=device,
-            )
+            known = next((judge.classifier for (_, where), judge in self._judges.items() if where == str(device)), None)
+            train, reference = load_split(self.config, "train"), load_split(self.config, split)
+            self._judges[key] = Judge(train, reference, samples=self.config.samples, device=device, classifier=known)
         return self._judges[key]
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:

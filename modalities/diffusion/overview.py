@@ -12,9 +12,7 @@ from torch import Tensor
 from xmodal_kd.adapter import Overview
 from xmodal_kd.progress import console
 
-from .curves import write_curve
 from .denoiser import LCM, Denoiser, Sampling
-from .pictures import contact_sheet
 from .pipeline import load_denoiser
 from .progressive import PREFIX
 from .solvers import SOLVERS, most_steps
@@ -30,6 +28,9 @@ MOST_NFE = 32
 
 def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: Path) -> Overview:
     """All points of the curve on test, each with its paired error against the teacher at its full step count."""
+    from .curves import write_curve
+    from .pictures import contact_sheet
+
     teacher = models.get("teacher")
     curve: list[dict[str, Any]] = []
     rows: list[tuple[str, Tensor]] = []

@@ -258,7 +258,7 @@ def test_an_epsilon_teacher_teaches_a_v_student(tmp_path: Path) -> None:
 
 
 def test_progressive_learns_to_skip(tmp_path: Path) -> None:
-    """Two clusters: a student of one step lands nearer to where its teacher of eight arrives than the teacher in one."""
+    """A student of one step lands nearer to where its teacher of eight arrives than the teacher does in one."""
     teacher = denoiser((3,), seed=1, width=64)
     optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
     source = Source((3,), Streams(1), size=64, batch=64)
