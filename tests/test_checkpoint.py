@@ -153,7 +153,7 @@ def test_the_last_keep_and_the_best_stay(tmp_path: Path) -> None:
     for step in (1, 9, 10, 100_000_000):
         put(checkpoints, step)
     assert [path.name for path in checkpoints.steps()] == ["step-00000010", "step-100000000"]
-    tensors, state = checkpoints.read(checkpoints.best)
+    tensors, state = checkpoints.read(checkpoints.best())
     assert tensors["w"] == 1 and state == {"step": 1}
     latest = checkpoints.latest()
     assert latest is not None and checkpoints.read(latest)[1] == {"step": 100_000_000}
@@ -164,7 +164,7 @@ def test_best_and_a_step_are_replaced(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         checkpoints.save_best({"w": torch.tensor(value)}, {"value": value})
         checkpoints.save(5, {"w": torch.tensor(value)}, {"value": value})
-    assert checkpoints.read(checkpoints.best)[1] == checkpoints.read(checkpoints.steps()[0])[1] == {"value": 2.0}
+    assert checkpoints.read(checkpoints.best())[1] == checkpoints.read(checkpoints.steps()[0])[1] == {"value": 2.0}
     assert {name for name in files(tmp_path) if "/" not in name} == {"best", "step-00000005"}
 
 
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(
     assert files(tmp_path) == before, "nothing half-written stays"
     latest = checkpoints.latest()
     assert latest is not None and checkpoints.read(latest)[1] == {"step": 1}
-    assert checkpoints.read(checkpoints.best)[0]["w"] == 1
+    assert checkpoints.read(checkpoints.best())[0]["w"] == 1
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_tidy_brings_back_an_interrupted_best(
             checkpoints.save_best({"w": torch.tensor(2.0)}, {"value": 2})
     assert any(name.startswith(".") for name in files(tmp_path))
     checkpoints.tidy()
-    assert checkpoints.read(checkpoints.best)[1] == {"value": killed_after}
+    assert checkpoints.read(checkpoints.best())[1] == {"value": killed_after}
     assert {name for name in files(tmp_path) if "/" not in name} == {"best"}
 
 

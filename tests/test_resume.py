@@ -95,7 +95,7 @@ def test_what_a_kill_left_is_tidied(tmp_path: Path) -> None:
     checkpoints.save_best({}, {"step": 2})
     (tmp_path / "step-00000004").mkdir()  # half removed, or copied without its state
     (tmp_path / ".step-00000005.1.tmp").mkdir()
-    checkpoints.best.rename(tmp_path / ".best.old")  # killed while the best was stepping aside
+    checkpoints.best().rename(tmp_path / ".best.old")  # killed while the best was stepping aside
     checkpoints.tidy()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "step-00000002", "step-00000003"]
     assert checkpoints.latest() == tmp_path / "step-00000003"

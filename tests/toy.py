@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from xmodal_kd.adapter import Batch, Evaluation, Score, Strict
+from xmodal_kd.adapter import Adapter, Batch, Evaluation, Score, Strict
 from xmodal_kd.capture import capture
 from xmodal_kd.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
 from xmodal_kd.engine import Engine
@@ -139,7 +139,7 @@ class ToySource:
         }
 
 
-class ToyAdapter:
+class ToyAdapter(Adapter):
     """Rows of colours."""
 
     Data: ClassVar[type[Strict]] = Data

@@ -68,6 +68,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """What takes several roles or several budgets to see.
+
+    Attributes:
+        curve: a role measured at one budget each: ``{"role", the budget's name, "metrics"}``, for example at
+            ``"nfe": 4`` or ``"beams": 16``.
+        facts: what one must know to read the metrics: of the judge, not of a role.
+        pictures: files by caption.
+    """
+
+    curve: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class NoControl:
     """Why no control can exist."""
 
@@ -81,8 +97,16 @@ class ControlSpec:
     terms: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class UntrainedControl:
+    """The control is the teacher itself within the student's budget: what its user has without distillation."""
+
+
 class Adapter(Protocol):
-    """What the core asks of a modality. Built from its own part of a recipe, checked against `Params`."""
+    """What the core asks of a modality. Built from its own part of a recipe, checked against `Data`.
+
+    A class that names this one as its base inherits the answers of a modality that has no budgets.
+    """
 
     #: pydantic models of the recipe's ``data`` section and of whatever else this modality declares.
     Data: ClassVar[type[Strict]]
@@ -92,6 +116,8 @@ class Adapter(Protocol):
     datasets: ClassVar[Mapping[str, str]]
     #: Main metric and whether less is better: ``("wer", True)``.
     metric: ClassVar[tuple[str, bool]]
+    #: The signal that says what a role answers, one of `signals.OUTPUTS`.
+    output: ClassVar[str] = "logits"
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 
@@ -108,7 +134,7 @@ class Adapter(Protocol):
         ...
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
-        """What `role` says about `batch`: ``logits``, ``labels``, and one signal for each captured module path."""
+        """What `role` says about `batch`: `output`, ``labels``, and one signal for each captured module path."""
         ...
 
     def class_names(self, role: str) -> Sequence[str]:
@@ -116,6 +142,14 @@ class Adapter(Protocol):
         ...
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation: ...
+
+    def untrained_control(self, teacher: nn.Module, student: nn.Module) -> nn.Module:
+        """The teacher as its user would run it within the student's budget, for methods whose control that is."""
+        raise UserError("this modality has no budget that a teacher could be held to: choose another method")
+
+    def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
+        """Measured once, when all roles of the run in `folder` are there; pictures go into it."""
+        return Overview()
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         """Write a folder that `load` reads: safetensors and JSON."""

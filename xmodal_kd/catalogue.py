@@ -38,6 +38,7 @@ def _losses() -> list[Row]:
 
 
 def _methods() -> list[Row]:
+    list(_adapters())
     return [{"name": name, "summary": _first_line(METHODS[name])} for name in METHODS]
 
 

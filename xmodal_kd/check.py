@@ -15,11 +15,11 @@ from .adapter import Adapter, Batch
 from .checkpoint import digest
 from .errors import UserError
 from .loader import steps
-from .method import METHODS, Method, probe
+from .method import Method, probe
 from .objective import Objective, safe
 from .optim import named_parameters
 from .recipe import Loaded
-from .runner import build, make_adapter
+from .runner import build, make_adapter, make_method
 from .setup import make_accelerator
 from .streams import Streams
 
@@ -77,8 +77,9 @@ def prepare(loaded: Loaded, device: str) -> Subject:
     for model in roles.values():
         model.to(accelerator.device)
     [batch] = next(steps(adapter.data("train")))
-    objective = Objective(recipe.objective, steps=recipe.train.steps)
-    method = METHODS[recipe.method](adapter, objective, recipe.train, streams)
+    method = make_method(loaded, adapter, recipe.train, recipe.objective, streams)
+    objective = method.modules().get("objective", Objective(()))
+    assert isinstance(objective, Objective)
     return Subject(
         adapter, method, objective, roles, send_to_device(batch, accelerator.device), streams, recipe.train.optimizer.lr
     )
@@ -123,7 +124,8 @@ def signals(subject: Subject) -> Iterator[Finding]:
                 yield Finding("signals", "pass", shape)
     subject.method.begin(subject.method.stages()[0], subject.roles, subject.batch)
     if {"teacher", "student"} <= said.keys():
-        yield _classes(said["teacher"].rows("logits"), said["student"].rows("logits"))
+        output = subject.adapter.output
+        yield _classes(said["teacher"].rows(output), said["student"].rows(output))
 
 
 def _classes(teacher: Tensor, student: Tensor) -> Finding:
@@ -220,18 +222,20 @@ def gradients(subject: Subject) -> Iterator[Finding]:
 def overfit(subject: Subject) -> Iterator[Finding]:
     """Trained alone on one repeated batch, every term falls."""
     start = {name: copy.deepcopy(module.state_dict()) for name, module in _learning(subject).items()}
-    for term in subject.objective:
+    found = probe(subject.method, subject.roles, subject.batch, subject.streams)
+    _clear(subject)
+    terms = [name for out in found.values() for name in out.parts]
+    for silent in (term.name for term in subject.objective if subject.objective.built and term.name not in terms):
+        yield Finding("overfit", "warn", f"{silent}: its weight is 0 at the first step, so it was not tried")
+    for term in terms:
         for name, module in _learning(subject).items():
             module.load_state_dict(start[name])
-        if term.term.weight * term.term.schedule(0, subject.objective.steps) == 0:
-            yield Finding("overfit", "warn", f"{term.name}: its weight is 0 at the first step, so it was not tried")
-            continue
-        first, last = _repeat(subject, term.name)
+        first, last = _repeat(subject, term)
         if last < first or last < 1e-6:
-            yield Finding("overfit", "pass", f"{term.name}: {first:.4g} to {last:.4g} in {REPEATS} steps")
+            yield Finding("overfit", "pass", f"{term}: {first:.4g} to {last:.4g} in {REPEATS} steps")
         else:
             yield Finding(
-                "overfit", "fail", f"{term.name}: {first:.4g} to {last:.4g} in {REPEATS} steps",
+                "overfit", "fail", f"{term}: {first:.4g} to {last:.4g} in {REPEATS} steps",
                 "is its gradient right, and the learning rate not far too high?",
             )  # fmt: skip
     for name, module in _learning(subject).items():
@@ -273,7 +277,8 @@ def padding(subject: Subject) -> Iterator[Finding]:
             found = f"{role}: a sample has {len(mine)} rows in a batch and {len(alone.rows)} alone"
             yield Finding("padding", "fail", found, "the mask must follow from the sample's own length")
         elif not torch.allclose(mine, alone.rows, rtol=1e-3, atol=1e-3 * float(alone.rows.abs().max())):
-            found = f"{role}: a sample's logits move by {float((mine - alone.rows).abs().max()):.2g} with its batch"
+            moved = float((mine - alone.rows).abs().max())
+            found = f"{role}: a sample's {subject.adapter.output} move by {moved:.2g} with its batch"
             yield Finding("padding", "fail", found, "mask what the model sees, or leave BatchNorm in eval mode")
         else:
             yield Finding("padding", "pass", f"{role}: a sample says the same alone and in a batch")
@@ -286,9 +291,9 @@ class _Said(NamedTuple):
 
 
 def _say(subject: Subject, role: str, batch: Batch) -> _Said:
-    """Valid rows of a role's logits, and whose they are."""
+    """Valid rows of a role's output, and whose they are."""
     with torch.no_grad(), subject.streams.forked("check"):
-        rows, layout = subject.adapter.signals(role, subject.roles[role], batch)["logits"]
+        rows, layout = subject.adapter.signals(role, subject.roles[role], batch)[subject.adapter.output]
     return _Said(rows[layout.mask].float(), layout.item[layout.mask])
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,27 @@ def load_optimizer(
 
 
 @dataclass
+class Progressed:
+    """Where a training is; all of it goes into a checkpoint's JSON."""
+
+    stage: int = 0
+    step: int = 0
+    """Within the stage."""
+    total: int = 0
+    """Over all stages: the data's position."""
+    samples: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_at: int | None = None
+    bad: int = 0
+    """Evaluations since the best."""
+    stopped_early: bool = False
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    split: dict[str, float] = field(default_factory=dict)
+    """Milliseconds a step by part."""
+
+
+@dataclass
 class Checkpoints:
     """The checkpoints of one training: the last `keep`, and ``best`` on dev."""
 
@@ -166,9 +187,9 @@ class Checkpoints:
     def latest(self) -> Path | None:
         return next(reversed(self.steps()), None)
 
-    @property
-    def best(self) -> Path:
-        return self.folder / "best"
+    def best(self, stage: str = "") -> Path:
+        """The best of the training, or of one of its stages."""
+        return self.folder / (f"best-{stage}" if stage else "best")
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         target = self.folder / f"step-{step:08d}"
@@ -177,8 +198,8 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
-    def save_best(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self._write(self.best, tensors, state)
+    def save_best(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], stage: str = "") -> None:
+        self._write(self.best(stage), tensors, state)
 
     def _write(self, target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,7 +19,16 @@ from torch.optim import Optimizer
 
 from . import loader
 from .adapter import Batch, Source
-from .checkpoint import Checkpoints, disk_errors, load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
+from .checkpoint import (
+    Checkpoints,
+    Progressed,
+    disk_errors,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+    prefixed,
+    unprefixed,
+)
 from .clock import Clock
 from .errors import RunError, UserError
 from .gradients import Turn
@@ -38,27 +47,6 @@ LOG_EVERY, CLOCK_EVERY = 10, 20
 AVERAGE = "average"
 
 
-@dataclass
-class Progressed:
-    """Where a training is; all of it goes into a checkpoint's JSON."""
-
-    stage: int = 0
-    step: int = 0
-    """Within the stage."""
-    total: int = 0
-    """Over all stages: the data's position."""
-    samples: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    best_at: int | None = None
-    bad: int = 0
-    """Evaluations since the best."""
-    stopped_early: bool = False
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    split: dict[str, float] = field(default_factory=dict)
-    """Milliseconds a step by part."""
-
-
 class Engine:
     """Trains the roles of a method.
 
@@ -72,18 +60,20 @@ class Engine:
         folder: for checkpoints and the log; its name is shown.
         evaluate: metrics of the target role on dev; without it the last weights are the result.
         metric: the one the best is chosen by, and whether less is better.
-        target: the role that is evaluated and whose best weights are the result.
+        target: the role that is evaluated and whose best weights are the result, of each stage and of the whole.
+        finished: told of every stage that is done and of the target's weights then, on the main process; after a kill
+            it may be told twice.
     """
 
     def __init__(
         self, method: Method, source: Source, roles: dict[str, nn.Module], train: Train, *, streams: Streams,
         accelerator: Accelerator, folder: Path, evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
         metric: tuple[str, bool] = ("loss", True), target: str = "student", max_seconds: float | None = None,
-        quiet: bool = False,
+        quiet: bool = False, finished: Callable[[Stage, nn.Module], None] | None = None,
     ) -> None:  # fmt: skip
         self.method, self.source, self.roles, self.train = method, source, roles, train
         self.streams, self.accelerator, self.folder = streams, accelerator, folder
-        self.evaluate, self.metric, self.target = evaluate, metric, target
+        self.evaluate, self.metric, self.target, self.finished = evaluate, metric, target, finished
         self.quiet, self.stop = quiet, Stop(max_seconds)
         self.device, self.ranks = accelerator.device, ranks_of(accelerator)
         self.checkpoints = Checkpoints(folder, train.keep)
@@ -132,10 +122,10 @@ class Engine:
                     self._step(stages[index], micros or next(batches), shown)
                     self.at.seconds = monotonic() - start
                     self._milestones(stages[index], shown)
+                self._end(stages[index])
                 if index + 1 < len(stages):
                     first = first or next(batches)
                     self.at = replace(self.at, stage=index + 1, step=0, best=None, bad=0, stopped_early=False)
-        self._load_best()
         return self.at
 
     def _begin(self, stages: Sequence[Stage], index: int, batch: Batch) -> None:
@@ -150,8 +140,8 @@ class Engine:
                     followers |= {name}
         self._freeze(stage)
         self.optimizers = self.method.begin(stage, self.roles, batch)
-        for name in followers & self.averages.keys():  # an average starts at what `begin` made of its source
-            self.roles[name].load_state_dict(self.roles[self.averages[name].source].state_dict())
+        for name in followers & self.averages.keys():  # an average starts as what `begin` made of its source
+            self.roles[name] = copy.deepcopy(self.roles[self.averages[name].source]).eval().requires_grad_(False)
         self.ranks.agree([*self.roles.values(), *self.method.modules().values()])
 
     def _ema(self, stage: Stage) -> dict[str, Ema]:
@@ -282,7 +272,7 @@ class Engine:
         done = self.at.step == stage.steps
         every = self.train.eval_every or max(1, stage.steps // 10)
         if self.evaluate is not None and (done or self.at.step % every == 0):
-            self._evaluate(shown)
+            self._evaluate(stage, shown)
             done = done or self.at.stopped_early
         reason = self.stop.reason
         stopping = self.ranks.any(reason is not None)
@@ -292,7 +282,7 @@ class Engine:
             self.ranks.barrier()  # a launcher ends all processes when the first one leaves
             raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
 
-    def _evaluate(self, shown: Bar) -> None:
+    def _evaluate(self, stage: Stage, shown: Bar) -> None:
         assert self.evaluate is not None
         name, lower = self.metric
         model = self.roles[self.shown_role]
@@ -315,7 +305,8 @@ class Engine:
         if gain is None or gain > delta:
             self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
             if self.ranks.main:
-                self.checkpoints.save_best(model.state_dict(), {"step": self.at.total, name: value})
+                found = {"step": self.at.total, name: value}
+                self.checkpoints.save_best(model.state_dict(), found, self._best_of(stage))
         else:
             self.at.bad += 1
         if self.train.early_stop and self.at.bad >= self.train.early_stop.patience:
@@ -387,13 +378,19 @@ class Engine:
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def _load_best(self) -> None:
-        """Leave the target role with the weights that did best on dev; without a dev, with the last (or average)."""
-        target = self.roles[self.target]
-        if self.at.best is not None and self.checkpoints.best.exists():
-            tensors, _ = self.checkpoints.read(self.checkpoints.best)
-            load_weights(target, tensors, self.checkpoints.best)
+    def _best_of(self, stage: Stage) -> str:
+        """Each stage has a best of its own, which the next one's must not overwrite before it has a checkpoint."""
+        return stage.name if len(self.method.stages()) > 1 else ""
+
+    def _end(self, stage: Stage) -> None:
+        """Leave the target role with the stage's best weights on dev; without a dev, with the last (or average)."""
+        target, best = self.roles[self.target], self.checkpoints.best(self._best_of(stage))
+        if self.at.best is not None and best.exists():
+            tensors, _ = self.checkpoints.read(best)
+            load_weights(target, tensors, best)
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
         self.ranks.agree([target])
         target.eval()
+        if self.finished is not None and self.ranks.main:
+            self.finished(stage, target)

@@ -14,10 +14,15 @@ class RunError(Exception):
     """A run or a check failed although its input was well formed. Exit status 1."""
 
 
+#: Names that an error lists at most.
+SHOWN = 40
+
+
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
-    """`` (nearest: a, b)`` for a misspelt `name`, or all of `known` when nothing is close."""
+    """`` (nearest: a, b)`` for a misspelt `name`, or what is known when nothing is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if close:
         return f" (nearest: {', '.join(close)})"
-    return f" (known: {', '.join(known)})" if known else ""
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f" (known: {', '.join(known[:SHOWN])}{more})" if known else ""

@@ -7,15 +7,15 @@ has several students: all say so through the same four verbs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .adapter import Adapter, Batch
+from .adapter import Adapter, Batch, Strict
 from .clock import Clock
 from .objective import LossOut, Objective
 from .optim import build_optimizer, scaling
@@ -25,7 +25,7 @@ from .registry import Registry
 from .signals import Signals
 from .streams import Key, Streams
 
-Roles = Mapping[str, nn.Module]
+Roles = MutableMapping[str, nn.Module]
 
 
 class Ema(NamedTuple):
@@ -76,10 +76,20 @@ class Context:
 class Method(Protocol):
     """Stages, and the losses of each step."""
 
+    #: What a recipe may set under ``method.params``.
+    Params: ClassVar[type[Strict]]
+    #: What stands beside the student: the same student ``trained`` without the teacher, or, where the method buys fewer
+    #: evaluations of the same model, the ``teacher`` itself within the student's budget.
+    control: ClassVar[Literal["trained", "teacher"]]
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Raises `UserError` for roles that the method cannot train; asked before anything is trained."""
+        ...
+
     def stages(self) -> Sequence[Stage]: ...
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
-        """Prepare a stage (swap roles' weights, build modules from a real batch) and return its optimizers by name.
+        """Prepare a stage (swap roles or their weights, build modules from a real batch) and return its optimizers.
 
         On resume it is called again before the checkpoint's tensors are put back.
         """
@@ -103,12 +113,25 @@ class Method(Protocol):
 METHODS: Registry[Any] = Registry("method")
 
 
+class NoParams(Strict):
+    """Of a method that has none."""
+
+
 @METHODS.register("distil")
 class Distil:
     """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015)."""
 
-    def __init__(self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student"):
+    Params: ClassVar[type[Strict]] = NoParams
+    control: ClassVar[Literal["trained", "teacher"]] = "trained"
+
+    def __init__(
+        self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
+        params: Strict | None = None,
+    ) -> None:  # fmt: skip
         self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Any teacher and student will do: what the objective compares is checked on a real batch."""
 
     def stages(self) -> Sequence[Stage]:
         return [Stage(self.role, self.train.steps, frozenset({self.role}))]

@@ -22,7 +22,7 @@ from .losses import LOSSES, LossSpec
 from .losses.base import full_precision
 from .ranks import Ranks
 from .recipe import Term
-from .signals import Layout, Signal, Signals
+from .signals import OUTPUTS, Layout, Signal, Signals
 from .streams import Streams
 
 
@@ -150,7 +150,7 @@ class Objective(nn.Module):
     def features(self, role: str) -> list[str]:
         """Module paths (or globs) whose output the terms compare, for the adapter to capture."""
         wanted = [t.term.signal(role) for t in self if role == "student" or t.spec.needs_teacher]  # type: ignore[arg-type]
-        return sorted({path for path in wanted if path != "logits"})
+        return sorted({path for path in wanted if path not in OUTPUTS})
 
     def build(self, student: Signals, teacher: Signals | None, streams: Streams) -> Objective:
         """Make the projectors and modules that these signals' widths ask for. Returns self.
@@ -174,7 +174,7 @@ class Objective(nn.Module):
     @staticmethod
     def _wants_projector(term: _Compiled, width_s: int, width_t: int) -> bool:
         if term.term.projector == "auto":
-            return width_s != width_t and "widths_differ" not in term.spec.properties and term.term.on != "logits"
+            return width_s != width_t and "widths_differ" not in term.spec.properties and term.term.on not in OUTPUTS
         return term.term.projector == "linear"
 
     def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,8 +51,9 @@ def build_optimizer(config: Config, modules: Mapping[str, nn.Module]) -> Optimiz
     listed = [{"params": p, "lr": lr, "weight_decay": decay, "initial_lr": lr} for (lr, decay), p in groups.items()]
     if config.name == "sgd":
         return torch.optim.SGD(listed, momentum=config.betas[0], nesterov=config.betas[0] > 0)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(listed, betas=config.betas)
+    kind: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam}[config.name]
+    made: Optimizer = kind(listed, betas=config.betas)
+    return made
 
 
 def set_lr(optimizer: Optimizer, schedule: Schedule, step: int, steps: int) -> float:

@@ -27,7 +27,7 @@ Path_ = tuple[str | int, ...]
 
 
 class Optimizer(Strict):
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     """Matrices and kernels only; biases and norms are never decayed."""
@@ -68,6 +68,13 @@ class ModelSpec(Strict):
     """A model by registered name; its remaining keys are checked by the model itself."""
 
     model: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class MethodSpec(Strict):
+    """A method by registered name; its parameters are checked by the method itself. A name alone will do."""
+
+    name: str
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -123,13 +130,19 @@ class Recipe(Strict):
     data: dict[str, Any]
     teacher: Teacher | None = None
     student: ModelSpec
-    method: str = "distil"
-    objective: tuple[Term, ...] = Field(min_length=1)
+    method: MethodSpec = MethodSpec(name="distil")
+    objective: tuple[Term, ...] = ()
+    """What trains a teacher, and the student of the methods that have no loss of their own."""
     train: Train
     control: bool = True
     out: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, method: Any) -> Any:
+        return {"name": method} if isinstance(method, str) else method
 
     @field_validator("objective")
     @classmethod
@@ -137,7 +150,7 @@ class Recipe(Strict):
         names = [term.name or term.loss for term in terms]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two terms are called {', '.join(sorted(doubled))}: give each its own name")
-        if not any(term.weight for term in terms):
+        if terms and not any(term.weight for term in terms):
             raise ValueError("every term has weight 0: nothing to learn")
         return terms
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -14,19 +15,18 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from . import flops, report
-from .adapter import Adapter, ControlSpec, NoControl, Score, adapter_class
+from .adapter import Adapter, ControlSpec, NoControl, UntrainedControl, adapter_class
 from .capture import find_modules, split
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .engine import Engine
 from .errors import UserError
 from .loader import steps
-from .method import METHODS, probe
+from .method import METHODS, Method, Stage, probe
 from .objective import Objective, spec_of
 from .optim import build_optimizer, scaling
 from .ranks import ranks_of
-from .recipe import Loaded, M, Term, Train
-from .setup import check_trackers, machine, make_accelerator, peak_memory, versions
-from .stats import gap_closed, paired_interval, ratio
+from .recipe import Loaded, M, MethodSpec, Recipe, Term, Train
+from .setup import check_trackers, make_accelerator
 from .streams import Streams
 
 STATE, RECIPE = "state.json", "recipe.yaml"
@@ -64,10 +64,32 @@ def build(adapter: Adapter, loaded: Loaded, role: str, streams: Streams) -> nn.M
         return adapter.build(role, name, checked.model_dump())
 
 
-def control_spec(terms: tuple[Term, ...], wanted: bool) -> ControlSpec | NoControl:
-    """The terms that stand without a teacher, or why there is no control."""
-    if not wanted:
+def make_method(
+    loaded: Loaded, adapter: Adapter, train: Train, terms: Sequence[Term], streams: Streams, role: str = "student"
+) -> Method:
+    """What trains a role: the recipe's method the student, the default one the others."""
+    wanted = loaded.recipe.method if role == "student" else MethodSpec(name="distil")
+    if wanted.name == "distil" and not terms:
+        raise UserError("objective: nothing to learn: give at least one term")
+    kind = METHODS[wanted.name]
+    params = loaded.validate(kind.Params, wanted.params, ("method", "params"))
+    made: Method = kind(adapter, Objective(terms, steps=train.steps), train, streams, role=role, params=params)
+    return made
+
+
+def control_spec(recipe: Recipe) -> ControlSpec | UntrainedControl | NoControl:
+    """What stands beside the student, or why nothing does."""
+    if not recipe.control:
         return NoControl("the recipe asks for none")
+    if recipe.teacher is None:
+        return NoControl("without a teacher the student is its own control")
+    if METHODS[recipe.method.name].control == "teacher":
+        return UntrainedControl()
+    return _without_teacher(recipe.objective)
+
+
+def _without_teacher(terms: Sequence[Term]) -> ControlSpec | NoControl:
+    """The terms that stand without a teacher."""
     alone = tuple(t.name or t.loss for t in terms if t.weight > 0 and not Objective([t]).needs_teacher)
     return ControlSpec(alone) if alone else NoControl("every term of the objective needs the teacher")
 
@@ -91,7 +113,7 @@ class Run:
 
     def _look_ahead(self) -> None:
         """Find misspelt names of losses, methods, models and modules now, not after hours of training a teacher."""
-        METHODS[self.recipe.method]
+        METHODS[self.recipe.method.name]
         check_trackers(self.recipe.trackers)
         for i, term in enumerate(self.recipe.objective):
             self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
@@ -105,6 +127,8 @@ class Run:
             raise UserError("--only teacher: the recipe has no teacher")
         student = build(self.adapter, self.loaded, "student", self.streams)
         _find_all("student", student, objective.features("student"))
+        method = make_method(self.loaded, self.adapter, self.recipe.train, self.recipe.objective, self.streams)
+        method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
 
@@ -155,16 +179,21 @@ class Run:
             self._role("teacher")
         if self.options.only == "teacher":
             return {}
-        spec = control_spec(self.recipe.objective, self.recipe.control)
-        if self.recipe.teacher is None:
-            spec = NoControl("without a teacher the student is its own control")
+        spec = control_spec(self.recipe)
         if isinstance(spec, ControlSpec):
             self._role("control")
         self._role("student")
         self.accelerator.state.destroy_process_group()
         if not self.main:
             return {}
-        content = self._report(spec)
+        if isinstance(spec, UntrainedControl):
+            self._untrained_control()
+        if "overview" not in self.state:
+            self.state["overview"] = self._overview()
+            write_json(self.out / STATE, self.state)
+        content = report.content(
+            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out
+        )
         report.write(self.out, content)
         return content
 
@@ -200,11 +229,10 @@ class Run:
         )
         self.accelerator.init_trackers(role)
         models = {role: build(self.adapter, self.loaded, role, self.streams)}
+        method = make_method(self.loaded, self.adapter, train, terms, self.streams, role)
         if role == "student" and "teacher" in self.models:
-            models["teacher"] = self.models["teacher"]
-        objective = Objective(terms, steps=train.steps)
-        name = self.recipe.method if role == "student" else "distil"
-        method = METHODS[name](self.adapter, objective, train, self.streams, role=role)
+            changed = any("teacher" in stage.saves | stage.trains for stage in method.stages())
+            models["teacher"] = copy.deepcopy(self.models["teacher"]) if changed else self.models["teacher"]
         adapter = self.adapter
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
@@ -213,6 +241,7 @@ class Run:
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
             evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
+            finished=self._save_stage(role) if len(method.stages()) > 1 else None,
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
         for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
@@ -227,6 +256,10 @@ class Run:
             }
         }  # fmt: skip
 
+    def _save_stage(self, role: str) -> Callable[[Stage, nn.Module], None]:
+        """What each of several stages made is a model of its own, beside the last one's."""
+        return lambda stage, model: self.adapter.save(role, model, self.out / role / stage.name)
+
     def _train(self, role: str) -> Train:
         if role != "teacher":
             return self.recipe.train
@@ -237,7 +270,7 @@ class Run:
         terms = self.recipe.objective
         if role == "student":
             return list(terms)
-        spec = control_spec(terms, wanted=True)
+        spec = _without_teacher(terms)
         if isinstance(spec, NoControl):
             raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
         return [term for term in terms if (term.name or term.loss) in spec.terms]
@@ -247,9 +280,26 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, method: Any, models: Mapping[str, nn.Module]) -> float:
+    def _step_flops(self, method: Any, models: dict[str, nn.Module]) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
         return flops.count(lambda: probe(method, models, self._batch(), self.streams))
+
+    def _untrained_control(self) -> None:
+        """The teacher within the student's budget, saved so that it can be run and measured again."""
+        if "control" in self.state["roles"]:
+            self._load("control")
+            return
+        model = self.adapter.untrained_control(self._load("teacher"), self._load("student"))
+        self.models["control"] = model.to(self.accelerator.device)
+        self.adapter.save("control", model, self.out / "control")
+        self.state["roles"]["control"] = self._score("control")
+        write_json(self.out / STATE, self.state)
+
+    def _overview(self) -> dict[str, Any]:
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            found = self.adapter.overview({role: self.models[role].eval() for role in self.state["roles"]}, self.out)
+        pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
+        return {"curve": list(found.curve), "facts": dict(found.facts), "pictures": pictures}
 
     def _batch(self) -> Any:
         [batch] = next(steps(self.adapter.data("train")))
@@ -263,60 +313,12 @@ class Run:
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "flops_per_sample": passes / len(batch["ids"]),
+            "flops_per_sample": passes / len(batch["ids"]) * int(getattr(model, "nfe", 1)),
             "metrics": found["test"].metrics,
             "dev_metrics": found["dev"].metrics,
             "examples": list(found["test"].examples),
             "scores": [asdict(score) for score in found["test"].scores],
         }
-
-    # ---------------------------------------------------------------- the report
-
-    def _report(self, spec: ControlSpec | NoControl) -> dict[str, Any]:
-        roles = self.state["roles"]
-        scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
-        if "teacher" not in roles:
-            gap: tuple[float | None, str | None] = (None, "there is no teacher")
-        elif isinstance(spec, NoControl):
-            gap = (None, spec.reason)
-        else:
-            gap = gap_closed(scores["teacher"], scores["control"], scores["student"])
-        name, lower = self.adapter.metric
-        trained = {role: entry["training"] for role, entry in roles.items() if "training" in entry}
-        return {
-            "schema": 1,
-            "recipe": str(self.loaded.source),
-            "overrides": dict(self.loaded.overrides),
-            "modality": self.recipe.modality,
-            "method": self.recipe.method,
-            "seed": self.recipe.seed,
-            "versions": versions(),
-            **machine(self.accelerator),
-            "metric": {"name": name, "lower_is_better": lower},
-            "roles": {
-                role: {
-                    key: entry[key] for key in ("parameters", "flops_per_sample", "metrics", "dev_metrics", "examples")
-                }
-                for role, entry in roles.items()
-            },
-            "control": {"terms": list(spec.terms)} if isinstance(spec, ControlSpec) else {"reason": spec.reason},
-            "curve": [],  # of roles measured at several budgets: no modality here has any yet
-            "gap_closed": gap[0],
-            "reason": gap[1],
-            "gain": _gain(scores),
-            "data": dict(self.adapter.describe()),
-            "cost": {**trained, "peak_memory_bytes": peak_memory(self.accelerator.device)},
-            "export": roles["student"].get("export", {}),
-            "artifacts": {role: str(self.out / role) for role in roles if (self.out / role).exists()},
-        }
-
-
-def _gain(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any] | None:
-    """What the student has over the control on the same test items; None where there is no control."""
-    if not scores.get("control") or not scores.get("student"):
-        return None
-    difference = ratio(scores["control"]) - ratio(scores["student"])
-    return {"difference": difference, "interval": list(paired_interval(scores["control"], scores["student"]))}
 
 
 def _find_all(role: str, model: nn.Module, features: Sequence[str]) -> None:
@@ -364,4 +366,4 @@ def _flat(content: Any, at: str = "") -> dict[str, Any]:
     return {at: content}
 
 
-__all__ = ["RECIPE", "STATE", "Options", "Run", "build", "control_spec", "make_adapter", "resolved"]
+__all__ = ["RECIPE", "STATE", "Options", "Run", "build", "control_spec", "make_adapter", "make_method", "resolved"]

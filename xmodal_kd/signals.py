@@ -19,6 +19,8 @@ from torch import Tensor
 from .errors import UserError, nearest
 
 Kind = Literal["sample", "frame", "pixel", "point", "region", "token"]
+#: What a role answers, by the name of its signal: class scores, or the values of a regression. All else is a feature.
+OUTPUTS = frozenset({"logits", "prediction"})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -74,7 +75,7 @@ class Denoiser(nn.Module):
     """A denoising network and its process.
 
     Args:
-        net: called ``net(z, t, class_labels=...)`` with t ``(b,)``; its output, or the output's ``sample``, has z's shape.
+        net: called ``net(z, t, class_labels=...)``, t ``(b,)``; its output, or the output's ``sample``, has z's shape.
         prediction: what it predicts, one of `PREDICTIONS`.
         shape: of one sample.
         classes: how many it is conditioned on; None for an unconditional one.
@@ -121,7 +122,7 @@ class Denoiser(nn.Module):
     def consistency(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The consistency function f(z, t) = c_skip z + c_out x(z, t), the identity at t = -1.
 
-        Song et al. (2023), eq. 5, with the coefficients of Luo et al. (2023), which LCMScheduler applies. t is ``(b,)``.
+        Song et al. (2023), eq. 5, with Luo et al.'s coefficients (2023), which LCMScheduler applies. t is ``(b,)``.
         """
         skip, out = scalings(t)
         f = expand(out, z) * self.predict_x(z, t.clamp(min=0), labels) + expand(skip, z) * z
@@ -143,7 +144,7 @@ class Denoiser(nn.Module):
         if how.solver != LCM:
             return solve(lambda z, t: self.predict_x(z, t, labels), self.process, noise, times, how.solver)
         x = z = noise
-        for t, after in zip(times, times[1:], strict=False):
+        for t, after in pairwise(times):
             x = self.consistency(z, torch.full((len(z),), t, device=z.device), labels)
             if after >= 0:
                 device = generator.device if generator is not None else z.device

@@ -1,7 +1,7 @@
 """The variance-preserving diffusion process: z_t = alpha_t x + sigma_t eps, on a table of T timesteps.
 
-A time t is diffusers' timestep: an integer or real number between -1 and T - 1. At t = -1 lies the clean sample (alpha 1,
-sigma 0), which diffusers' tables leave out. Coefficients are kept in float64 and cast to the sample's type last.
+A time t is diffusers' timestep: an integer or real number between -1 and T - 1. At t = -1 lies the clean sample
+(alpha 1, sigma 0), which diffusers' tables leave out. Coefficients are float64 and cast to the sample's type last.
 """
 
 from __future__ import annotations
@@ -144,6 +144,11 @@ class Process:
         """z_t = alpha_t x + sigma_t noise for ``(b, ...)`` samples and t of shape ``(b,)`` or one for all."""
         alpha, sigma = self.pair(t, x)
         return alpha * x + sigma * noise
+
+    def velocity(self, x: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+        """v = alpha_t noise - sigma_t x."""
+        alpha, sigma = self.pair(t, x)
+        return alpha * noise - sigma * x
 
     def pair(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, shaped and typed to multiply samples `like`."""

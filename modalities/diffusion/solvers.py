@@ -7,8 +7,8 @@ s = sigma / alpha, in which the ODE is dy/ds = (y - x(y, s)) / s (Karras et al.,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from xmodal_kd.errors import UserError, nearest
@@ -32,12 +32,12 @@ def solve(predict: Predict, process: Process, z: Tensor, times: Sequence[int], s
     if solver not in SOLVERS:
         raise UserError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
     state, before = z.double(), None
-    for t, after in zip(times, times[1:], strict=False):
+    for t, after in pairwise(times):
         x = predict(state.to(z.dtype), t).double()
         if solver == "heun" and after >= 0:
             euler = ddim_step(process, state, x, t, after)
             corrected = predict(euler.to(z.dtype), after).double()
-            state = _heun(process, state, x, euler, corrected, t, after)
+            state = heun_step(process, state, x, euler, corrected, t, after)
         elif solver == "dpmpp_2m" and before is not None and after >= 0:
             state = _second_order(process, state, x, before[0], t, after, before[1])
         else:
@@ -53,8 +53,13 @@ def ddim_step(process: Process, z: Tensor, x: Tensor, t: Tensor | int, after: Te
     return alpha_after * x + sigma_after / sigma * (z - alpha * x)
 
 
-def _heun(process: Process, z: Tensor, x: Tensor, euler: Tensor, corrected: Tensor, t: int, after: int) -> Tensor:
-    """Mean of the slopes at both ends of the step."""
+def heun_step(
+    process: Process, z: Tensor, x: Tensor, euler: Tensor, corrected: Tensor, t: Tensor | int, after: Tensor | int
+) -> Tensor:
+    """A DDIM step from z, which saw x and led to `euler`, with the mean of the slopes at both ends.
+
+    `corrected` is the sample seen at `euler`; `after` is above -1.
+    """
     (alpha, sigma), (alpha_after, sigma_after) = process.pair(t, z), process.pair(after, z)
     y, s = z / alpha, sigma / alpha
     y_after, s_after = euler / alpha_after, sigma_after / alpha_after
@@ -80,4 +85,4 @@ def most_steps(solver: str, nfe: int) -> int:
     return (nfe + 1) // 2 if solver == "heun" else nfe
 
 
-__all__ = ["SOLVERS", "ddim_step", "evaluations", "most_steps", "solve"]
+__all__ = ["SOLVERS", "ddim_step", "evaluations", "heun_step", "most_steps", "solve"]

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Batch, Evaluation
+from xmodal_kd.adapter import Adapter, Batch, Evaluation
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.registry import Registry
@@ -33,7 +33,7 @@ from .score import score
 CALIBRATION = 64
 
 
-class SpeechAdapter:
+class SpeechAdapter(Adapter):
     """Teacher and student hear the same utterance, meet on the student's frame grid, and share one vocabulary.
 
     A frozen teacher hears the clean features (``data.teacher_view``), whatever learns hears the augmented ones.

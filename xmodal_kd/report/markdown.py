@@ -28,6 +28,9 @@ def markdown(content: Mapping[str, Any]) -> str:
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}",
+        _curve(content["curve"], name),
+        _facts(content["facts"]),
+        _pictures(content["pictures"]),
         _export(content["export"], name),
         _left_out(content["data"]),
         _examples(roles),
@@ -71,6 +74,8 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
 def _control(control: Mapping[str, Any]) -> str:
     if "reason" in control:
         return f"There is no control: {control['reason']}."
+    if "teacher" in control:
+        return "The control is the teacher itself within the student's budget, without any training."
     return (
         f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, same data, "
         "same number of steps."
@@ -112,6 +117,31 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
         return ""
     rows = [[role, *(_number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
     return _table(["role", *groups], rows)
+
+
+def _curve(curve: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Every role at every budget it was measured at."""
+    if not curve:
+        return ""
+    budgets = [key for key in curve[0] if key != "metrics"]
+    metrics = [
+        key for key, value in curve[0]["metrics"].items() if isinstance(value, int | float) and key not in budgets
+    ]
+    head = [*budgets, *sorted(metrics, key=lambda key: key != name)]
+    rows = [
+        [_number(point.get(k)) if k in budgets else _number(point["metrics"].get(k)) for k in head] for point in curve
+    ]
+    return "## At every budget\n\n" + _table(head, rows)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    lines = [f"- {key}: {', '.join(f'{k} {_number(v)}' for k, v in value.items())}" if isinstance(value, dict)
+             else f"- {key}: {_number(value)}" for key, value in facts.items()]  # fmt: skip
+    return "## What measured it\n\n" + "\n".join(lines) if lines else ""
+
+
+def _pictures(pictures: Mapping[str, str]) -> str:
+    return "\n\n".join(f"![{caption}]({path})" for caption, path in pictures.items())
 
 
 def _export(export: Mapping[str, Any], name: str) -> str:

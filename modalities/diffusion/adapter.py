@@ -1,0 +1,246 @@
+"""Diffusion: images or other arrays, denoising networks, few-step samplers saved as diffusers pipelines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
+from xmodal_kd.capture import capture, only_call
+from xmodal_kd.errors import UserError
+from xmodal_kd.registry import Registry
+from xmodal_kd.signals import Layout, Signals
+from xmodal_kd.streams import Streams
+
+from . import consistency, progressive  # noqa: F401 - they register their methods
+from .config import DiffusionData
+from .data import DiffusionSource, load_split
+from .denoiser import Denoiser, Sampling
+from .judge import Judge
+from .losses import denoising  # noqa: F401 - registers the loss
+from .metrics import paired_error
+from .models import MODELS, build_like, build_unet
+from .overview import overview
+from .pipeline import load_denoiser, save_pipeline
+from .process import Process
+from .reload import reload_gate
+from .solvers import SOLVERS, most_steps
+
+
+class DiffusionAdapter(Adapter):
+    """All roles see one sample with one noise at one time, drawn by the source, and say its v on the sample's grid."""
+
+    Data: ClassVar[type[DiffusionData]] = DiffusionData
+    models: ClassVar[Registry[Any]] = MODELS
+    metric: ClassVar[tuple[str, bool]] = ("fd_clf", True)
+    output: ClassVar[str] = "prediction"
+    datasets: ClassVar[Mapping[str, str]] = {
+        "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
+        "folder": "images in a folder; subfolders or dataset.json are the classes",
+        "edm": "a zip of images with dataset.json (the EDM convention)",
+        "arrays": "an .npz with x (n, ...) in [-1, 1], and if known labels and classes",
+    }
+
+    def __init__(self, data: DiffusionData, streams: Streams, batch_size: int) -> None:
+        self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.teacher: Denoiser | None = None
+        self._judges: dict[tuple[str, str], Judge] = {}
+
+    def data(self, split: str) -> DiffusionSource:
+        return DiffusionSource(self.config, split, load_split(self.config, split), self.streams, self.batch_size)
+
+    # ---------------------------------------------------------------- models
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(load_split(self.config, "train").x.shape[1:])
+
+    @property
+    def class_labels(self) -> tuple[str, ...] | None:
+        """Names of the classes that models are conditioned on."""
+        if not self.config.conditional:
+            return None
+        names = load_split(self.config, "train").class_names
+        assert names is not None
+        return names
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> Denoiser:
+        config = MODELS[model].Config.model_validate(params)
+        names = self.class_labels
+        classes = len(names) if names is not None else None
+        if model == "like_teacher":
+            if self.teacher is None or role == "teacher":
+                raise UserError(f"{role}.model: like_teacher is a student's, and needs a teacher in the recipe")
+            net = build_like(self.teacher.net, classes)
+        else:
+            net = build_unet(config, self.shape, classes)
+        sampling = Sampling(**self.config.sampling.model_dump())
+        prediction = config.prediction or self._prediction(role)
+        return self._known(role, Denoiser(
+            net, self._process(), prediction, self.shape, classes=classes, class_names=names, sampling=sampling
+        ))  # fmt: skip
+
+    def _prediction(self, role: str) -> str:
+        """A student predicts what its teacher does, but never epsilon, from which a few-step sampler cannot tell x."""
+        if role == "teacher" or self.teacher is None:
+            return self.config.process.prediction
+        return "v_prediction" if self.teacher.prediction == "epsilon" else self.teacher.prediction
+
+    def _process(self) -> Process:
+        if self.teacher is not None:
+            return self.teacher.process
+        wanted = self.config.process
+        return Process.cosine(wanted.steps) if wanted.schedule == "cosine" else Process.linear(wanted.steps)
+
+    def load(self, role: str, folder: Path) -> Denoiser:
+        sampling = Sampling(**self.config.sampling.model_dump()) if role == "teacher" else None
+        model = load_denoiser(folder, sampling=sampling)
+        if model.shape != self.shape:
+            raise UserError(f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}")
+        names = self.class_labels
+        if model.classes != (None if names is None else len(names)):
+            there = "none" if model.classes is None else model.classes
+            raise UserError(
+                f"{folder}: its {role} is conditioned on {there} classes, the data have "
+                f"{'none' if names is None else len(names)} (data.conditional)"
+            )
+        if model.class_names is not None and names is not None and model.class_names != names:
+            raise UserError(f"{folder}: its {role} orders the classes {model.class_names}, the data {names}")
+        return self._known(role, model)
+
+    def _known(self, role: str, model: Denoiser) -> Denoiser:
+        model.sampling.times(model.process)  # more steps than there are timesteps: now, not after the training
+        if role == "teacher":
+            self.teacher = model
+        return model
+
+    def class_names(self, role: str) -> Sequence[str]:
+        return self.class_labels or ("sample",)
+
+    # ---------------------------------------------------------------- signals
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """``prediction`` and ``labels``: v said and true, rows of the sample's grid; captured features on their own."""
+        denoiser = cast(Denoiser, model)
+        process, x, noise = denoiser.process, batch["x"], batch["noise"]
+        t = (batch["u"] * process.T).long().clamp(max=process.T - 1)
+        z = process.add_noise(x, noise, t)
+        with capture(model, features) as taken:
+            v = denoiser.predict("v_prediction", z, t, batch.get("labels"))
+        true = process.velocity(x, noise, t)
+        out = _add(_add(Signals(batch["ids"]), "prediction", v), "labels", true)
+        for name, calls in taken.items():
+            _add(out, name, only_call(name, calls))
+        return out
+
+    # ---------------------------------------------------------------- evaluation
+
+    def judge(self, split: str, device: torch.device) -> Judge:
+        """Of samples against the images of `split`."""
+        key = (split, str(device))
+        if key not in self._judges:
+            known = next((judge.classifier for (_, where), judge in self._judges.items() if where == str(device)), None)
+            train, reference = load_split(self.config, "train"), load_split(self.config, split)
+            self._judges[key] = Judge(train, reference, samples=self.config.samples, device=device, classifier=known)
+        return self._judges[key]
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
+        """Means over draws of `samples` samples each (one draw on dev), and seconds of computing an image."""
+        return self.measure(cast(Denoiser, model), split)
+
+    def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation:
+        """As `evaluate`; `against` are a teacher's samples of each draw, for ``paired_error``."""
+        draws = self.config.draws if split == "test" else 1
+        found, seconds = [], 0.0
+        for draw in range(draws):
+            samples, took = self.sample(model, draw)
+            seconds += took
+            one = self.judge(split, samples.device).measure(samples, self.labels(samples.device))
+            found.append(one | ({"paired_error": paired_error(samples, against[draw])} if against else {}))
+        metrics: dict[str, Any] = {key: sum(m[key] for m in found) / draws for key in found[0]}
+        how = model.sampling
+        metrics |= {"nfe": how.nfe, "solver": how.solver, "steps": how.steps}
+        metrics["seconds_per_image"] = seconds / draws / self.config.samples
+        scores = [Score(f"draw-{draw}", split, m[self.metric[0]], 1.0) for draw, m in enumerate(found)]
+        return Evaluation(metrics, scores)
+
+    def noise(self, draw: int) -> Tensor:
+        """The same for every role: ``(samples, *shape)`` on the CPU."""
+        generator = self.streams.torch("evaluation noise", draw)
+        return torch.randn(self.config.samples, *self.shape, generator=generator)
+
+    def labels(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """As many of every class as of every other."""
+        names = self.class_labels
+        return None if names is None else torch.arange(self.config.samples, device=device) % len(names)
+
+    def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> tuple[Tensor, float]:
+        """The first `count` samples of a draw, clamped to [-1, 1], on the model's device, and the seconds it took."""
+        device = next(model.parameters()).device
+        noise, labels = self.noise(draw)[:count], self.labels()
+        made: list[Tensor] = []
+        start = perf_counter()
+        for part in _slices(len(noise), self.config.batch):
+            generator = self.streams.torch("evaluation steps", draw, part.start)
+            given = None if labels is None else labels[part].to(device)
+            made.append(model.sample(noise[part].to(device), given, generator=generator).clamp(-1, 1))
+        samples = torch.cat(made)
+        samples.sum().item()  # the clock stops when the device is done
+        return samples, perf_counter() - start
+
+    def untrained_control(self, teacher: nn.Module, student: nn.Module) -> Denoiser:
+        """The teacher at the student's number of evaluations, by the solver that does best on dev."""
+        control = copy.copy(cast(Denoiser, teacher))
+        best: tuple[float, Sampling] | None = None
+        for solver in SOLVERS:
+            steps = most_steps(solver, cast(Denoiser, student).nfe)
+            control.sampling = Sampling(solver, steps)
+            score = self.evaluate("control", control, "dev").metrics[self.metric[0]]
+            if best is None or score < best[0]:
+                best = (score, control.sampling)
+        assert best is not None
+        control.sampling = best[1]
+        return control
+
+    def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
+        return overview(self, {role: cast(Denoiser, model) for role, model in models.items()}, folder)
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        save_pipeline(cast(Denoiser, model), folder, {"role": role, "data": self.config.sources})
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        """The reload gate of the student and of every stage beside it: what diffusers loads is what was trained."""
+        found = {}
+        for place in (folder, *sorted(path.parent for path in folder.glob("*/model_index.json"))):
+            loaded = load_denoiser(place)
+            weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+            found[place.name] = {
+                "bytes": weights.stat().st_size,
+                "steps": loaded.sampling.steps,
+                "reload_difference": reload_gate(place, loaded),
+            }
+        return found
+
+    def describe(self) -> Mapping[str, Any]:
+        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+def _add(out: Signals, name: str, maps: Tensor) -> Signals:
+    """``(b, c, *grid)`` as rows of the grid."""
+    grid = tuple(maps.shape[2:])
+    layout = Layout.dense("pixel" if grid else "sample", len(maps), grid, maps.device)
+    return out.add(name, rearrange(maps, "b c ... -> (b ...) c") if grid else maps, layout)
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

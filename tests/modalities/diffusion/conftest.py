@@ -1,0 +1,41 @@
+"""Small random denoisers, and pipelines saved the way others save them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models import UNetConfig, build_unet
+from xmodal_kd.modalities.diffusion.process import Process
+
+Make = Callable[..., Denoiser]
+
+
+@pytest.fixture
+def make() -> Make:
+    """``make(process, prediction, sampling, classes=None, shape=...)``: a denoiser with random weights."""
+
+    def build(
+        process: Process, prediction: str = "v_prediction", sampling: Sampling | None = None, *,
+        classes: int | None = None, shape: tuple[int, int, int] = (1, 8, 8), **more: Any,
+    ) -> Denoiser:  # fmt: skip
+        torch.manual_seed(0)
+        net = build_unet(UNetConfig(channels=(8, 16)), shape, classes)
+        sampling = sampling or Sampling("ddim", 4)
+        return Denoiser(net, process, prediction, shape, classes=classes, sampling=sampling, **more).eval()
+
+    return build
+
+
+@pytest.fixture
+def student(make: Make, tmp_path: Path) -> Path:
+    """A saved class-conditional student of 4 steps."""
+    from xmodal_kd.modalities.diffusion.pipeline import save_pipeline
+
+    names = ["zero", "one", "two"]
+    return save_pipeline(make(Process.cosine(64), classes=3, class_names=names), tmp_path / "student", {})

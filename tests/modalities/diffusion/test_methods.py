@@ -1,0 +1,317 @@
+"""Progressive and consistency distillation: values against the oracles, stages, roles and resume."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles import diffusion as oracle
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_samples import Adapter, Source, denoiser
+
+from xmodal_kd.checkpoint import digest
+from xmodal_kd.engine import Engine, Interrupted
+from xmodal_kd.errors import UserError
+from xmodal_kd.method import METHODS, Context, Stage
+from xmodal_kd.modalities.diffusion import consistency, progressive
+from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.process import Process
+from xmodal_kd.objective import Objective
+from xmodal_kd.recipe import Term, Train
+from xmodal_kd.schedules import Schedule
+from xmodal_kd.setup import make_accelerator
+from xmodal_kd.streams import Streams
+
+SHAPES = [(3,), (2, 4), (1, 2, 2), (2, 2, 2, 2)]
+PROCESS = Process.cosine(64)
+SCHEDULE = oracle.Schedule(oracle.cosine_table(64))
+
+
+def objective() -> Objective:
+    return Objective([Term(loss="hint", on="prediction")])
+
+
+def method(name: str, *, steps: int = 5, adapter: Adapter | None = None, terms: Any = None, **params: Any) -> Any:
+    kind = METHODS[name]
+    train = Train(steps=steps, batch_size=6, schedule=Schedule(kind="linear"), checkpoint_every=1)
+    made = terms if terms is not None else objective()
+    return kind(adapter or Adapter(), made, train, Streams(1), params=kind.Params(**params))
+
+
+def batch_of(shape: Sequence[int], seed: int = 0, size: int = 7) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, *shape, generator=draw, dtype=torch.float64)
+    noise = torch.randn(size, *shape, generator=draw, dtype=torch.float64)
+    return {"ids": torch.arange(size), "x": x, "noise": noise, "u": torch.linspace(0, 0.999, size, dtype=torch.float64)}
+
+
+def double(shape: Sequence[int], seed: int) -> Denoiser:
+    return denoiser(shape, seed=seed, process=PROCESS).double()
+
+
+def said_by(model: Denoiser, shape: Sequence[int]) -> Callable[[np.ndarray, float], np.ndarray]:
+    """A denoiser as the oracles call it: one sample, NumPy."""
+
+    def predict(z: np.ndarray, t: float) -> np.ndarray:
+        with torch.no_grad():
+            return model.predict_x(torch.tensor(z).reshape(1, *shape), torch.tensor([t]))[0].numpy()
+
+    return predict
+
+
+def context(stage: Stage, step: int = 0) -> Context:
+    from xmodal_kd.clock import Clock
+    from xmodal_kd.ranks import Ranks
+
+    return Context(stage, step, 0, Streams(1), Clock(torch.device("cpu")), Ranks())
+
+
+# -------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 2, 4, 16])
+def test_progressive_is_the_oracles(shape: Sequence[int], steps: int) -> None:
+    teacher, student, batch = double(shape, 1), double(shape, 2), batch_of(shape)
+    made = method("progressive", adapter=Adapter(2 * steps))
+    values = made.values(
+        batch, {"teacher": teacher, "student": student}, context(Stage(f"steps-{steps}", 1, frozenset()))
+    )
+    for i in range(7):
+        index = min(int(batch["u"][i] * steps), steps - 1)
+        x, noise = batch["x"][i].numpy(), batch["noise"][i].numpy()
+        expected = oracle.progressive_loss(
+            SCHEDULE, said_by(student, shape), said_by(teacher, shape), x, noise, index, steps
+        )
+        assert values[i].item() == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_target_is_stable_in_single_precision() -> None:
+    shape, batch = (4,), batch_of((4,), size=64)
+    process = Process.cosine(1024)
+    teacher = denoiser(shape, process=process)
+    single = {k: v.float() if v.is_floating_point() else v for k, v in batch.items()}
+    with torch.no_grad():
+        _, _, rough = progressive.progressive_target(teacher, single, 512)
+        _, _, exact = progressive.progressive_target(teacher.double(), batch, 512)
+    torch.testing.assert_close(rough.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+@pytest.mark.parametrize("distance", ["l2", "huber"])
+def test_consistency_is_the_oracles(shape: Sequence[int], solver: str, distance: str) -> None:
+    roles = {"teacher": double(shape, 1), "student": double(shape, 2), "target": double(shape, 3)}
+    batch, steps = batch_of(shape), 8
+    made = method("consistency", grid=steps, solver=solver, distance=distance)
+    values = made.values(batch, roles, context(Stage("consistency", 1, frozenset())))
+    c = 0.00054 * np.sqrt(np.prod(shape)) if distance == "huber" else None
+    student, target, teacher = (said_by(roles[name], shape) for name in ("student", "target", "teacher"))
+    for i in range(7):
+        x, noise, index = batch["x"][i].numpy(), batch["noise"][i].numpy(), min(int(batch["u"][i] * steps), steps - 1)
+        expected = oracle.consistency_loss(
+            SCHEDULE, student, target, teacher, x, noise, index, steps, solver=solver, huber=c
+        )
+        assert values[i].item() == pytest.approx(expected, rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", [0, 9])
+def test_ect_is_the_oracles(shape: Sequence[int], step: int) -> None:
+    student, batch = double(shape, 2), batch_of(shape)
+    made, stage = method("ect", grid=8, q=3.0, doublings=4), Stage("consistency", 12, frozenset())
+    ctx = context(stage, step)
+    values = made.values(batch, {"teacher": student, "student": student}, ctx)
+    levels, _ = made.levels(PROCESS, batch["u"], ctx)
+
+    def denoise(y: np.ndarray, s: float) -> np.ndarray:
+        t = PROCESS.time_of(torch.tensor([s], dtype=torch.float64))
+        z = torch.tensor(y).reshape(1, *shape) / np.sqrt(1 + s**2)
+        with torch.no_grad():
+            return student.consistency(z, t)[0].numpy()
+
+    for i in range(7):
+        expected = oracle.ect_loss(
+            denoise, batch["x"][i].numpy(), batch["noise"][i].numpy(), float(levels[i]), q=3.0,
+            stage=0 if step == 0 else 3, c=0.00054 * np.sqrt(np.prod(shape)),
+        )  # fmt: skip
+        assert values[i].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ect_draws_the_same_dropout_on_both_sides() -> None:
+    """Only then do sides that are nearly the same sample differ by nearly nothing."""
+    model, batch = denoiser((4,), dropout=0.5).double().train(), batch_of((4,))
+    made = method("ect", grid=8, q=1e9, doublings=1)
+    ctx = context(Stage("consistency", 1, frozenset()))
+    level, other = made.levels(PROCESS, batch["u"], ctx)
+    assert float((level / other).max()) < 1 + 1e-7
+    values = made.values(batch, {"teacher": model, "student": model}, ctx)
+    assert float(values.detach().max()) < 50  # other units would make it the inverse of the sides' distance
+
+
+def test_multistep_sampling_is_the_oracles() -> None:
+    shape, model = (3,), double((3,), 4)
+    noise = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for steps in (1, 2, 3, 4):
+        how = Sampling("lcm", steps, 16)
+        made = model.sample(noise, sampling=how, generator=torch.Generator().manual_seed(9))
+        draw = torch.Generator().manual_seed(9)
+        noises = [torch.randn(1, 3, dtype=torch.float64, generator=draw)[0].numpy() for _ in range(steps - 1)]
+        times = oracle.lcm_times(64, 16, steps)
+        assert (*times, -1) == how.times(PROCESS)
+        expected = oracle.consistency_sampling(SCHEDULE, said_by(model, shape), noise[0].numpy(), times, noises)
+        np.testing.assert_allclose(made[0].numpy(), expected, rtol=1e-9)
+
+
+# -------------------------------------------------------------------- stages and roles
+
+
+def engine(folder: Path, name: str, *, shape: Sequence[int] = (3,), width: int = 12, classes: int = 0, prediction: str =
+           "v_prediction", dropout: float = 0.0, stop: int | None = None, **params: Any) -> Engine:  # fmt: skip
+    made = method(name, **params)
+    roles: dict[str, nn.Module] = {
+        "teacher": denoiser(shape, seed=1, classes=classes, prediction=prediction),
+        "student": denoiser(shape, seed=2, width=width, classes=classes, dropout=dropout),
+    }
+    made.check(roles)
+    built = Engine(
+        made, Source(shape, Streams(1), classes=classes), roles, made.train, streams=Streams(1),
+        accelerator=make_accelerator("cpu", "fp32"), folder=folder, quiet=True,
+    )  # fmt: skip
+    if stop is not None:
+        milestones = built._milestones
+
+        def patched(*args: Any) -> None:
+            built.stop._signalled = built.at.total == stop
+            milestones(*args)
+
+        built._milestones = patched  # type: ignore[method-assign]
+    return built
+
+
+def weights(built: Engine) -> dict[str, str]:
+    return {name: digest(model.state_dict().items()) for name, model in built.roles.items()}
+
+
+def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
+    built = engine(tmp_path, "progressive")
+    assert [(s.name, s.steps) for s in built.method.stages()] == [("steps-4", 5), ("steps-2", 10), ("steps-1", 10)]
+    seen = []
+    built.finished = lambda stage, model: seen.append(
+        (stage.name, model.sampling.steps, digest(model.state_dict().items()))
+    )
+    begin, taught = built.method.begin, []
+
+    def watched(stage: Stage, roles: Any, batch: Any) -> Any:
+        out = begin(stage, roles, batch)
+        taught.append(digest(roles["teacher"].state_dict().items()))
+        assert not roles["teacher"].training and not any(p.requires_grad for p in roles["teacher"].parameters())
+        return out
+
+    built.method.begin = watched
+    at = built.fit()
+    assert at.total == 25
+    assert [(name, steps) for name, steps, _ in seen] == [("steps-4", 4), ("steps-2", 2), ("steps-1", 1)]
+    assert taught[1:] == [weights_ for _, _, weights_ in seen[:-1]]  # the student became the teacher
+    assert built.roles["student"].sampling == Sampling("ddim", 1)
+
+
+def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
+    for name in ("progressive", "consistency", "ect"):
+        built = engine(tmp_path / name, name)
+        source = built.source
+        batch = source.collate([source.sample(i, 0) for i in range(6)])
+        built.method.begin(built.method.stages()[0], built.roles, batch)
+        assert weights(built)["student"] == weights(built)["teacher"]
+
+
+@pytest.mark.parametrize("name", ["progressive", "consistency", "ect"])
+@pytest.mark.parametrize("width", [12, 5])
+def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, width: int) -> None:
+    """A student of another width learns features first, and takes the teacher's place in its own shape."""
+    more = {"width": width, "features": 3 if width != 12 else 0, "classes": 2, "dropout": 0.3, "steps": 3}
+    if name != "progressive":
+        more["grid"] = 8
+    whole = engine(tmp_path / "whole", name, **more)
+    total = whole.fit().total
+    expected = weights(whole)
+    for step in range(1, total):
+        with pytest.raises(Interrupted):
+            engine(tmp_path / str(step), name, stop=step, **more).fit()
+        again = engine(tmp_path / str(step), name, **more)
+        again.fit(resume=True)
+        assert weights(again) == expected, step
+
+
+def test_an_epsilon_teacher_teaches_a_v_student(tmp_path: Path) -> None:
+    built = engine(tmp_path, "progressive", prediction="epsilon", features=4)
+    assert built.method.stages()[0] == Stage("features", 4, frozenset({"student"}))
+    built.fit()
+    assert built.roles["student"].prediction == "v_prediction"
+
+
+def test_progressive_learns_to_skip(tmp_path: Path) -> None:
+    """A student of one step lands nearer to where its teacher of eight arrives than the teacher does in one."""
+    teacher = denoiser((3,), seed=1, width=64)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+    source = Source((3,), Streams(1), size=64, batch=64)
+    for epoch in range(300):
+        batch = source.collate([source.sample(i, epoch) for i in range(64)])
+        t = (batch["u"] * 64).long()
+        z = PROCESS.add_noise(batch["x"], batch["noise"], t)
+        loss = (teacher(z, t) - PROCESS.velocity(batch["x"], batch["noise"], t)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    teacher.process = PROCESS
+    made = method("progressive", steps=150)
+    student = denoiser((3,), seed=2, width=64)
+    built = Engine(
+        made, source, {"teacher": teacher, "student": student}, made.train, streams=Streams(1),
+        accelerator=make_accelerator("cpu", "fp32"), folder=tmp_path, quiet=True,
+    )  # fmt: skip
+    noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    full, one = teacher.sample(noise), teacher.sample(noise, sampling=Sampling("ddim", 1))
+    built.fit()
+    mine = built.roles["student"].sample(noise)
+    assert (mine - full).square().mean() < 0.5 * (one - full).square().mean()
+
+
+# -------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prediction": "epsilon"}, "set method.params.features"),
+        ({"width": 5}, "set method.params.features"),
+        ({"end": 3}, "cannot be halved to 3"),
+        ({"end": 8}, "cannot be halved to 8"),
+    ],
+)
+def test_progressive_refuses(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        engine(tmp_path, "progressive", **change)
+
+
+def test_refuses_what_cannot_be_distilled() -> None:
+    teacher, student = denoiser(), denoiser(prediction="epsilon")
+    with pytest.raises(UserError, match="cannot predict epsilon"):
+        method("progressive").check({"teacher": teacher, "student": student})
+    with pytest.raises(UserError, match="needs a teacher"):
+        method("progressive").check({"student": student})
+    with pytest.raises(UserError, match="of ddim, not of heun"):
+        method("progressive", adapter=Adapter(8, "heun")).check({"teacher": teacher, "student": denoiser()})
+    with pytest.raises(UserError, match="no term of the objective compares"):
+        method("progressive", features=3, terms=Objective(())).check({"teacher": teacher, "student": denoiser()})
+    with pytest.raises(UserError, match="does not divide"):
+        consistency.consistency_grid(PROCESS, 48)
+    with pytest.raises(UserError, match="not every other one"):
+        progressive.check_grids(Process.cosine(100), 24)

@@ -1,0 +1,104 @@
+"""The reload gate: passes what is right in a fresh process, and notices a scheduler that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xmodal_kd.checkpoint import read_json, write_json
+from xmodal_kd.errors import RunError
+from xmodal_kd.modalities.diffusion import reload as gate
+from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.pipeline import load_denoiser, save_pipeline
+from xmodal_kd.modalities.diffusion.process import Process
+from xmodal_kd.modalities.diffusion.reload import PIPELINE, TRAINER, reload_gate
+
+Make = Callable[..., Denoiser]
+
+
+def tamper(folder: Path, **changes: Any) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    write_json_with_infinity(path, read_json(path) | changes)
+
+
+def write_json_with_infinity(path: Path, content: dict[str, Any]) -> None:
+    """diffusers writes an infinite default of its own, which JSON does not have."""
+    write_json(path, {key: value for key, value in content.items() if value != float("-inf")})
+
+
+@pytest.mark.parametrize(
+    ("process", "prediction", "sampling", "classes"),
+    [
+        (Process.linear(1000), "epsilon", Sampling("ddim", 64), None),
+        (Process.cosine(1024), "v_prediction", Sampling("ddim", 4), 3),
+        (Process.cosine(1024), "sample", Sampling("dpmpp_2m", 8), None),
+        (Process.linear(1000), "v_prediction", Sampling("lcm", 4, 50), 3),
+    ],
+    ids=["ddim T=1000 N=64", "ddim conditional", "dpmpp_2m", "lcm conditional"],
+)
+def test_a_fresh_process_makes_the_same_images(
+    make: Make, tmp_path: Path, process: Process, prediction: str, sampling: Sampling, classes: int | None
+) -> None:
+    denoiser = make(process, prediction, sampling, classes=classes)
+    folder = save_pipeline(denoiser, tmp_path / "student", {})
+    began = monotonic()
+    assert reload_gate(folder, denoiser) <= 1e-4
+    assert monotonic() - began < 60, "it costs seconds"
+    assert not list(folder.glob("*.npy"))
+
+
+def test_leading_spacing_and_other_weights_are_noticed(make: Make, tmp_path: Path) -> None:
+    denoiser = make(Process.cosine(1024), "v_prediction", Sampling("ddim", 4))
+    folder = save_pipeline(denoiser, tmp_path / "student", {})
+    tamper(folder, timestep_spacing="leading")
+    with pytest.raises(RunError, match=f"differs .* by 0.*{PIPELINE}.*{TRAINER}") as caught:
+        reload_gate(folder, denoiser)
+    assert "\n" not in str(caught.value)
+    theirs, ours = np.load(folder / PIPELINE), np.load(folder / TRAINER)
+    assert theirs.shape == ours.shape == (8, 1, 8, 8) and np.abs(theirs - ours).max() > 1e-2
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline's half of the gate in this process, which saves the seconds of importing diffusers again."""
+
+    def run(folder: Path, samples: int) -> np.ndarray:
+        gate.main(str(folder), str(folder / PIPELINE), samples)
+        return np.asarray(np.load(folder / PIPELINE))
+
+    monkeypatch.setattr(gate, "_in_a_fresh_process", run)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_trainer_is_measured_as_it_is_not_as_it_was_saved(make: Make, tmp_path: Path) -> None:
+    denoiser = make(Process.cosine(64))
+    folder = save_pipeline(denoiser, tmp_path / "student", {})
+    with torch.no_grad():
+        denoiser.net.conv_out.bias += 0.1
+    with pytest.raises(RunError, match="differs"):
+        reload_gate(folder, denoiser, samples=2)
+
+
+def test_a_pipeline_that_does_not_run_says_why(make: Make, tmp_path: Path) -> None:
+    denoiser = make(Process.cosine(64))
+    folder = save_pipeline(denoiser, tmp_path / "student", {})
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError, match="does not run in a fresh process: .*") as caught:
+        reload_gate(folder, denoiser, samples=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_heun_is_saved_as_ddim_of_the_same_cost_and_says_so(make: Make, tmp_path: Path) -> None:
+    denoiser = make(Process.cosine(64), sampling=Sampling("heun", 3))
+    folder = save_pipeline(denoiser, tmp_path / "student", {})
+    assert read_json(folder / "sampler.json")["facts"]["measured_with"] == {"solver": "heun", "steps": 3}
+    assert "heun" in (folder / "README.md").read_text()
+    assert load_denoiser(folder).sampling == Sampling("ddim", 5)
+    assert reload_gate(folder, denoiser, samples=2) <= 1e-4

@@ -1,0 +1,73 @@
+"""What a finished run has to say, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..adapter import ControlSpec, NoControl, Score, UntrainedControl
+from ..recipe import Loaded
+from ..setup import machine, peak_memory, versions
+from ..stats import gap_closed, paired_interval, ratio
+
+ORDER = ("teacher", "control", "student")
+SHOWN = ("parameters", "flops_per_sample", "metrics", "dev_metrics", "examples")
+
+
+def content(
+    loaded: Loaded, state: Mapping[str, Any], spec: ControlSpec | UntrainedControl | NoControl,
+    metric: tuple[str, bool], data: Mapping[str, Any], accelerator: Accelerator, out: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """The content of ``report.json`` of the run in `out`."""
+    recipe = loaded.recipe
+    roles = {role: state["roles"][role] for role in ORDER if role in state["roles"]}
+    scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
+    if "teacher" not in roles:
+        gap: tuple[float | None, str | None] = (None, "there is no teacher")
+    elif isinstance(spec, NoControl):
+        gap = (None, spec.reason)
+    else:
+        gap = gap_closed(scores["teacher"], scores["control"], scores["student"])
+    name, lower = metric
+    overview = state["overview"]
+    trained = {role: entry["training"] for role, entry in roles.items() if "training" in entry}
+    return {
+        "schema": 1,
+        "recipe": str(loaded.source),
+        "overrides": dict(loaded.overrides),
+        "modality": recipe.modality,
+        "method": recipe.method.name,
+        "seed": recipe.seed,
+        "versions": versions(),
+        **machine(accelerator),
+        "metric": {"name": name, "lower_is_better": lower},
+        "roles": {role: {key: entry[key] for key in SHOWN} for role, entry in roles.items()},
+        "control": _control(spec),
+        "curve": overview["curve"],
+        "facts": overview["facts"],
+        "pictures": overview["pictures"],
+        "gap_closed": gap[0],
+        "reason": gap[1],
+        "gain": _gain(scores),
+        "data": dict(data),
+        "cost": {**trained, "peak_memory_bytes": peak_memory(accelerator.device)},
+        "export": roles["student"].get("export", {}),
+        "artifacts": {role: str(out / role) for role in roles if (out / role).exists()},
+    }
+
+
+def _control(spec: ControlSpec | UntrainedControl | NoControl) -> dict[str, Any]:
+    if isinstance(spec, ControlSpec):
+        return {"terms": list(spec.terms)}
+    return {"teacher": "within the student's budget"} if isinstance(spec, UntrainedControl) else {"reason": spec.reason}
+
+
+def _gain(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any] | None:
+    """What the student has over the control on the same test items; None where there is no control."""
+    if not scores.get("control") or not scores.get("student"):
+        return None
+    difference = ratio(scores["control"]) - ratio(scores["student"])
+    return {"difference": difference, "interval": list(paired_interval(scores["control"], scores["student"]))}
