@@ -232,9 +232,7 @@ def test_a_grid_that_the_process_does_not_have(steps):
 @pytest.mark.parametrize(("source", "target"), [("eps", "sample"), ("epsilon", "x0"), ("flow", "flow")])
 def test_an_unknown_prediction_type(source, target):
     x = torch.zeros(1, 2)
-    with pytest.raises(
-        UserError, match=r"^unknown prediction type '(eps|x0|flow)' \((known|nearest): "
-    ) as caught:
+    with pytest.raises(UserError, match=r"^unknown prediction type '(eps|x0|flow)' \((known|nearest): ") as caught:
         Process.cosine(8).convert(x, x, torch.tensor([3]), source, target)
     assert "\n" not in str(caught.value)
 
