@@ -20,6 +20,10 @@ from xmodal_kd.modalities.diffusion.process import Process
 from xmodal_kd.modalities.diffusion.reload import PIPELINE, TRAINER, reload_gate
 
 Make = Callable[..., Denoiser]
+#: diffusers 0.42 makes arrays of tensors in a way that numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
+)
 
 
 def tamper(folder: Path, **changes: Any) -> None:
@@ -89,7 +93,7 @@ def test_a_pipeline_that_does_not_run_says_why(make: Make, tmp_path: Path) -> No
     denoiser = make(Process.cosine(64))
     folder = save_pipeline(denoiser, tmp_path / "student", {})
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RunError, match="does not run in a fresh process: .*") as caught:
+    with pytest.raises(RunError, match="does not run in a fresh process") as caught:
         reload_gate(folder, denoiser, samples=2)
     assert "\n" not in str(caught.value)
 

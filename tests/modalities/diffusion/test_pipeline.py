@@ -1,0 +1,399 @@
+"""Networks of the recipe; pipelines saved, and pipelines of others read, or refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    UNet2DModel,
+)
+from safetensors.torch import load_file, save_file
+
+from xmodal_kd.checkpoint import read_json, write_json
+from xmodal_kd.errors import RunError, UserError
+from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models import MODELS, UNetConfig, build_like, build_unet
+from xmodal_kd.modalities.diffusion.pipeline import load_denoiser, save_pipeline
+from xmodal_kd.modalities.diffusion.process import Process
+from xmodal_kd.modalities.diffusion.schedulers import schedule_of, scheduler_for
+
+Make = Callable[..., Denoiser]
+Capture = pytest.CaptureFixture[str]
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+#: diffusers 0.42 makes arrays of tensors in a way that numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
+)
+
+
+def net(**changes: Any) -> UNet2DModel:
+    """A tiny UNet that is not one of our recipe's."""
+    torch.manual_seed(0)
+    size = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    return UNet2DModel(**size | blocks | {"block_out_channels": (8, 16)} | changes)
+
+
+def foreign(folder: Path, scheduler: Any = None, pipeline: Any = DDPMPipeline, **changes: Any) -> Path:
+    pipeline(unet=net(**changes), scheduler=scheduler or DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None takes one out."""
+    content = {key: value for key, value in (read_json(path) | changes).items() if value is not None}
+    write_json(path, {key: value for key, value in content.items() if value != float("-inf")})
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_denoiser(folder)
+    text = str(caught.value)
+    assert "\n" not in text and folder.name in text
+    for word in words:
+        assert word in text, text
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_a_network_has_the_data_shape_and_its_attention_where_asked() -> None:
+    for attention, expected in (("lowest", True), ("none", False)):
+        built = build_unet(UNetConfig(attention=attention), (3, 8, 8), 5)
+        assert any(name.endswith("to_q") for name, _ in built.named_modules()) is expected
+        z, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 4])
+        assert built(z, torch.tensor([0, 999]), class_labels=labels).sample.shape == z.shape
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "words"),
+    [
+        ({"channels": (8, 16, 16, 16, 16)}, (1, 8, 8), "5 levels need a side that 16 divides, not 8"),
+        ({"channels": (8, 12)}, (1, 8, 8), "groups 8 do not divide the width 12"),
+        ({"channels": ()}, (1, 8, 8), "positive widths"),
+        ({}, (1, 8, 16), "square images"),
+        ({}, (1, 64), "square images"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(config: dict[str, Any], shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_unet(UNetConfig(**config), shape, None)
+
+
+def test_a_network_like_the_teacher_has_its_configuration_and_weights_of_its_own() -> None:
+    teacher = net(sample_size=[8, 8])
+    torch.manual_seed(1)
+    same, labelled = build_like(teacher, None), build_like(teacher, 4)
+    assert {k: v.shape for k, v in same.state_dict().items()} == {k: v.shape for k, v in teacher.state_dict().items()}
+    assert not torch.equal(same.conv_in.weight, teacher.conv_in.weight)
+    assert labelled.config.num_class_embeds == 4 and same.config.sample_size == 8
+
+
+def test_the_registry_names_networks_with_a_line_and_parameters() -> None:
+    assert list(MODELS) == ["like_teacher", "unet"]
+    for name in MODELS:
+        assert MODELS[name].__doc__ and MODELS[name].Config().prediction is None
+
+
+# ---------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [
+        (Process.linear(1000), "linear"),
+        (Process.linear(512), "linear"),
+        (Process.cosine(1024), "squaredcos_cap_v2"),
+        (Process.from_scheduler({"num_train_timesteps": 1000, **SCALED}), "scaled_linear"),
+        (Process.linear(10), None),
+        (Process([0.9, 0.5, 0.2, 0.01]), None),
+    ],
+)
+def test_a_schedule_is_written_by_name_where_it_has_one_and_is_the_same_table(
+    process: Process, name: str | None
+) -> None:
+    config = schedule_of(process)
+    assert config.get("beta_schedule") == name and ("trained_betas" in config) is (name is None)
+    for solver in (Sampling("ddim", 1), Sampling("lcm", 1, 1)):
+        table = scheduler_for(process, "v_prediction", solver).alphas_cumprod.double()
+        torch.testing.assert_close(table, process.alphas_cumprod, rtol=1e-4, atol=1e-6)
+
+
+def test_a_process_without_signal_at_its_end_cannot_be_written() -> None:
+    with pytest.raises(UserError, match="zero terminal SNR"):
+        schedule_of(Process([0.9, 0.5, 0.0]))
+
+
+# ---------------------------------------------------------------- ours
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("sampling", [Sampling("ddim", 8), Sampling("dpmpp_2m", 8), Sampling("lcm", 4, 32)], ids=str)
+def test_what_is_saved_is_what_is_loaded(make: Make, tmp_path: Path, prediction: str, sampling: Sampling) -> None:
+    given = make(Process.cosine(64), prediction, sampling, classes=2, class_names=["cat", "dog"])
+    folder = save_pipeline(given, tmp_path / "student", {"teacher": "runs/teacher"})
+    found = load_denoiser(folder)
+    assert (found.sampling, found.prediction, found.shape) == (sampling, prediction, (1, 8, 8))
+    assert (found.classes, found.class_names, found.process.T) == (2, ("cat", "dog"), 64)
+    assert not found.training
+    noise, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    a, b = (m.sample(noise, labels, generator=torch.Generator().manual_seed(0)) for m in (given, found))
+    assert torch.equal(a, b)
+
+
+def test_a_saved_folder_is_safetensors_a_card_and_the_timesteps(student: Path) -> None:
+    about = read_json(student / "sampler.json")
+    assert (about["timesteps"], about["steps"], about["nfe"]) == ([63, 47, 31, 15], 4, 4)
+    files = {str(path.relative_to(student)) for path in student.rglob("*") if path.is_file()}
+    assert files == {
+        "model_index.json", "sampler.json", "README.md", f"unet/{WEIGHTS}", "unet/config.json",
+        "scheduler/scheduler_config.json",
+    }  # fmt: skip
+    assert read_json(student / "model_index.json")["_class_name"] == "ConsistencyModelPipeline"
+
+
+def test_saving_again_replaces_the_pipeline_and_keeps_what_else_lies_there(make: Make, student: Path) -> None:
+    save_pipeline(make(Process.cosine(64), sampling=Sampling("ddim", 2)), student / "steps-2", {})
+    (student / "notes.txt").write_text("mine")
+    save_pipeline(make(Process.cosine(64), sampling=Sampling("ddim", 1)), student, {})
+    assert load_denoiser(student).sampling.steps == 1 and load_denoiser(student / "steps-2").sampling.steps == 2
+    assert (student / "notes.txt").read_text() == "mine"
+    assert [path.name for path in student.parent.iterdir()] == ["student"]
+
+
+def test_a_pipeline_that_would_sample_otherwise_is_not_written(make: Make, tmp_path: Path) -> None:
+    steps = 61  # of 1,000: diffusers' trailing spacing gives one time more
+    with pytest.raises(RunError, match="62 times for 61 steps"):
+        save_pipeline(make(Process.linear(1000), sampling=Sampling("ddim", steps)), tmp_path / "student", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_network_cannot_be_a_pipeline(tmp_path: Path) -> None:
+    other = Denoiser(torch.nn.Linear(2, 2), Process.cosine(64), "sample", (2,))
+    with pytest.raises(UserError, match="only a UNet2DModel can be saved"):
+        save_pipeline(other, tmp_path / "student", {})
+
+
+def test_the_card_says_how_to_run_it_and_the_code_runs(make: Make, tmp_path: Path) -> None:
+    facts = {
+        "name": "Digits", "teacher": "a", "license": "bsd-3-clause",
+        "metrics": {"student": {"fd_clf": 33.14159}, "teacher": {"fd_clf": 32}},
+    }  # fmt: skip
+    folder = save_pipeline(make(Process.cosine(64), classes=3, class_names=list("abc")), tmp_path / "student", facts)
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: diffusers\n") and "license: bsd-3-clause" in text
+    assert "# Digits" in text and "| student | 33.14 |" in text and "Classes, from 0 on: a, b, c." in text
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(folder))
+    scope: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert len(scope["images"]) == 4 and scope["images"][0].size == (8, 8)
+
+
+# ---------------------------------------------------------------- others'
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"num_train_timesteps": 1000, "beta_schedule": "linear"},
+        {"num_train_timesteps": 1024, "beta_schedule": "squaredcos_cap_v2"},
+        {"num_train_timesteps": 1000, **SCALED},
+    ],
+    ids=["linear", "cosine", "scaled_linear"],
+)
+def test_a_foreign_pipeline_is_read(tmp_path: Path, prediction: str, schedule: dict[str, Any]) -> None:
+    folder = foreign(tmp_path / "teacher", DDPMScheduler(prediction_type=prediction, **schedule))
+    found = load_denoiser(folder, quiet=True)
+    assert (found.prediction, found.shape, found.classes) == (prediction, (1, 8, 8), None)
+    assert found.sampling == Sampling("ddim", 64)
+    ours = found.process.alphas_cumprod
+    torch.testing.assert_close(ours.float(), DDPMScheduler(**schedule).alphas_cumprod, rtol=1e-4, atol=1e-6)
+    z = torch.randn(2, 1, 8, 8)
+    assert torch.equal(found(z, torch.tensor([3, 900])), net().eval()(z, torch.tensor([3, 900])).sample)
+
+
+def test_ddim_agrees_with_diffusers_own_where_that_is_right(tmp_path: Path) -> None:
+    scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    found = load_denoiser(foreign(tmp_path / "teacher", scheduler, DDIMPipeline), sampling=Sampling("ddim", 8))
+    pipeline = DDIMPipeline(unet=net().eval(), scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    theirs = pipeline(batch_size=2, num_inference_steps=8, generator=generator, output_type="np").images
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    ours = (found.sample(noise) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert abs(theirs - ours).max() < 1e-4
+
+
+def test_classes_other_schedulers_and_consistency_models_are_read(tmp_path: Path) -> None:
+    classes = foreign(tmp_path / "a", EulerDiscreteScheduler(), ConsistencyModelPipeline, num_class_embeds=7)
+    assert load_denoiser(classes, quiet=True).classes == 7
+    lcm = foreign(tmp_path / "b", LCMScheduler(), ConsistencyModelPipeline)
+    assert load_denoiser(lcm, quiet=True).sampling == Sampling("lcm", 4, 50)
+    edit(lcm / "scheduler" / "scheduler_config.json", original_inference_steps=30)
+    refused(lcm, "does not divide the process's 1000 timesteps")
+
+
+def test_traps_of_a_foreign_scheduler_are_told_on_one_line(tmp_path: Path, capfd: Capture) -> None:
+    folder = foreign(tmp_path / "teacher")
+    load_denoiser(folder)
+    [line] = capfd.readouterr().err.splitlines()
+    assert "teacher" in line and "leading" in line and "DDPMPipeline" in line
+
+
+def test_old_layer_names_shards_and_half_precision_are_read(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "teacher")
+    path, index = folder / "unet" / WEIGHTS, folder / "unet" / f"{WEIGHTS}.index.json"
+    tensors, z, t = load_file(path), torch.randn(1, 1, 8, 8), torch.tensor([5])
+    expected = load_denoiser(folder, quiet=True)(z, t)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def before(name: str) -> str:
+        for new, was in old.items():
+            name = name.replace(f".{new}.", f".{was}.")
+        return name
+
+    save_file({before(name): tensor for name, tensor in tensors.items()}, path)
+    assert any(".query." in name for name in load_file(path))
+    assert torch.equal(load_denoiser(folder, quiet=True)(z, t), expected)
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
+    torch.testing.assert_close(load_denoiser(folder, quiet=True)(z, t), expected, rtol=0, atol=0.02)
+    path.unlink()
+    halves = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for part in set(halves.values()):
+        save_file({name: tensors[name] for name in tensors if halves[name] == part}, folder / "unet" / part)
+    write_json(index, {"weight_map": halves})
+    assert torch.equal(load_denoiser(folder, quiet=True)(z, t), expected)
+    write_json(index, {"weight_map": {"conv_in.weight": "../elsewhere.safetensors"}})
+    refused(folder, "weight_map names no files of this folder")
+
+
+def test_no_signal_at_the_end_can_be_distilled_from_v(tmp_path: Path) -> None:
+    zero = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    found = load_denoiser(foreign(tmp_path / "teacher", zero), quiet=True, sampling=Sampling("ddim", 4))
+    assert 0 < float(found.process.alpha(999)) < 3e-4
+    folder = save_pipeline(found, tmp_path / "student", {})
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    images = pipeline(batch_size=2, num_inference_steps=4, generator=generator, output_type="pt").images
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert float((images - (found.sample(noise) / 2 + 0.5).clamp(0, 1)).abs().max()) < 1e-4
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_folders_that_are_no_pipeline(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "no such folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no model_index.json")
+    (tmp_path / "empty" / "model_index.json").write_text("[]")
+    refused(tmp_path / "empty", "a JSON object belongs here")
+    (tmp_path / "empty" / "model_index.json").write_text("{")
+    refused(tmp_path / "empty", "is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unet": None}, "names no unet, only scheduler"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "its unet is a UNet2DConditionModel"),
+        ({"scheduler": None}, "names no scheduler"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, "has vae beside"),
+    ],
+)
+def test_pipelines_of_other_parts(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    folder = foreign(tmp_path / "teacher")
+    edit(folder / "model_index.json", **changes)
+    refused(folder, "model_index.json", words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"out_channels": 2}, "learned variance"),
+        ({"out_channels": 3}, "1 channels in and 3 out"),
+        ({"sample_size": [8, 16]}, "only square"),
+        ({"sample_size": None}, "sample_size is None"),
+        ({"class_embed_type": "timestep"}, "only plain class labels"),
+        ({"class_embed_type": "identity"}, "only plain class labels"),
+        ({"time_embedding_type": "fourier"}, "sigmas"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "10 timesteps, its scheduler 1000"),
+        ({"_class_name": "UNet1DModel"}, "is a UNet1DModel"),
+        ({"down_block_types": ["Nonsense", "DownBlock2D"]}, "no UNet2DModel can be built"),
+        ({"block_out_channels": [8, 24]}, "model's"),
+    ],
+)
+def test_networks_that_would_be_misread(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    folder = foreign(tmp_path / "teacher")
+    edit(folder / "unet" / "config.json", **changes)
+    refused(folder, words)
+
+
+def test_weights_that_are_missing_pickled_or_damaged(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "teacher")
+    path = folder / "unet" / WEIGHTS
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(folder, WEIGHTS, "not a safetensors file")
+    shutil.move(path, folder / "unet" / "model.fp16.safetensors")
+    refused(folder, "rename model.fp16.safetensors")
+    (folder / "unet" / "model.fp16.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    refused(folder, "pickled weights", "convert them to safetensors")
+    (folder / "unet" / "diffusion_pytorch_model.bin").unlink()
+    refused(folder, WEIGHTS, "is missing")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        (FlowMatchEulerDiscreteScheduler(), "variance-preserving"),
+        (CMStochasticIterativeScheduler(), "variance-preserving"),
+        (DDPMScheduler(beta_schedule="sigmoid"), "'sigmoid' is not one of"),
+        (DDIMScheduler(rescale_betas_zero_snr=True), "cannot be distilled: epsilon prediction with zero terminal SNR"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_schedules_that_cannot_be_distilled(tmp_path: Path, scheduler: Any, words: str) -> None:
+    refused(foreign(tmp_path / "teacher", scheduler, ConsistencyModelPipeline), "scheduler_config.json", words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction_type": "noise"}, "prediction_type 'noise' is not one of"),
+        ({"prediction_type": "flow_prediction"}, "flow matching"),
+        ({"num_train_timesteps": "many"}, "damaged"),
+        ({"trained_betas": [0.5, -0.5, 0.5]}, "not variance preserving"),
+    ],
+)
+def test_scheduler_files_that_were_edited(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    folder = foreign(tmp_path / "teacher")
+    edit(folder / "scheduler" / "scheduler_config.json", **changes)
+    refused(folder, "scheduler_config.json", words)
+
+
+def test_sampler_and_scheduler_must_agree_and_steps_must_exist(student: Path) -> None:
+    with pytest.raises(UserError, match="65 steps on a process of 64 timesteps"):
+        load_denoiser(student, sampling=Sampling("ddim", 65))
+    edit(student / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    refused(student, "sampler.json says v_prediction on 64 timesteps, its scheduler epsilon on 64")
+    edit(student / "sampler.json", steps=0)
+    refused(student, "sampler.json: steps")
