@@ -48,20 +48,24 @@ def as_heat(images: Tensor) -> np.ndarray:
 
 
 def pixels_of(images: Tensor, heat: bool) -> np.ndarray:
-    """`as_heat` where asked for, or where the channels are neither one nor three."""
-    return as_heat(images) if heat or images.shape[1] not in (1, 3) else as_pixels(images)
+    """`as_heat` where asked for, or where there are neither one nor three channels of rows and columns."""
+    if images.ndim == 4 and images.shape[1] in (1, 3) and not heat:
+        return as_pixels(images)
+    if images.ndim < 4:  # a vector is a row, a matrix a channel
+        images = images.reshape(len(images), 1, *(1,) * (3 - images.ndim), *images.shape[1:])
+    return as_heat(images.flatten(1, -3))
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, *, heat: bool = False) -> Image.Image:
     """Images side by side, row by row.
 
     Args:
-        images: ``(n, c, h, w)`` in [-1, 1].
+        images: ``(n, c, h, w)`` in [-1, 1]; arrays of other axes are coloured by value.
         columns: None: as square as possible.
         scale: enlargement by nearest neighbour, so that pixels stay pixels; None: to at least 48 a side.
         heat: colour values instead of showing a picture, for arrays that are no image.
     """
-    if images.ndim != 4 or not len(images):
+    if images.ndim < 2 or not images.numel():
         raise ValueError(f"images of shape {tuple(images.shape)}: (n, c, h, w) with n > 0 is needed")
     pixels = pixels_of(images, heat)
     n, h, w, _ = pixels.shape

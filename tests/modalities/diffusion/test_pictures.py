@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xmodal_kd.modalities.diffusion.curves import draw_curve, lines
+from xmodal_kd.modalities.diffusion.curves import lines, write_curve
 from xmodal_kd.modalities.diffusion.pictures import as_heat, as_pixels, contact_sheet, grid, write_grid
 
 
@@ -46,6 +46,12 @@ def test_arrays_are_coloured_with_low_rows_at_the_bottom() -> None:
     two = torch.cat([ramp, -ramp], dim=1)
     assert as_heat(two).shape == (1, 8, 1, 3)
     assert grid(two.expand(1, 2, 4, 8)).size == (52, 52), "two channels are no picture: they stand below each other"
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 4, 8), (2 * 98 + 2, 52)), ((1, 6), (6 * 48 + 4, 52))])
+def test_arrays_of_other_axes_are_shown_too(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    assert grid(torch.zeros(shape)).size == size
+    assert np.asarray(grid(torch.zeros(shape)))[2, 2].tolist() == [33, 145, 140], "the middle of viridis"
 
 
 def test_nothing_to_show() -> None:
@@ -100,10 +106,10 @@ def test_points_become_lines_in_order_with_seeds_together() -> None:
 
 @pytest.mark.parametrize("floor", [None, 12.0, -0.1])
 def test_a_curve_is_drawn(tmp_path: Path, floor: float | None) -> None:
-    with Image.open(draw_curve(tmp_path / "curve.png", POINTS, floor=floor, title="Digits")) as found:
+    with Image.open(write_curve(tmp_path / "curve.png", POINTS, floor=floor, title="Digits")) as found:
         assert found.size == (768, 504)
         assert len(np.unique(np.asarray(found.convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
 def test_a_curve_without_points_is_an_empty_picture(tmp_path: Path) -> None:
-    assert draw_curve(tmp_path / "curve.png", [], "kid_clf").is_file()
+    assert write_curve(tmp_path / "curve.png", [], "kid_clf").is_file()
