@@ -85,7 +85,8 @@ class Process:
         elif schedule == "scaled_linear":
             betas = np.linspace(start**0.5, end**0.5, steps) ** 2
         elif schedule == "squaredcos_cap_v2":
-            return cls.cosine(steps)
+            table = cls.cosine(steps).alphas_cumprod.numpy()
+            return cls(_zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table)
         else:
             known = ("linear", "scaled_linear", "squaredcos_cap_v2")
             raise UserError(f"{name}: beta_schedule {schedule!r} is not one of {', '.join(known)}")

@@ -1,6 +1,6 @@
 """The reload gate: a saved pipeline, loaded by diffusers in a fresh process, samples what the trainer's sampler does.
 
-As a program, ``python -m xmodal_kd.modalities.diffusion.reload FOLDER OUT SAMPLES``, it knows diffusers and
+As a program, ``python -m xmodal_kd.modalities.diffusion.reload SAMPLES FOLDER...``, it knows diffusers and
 ``sampler.json`` only, so that nothing of the trainer can hide a wrong scheduler.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SEED = 20
 #: Written into the folder and left there when they differ: what the pipeline and what the trainer's sampler made.
 PIPELINE, TRAINER = "reload-pipeline.npy", "reload-trainer.npy"
-#: Seconds that the fresh process may take.
+#: Seconds that the fresh process may take for a pipeline.
 PATIENCE = 900
 
 
@@ -36,15 +37,25 @@ def reload_gate(folder: Path | str, denoiser: Denoiser, *, samples: int = 8, tol
     Raises:
         RunError: the pipeline does not run, or differs by more than `tolerance`; both arrays stay in the folder.
     """
+    return reload_gates({Path(folder): denoiser}, samples=samples, tolerance=tolerance)[Path(folder)]
+
+
+def reload_gates(
+    places: Mapping[Path, Denoiser], *, samples: int = 8, tolerance: float = 1e-4
+) -> dict[Path, float]:  # fmt: skip
+    """`reload_gate` of several pipelines in one fresh process, whose start is most of the cost."""
+    _in_a_fresh_process(list(places), samples)
+    return {folder: _difference(folder, denoiser, samples, tolerance) for folder, denoiser in places.items()}
+
+
+def _difference(folder: Path, denoiser: Denoiser, samples: int, tolerance: float) -> float:
     from xmodal_kd.errors import RunError
 
     from .denoiser import Sampling
 
-    folder = Path(folder)
     about = json.loads((folder / "sampler.json").read_text())
-    theirs = _in_a_fresh_process(folder, samples)
-    how = Sampling(about["solver"], about["steps"], about["original"])
-    ours = _trainer(denoiser, how, samples)
+    theirs = np.load(folder / PIPELINE, allow_pickle=False)
+    ours = _trainer(denoiser, Sampling(about["solver"], about["steps"], about["original"]), samples)
     difference = float(np.abs(theirs - ours).max()) if theirs.shape == ours.shape else float("inf")
     if not difference <= tolerance:  # NaN too
         np.save(folder / TRAINER, ours)
@@ -57,7 +68,8 @@ def reload_gate(folder: Path | str, denoiser: Denoiser, *, samples: int = 8, tol
     return difference
 
 
-def _in_a_fresh_process(folder: Path, samples: int) -> np.ndarray:
+def _in_a_fresh_process(folders: Sequence[Path], samples: int) -> None:
+    """Each folder's pipeline writes what it samples into its folder."""
     import xmodal_kd
     from xmodal_kd.errors import RunError
 
@@ -66,16 +78,16 @@ def _in_a_fresh_process(folder: Path, samples: int) -> np.ndarray:
     environment = os.environ | {
         "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
-    out = folder / PIPELINE
-    command = [sys.executable, "-m", __name__, str(folder), str(out), str(samples)]
+    command = [sys.executable, "-m", __name__, str(samples), *map(str, folders)]
+    patience = PATIENCE * len(folders)
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired as error:
-        raise RunError(f"{folder}: the saved pipeline took more than {PATIENCE} s for {samples} samples") from error
+        raise RunError(f"{folders[0]}: saved pipelines took more than {patience} s for {samples} samples") from error
     if done.returncode:
+        at = (done.stdout.strip().splitlines() or [str(folders[0])])[-1]
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise RunError(f"{folder}: the saved pipeline does not run in a fresh process: {last}")
-    return np.asarray(np.load(out, allow_pickle=False))
+        raise RunError(f"{at}: the saved pipeline does not run in a fresh process: {last}")
 
 
 def _trainer(denoiser: Denoiser, how: Any, samples: int) -> np.ndarray:
@@ -88,9 +100,8 @@ def _trainer(denoiser: Denoiser, how: Any, samples: int) -> np.ndarray:
     return np.asarray((x / 2 + 0.5).clamp(0, 1).numpy())
 
 
-def main(folder: str, out: str, samples: int) -> None:
+def main(folder: str, samples: int) -> None:
     """Run the pipeline as anyone would, with diffusers alone, and write its images ``(samples, c, h, w)``."""
-    torch.set_num_threads(1)
     from diffusers import DiffusionPipeline
 
     about = json.loads((Path(folder) / "sampler.json").read_text())
@@ -101,8 +112,11 @@ def main(folder: str, out: str, samples: int) -> None:
         batch_size=samples, num_inference_steps=about["steps"], generator=torch.Generator().manual_seed(SEED),
         output_type="pt", **labels,
     ).images  # fmt: skip
-    np.save(out, images.numpy())
+    np.save(Path(folder) / PIPELINE, images.numpy())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    torch.set_num_threads(1)
+    for place in sys.argv[2:]:
+        print(place, flush=True)  # whoever reads knows where it ended
+        main(place, int(sys.argv[1]))

@@ -284,10 +284,13 @@ def test_old_layer_names_shards_and_half_precision_are_read(tmp_path: Path) -> N
     refused(folder, "weight_map names no files of this folder")
 
 
-def test_no_signal_at_the_end_can_be_distilled_from_v(tmp_path: Path) -> None:
-    zero = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_no_signal_at_the_end_can_be_distilled_from_v(tmp_path: Path, schedule: str) -> None:
+    zero = DDIMScheduler(beta_schedule=schedule, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     found = load_denoiser(foreign(tmp_path / "teacher", zero), quiet=True, sampling=Sampling("ddim", 4))
     assert 0 < float(found.process.alpha(999)) < 3e-4
+    theirs = zero.alphas_cumprod[:-1].double()
+    torch.testing.assert_close(found.process.alphas_cumprod[:-1], theirs, rtol=1e-3, atol=1e-6)
     folder = save_pipeline(found, tmp_path / "student", {})
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
