@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from cells import run, shown, t_interval
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")
 RECIPE = "speech/fsdd"
@@ -34,23 +31,10 @@ def splits(test: str) -> list[str]:
     return [f"data.train_speakers=[{', '.join(train)}]", f"data.dev_speakers=[{dev}]", f"data.test_speakers=[{test}]"]
 
 
-def run(sets: Iterable[str], out: Path, *more: str) -> None:
-    """One run of the recipe; one that is finished is not repeated, one that was stopped goes on."""
-    command = [sys.executable, "-m", "xmodal_kd", "run", RECIPE, "--out", str(out), "--quiet", *more]
-    if (out / "state.json").exists():
-        command.append("--resume")
-    for item in sets:
-        command += ["--set", item]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
-    print("done", out, flush=True)
-
-
 def teacher(args: argparse.Namespace, test: str) -> None:
     out = args.out / f"teacher-{test}"
     if not (out / "teacher" / "card.json").exists():
-        run([f"data.path={args.data}", *splits(test), *args.set], out, "--only", "teacher")
+        run(RECIPE, [f"data.path={args.data}", *splits(test), *args.set], out, "--only", "teacher")
 
 
 def cell(args: argparse.Namespace, test: str, seed: int, budget: str) -> dict[str, Any]:
@@ -58,7 +42,7 @@ def cell(args: argparse.Namespace, test: str, seed: int, budget: str) -> dict[st
     if not (out / "report.json").exists():
         path = args.out / f"teacher-{test}" / "teacher"
         own = [f"data.path={args.data}", f"seed={seed}", f"train.steps={args.budgets[budget]}"]
-        run([*own, *splits(test), *args.set, f"teacher={{path: {path}}}"], out)
+        run(RECIPE, [*own, *splits(test), *args.set, f"teacher={{path: {path}}}"], out)
     report = json.loads((out / "report.json").read_text())
     return {
         "test": test, "seed": seed, "budget": budget, "steps": args.budgets[budget],
@@ -75,13 +59,6 @@ def cell(args: argparse.Namespace, test: str, seed: int, budget: str) -> dict[st
     }  # fmt: skip
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % t-interval over seeds."""
-    mean, n = float(np.mean(values)), len(values)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return mean, mean - half, mean + half
-
-
 def table(cells: list[dict[str, Any]], budget: str) -> str:
     """Word error rates in percent by test speaker (mean over seeds), and overall with a paired t-interval."""
     mine = [c for c in cells if c["budget"] == budget]
@@ -90,24 +67,19 @@ def table(cells: list[dict[str, Any]], budget: str) -> str:
         rows = [c for c in mine if c["test"] == speaker]
         means = {role: 100 * float(np.mean([c["wer"][role] for c in rows])) for role in ROLES}
         difference = t_interval([100 * (c["wer"]["control"] - c["wer"]["student"]) for c in rows])
-        shown = " | ".join(f"{means[role]:.1f}" for role in ROLES)
-        lines.append(f"| {speaker} | {shown} | {_shown(difference)} |")
+        row = " | ".join(f"{means[role]:.1f}" for role in ROLES)
+        lines.append(f"| {speaker} | {row} | {shown(difference)} |")
     seeds = sorted({c["seed"] for c in mine})
     overall = {
         role: [100 * float(np.mean([c["wer"][role] for c in mine if c["seed"] == s])) for s in seeds] for role in ROLES
     }
     difference = t_interval([a - b for a, b in zip(overall["control"], overall["student"], strict=True)])
-    shown = " | ".join(
-        f"{t_interval(overall[role])[0]:.1f}" if role == "teacher" else _shown(t_interval(overall[role]))
+    row = " | ".join(
+        f"{t_interval(overall[role])[0]:.1f}" if role == "teacher" else shown(t_interval(overall[role]))
         for role in ROLES
     )
-    lines.append(f"| **all five** | {shown} | {_shown(difference)} |")
+    lines.append(f"| **all five** | {row} | {shown(difference)} |")
     return "\n".join(lines)
-
-
-def _shown(interval: tuple[float, float, float]) -> str:
-    mean, low, high = interval
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | Non
         UserError: it names the file and what is wrong in it.
     """
     if path.is_dir() or not zipfile.is_zipfile(path):
-        raise UserError(f"data.path: {path} is not an .npz file (numpy.savez writes one)")
+        raise UserError(f"{path} is not an .npz file (numpy.savez writes one)")
     try:
         with np.load(path, allow_pickle=False) as file:
             held: dict[str, npt.NDArray[Any]] = {
@@ -36,11 +36,9 @@ def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | Non
             }
             names = ", ".join(file.files) or "nothing"
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise UserError(
-            f"data.path: {path} cannot be read: arrays of numbers are expected ({one_line(error)})"
-        ) from error
+        raise UserError(f"{path} cannot be read: arrays of numbers are expected ({one_line(error)})") from error
     if "x" not in held:
-        raise UserError(f"data.path: {path} has no array 'x' (it holds {names})")
+        raise UserError(f"{path} has no array 'x' (it holds {names})")
     x = _samples(held["x"], path)
     keys = [str(i) for i in range(len(x))]
     if "labels" not in held:

@@ -70,6 +70,8 @@ class DiffusionData(Strict):
         if self.sources == "digits":
             if self.path is not None or self.test_path is not None:
                 raise ValueError("path and test_path: the digits come with scikit-learn: leave both out")
+            if self.size not in (None, 8) or self.mode not in (None, "L"):
+                raise ValueError("size and mode: the digits are 8x8 and L (8-bit grey): leave both out")
         elif self.path is None:
             raise ValueError(f"path: sources: {self.sources} needs the path of the samples")
         if self.sources == "arrays":

@@ -37,7 +37,7 @@ class DistillationParams(ConsistencyParams):
     decay: float = Field(0.95, ge=0, lt=1)
     """Of the target, an average of the student's weights."""
     solver: Literal["ddim", "heun"] = "ddim"
-    """By which the teacher goes one step down. Heun's slopes differ too much over the first step from pure noise."""
+    """By which the teacher goes one step down."""
 
 
 class EasyParams(ConsistencyParams):
@@ -129,7 +129,8 @@ def neighbours(teacher: Denoiser, batch: Batch, steps: int, solver: str) -> tupl
         return z, t, euler, after
     corrected = teacher.predict_x(euler, after.clamp(min=0), labels)
     moved = heun_step(process, z, seen, euler, corrected, t, after.clamp(min=0))
-    return z, t, torch.where(expand(after < 0, z).bool(), euler, moved), after
+    ends = (after < 0) | (t == process.T - 1)  # as in `solvers.solve`
+    return z, t, torch.where(expand(ends, z).bool(), euler, moved), after
 
 
 def at_level(process: Process, batch: Batch, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,11 +125,19 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
                 size = pixels.shape[0]
                 why = expected.why if expected.size and expected.mode else f"as {name}"
                 expected = Expected(size, mode, why)
-                x = np.empty((count, CHANNELS[mode], size, size), dtype=np.uint8)
+                x = _room((count, CHANNELS[mode], size, size), store.path)
             x[i] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
             if (i + 1) % 500 == 0 or i + 1 == count:
                 progress.update(i + 1, {})
     return x
+
+
+def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError as error:
+        size = math.prod(shape) / 2**30
+        raise UserError(f"{path}: {shape[0]} images take {size:.0f} GiB of memory: make them smaller") from error
 
 
 def _pixels(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:

@@ -12,7 +12,9 @@ from torch import Tensor
 from xmodal_kd.adapter import Overview
 from xmodal_kd.progress import console
 
+from .curves import draw_curve
 from .denoiser import LCM, Denoiser, Sampling
+from .pictures import contact_sheet
 from .pipeline import load_denoiser
 from .progressive import PREFIX
 from .solvers import SOLVERS, most_steps
@@ -28,9 +30,6 @@ MOST_NFE = 32
 
 def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: Path) -> Overview:
     """All points of the curve on test, each with its paired error against the teacher at its full step count."""
-    from .curves import write_curve
-    from .pictures import contact_sheet
-
     teacher = models.get("teacher")
     curve: list[dict[str, Any]] = []
     rows: list[tuple[str, Tensor]] = []
@@ -46,9 +45,10 @@ def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: 
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     judge = adapter.judge("test", next(models["student"].parameters()).device)
-    contact_sheet(pictures / "same_noise.png", rows, "The same noise through every sampler")
+    heat = adapter.config.sources == "arrays"
+    contact_sheet(pictures / "same_noise.png", rows, "The same noise through every sampler", heat=heat)
     floor = judge.facts()["floor"][adapter.metric[0]]
-    write_curve(pictures / "curve.png", curve, metric=adapter.metric[0], floor=floor)
+    draw_curve(pictures / "curve.png", curve, adapter.metric[0], floor=floor)
     return Overview(curve, judge.facts(), {
         "Quality against network evaluations": pictures / "curve.png",
         "The same noise through every sampler": pictures / "same_noise.png",

@@ -1,7 +1,9 @@
 """Deterministic samplers of the probability-flow ODE, given a function that predicts the clean sample.
 
-State is kept in float64, the function sees the type of the noise. Noise levels run through y = z / alpha and
-s = sigma / alpha, in which the ODE is dy/ds = (y - x(y, s)) / s (Karras et al., 2022).
+State is kept in float64, the function sees the type of the noise. Heun's method works in y = z / alpha and
+s = sigma / alpha, in which the ODE is dy/ds = (y - x(y, s)) / s (Karras et al., 2022). It leaves the last timestep by a
+DDIM step: s is near infinite there (20,000 on a cosine schedule), and the mean of two slopes over the first interval
+would be off by as much as that ratio.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def solve(predict: Predict, process: Process, z: Tensor, times: Sequence[int], s
     state, before = z.double(), None
     for t, after in pairwise(times):
         x = predict(state.to(z.dtype), t).double()
-        if solver == "heun" and after >= 0:
+        if solver == "heun" and corrects(process, t, after):
             euler = ddim_step(process, state, x, t, after)
             corrected = predict(euler.to(z.dtype), after).double()
             state = heun_step(process, state, x, euler, corrected, t, after)
@@ -44,6 +46,11 @@ def solve(predict: Predict, process: Process, z: Tensor, times: Sequence[int], s
             state = ddim_step(process, state, x, t, after)
         before = (x, t)
     return state.to(z.dtype)
+
+
+def corrects(process: Process, t: int, after: int) -> bool:
+    """Whether Heun's method corrects this step."""
+    return after >= 0 and t < process.T - 1
 
 
 def ddim_step(process: Process, z: Tensor, x: Tensor, t: Tensor | int, after: Tensor | int) -> Tensor:
@@ -76,13 +83,15 @@ def _second_order(process: Process, z: Tensor, x: Tensor, x_before: Tensor, t: i
 
 
 def evaluations(solver: str, steps: int) -> int:
-    """Network evaluations of `steps` steps to the clean sample: Heun's last step is Euler's."""
-    return 2 * steps - 1 if solver == "heun" else steps
+    """Network evaluations of `steps` steps over the whole process: Heun corrects neither the first nor the last."""
+    return max(1, 2 * steps - 2) if solver == "heun" else steps
 
 
 def most_steps(solver: str, nfe: int) -> int:
     """The most steps that `nfe` evaluations pay for."""
-    return (nfe + 1) // 2 if solver == "heun" else nfe
+    if solver == "heun":
+        return 1 if nfe == 1 else (nfe + 2) // 2
+    return nfe
 
 
 __all__ = ["SOLVERS", "ddim_step", "evaluations", "heun_step", "most_steps", "solve"]

@@ -60,14 +60,14 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.is_file():
-            raise UserError(f"data.path: {path} is a file, not a folder (a zip is read by sources: edm)")
+            raise UserError(f"{path} is a file, not a folder (a zip is read by sources: edm)")
         found = []
         for folder, below, files in os.walk(path, followlinks=True):
             below[:] = [name for name in below if not _hidden(name)]
             found += [(Path(folder) / name).relative_to(path).as_posix() for name in files]
         self.names = _images(found)
         if not self.names:
-            raise UserError(f"data.path: {path} has no images below it (their names end in {_extensions()})")
+            raise UserError(f"{path} has no images below it (their names end in {_extensions()})")
 
     def read(self, name: str) -> bytes:
         try:
@@ -104,18 +104,18 @@ class Zip:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.is_dir():
-            raise UserError(f"data.path: {path} is a folder, not a zip (sources: folder reads it)")
+            raise UserError(f"{path} is a folder, not a zip (sources: folder reads it)")
         try:
             self._zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
-            raise UserError(f"data.path: {path} is not a zip, or a broken one ({error})") from error
+            raise UserError(f"{path} is not a zip, or a broken one ({error})") from error
         except OSError as error:
-            raise UserError(f"data.path: {path} is not readable ({error.strerror})") from error
+            raise UserError(f"{path} is not readable ({error.strerror})") from error
         self._all = self._zip.namelist()
         self.names = _images([name for name in self._all if not any(map(_hidden, name.split("/")))])
         if not self.names:
             self._zip.close()
-            raise UserError(f"data.path: {path} holds no images (their names end in {_extensions()})")
+            raise UserError(f"{path} holds no images (their names end in {_extensions()})")
 
     def read(self, name: str) -> bytes:
         try:

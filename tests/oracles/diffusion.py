@@ -149,8 +149,10 @@ def ddim(schedule: Schedule, predict: Denoiser, z: Array, times: Sequence[int]) 
 
 
 def heun(schedule: Schedule, predict: Denoiser, z: Array, times: Sequence[int]) -> Array:
+    """From the last timestep, where s is near infinite, the first step is DDIM's: the trapezoid fails over it."""
     for t, to in pairwise(times):
-        z = heun_step(schedule, predict, z, t, to)
+        last = t == len(schedule.table) - 1
+        z = ddim_step(schedule, z, predict(z, t), t, to) if last else heun_step(schedule, predict, z, t, to)
     return z
 
 

@@ -148,7 +148,9 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     if not export:
         return ""
     rows = [
-        [key, f"{e['bytes'] / 1024:.1f} KiB", _number(e["metrics"][name])] for key, e in export.items() if "bytes" in e
+        [key, f"{e['bytes'] / 1024:.1f} KiB", _number(e.get("metrics", {}).get(name))]
+        for key, e in export.items()
+        if "bytes" in e
     ]
     return "## Export\n\n" + _table(["file", "size", f"{name} (test)"], rows)
 

@@ -203,7 +203,7 @@ def test_as_diffusers_dpm_solver(solver, order, prediction, total, betas, steps)
 @pytest.mark.parametrize("steps", [1, 2, 3, 64])
 def test_network_evaluations(steps):
     counts = {solver: evaluations(solver, steps) for solver in SOLVERS}
-    assert counts == {"ddim": steps, "heun": 2 * steps - 1, "dpmpp_2m": steps}
+    assert counts == {"ddim": steps, "heun": max(1, 2 * steps - 2), "dpmpp_2m": steps}
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
