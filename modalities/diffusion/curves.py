@@ -15,7 +15,7 @@ from xmodal_kd.checkpoint import write_bytes
 Point = Mapping[str, Any]
 
 
-def write_curve(
+def draw_curve(
     path: Path, points: Sequence[Point], metric: str = "fd_clf", *, floor: float | None = None, title: str = ""
 ) -> Path:
     """A PNG of `metric` over function evaluations, both logarithmic where all values are positive.
@@ -70,4 +70,4 @@ def lines(points: Sequence[Point], metric: str) -> dict[tuple[str, str], list[tu
     return found
 
 
-__all__ = ["lines", "write_curve"]
+__all__ = ["draw_curve", "lines"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xmodal_kd.modalities.diffusion.curves import lines, write_curve
+from xmodal_kd.modalities.diffusion.curves import draw_curve, lines
 from xmodal_kd.modalities.diffusion.pictures import as_heat, as_pixels, contact_sheet, grid, write_grid
 
 
@@ -106,10 +106,10 @@ def test_points_become_lines_in_order_with_seeds_together() -> None:
 
 @pytest.mark.parametrize("floor", [None, 12.0, -0.1])
 def test_a_curve_is_drawn(tmp_path: Path, floor: float | None) -> None:
-    with Image.open(write_curve(tmp_path / "curve.png", POINTS, floor=floor, title="Digits")) as found:
+    with Image.open(draw_curve(tmp_path / "curve.png", POINTS, floor=floor, title="Digits")) as found:
         assert found.size == (768, 504)
         assert len(np.unique(np.asarray(found.convert("RGB")).reshape(-1, 3), axis=0)) > 10
 
 
 def test_a_curve_without_points_is_an_empty_picture(tmp_path: Path) -> None:
-    assert write_curve(tmp_path / "curve.png", [], "kid_clf").is_file()
+    assert draw_curve(tmp_path / "curve.png", [], "kid_clf").is_file()
