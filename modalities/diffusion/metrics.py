@@ -145,7 +145,8 @@ def _wasserstein(x: Tensor, y: Tensor) -> Tensor:
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     difference = torch.sort(x, dim=0)[0][starts // m] - torch.sort(y, dim=0)[0][starts // n]
     widths = (ends - starts).to(x.dtype)
-    return (widths[:, None] * difference.abs()).sum(0).div(n * m)
+    distances: Tensor = (widths[:, None] * difference.abs()).sum(0) / (n * m)
+    return distances
 
 
 @lru_cache(maxsize=4)
