@@ -42,7 +42,7 @@ class ClassifierRecipe:
     weight_decay: float = 0.05
     epochs: int = 40
     fewest_steps: int = 100
-    most_steps: int = 2500
+    most_steps: int = 2000
     shift: float = 0.125
     """Random shifts of images, as a share of their side."""
     clusters: int = 16

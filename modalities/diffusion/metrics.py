@@ -143,9 +143,10 @@ def _wasserstein(x: Tensor, y: Tensor) -> Tensor:
     # the steps of both quantile functions, in units of 1 / (n m), so that they are integers
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique().to(x.device)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    difference = x.sort(0).values[starts // m] - y.sort(0).values[starts // n]
+    difference = torch.sort(x, dim=0)[0][starts // m] - torch.sort(y, dim=0)[0][starts // n]
     widths = (ends - starts).to(x.dtype)
-    return (widths[:, None] * difference.abs()).sum(0) / (n * m)
+    distances: Tensor = (widths[:, None] * difference.abs()).sum(0) / (n * m)
+    return distances
 
 
 @lru_cache(maxsize=4)
