@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
 from xmodal_kd.capture import capture, only_call
-from xmodal_kd.errors import UserError
+from xmodal_kd.checkpoint import digest
+from xmodal_kd.errors import RunError, UserError
 from xmodal_kd.registry import Registry
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
@@ -30,7 +31,7 @@ from .models import MODELS, build_like, build_unet
 from .overview import overview
 from .pipeline import load_denoiser, save_pipeline
 from .process import Process
-from .reload import reload_gate
+from .reload import reload_gates
 from .solvers import SOLVERS, most_steps
 
 
@@ -215,20 +216,25 @@ class DiffusionAdapter(Adapter):
     # ---------------------------------------------------------------- files
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        """A diffusers pipeline folder. Raises `RunError` where what is read back is not what was trained."""
         save_pipeline(cast(Denoiser, model), folder, {"role": role, "data": self.config.sources})
+        back = load_denoiser(folder, quiet=True)
+        if digest(back.state_dict().items()) != digest(model.state_dict().items()):
+            raise RunError(f"{folder}: the weights read back are not those that were trained")
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """The reload gate of the student and of every stage beside it: what diffusers loads is what was trained."""
-        found = {}
-        for place in (folder, *sorted(path.parent for path in folder.glob("*/model_index.json"))):
-            loaded = load_denoiser(place)
-            weights = place / "unet" / "diffusion_pytorch_model.safetensors"
-            found[place.name] = {
-                "bytes": weights.stat().st_size,
-                "steps": loaded.sampling.steps,
-                "reload_difference": reload_gate(place, loaded),
+        """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""
+        stages = sorted(path.parent for path in folder.glob("*/model_index.json"))
+        places = {folder: cast(Denoiser, model)} | {path: load_denoiser(path, quiet=True) for path in stages}
+        differences = reload_gates(places)
+        return {
+            place.name: {
+                "bytes": sum(path.stat().st_size for path in (place / "unet").glob("*.safetensors")),
+                "steps": denoiser.sampling.steps,
+                "reload_difference": differences[place],
             }
-        return found
+            for place, denoiser in places.items()
+        }
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

@@ -54,6 +54,9 @@ class Card(BaseModel):
 
     @property
     def sampling(self) -> Sampling:
+        """How it was measured: not as diffusers will sample it where that has no such solver (Heun's method)."""
+        if measured := self.facts.get("measured_with"):
+            return Sampling(measured["solver"], measured["steps"])
         return Sampling(self.solver, self.steps, self.original)
 
 

@@ -46,6 +46,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, float) and 0 < abs(value) < 5e-5:
+        return f"{value:.1e}"
     return f"{value:.4f}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
@@ -147,12 +149,10 @@ def _pictures(pictures: Mapping[str, str]) -> str:
 def _export(export: Mapping[str, Any], name: str) -> str:
     if not export:
         return ""
-    rows = [
-        [key, f"{e['bytes'] / 1024:.1f} KiB", _number(e.get("metrics", {}).get(name))]
-        for key, e in export.items()
-        if "bytes" in e
-    ]
-    return "## Export\n\n" + _table(["file", "size", f"{name} (test)"], rows)
+    files = {key: {**e, **e.get("metrics", {})} for key, e in export.items() if "bytes" in e}
+    measured = [key for key in (name, "steps", "reload_difference") if any(key in e for e in files.values())]
+    rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(_number(e.get(k)) for k in measured)] for key, e in files.items()]
+    return "## Export\n\n" + _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
 
 
 def _left_out(data: Mapping[str, Any]) -> str:
