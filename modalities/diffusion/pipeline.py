@@ -83,9 +83,11 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
         net.register_to_config(sample_size=denoiser.shape[-1])
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    place = folder.absolute()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     with disk_errors(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
+        for rest in place.parent.glob(f".{place.name}.*.tmp"):  # of a killed process
+            shutil.rmtree(rest, ignore_errors=True)
         try:
             scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
             ConsistencyModelPipeline(net, scheduler).save_pretrained(temporary, safe_serialization=True)

@@ -96,7 +96,12 @@ def _trainer(denoiser: Denoiser, how: Any, samples: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(SEED)
     noise = torch.randn(samples, *model.shape, generator=generator)
     labels = torch.arange(samples) % model.classes if model.classes is not None else None
-    x = model.sample(noise, labels, how, generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the fresh process: on a busy machine threads of so small a job wait for each other
+    try:
+        x = model.sample(noise, labels, how, generator)
+    finally:
+        torch.set_num_threads(threads)
     return np.asarray((x / 2 + 0.5).clamp(0, 1).numpy())
 
 

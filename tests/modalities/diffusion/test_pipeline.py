@@ -177,6 +177,28 @@ def test_saving_again_replaces_the_pipeline_and_keeps_what_else_lies_there(make:
     assert [path.name for path in student.parent.iterdir()] == ["student"]
 
 
+def test_saving_tidies_what_a_killed_process_left(make: Make, student: Path) -> None:
+    (student.parent / f".{student.name}.1.tmp" / "unet").mkdir(parents=True)
+    save_pipeline(make(Process.cosine(64), sampling=Sampling("ddim", 2)), student, {})
+    assert [path.name for path in student.parent.iterdir()] == ["student"]
+
+
+def test_a_half_written_folder_is_no_pipeline(make: Make, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def cut(self: Path, target: Path) -> Path:
+        if self.name == "scheduler":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", cut)
+        save_pipeline(make(Process.cosine(64), sampling=Sampling("ddim", 2)), student, {})
+    refused(student, "no model_index.json")
+    save_pipeline(make(Process.cosine(64), sampling=Sampling("ddim", 2)), student, {})
+    assert load_denoiser(student).sampling.steps == 2
+
+
 def test_a_pipeline_that_would_sample_otherwise_is_not_written(make: Make, tmp_path: Path) -> None:
     steps = 61  # of 1,000: diffusers' trailing spacing gives one time more
     with pytest.raises(RunError, match="62 times for 61 steps"):
