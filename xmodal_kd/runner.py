@@ -231,8 +231,7 @@ class Run:
         models = {role: build(self.adapter, self.loaded, role, self.streams)}
         method = make_method(self.loaded, self.adapter, train, terms, self.streams, role)
         if role == "student" and "teacher" in self.models:
-            changed = any("teacher" in stage.saves | stage.trains for stage in method.stages())
-            models["teacher"] = copy.deepcopy(self.models["teacher"]) if changed else self.models["teacher"]
+            models["teacher"] = self._teacher_for(method)
         adapter = self.adapter
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
@@ -248,6 +247,8 @@ class Run:
             with disk_errors(self.out / "logs"):
                 tracker.finish()
         self.models[role] = models[role]
+        if "teacher" in models:  # which the method may have replaced
+            models["teacher"] = self.models["teacher"]
         return {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
@@ -255,6 +256,11 @@ class Run:
                 "flops_per_step": self._step_flops(method, models),
             }
         }  # fmt: skip
+
+    def _teacher_for(self, method: Method) -> nn.Module:
+        """The teacher, or a copy where the method changes it."""
+        changed = any("teacher" in stage.saves | stage.trains for stage in method.stages())
+        return copy.deepcopy(self.models["teacher"]) if changed else self.models["teacher"]
 
     def _save_stage(self, role: str) -> Callable[[Stage, nn.Module], None]:
         """What each of several stages made is a model of its own, beside the last one's."""

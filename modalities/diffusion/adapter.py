@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, cast
@@ -21,8 +22,9 @@ from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
 from . import consistency, progressive  # noqa: F401 - they register their methods
+from .classifier import Classifier, train_classifier
 from .config import DiffusionData
-from .data import DiffusionSource, load_split
+from .data import DiffusionSource, Images, load_split
 from .denoiser import Denoiser, Sampling
 from .judge import Judge
 from .losses import denoising  # noqa: F401 - registers the loss
@@ -52,6 +54,8 @@ class DiffusionAdapter(Adapter):
     def __init__(self, data: DiffusionData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
         self.teacher: Denoiser | None = None
+        self.tested: dict[str, dict[str, Any]] = {}
+        """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
 
     def data(self, split: str) -> DiffusionSource:
@@ -147,14 +151,18 @@ class DiffusionAdapter(Adapter):
         """Of samples against the images of `split`."""
         key = (split, str(device))
         if key not in self._judges:
-            known = next((judge.classifier for (_, where), judge in self._judges.items() if where == str(device)), None)
             train, reference = load_split(self.config, "train"), load_split(self.config, split)
-            self._judges[key] = Judge(train, reference, samples=self.config.samples, device=device, classifier=known)
+            self._judges[key] = Judge(
+                train, reference, samples=self.config.samples, device=device, classifier=_classifier(train, str(device))
+            )
         return self._judges[key]
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Means over draws of `samples` samples each (one draw on dev), and seconds of computing an image."""
-        return self.measure(cast(Denoiser, model), split)
+        found = self.measure(cast(Denoiser, model), split)
+        if split == "test":
+            self.tested[role] = {k: v for k, v in found.metrics.items() if isinstance(v, int | float)}
+        return found
 
     def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation:
         """As `evaluate`; `against` are a teacher's samples of each draw, for ``paired_error``."""
@@ -217,13 +225,22 @@ class DiffusionAdapter(Adapter):
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         """A diffusers pipeline folder. Raises `RunError` where what is read back is not what was trained."""
-        save_pipeline(cast(Denoiser, model), folder, {"role": role, "data": self.config.sources})
+        self._save(cast(Denoiser, model), folder, {"role": role})
         back = load_denoiser(folder, quiet=True)
         if digest(back.state_dict().items()) != digest(model.state_dict().items()):
             raise RunError(f"{folder}: the weights read back are not those that were trained")
 
+    def _save(self, model: Denoiser, folder: Path, facts: Mapping[str, Any]) -> None:
+        count = sum(p.numel() for p in model.parameters())
+        known: dict[str, Any] = {"data": self.config.sources, "seed": self.streams.seed, "parameters": count}
+        if self.config.license is not None:
+            known["license"] = self.config.license
+        save_pipeline(model, folder, {**facts, **known})
+
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""
+        if self.tested:
+            self._save(cast(Denoiser, model), folder, {"role": "student", "metrics": self.tested})
         stages = sorted(path.parent for path in folder.glob("*/model_index.json"))
         places = {folder: cast(Denoiser, model)} | {path: load_denoiser(path, quiet=True) for path in stages}
         differences = reload_gates(places)
@@ -238,6 +255,12 @@ class DiffusionAdapter(Adapter):
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+@lru_cache(maxsize=4)
+def _classifier(train: Images, device: str) -> Classifier:
+    """One for all splits, and for all runs of a process: `load_split` gives the same images again."""
+    return train_classifier(train, device=device)
 
 
 def _add(out: Signals, name: str, maps: Tensor) -> Signals:

@@ -54,6 +54,8 @@ class DiffusionData(Strict):
     size: int | None = Field(default=None, ge=1)
     #: 8-bit grey or 8-bit colour; the first image's unless said.
     mode: Literal["L", "RGB"] | None = None
+    #: Of the data, which models made from it inherit: stands on their cards, as Hugging Face names it (cc-by-4.0).
+    license: str | None = None
     #: Mirror every second training image, left to right.
     flip: bool = False
     #: Images generated for each evaluation.

@@ -207,7 +207,10 @@ def test_a_foreign_teacher_of_any_prediction(tmp_path: Path, prediction: str) ->
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [({"conditional": True}, "conditioned on none classes"), ({"sampling": {"steps": 65}}, "65 steps on a process of 64")],
+    [
+        ({"conditional": True}, "conditioned on none classes"),
+        ({"sampling": {"steps": 65}}, "65 steps on a process of 64"),
+    ],
 )
 def test_a_teacher_that_does_not_fit_the_data(tmp_path: Path, data: dict[str, Any], words: str) -> None:
     torch.manual_seed(0)
