@@ -1,8 +1,8 @@
 """Few-step students against their teacher over the whole curve of function evaluations, several methods and seeds.
 
-    python benchmarks/samplers.py --recipe diffusion/digits --methods progressive consistency ect --out runs/samplers
+    python benchmarks/samplers.py --out runs/samplers
 
-A seed's teacher is trained once and shared by its methods. Every cell is a run of the recipe through the command line,
+The recipes have the same teacher: a seed's is trained once, by the first of them, and shared. Every cell is a run of the recipe through the command line,
 so a stopped benchmark goes on where it was. Writes one JSON with every point of every curve and prints the tables of
 ``recipes/RESULTS.md``: FD by evaluations with t-intervals over seeds, and its ratio to the teacher's own, paired by
 seed.
@@ -19,6 +19,7 @@ from typing import Any
 from cells import run, shown, t_interval
 
 METRIC = "fd_clf"
+RECIPES = ["diffusion/digits", "diffusion/digits_consistency", "diffusion/digits_ect"]
 KEPT = ("fd_clf", "kid_clf", "precision", "recall", "density", "coverage", "sliced_wasserstein", "nearest_train",
         "paired_error", "label_agreement", "seconds_per_image")  # fmt: skip
 
@@ -26,23 +27,22 @@ KEPT = ("fd_clf", "kid_clf", "precision", "recall", "density", "coverage", "slic
 def teacher(args: argparse.Namespace, seed: int) -> Path:
     out = args.out / f"teacher-{seed}"
     if not (out / "teacher" / "model_index.json").exists():
-        run(args.recipe, [f"seed={seed}", *args.set], out, "--only", "teacher")
+        run(args.recipes[0], [f"seed={seed}", *args.set], out, "--only", "teacher")
     return Path(out / "teacher")
 
 
-def cell(args: argparse.Namespace, seed: int, method: str) -> dict[str, Any]:
-    out = args.out / f"{method}-{seed}"
+def cell(args: argparse.Namespace, seed: int, recipe: str) -> dict[str, Any]:
+    out = args.out / f"{Path(recipe).stem}-{seed}"
     if not (out / "report.json").exists():
         path = args.out / f"teacher-{seed}" / "teacher"
-        own = [f"seed={seed}", f"teacher={{path: {path}}}", *args.set, *args.method_sets.get(method, [])]
-        run(args.recipe, own if method == args.own else [*own[:2], f"method={method}", *own[2:]], out)
+        run(recipe, [f"seed={seed}", f"teacher={{path: {path}}}", *args.set], out)
     report = json.loads((out / "report.json").read_text())
     points = [
         {key: point[key] for key in ("role", "solver", "nfe")} | {k: point["metrics"].get(k) for k in KEPT}
         for point in report["curve"]
     ]
     return {
-        "seed": seed, "method": method, "points": points, "facts": report["facts"],
+        "seed": seed, "method": report["method"], "recipe": recipe, "points": points, "facts": report["facts"],
         "dev": {role: entry["dev_metrics"][METRIC] for role, entry in report["roles"].items()},
         "cost": report["cost"].get("student"), "parameters": report["roles"]["student"]["parameters"],
         "reload": report["export"], "versions": report["versions"], "threads": report["threads"],
@@ -76,31 +76,21 @@ def table(cells: list[dict[str, Any]], steps: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="diffusion/digits")
-    parser.add_argument("--methods", nargs="+", default=["progressive", "consistency", "ect"])
-    parser.add_argument("--own", default="progressive", help="the method whose parameters the recipe gives")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=64, help="of the teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/samplers"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument(
-        "--set-method", action="append", default=[], metavar="METHOD:KEY=VALUE", help="for one method alone"
-    )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "samplers.json")
     args = parser.parse_args()
     args.out = args.out.resolve()
-    args.method_sets = {}
-    for item in args.set_method:
-        method, _, setting = item.partition(":")
-        args.method_sets.setdefault(method, []).append(setting)
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: teacher(args, seed), args.seeds))
-        keys = [(seed, method) for method in args.methods for seed in args.seeds]
+        keys = [(seed, recipe) for recipe in args.recipes for seed in args.seeds]
         cells = list(pool.map(lambda key: cell(args, *key), keys))
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"recipe": args.recipe, "overrides": args.set, "by_method": args.method_sets}
-    args.results.write_text(json.dumps({**settings, "cells": cells}, indent=1) + "\n")
+    args.results.write_text(json.dumps({"overrides": args.set, "cells": cells}, indent=1) + "\n")
     print(table(cells, args.steps))
 
 
