@@ -4,8 +4,8 @@
     xmodal-kd run diffusion/mels --set data.path=mels.npz
 
 Each recording of the Free Spoken Digit Dataset's layout (``{digit}_{speaker}_{take}.wav``) becomes an array
-``(1, 16, 16)``: 16 mels by 16 frames of 60 ms, centred, padded with silence or cut; log energies between silence and the
-99.9th percentile are mapped to [-1, 1]. The digit is the label.
+``(1, 16, 16)``: 16 mels by 16 frames of 60 ms, centred, padded with silence or cut; log energies between silence and
+the 99.9th percentile are mapped to [-1, 1]. The digit is the label.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/samplers.py --out runs/samplers
 
-The recipes have the same teacher: a seed's is trained once, by the first of them, and shared. Every cell is a run of the recipe through the command line,
-so a stopped benchmark goes on where it was. Writes one JSON with every point of every curve and prints the tables of
-``recipes/RESULTS.md``: FD by evaluations with t-intervals over seeds, and its ratio to the teacher's own, paired by
-seed.
+The recipes have the same teacher: a seed's is trained once, by the first of them, and shared. Every cell is a run
+through the command line, so a stopped benchmark goes on where it was. Writes one JSON with every point of every curve
+and prints the tables of ``recipes/RESULTS.md``: FD by evaluations with t-intervals over seeds, and its ratio to the
+teacher's own, paired by seed.
 """
 
 from __future__ import annotations
