@@ -11,7 +11,7 @@ from xmodal_kd import recipe
 from xmodal_kd.cli import call
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", ROOT / "modalities/speech/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted(ROOT.glob("modalities/*/README.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 
 

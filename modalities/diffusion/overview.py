@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Samples of the same noise shown of each.
 SHOWN = 16
 #: Beyond so many evaluations the better solvers no longer differ from the teacher's own.
-MOST_NFE = 32
+MOST_NFE = 16
 
 
 def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: Path) -> Overview:
