@@ -252,3 +252,64 @@ def test_probe_sees_every_turn(tmp_path: Path, name: str) -> None:
     built.method.begin(built.method.stages()[0], built.roles, batch)
     found = probe(built.method, built.roles, batch, built.streams)
     assert found.keys() == ({"critic", "student"} if name == "matching" else {"student"})
+
+
+def staged(folder: Path, stop: int | None = None) -> tuple[Engine, list[tuple[str, str]], list[str]]:
+    """Each stage does best at its second step of four; what it leaves, and what the next one's teacher is."""
+    built = made(folder, "progressive", eval_every=1, stop=stop)
+    built.evaluate = lambda model: {"loss": float(abs(built.at.step - 2))}
+    left: list[tuple[str, str]] = []
+    taught: list[str] = []
+    built.finished = lambda stage, model: left.append((stage.name, digest(model.state_dict().items())))
+    begin = built.method.begin
+
+    def watched(stage: Stage, models: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        out = begin(stage, models, batch)
+        taught.append(digest(models["teacher"].state_dict().items()))
+        return out
+
+    built.method.begin = watched
+    return built, left, taught
+
+
+def test_every_stage_ends_with_its_own_best_which_teaches_the_next(tmp_path: Path) -> None:
+    built, left, taught = staged(tmp_path)
+    built.fit()
+    assert [name for name, _ in left] == ["stage0", "stage1", "stage2"]
+    assert taught[1:] == [weights_ for _, weights_ in left[:-1]]
+    for name, weights_ in left:
+        tensors, state = built.checkpoints.read(built.checkpoints.best(name))
+        assert digest(tensors.items()) == weights_ and state["loss"] == 0
+
+
+def test_the_best_of_a_stage_survives_a_stop_anywhere(tmp_path: Path) -> None:
+    """Also where the next stage has a best already, and no checkpoint yet."""
+    whole, left, _ = staged(tmp_path / "whole")
+    whole.fit()
+    for step in range(1, STEPS * STAGES):
+        with pytest.raises(Interrupted):
+            staged(tmp_path / str(step), stop=step)[0].fit()
+        again, later, _ = staged(tmp_path / str(step))
+        again.fit(resume=True)
+        assert weights(again) == weights(whole) and later == left[-len(later) :], step
+
+
+def test_a_best_of_the_next_stage_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """Killed right after the second stage's first evaluation: the last checkpoint is the first stage's end."""
+    whole, _, _ = staged(tmp_path / "whole")
+    whole.fit()
+    killed, _, _ = staged(tmp_path / "killed")
+    save = killed.save
+
+    def once() -> None:
+        if killed.at.stage == 1:
+            raise RuntimeError("killed")
+        save()
+
+    killed.save = once
+    with pytest.raises(RuntimeError, match="killed"):
+        killed.fit()
+    assert killed.checkpoints.best("stage1").exists() and killed.at.stage == 1
+    again, _, _ = staged(tmp_path / "killed")
+    again.fit(resume=True)
+    assert weights(again) == weights(whole)

@@ -13,7 +13,7 @@ from pydantic import Field
 from xmodal_kd.adapter import Strict, adapter_class
 from xmodal_kd.errors import UserError
 from xmodal_kd.losses import LOSSES
-from xmodal_kd.recipe import Loaded, Recipe, find, load, shipped
+from xmodal_kd.recipe import Loaded, MethodSpec, Recipe, find, load, shipped
 
 TEXT = """\
 # a comment
@@ -61,9 +61,17 @@ def changed(old: str, new: str) -> str:
     return TEXT.replace(old, new)
 
 
+def test_a_method_is_a_name_or_a_name_with_parameters(tmp_path: Path) -> None:
+    plain, full = (
+        read(tmp_path, TEXT + f"method: {method}\n").recipe.method
+        for method in ("progressive", "{name: progressive, params: {end: 2}}")
+    )
+    assert (plain, full.params) == (MethodSpec(name="progressive"), {"end": 2})
+
+
 def test_a_recipe_with_its_defaults(tmp_path: Path) -> None:
     recipe = read(tmp_path, TEXT).recipe
-    assert (recipe.seed, recipe.threads, recipe.method, recipe.control) == (1, 1, "distil", True)
+    assert (recipe.seed, recipe.threads, recipe.method, recipe.control) == (1, 1, MethodSpec(name="distil"), True)
     assert recipe.train.optimizer.lr == 0.001 and recipe.train.batch_size == 32
     assert recipe.objective[1].weight == 0.5 and recipe.objective[0].on == "logits"
     assert recipe.objective[2].signal("student") == "a" and recipe.objective[2].signal("teacher") == "b"

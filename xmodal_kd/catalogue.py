@@ -58,7 +58,7 @@ def _datasets() -> list[Row]:
     return [
         {"name": source, "modality": name, "summary": summary}
         for name, kind in _adapters()
-        for source, summary in kind.datasets.items()
+        for source, summary in sorted(kind.datasets.items())
     ]
 
 
