@@ -35,6 +35,7 @@ unit: install
 
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
+	$(BIN)/xmodal-kd run smoke/diffusion
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache
