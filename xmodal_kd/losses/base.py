@@ -12,17 +12,29 @@ batch      a scalar of all rows (Gram matrices, correlations)  one; rows are gat
 ========== =================================================== =====================================
 
 An ``items`` loss may return ``(values, counted)`` when some items cannot be scored (an utterance that is too short
-for its transcript). What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
-``cls(student_width, teacher_width, **params)``, called like a function, owned by the objective, seen by the optimizer.
+for its transcript).
+
+**Several signals.** A loss that annotates ``student: list[...]`` compares lists, the terms' ``on`` being lists or globs
+of several modules; ``teacher``, ``item``, ``cell`` and ``grid`` are then lists beside it. Lists of equal length are
+pairs, valid where both of a pair are; of unequal length (layers of a deep and a shallow network) they hold the same
+rows throughout.
+
+**Maps.** A loss that needs neighbourhoods takes ``cell`` and ``grid`` and lays its valid rows out by `to_maps`.
+
+**Modules.** What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
+``cls(student_width, teacher_width, **params)`` (lists of widths for lists), called like a function, owned by the
+objective, seen by the optimizer; its buffers are in the checkpoint. A part that learns beside the student (a critic, an
+auto-encoder of the teacher) adds its own loss by `beside`, on detached rows, and stands `frozen` in the student's.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from math import prod
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -43,7 +55,14 @@ INPUTS: Mapping[str, str] = {
     "labels": "(m,) labels: one a row (m = n) or one a token of each item",
     "label_item": "(m,) item of the batch of each label",
     "ids": "(b,) ids of the samples in the whole training set",
+    "regions": "(n,) region of each row, from the signal that the term's `regions` names; rows below 0 are left out",
+    "grid": "shape of one item's rows, which must form a grid",
+    "cell": "(n,) ascending: the cell of each row among the items x prod(grid) of the batch",
+    "head": "the teacher's frozen module that the term's `head` names, from rows (n, d) to rows",
+    "progress": "share of the training that is done, from 0 to 1",
 }
+#: Inputs that say where a row stands in its own process: they have no meaning among rows of all ranks.
+LOCAL = frozenset({"label_item", "grid", "cell"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,8 @@ class LossSpec:
     needs: frozenset[str]
     properties: frozenset[str]
     confidence: Literal["A", "B", "C"]
+    many: bool = False
+    """Compares lists of signals."""
 
     @property
     def summary(self) -> str:
@@ -115,7 +136,9 @@ def loss(
     """
 
     def add(fn: F) -> F:
-        if not isinstance(fn, type):
+        if isinstance(fn, type):
+            fn.forward = _precise(fn.forward)  # type: ignore[attr-defined]
+        else:
             fn = _precise(fn)
         spec = _spec(fn)
         LOSSES.add(name, spec)
@@ -130,13 +153,16 @@ def loss(
                 f"loss {name!r} asks for unknown inputs {sorted(unknown)}; known: {', '.join(INPUTS)}; "
                 "hyper-parameters stand behind a * in its signature"
             )
-        if reduction == "batch" and (local := set(inputs) - {"student", "teacher", "labels"}):
-            raise TypeError(f"loss {name!r}: only rows and labels are gathered over ranks, not {sorted(local)}")
+        if reduction == "batch" and (local := set(inputs) & LOCAL):
+            raise TypeError(f"loss {name!r} is over all ranks' rows, where {sorted(local)} mean nothing")
+        many = get_origin(get_type_hints(forward)["student"]) is list
+        if many and (single := set(inputs) & {"labels", "label_item", "regions"}):
+            raise TypeError(f"loss {name!r} compares lists of signals: it has no one row for {sorted(single)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())
         words |= {"teacher"} if "teacher" in inputs else set()
         return LossSpec(
             name, fn, reduction, inputs, _params_model(name, fn), family, paper, year,
-            frozenset(words), frozenset(properties.split()), confidence,
+            frozenset(words), frozenset(properties.split()), confidence, many,
         )  # fmt: skip
 
     return add
@@ -147,15 +173,25 @@ def _precise(fn: F) -> F:
 
     @wraps(fn)
     def call(*inputs: Any, **params: Any) -> Any:
-        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+        device = next(_tensors(inputs)).device.type
         with torch.autocast(device, enabled=False):
             return fn(*(full_precision(x) for x in inputs), **params)
 
     return call  # type: ignore[return-value]
 
 
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from _tensors(value)
+
+
 def full_precision(value: Any) -> Any:
-    """Half-precision tensors in float32; everything else, float64 included, as it is."""
+    """Half-precision tensors in float32, also within a list; everything else, float64 included, as it is."""
+    if isinstance(value, list):
+        return [full_precision(x) for x in value]
     half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.float() if half else value
 
@@ -204,3 +240,38 @@ def item_mean(values: Tensor, item: Tensor, items: int) -> Tensor:
     """Mean of each item's rows: ``(b, ...)``; 0 for an item without rows."""
     count = torch.bincount(item, minlength=items).clamp(min=1)
     return item_sum(values, item, items) / count.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def to_maps(rows: Tensor, cell: Tensor, items: int, grid: tuple[int, ...]) -> Tensor:
+    """Rows ``(n, c)`` laid out on their grid, channels first: ``(b, c, *grid)``, 0 where no row is valid."""
+    cells = items * prod(grid)
+    if len(rows) != cells:  # all cells, in order, are the rows as they are
+        rows = rows.new_zeros(cells, rows.shape[1]).index_copy(0, cell, rows)
+    return rows.reshape(items, *grid, rows.shape[1]).movedim(-1, 1)
+
+
+def to_rows(maps: Tensor, cell: Tensor) -> Tensor:
+    """The valid rows ``(n, c)`` of maps ``(b, c, *grid)``: what `to_maps` laid out."""
+    rows = maps.movedim(1, -1).reshape(-1, maps.shape[1])
+    return rows if len(rows) == len(cell) else rows[cell]
+
+
+def beside(value: Tensor, own: Tensor) -> Tensor:
+    """`value` with the gradient of `own` added: one backward pass trains the student and what learns beside it.
+
+    `own` is the loss of a critic or an auto-encoder on detached rows; `value`, which is what is logged, must be
+    computed with that part `frozen`, or its gradient would train it the other way. A term's weight scales both.
+    """
+    return value + (own - own.detach())
+
+
+def frozen(module: nn.Module, *inputs: Any) -> Any:
+    """``module(*inputs)`` whose parameters get no gradient and whose buffers stay, while the inputs get theirs."""
+    like = next(_tensors(inputs)).dtype
+    held = {name: _as(p.detach(), like) for name, p in module.named_parameters()}
+    held |= {name: _as(b.detach().clone(), like) for name, b in module.named_buffers()}
+    return torch.func.functional_call(module, held, inputs)
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
