@@ -85,7 +85,7 @@ def collect(name: str, term: Term, spec: LossSpec, student: Signals, teacher: Si
         "item": [_chosen(layout.item, m) for layout, m in zip(layouts, masks, strict=False)],
     }
     if {"grid", "cell"} & set(spec.inputs):
-        lists["grid"] = [_grid(name, layout) for layout in layouts]
+        lists["grid"] = [_grid(name, layout, spec) for layout in layouts]
         cells = [torch.arange(len(layout), device=layout.item.device) for layout in layouts]
         lists["cell"] = [_chosen(cell, m) for cell, m in zip(cells, masks, strict=False)]
     given: Given = {key: values if spec.many else next(iter(values), None) for key, values in lists.items()}
@@ -139,10 +139,12 @@ def _chosen(rows: Tensor, valid: Tensor | None) -> Tensor:
     return rows if valid is None else rows[valid]
 
 
-def _grid(name: str, layout: Layout) -> tuple[int, ...]:
-    if not layout.grid:
+def _grid(name: str, layout: Layout, spec: LossSpec) -> tuple[int, ...] | None:
+    if layout.grid:
+        return layout.grid
+    if not spec.ragged:
         raise UserError(f"term {name!r}: its loss works on maps, and the {layout.kind} rows form no grid")
-    return layout.grid
+    return None
 
 
 # ---------------------------------------------------------------- the teacher's head

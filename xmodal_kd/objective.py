@@ -168,10 +168,17 @@ class Objective(nn.Module):
                     term.projector = nn.Linear(widths_s[0], widths_t[0]).to(like)
                     widths_s = widths_t
                 if term.spec.is_module:
-                    widths = (widths_s, widths_t) if term.spec.many else (widths_s[0], widths_t[0])
-                    term.module = term.spec.fn(*widths, **term.params).to(like)
+                    shape = (widths_s, widths_t, [len(signal.layout.grid or ()) for signal in mine])
+                    term.module = self._made(term, *(shape if term.spec.many else (each[0] for each in shape))).to(like)
         self.built = True
         return self
+
+    @staticmethod
+    def _made(term: _Compiled, *shape: Any) -> nn.Module:
+        try:
+            return term.spec.make(*shape, **term.params)
+        except ValueError as error:
+            raise UserError(f"term {term.name!r}: {error}") from None
 
     @staticmethod
     def _wants_projector(term: _Compiled, width_s: int, width_t: int) -> bool:

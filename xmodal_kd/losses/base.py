@@ -19,11 +19,13 @@ of several modules; ``teacher``, ``item``, ``cell`` and ``grid`` are then lists 
 pairs, valid where both of a pair are; of unequal length (layers of a deep and a shallow network) they hold the same
 rows throughout.
 
-**Maps.** A loss that needs neighbourhoods takes ``cell`` and ``grid`` and lays its valid rows out by `to_maps`.
+**Maps.** A loss that needs neighbourhoods takes ``cell`` and ``grid`` and lays its valid rows out by `to_maps`. One
+that annotates ``grid: tuple[int, ...] | None`` also takes rows without a grid, and None then.
 
 **Modules.** What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
-``cls(student_width, teacher_width, **params)`` (lists of widths for lists), called like a function, owned by the
-objective, seen by the optimizer; its buffers are in the checkpoint. A part that learns beside the student (a critic, an
+``cls(student_width, teacher_width, **params)`` (lists of widths for lists; a third positional ``axes`` is the number of
+the grid's axes, 0 without a grid), called like a function, owned by the objective, seen by the optimizer; its buffers
+are in the checkpoint. A part that learns beside the student (a critic, an
 auto-encoder of the teacher) adds its own loss by `beside`, on detached rows, and stands `frozen` in the student's.
 """
 
@@ -34,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from math import prod
-from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -82,6 +84,8 @@ class LossSpec:
     confidence: Literal["A", "B", "C"]
     many: bool = False
     """Compares lists of signals."""
+    ragged: bool = True
+    """Takes rows that form no grid."""
 
     @property
     def summary(self) -> str:
@@ -95,6 +99,12 @@ class LossSpec:
     @property
     def is_module(self) -> bool:
         return isinstance(self.fn, type)
+
+    def make(self, student_width: Any, teacher_width: Any, axes: Any = 0, **params: Any) -> nn.Module:
+        """The module of a loss that is one; `axes`, the number of axes of the grid, for those that ask for it."""
+        asks = "axes" in inspect.signature(self.fn).parameters
+        made: nn.Module = self.fn(student_width, teacher_width, *([axes] if asks else []), **params)
+        return made
 
     def describe(self) -> dict[str, Any]:
         """The fields of ``list losses --json``."""
@@ -155,14 +165,16 @@ def loss(
             )
         if reduction == "batch" and (local := set(inputs) & LOCAL):
             raise TypeError(f"loss {name!r} is over all ranks' rows, where {sorted(local)} mean nothing")
-        many = get_origin(get_type_hints(forward)["student"]) is list
+        hints = get_type_hints(forward)
+        many = get_origin(hints["student"]) is list
+        ragged = "grid" not in inputs or type(None) in get_args(hints["grid"])
         if many and (single := set(inputs) & {"labels", "label_item", "regions"}):
             raise TypeError(f"loss {name!r} compares lists of signals: it has no one row for {sorted(single)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())
         words |= {"teacher"} if "teacher" in inputs else set()
         return LossSpec(
             name, fn, reduction, inputs, _params_model(name, fn), family, paper, year,
-            frozenset(words), frozenset(properties.split()), confidence, many,
+            frozenset(words), frozenset(properties.split()), confidence, many, ragged,
         )  # fmt: skip
 
     return add
