@@ -193,7 +193,13 @@ class Srrl(_Connected):
     """
 
     def __init__(
-        self, student_width: int, teacher_width: int, *, weight: Margin = 1.0, norm: NormKind = "batch", pool: bool = True
+        self,
+        student_width: int,
+        teacher_width: int,
+        *,
+        weight: Margin = 1.0,
+        norm: NormKind = "batch",
+        pool: bool = True,
     ):
         super().__init__(student_width, teacher_width, norm)
         self.weight, self.pool = weight, pool
