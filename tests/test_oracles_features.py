@@ -69,7 +69,6 @@ FEATURES: list[Case] = [
         {
             "student": [[1.0, -2.0]],
             "teacher": [[2.0, 2.0]],
-            "item": [0],
             "cell": [0],
             "grid": None,
             "norm": "none",
@@ -140,7 +139,6 @@ FEATURES: list[Case] = [
             "student": [[-1.0, 2.0], [3.0, 3.0]],
             "teacher": [[1.0, 1.0], [1.0, 1.0]],
             "regions": [1, 0],
-            "item": [0, 0],
             "cell": [0, 1],
             "grid": None,
             "state": layer("adapt", weight=EYE, bias=[0.0, 0.0]),
@@ -323,11 +321,11 @@ def _maps(grid: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Any, Any, Any]:
 
 @pytest.mark.parametrize("grid", [(5,), (4, 3), (2, 3, 4)])
 def test_convolution_agrees_with_torch(grid: tuple[int, ...]) -> None:
-    maps, rows, item, cell = _maps(grid)
+    maps, rows, _, cell = _maps(grid)
     weight = torch.randn(4, 3, *[3] * len(grid), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     bias = torch.arange(4.0, dtype=torch.float64)
     expected = (F.conv1d, F.conv2d, F.conv3d)[len(grid) - 1](maps, weight, bias, padding=1)
-    got = conv(rows, {"weight": weight.numpy(), "bias": bias.numpy()}, item, cell, grid)
+    got = conv(rows, {"weight": weight.numpy(), "bias": bias.numpy()}, cell, grid)
     np.testing.assert_allclose(got, expected.flatten(2).mT.flatten(0, 1).numpy(), atol=1e-12)
 
 

@@ -294,7 +294,6 @@ CRITICS: list[Case] = [
             "cell": [[0], [0]],
             "items": 2,
             "grid": [(1,), (1,)],
-            "axes": 1,
             "state": {
                 **layer("critic.convs.0", weight=[[[9.0, 1.0, 9.0], [9.0, 1.0, 9.0]]], bias=[-5.0]),
                 **layer("critic.convs.1", "critic.convs.2", "critic.convs.3", weight=[[[9.0, -2.0, 9.0]]]),

@@ -50,7 +50,6 @@ def skd_adv(
     grid: Sequence[Sequence[int]],
     *,
     state: Params,
-    axes: int = 2,
     hidden: int = 64,
     penalty: float = 10.0,
 ) -> Array:
