@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -18,8 +19,7 @@ class _Coder(nn.Sequential):
     """Three convolutions, each with a leaky ReLU."""
 
     def __init__(self, widths: tuple[int, int, int, int], kernel: Kernel, axes: int) -> None:
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        super().__init__(*(grid_conv(a, b, kernel, axes) for a, b in pairs))
+        super().__init__(*(grid_conv(a, b, kernel, axes) for a, b in pairwise(widths)))
 
     def code(self, rows: Tensor, place: Place) -> Tensor:
         for layer in self:
