@@ -77,7 +77,7 @@ def channel_importance(
 
 @loss(
     "norm", reduction="rows", family="features", year=2023, needs="features student_layer",
-    paper="Liu et al.: NORM: Knowledge Distillation via N-to-One Representation Matching",
+    paper="Liu et al.: NORM: Knowledge Distillation via N-to-One Representation Matching", properties="widths_differ",
 )  # fmt: skip
 def norm(
     student: Float[Tensor, "n Nc"], teacher: Float[Tensor, "n c"], *, segments: Annotated[int, Field(gt=0)] = 8

@@ -67,7 +67,8 @@ class Mgd(nn.Module):
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
         same_shape(student, teacher)
         # drawn on the CPU, whose generator the engine seeds for each step and micro-batch
-        drawn = torch.rand(len(student), 1) if self.mask == "spatial" else torch.rand(items, student.shape[1])
+        shape = (len(student), 1) if self.mask == "spatial" else (items, student.shape[1])
+        drawn = torch.rand(shape, dtype=torch.float32)
         keep = (drawn >= self.drop).to(student)
         keep = keep if self.mask == "spatial" else keep[item]
         made = self.generator.fill(student * keep, Place(cell, items, grid))
