@@ -181,13 +181,18 @@ def loss(
 
 
 def _precise(fn: F) -> F:
-    """`fn` in at least float32 whatever its inputs and the autocast: a KL of bf16 rows can come out negative."""
+    """`fn` in at least float32 whatever its inputs and the autocast: a KL of bf16 rows can come out negative.
+
+    The teacher's rows are detached here as well, for losses in loops of one's own.
+    """
+    names = list(inspect.signature(fn).parameters)
 
     @wraps(fn)
     def call(*inputs: Any, **params: Any) -> Any:
         device = next(_tensors(inputs)).device.type
+        given = [_detached(x) if name == "teacher" else x for name, x in zip(names, inputs, strict=False)]
         with torch.autocast(device, enabled=False):
-            return fn(*(full_precision(x) for x in inputs), **params)
+            return fn(*(full_precision(x) for x in given), **params)
 
     return call  # type: ignore[return-value]
 
@@ -198,6 +203,10 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list):
             yield from _tensors(value)
+
+
+def _detached(value: Any) -> Any:
+    return [x.detach() for x in value] if isinstance(value, list) else value.detach()
 
 
 def full_precision(value: Any) -> Any:
