@@ -66,13 +66,18 @@ class Mgd(nn.Module):
         cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
         same_shape(student, teacher)
-        # drawn on the CPU, whose generator the engine seeds for each step and micro-batch
-        shape = (len(student), 1) if self.mask == "spatial" else (items, student.shape[1])
-        drawn = torch.rand(shape, dtype=torch.float32)
-        keep = (drawn >= self.drop).to(student)
+        keep = self.kept(len(student), items, student.shape[1]).to(student)
         keep = keep if self.mask == "spatial" else keep[item]
         made = self.generator.fill(student * keep, Place(cell, items, grid))
         return _per_item((made - teacher).square(), item, items, self.reduce)
+
+    def kept(self, rows: int, items: int, width: int) -> Tensor:
+        """Which rows ``(n, 1)``, or channels of items ``(b, c)``, stay.
+
+        Drawn on the CPU, whose generator the engine seeds for each step and micro-batch.
+        """
+        shape = (rows, 1) if self.mask == "spatial" else (items, width)
+        return torch.rand(shape, dtype=torch.float32) >= self.drop
 
 
 @loss(
