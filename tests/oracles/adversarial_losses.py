@@ -25,12 +25,12 @@ def adv_feature(
 
     Each weight is divided by its largest singular value if `spectral`. The teacher only stands in the critic's part.
     """
-    layers = sum(1 for key in state if key.startswith("layers.") and key.endswith(".weight"))
+    layers = sum(1 for key in state if key.startswith("critic.layers.") and key.endswith(".weight"))
     values = np.zeros(len(student))
     for i in range(len(student)):
         x = student[i]
         for layer in range(layers):
-            w, b = state[f"layers.{layer}.weight"], state[f"layers.{layer}.bias"]
+            w, b = state[f"critic.layers.{layer}.weight"], state[f"critic.layers.{layer}.bias"]
             x = (w / np.linalg.svd(w, compute_uv=False)[0] if spectral else w) @ x + b
             x = leaky_relu(x, 0.2) if layer < layers - 1 else x
         values[i] = -x[0] if game == "hinge" else softplus(-x[0])
@@ -50,7 +50,6 @@ def skd_adv(
     grid: Sequence[Sequence[int]],
     *,
     state: Params,
-    axes: int = 2,
     hidden: int = 64,
     penalty: float = 10.0,
 ) -> Array:
@@ -60,6 +59,7 @@ def skd_adv(
     one cell to one channel, and the mean over positions. Cells without a valid row are 0. `penalty` is the critic's.
     """
     probabilities = np.array([np.exp(log_softmax(z)) for z in student[0]])
+    critic = under(state, "critic")
     signals = [probabilities, *student[1:]]
     values = np.zeros(items)
     for b in range(items):
@@ -67,10 +67,10 @@ def skd_adv(
         if not np.any(cell[0] // math.prod(grid[0]) == b):
             continue
         for layer in range(4):
-            x = leaky_relu(_conv(x, under(state, f"convs.{layer}")), 0.1)
+            x = leaky_relu(_conv(x, under(critic, f"convs.{layer}")), 0.1)
             if layer >= 2:
-                x = _attended(x, under(state, f"attention.{layer - 2}"))
-        score = linear(_flat(x).T, _of_one_cell(under(state, "score")))
+                x = _attended(x, under(critic, f"attention.{layer - 2}"))
+        score = linear(_flat(x).T, _of_one_cell(under(critic, "score")))
         values[b] = -score.mean()
     return values
 

@@ -23,23 +23,25 @@ def linear(x: Array, params: Params) -> Array:
     return y + params["bias"] if "bias" in params else y
 
 
-def conv(rows: Array, params: Params, item: Ints, cell: Ints, grid: Sequence[int] | None) -> Array:
+def conv(rows: Array, params: Params, cell: Ints, grid: Sequence[int] | None) -> Array:
     """Cross-correlation with (c_out, c, *kernel) over each item's grid; outside it and where no row is there are zeros.
 
     Row i is cell `cell[i]` of the items x prod(grid) cells of the batch, row-major. A kernel of one cell, or a weight
     (c_out, c), is `linear` of each row and needs no grid.
     """
-    weight = params["weight"]
-    kernel = weight.shape[2:]
-    y = np.zeros((len(rows), len(weight)))
-    index = [index_of(at, grid) if grid else () for at in cell]
-    row_at = {(int(item[i]), index[i]): i for i in range(len(rows))}
+    kernel = params["weight"].shape[2:]
+    if grid is None or math.prod(kernel) == 1:
+        return linear(rows, {**params, "weight": params["weight"].reshape(len(params["weight"]), -1)})
+    y = np.zeros((len(rows), len(params["weight"])))
+    place = [(int(at) // math.prod(grid), *index_of(at, grid)) for at in cell]
+    row_at = {place[i]: i for i in range(len(rows))}
     for i in range(len(rows)):
+        item, *index = place[i]
         for tap in np.ndindex(*kernel):
-            near = tuple(a + t - k // 2 for a, t, k in zip(index[i], tap, kernel, strict=False))
-            source = i if math.prod(kernel) == 1 else row_at.get((int(item[i]), near))
+            near = [a + t - k // 2 for a, t, k in zip(index, tap, kernel, strict=True)]
+            source = row_at.get((item, *near))
             if source is not None:
-                y[i] += weight[(slice(None), slice(None), *tap)] @ rows[source]
+                y[i] += params["weight"][(slice(None), slice(None), *tap)] @ rows[source]
     return y + params["bias"] if "bias" in params else y
 
 

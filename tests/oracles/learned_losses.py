@@ -38,26 +38,21 @@ def ofd(
     teacher: Array,
     item: Ints,
     items: int,
-    head: Params | None = None,
     *,
     state: Params,
     norm: str = "batch",
-    margin: str = "data",
+    margins: Sequence[float] | None = None,
 ) -> Array:
     """Sum over an item of the partial L2 of s = P(f_s) and t' = max(t, m_c): 0 if s <= t' <= 0, else (s - t')^2.
 
-    m_c is the mean of the channel's negative entries (0 without any), or (`bn`) E[t | t < 0] of a normal of mean beta
-    and deviation |gamma|, from `head`, the weight and bias of the teacher's batch norm (Heo et al., 2019).
+    m_c is given, or the mean of the channel's negative entries, 0 where there are none (Heo et al., 2019, ICCV).
     """
     s = _connected(student, state, norm)
     values = np.zeros(items)
     for c in range(teacher.shape[1]):
-        if margin == "bn":
-            assert head is not None
-            m = _negative_mean(abs(head["weight"][c]), head["bias"][c])
-        else:
-            negative = [t for t in teacher[:, c] if t < 0]
-            m = sum(negative) / len(negative) if negative else 0.0
+        negative = [t for t in teacher[:, c] if t < 0]
+        m = sum(negative) / len(negative) if negative else 0.0
+        m = m if margins is None else margins[c]
         for i in range(len(s)):
             t = max(teacher[i, c], m)
             if not s[i, c] <= t <= 0:
@@ -65,14 +60,20 @@ def ofd(
     return values
 
 
-def _negative_mean(gamma: float, beta: float) -> float:
-    """b - |g| phi(b / g) / Phi(-b / |g|), and -3 |g| where the normal is hardly ever negative (the release's guard)."""
-    if gamma == 0:  # a constant: negative always or never
-        return min(beta, 0.0)
-    below = 0.5 * math.erfc(beta / gamma / math.sqrt(2))
-    if below < 1e-3:
-        return -3 * gamma
-    return beta - gamma * math.exp(-0.5 * (beta / gamma) ** 2) / math.sqrt(2 * math.pi) / below
+def relu_margins(weight: Array, bias: Array) -> Array:
+    """E[t | t < 0] of normals of mean b = `bias` and deviation |g| = |`weight`|: b - |g| phi(b / g) / Phi(-b / |g|).
+
+    -3 |g| where Phi < 1e-3, the channel being hardly ever negative (the release's guard).
+    """
+    margins = []
+    for g, b in zip(np.abs(weight), bias, strict=True):
+        if g == 0:  # a constant channel, negative always or never
+            margins.append(min(b, 0.0))
+            continue
+        below = 0.5 * math.erfc(b / g / math.sqrt(2))
+        density = math.exp(-0.5 * (b / g) ** 2) / math.sqrt(2 * math.pi)
+        margins.append(b - g * density / below if below >= 1e-3 else -3 * g)
+    return np.array(margins)
 
 
 def vid(

@@ -41,11 +41,11 @@ def ft(
     """
     f_t, f_s = teacher, student
     for i in range(3):
-        f_t = leaky_relu(conv(f_t, under(state, f"paraphraser.{i}"), item, cell, grid), 0.1)
-        f_s = leaky_relu(conv(f_s, under(state, f"translator.{i}"), item, cell, grid), 0.1)
+        f_t = leaky_relu(conv(f_t, under(state, f"paraphraser.{i}"), cell, grid), 0.1)
+        f_s = leaky_relu(conv(f_s, under(state, f"translator.{i}"), cell, grid), 0.1)
     rebuilt = f_t
     for i in range(3):
-        rebuilt = leaky_relu(conv(rebuilt, under(state, f"decoder.{i}"), item, cell, grid), 0.1)
+        rebuilt = leaky_relu(conv(rebuilt, under(state, f"decoder.{i}"), cell, grid), 0.1)
     values = np.zeros(items)
     learning = pretrain is not None and progress < pretrain
     for b in range(items):
@@ -62,7 +62,6 @@ def ft(
 def simkd(
     student: Array,
     teacher: Array,
-    item: Ints,
     cell: Ints,
     grid: Grid,
     *,
@@ -73,7 +72,7 @@ def simkd(
     """Mean over channels of (P(f_s) - f_t)^2, P three times convolution, norm, ReLU (Chen et al., 2022)."""
     x = student
     for i in range(3):
-        x = relu(norm_of(conv(x, under(state, f"conv.{i}"), item, cell, grid), under(state, f"norm.{i}"), norm))
+        x = relu(norm_of(conv(x, under(state, f"conv.{i}"), cell, grid), under(state, f"norm.{i}"), norm))
     return np.array([mean_square(p, t) for p, t in zip(x, teacher, strict=True)])
 
 
@@ -97,7 +96,7 @@ def mgd(
     `keep` is M as drawn with share `drop` of zeros: (n, 1), one a row (spatial), or (items, c), a channel of an item.
     """
     m = keep if mask == "spatial" else keep[item]
-    return _squares(_generate(student * m, item, cell, grid, under(state, "generator")), teacher, item, items, reduce)
+    return _squares(_generate(student * m, cell, grid, under(state, "generator")), teacher, item, items, reduce)
 
 
 def dmkd(
@@ -128,8 +127,8 @@ def dmkd(
             for c in sorted(range(len(size)), key=lambda c: -size[c])[: int(drop * len(size))]:
                 channel[rows, c] = 0.0
     w = np.exp(log_softmax(state["mix"]))
-    made = w[0] * _generate(spatial, item, cell, grid, under(state, "spatial"))
-    made = made + w[1] * _generate(channel, item, cell, grid, under(state, "channel"))
+    made = w[0] * _generate(spatial, cell, grid, under(state, "spatial"))
+    made = made + w[1] * _generate(channel, cell, grid, under(state, "channel"))
     return _squares(made, teacher, item, items, reduce)
 
 
@@ -137,7 +136,6 @@ def fgfi(
     student: Array,
     teacher: Array,
     regions: Array,
-    item: Ints,
     cell: Ints,
     grid: Grid,
     *,
@@ -146,7 +144,7 @@ def fgfi(
     relu: bool = True,
 ) -> Array:
     """1/2 sum_c (P(f_s) - f_t)^2 where `regions`, else 0; the mean over N_p is the caller's (Wang et al., 2019)."""
-    p = conv(student, under(state, "adapt"), item, cell, grid)
+    p = conv(student, under(state, "adapt"), cell, grid)
     p = np.where(p > 0, p, 0.0) if relu else p
     return np.array([0.5 * np.sum((p[i] - teacher[i]) ** 2) if regions[i] else 0.0 for i in range(len(p))])
 
@@ -205,7 +203,9 @@ def reviewkd(
             a = sigmoid(linear(np.concatenate([x, r], axis=1), under(state, f"attend.{level}")))
             x = a[:, :1] * x + a[:, 1:] * r
         deeper = x
-        out = norm_of(conv(x, under(state, f"out.{level}"), *place), under(state, f"out_norm.{level}"), norm)
+        out = norm_of(
+            conv(x, under(state, f"out.{level}"), cell[level], grid[level]), under(state, f"out_norm.{level}"), norm
+        )
         for b in range(items):
             rows = _rows_of(b, item[level])
             if rows:
@@ -271,8 +271,8 @@ def _factor(f: Array, kind: str) -> Array:
     return unit(np.array([np.mean(row**2) for row in f])) if kind == "attention" else unit(f.ravel())
 
 
-def _generate(x: Array, item: Ints, cell: Ints, grid: Grid, state: Params) -> Array:
-    return conv(relu(conv(x, under(state, "0"), item, cell, grid)), under(state, "1"), item, cell, grid)
+def _generate(x: Array, cell: Ints, grid: Grid, state: Params) -> Array:
+    return conv(relu(conv(x, under(state, "0"), cell, grid)), under(state, "1"), cell, grid)
 
 
 def _squares(made: Array, teacher: Array, item: Ints, items: int, reduce: str) -> Array:

@@ -181,6 +181,8 @@ def intra_kd(student: Array, teacher: Array, item: Ints, items: int, regions: In
 def _moments(f: Array) -> tuple[Array, Array, Array]:
     m1 = f.mean(0)
     m2 = ((f - m1) ** 2).mean(0)
+    if len(f) < 3:  # one row is its mean, and the cubes of two cancel
+        return m1, m2, np.zeros(f.shape[1])
     return m1, m2, (((f - m1) / (m2 + 1e-6)) ** 3).mean(0)
 
 

@@ -78,33 +78,37 @@ def ctkd(
     return values
 
 
-def bounded_reg(student: Array, teacher: Array, target: Array, *, margin: float = 0.0) -> Array:
-    """L_b = ||R_s - y||^2 if ||R_s - y||^2 + m > ||R_t - y||^2, else 0 (Chen et al., 2017)."""
+def bounded_reg(student: Array, teacher: Array, labels: Array, *, margin: float = 0.0) -> Array:
+    """L_b = ||R_s - y||^2 if ||R_s - y||^2 + m > ||R_t - y||^2, else 0, y the real targets (Chen et al., 2017)."""
     values = np.zeros(len(student))
     for i in range(len(student)):
-        off_s, off_t = np.sum((student[i] - target[i]) ** 2), np.sum((teacher[i] - target[i]) ** 2)
+        off_s, off_t = np.sum((student[i] - labels[i]) ** 2), np.sum((teacher[i] - labels[i]) ** 2)
         values[i] = off_s if off_s + margin > off_t else 0.0
     return values
 
 
 def lelp(
-    student: Array,
-    teacher: Array,
-    embedding: Array,
+    student: Sequence[Array],
+    teacher: Sequence[Array],
     *,
     state: Params,
     temperature: float = 1.0,
     tau: float = 1.0,
+    subclasses: int = 5,
+    statistics: str = "",
+    head: str = "student",
 ) -> Array:
     """-T^2 sum_ks q log softmax(z / T) over all K S logits, q_ks = p_t[k] r_k[s] (Loo et al., 2024).
 
-    p_t = softmax(z_t / T); r_k = softmax over s of V_k^T (P h - mu_k) / scale_k / tau, P the projection `null`.
+    p_t = softmax(z_t / T); r_k = softmax over s of V_k^T (P h - mu_k) / scale_k / tau, P the projection `null`. The
+    student gives z, class after class, the teacher (z_t, h).
     """
-    (d, kinds), subclasses = state["mean"].T.shape, state["directions"].shape[2]
-    values = np.zeros(len(student))
-    for i in range(len(student)):
-        p_t = np.exp(log_softmax(teacher[i] / temperature))
-        log_p = log_softmax(student[i] / temperature)
+    (z_s,), (z_t, embedding) = student, teacher
+    kinds, d, subclasses = state["directions"].shape
+    values = np.zeros(len(z_s))
+    for i in range(len(z_s)):
+        p_t = np.exp(log_softmax(z_t[i] / temperature))
+        log_p = log_softmax(z_s[i] / temperature)
         h = np.array([np.sum(state["null"][a] * embedding[i]) for a in range(d)])
         for k in range(kinds):
             at = [np.sum(state["directions"][k, :, s] * (h - state["mean"][k])) for s in range(subclasses)]
@@ -115,7 +119,7 @@ def lelp(
 
 
 def lelp_statistics(embedding: Array, labels: Array, classifier: Array, subclasses: int) -> dict[str, Array]:
-    """P = I - W^+ W; of each class mean, leading `subclasses` principal directions and deviations along them of P h."""
+    """P = I - W^+ W; of each class's P h the mean, leading principal directions, root mean squares along them."""
     null = np.eye(embedding.shape[1]) - np.linalg.pinv(classifier) @ classifier
     projected = embedding @ null.T
     means, directions, scales = [], [], []
