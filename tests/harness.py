@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples_a import EXAMPLES, PARAMS, WIDTHS
 from oracles.losses import ORACLES, SETTINGS
 from torch import Tensor, nn
 
@@ -34,14 +35,14 @@ SINGLE = (1, 1, 1, 1)
 #: Losses that compare one row an item.
 BY_SAMPLE = {"crd", "crd_exact"}
 #: Widths of the signals of losses that compare lists; others get two of equal width.
-SIGNALS = {"fsp": (6, 4, 3, 5), "irg": (6, 12, 5), "kdsvd": (6, 4, 5), "mhgd": (6, 4), "skd_adv": (5,)}
+SIGNALS = {"fsp": (6, 4, 3, 5), "irg": (6, 12, 5), "kdsvd": (6, 4, 5), "mhgd": (6, 4), "skd_adv": (5,)} | WIDTHS
 #: Hyper-parameters under every setting, where the defaults make tests slow.
 SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
     "crd": {"samples": 40, "negatives": 16, "width": 8},
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
     "skd_adv": {"hidden": 4},
-}
+} | PARAMS
 
 
 def settings(names: list[str]) -> list[Any]:
@@ -87,7 +88,9 @@ def batch(seed: int, spec: LossSpec, dtype: torch.dtype = torch.float64, counts:
     if seed % 2 and not {"cell", "grid"} & set(spec.inputs):
         item = item[torch.randperm(len(item), generator=random)]
     place = torch.stack([(item[:i] == item[i]).sum() for i in range(len(item))])
-    cells = [torch.randperm(prod(GRID), generator=random)[:n].sort().values + i * prod(GRID) for i, n in enumerate(counts)]
+    cells = [
+        torch.randperm(prod(GRID), generator=random)[:n].sort().values + i * prod(GRID) for i, n in enumerate(counts)
+    ]
 
     def rows(width: int, shift: float) -> Tensor:
         values = 2 * torch.randn(len(item), width, dtype=torch.float64, generator=random) + shift
@@ -103,7 +106,7 @@ def batch(seed: int, spec: LossSpec, dtype: torch.dtype = torch.float64, counts:
         "grid": [GRID for _ in widths],
     }
     given = lists if spec.many else {key: value[0] for key, value in lists.items()}
-    return given | {
+    made = given | {
         "items": ITEMS,
         "labels": torch.randint(WIDTH, (len(item),), generator=random),
         "regions": place % 2,
@@ -111,6 +114,7 @@ def batch(seed: int, spec: LossSpec, dtype: torch.dtype = torch.float64, counts:
         "head": Head(widths[0] + wider),
         "progress": 0.3,
     }
+    return EXAMPLES[spec.name](made, seed) if spec.name in EXAMPLES else made
 
 
 def rows_of(inputs: Batch, keep: Tensor) -> Batch:
@@ -129,7 +133,8 @@ def build(spec: LossSpec, inputs: Batch, **params: Any) -> nn.Module:
     """A loss's module, always with the same weights, whose biases and gains are not trivial."""
     torch.manual_seed(0)
     widths = [each(lambda x: x.shape[1], inputs[side]) for side in ("student", "teacher")]
-    module: nn.Module = spec.fn(*widths, **SMALL.get(spec.name, {}) | params)
+    axes = [len(grid) for grid in inputs["grid"]] if spec.many else len(inputs["grid"])
+    module = spec.make(*widths, axes, **SMALL.get(spec.name, {}) | params)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim < 2:
@@ -163,15 +168,15 @@ def oracle(spec: LossSpec, inputs: Batch, **params: Any) -> Tensor:
         more["state"] = {key: array(value) for key, value in module.state_dict().items()}
         if hasattr(module, "drawn"):
             more["drawn"] = module.drawn().numpy()
-    arguments = [array(inputs[name]) for name in spec.inputs]
-    return torch.from_numpy(np.asarray(ORACLES[spec.name](*arguments, **params, **more)))
+    more |= {name: array(inputs[name]) for name in spec.inputs}
+    return torch.from_numpy(np.asarray(ORACLES[spec.name](**params, **more)))
 
 
 def gradient(spec: LossSpec, inputs: Batch, **params: Any) -> tuple[Tensor, list[Tensor]]:
     """Values, and the gradient of their sum at each of the student's signals."""
     student = each(lambda x: x.clone().requires_grad_(), inputs["student"])
     values = call(spec, inputs | {"student": student}, **params)
-    return values.detach(), list(torch.autograd.grad(values.sum(), listed(student)))
+    return values.detach(), list(torch.autograd.grad(values.sum(), listed(student), materialize_grads=True))
 
 
 # ---------------------------------------------------------------- through the objective
@@ -193,7 +198,9 @@ def signals(spec: LossSpec, inputs: Batch, junk: float | None = None) -> tuple[S
         layout = Layout("point", mask, item, inputs["items"])
     else:
         place, mask = cell, torch.zeros(total, dtype=torch.bool).index_fill(0, cell, True)
-        layout = Layout("point", mask, torch.arange(inputs["items"]).repeat_interleave(prod(GRID)), inputs["items"], GRID)
+        layout = Layout(
+            "point", mask, torch.arange(inputs["items"]).repeat_interleave(prod(GRID)), inputs["items"], GRID
+        )
     said = []
     for side in ("student", "teacher"):
         out = Signals(inputs["ids"])

@@ -198,26 +198,28 @@ class Objective(nn.Module):
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
             if weight > 0:
-                total, count = self._term(term, student, teacher, ranks or Ranks(), step / self.steps)
-                parts[term.name] = Part(total, count, weight, term.unit)
+                total, count, unit = self._term(term, student, teacher, ranks or Ranks(), step / self.steps)
+                parts[term.name] = Part(total, count, weight, unit)
         if not parts:
             raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
         return LossOut(parts)
 
     def _term(
         self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks, progress: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, str]:
+        """Total, count and what was counted: a loss that leaves out some of its rows counts as no other does."""
         given = collect(term.name, term.term, term.spec, student, teacher, progress)
         some = given["student"][0] if term.spec.many else given["student"]
         with torch.autocast(some.device.type, enabled=False):
             if term.projector is not None:
                 given["student"] = term.projector(given["student"])
             if term.spec.reduction == "batch":
-                return self._batch(term, given, ranks)
+                return *self._batch(term, given, ranks), term.unit
             out = self._call(term, given)
-        values, counted = out if isinstance(out, tuple) else (out, None)
-        count = values.new_tensor(float(values.numel())) if counted is None else counted.sum().to(values.dtype)
-        return values.sum(), count
+        if isinstance(out, tuple):
+            values, counted = out
+            return values.sum(), counted.sum().to(values.dtype), term.name
+        return out.sum(), out.new_tensor(float(out.numel())), term.unit
 
     def _batch(self, term: _Compiled, given: Given, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """A loss over all ranks' rows: every rank computes the same value and keeps its own rows' gradient.

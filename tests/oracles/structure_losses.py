@@ -95,7 +95,10 @@ def rcka(student: Array, teacher: Array) -> float:
 
 
 def ickd(student: Array, teacher: Array, item: Ints, items: int, *, normalise: bool = True) -> Array:
-    """||G_s - G_t||_F^2 / C^2, G the products of an item's channels, of norm 1 if `normalise` (Liu et al., 2021)."""
+    """||G_s - G_t||_F^2 / C^2, G the products of an item's channels, of norm 1 if `normalise` (Liu et al., 2021).
+
+    The release divides the rows of G by their norms instead, and by C.
+    """
     values = np.zeros(items)
     channels = student.shape[1]
     for b in range(items):
@@ -197,7 +200,8 @@ def lsp(
 ) -> Array:
     """KL(LS_s || LS_t), LS a row's softmax over its neighbours of exp(-||f_i - f_j||^2 / (2 sigma^2)) (2020, CVPR).
 
-    Neighbours are the nearest rows of the item in the teacher's features. The student stands first, as in the paper.
+    Neighbours are the nearest rows of the item in the teacher's features. The student stands first, as in the paper; the
+    release has the teacher first.
     """
     values = np.zeros(len(student))
     for i in range(len(student)):

@@ -35,10 +35,10 @@ class _Critic(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
-            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            weight: Tensor = layer.weight  # type: ignore[assignment]
             if self.spectral:
                 weight = weight / torch.linalg.matrix_norm(weight, 2).clamp(min=1e-12)
-            rows = F.linear(F.leaky_relu(rows, 0.2) if i else rows, weight, bias)
+            rows = F.linear(F.leaky_relu(rows, 0.2) if i else rows, weight, layer.bias)  # type: ignore[arg-type]
         return rows.squeeze(-1)
 
 
@@ -151,7 +151,6 @@ class HolisticCritic(nn.Module):
     depends a little on how far its batch is padded. Published with a weight of 0.1.
 
     Args:
-        axes: of the grid: 1 for frames, 2 for images, 3 for voxels.
         hidden: channels of the first convolution, doubled by each of the others.
         penalty: weight of the gradient penalty.
     """
@@ -159,12 +158,14 @@ class HolisticCritic(nn.Module):
     draws: Tensor
 
     def __init__(
-        self, student_width: list[int], teacher_width: list[int],
-        *, axes: Literal[1, 2, 3] = 2, hidden: Count = 64, penalty: Annotated[float, Field(ge=0)] = 10.0,
+        self, student_width: list[int], teacher_width: list[int], axes: list[int],
+        *, hidden: Count = 64, penalty: Annotated[float, Field(ge=0)] = 10.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.critic = _MapCritic(teacher_width[0] + sum(student_width[1:]), hidden, axes)
-        self.axes, self.penalty = axes, penalty
+        if axes[0] not in CONVOLUTIONS:
+            raise ValueError(f"skd_adv needs maps of 1, 2 or 3 axes, got {axes[0]}")
+        self.critic = _MapCritic(teacher_width[0] + sum(student_width[1:]), hidden, axes[0])
+        self.axes, self.penalty = axes[0], penalty
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def forward(

@@ -25,8 +25,8 @@ that annotates ``grid: tuple[int, ...] | None`` also takes rows without a grid, 
 **Modules.** What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
 ``cls(student_width, teacher_width, **params)`` (lists of widths for lists; a third positional ``axes`` is the number of
 the grid's axes, 0 without a grid), called like a function, owned by the objective, seen by the optimizer; its buffers
-are in the checkpoint. A part that learns beside the student (a critic, an
-auto-encoder of the teacher) adds its own loss by `beside`, on detached rows, and stands `frozen` in the student's.
+are in the checkpoint. A part that learns beside the student (a critic, an auto-encoder of the teacher) adds its own
+loss by `beside`, on detached rows, and stands `frozen` in the student's.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def loss(
     Properties that the tests hold a loss to: ``zero_at_teacher`` (its minimum, 0, at student = teacher),
     ``shift_invariant`` (a constant added to a row), ``row_shift_invariant`` (one vector added to all rows),
     ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector), ``held_weight`` (a factor of the value
-    is held fixed in the gradient).
+    is held fixed in the gradient), ``selective`` (some rows rightly get no gradient: maxima, rows outside a region),
+    ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator).
     """
 
     def add(fn: F) -> F:

@@ -21,7 +21,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 @loss(
     "skd_pair", reduction="items", family="relations", year=2019, needs="features maps",
     paper="Liu et al.: Structured Knowledge Distillation for Semantic Segmentation (pair-wise)",
-    properties="zero_at_teacher scale_invariant widths_differ held_weight",
+    properties="zero_at_teacher scale_invariant widths_differ held_weight selective",
 )  # fmt: skip
 def skd_pair(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], cell: Int[Tensor, " n"], items: int,

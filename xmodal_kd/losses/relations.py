@@ -250,7 +250,7 @@ def _neighbour_scores(
     index = neighbours_of(teacher, min(nearest, n - 1))
 
     def scores(rows: Tensor) -> Tensor:
-        apart = torch.linalg.vector_norm(rows[:, None] - rows[index], dim=-1)
+        apart: Tensor = torch.linalg.vector_norm(rows[:, None] - rows[index], dim=-1)
         return -alpha * apart.pow(beta)
 
     return scores(student), scores(teacher)
