@@ -71,14 +71,13 @@ def statistics() -> Path:
 EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for name in SHAPES} | {
     "bounded_reg": regression
 }
-#: Widths of the signals of losses that compare lists, where two of equal width will not do.
-WIDTHS: dict[str, tuple[int, ...]] = {}
 #: Hyper-parameters under every setting, where the defaults make tests slow or do not fit the random batch.
 PARAMS: dict[str, dict[str, Any]] = {
     "lelp": {"statistics": statistics()},
-    "minilm": {"heads": 3},
-    "minilmv2": {"heads": 3},
+    "minilm": {"heads": 1},
+    "minilmv2": {"heads": 1},
     "mobilebert": {"heads": 3},
     "norm": {"segments": 2},
+    "pkd": {"layers": "uniform"},  # skip leaves a layer out
     "tinybert": {"heads": 3},
 }

@@ -97,7 +97,7 @@ def test_tinybert_shares_one_map_over_layers() -> None:
 def test_refusals_say_what_is_wrong() -> None:
     rows = [randn(5, 6, seed=i) for i in range(6)]
     item = [torch.zeros(5, dtype=torch.int64)] * 6
-    with pytest.raises(ValueError, match="6 channels are not 4 heads"):
+    with pytest.raises(ValueError, match="not the same tokens in 4 heads"):
         LOSSES["minilm"].fn(rows[:3], rows[:3], item, 1, heads=4)
     with pytest.raises(ValueError, match="queries, keys, values"):
         LOSSES["minilm"].fn(rows[:2], rows[:3], item, 1, heads=2)

@@ -143,7 +143,8 @@ def loss(
     ``shift_invariant`` (a constant added to a row), ``row_shift_invariant`` (one vector added to all rows),
     ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector), ``held_weight`` (a factor of the value
     is held fixed in the gradient), ``selective`` (some rows rightly get no gradient: maxima, rows outside a region),
-    ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator).
+    ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
+    ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own).
     """
 
     def add(fn: F) -> F:

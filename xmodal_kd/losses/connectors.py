@@ -81,6 +81,15 @@ def over_ranks(value: Tensor) -> Tensor:
     return _SumOverRanks.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def built_for(student: Tensor, teacher: Tensor, student_width: int, teacher_width: int) -> None:
+    """Refuse rows that do not pair, or of other widths than a learned loss was built for."""
+    if len(student) != len(teacher) or (student.shape[1], teacher.shape[1]) != (student_width, teacher_width):
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} are not paired rows of the widths "
+            f"{student_width} and {teacher_width} that this loss was built for"
+        )
+
+
 Kernel = Literal[1, 3, 5, 7]
 
 

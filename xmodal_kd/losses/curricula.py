@@ -29,7 +29,7 @@ class _Reversed(torch.autograd.Function):
 
 
 @loss(
-    "ctkd", reduction="rows", family="adaptive", year=2023, properties="zero_at_teacher",
+    "ctkd", reduction="rows", family="adaptive", year=2023, properties="zero_at_teacher held_weight",
     paper="Li et al.: Curriculum Temperature for Knowledge Distillation",
 )  # fmt: skip
 class Ctkd(nn.Module):

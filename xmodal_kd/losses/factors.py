@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, item_mean, item_sum, loss, same_rows
-from .connectors import Kernel, Place, grid_conv
+from .base import Positive, item_mean, item_sum, loss
+from .connectors import Kernel, Place, built_for, grid_conv
 
 
 class _Coder(nn.Sequential):
@@ -53,6 +53,7 @@ class Ft(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.factor, self.pretrain, self.reconstruction = factor, pretrain, reconstruction
+        self.widths = student_width, teacher_width
         width = max(1, round(k * teacher_width))
         self.paraphraser = _Coder((teacher_width, teacher_width, width, width), kernel, axes)
         self.decoder = _Coder((width, width, teacher_width, teacher_width), kernel, axes)
@@ -62,7 +63,7 @@ class Ft(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int,
         cell: Int[Tensor, " n"], grid: tuple[int, ...] | None, progress: float,
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         place, counted = Place(cell, items, grid), torch.bincount(item, minlength=items) > 0
         if self.pretrain is not None and progress < self.pretrain:
             return self._reconstruction(teacher, place, item, items), counted

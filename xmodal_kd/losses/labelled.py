@@ -130,7 +130,7 @@ def ofa(
 @loss(
     "bounded_reg", reduction="rows", family="logits", year=2017, confidence="B", needs="regression",
     paper="Chen et al.: Learning Efficient Object Detection Models with Knowledge Distillation",
-    properties="zero_at_teacher selective",
+    properties="selective",
 )  # fmt: skip
 def bounded_reg(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Float[Tensor, "n c"],

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, item_sum, loss, same_rows, same_shape
-from .connectors import NormKind, RowNorm, over_ranks
+from .base import Positive, item_sum, loss
+from .connectors import NormKind, RowNorm, built_for, over_ranks
 
 Margin = Annotated[float, Field(ge=0)]
 #: Below 0 by construction: the mean of what a ReLU cuts off.
@@ -36,14 +36,14 @@ class Vid(nn.Module):
         super().__init__()
         if variance <= eps:
             raise ValueError(f"vid: the initial variance {variance} is not above its floor eps {eps}")
-        self.eps = eps
+        self.widths, self.eps = (student_width, teacher_width), eps
         widths = (student_width, teacher_width, teacher_width, teacher_width)
         maps = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
         self.regressor = nn.Sequential(maps[0], nn.ReLU(), maps[1], nn.ReLU(), maps[2])
         self.raw = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(variance - eps))))
 
     def forward(self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         variance = F.softplus(self.raw) + self.eps
         squared = (teacher - self.regressor(student)).square()
         values: Tensor = 0.5 * (squared / variance + variance.log()).mean(dim=-1)
@@ -55,13 +55,13 @@ class Connected(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int, norm: NormKind) -> None:
         super().__init__()
+        self.widths = student_width, teacher_width
         self.connector = nn.Linear(student_width, teacher_width, bias=False)
         self.norm = RowNorm(norm, teacher_width)
 
     def connected(self, student: Tensor, teacher: Tensor) -> Tensor:
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         out: Tensor = self.norm(self.connector(student))
-        same_shape(out, teacher)
         return out
 
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import item_mean, item_sum, loss, same_rows, same_shape
-from .connectors import Kernel, Place, grid_conv
+from .base import item_mean, item_sum, loss, same_shape
+from .connectors import Kernel, Place, built_for, grid_conv
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Reduce = Literal["sum", "mean"]
@@ -37,7 +37,7 @@ def _per_item(squared: Tensor, item: Tensor, items: int, reduce: Reduce) -> tupl
 
 
 @loss(
-    "mgd", reduction="items", family="features", year=2022, needs="features", properties="random",
+    "mgd", reduction="items", family="features", year=2022, needs="features", properties="random selective",
     paper="Yang et al.: Masked Generative Distillation",
 )  # fmt: skip
 class Mgd(nn.Module):
@@ -148,6 +148,7 @@ class Fgfi(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int, axes: int, *, kernel: Kernel = 3, relu: bool = True):
         super().__init__()
+        self.widths = student_width, teacher_width
         self.adapt = grid_conv(student_width, teacher_width, kernel, axes)
         self.relu = relu
 
@@ -155,9 +156,8 @@ class Fgfi(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], regions: Int[Tensor, " n"],
         items: int, cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
     ) -> tuple[Float[Tensor, " n"], Tensor]:  # fmt: skip
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         adapted = Place(cell, items, grid).apply(self.adapt, student)
         adapted = F.relu(adapted) if self.relu else adapted
-        same_shape(adapted, teacher)
         inside = regions > 0
         return 0.5 * (adapted - teacher).square().sum(dim=-1) * inside, inside

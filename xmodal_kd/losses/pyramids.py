@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from .base import item_mean, loss, same_rows, same_shape
-from .connectors import Kernel, NormKind, Place, RowNorm, grid_conv
+from .base import item_mean, loss, same_shape
+from .connectors import Kernel, NormKind, Place, RowNorm, built_for, grid_conv
 
 Grid = tuple[int, ...]
 
@@ -134,7 +134,7 @@ class Reviewkd(nn.Module):
             raise ValueError(
                 f"{len(student_width)} levels of the student and {len(teacher_width)} of the teacher: pair them"
             )
-        mid = min(mid, student_width[-1])
+        self.widths, mid = list(zip(student_width, teacher_width, strict=True)), min(mid, student_width[-1])
         self.reduce = nn.ModuleList(nn.Linear(width, mid, bias=False) for width in student_width)
         self.reduce_norm = nn.ModuleList(RowNorm(norm, mid) for _ in student_width)
         self.attend = nn.ModuleList(nn.Linear(2 * mid, 2) for _ in student_width[1:])
@@ -150,7 +150,7 @@ class Reviewkd(nn.Module):
         levels = [Level.of(i, items, c, g) for i, c, g in zip(item, cell, grid, strict=True)]
         total, mixed = student[0].new_zeros(items), None
         for i in reversed(range(len(levels))):
-            same_rows(student[i], teacher[i])
+            built_for(student[i], teacher[i], *self.widths[i])
             x = self.reduce_norm[i](self.reduce[i](student[i]))
             if mixed is not None:
                 deeper = levels[i + 1].nearest(mixed, levels[i])
@@ -164,7 +164,6 @@ class Reviewkd(nn.Module):
 
 def _at_all_scales(student: Tensor, teacher: Tensor, level: Level) -> Float[Tensor, " b"]:
     """``(b,)`` weighted mean of the squared errors of an item's map as it is and pooled to fewer cells than it has."""
-    same_shape(student, teacher)
     difference = student - teacher
     total = item_mean(difference.square().mean(dim=-1), level.item, level.items)
     weight, weights = torch.ones_like(total), torch.ones_like(total)

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import item_mean, loss, same_rows, same_shape
-from .connectors import Kernel, NormKind, Place, RowNorm, grid_conv
+from .base import item_mean, loss
+from .connectors import Kernel, NormKind, Place, RowNorm, built_for, grid_conv
 from .learned_features import Connected
 
 
@@ -33,7 +33,7 @@ class Simkd(nn.Module):
         self, student_width: int, teacher_width: int, axes: int, *, kernel: Kernel = 3, norm: NormKind = "batch"
     ):
         super().__init__()
-        half = max(1, teacher_width // 2)
+        self.widths, half = (student_width, teacher_width), max(1, teacher_width // 2)
         first, last = (nn.Linear(a, b, bias=False) for a, b in ((student_width, half), (half, teacher_width)))
         self.conv = nn.ModuleList([first, grid_conv(half, half, kernel, axes, bias=False), last])
         self.norm = nn.ModuleList(RowNorm(norm, width) for width in (half, half, teacher_width))
@@ -42,18 +42,17 @@ class Simkd(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"],
         items: int, cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
     ) -> Float[Tensor, " n"]:  # fmt: skip
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         place, rows = Place(cell, items, grid), student
         for conv, norm in zip(self.conv, self.norm, strict=True):
             rows = F.relu(norm(place.apply(conv, rows)))
-        same_shape(rows, teacher)
         return (rows - teacher).square().mean(dim=-1)
 
 
 @loss(
     "srrl", reduction="items", family="features", year=2021, needs="features head",
     paper="Yang et al.: Knowledge Distillation via Softmax Regression Representation Learning",
-    properties="widths_differ batch_statistics",
+    properties="widths_differ tied_widths batch_statistics",
 )  # fmt: skip
 class Srrl(Connected):
     """``mean_c (gap(g) - gap(t))^2 + w mean_k (H(gap(g)) - H(gap(t)))^2`` of an item, ``g = ReLU(norm(linear(s)))``.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, loss, same_rows
+from .base import Positive, loss
 
 Rows = list[Float[Tensor, "n c"]]
 
@@ -20,7 +20,7 @@ Rows = list[Float[Tensor, "n c"]]
 @loss(
     "lelp", reduction="rows", family="logits", year=2024, needs="teacher_embedding statistics", confidence="B",
     paper="Loo et al.: Linear Projections of Teacher Embeddings for Few-Class Distillation",
-    properties="shift_invariant widths_differ",
+    properties="widths_differ tied_widths",
 )  # fmt: skip
 class Lelp(nn.Module):
     """``-T^2 sum_ks q_ks log softmax(student/T)_ks`` over S pseudo-subclasses of each class, ``q_ks = p_t[k] r_ks``.
@@ -60,6 +60,7 @@ class Lelp(nn.Module):
                 f"{outputs}: widen its head, or set head: own"
             )
         self.head = nn.Linear(student_width[0], outputs) if head == "own" else nn.Identity()
+        self.widths = *student_width, *teacher_width
         self.temperature, self.tau, self._known = temperature, tau, False
         self.register_buffer("null", torch.zeros(width, width))
         self.register_buffer("mean", torch.zeros(classes, width))
@@ -85,8 +86,12 @@ class Lelp(nn.Module):
 
     def forward(self, student: Rows, teacher: Rows) -> Float[Tensor, " n"]:
         (rows,), (logits, embedding) = student, teacher
-        same_rows(rows, logits)
-        same_rows(rows, embedding)
+        sides = (rows, logits, embedding)
+        if [tuple(x.shape) for x in sides] != [(len(rows), width) for width in self.widths]:
+            raise ValueError(
+                f"student {tuple(rows.shape)} and teacher {tuple(logits.shape)}, {tuple(embedding.shape)} are not the "
+                f"same rows of widths {', '.join(map(str, self.widths))}"
+            )
         self._known = self._known or bool(self.scale.any())  # asked once: the answer waits for the device
         if not self._known:
             raise ValueError("lelp has no statistics of the teacher's embeddings yet: give a file, or call its fit")

@@ -40,8 +40,6 @@ class _Tokens(NamedTuple):
 
     def heads(self, rows: Tensor, heads: int) -> Float[Tensor, "b h L d"]:
         """Rows by item and head, 0 in the padding."""
-        if rows.shape[1] % heads:
-            raise ValueError(f"{rows.shape[1]} channels are not {heads} heads of equal width")
         b, longest = self.valid.shape
         laid = rows.new_zeros(b * longest, rows.shape[1]).index_copy(0, self.place, rows)
         return rearrange(laid, "(b l) (h d) -> b h l d", b=b, h=heads)
@@ -67,13 +65,29 @@ class _Tokens(NamedTuple):
         return self.valid.any(dim=1)
 
 
-def _three(student: Rows, teacher: Rows) -> None:
+def _fit(heads: int, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> None:
+    """Refuse signals of a layer that are not the same tokens, or not `heads` heads, or queries and keys that differ."""
+    for s, t in zip(student, teacher, strict=True):
+        same_rows(s, t)
+        if len(s) != len(student[0]) or s.shape[1] % heads or t.shape[1] % heads:
+            raise ValueError(
+                f"student {tuple(s.shape)} and teacher {tuple(t.shape)} are not the same tokens in {heads} heads of "
+                "equal width"
+            )
+    (q_s, k_s), (q_t, k_t) = student[:2], teacher[:2]
+    if q_s.shape != k_s.shape or q_t.shape != k_t.shape:
+        raise ValueError(
+            f"keys of student {tuple(k_s.shape)} and teacher {tuple(k_t.shape)} do not fit queries of student "
+            f"{tuple(q_s.shape)} and teacher {tuple(q_t.shape)}"
+        )
+
+
+def _three(student: Rows, teacher: Rows, heads: int) -> None:
     if len(student) != 3 or len(teacher) != 3:
         raise ValueError(
             f"{len(student)} and {len(teacher)} signals, where each side gives three: queries, keys, values"
         )
-    for s, t in zip(student, teacher, strict=True):
-        same_rows(s, t)
+    _fit(heads, tuple(student), tuple(teacher))
 
 
 def _relations(student: Rows, teacher: Rows, tokens: _Tokens, heads: int, pairs: tuple[tuple[int, int], ...]) -> Tensor:
@@ -98,7 +112,7 @@ def minilm(
     Each a mean over heads and the item's tokens (eq. 6 and 8). ``on`` names queries, keys and values of the last layer
     of either side; the heads are equal in number, their width d_k need not be. Published as the whole loss.
     """
-    _three(student, teacher)
+    _three(student, teacher, heads)
     tokens = _Tokens.of(item[0], items)
     return _relations(student, teacher, tokens, heads, ((0, 1), (2, 2))), tokens.counted
 
@@ -117,7 +131,7 @@ def minilmv2(
     heads (48 for a base model, 64 for a large one), so neither widths nor the networks' own heads need agree; the
     teacher's layer is the last or one of its upper middle (21 of 24). Published as the whole loss.
     """
-    _three(student, teacher)
+    _three(student, teacher, heads)
     tokens = _Tokens.of(item[0], items)
     return _relations(student, teacher, tokens, heads, ((0, 0), (1, 1), (2, 2))), tokens.counted
 
@@ -155,6 +169,7 @@ def mobilebert(
     total = h_s[0].new_zeros(items)
     for m, n in ((m - 1, n - 1) for m, n in layer_pairs(layers, len(h_s), len(h_t))):
         same_shape(h_s[m], h_t[n])
+        _fit(heads, (q_s[m], k_s[m]), (q_t[n], k_t[n]))
         total = total + item_mean((h_t[n] - h_s[m]).square().mean(dim=-1), item[0], items)
         theirs, mine = (
             tokens.log_relation(tokens.heads(q, heads), tokens.heads(k, heads))
@@ -166,7 +181,8 @@ def mobilebert(
 
 @loss(
     "tinybert", reduction="items", family="transformers", year=2020, needs="embeddings hidden qk",
-    paper="Jiao et al.: TinyBERT: Distilling BERT for Natural Language Understanding", properties="widths_differ",
+    paper="Jiao et al.: TinyBERT: Distilling BERT for Natural Language Understanding",
+    properties="widths_differ tied_widths",
 )  # fmt: skip
 class Tinybert(nn.Module):
     """``mean (E_s W_e - E_t)^2 + sum_layers [mean (S_s - S_t)^2 + mean (H_s W_h - H_t)^2]``.
@@ -193,8 +209,9 @@ class Tinybert(nn.Module):
         tokens = _Tokens.of(item[0], items)
         total = self._apart(self.embed(student[0]), teacher[0], item[0], items)
         for m, n in ((m - 1, n - 1) for m, n in layer_pairs(self.layers, len(h_s), len(h_t))):
+            same_rows(h_s[m], h_t[n])
             total = total + self._apart(self.hidden(h_s[m]), h_t[n], item[0], items)
-            same_rows(q_s[m], q_t[n])
+            _fit(self.heads, (q_s[m], k_s[m]), (q_t[n], k_t[n]))
             laid = [tokens.heads(x, self.heads) for x in (q_s[m], k_s[m], q_t[n], k_t[n])]
             total = total + tokens.mean(_score_gap(*laid), power=2)
         return total, tokens.counted
