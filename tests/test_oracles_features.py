@@ -69,6 +69,7 @@ FEATURES: list[Case] = [
         {
             "student": [[1.0, -2.0]],
             "teacher": [[2.0, 2.0]],
+            "items": 1,
             "cell": [0],
             "grid": None,
             "norm": "none",
@@ -139,6 +140,7 @@ FEATURES: list[Case] = [
             "student": [[-1.0, 2.0], [3.0, 3.0]],
             "teacher": [[1.0, 1.0], [1.0, 1.0]],
             "regions": [1, 0],
+            "items": 1,
             "cell": [0, 1],
             "grid": None,
             "state": layer("adapt", weight=EYE, bias=[0.0, 0.0]),
@@ -158,6 +160,20 @@ FEATURES: list[Case] = [
             "normalise": False,
         },
         [(4 + 16) / 2],
+    ),
+    # of four quarters two hold a cell each
+    (
+        "catkd",
+        {
+            "student": [[1.0], [3.0]],
+            "teacher": [[0.0], [0.0]],
+            "item": [0, 0],
+            "items": 1,
+            "cell": [0, 3],
+            "grid": (2, 2),
+            "normalise": False,
+        },
+        [(1 + 9) / 2],
     ),
     # 3, 4 against 0, 0
     (

@@ -6,6 +6,7 @@ greatest index of its valid cells: what padding adds to the batch's grid is no p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,6 +63,7 @@ def ft(
 def simkd(
     student: Array,
     teacher: Array,
+    items: int,
     cell: Ints,
     grid: Grid,
     *,
@@ -136,6 +138,7 @@ def fgfi(
     student: Array,
     teacher: Array,
     regions: Array,
+    items: int,
     cell: Ints,
     grid: Grid,
     *,
@@ -254,16 +257,18 @@ def _extent(cell: Ints, grid: Grid) -> tuple[int, ...]:
 
 
 def _pool(f: Array, cell: Ints, grid: Grid, side: int) -> Array:
-    """(side ** axes, c): means over the item's cells floor(i n / side) to ceil((i + 1) n / side) of each axis."""
+    """(up to side ** axes, c): means over cells floor(i n / side) to ceil((i + 1) n / side) of each axis, n the extent.
+
+    Only over valid cells; where there is none, the pooled cell is left out like any other that is masked.
+    """
     extent = _extent(cell, grid)
     row_at = {index_of(c, grid): i for i, c in enumerate(cell)}
     pooled = []
-    for bin_ in np.ndindex(*[side] * len(extent)):
-        spans = [range(i * n // side, -(-(i + 1) * n // side)) for i, n in zip(bin_, extent, strict=True)]
-        offsets = np.ndindex(*[len(span) for span in spans])
-        inside = [tuple(span[o] for span, o in zip(spans, offset, strict=True)) for offset in offsets]
-        valid = [row_at[at] for at in inside if at in row_at]
-        pooled.append(f[valid].mean(0) if valid else np.zeros(f.shape[1]))
+    for place in np.ndindex(*[side] * len(extent)):
+        spans = [range(i * n // side, -(-(i + 1) * n // side)) for i, n in zip(place, extent, strict=True)]
+        valid = [row_at[at] for at in itertools.product(*spans) if at in row_at]
+        if valid:
+            pooled.append(f[valid].mean(0))
     return np.array(pooled)
 
 

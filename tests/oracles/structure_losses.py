@@ -200,8 +200,8 @@ def lsp(
 ) -> Array:
     """KL(LS_s || LS_t), LS a row's softmax over its neighbours of exp(-||f_i - f_j||^2 / (2 sigma^2)) (2020, CVPR).
 
-    Neighbours are the nearest rows of the item in the teacher's features. The student stands first, as in the paper; the
-    release has the teacher first.
+    Neighbours are the nearest rows of the item in the teacher's features. The student stands first, as in the paper;
+    in the release the teacher does.
     """
     values = np.zeros(len(student))
     for i in range(len(student)):
