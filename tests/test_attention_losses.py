@@ -103,6 +103,8 @@ def test_refusals_say_what_is_wrong() -> None:
         LOSSES["minilm"].fn(rows[:2], rows[:3], item, 1, heads=2)
     with pytest.raises(ValueError, match="5 signals are not hidden states, queries and keys of as many layers"):
         LOSSES["mobilebert"].fn(rows[:5], rows[:6], item, 1, heads=2)
+    with pytest.raises(ValueError, match="whose widths differ"):
+        LOSSES["tinybert"].make([4] * 7, [6, 6, 8, 6, 6, 6, 6])
     with pytest.raises(ValueError, match="2 layers cannot be mapped onto a teacher of 1"):
         LOSSES["pkd"].fn(rows[:2], rows[:1])
 

@@ -6,7 +6,7 @@ another; attention runs among the valid tokens of one item, so padding never nee
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..layers import LayerMap, layer_pairs
 from .base import item_mean, loss, same_rows, same_shape
 
+T = TypeVar("T")
 Heads = Annotated[int, Field(gt=0)]
 Rows = list[Float[Tensor, "n c"]]
 
@@ -136,8 +137,8 @@ def minilmv2(
     return _relations(student, teacher, tokens, heads, ((0, 0), (1, 1), (2, 2))), tokens.counted
 
 
-def _layers(signals: Rows, embeddings: int) -> tuple[Rows, Rows, Rows]:
-    """Hidden states, queries and keys of a list that holds them in this order behind the embeddings."""
+def _layers(signals: list[T], embeddings: int) -> tuple[list[T], list[T], list[T]]:
+    """Hidden states, queries and keys of a list that holds them, or their widths, behind the embeddings."""
     depth, over = divmod(len(signals) - embeddings, 3)
     if depth < 1 or over:
         before = "the embeddings, then " if embeddings else ""
@@ -198,6 +199,9 @@ class Tinybert(nn.Module):
         self, student_width: list[int], teacher_width: list[int], *, heads: Heads = 12, layers: LayerMap = "uniform"
     ):
         super().__init__()
+        for side in (student_width, teacher_width):
+            if len(set(_layers(side, 1)[0])) > 1:
+                raise ValueError(f"one map serves the hidden states of all layers, whose widths differ: {side}")
         self.heads, self.layers = heads, layers
         self.embed = nn.Linear(student_width[0], teacher_width[0])
         self.hidden = nn.Linear(student_width[1], teacher_width[1])
