@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from oracles.learned_losses import delta_weights as oracle_delta_weights
+from oracles.learned_losses import relu_margins as oracle_relu_margins
+from oracles.target_losses import lelp_statistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -339,3 +342,23 @@ def test_vid_is_least_at_the_variance_of_its_errors() -> None:
     torch.testing.assert_close(start, torch.full((3,), 2.0, dtype=torch.float64), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="not above its floor"):
         made("vid", 4, 3, variance=1e-6)
+
+
+# ---------------------------------------------------------------- statistics against their oracles
+
+
+def test_statistics_agree_with_their_oracles() -> None:
+    """Margins, channel weights, and subclass directions up to their sign."""
+    weight, bias = randn(30), 3 * randn(30, seed=1)
+    torch.testing.assert_close(
+        relu_margins(weight, bias), torch.from_numpy(oracle_relu_margins(weight.numpy(), bias.numpy()))
+    )
+    torch.testing.assert_close(delta_weights(bias), torch.from_numpy(oracle_delta_weights(bias.numpy())))
+    h, classes, classifier = randn(60, 7), torch.arange(60) % 3, randn(3, 7, seed=1)
+    got = subclass_statistics(h, classes, classifier, 2)
+    expected = list(lelp_statistics(h.numpy(), classes.numpy(), classifier.numpy(), 2).values())
+    for name, wanted in zip(("null", "mean", "directions", "scale"), expected, strict=True):
+        own = got[name].double()
+        if name == "directions":
+            own, wanted = own.abs(), abs(wanted)
+        torch.testing.assert_close(own, torch.from_numpy(wanted), rtol=1e-5, atol=1e-5)
