@@ -24,7 +24,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "norm": ((12,), (6,)),
     "pkd": ((6,) * 3, (6,) * 6),
     "reviewkd": ((6, 4), (9, 5)),
-    "tinybert": ((6,) * 7, (9,) * 13),
+    "tinybert": ((6,) * 7, (12,) * 13),
 }
 
 

@@ -114,7 +114,7 @@ class Ofd(Connected):
         self.margins: Tensor | None
         if margins is not None and len(margins) != teacher_width:
             raise ValueError(f"ofd: {len(margins)} margins for a teacher of {teacher_width} channels")
-        self.register_buffer("margins", None if margins is None else torch.tensor(margins))
+        self.register_buffer("margins", None if margins is None else torch.tensor(margins, dtype=torch.float64))
 
     def forward(
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int
