@@ -31,7 +31,7 @@ def _apart(student: Tensor, teacher: Tensor) -> Tensor:
 def pkd(
     student: list[Float[Tensor, "n c"]], teacher: list[Float[Tensor, "n c"]], *, layers: LayerMap = "skip"
 ) -> Float[Tensor, " n"]:
-    """``sum |h_s/|h_s| - h_t/|h_t||^2`` over pairs of layers, each summed over channels (eq. 7).
+    """``sum |h_s/|h_s| - h_t/|h_t||^2`` over pairs of layers, each summed over channels.
 
     ``on`` names the layers of both sides in order: hidden states, of which the paper takes the [CLS] token, one an
     item; all tokens serve as well. Equal widths. Published with a weight of 10 to 1000 beside `kd` at temperatures of

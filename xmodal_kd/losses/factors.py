@@ -32,7 +32,7 @@ class _Coder(nn.Sequential):
     paper="Kim, Park, Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer",
 )  # fmt: skip
 class Ft(nn.Module):
-    """``mean |F_s/|F_s| - F_t/|F_t||`` of an item's factors (eq. 4 with p = 1), of k times the teacher's channels.
+    """``mean |F_s/|F_s| - F_t/|F_t||`` of an item's factors (p = 1), of k times the teacher's channels.
 
     F_t is the middle of the paraphraser, an auto-encoder of the teacher's map which learns without labels by mean
     squared error; F_s is the student's translator. The factor loss never reaches the paraphraser. Published with a

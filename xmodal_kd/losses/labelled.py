@@ -136,7 +136,7 @@ def bounded_reg(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Float[Tensor, "n c"],
     *, margin: Annotated[float, Field(ge=0)] = 0.0,
 ) -> Float[Tensor, " n"]:  # fmt: skip
-    """``|s - y|^2 where |s - y|^2 + m > |t - y|^2, else 0`` (eq. 4): the teacher bounds the error, it is no target.
+    """``|s - y|^2 where |s - y|^2 + m > |t - y|^2, else 0``: the teacher bounds the error, it is no target.
 
     For real outputs: boxes, durations, pitch. A row on which the student already beats the teacher, by the margin,
     costs nothing. The smooth L1 distance to the labels is a term of its own; published with a weight of 0.5 beside it.

@@ -85,7 +85,7 @@ def catkd(
     student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], item: Int[Tensor, " n"], items: int,
     cell: Int[Tensor, " n"], grid: Grid, *, cells: Annotated[int, Field(gt=0)] = 2, normalise: bool = True,
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
-    """``mean (A_s - A_t)^2`` of class maps pooled to `cells` a side, each class's of norm 1 over them (eq. 4).
+    """``mean (A_s - A_t)^2`` of class maps pooled to `cells` a side, each class's of norm 1 over them.
 
     A class map is the classifier applied at every position, before the pooling whose result are the logits: ``on``
     names it on both sides, with the same classes. The grid may have one axis (frames) to three. Published with a weight
@@ -116,9 +116,9 @@ class Reviewkd(nn.Module):
 
     From the deepest level to the first, ``x = norm(linear(f))`` is mixed with the deeper level's mix, brought to its
     grid, by two gates ``sigmoid(linear([x; deeper]))``; ``norm(conv(x))`` is compared with the teacher's level as it
-    is and pooled to 4, 2 and 1 cells a side where its map is larger, with weights 1, 1/2, 1/4, 1/8 over their sum
-    (section 3.3). Levels are added up. ``on`` lists the levels from the shallow to the deep, *before* their ReLU; the
-    last may be the pooled embedding, one row an item. Published with a weight of 0.6 to 8, warmed up over 20 epochs.
+    is and pooled to 4, 2 and 1 cells a side where its map is larger, with weights 1, 1/2, 1/4, 1/8 over their sum.
+    Levels are added up. ``on`` lists the levels from the shallow to the deep, *before* their ReLU; the last may be the
+    pooled embedding, one row an item. Published with a weight of 0.6 to 8, warmed up over 20 epochs.
 
     Args:
         mid: width of the mixed maps, at most that of the deepest student level.
