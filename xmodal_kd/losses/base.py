@@ -20,7 +20,7 @@ pairs, valid where both of a pair are; of unequal length (layers of a deep and a
 rows throughout.
 
 **Maps.** A loss that needs neighbourhoods takes ``cell`` and ``grid`` and lays its valid rows out by `to_maps`. One
-that annotates ``grid: tuple[int, ...] | None`` also takes rows without a grid, and None then.
+that annotates ``grid: tuple[int, ...] | None`` also takes rows without a grid, and is given None then.
 
 **Modules.** What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
 ``cls(student_width, teacher_width, **params)`` (lists of widths for lists; a third positional ``axes`` is the number of
@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from math import prod
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -56,7 +56,7 @@ INPUTS: Mapping[str, str] = {
     "teacher": "(n, d) rows of the teacher, row i beside row i of the student, without gradient",
     "item": "(n,) item of the batch of each row",
     "items": "number of items in the batch",
-    "labels": "(m,) labels: one a row (m = n) or one a token of each item",
+    "labels": "(m,) labels: one a row (m = n) or one a token of each item; (n, c) targets of a regression",
     "label_item": "(m,) item of the batch of each label",
     "ids": "(b,) ids of the samples in the whole training set",
     "regions": "(n,) region of each row, from the signal that the term's `regions` names; rows below 0 are left out",
@@ -157,7 +157,8 @@ def loss(
     ``shift_invariant`` (a constant added to a row), ``row_shift_invariant`` (one vector added to all rows),
     ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector), ``held_weight`` (a factor of the value
     is held fixed in the gradient), ``selective`` (some rows rightly get no gradient: maxima, rows outside a region),
-    ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator).
+    ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
+    ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own).
     """
 
     def add(fn: F) -> F:
@@ -183,7 +184,7 @@ def loss(
             raise TypeError(f"loss {name!r} is over all ranks' rows, where {sorted(local)} mean nothing")
         hints = get_type_hints(forward)
         many = get_origin(hints["student"]) is list
-        ragged = "grid" not in inputs or type(None) in get_args(hints["grid"])
+        ragged = "grid" not in inputs or "None" in str(hints["grid"])
         if many and (single := set(inputs) & {"labels", "label_item", "regions"}):
             raise TypeError(f"loss {name!r} compares lists of signals: it has no one row for {sorted(single)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .base import to_maps, to_rows
 
@@ -20,6 +21,9 @@ class RowNorm(nn.Module):
     ranks together, so that two ranks do what one process does. Running averages serve evaluation. ``layer`` is each row
     over its channels: no row depends on another, hence accumulation changes nothing. ``none`` leaves rows as they are.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, kind: NormKind, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
@@ -35,7 +39,7 @@ class RowNorm(nn.Module):
         if self.kind == "none":
             return rows
         if self.kind == "layer":
-            return nn.functional.layer_norm(rows, rows.shape[-1:], self.weight, self.bias, self.eps)
+            return F.layer_norm(rows, rows.shape[-1:], self.weight, self.bias, self.eps)
         mean, variance = self._moments(rows) if self.training else (self.running_mean, self.running_var)
         return (rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
@@ -77,6 +81,15 @@ def over_ranks(value: Tensor) -> Tensor:
     return _SumOverRanks.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def built_for(student: Tensor, teacher: Tensor, student_width: int, teacher_width: int) -> None:
+    """Refuse rows that do not pair, or of other widths than a learned loss was built for."""
+    if len(student) != len(teacher) or (student.shape[1], teacher.shape[1]) != (student_width, teacher_width):
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} are not paired rows of the widths "
+            f"{student_width} and {teacher_width} that this loss was built for"
+        )
+
+
 Kernel = Literal[1, 3, 5, 7]
 
 
@@ -94,14 +107,14 @@ def grid_conv(width_in: int, width_out: int, kernel: Kernel, axes: int, *, bias:
 
 
 class Place(NamedTuple):
-    """Where rows stand: cell of each among the batch's ``items x prod(grid)``; without a grid they have no neighbours."""
+    """Where rows stand: the cell of each among ``items x prod(grid)``; without a grid they have no neighbours."""
 
     cell: Tensor
     items: int
     grid: tuple[int, ...] | None
 
     def apply(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        """`layer`, made by `grid_conv`, of rows ``(n, c)``. Cells without a valid row count as zeros, as padding does."""
+        """`layer`, made by `grid_conv`, of rows ``(n, c)``. A cell without a valid row is zeros, as padding is."""
         if isinstance(layer, nn.Linear) or self.grid is None:
             return layer(rows)  # type: ignore[no-any-return]
         return to_rows(layer(to_maps(rows, self.cell, self.items, self.grid)), self.cell)

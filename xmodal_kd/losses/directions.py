@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..layers import LayerMap, layer_pairs
 from .base import loss, same_shape
 
 
@@ -27,14 +28,21 @@ def _apart(student: Tensor, teacher: Tensor) -> Tensor:
     paper="Sun et al.: Patient Knowledge Distillation for BERT Model Compression",
     properties="zero_at_teacher scale_invariant",
 )  # fmt: skip
-def pkd(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
-    """``|h_s/|h_s| - h_t/|h_t||^2`` of each row, summed over channels (eq. 7).
+def pkd(
+    student: list[Float[Tensor, "n c"]], teacher: list[Float[Tensor, "n c"]], *, layers: LayerMap = "skip"
+) -> Float[Tensor, " n"]:
+    """``sum |h_s/|h_s| - h_t/|h_t||^2`` over pairs of layers, each summed over channels.
 
-    For the hidden states of matched layers: the paper's rows are the [CLS] tokens, one an item; all tokens serve as
-    well. Its layers are `xmodal_kd.layers`' ``skip``, which it found better than ``last``. Published with a weight of
-    10 to 1000 beside `kd` at temperatures of 5 to 20.
+    ``on`` names the layers of both sides in order: hidden states, of which the paper takes the [CLS] token, one an
+    item; all tokens serve as well. Equal widths. Published with a weight of 10 to 1000 beside `kd` at temperatures of
+    5 to 20.
+
+    Args:
+        layers: which student layer learns from which teacher layer, see `xmodal_kd.layers`. The paper found ``skip``
+            better than ``last``.
     """
-    return _apart(student, teacher)
+    pairs = layer_pairs(layers, len(student), len(teacher))
+    return torch.stack([_apart(student[m - 1], teacher[n - 1]) for m, n in pairs]).sum(dim=0)
 
 
 @loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -10,16 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, item_mean, item_sum, loss, same_rows
-from .connectors import Kernel, Place, grid_conv
+from .base import Positive, item_mean, item_sum, loss
+from .connectors import Kernel, Place, built_for, grid_conv
 
 
 class _Coder(nn.Sequential):
     """Three convolutions, each with a leaky ReLU."""
 
     def __init__(self, widths: tuple[int, int, int, int], kernel: Kernel, axes: int) -> None:
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        super().__init__(*(grid_conv(a, b, kernel, axes) for a, b in pairs))
+        super().__init__(*(grid_conv(a, b, kernel, axes) for a, b in pairwise(widths)))
 
     def code(self, rows: Tensor, place: Place) -> Tensor:
         for layer in self:
@@ -32,7 +32,7 @@ class _Coder(nn.Sequential):
     paper="Kim, Park, Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer",
 )  # fmt: skip
 class Ft(nn.Module):
-    """``mean |F_s/|F_s| - F_t/|F_t||`` of an item's factors (eq. 4 with p = 1), of k times the teacher's channels.
+    """``mean |F_s/|F_s| - F_t/|F_t||`` of an item's factors (p = 1), of k times the teacher's channels.
 
     F_t is the middle of the paraphraser, an auto-encoder of the teacher's map which learns without labels by mean
     squared error; F_s is the student's translator. The factor loss never reaches the paraphraser. Published with a
@@ -53,6 +53,7 @@ class Ft(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.factor, self.pretrain, self.reconstruction = factor, pretrain, reconstruction
+        self.widths = student_width, teacher_width
         width = max(1, round(k * teacher_width))
         self.paraphraser = _Coder((teacher_width, teacher_width, width, width), kernel, axes)
         self.decoder = _Coder((width, width, teacher_width, teacher_width), kernel, axes)
@@ -62,7 +63,7 @@ class Ft(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int,
         cell: Int[Tensor, " n"], grid: tuple[int, ...] | None, progress: float,
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         place, counted = Place(cell, items, grid), torch.bincount(item, minlength=items) > 0
         if self.pretrain is not None and progress < self.pretrain:
             return self._reconstruction(teacher, place, item, items), counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
-from .connectors import Kernel, NormKind, Place, RowNorm, grid_conv, over_ranks
+from .base import Positive, item_sum, loss
+from .connectors import NormKind, RowNorm, built_for, over_ranks
 
 Margin = Annotated[float, Field(ge=0)]
 #: Below 0 by construction: the mean of what a ReLU cuts off.
@@ -25,42 +25,43 @@ Margins = Annotated[tuple[Annotated[float, Field(le=0)], ...], Field(min_length=
     paper="Ahn et al.: Variational Information Distillation for Knowledge Transfer",
 )  # fmt: skip
 class Vid(nn.Module):
-    """``0.5 mean_c [(t_c - mu_c(s))^2 / var_c + log var_c]``: the teacher's row as a Gaussian that the student predicts.
+    """``0.5 mean_c [(t_c - mu_c(s))^2 / var_c + log var_c]``: the teacher's row as a Gaussian around a prediction.
 
-    mu is three linear maps with ReLU between them, var a learned number a channel (eq. 5 and 6), `variance` at the
-    start. Can be negative. Serves noisy pairs: a channel that cannot be predicted loses its weight. Published with a
-    weight of 1 on all intermediate layers.
+    mu is three linear maps of the student with ReLU between them, var a learned number a channel,
+    `variance` at the start. Can be negative. Serves noisy pairs: a channel that cannot be predicted loses its weight.
+    Published with a weight of 1 on all intermediate layers.
     """
 
     def __init__(self, student_width: int, teacher_width: int, *, variance: Positive = 5.0, eps: Positive = 1e-5):
         super().__init__()
         if variance <= eps:
             raise ValueError(f"vid: the initial variance {variance} is not above its floor eps {eps}")
-        self.teacher_width, self.eps = teacher_width, eps
-        widths = [student_width, teacher_width, teacher_width, teacher_width]
-        maps = [nn.Linear(a, b, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        self.widths, self.eps = (student_width, teacher_width), eps
+        widths = (student_width, teacher_width, teacher_width, teacher_width)
+        maps = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
         self.regressor = nn.Sequential(maps[0], nn.ReLU(), maps[1], nn.ReLU(), maps[2])
         self.raw = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(variance - eps))))
 
     def forward(self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         variance = F.softplus(self.raw) + self.eps
         squared = (teacher - self.regressor(student)).square()
-        return 0.5 * (squared / variance + variance.log()).mean(dim=-1)
+        values: Tensor = 0.5 * (squared / variance + variance.log()).mean(dim=-1)
+        return values
 
 
-class _Connected(nn.Module):
+class Connected(nn.Module):
     """A linear map of the student's rows to the teacher's width and a norm, without an activation."""
 
     def __init__(self, student_width: int, teacher_width: int, norm: NormKind) -> None:
         super().__init__()
+        self.widths = student_width, teacher_width
         self.connector = nn.Linear(student_width, teacher_width, bias=False)
         self.norm = RowNorm(norm, teacher_width)
 
     def connected(self, student: Tensor, teacher: Tensor) -> Tensor:
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         out: Tensor = self.norm(self.connector(student))
-        same_shape(out, teacher)
         return out
 
 
@@ -69,10 +70,10 @@ class _Connected(nn.Module):
     paper="Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
     properties="widths_differ batch_statistics",
 )  # fmt: skip
-class Ab(_Connected):
+class Ab(Connected):
     """``sum (s + m)^2 [s > -m, t <= 0] + (s - m)^2 [s <= m, t > 0]`` over an item's rows and channels.
 
-    Only on which side of 0 a unit lies is learnt, with a margin (eq. 4). Features of both sides are taken *before* the
+    Only on which side of 0 a unit lies is learnt, with a margin. Features of both sides are taken *before* the
     ReLU; s is the student's behind a linear map and a norm. For nets of ReLUs. Published as an initialisation of 30
     epochs (then weight 0), 3/1000 times 2^(l - L) at layer l of L.
     """
@@ -93,11 +94,11 @@ class Ab(_Connected):
     "ofd", reduction="items", family="features", year=2019, needs="features pre_activation",
     paper="Heo et al.: A Comprehensive Overhaul of Feature Distillation", properties="widths_differ batch_statistics",
 )  # fmt: skip
-class Ofd(_Connected):
+class Ofd(Connected):
     """``sum (s - t')^2 [not s <= t' <= 0]`` over an item's rows and channels, ``t' = max(t, m_c)``.
 
     What the teacher's ReLU cuts off need not be copied: it is pulled up to the channel's margin, the mean of its
-    negative values, and costs nothing where the student is below it already (section 3). Features are taken *before*
+    negative values, and costs nothing where the student is below it already. Features are taken *before*
     the ReLU; s is the student's behind a linear map and a norm. Published with a weight of 0.001 for this sum, and
     2^(l - L) at layer l of L.
 
@@ -110,9 +111,10 @@ class Ofd(_Connected):
         self, student_width: int, teacher_width: int, *, margins: Margins | None = None, norm: NormKind = "batch"
     ):
         super().__init__(student_width, teacher_width, norm)
+        self.margins: Tensor | None
         if margins is not None and len(margins) != teacher_width:
             raise ValueError(f"ofd: {len(margins)} margins for a teacher of {teacher_width} channels")
-        self.register_buffer("margins", None if margins is None else torch.tensor(margins))
+        self.register_buffer("margins", None if margins is None else torch.tensor(margins, dtype=torch.float64))
 
     def forward(
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int
@@ -140,79 +142,3 @@ def relu_margins(weight: Float[Tensor, " c"], bias: Float[Tensor, " c"]) -> Floa
     below = torch.special.ndtr(-b / g)
     density = torch.exp(-0.5 * (b / g).square()) / math.sqrt(2 * math.pi)
     return torch.where(below > 1e-3, b - g * density / below.clamp(min=1e-300), -3 * g).to(weight.dtype)
-
-
-@loss(
-    "simkd", reduction="rows", family="features", year=2022, needs="features", properties="widths_differ batch_statistics",
-    paper="Chen et al.: Knowledge Distillation with the Reused Teacher Classifier",
-)  # fmt: skip
-class Simkd(nn.Module):
-    """``mean_c (P(s) - t)^2`` of the last features, the only loss of a student that reuses the teacher's head.
-
-    P is a 1 x 1 convolution to half the teacher's width, one of `kernel` cells a side over the grid, and a 1 x 1 to
-    its width, each with a norm and a ReLU; for teacher features behind a ReLU. At inference the student is its trunk,
-    P (this module, in the objective) and the frozen head. Published with a weight of 1 and no other term.
-    """
-
-    def __init__(
-        self, student_width: int, teacher_width: int, axes: int, *, kernel: Kernel = 3, norm: NormKind = "batch"
-    ):
-        super().__init__()
-        half = max(1, teacher_width // 2)
-        first, last = (nn.Linear(a, b, bias=False) for a, b in ((student_width, half), (half, teacher_width)))
-        self.conv = nn.ModuleList([first, grid_conv(half, half, kernel, axes, bias=False), last])
-        self.norm = nn.ModuleList(RowNorm(norm, width) for width in (half, half, teacher_width))
-
-    def forward(
-        self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"],
-        items: int, cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
-    ) -> Float[Tensor, " n"]:  # fmt: skip
-        same_rows(student, teacher)
-        place, rows = Place(cell, items, grid), student
-        for conv, norm in zip(self.conv, self.norm, strict=True):
-            rows = F.relu(norm(place.apply(conv, rows)))
-        same_shape(rows, teacher)
-        return (rows - teacher).square().mean(dim=-1)
-
-
-@loss(
-    "srrl", reduction="items", family="features", year=2021, needs="features teacher_head",
-    paper="Yang et al.: Knowledge Distillation via Softmax Regression Representation Learning",
-    properties="widths_differ batch_statistics",
-)  # fmt: skip
-class Srrl(_Connected):
-    """``mean_c (gap(g) - gap(t))^2 + w mean_k (H(gap(g)) - H(gap(t)))^2`` of an item, ``g = ReLU(norm(linear(s)))``.
-
-    H is the teacher's frozen head (the term's ``head``), through which the student's gradient passes (eq. 7). gap is
-    the mean over an item's rows. Published with w = 1 beside the cross-entropy of the student's own head.
-
-    Args:
-        weight: w.
-        pool: feed the head an item's mean; without it each row, as a head for frames or pixels wants, both parts then
-            being means over the item's rows.
-    """
-
-    def __init__(
-        self,
-        student_width: int,
-        teacher_width: int,
-        *,
-        weight: Margin = 1.0,
-        norm: NormKind = "batch",
-        pool: bool = True,
-    ):
-        super().__init__(student_width, teacher_width, norm)
-        self.weight, self.pool = weight, pool
-
-    def forward(
-        self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"],
-        item: Int[Tensor, " n"], items: int, head: Callable[[Tensor], Tensor],
-    ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
-        g, t = F.relu(self.connected(student, teacher)), teacher
-        counted = torch.bincount(item, minlength=items) > 0
-        if self.pool:
-            g, t = item_mean(g, item, items), item_mean(t, item, items)
-        with torch.no_grad():
-            scores = head(t)
-        values = (g - t).square().mean(dim=-1) + self.weight * (head(g) - scores).square().mean(dim=-1)
-        return (values if self.pool else item_mean(values, item, items)) * counted, counted

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import item_mean, item_sum, loss, same_rows, same_shape
-from .connectors import Kernel, Place, grid_conv
+from .base import item_mean, item_sum, loss, same_shape
+from .connectors import Kernel, Place, built_for, grid_conv
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Reduce = Literal["sum", "mean"]
@@ -37,14 +37,14 @@ def _per_item(squared: Tensor, item: Tensor, items: int, reduce: Reduce) -> tupl
 
 
 @loss(
-    "mgd", reduction="items", family="features", year=2022, needs="features", properties="random",
+    "mgd", reduction="items", family="features", year=2022, needs="features", properties="random selective",
     paper="Yang et al.: Masked Generative Distillation",
 )  # fmt: skip
 class Mgd(nn.Module):
     """``sum (G(s M) - t)^2`` over an item's rows and channels: the teacher's map from a masked one of the student.
 
     M leaves out each row (or each channel of an item) with probability `drop`; G is two convolutions with a ReLU, of
-    `kernel` cells a side, or linear maps for rows without a grid (eq. 4). The term's projector brings the student to
+    `kernel` cells a side, or linear maps for rows without a grid. The term's projector brings the student to
     the teacher's width. Published weights for this *sum*: 2e-5 with drop 0.65 (one-stage detectors), 5e-7 with 0.45
     (two-stage), 2e-5 with 0.75 (segmentation), 7e-5 with channels and 0.15 (classification).
 
@@ -66,12 +66,18 @@ class Mgd(nn.Module):
         cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
         same_shape(student, teacher)
-        # drawn on the CPU, whose generator the engine seeds for each step and micro-batch
-        drawn = torch.rand(len(student), 1) if self.mask == "spatial" else torch.rand(items, student.shape[1])
-        keep = (drawn >= self.drop).to(student)
+        keep = self.kept(len(student), items, student.shape[1]).to(student)
         keep = keep if self.mask == "spatial" else keep[item]
         made = self.generator.fill(student * keep, Place(cell, items, grid))
         return _per_item((made - teacher).square(), item, items, self.reduce)
+
+    def kept(self, rows: int, items: int, width: int) -> Tensor:
+        """Which rows ``(n, 1)``, or channels of items ``(b, c)``, stay.
+
+        Drawn on the CPU, whose generator the engine seeds for each step and micro-batch.
+        """
+        shape = (rows, 1) if self.mask == "spatial" else (items, width)
+        return torch.rand(shape, dtype=torch.float32) >= self.drop
 
 
 @loss(
@@ -142,6 +148,7 @@ class Fgfi(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int, axes: int, *, kernel: Kernel = 3, relu: bool = True):
         super().__init__()
+        self.widths = student_width, teacher_width
         self.adapt = grid_conv(student_width, teacher_width, kernel, axes)
         self.relu = relu
 
@@ -149,9 +156,8 @@ class Fgfi(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], regions: Int[Tensor, " n"],
         items: int, cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
     ) -> tuple[Float[Tensor, " n"], Tensor]:  # fmt: skip
-        same_rows(student, teacher)
+        built_for(student, teacher, *self.widths)
         adapted = Place(cell, items, grid).apply(self.adapt, student)
         adapted = F.relu(adapted) if self.relu else adapted
-        same_shape(adapted, teacher)
         inside = regions > 0
         return 0.5 * (adapted - teacher).square().sum(dim=-1) * inside, inside
