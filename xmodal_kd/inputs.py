@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from .errors import UserError, nearest
-from .losses import LossSpec
+from .losses import LossSpec, blocks
 from .losses.base import frozen, full_precision
 from .ranks import Ranks
 from .recipe import Term
@@ -72,12 +72,25 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def collect(name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, progress: float) -> Given:
-    """All inputs that `spec` asks for, by name, in at least float32, the teacher's without gradient."""
+def collect(
+    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, progress: float, projected: bool
+) -> Given:
+    """All inputs that `spec` asks for, by name, in at least float32, the teacher's without gradient.
+
+    Many rows of which some are not valid stay where they are if the loss may take them in chunks: `index` then names
+    those that are. Not where the student's are `projected` first.
+    """
     mine, theirs = compared(name, term, spec, student, teacher)
     beside = _beside(name, term, spec, student, mine[0].layout)
     by_row = [signal for signal in beside.values() if signal.layout.kind == mine[0].layout.kind]
     masks = _masks(mine, theirs, by_row)
+    rows, mask = mine[0].rows, masks[0]
+    large = rows.numel() > blocks.BLOCK
+    if mask is not None and large and spec.alone and not projected and len(by_row) == len(beside):
+        in_place: Given = {"student": rows, "index": mask.nonzero().squeeze(1)}
+        if theirs:
+            in_place["teacher"] = theirs[0].rows.detach()
+        return in_place | {key: signal.rows for key, signal in beside.items()}
     layouts = [signal.layout for signal in mine]
     lists: dict[str, list[Any]] = {
         "student": [full_precision(_chosen(s.rows, m)) for s, m in zip(mine, masks, strict=False)],

@@ -208,7 +208,9 @@ class Objective(nn.Module):
         self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks, progress: float
     ) -> tuple[Tensor, Tensor, str]:
         """Total, count and what was counted: a loss that leaves out some of its rows counts as no other does."""
-        given = collect(term.name, term.term, term.spec, student, teacher, progress)
+        given = collect(
+            term.name, term.term, term.spec, student, teacher, progress, projected=term.projector is not None
+        )
         some = given["student"][0] if term.spec.many else given["student"]
         with torch.autocast(some.device.type, enabled=False):
             if term.projector is not None:
@@ -241,7 +243,8 @@ class Objective(nn.Module):
         inputs = [given[name] for name in term.spec.inputs]
         try:
             if not term.spec.is_module:
-                return term.spec.fn(*inputs, **term.params)
+                chunks = {"index": given["index"]} if "index" in given else {}
+                return term.spec.fn(*inputs, **term.params, **chunks)
             if term.module is None:
                 raise UserError(f"term {term.name!r} has modules: call build() before the first step")
             if share == 1:

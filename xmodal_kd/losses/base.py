@@ -33,16 +33,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from math import prod
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
 from ..registry import Registry
+from . import blocks
 
 Reduction = Literal["rows", "items", "batch"]
 #: A hyper-parameter above 0: a temperature, an exponent.
@@ -100,6 +102,12 @@ class LossSpec:
     def is_module(self) -> bool:
         return isinstance(self.fn, type)
 
+    @property
+    def alone(self) -> bool:
+        """Each row's value is of that row alone, so that rows may be taken in chunks."""
+        plain = not (self.is_module or self.many) and {"student", "teacher", "labels"}.issuperset(self.inputs)
+        return plain and self.reduction == "rows"
+
     def make(self, student_width: Any, teacher_width: Any, axes: Any = 0, **params: Any) -> nn.Module:
         """The module of a loss that is one; `axes`, the number of axes of the grid, for those that ask for it."""
         asks = "axes" in inspect.signature(self.fn).parameters
@@ -118,8 +126,14 @@ class LossSpec:
             "reduction": self.reduction,
             "properties": sorted(self.properties),
             "confidence": self.confidence,
-            "parameters": {k: None if v.is_required() else v.default for k, v in self.params.model_fields.items()},
+            "parameters": {k: _plain(v) for k, v in self.params.model_fields.items()},
         }
+
+
+def _plain(field: FieldInfo) -> Any:
+    """A parameter's default as JSON has it; None where it has none."""
+    default = None if field.is_required() else field.default
+    return list(default) if isinstance(default, tuple) else default
 
 
 LOSSES: Registry[LossSpec] = Registry("loss")
@@ -148,17 +162,18 @@ def loss(
     """
 
     def add(fn: F) -> F:
-        if isinstance(fn, type):
+        spec = _spec(fn)
+        if spec.is_module:
             fn.forward = _precise(fn.forward)  # type: ignore[attr-defined]
         else:
-            fn = _precise(fn)
-        spec = _spec(fn)
+            fn = _in_chunks(_precise(fn)) if spec.alone else _precise(fn)
+            spec = replace(spec, fn=fn)
         LOSSES.add(name, spec)
         fn.spec = spec  # type: ignore[attr-defined]
         return fn
 
     def _spec(fn: F) -> LossSpec:
-        forward = fn.forward if isinstance(fn, type) and issubclass(fn, nn.Module) else fn
+        forward: Any = fn.forward if isinstance(fn, type) and issubclass(fn, nn.Module) else fn
         inputs = tuple(_positional(forward))
         if unknown := set(inputs) - set(INPUTS):
             raise TypeError(
@@ -195,6 +210,22 @@ def _precise(fn: F) -> F:
         given = [_detached(x) if name == "teacher" else x for name, x in zip(names, inputs, strict=False)]
         with torch.autocast(device, enabled=False):
             return fn(*(full_precision(x) for x in given), **params)
+
+    return call  # type: ignore[return-value]
+
+
+def _in_chunks(fn: F) -> F:
+    """`fn`, whose rows know nothing of one another, in chunks where they are many.
+
+    With ``index`` ``(m,)`` only the rows that it names are taken.
+    """
+
+    @wraps(fn)
+    def call(student: Tensor, *others: Tensor, index: Tensor | None = None, **params: Any) -> Any:
+        aligned = all(len(x) == len(student) for x in others)
+        if index is None and (student.numel() <= blocks.BLOCK or not aligned):
+            return fn(student, *others, **params)
+        return blocks.row_by_row(lambda *rows: fn(*rows, **params), student, [x.detach() for x in others], index)
 
     return call  # type: ignore[return-value]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 #: Elements of the largest intermediate tensor of a block: 16 MiB in float32.
@@ -73,3 +75,54 @@ def neighbours_of(rows: Tensor, nearest: int) -> Tensor:
         return apart.topk(nearest, dim=1, largest=False).indices
 
     return torch.cat(in_blocks(block, n, n))
+
+
+RowLoss = Callable[..., Tensor]
+
+
+def row_by_row(fn: RowLoss, student: Tensor, others: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
+    """``fn(student, *others)``, values ``(n,)`` of rows that know nothing of one another, in chunks of rows.
+
+    Beside its inputs and the gradient it returns it holds some tensors of `BLOCK` elements: in the backward pass each
+    chunk is computed anew, and no tensor of all rows and classes is kept between. Half-precision rows become float32
+    within a chunk only. `index` ``(m,)`` names the rows to take, so that padded rows need not be copied either.
+    """
+    values: Tensor = _RowByRow.apply(fn, False, student, index, *others)  # type: ignore[no-untyped-call]
+    return values
+
+
+def summed_rows(fn: RowLoss, student: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Sum over chunks of rows of ``fn(student, *others)``, which is a statistic of a chunk; memory as `row_by_row`."""
+    total: Tensor = _RowByRow.apply(fn, True, student, None, *others)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _RowByRow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fn: RowLoss, summed: bool, student: Tensor, index: Tensor | None, *others: Tensor) -> Tensor:
+        ctx.fn, ctx.summed = fn, summed
+        ctx.save_for_backward(student, index, *others)
+        parts = [fn(*(x[rows] for x in (student, *others))) for rows, _ in _chunks(student, index)]
+        return torch.stack(parts).sum(dim=0) if summed else torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        student, index, *others = ctx.saved_tensors
+        grad = torch.empty_like(student) if index is None else torch.zeros_like(student)
+        with torch.autocast(student.device.type, enabled=False):
+            for rows, place in _chunks(student, index):
+                with torch.enable_grad():
+                    leaf = student[rows].detach().requires_grad_()
+                    values = ctx.fn(leaf, *(x[rows] for x in others))
+                grad[rows] = torch.autograd.grad(values, leaf, outer[0] if ctx.summed else outer[0][place])[0]
+        return None, None, grad, None, *[None] * len(others)
+
+
+def _chunks(student: Tensor, index: Tensor | None) -> Iterator[tuple[slice | Tensor, slice]]:
+    """Rows of each chunk, at least one of them, and their place among the values."""
+    number = len(student) if index is None else len(index)
+    size = max(1, BLOCK // max(student.shape[1], 1))
+    for start in range(0, max(number, 1), size):
+        place = slice(start, min(start + size, number))
+        yield (place if index is None else index[place]), place

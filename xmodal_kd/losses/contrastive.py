@@ -80,8 +80,8 @@ class Contrast(nn.Module):
     """``-[log h(positive) + sum_N log (1 - h(negative))]`` over memories of all samples, in both directions.
 
     Student and teacher are embedded by a learned linear map each, of norm 1. A sample's embedding g is an anchor to
-    the other network's bank m: ``v = exp(g . m / temperature) / Z`` and ``h = v / (v + N / samples)`` (eq. 18 to 20 of
-    the release's NCE); positive is the bank's row of the same sample. Z is fixed in the first batch, as the mean of its
+    the other network's bank m: ``v = exp(g . m / temperature) / Z`` and ``h = v / (v + N / samples)``; the positive
+    is the bank's row of the same sample. Z is fixed in the first batch, as the mean of its
     exponentials times `samples`. After the loss the banks follow, ``m = normalise(momentum m + (1 - momentum) g)``.
 
     One set of N negatives, drawn anew in every step, serves all anchors of the batch, so that the scores are one matrix
@@ -134,8 +134,8 @@ class Contrast(nn.Module):
         drawn = self.drawn()
         excluded = drawn == own[:, None]
         excluded = excluded if alike is None else excluded | alike
-        value = self._told(g_s, self.bank_t, self.z_t, own, drawn, excluded)
-        value = value + self._told(g_t, self.bank_s, self.z_s, own, drawn, excluded)
+        value = self._told(g_s, self.bank_t, self.z_s, own, drawn, excluded)
+        value = value + self._told(g_t, self.bank_s, self.z_t, own, drawn, excluded)
         if self.training and torch.is_grad_enabled():
             self._remember(g_s.detach(), g_t.detach(), own)
         return value / len(own)

@@ -92,7 +92,7 @@ def ifvd(
 @loss(
     "intra_kd", reduction="items", family="relations", year=2020, needs="features", confidence="B",
     paper="Hou et al.: Inter-Region Affinity Distillation for Road Marking Segmentation",
-    properties="zero_at_teacher widths_differ",
+    properties="zero_at_teacher widths_differ selective",
 )  # fmt: skip
 def intra_kd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int,
@@ -149,6 +149,7 @@ def lsp(
     """``KL(L_s || L_t)`` with L the softmax over a row's neighbours of ``exp(-|f_i - f_j|^2 / (2 sigma^2))``.
 
     The graph is the teacher's: the `neighbours` nearest rows of the same item in its features (fewer in a small item).
+    The student's distribution stands first, as in the paper; the release has the teacher's first, and other distances.
     Distances far above `sigma` say nothing, so set it to the features' scale. A row alone in its item counts 0.
     """
     same_rows(student, teacher)

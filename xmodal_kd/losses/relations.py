@@ -274,7 +274,8 @@ def ickd(
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
     """``|G_s - G_t|_F^2 / c^2``, G the channels' inner products over an item's rows, behind a projector.
 
-    Positions need not agree, only channels do. Published with a weight of 2.5.
+    Positions need not agree, only channels do. The paper's weight of 2.5 belongs to a form that normalises G's rows and
+    divides by c: tune it here.
 
     Args:
         normalise: bring each channel to norm 1 over the item's rows first; without it G grows with the rows.
