@@ -19,7 +19,7 @@ from xmodal_kd.losses import LOSSES
 from xmodal_kd.losses.directions import input_gradients
 from xmodal_kd.losses.fine_tuning import NToOne, channel_importance, delta_weights
 from xmodal_kd.losses.learned_features import mean_negative, relu_margins
-from xmodal_kd.losses.multilevel import _gram_gap
+from xmodal_kd.losses.multilevel import _by_rows, _gram_gap
 from xmodal_kd.losses.subclasses import class_scores, save_statistics, subclass_statistics
 from xmodal_kd.objective import Objective
 from xmodal_kd.recipe import Term
@@ -102,6 +102,37 @@ def test_gram_gap_by_either_side_is_the_squared_difference(shape: tuple[int, int
     keep = torch.tensor([1.0, 0, 1, 0, 1], dtype=torch.float64)[: shape[0]]
     torch.testing.assert_close(_gram_gap(x, y, None), squared.sum())
     torch.testing.assert_close(_gram_gap(x, y, keep), squared[keep > 0].sum())
+
+
+@pytest.mark.parametrize("confident", ["all", "half"])
+def test_mlkd_by_rows_and_by_classes_and_in_chunks_is_one_loss(confident: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows of three classes by the products of classes, whole and two rows at a time, and by those of rows."""
+    student, teacher = randn(7, 3).requires_grad_(), 2 * randn(7, 3, seed=1)
+    params = {"confident": confident, "temperatures": (1.0, 3.0)}
+    found = []
+    for change in (None, ("xmodal_kd.losses.blocks.BLOCK", 6), ("xmodal_kd.losses.multilevel._by_classes", _by_rows)):
+        if change is not None:
+            monkeypatch.setattr(*change)
+        value = LOSSES["mlkd"].fn(student, teacher, **params)
+        found.append((value.detach(), *torch.autograd.grad(value, student)))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("mode", ["global", "instance"])
+def test_ctkd_in_chunks_is_the_same_to_all_gradients(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = randn(7, 4).requires_grad_(), randn(7, 4, seed=1)
+    ctkd = made("ctkd", 4, 4, mode=mode)
+    found = []
+    for block in (1 << 22, 8):
+        for module in ("curricula", "blocks"):
+            monkeypatch.setattr(f"xmodal_kd.losses.{module}.BLOCK", block)
+        values = ctkd(student, teacher, 0.02)
+        wanted = torch.linspace(1, 2, 7, dtype=torch.float64)
+        found.append((values.detach(), *torch.autograd.grad((values * wanted).sum(), [student, *ctkd.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # ---------------------------------------------------------------- factors, masks
