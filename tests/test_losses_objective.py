@@ -18,7 +18,6 @@ from xmodal_kd.objective import Objective
 from xmodal_kd.peak import peak_bytes
 from xmodal_kd.ranks import Ranks
 from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.streams import Streams
 
 #: Losses whose labels are not one class a row; their own tests take them through the objective.
 OTHER_LABELS = {"bounded_reg"}
