@@ -19,7 +19,7 @@ from xmodal_kd.losses import LOSSES
 from xmodal_kd.losses.directions import input_gradients
 from xmodal_kd.losses.fine_tuning import NToOne, channel_importance, delta_weights
 from xmodal_kd.losses.learned_features import mean_negative, relu_margins
-from xmodal_kd.losses.multilevel import _gram_gap
+from xmodal_kd.losses.multilevel import _by_rows, _gram_gap
 from xmodal_kd.losses.subclasses import class_scores, save_statistics, subclass_statistics
 from xmodal_kd.objective import Objective
 from xmodal_kd.recipe import Term
@@ -104,6 +104,36 @@ def test_gram_gap_by_either_side_is_the_squared_difference(shape: tuple[int, int
     torch.testing.assert_close(_gram_gap(x, y, keep), squared[keep > 0].sum())
 
 
+@pytest.mark.parametrize("confident", ["all", "half"])
+def test_mlkd_by_rows_and_by_classes_and_in_chunks_is_one_loss(confident: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows of three classes by the products of classes, whole and two rows at a time, and by those of rows."""
+    student, teacher = randn(7, 3).requires_grad_(), 2 * randn(7, 3, seed=1)
+    params = {"confident": confident, "temperatures": (1.0, 3.0)}
+    found = []
+    for change in (None, ("xmodal_kd.losses.blocks.BLOCK", 6), ("xmodal_kd.losses.multilevel._by_classes", _by_rows)):
+        if change is not None:
+            monkeypatch.setattr(*change)
+        value = LOSSES["mlkd"].fn(student, teacher, **params)
+        found.append((value.detach(), *torch.autograd.grad(value, student)))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("mode", ["global", "instance"])
+def test_ctkd_in_chunks_is_the_same_to_all_gradients(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = randn(7, 4).requires_grad_(), randn(7, 4, seed=1)
+    ctkd = made("ctkd", 4, 4, mode=mode)
+    found = []
+    for block in (1 << 22, 8):
+        monkeypatch.setattr("xmodal_kd.losses.blocks.BLOCK", block)
+        values = ctkd(student, teacher, 0.02)
+        wanted = torch.linspace(1, 2, 7, dtype=torch.float64)
+        found.append((values.detach(), *torch.autograd.grad((values * wanted).sum(), [student, *ctkd.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 # ---------------------------------------------------------------- factors, masks
 
 
@@ -178,6 +208,23 @@ def test_ofd_leaves_alone_what_lies_below_the_teachers_cut() -> None:
     assert values.tolist() == pytest.approx([0 + 1, 0 + 4])  # -3 <= -1 <= 0: free; 1 against max(-5, -1)
     with pytest.raises(ValueError, match="1 margins for a teacher of 2 channels"):
         made("ofd", 2, 2, margins=(-1.0,))
+
+
+# ---------------------------------------------------------------- regression
+
+
+def test_bounded_regression_takes_real_labels_through_the_objective() -> None:
+    """Padded rows and their labels, NaN, change nothing; a row that beats the teacher costs nothing."""
+    layout = Layout.padded("frame", torch.tensor([2, 1]), 2)
+    nan = float("nan")
+    target = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [nan, nan]], dtype=torch.float64)
+    student = torch.tensor([[1.0, 1.0], [1.0, 1.5], [2.0, 2.0], [nan, nan]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 1.0], [0.0, 0.0], [2.0, 2.0], [nan, nan]], dtype=torch.float64)
+    said = [Signals().add("logits", rows, layout).add("labels", target, layout) for rows in (student, teacher)]
+    got = Objective([Term(loss="bounded_reg")])(*said).value()
+    assert got.item() == pytest.approx((2 + 0 + 0) / 3)
+    with_margin = Objective([Term(loss="bounded_reg", params={"margin": 1.0})])(*said).value()
+    assert with_margin.item() == pytest.approx((2 + 0 + 4) / 3)
 
 
 # ---------------------------------------------------------------- the teacher's head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -102,8 +103,8 @@ class _RowByRow(torch.autograd.Function):
     def forward(ctx: Any, fn: RowLoss, summed: bool, student: Tensor, index: Tensor | None, *others: Tensor) -> Tensor:
         ctx.fn, ctx.summed = fn, summed
         ctx.save_for_backward(student, index, *others)
-        parts = [fn(*(x[rows] for x in (student, *others))) for rows, _ in _chunks(student, index)]
-        return torch.stack(parts).sum(dim=0) if summed else torch.cat(parts)
+        parts = (fn(*(x[rows] for x in (student, *others))) for rows, _ in _chunks(student, index))
+        return reduce(torch.add, parts) if summed else torch.cat(list(parts))
 
     @staticmethod
     @once_differentiable

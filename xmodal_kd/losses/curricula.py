@@ -11,7 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, loss, same_shape
+from . import blocks
+from .base import Positive, beside, loss, same_shape
+from .blocks import in_blocks, row_by_row
 from .logits import kl
 
 
@@ -36,8 +38,8 @@ class Ctkd(nn.Module):
     """``T^2 KL(softmax(t/T) || softmax(s/T))`` at a learned ``T = start + span sigmoid(theta)``.
 
     theta *raises* the loss: its gradient is reversed, with a strength that grows from 0 to 1 by a cosine over the first
-    `ramp` of the training (eq. 4 to 7; 10 of the paper's 240 epochs). Learnt by the student's optimizer. Published with
-    a weight of 0.9 beside 0.1 cross-entropy.
+    `ramp` of the training (10 of the paper's 240 epochs). Learnt by the student's optimizer. Serves wherever `kd` does.
+    Published with a weight of 0.9 beside 0.1 cross-entropy.
 
     Args:
         mode: ``global`` learns one theta (1 at the start); ``instance`` predicts each row's by two linear maps with a
@@ -61,13 +63,33 @@ class Ctkd(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], progress: float
     ) -> Float[Tensor, " n"]:
         same_shape(student, teacher)
-        theta = self.theta if self.mode == "global" else self.mlp(torch.cat([student, teacher], dim=1).detach())
+        temperature = self._temperature(student.detach(), teacher, progress)
+        if student.numel() <= blocks.BLOCK:
+            return _tempered(student, teacher, temperature)
+        values = row_by_row(_tempered, student, [teacher, temperature.detach()])
+        rows, width = student.detach(), student.shape[1]
+        of_temperature = in_blocks(
+            lambda part: _tempered(rows[part], teacher[part], temperature[part]), len(rows), width
+        )
+        return beside(values, torch.cat(of_temperature))
+
+    def _temperature(self, student: Tensor, teacher: Tensor, progress: float) -> Float[Tensor, "n 1"]:
+        """Of each row, with a graph that turns the gradient round."""
+        if self.mode == "global":
+            theta = self.theta.expand(len(student), 1)
+        else:
+            pieces = in_blocks(lambda part: self.mlp(torch.cat([student[part], teacher[part]], dim=1)), *student.shape)
+            theta = torch.cat(pieces)
         theta = _Reversed.apply(theta, self.strength(progress))  # type: ignore[no-untyped-call]
-        temperature = self.start + self.span * torch.sigmoid(theta)
-        log_p, log_q = (F.log_softmax(z / temperature, dim=-1) for z in (teacher, student))
-        return temperature.square().reshape(-1) * kl(log_p, log_q)
+        return self.start + self.span * torch.sigmoid(theta)
 
     def strength(self, progress: float) -> float:
         """Of the reversal, from 0 to 1."""
         done = min(1.0, progress / self.ramp) if self.ramp else 1.0
         return 0.5 * (1 - math.cos(math.pi * done))
+
+
+def _tempered(student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor:
+    """``T^2 KL`` of each row at its own temperature ``(n, 1)``."""
+    log_p, log_q = (F.log_softmax(z / temperature, dim=-1) for z in (teacher, student))
+    return temperature.square().squeeze(1) * kl(log_p, log_q)

@@ -34,8 +34,8 @@ def pkd(
     """``sum |h_s/|h_s| - h_t/|h_t||^2`` over pairs of layers, each summed over channels.
 
     ``on`` names the layers of both sides in order: hidden states, of which the paper takes the [CLS] token, one an
-    item; all tokens serve as well. Equal widths. Published with a weight of 10 to 1000 beside `kd` at temperatures of
-    5 to 20.
+    item; all tokens serve as well. Equal widths, for any transformer. Published with a weight of 10 to 1000 beside `kd`
+    at temperatures of 5 to 20.
 
     Args:
         layers: which student layer learns from which teacher layer, see `xmodal_kd.layers`. The paper found ``skip``

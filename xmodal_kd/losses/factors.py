@@ -35,8 +35,8 @@ class Ft(nn.Module):
     """``mean |F_s/|F_s| - F_t/|F_t||`` of an item's factors (p = 1), of k times the teacher's channels.
 
     F_t is the middle of the paraphraser, an auto-encoder of the teacher's map which learns without labels by mean
-    squared error; F_s is the student's translator. The factor loss never reaches the paraphraser. Published with a
-    weight of 200.
+    squared error; F_s is the student's translator. The factor loss never reaches the paraphraser. For maps on a grid,
+    and position by position for rows without one. Published with a weight of 200.
 
     Args:
         factor: ``paper`` normalises the whole factor, rows and channels; ``attention`` is the released code's: the

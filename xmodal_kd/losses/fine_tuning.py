@@ -25,9 +25,9 @@ def delta(
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
     """``0.5 sum_c C W_c mean_i (s_ic - t_ic)^2`` over an item's rows, the teacher being the student's own start.
 
-    A regulariser of fine-tuning: the teacher is the pretrained network of the same architecture, and channels that
-    matter to the task may move least. Published with a weight of 0.01 for a *sum* over the batch and the last
-    convolution of each of four stages; here the batch is a mean (0.64 for their batches of 64).
+    A regulariser of fine-tuning, in any modality: the teacher is the pretrained network of the same architecture, and
+    channels that matter to the task may move least. Published with a weight of 0.01 for a *sum* over the batch and the
+    last convolution of each of four stages; here the batch is a mean (0.64 for their batches of 64).
 
     Args:
         channel_weights: W, one a channel, with sum 1: `delta_weights` of what `channel_importance` measures before

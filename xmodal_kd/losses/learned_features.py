@@ -27,9 +27,9 @@ Margins = Annotated[tuple[Annotated[float, Field(le=0)], ...], Field(min_length=
 class Vid(nn.Module):
     """``0.5 mean_c [(t_c - mu_c(s))^2 / var_c + log var_c]``: the teacher's row as a Gaussian around a prediction.
 
-    mu is three linear maps of the student with ReLU between them, var a learned number a channel,
-    `variance` at the start. Can be negative. Serves noisy pairs: a channel that cannot be predicted loses its weight.
-    Published with a weight of 1 on all intermediate layers.
+    mu is three linear maps of the student with ReLU between them, var a learned number a channel, `variance` at the
+    start. Can be negative. Serves noisy pairs: a channel that cannot be predicted loses its weight. Published with a
+    weight of 1 on all intermediate layers.
     """
 
     def __init__(self, student_width: int, teacher_width: int, *, variance: Positive = 5.0, eps: Positive = 1e-5):
@@ -73,9 +73,9 @@ class Connected(nn.Module):
 class Ab(Connected):
     """``sum (s + m)^2 [s > -m, t <= 0] + (s - m)^2 [s <= m, t > 0]`` over an item's rows and channels.
 
-    Only on which side of 0 a unit lies is learnt, with a margin. Features of both sides are taken *before* the
-    ReLU; s is the student's behind a linear map and a norm. For nets of ReLUs. Published as an initialisation of 30
-    epochs (then weight 0), 3/1000 times 2^(l - L) at layer l of L.
+    Only on which side of 0 a unit lies is learnt, with a margin. Features of both sides are taken *before* the ReLU; s
+    is the student's behind a linear map and a norm. For nets of ReLUs. Published as an initialisation of 30 epochs
+    (then weight 0), 3/1000 times 2^(l - L) at layer l of L.
     """
 
     def __init__(self, student_width: int, teacher_width: int, *, margin: Margin = 1.0, norm: NormKind = "batch"):
@@ -98,9 +98,9 @@ class Ofd(Connected):
     """``sum (s - t')^2 [not s <= t' <= 0]`` over an item's rows and channels, ``t' = max(t, m_c)``.
 
     What the teacher's ReLU cuts off need not be copied: it is pulled up to the channel's margin, the mean of its
-    negative values, and costs nothing where the student is below it already. Features are taken *before*
-    the ReLU; s is the student's behind a linear map and a norm. Published with a weight of 0.001 for this sum, and
-    2^(l - L) at layer l of L.
+    negative values, and costs nothing where the student is below it already. Features are taken *before* the ReLU; s is
+    the student's behind a linear map and a norm. Published with a weight of 0.001 for this sum, and 2^(l - L) at layer
+    l of L.
 
     Args:
         margins: m, one a channel: `relu_margins` of the batch normalisation before that ReLU, say. None takes each

@@ -44,8 +44,8 @@ class Mgd(nn.Module):
     """``sum (G(s M) - t)^2`` over an item's rows and channels: the teacher's map from a masked one of the student.
 
     M leaves out each row (or each channel of an item) with probability `drop`; G is two convolutions with a ReLU, of
-    `kernel` cells a side, or linear maps for rows without a grid. The term's projector brings the student to
-    the teacher's width. Published weights for this *sum*: 2e-5 with drop 0.65 (one-stage detectors), 5e-7 with 0.45
+    `kernel` cells a side, or linear maps for rows without a grid. The term's projector brings the student to the
+    teacher's width. Published weights for this *sum*: 2e-5 with drop 0.65 (one-stage detectors), 5e-7 with 0.45
     (two-stage), 2e-5 with 0.75 (segmentation), 7e-5 with channels and 0.15 (classification).
 
     Args:

@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import blocks
 from .base import Positive, loss, same_shape
+from .blocks import summed_rows
 from .logits import kl
 
 Temperatures = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -29,7 +31,8 @@ def mlkd(
 
     One call sees one view of the samples. The paper adds two: a term on the strong view, and one on the weak view with
     ``confident: half``. Published with a weight of 0.9. The (n x n) and (c x c) matrices are never both made: the
-    squared norm of either comes from products of whichever side is smaller.
+    squared norm of either comes from products of whichever side is smaller. For samples, points or utterances of up to
+    some thousand classes; rows of all ranks are compared.
 
     Args:
         temperatures: p is the softmax at each of them.
@@ -41,28 +44,68 @@ def mlkd(
     same_shape(student, teacher)
     n, c = student.shape
     kept_rows, kept_classes = _least_sure(teacher) if confident != "all" else (None, None)
-    mask_rows, mask_classes = (kept_rows, kept_classes) if confident == "half" else (None, None)
-    parts = student.new_zeros(3)
-    for temperature in temperatures:
-        log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
-        values, p_s, p_t = kl(log_t, log_s), log_s.exp(), log_t.exp()
-        alike = (values if mask_rows is None else values * mask_rows).sum() / n
-        parts = parts + torch.stack([
-            temperature**2 * alike,
-            _gram_gap(p_s, p_t, mask_rows) / n,
-            _gram_gap(p_s.T, p_t.T, mask_classes) / c,
-        ])  # fmt: skip
-    weights = parts.new_tensor([instance, batch, classes])
-    if confident == "release" and kept_rows is not None and kept_classes is not None:
+    masks = (kept_rows, kept_classes) if confident == "half" else (None, None)
+    compare = _by_classes if n > c else _by_rows
+    parts = torch.stack([compare(student, teacher, temperature, *masks) for temperature in temperatures]).sum(dim=0)
+    weights = parts.new_tensor([instance / n, batch / n, classes / c])
+    if kept_rows is not None and kept_classes is not None and confident == "release":
         weights = weights * torch.stack([kept_rows.mean(), kept_rows.mean(), kept_classes.mean()])
     return (weights * parts).sum()
 
 
+def _by_rows(
+    student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None, classes: Tensor | None
+) -> Tensor:
+    """The three sums at one temperature, from products of rows: for fewer rows than classes."""
+    log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
+    values, p_s, p_t = kl(log_t, log_s), log_s.exp(), log_t.exp()
+    alike = (values if rows is None else values * rows).sum()
+    return torch.stack([temperature**2 * alike, _gram_gap(p_s, p_t, rows), _gram_gap(p_s.T, p_t.T, classes)])
+
+
+def _by_classes(
+    student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None, classes: Tensor | None
+) -> Tensor:
+    """The three sums at one temperature, from products of classes added up over chunks of rows.
+
+    With d and s the difference and the sum of both sides' probabilities, the (c x c) matrices ``d' d``, ``s' s`` and
+    ``s' d`` of all rows and of the kept ones say all: no difference of large numbers is taken.
+    """
+    n, c = student.shape
+    keep = student.new_ones(n) if rows is None else rows
+
+    def products(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
+        d, s = log_s.exp() - log_t.exp(), log_s.exp() + log_t.exp()
+        pairs = [(d, d), (s, s), (s, d)]
+        if rows is not None:
+            pairs += [(d * keep[:, None], d), (s * keep[:, None], s), (s * keep[:, None], d)]
+        return torch.cat([(kl(log_t, log_s) * keep).sum()[None], *((a.T @ b).flatten() for a, b in pairs)])
+
+    alike, *matrices = summed_rows(products, student, [teacher, keep]).split([1, *[c * c] * (3 if rows is None else 6)])
+    dd, ss, sd, *kept = (x.reshape(c, c) for x in matrices)
+    kept_dd, kept_ss, kept_sd = kept or (dd, ss, sd)
+    between_rows = 0.25 * ((kept_dd * ss).sum() + (kept_ss * dd).sum() + 2 * (kept_sd.T * sd).sum())
+    between_classes = (0.5 * (sd + sd.T)).square().sum(dim=1)
+    gap = (between_classes if classes is None else between_classes * classes).sum()
+    return torch.stack([temperature**2 * alike.squeeze(0), between_rows, gap])
+
+
+@torch.no_grad()
 def _least_sure(teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Masks ``(n,)`` and ``(c,)`` of the half of samples and of classes that the teacher is least sure of."""
-    p = torch.softmax(teacher, dim=-1)
-    sure, mass = p.max(dim=-1).values, p.sum(dim=0)
-    return tuple((x <= torch.quantile(x, 0.5)).to(p.dtype) for x in (sure, mass))  # type: ignore[return-value]
+    sure, mass = [], teacher.new_zeros(teacher.shape[1])
+    for rows in teacher.split(max(1, blocks.BLOCK // teacher.shape[1])):
+        p = torch.softmax(rows, dim=-1)
+        sure.append(p.max(dim=-1).values)
+        mass = mass + p.sum(dim=0)
+    return tuple((x <= _median(x)).to(x.dtype) for x in (torch.cat(sure), mass))  # type: ignore[return-value]
+
+
+def _median(x: Tensor) -> Tensor:
+    """The mean of the two middle values where they are two; `torch.quantile` refuses more than 16 million."""
+    ordered = x.sort().values
+    return 0.5 * (ordered[(len(x) - 1) // 2] + ordered[len(x) // 2])
 
 
 def _gram_gap(x: Tensor, y: Tensor, keep: Tensor | None) -> Tensor:

@@ -57,8 +57,8 @@ class Simkd(nn.Module):
 class Srrl(Connected):
     """``mean_c (gap(g) - gap(t))^2 + w mean_k (H(gap(g)) - H(gap(t)))^2`` of an item, ``g = ReLU(norm(linear(s)))``.
 
-    H is the teacher's frozen head (the term's ``head``), through which the student's gradient passes. gap is
-    the mean over an item's rows. Published with w = 1 beside the cross-entropy of the student's own head.
+    H is the teacher's frozen head (the term's ``head``), through which the student's gradient passes. gap is the mean
+    over an item's rows. Published with w = 1 beside the cross-entropy of the student's own head.
 
     Args:
         weight: w.

@@ -110,8 +110,9 @@ def minilm(
 ) -> tuple[Float[Tensor, " b"], Tensor]:
     """``KL(A_t || A_s) + KL(R_t || R_s)``, ``A = softmax(q k' / sqrt(d_k))`` and ``R = softmax(v v' / sqrt(d_k))``.
 
-    Each a mean over heads and the item's tokens. ``on`` names queries, keys and values of the last layer
-    of either side; the heads are equal in number, their width d_k need not be. Published as the whole loss.
+    Each a mean over heads and the item's tokens. ``on`` names queries, keys and values of the last layer of either
+    side; the heads are equal in number, their width d_k need not be. For any transformer: of text, frames, points or
+    latents. Published as the whole loss.
     """
     _three(student, teacher, heads)
     tokens = _Tokens.of(item[0], items)
@@ -128,9 +129,9 @@ def minilmv2(
 ) -> tuple[Float[Tensor, " b"], Tensor]:
     """``sum KL(R_t || R_s)`` with ``R = softmax(x x' / sqrt(d))`` for x the queries, the keys and the values.
 
-    Each a mean over relation heads and the item's tokens. All channels are split anew into `heads` relation
-    heads (48 for a base model, 64 for a large one), so neither widths nor the networks' own heads need agree; the
-    teacher's layer is the last or one of its upper middle (21 of 24). Published as the whole loss.
+    Each a mean over relation heads and the item's tokens. All channels are split anew into `heads` relation heads (48
+    for a base model, 64 for a large one), so neither widths nor the networks' own heads need agree; the teacher's layer
+    is the last or one of its upper middle (21 of 24). Published as the whole loss.
     """
     _three(student, teacher, heads)
     tokens = _Tokens.of(item[0], items)
@@ -160,10 +161,10 @@ def mobilebert(
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
     """``sum_layers mean (h_t - h_s)^2 + KL(A_t || A_s)``: feature maps and attention of an item, layer by layer.
 
-    The first is a mean over tokens and channels, the second over heads and tokens. ``on`` lists the
-    hidden states of all layers, then their queries, then their keys. The paper's student is as deep as its teacher, and
-    its bottlenecks make hidden states as wide: equal widths. It trains one layer after another, which is terms with
-    schedules of their own.
+    The first is a mean over tokens and channels, the second over heads and tokens. ``on`` lists the hidden states of
+    all layers, then their queries, then their keys. The paper's student is as deep as its teacher, and its bottlenecks
+    make hidden states as wide: equal widths. It trains one layer after another, which is terms with schedules of their
+    own.
     """
     (h_s, q_s, k_s), (h_t, q_t, k_t) = _layers(student, 0), _layers(teacher, 0)
     tokens = _Tokens.of(item[0], items)
@@ -189,10 +190,10 @@ class Tinybert(nn.Module):
     """``mean (E_s W_e - E_t)^2 + sum_layers [mean (S_s - S_t)^2 + mean (H_s W_h - H_t)^2]``.
 
     E are the embeddings, H the hidden states and S the attention scores before the softmax, ``q k' / sqrt(d_k)``; means
-    are over an item's tokens and channels, for scores over heads and pairs of tokens. ``on`` lists E, the
-    H of all layers, their queries, their keys. One W_h serves all layers; the heads are equal in number. Published with
-    a weight of 1, first alone, then before the soft cross-entropy of the logits. The release sets scores of -100 and
-    less to 0, which are those of padding: here only valid tokens are compared.
+    are over an item's tokens and channels, for scores over heads and pairs of tokens. ``on`` lists E, the H of all
+    layers, their queries, their keys. One W_h serves all layers; the heads are equal in number. Published with a weight
+    of 1, first alone, then before the soft cross-entropy of the logits. The release sets scores of -100 and less to 0,
+    which are those of padding: here only valid tokens are compared.
     """
 
     def __init__(
