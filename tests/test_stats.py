@@ -91,3 +91,10 @@ def test_what_was_not_scored_gives_no_gap(missing: int) -> None:
     given[missing] = []
     share, reason = gap_closed(*given)
     assert share is None and reason is not None and "not scored" in reason
+
+
+def test_one_item_closes_no_gap() -> None:
+    one = [Score("draw-0", "test", 1.0, 1.0)]
+    assert gap_closed(one, [Score("draw-0", "test", 2.0, 1.0)], one) == (
+        None, "one test item (or draw) says nothing of noise"
+    )  # fmt: skip

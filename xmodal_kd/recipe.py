@@ -335,6 +335,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):
         raise UserError(f"{source}:1: a recipe is a mapping of keys, not {type(content).__name__}")
+    if isinstance(content.get("method"), str):  # so that --set finds its parameters
+        content["method"] = {"name": content["method"]}
     applied = {}
     for override in overrides:
         key, value = _override(content, override)

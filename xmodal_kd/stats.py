@@ -42,6 +42,8 @@ def gap_closed(
     """
     if not teacher or not control or not student:
         return None, "teacher, control or student was not scored by item"
+    if len(teacher) < 2:
+        return None, "one test item (or draw) says nothing of noise"
     low, high = paired_interval(control, teacher)
     if low <= 0 <= high:
         return None, (

@@ -111,10 +111,10 @@ class DiffusionAdapter(Adapter):
             raise UserError(f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}")
         names = self.class_labels
         if model.classes != (None if names is None else len(names)):
-            there = "none" if model.classes is None else model.classes
+            there = "no" if model.classes is None else model.classes
             raise UserError(
                 f"{folder}: its {role} is conditioned on {there} classes, the data have "
-                f"{'none' if names is None else len(names)} (data.conditional)"
+                f"{'no labels in use' if names is None else len(names)} (data.conditional)"
             )
         if model.class_names is not None and names is not None and model.class_names != names:
             raise UserError(f"{folder}: its {role} orders the classes {model.class_names}, the data {names}")
@@ -237,6 +237,11 @@ class DiffusionAdapter(Adapter):
     def _save(self, model: Denoiser, folder: Path, facts: Mapping[str, Any]) -> None:
         count = sum(p.numel() for p in model.parameters())
         known: dict[str, Any] = {"data": self.config.sources, "seed": self.streams.seed, "parameters": count}
+        if facts["role"] == "student" and self.teacher is not None:
+            theirs = sum(p.numel() for p in self.teacher.parameters())
+            known["teacher"] = (
+                f"{self.teacher.nfe} evaluations by {self.teacher.sampling.solver}, {theirs:,} parameters"
+            )
         if self.config.license is not None:
             known["license"] = self.config.license
         save_pipeline(model, folder, {**facts, **known})

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 #: Facts with a line of their own, in this order.
-MADE = ("role", "method", "teacher", "data", "stages", "training_steps", "seed", "parameters", "measured_with")
+MADE = ("role", "teacher", "data", "seed", "parameters", "measured_with")
 SOLVERS = {
     "ddim": "DDIM, written as DPM-Solver++ of first order, which is the same for any number of steps",
     "dpmpp_2m": "DPM-Solver++ (2M)",

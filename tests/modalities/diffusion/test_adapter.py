@@ -206,7 +206,7 @@ def test_a_foreign_teacher_of_any_prediction(tmp_path: Path, prediction: str) ->
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"conditional": True}, "conditioned on none classes"),
+        ({"conditional": True}, "conditioned on no classes"),
         ({"sampling": {"steps": 65}}, "65 steps on a process of 64"),
     ],
 )
