@@ -1,0 +1,64 @@
+"""Learned losses in the engine: their parameters train with the student's and resume with it, to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import adapter, engine, roles
+
+from xmodal_kd.checkpoint import digest
+from xmodal_kd.engine import Engine
+from xmodal_kd.interrupt import Interrupted
+from xmodal_kd.recipe import Optimizer, Term, Train
+
+#: Losses on maps, with batch norms, masks drawn at random, a reversed gradient and two stages in six steps.
+TERMS = (
+    Term(loss="test_ce"),
+    Term(loss="ctkd", params={"mode": "instance", "ramp": 0.5}),
+    Term(loss="mlkd", params={"confident": "half"}, weight=0.1),
+    *(Term(loss=name, on="body", weight=1e-2) for name in ("vid", "ab", "ofd", "simkd", "mgd", "dmkd")),
+    Term(loss="ft", on="body", params={"pretrain": 0.4}),
+    Term(loss="fgfi", on="body", regions="labels", weight=1e-2),
+)
+
+
+def made(folder: Path, accumulate: int) -> Engine:
+    config = Train(
+        steps=6, batch_size=8, accumulate=accumulate, optimizer=Optimizer(lr=1e-2), eval_every=6, checkpoint_every=3,
+    )  # fmt: skip
+    toy = adapter(batch_size=8)
+    return engine(folder, config, toy=toy, models=roles(toy), terms=TERMS, metric=("loss", True))
+
+
+def state(built: Engine) -> dict[str, Any]:
+    return dict(built.method.objective.state_dict())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_learned_losses_train_and_resume_to_the_bit(tmp_path: Path, accumulate: int) -> None:
+    whole, stopped = (made(tmp_path / name, accumulate) for name in ("whole", "stopped"))
+    whole.fit()
+    milestones = stopped._milestones
+
+    def interrupt(*args: Any) -> None:
+        if stopped.at.total == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        milestones(*args)
+
+    stopped._milestones = interrupt  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    halfway = {key: value.clone() for key, value in state(stopped).items()}
+    again = made(tmp_path / "stopped", accumulate)
+    again.fit(resume=True)
+    ended = state(again)
+    assert digest(ended.items()) == digest(state(whole).items())
+    students = [digest(built.roles["student"].state_dict().items()) for built in (again, whole)]
+    assert students[0] == students[1]
+    moved = {key for key, value in ended.items() if not value.equal(halfway[key])}
+    paraphraser = {key for key in ended if ".paraphraser." in key or ".decoder." in key}
+    assert moved == set(ended) - paraphraser, "the second stage leaves the paraphraser as it is, and all else learns"
