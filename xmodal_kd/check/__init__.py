@@ -20,7 +20,7 @@ Check = Callable[[Subject], Iterator[Finding]]
 FIRST: tuple[Check, ...] = (data.modules, data.splits, data.signals, data.classes, data.labels)
 THEN: tuple[Check, ...] = (
     data.class_order, data.blank, data.padding, data.left_out, saved.teacher_folder,
-    terms.counts, terms.masked_rows, terms.overfit, terms.balance, rehearsal.rehearse,
+    terms.counts, terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
 )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..adapter import Batch
-from ..runner import find_all
-from .subject import Finding, Status, Subject
+from ..runner import _find_all
+from .subject import Finding, Subject
 
 SPLITS = ("train", "dev", "test")
 #: More than this share of samples left out is worth a look at the data.
@@ -19,12 +19,10 @@ FEW = 0.01
 
 def modules(subject: Subject) -> Iterator[Finding]:
     """Every module path of the objective names one module of each role that it is asked of."""
-    found = 0
     for role, model in subject.roles.items():
-        paths = subject.objective.features(role)
-        find_all(role, model, paths)
-        found += len(paths)
-    yield Finding("modules", "pass", f"{found} module paths found" if found else "the objective names no module")
+        _find_all(role, model, subject.objective)
+    paths = sorted({path for role in subject.roles for path in subject.objective.features(role)})
+    yield Finding("modules", "pass", ", ".join(paths) or "the objective names none")
 
 
 def splits(subject: Subject) -> Iterator[Finding]:
@@ -162,14 +160,10 @@ def left_out(subject: Subject) -> Iterator[Finding]:
     for split, entry in subject.adapter.describe().items():
         if not isinstance(entry, Mapping) or "left_out" not in entry:
             continue
-        total = entry["left_out"] + entry.get("utterances", entry.get("samples", 0))
-        few = entry["left_out"] <= FEW * max(total, 1)
-        status: Status = "pass" if few else "warn"
-        example = next((f", the first: {e['key']}: {e['reason']}" for e in entry.get("left_out_examples", [])), "")
-        share = 100 * entry["left_out"] / max(total, 1)
-        yield Finding(
-            "left out", status, f"{split}: {entry['left_out']} of {total} samples ({share:.1f} %) cannot be used{example}",
-            "" if few else "a student with a finer output grid, or other data",
-        )  # fmt: skip
-
-
+        lost, total = entry["left_out"], entry["left_out"] + entry.get("utterances", entry.get("samples", 0))
+        text = f"{split}: {lost} of {total} samples ({100 * lost / max(total, 1):.1f} %) cannot be used"
+        if lost <= FEW * total:
+            yield Finding("left out", "pass", text)
+            continue
+        first = next((f", the first: {e['key']}: {e['reason']}" for e in entry.get("left_out_examples", [])), "")
+        yield Finding("left out", "warn", text + first, "a student with a finer output grid, or other data")

@@ -17,16 +17,16 @@ from torch import nn
 
 from ..adapter import Adapter, Batch
 from ..clock import Clock
-from ..engine import Engine
 from ..loader import steps
 from ..method import Context, Method, Stage
 from ..objective import Objective, Part
 from ..ranks import Ranks
-from ..recipe import Loaded, Recipe
+from ..recipe import Loaded, Recipe, Train
 from ..runner import build, make_adapter, make_method
 from ..setup import make_accelerator
 from ..signals import Signals
 from ..streams import Streams
+from .trial import Trial
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -98,19 +98,27 @@ class Subject:
         return make_method(self.loaded, adapter or self.adapter, recipe.train, recipe.objective, self.streams)
 
     @contextmanager
-    def stages(self, adapter: Adapter | None = None) -> Iterator[list[Entered]]:
-        """Every stage of the student's training, as the engine enters it, of copies of the models."""
+    def stages(self, adapter: Adapter | None = None) -> Iterator[Iterator[Entered]]:
+        """Every stage of the student's training in turn, entered as the engine does it, of copies of the models."""
         method = self.method(adapter)
         roles = {"student": copy.deepcopy(self.student)}
         if "teacher" in self.roles:
             roles["teacher"] = self.teacher_for(method)
-        with TemporaryDirectory() as folder:
-            engine = Engine(
-                method, self.adapter.data("train"), roles, self.recipe.train, streams=self.streams,
-                accelerator=make_accelerator(self.wanted, "fp32"), folder=Path(folder), quiet=True,
-            )  # fmt: skip
-            yield [Entered(engine, index, self.batch) for index in range(len(method.stages()))]
+        with self.trial(method, roles, self.recipe.train, "fp32") as trial:
+            yield (Entered(trial, trial.enter(i, self.batch), self.batch) for i in range(len(method.stages())))
         self.put_back()
+
+    @contextmanager
+    def trial(self, method: Method, roles: dict[str, nn.Module], train: Train, precision: str) -> Iterator[Trial]:
+        """An engine whose folder goes with the block."""
+        adapter = self.adapter
+        if train.batch_size != self.recipe.train.batch_size:
+            adapter = make_adapter(self.loaded, self.streams, train.batch_size)
+        with TemporaryDirectory() as folder:
+            yield Trial(
+                method, adapter.data("train"), roles, train, streams=self.streams, folder=Path(folder), quiet=True,
+                accelerator=make_accelerator(self.wanted, precision), target=next(iter(roles)),
+            )  # fmt: skip
 
     def teacher_for(self, method: Method) -> nn.Module:
         """The teacher, or a copy where the method changes it, as in a run."""
@@ -124,33 +132,23 @@ class Subject:
 
 
 class Entered(NamedTuple):
-    """A stage that `begin` prepares; to be entered in order, for a stage may start from what the one before left."""
+    """A stage that `begin` has prepared."""
 
-    engine: Engine
-    index: int
+    trial: Trial
+    stage: Stage
     batch: Batch
 
-    @property
-    def stage(self) -> Stage:
-        return self.engine.method.stages()[self.index]
-
-    def begin(self) -> Stage:
-        self.engine.enter(self.index, self.batch)
-        return self.stage
-
-    def parts(self, name: str, batch: Batch | None = None) -> dict[str, Part]:
+    def parts(self, name: str) -> dict[str, Part]:
         """Every part of the first step's losses, its randomness addressed by `name`."""
-        engine, found = self.engine, {}
-        ctx = Context(self.stage, 0, 0, engine.streams, Clock(engine.device), Ranks())
-        with engine.streams.forked("check", name):
-            for _, out in engine.method.losses(batch or self.batch, engine.roles, ctx):
+        trial, found = self.trial, dict[str, Part]()
+        ctx = Context(self.stage, 0, 0, trial.streams, Clock(trial.device), Ranks())
+        with trial.streams.forked("check", name):
+            for _, out in trial.method.losses(self.batch, trial.roles, ctx):
                 found |= out.parts
         return found
 
     def learning(self) -> dict[str, nn.Module]:
-        """What the stage trains: its roles, and the method's modules."""
-        roles = {role: self.engine.roles[role] for role in sorted(self.stage.trains)}
-        return {**roles, **self.engine.method.modules()}
+        return self.trial.learning(self.stage)
 
 
 def prepare(loaded: Loaded, device: str) -> Subject:
@@ -171,9 +169,3 @@ def prepare(loaded: Loaded, device: str) -> Subject:
     subject.method().check(roles)
     subject.put_back()
     return subject
-
-
-def explained(name: str, problems: list[str], good: str, advice: str) -> Finding:
-    """One finding of several possible problems."""
-    return Finding(name, "fail", "; ".join(problems), advice) if problems else Finding(name, "pass", good)
-
