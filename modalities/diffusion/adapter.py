@@ -264,7 +264,8 @@ class DiffusionAdapter(Adapter):
         path = folder / SAMPLER
         facts = read_json(path).get("facts", {}) if path.is_file() else {}
         metrics: Mapping[str, Any] = facts.get("metrics", {})
-        return metrics.get(facts.get("role", ""), metrics)
+        own: Mapping[str, Any] = metrics.get(facts.get("role", ""), metrics)
+        return own
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

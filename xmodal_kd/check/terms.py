@@ -20,8 +20,6 @@ from .subject import Entered, Finding, Subject
 REPEATS = 30
 #: Gradients this many times apart are orders of magnitude apart.
 FAR = 100.0
-#: In masked rows of whole numbers: no class, no index.
-NOWHERE = -1_000_000
 
 
 def counts(subject: Subject) -> Iterator[Finding]:
@@ -53,7 +51,7 @@ def counts(subject: Subject) -> Iterator[Finding]:
 
 
 class _Poisoned:
-    """An adapter whose masked rows hold NaN, or what is no class."""
+    """An adapter whose masked rows hold NaN."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter, self.rows = adapter, 0
@@ -67,9 +65,8 @@ class _Poisoned:
             rows, layout = said[name]
             mask = layout.mask.reshape(-1, *[1] * (rows.ndim - 1))
             self.rows += int((~mask).sum())
-            if rows.dtype != torch.bool:
-                poison = torch.full_like(rows, torch.nan if rows.is_floating_point() else NOWHERE)
-                said.add(name, torch.where(mask, rows, poison), layout)
+            if rows.is_floating_point():  # a label that is no class would end a CUDA process
+                said.add(name, torch.where(mask, rows, torch.nan), layout)
         return said
 
 
