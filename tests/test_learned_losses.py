@@ -126,8 +126,7 @@ def test_ctkd_in_chunks_is_the_same_to_all_gradients(mode: str, monkeypatch: pyt
     ctkd = made("ctkd", 4, 4, mode=mode)
     found = []
     for block in (1 << 22, 8):
-        for module in ("curricula", "blocks"):
-            monkeypatch.setattr(f"xmodal_kd.losses.{module}.BLOCK", block)
+        monkeypatch.setattr("xmodal_kd.losses.blocks.BLOCK", block)
         values = ctkd(student, teacher, 0.02)
         wanted = torch.linspace(1, 2, 7, dtype=torch.float64)
         found.append((values.detach(), *torch.autograd.grad((values * wanted).sum(), [student, *ctkd.parameters()])))
@@ -209,6 +208,23 @@ def test_ofd_leaves_alone_what_lies_below_the_teachers_cut() -> None:
     assert values.tolist() == pytest.approx([0 + 1, 0 + 4])  # -3 <= -1 <= 0: free; 1 against max(-5, -1)
     with pytest.raises(ValueError, match="1 margins for a teacher of 2 channels"):
         made("ofd", 2, 2, margins=(-1.0,))
+
+
+# ---------------------------------------------------------------- regression
+
+
+def test_bounded_regression_takes_real_labels_through_the_objective() -> None:
+    """Padded rows and their labels, NaN, change nothing; a row that beats the teacher costs nothing."""
+    layout = Layout.padded("frame", torch.tensor([2, 1]), 2)
+    nan = float("nan")
+    target = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [nan, nan]], dtype=torch.float64)
+    student = torch.tensor([[1.0, 1.0], [1.0, 1.5], [2.0, 2.0], [nan, nan]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 1.0], [0.0, 0.0], [2.0, 2.0], [nan, nan]], dtype=torch.float64)
+    said = [Signals().add("logits", rows, layout).add("labels", target, layout) for rows in (student, teacher)]
+    got = Objective([Term(loss="bounded_reg")])(*said).value()
+    assert got.item() == pytest.approx((2 + 0 + 0) / 3)
+    with_margin = Objective([Term(loss="bounded_reg", params={"margin": 1.0})])(*said).value()
+    assert with_margin.item() == pytest.approx((2 + 0 + 4) / 3)
 
 
 # ---------------------------------------------------------------- the teacher's head

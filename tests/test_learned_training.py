@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from test_ddp import ROOT, environment, port
 from toy import adapter, engine, roles
 
-from xmodal_kd.checkpoint import digest
+from xmodal_kd.checkpoint import digest, write_tensors
 from xmodal_kd.engine import Engine
 from xmodal_kd.interrupt import Interrupted
 from xmodal_kd.recipe import Optimizer, Term, Train
@@ -62,3 +67,46 @@ def test_learned_losses_train_and_resume_to_the_bit(tmp_path: Path, accumulate: 
     moved = {key for key, value in ended.items() if not value.equal(halfway[key])}
     paraphraser = {key for key in ended if ".paraphraser." in key or ".decoder." in key}
     assert moved == set(ended) - paraphraser, "the second stage leaves the paraphraser as it is, and all else learns"
+
+
+#: Losses whose value on two ranks is that of one process: batch norms and margins are taken over both.
+SHARED = (
+    Term(loss="test_ce"),
+    Term(loss="ctkd", params={"ramp": 0.5}),
+    Term(loss="mlkd", weight=0.1),
+    *(Term(loss=name, on="body", weight=1e-2) for name in ("vid", "ab", "ofd", "simkd", "dmkd", "fgfi", "ft")),
+)
+
+
+def train(folder: Path) -> None:
+    torch.set_num_threads(1)
+    toy = adapter(batch_size=12)
+    config = Train(steps=4, batch_size=12, optimizer=Optimizer(name="sgd", lr=1e-2), checkpoint_every=4)
+    models = roles(toy)
+    built = engine(folder / "run", config, toy=toy, models=models, terms=SHARED, metric=("loss", True))
+    built.fit()
+    write_tensors(folder / f"rank{built.ranks.rank}.safetensors", {**models["student"].state_dict(), **state(built)})
+
+
+def test_two_ranks_train_what_one_process_does(tmp_path: Path) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path / "two")],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    train(tmp_path / "one")
+    assert [process.wait(timeout=200) for process in running] == [0, 0]
+    one, *two = (
+        load_file(tmp_path / path)
+        for path in ("one/rank0.safetensors", "two/rank0.safetensors", "two/rank1.safetensors")
+    )
+    for key, value in one.items():
+        assert torch.equal(two[0][key], two[1][key]), key
+        torch.testing.assert_close(two[0][key], value, rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))

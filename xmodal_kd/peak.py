@@ -16,7 +16,7 @@ class _Counting(TorchDispatchMode):
     """Counts the bytes of live storages that operations make, at each of them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
         self.known: set[int] = set()
 
@@ -43,7 +43,7 @@ class _Counting(TorchDispatchMode):
 
 def id_of(tensor: Tensor) -> int:
     """The storage's address in memory."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def peak_bytes(fn: Callable[[], Any], device: torch.device | str = "cpu") -> int:
@@ -58,7 +58,8 @@ def peak_bytes(fn: Callable[[], Any], device: torch.device | str = "cpu") -> int
         before = torch.cuda.memory_allocated(device)
         fn()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _Counting() as counting:
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    counting = _Counting()
+    with counting:
         fn()
     return counting.peak

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import blocks
 from .base import Positive, beside, loss, same_shape
-from .blocks import BLOCK, in_blocks, row_by_row
+from .blocks import in_blocks, row_by_row
 from .logits import kl
 
 
@@ -63,7 +64,7 @@ class Ctkd(nn.Module):
     ) -> Float[Tensor, " n"]:
         same_shape(student, teacher)
         temperature = self._temperature(student.detach(), teacher, progress)
-        if student.numel() <= BLOCK:
+        if student.numel() <= blocks.BLOCK:
             return _tempered(student, teacher, temperature)
         values = row_by_row(_tempered, student, [teacher, temperature.detach()])
         rows, width = student.detach(), student.shape[1]

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import blocks
 from .base import Positive, loss, same_shape
-from .blocks import BLOCK, summed_rows
+from .blocks import summed_rows
 from .logits import kl
 
 Temperatures = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -94,7 +95,7 @@ def _by_classes(
 def _least_sure(teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Masks ``(n,)`` and ``(c,)`` of the half of samples and of classes that the teacher is least sure of."""
     sure, mass = [], teacher.new_zeros(teacher.shape[1])
-    for rows in teacher.split(max(1, BLOCK // teacher.shape[1])):
+    for rows in teacher.split(max(1, blocks.BLOCK // teacher.shape[1])):
         p = torch.softmax(rows, dim=-1)
         sure.append(p.max(dim=-1).values)
         mass = mass + p.sum(dim=0)

@@ -144,17 +144,22 @@ def rkd(
 
         def apart(part: slice) -> Tensor:
             d_s, d_t = distances(student[part], student) / mean_s, distances(teacher[part], teacher) / mean_t
-            return F.smooth_l1_loss(d_s, d_t, reduction="sum")
+            return _huber(d_s, d_t)
 
         total = total + distance * block_sum(apart, n, n) / n**2
     if angle:
 
         def turned(part: slice) -> Tensor:
-            return F.smooth_l1_loss(_angles(student, part), _angles(teacher, part), reduction="sum")
+            return _huber(_angles(student, part), _angles(teacher, part))
 
         widest = max(student.shape[1], teacher.shape[1], n)
         total = total + angle * block_sum(turned, n, n * widest) / n**3
     return total
+
+
+def _huber(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the Huber losses; torch's own sum keeps the memory of all its terms."""
+    return F.smooth_l1_loss(a, b, reduction="none").sum()
 
 
 def _mean_distance(rows: Tensor) -> Tensor:
