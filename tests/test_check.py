@@ -140,8 +140,8 @@ def test_a_sound_recipe_passes(recipe: Path) -> None:
     found = check(loaded, "cpu")
     assert wrong(found) == []
     assert [*dict.fromkeys(f.check for f in found)] == [
-        "build", "modules", "splits", "signals", "classes", "labels", "class order", "padding", "left out", "counts",
-        "masked rows", "overfit", "balance", "optimizers", "gradients", "frozen roles", "memory", "time",
+        "build", "modules", "splits", "signals", "classes", "labels", "counts", "class order", "padding",
+        "left out", "masked rows", "overfit", "balance", "optimizers", "gradients", "frozen roles", "memory", "time",
     ]  # fmt: skip
     assert loaded.recipe == before
     assert torch.equal(torch.random.get_rng_state(), state), "checking draws from the caller's randomness"

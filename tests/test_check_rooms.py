@@ -20,8 +20,8 @@ def wrong(found: list[Finding]) -> list[str]:
 
 @pytest.mark.parametrize(("method", "term"), [
     ("{name: progressive, params: {end: 2}}", "progressive"),
-    ("{name: consistency, params: {grid: 50}}", "consistency"),
-    ("{name: ect, params: {grid: 50}}", "ect"),
+    ("{name: consistency, params: {grid: 64}}", "consistency"),
+    ("{name: ect, params: {grid: 64}}", "ect"),
 ])  # fmt: skip
 def test_few_step_methods_pass(method: str, term: str) -> None:
     found = check(load("smoke/diffusion", [*SMALL, f"method={method}"]), "cpu")

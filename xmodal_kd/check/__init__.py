@@ -17,10 +17,12 @@ from .subject import Finding, Status, Subject, prepare
 
 Check = Callable[[Subject], Iterator[Finding]]
 #: Where one of these fails, all that follow would fail for the same reason.
-FIRST: tuple[Check, ...] = (data.modules, data.splits, data.signals, data.classes, data.labels)
+FIRST: tuple[Check, ...] = (
+    data.modules, data.splits, data.signals, data.classes, data.labels, terms.counts,
+)  # fmt: skip
 THEN: tuple[Check, ...] = (
     data.class_order, data.blank, data.padding, data.left_out, saved.teacher_folder,
-    terms.counts, terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
+    terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
 )  # fmt: skip
 
 
