@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from .checkpoint import read_json
 from .errors import UserError, nearest
 from .registry import Registry, import_object
 from .signals import Signals
@@ -118,6 +119,8 @@ class Adapter(Protocol):
     metric: ClassVar[tuple[str, bool]]
     #: The signal that says what a role answers, one of `signals.OUTPUTS`.
     output: ClassVar[str] = "logits"
+    #: The class that stands for no label (CTC), where there is one.
+    blank: ClassVar[int | None] = None
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 
@@ -158,6 +161,15 @@ class Adapter(Protocol):
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """Make the saved student in `folder` deployable; returns what was measured on it, for the report."""
         ...
+
+    def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
+        """Traps in the folder of a saved teacher, for `check`: status, what it is, what to do."""
+        return ()
+
+    def declared(self, folder: Path) -> Mapping[str, Any]:
+        """Metrics on test that the card of a saved model declares, for ``check --gate``."""
+        card = folder / "card.json"
+        return read_json(card).get("metrics", {}) if card.is_file() else {}
 
     def describe(self) -> Mapping[str, Any]:
         """Facts about the data for the report: hours, speakers, what was left out and why."""

@@ -91,14 +91,21 @@ def run(
 
 @app.command()
 def check(
-    recipe: RecipeName, set_: Sets = None, device: Device = "auto", allow_import: Imports = None, json_: AsJson = False
+    recipe: RecipeName,
+    set_: Sets = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Also measure the saved teacher against the metric that it declares.")
+    ] = False,
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
 ) -> None:
     """Look for what would spoil a run, on real batches, before it starts. Status 1 if anything fails."""
     from .check import check as run_checks
     from .recipe import load
 
     _allow(allow_import)
-    findings = run_checks(load(recipe, set_ or ()), device)
+    findings = run_checks(load(recipe, set_ or ()), device, gate)
     if json_:
         print(json.dumps([finding.to_json() for finding in findings]))
     else:

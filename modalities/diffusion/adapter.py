@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from einops import rearrange
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
 from xmodal_kd.capture import capture, only_call
-from xmodal_kd.checkpoint import digest
+from xmodal_kd.checkpoint import digest, read_json
 from xmodal_kd.errors import RunError, UserError
 from xmodal_kd.registry import Registry
 from xmodal_kd.signals import Layout, Signals
@@ -27,11 +27,12 @@ from .config import FEWEST, SPLITS, DiffusionData
 from .data import DiffusionSource, Images, load_split
 from .denoiser import Denoiser, Sampling
 from .judge import Judge
+from .lint import lint
 from .losses import denoising  # noqa: F401 - registers the loss
 from .metrics import paired_error
 from .models import MODELS, build_like, build_unet
 from .overview import overview
-from .pipeline import load_denoiser, save_pipeline
+from .pipeline import SAMPLER, load_denoiser, save_pipeline
 from .process import Process
 from .reload import reload_gates
 from .solvers import SOLVERS, most_steps
@@ -261,6 +262,19 @@ class DiffusionAdapter(Adapter):
             }
             for place, denoiser in places.items()
         }
+
+    def lint(self, folder: Path) -> Iterator[tuple[Literal["warn", "fail"], str, str]]:
+        """Traps of the teacher's scheduler in diffusers' own hands: our samplers do not fall into them."""
+        for finding in lint(folder):
+            yield "warn", finding.what, finding.advice
+
+    def declared(self, folder: Path) -> Mapping[str, Any]:
+        """Of the role that ``sampler.json`` says the model was."""
+        path = folder / SAMPLER
+        facts = read_json(path).get("facts", {}) if path.is_file() else {}
+        metrics: Mapping[str, Any] = facts.get("metrics", {})
+        own: Mapping[str, Any] = metrics.get(facts.get("role", ""), metrics)
+        return own
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

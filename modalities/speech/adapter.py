@@ -42,6 +42,7 @@ class SpeechAdapter(Adapter):
     Data: ClassVar[type[SpeechData]] = SpeechData
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
+    blank: ClassVar[int | None] = 0
     datasets: ClassVar[Mapping[str, str]] = {
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",

@@ -1,0 +1,171 @@
+"""What is checked, and how a check says what it found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from ..adapter import Adapter, Batch
+from ..clock import Clock
+from ..loader import steps
+from ..method import Context, Method, Stage
+from ..objective import Objective, Part
+from ..ranks import Ranks
+from ..recipe import Loaded, Recipe, Train
+from ..runner import build, make_adapter, make_method
+from ..setup import make_accelerator
+from ..signals import Signals
+from ..streams import Streams
+from .trial import Trial
+
+Status = Literal["pass", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table."""
+
+    check: str
+    status: Status
+    found: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass
+class Subject:
+    """The roles of the student's training, and real batches."""
+
+    loaded: Loaded
+    adapter: Adapter
+    roles: dict[str, nn.Module]
+    streams: Streams
+    wanted: str
+    """Device as the command line names it."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    @property
+    def student(self) -> nn.Module:
+        return self.roles["student"]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
+    @cached_property
+    def objective(self) -> Objective:
+        """As the recipe says it, not built."""
+        return Objective(self.recipe.objective)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The whole batch of the first step."""
+        [batch] = next(steps(self.adapter.data("train")))
+        return self.here(batch)
+
+    @cached_property
+    def said(self) -> dict[str, Signals]:
+        """What the roles say about the batch."""
+        with torch.no_grad(), self.streams.forked("check"):
+            return {
+                role: self.adapter.signals(role, model, self.batch, self.objective.features(role))
+                for role, model in self.roles.items()
+            }
+
+    def here(self, batch: Batch) -> Batch:
+        """On the device of the models."""
+        moved: Batch = send_to_device(batch, self.device)
+        return moved
+
+    def method(self, adapter: Adapter | None = None) -> Method:
+        """The recipe's method anew, so that no check finds what another left."""
+        recipe = self.recipe
+        return make_method(self.loaded, adapter or self.adapter, recipe.train, recipe.objective, self.streams)
+
+    @contextmanager
+    def stages(self, adapter: Adapter | None = None) -> Iterator[Iterator[Entered]]:
+        """Every stage of the student's training in turn, entered as the engine does it, of copies of the models."""
+        method = self.method(adapter)
+        roles = {"student": copy.deepcopy(self.student)}
+        if "teacher" in self.roles:
+            roles["teacher"] = self.teacher_for(method)
+        with self.trial(method, roles, self.recipe.train, "fp32") as trial:
+            yield (Entered(trial, trial.enter(i, self.batch), self.batch) for i in range(len(method.stages())))
+        self.put_back()
+
+    @contextmanager
+    def trial(self, method: Method, roles: dict[str, nn.Module], train: Train, precision: str) -> Iterator[Trial]:
+        """An engine whose folder goes with the block."""
+        adapter = self.adapter
+        if train.batch_size != self.recipe.train.batch_size:
+            adapter = make_adapter(self.loaded, self.streams, train.batch_size)
+        with TemporaryDirectory() as folder:
+            yield Trial(
+                method, adapter.data("train"), roles, train, streams=self.streams, folder=Path(folder), quiet=True,
+                accelerator=make_accelerator(self.wanted, precision), target=next(iter(roles)),
+            )  # fmt: skip
+
+    def teacher_for(self, method: Method) -> nn.Module:
+        """The teacher, or a copy where the method changes it, as in a run."""
+        changed = any("teacher" in stage.saves | stage.trains for stage in method.stages())
+        return copy.deepcopy(self.roles["teacher"]) if changed else self.roles["teacher"]
+
+    def put_back(self) -> None:
+        """Modes and gradients as `prepare` left them."""
+        for role, model in self.roles.items():
+            model.train(role == "student").zero_grad(set_to_none=True)
+
+
+class Entered(NamedTuple):
+    """A stage that `begin` has prepared."""
+
+    trial: Trial
+    stage: Stage
+    batch: Batch
+
+    def parts(self, name: str) -> dict[str, Part]:
+        """Every part of the first step's losses, its randomness addressed by `name`."""
+        trial, found = self.trial, dict[str, Part]()
+        ctx = Context(self.stage, 0, 0, trial.streams, Clock(trial.device), Ranks())
+        with trial.streams.forked("check", name):
+            for _, out in trial.method.losses(self.batch, trial.roles, ctx):
+                found |= out.parts
+        return found
+
+    def learning(self) -> dict[str, nn.Module]:
+        return self.trial.learning(self.stage)
+
+
+def prepare(loaded: Loaded, device: str) -> Subject:
+    """Build the roles as a run would; a teacher that the recipe would train is checked with its initial weights."""
+    recipe, streams = loaded.recipe, Streams(loaded.recipe.seed)
+    torch.set_num_threads(recipe.threads)
+    accelerator = make_accelerator(device, recipe.train.precision)
+    adapter = make_adapter(loaded, streams)
+    roles: dict[str, nn.Module] = {}
+    if recipe.teacher is not None:
+        path = recipe.teacher.path
+        roles["teacher"] = adapter.load("teacher", path) if path else build(adapter, loaded, "teacher", streams)
+        roles["teacher"].requires_grad_(False)
+    roles["student"] = build(adapter, loaded, "student", streams)
+    subject = Subject(loaded, adapter, roles, streams, device)
+    for model in roles.values():
+        model.to(accelerator.device)
+    subject.method().check(roles)
+    subject.put_back()
+    return subject
