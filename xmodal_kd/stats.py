@@ -112,7 +112,8 @@ def drawn_together(
     """
     tables: list[dict[str, Any]] = []
     for a, b in pairs:
-        theirs, table = {s.item: s for s in b}, {}
+        theirs = {s.item: s for s in b}
+        table: dict[str, Any] = {}
         for x in a:
             if x.item in theirs:
                 y, key = theirs[x.item], x.group if groups else x.item

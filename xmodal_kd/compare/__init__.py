@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..adapter import adapter_class
 from ..errors import UserError
-from ..recipe import Loaded
 from ..runner import Options, Run
 from .cells import Pool, Settings, Stopped
 from .plan import Arm, Cell, Plan
@@ -81,7 +80,9 @@ def _searched(
     """Each loss with the weight that was best on dev; a weight whose run failed is out."""
     metric, lower = adapter_class(plan.base.recipe.modality).metric
     cells: dict[tuple[str, float], Cell] = {
-        (arm.name, weight): plan.cell(arm.weighted(weight), seed, [f"train.steps={steps}"])
+        (arm.name, weight): replace(
+            plan.cell(arm.weighted(weight), seed, [f"train.steps={steps}"]), name=f"search {arm.name} {weight:g}"
+        )
         for arm in plan.arms
         if arm.term is not None
         for weight in weights
@@ -104,5 +105,5 @@ def _searched(
 
 
 __all__ = [
-    "Arm", "Cell", "Loaded", "Plan", "Pool", "Search", "Settings", "Stopped", "compare", "markdown", "table", "write",
+    "Arm", "Cell", "Plan", "Pool", "Search", "Settings", "Stopped", "compare", "markdown", "table", "write",
 ]  # fmt: skip

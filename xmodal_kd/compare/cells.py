@@ -18,9 +18,8 @@ from time import sleep
 from typing import IO, Protocol
 
 from ..checkpoint import disk_errors, read_json
-from ..recipe import load
 from ..runner import STATE
-from .plan import Cell
+from .plan import Cell, read
 from .progress import Progress
 
 POLL = 0.1
@@ -155,7 +154,8 @@ class _Round:
             if teacher is not None and not self.pool.finished(teacher):
                 continue
             if (lock := _lock(self.pool.folder(cell))) is None:
-                continue  # another comparison, or one that was killed, has left it running
+                self.shown.waits(cell)
+                continue
             self.todo.remove(cell)
             if self.pool.finished(cell):
                 os.close(lock)
@@ -169,7 +169,7 @@ class _Round:
     def _process(self, cell: Cell, lock: int) -> Process:
         folder, words = self.pool.folder(cell), self.pool.arguments(cell)
         if (folder / STATE).is_file():
-            recipe = load(cell.recipe, self.pool.sets(cell)).recipe
+            recipe = read(cell.recipe, self.pool.sets(cell)).recipe
             if read_json(folder / STATE)["fingerprint"] == recipe.fingerprint():
                 words.append("--resume")
             else:  # of equal content but begun elsewhere: the whole comparison was moved

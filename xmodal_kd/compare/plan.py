@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import product
 from typing import Any
@@ -19,7 +19,7 @@ from ..errors import UserError, nearest
 from ..losses import LOSSES
 from ..method import METHODS
 from ..objective import Objective, spec_of
-from ..recipe import Loaded, Term, load
+from ..recipe import Loaded, Term, find, load
 from ..runner import control_spec, resolved
 from ..signals import OUTPUTS
 
@@ -68,7 +68,7 @@ class Cell:
 
     @cached_property
     def loaded(self) -> Loaded:
-        return load(self.recipe, self.sets)
+        return read(self.recipe, self.sets)
 
     @cached_property
     def key(self) -> str:
@@ -97,7 +97,7 @@ class Plan:
         seeds: int = 3, teacher_per_seed: bool = False,
     ) -> None:  # fmt: skip
         self.recipe, self.sets, self.teacher_per_seed = recipe, tuple(sets), teacher_per_seed
-        self.base = load(recipe, sets)
+        self.base = read(recipe, sets)
         resolved(self.base)  # imports the modality, which registers losses and methods of its own
         first = self.base.recipe.seed
         self.seeds = list(range(first, first + seeds))
@@ -105,7 +105,8 @@ class Plan:
         columns = [_axis(axis) for axis in axes]
         if not names and not columns:
             raise UserError("compare: nothing to compare: give --methods kd,dist or --axis train.ema=0.9,0.99")
-        self.arms = [self._arm(name, chosen) for name in names or [None] for chosen in product(*columns)]
+        methods_: Sequence[str | None] = names or [None]
+        self.arms = [self._arm(name, chosen) for name in methods_ for chosen in product(*columns)]
         self._all_differ()
 
     # ---------------------------------------------------------------- arms
@@ -183,7 +184,7 @@ class Plan:
     # ---------------------------------------------------------------- cells
 
     def control_of(self, arm: Arm) -> ControlSpec | UntrainedControl | NoControl:
-        return control_spec(load(self.recipe, [*self.sets, *arm.sets, "control=true"]).recipe)
+        return control_spec(read(self.recipe, [*self.sets, *arm.sets, "control=true"]).recipe)
 
     def cell(self, arm: Arm, seed: int, more: Sequence[str] = ()) -> Cell:
         """The run of an arm: its student only, but for a control that takes no training."""
@@ -196,14 +197,14 @@ class Plan:
         spec = self.control_of(arm)
         if not isinstance(spec, ControlSpec):
             return None
-        terms = load(self.recipe, [*self.sets, *arm.sets]).recipe.objective
+        terms = read(self.recipe, [*self.sets, *arm.sets]).recipe.objective
         sets = (*self.sets, *arm.sets, "method=distil", f"objective={_written(_alone(terms))}", "teacher=null",
                 f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"control, seed {seed}", self.recipe, sets)
 
     def teacher(self, arm: Arm, seed: int) -> Cell | None:
         """The run that trains the arm's teacher, alike for all arms that change nothing of it; None if it is saved."""
-        loaded = load(self.recipe, [*self.sets, *arm.sets])
+        loaded = read(self.recipe, [*self.sets, *arm.sets])
         teacher = loaded.recipe.teacher
         if teacher is None or teacher.path is not None:
             return None
@@ -214,6 +215,16 @@ class Plan:
         sets = (*self.sets, *arm.sets, "method=distil", f"objective={_written(_alone(loaded.recipe.objective))}",
                 f"student={student}", f"train={train}", f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"teacher, seed {seed}", self.recipe, sets, only_teacher=True)
+
+
+def read(recipe: str, sets: Sequence[str]) -> Loaded:
+    """`load`, which parses a file of the same date with the same ``--set`` arguments only once."""
+    return _read(recipe, tuple(sets), find(recipe).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read(recipe: str, sets: tuple[str, ...], date: int) -> Loaded:
+    return load(recipe, sets)
 
 
 def _is_loss(name: str) -> bool:

@@ -30,6 +30,7 @@ class Progress:
         self.shares = dict.fromkeys(self.work, 0.0)
         self.before: dict[str, float] = {}
         self.tasks: dict[str, TaskID] = {}
+        self.waited: set[str] = set()
         self.began = self.looked = monotonic()
         self.bars: Bars | None = None
 
@@ -52,6 +53,12 @@ class Progress:
         self.before[cell.key] = share_done(self.folder(cell), cell.steps)
         if self.bars is not None:
             self.tasks[cell.key] = self.bars.add_task(cell.name, total=1.0, status="starts")
+
+    def waits(self, cell: Cell) -> None:
+        """Another comparison runs it, or one that was killed has left it running."""
+        if cell.key not in self.waited:
+            self.waited.add(cell.key)
+            self._line(f"waits   for {cell.name}, which a process of another comparison still runs")
 
     def done(self, cell: Cell) -> None:
         self._end(cell)
@@ -104,7 +111,7 @@ def share_done(folder: Path, steps: int) -> float:
         lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
         try:
-            return min(1.0, json.loads(line)["step"] / steps)
+            return min(1.0, float(json.loads(line)["step"]) / steps)
         except (ValueError, KeyError, TypeError):  # a line that is being written, or was cut by the tail
             continue
     return 0.0

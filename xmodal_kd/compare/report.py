@@ -91,8 +91,8 @@ def _entries(found: Content) -> list[Mapping[str, Any]]:
 
 
 def _head(found: Content) -> list[str]:
-    head = ["arm", f"{found['metric']['name']} [95 %]"]
-    return head + [f"less {word}" for word, family in _families(found) if family] + ["seconds", "GFLOPs a step"]
+    head = ["arm", f"{found['metric']['name']} (95 %)"]
+    return head + [f"against {word}" for word, family in _families(found) if family] + ["seconds", "GFLOPs a step"]
 
 
 def _families(found: Content) -> list[tuple[str, Mapping[str, Any]]]:
@@ -108,7 +108,7 @@ def _result(found: Content) -> list[list[str]]:
     for entry in _entries(found):
         cells = [_judged(family.get(entry["name"])) for _, family in _families(found) if family]
         seconds, flops, *_ = _cost(entry["cost"])
-        rows.append([entry["name"], _interval(entry["test"]), *cells, seconds, flops])
+        rows.append([entry["name"], _half(entry["test"]), *cells, seconds, flops])
     return rows
 
 
@@ -126,7 +126,8 @@ def _legend(found: Content) -> str:
         "all seeds share one teacher, so that its luck is in every arm and in no interval"
     )  # fmt: skip
     lines = [
-        "Intervals are Student's over seeds. A verdict is a paired t-test over seeds at "
+        "A difference is the arm less what it is measured against. Intervals are Student's over seeds. A verdict is a "
+        "paired t-test over seeds at "
         f"{100 * found['alpha']:.0f} %, family-wise over all arms with the same kind of reference (Holm); "
         '"not distinguishable" means that these seeds cannot tell, not that the arms are equal.',
         f"Arms and controls see the same batches for the same number of steps; {shared}.",
@@ -150,8 +151,8 @@ def _intervals(title: str, family: Sequence[Mapping[str, Any]]) -> str:
             _drawn(c["over_items"]), _drawn(c["over_groups"]),
             f"**{verdict}**" + (f": {c['reason']}" if c["reason"] else ""),
         ])  # fmt: skip
-    head = ["arm", "less", "difference over seeds [95 %]", "p", "p (Holm)", "over items [95 %]", "over groups [95 %]",
-            "verdict"]  # fmt: skip
+    head = ["arm", "against", "difference over seeds [95 %]", "p", "p (Holm)", "over items [95 %]",
+            "over groups [95 %]", "verdict"]  # fmt: skip
     note = (
         "The intervals over items and groups (speakers) hold the trained models fixed and draw other test data; "
         "the one over seeds holds the test data fixed. Only the latter decides the verdict."
@@ -211,7 +212,14 @@ def _interval(one: Mapping[str, Any] | None, *, sign: bool = False) -> str:
         return "–"
     mean, low, high = (None if one[k] is None else format(one[k], "+.4f" if sign else ".4f")
                        for k in ("mean", "low", "high"))  # fmt: skip
-    return str(mean) if low is None else f"{mean} [{low}, {high}]"
+    return str(mean) if low is None or low == high else f"{mean} [{low}, {high}]"
+
+
+def _half(one: Mapping[str, Any] | None) -> str:
+    """A mean with half the width of its interval."""
+    if one is None or one["low"] is None or one["low"] == one["high"]:
+        return _number(None if one is None else one["mean"])
+    return f"{one['mean']:.4f} ± {one['high'] - one['mean']:.4f}"
 
 
 def _drawn(one: Mapping[str, Any] | None) -> str:

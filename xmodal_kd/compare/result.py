@@ -21,7 +21,7 @@ def content(plan: Plan, pool: Pool, arms: Sequence[Arm], reference: str | None, 
     metric, lower = adapter_class(plan.base.recipe.modality).metric
     inside = {a.name: isinstance(plan.control_of(a), UntrainedControl) for a in arms}
     cells = {(a.name, s): plan.cell(a, s) for a in arms for s in plan.seeds}
-    students = {a.name: _measured(pool, plan.seeds, lambda s, n=a.name: cells[n, s], "student", metric) for a in arms}
+    students = {a.name: _measured(pool, {s: cells[a.name, s] for s in plan.seeds}, "student", metric) for a in arms}
 
     def control(arm: Arm, seed: int) -> Cell | None:
         return cells[arm.name, seed] if inside[arm.name] else plan.control(arm, seed)
@@ -77,23 +77,25 @@ def _all_cells(plan: Plan, arms: Sequence[Arm]) -> list[Cell]:
     return list(found.values())
 
 
-def _measured(
-    pool: Pool, seeds: Sequence[int], cell_of: Callable[[int], Cell | None], role: str, metric: str
-) -> dict[int, Measured]:
+def _measured(pool: Pool, cells: Mapping[int, Cell | None], role: str, metric: str) -> dict[int, Measured]:
     found = {}
-    for seed in seeds:
-        cell = cell_of(seed)
-        if cell is not None and pool.finished(cell) and (one := measured(pool.folder(cell), role, metric)):
+    for seed, cell in cells.items():
+        if cell is None or not pool.finished(cell):
+            continue
+        elsewhere = None
+        if role == "teacher" and cell.teacher is not None:
+            elsewhere = read_json(pool.folder(cell.teacher) / STATE)["roles"]["teacher"]["training"]
+        if (one := measured(pool.folder(cell), role, metric, elsewhere)) is not None:
             found[seed] = one
     return found
 
 
-def measured(folder: Path, role: str, metric: str) -> Measured | None:
-    """One role of a finished run; None where the run had no such role."""
+def measured(folder: Path, role: str, metric: str, training: Mapping[str, Any] | None = None) -> Measured | None:
+    """One role of a finished run; None where the run had no such role. `training`: where it was trained elsewhere."""
     report, state = read_json(folder / "report.json"), read_json(folder / STATE)
     if role not in report["roles"]:
         return None
-    entry, cost = report["roles"][role], report["cost"].get(role, {})
+    entry, cost = report["roles"][role], report["cost"].get(role) or training or {}
     return Measured(
         float(entry["metrics"][metric]),
         float(entry["dev_metrics"][metric]),
@@ -121,7 +123,7 @@ def _grouped(
             owner.setdefault(key, arm)
     called = {key: word if len(owner) == 1 else f"{word} of {arm.name}" for key, arm in owner.items()}
     groups: Groups = {
-        called[key]: _measured(pool, plan.seeds, lambda s, a=arm: cell_of(a, s), role_of(arm), metric)
+        called[key]: _measured(pool, {s: cell_of(arm, s) for s in plan.seeds}, role_of(arm), metric)
         for key, arm in owner.items()
     }
     return {name: called[key] if key is not None else None for name, key in key_of.items()}, groups
