@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -304,7 +305,7 @@ def test_the_command(compared: tuple[Path, dict[str, Any], Inside], capfd: Captu
     assert json.loads(capfd.readouterr().out) == found
     assert call(words) == 0
     captured = capfd.readouterr()
-    assert "against kd" in captured.out and "10 of 10 cells are there already" in captured.err
+    assert "hint@body" in captured.out and "10 of 10 cells are there already" in captured.err
 
 
 def test_without_matplotlib_there_is_no_picture(
@@ -435,16 +436,24 @@ def test_a_cell_that_another_comparison_runs_is_waited_for(recipe: str, tmp_path
     assert [words[3].rpartition("/")[2][:7] for words in inside.commands] == ["teacher", "control"]
 
 
-def test_a_process_inherits_its_lock_and_environment(tmp_path: Path) -> None:
+def test_a_process_inherits_its_lock_and_hears_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" $OMP_NUM_THREADS\nread line < "${0%/*}/pipe"\n')
+    (tmp_path / "python").chmod(0o755)
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     lock = cells_module._lock(tmp_path / "cell")
     assert lock is not None
     with (tmp_path / "log").open("wb") as log:
-        child = process(["--version"], log, dict(os.environ), lock)
-        os.close(lock)
-        held = cells_module._lock(tmp_path / "cell") is None
-        until = monotonic() + 20
-        while child.poll() is None and monotonic() < until:
-            sleep(0.05)
-    assert child.poll() == 0 and held, "the cell stays locked while its process lives, whoever started it"
-    assert (tmp_path / "log").read_text().strip()
+        child = process(["run", "toy"], log, os.environ | {"OMP_NUM_THREADS": "2"}, lock)
+    os.close(lock)
+    assert child.poll() is None
+    assert cells_module._lock(tmp_path / "cell") is None, "locked while its process lives, whoever started it"
+    until = monotonic() + 60
+    while not (tmp_path / "log").read_text() and monotonic() < until:
+        sleep(0.02)
+    assert (tmp_path / "log").read_text() == "-m xmodal_kd run toy 2\n"
+    child.send_signal(signal.SIGTERM)
+    while child.poll() is None and monotonic() < until:
+        sleep(0.02)
+    assert child.poll() == -signal.SIGTERM
     assert cells_module._lock(tmp_path / "cell") is not None

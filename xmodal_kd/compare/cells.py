@@ -107,12 +107,8 @@ class Pool:
         todo = sorted((c for c in wanted.values() if not self.finished(c)), key=lambda c: not c.only_teacher)
         for cell in todo:
             self.failed.pop(cell.key, None)
-        if todo:
-            with (
-                Progress(len(wanted) - len(todo), todo, self.folder, self.settings.quiet) as shown,
-                _signals() as caught,
-            ):
-                _Round(self, todo, shown, caught).go()
+        with Progress(len(wanted) - len(todo), todo, self.folder, self.settings.quiet) as shown, _signals() as caught:
+            _Round(self, todo, shown, caught).go()
 
 
 class _Round:

@@ -166,7 +166,10 @@ class Plan:
         """Equal content under two names would be compared with itself."""
         seen: dict[str, str] = {}
         for arm in self.arms:
-            key = self.cell(arm, self.seeds[0]).key
+            try:
+                key = self.cell(arm, self.seeds[0]).key
+            except UserError as error:
+                raise UserError(f"{arm.name}: {error}") from None
             if key in seen:
                 raise UserError(f"compare: the arms {seen[key]!r} and {arm.name!r} are the same run")
             seen[key] = arm.name
