@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from cells import run, shown, t_interval
@@ -49,28 +51,47 @@ def cell(args: argparse.Namespace, seed: int, recipe: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def speed(args: argparse.Namespace, repeats: int = 7, samples: int = 200) -> dict[str, Any]:
+    """Seconds of `samples` samples by the teacher and by every stage's student, in turn, medians over `repeats`."""
+    import torch
+
+    from xmodal_kd.modalities.diffusion.pipeline import load_denoiser
+
+    torch.set_num_threads(1)
+    stages = sorted((args.out / f"{Path(args.recipes[0]).stem}-{args.seeds[0]}" / "student").glob("steps-*"))
+    folders = [args.out / f"teacher-{args.seeds[0]}" / "teacher", *stages]
+    models = {path.name: load_denoiser(path, quiet=True) for path in folders}
+    took: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, model in models.items():
+            noise = torch.randn(samples, *model.shape)
+            start = perf_counter()
+            model.sample(noise)
+            took[name].append(perf_counter() - start)
+    medians = {name: statistics.median(seconds) for name, seconds in took.items()}
+    faster = {name: medians["teacher"] / value for name, value in medians.items()}
+    return {"samples": samples, "repeats": repeats, "seconds": took, "times_faster": faster}
+
+
 def table(cells: list[dict[str, Any]], steps: int) -> str:
-    """A row for each sampler: FD, its ratio to the teacher's at `steps` evaluations, and how much faster it is."""
-    rows: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    """A row for each sampler: FD, its ratio to the teacher's at `steps` evaluations, KID and recall."""
+    rows: dict[tuple[str, str, int], list[tuple[float, ...]]] = {}
     for one in cells:
         full = next(p for p in one["points"] if p["role"] == "teacher" and (p["solver"], p["nfe"]) == ("ddim", steps))
         for point in one["points"]:
             role = "teacher" if point["role"] == "teacher" else one["method"]
             if role == "teacher" and one["method"] != cells[0]["method"]:
                 continue  # the same teacher again
-            measured = (
-                point[METRIC],
-                point[METRIC] / full[METRIC],
-                full["seconds_per_image"] / point["seconds_per_image"],
-            )
+            measured = point[METRIC], point[METRIC] / full[METRIC], point["kid_clf"], point["recall"]
             rows.setdefault((role, point["solver"], point["nfe"]), []).append(measured)
     lines = [
-        f"| sampler | solver | evaluations | {METRIC} | ratio to teacher@{steps} | times faster |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| sampler | solver | evaluations | {METRIC} | ratio to teacher@{steps} | kid_clf | recall |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (role, solver, nfe), values in rows.items():
-        fd, ratio, faster = (t_interval(column) for column in zip(*values, strict=True))
-        lines.append(f"| {role} | {solver} | {nfe} | {shown(fd, 2)} | {shown(ratio, 2)} | {faster[0]:.1f} |")
+        fd, ratio, kid, recall = (t_interval(column) for column in zip(*values, strict=True))
+        measured_ = f"{shown(fd, 2)} | {shown(ratio, 2)} | {kid[0]:.4f} | {recall[0]:.2f}"
+        lines.append(f"| {role} | {solver} | {nfe} | {measured_} |")
     return "\n".join(lines)
 
 
@@ -90,8 +111,10 @@ def main() -> None:
         keys = [(seed, recipe) for recipe in args.recipes for seed in args.seeds]
         cells = list(pool.map(lambda key: cell(args, *key), keys))
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    args.results.write_text(json.dumps({"overrides": args.set, "cells": cells}, indent=1) + "\n")
+    speeds = speed(args)
+    args.results.write_text(json.dumps({"overrides": args.set, "speed": speeds, "cells": cells}, indent=1) + "\n")
     print(table(cells, args.steps))
+    print("\ntimes faster than the teacher, in turn:", {k: round(v, 1) for k, v in speeds["times_faster"].items()})
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_a_recipe_with_its_defaults(tmp_path: Path) -> None:
     assert (recipe.seed, recipe.threads, recipe.method, recipe.control) == (1, 1, MethodSpec(name="distil"), True)
     assert recipe.train.optimizer.lr == 0.001 and recipe.train.batch_size == 32
     assert recipe.objective[1].weight == 0.5 and recipe.objective[0].on == "logits"
-    assert recipe.objective[2].signal("student") == "a" and recipe.objective[2].signal("teacher") == "b"
+    assert recipe.objective[2].signals("student") == ("a",) and recipe.objective[2].signals("teacher") == ("b",)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_recipe_with_its_defaults(tmp_path: Path) -> None:
         ("weight: 0.5", "weight: -1", "r.yaml:13: objective.1.weight: Input should be greater than or equal to 0"),
         ("model: conv\n  train:\n    steps: 5", "params: {}", "r.yaml:4: teacher: give path (a saved teacher), or"),
         ("  train:\n    steps: 5\n", "", "teacher: a teacher that is not loaded from a path needs train"),
-        ("      student: a", "      student: [a]", "r.yaml:17: objective.2.on.student: Input should be a valid string"),
+        ("      student: a", "      student: 3", "r.yaml:17: objective.2.on.student: Input should be a valid string"),
         ("    on:\n      student: a\n      teacher: b", "    on: 3", "r.yaml:16: objective.2.on: Input should be"),
         ("loss: kd", "loss: ctc", "r.yaml:10: objective: two terms are called ctc: give each its own name"),
         ("loss: kd", "{loss: kd", "not YAML"),

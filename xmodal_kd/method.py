@@ -156,7 +156,9 @@ class Distil:
 
     def _says(self, role: str, roles: Roles, batch: Batch) -> Signals:
         side = "teacher" if role == "teacher" and self.role != "teacher" else "student"
-        return self.adapter.signals(role, roles[role], batch, self.objective.features(side))
+        said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
+        said.model = roles[role]
+        return said
 
     def _teacher(self, roles: Roles, batch: Batch) -> Signals | None:
         if not self.objective.needs_teacher:

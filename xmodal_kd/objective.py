@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import reduce
 from typing import Any
 
 import torch
@@ -18,11 +16,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .errors import UserError, nearest
+from .inputs import Given, collect, compared, gather, rows_in
 from .losses import LOSSES, LossSpec
 from .losses.base import full_precision
 from .ranks import Ranks
 from .recipe import Term
-from .signals import OUTPUTS, Layout, Signal, Signals
+from .signals import OUTPUTS, Signals
 from .streams import Streams
 
 
@@ -99,9 +98,11 @@ class _Compiled(nn.Module):
         if self.spec.reduction == "items":
             return self.name
         sides = ["student", "teacher"] if self.spec.needs_teacher else ["student"]
-        read = [f"{side} {self.term.signal(side)}" for side in sides]  # type: ignore[arg-type]
+        read = [f"{side} {' '.join(self.term.signals(side))}" for side in sides]
         if "labels" in self.spec.inputs:
             read.append("labels")
+        if "regions" in self.spec.inputs:
+            read.append(f"regions {self.term.regions}")
         return f"{self.spec.reduction} of {', '.join(read)}"
 
 
@@ -149,8 +150,8 @@ class Objective(nn.Module):
 
     def features(self, role: str) -> list[str]:
         """Module paths (or globs) whose output the terms compare, for the adapter to capture."""
-        wanted = [t.term.signal(role) for t in self if role == "student" or t.spec.needs_teacher]  # type: ignore[arg-type]
-        return sorted({path for path in wanted if path not in OUTPUTS})
+        terms = [t for t in self if role == "student" or t.spec.needs_teacher]
+        return sorted({path for t in terms for path in t.term.signals(role) if path not in OUTPUTS})
 
     def build(self, student: Signals, teacher: Signals | None, streams: Streams) -> Objective:
         """Make the projectors and modules that these signals' widths ask for. Returns self.
@@ -158,21 +159,33 @@ class Objective(nn.Module):
         Their initial weights come from streams of their own, so one more changes nothing else.
         """
         for term in self:
-            pair = self._signals(term, student, teacher)
-            width_s = pair[0].rows.shape[-1]
-            width_t = pair[1].rows.shape[-1] if pair[1] is not None else width_s
-            like = full_precision(pair[0].rows)
+            mine, theirs = compared(term.name, term.term, term.spec, student, teacher)
+            widths_s = [signal.rows.shape[-1] for signal in mine]
+            widths_t = [signal.rows.shape[-1] for signal in theirs] or widths_s
+            like = full_precision(mine[0].rows)
             with streams.forked("objective", term.name):
-                if term.spec.needs_teacher and self._wants_projector(term, width_s, width_t):
-                    term.projector = nn.Linear(width_s, width_t).to(like)
-                    width_s = width_t
+                if term.spec.needs_teacher and self._wants_projector(term, widths_s[0], widths_t[0]):
+                    term.projector = nn.Linear(widths_s[0], widths_t[0]).to(like)
+                    widths_s = widths_t
                 if term.spec.is_module:
-                    term.module = term.spec.fn(width_s, width_t, **term.params).to(like)
+                    shape = (widths_s, widths_t, [len(signal.layout.grid or ()) for signal in mine])
+                    term.module = self._made(term, *(shape if term.spec.many else (each[0] for each in shape))).to(like)
         self.built = True
         return self
 
     @staticmethod
+    def _made(term: _Compiled, *shape: Any) -> nn.Module:
+        try:
+            return term.spec.make(*shape, **term.params)
+        except ValueError as error:
+            raise UserError(f"term {term.name!r}: {error}") from None
+
+    @staticmethod
     def _wants_projector(term: _Compiled, width_s: int, width_t: int) -> bool:
+        if term.spec.many:
+            if term.term.projector == "linear":
+                raise UserError(f"term {term.name!r} compares several signals: no projector goes before it")
+            return False
         if term.term.projector == "auto":
             return width_s != width_t and "widths_differ" not in term.spec.properties and term.term.on not in OUTPUTS
         return term.term.projector == "linear"
@@ -185,104 +198,58 @@ class Objective(nn.Module):
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
             if weight > 0:
-                total, count = self._term(term, student, teacher, ranks or Ranks())
-                parts[term.name] = Part(total, count, weight, term.unit)
+                total, count, unit = self._term(term, student, teacher, ranks or Ranks(), step / self.steps)
+                parts[term.name] = Part(total, count, weight, unit)
         if not parts:
             raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
         return LossOut(parts)
 
-    def _signals(self, term: _Compiled, student: Signals, teacher: Signals | None) -> tuple[Signal, Signal | None]:
-        mine = _named(student, term.term.signal("student"))
-        if not term.spec.needs_teacher:
-            return mine, None
-        if teacher is None:
-            raise UserError(f"term {term.name!r} compares with a teacher, and there is none")
-        theirs = _named(teacher, term.term.signal("teacher"))
-        if not mine.layout.same_rows(theirs.layout):
-            raise UserError(
-                f"term {term.name!r}: the student's {len(mine.layout)} {mine.layout.kind} rows and the teacher's "
-                f"{len(theirs.layout)} {theirs.layout.kind} rows are not aligned: row i must mean the same in both"
-            )
-        return mine, theirs
-
-    def _term(self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
-        mine, theirs = self._signals(term, student, teacher)
-        layouts = [mine.layout] if theirs is None else [mine.layout, theirs.layout]
-        labels = student["labels"] if "labels" in term.spec.inputs else None
-        by_row = labels is not None and labels.layout.kind == mine.layout.kind
-        if labels is not None and by_row:  # a row without a label is no row of this term
-            if not labels.layout.same_rows(mine.layout):
-                raise UserError(
-                    f"term {term.name!r}: {len(labels.layout)} labels and the student's {len(mine.layout)} "
-                    f"{mine.layout.kind} rows are not aligned"
-                )
-            layouts.append(labels.layout)
-        valid = _valid(layouts)
-        given: dict[str, Any] = {
-            "student": full_precision(_chosen(mine.rows, valid)),
-            "item": _chosen(mine.layout.item, valid),
-            "items": mine.layout.items,
-            "ids": student.ids,
-        }
-        if theirs is not None:
-            given["teacher"] = full_precision(_chosen(theirs.rows.detach(), valid))
-        if labels is not None:
-            which = valid if by_row else _valid([labels.layout])
-            given |= {"labels": _chosen(labels.rows, which), "label_item": _chosen(labels.layout.item, which)}
-        with torch.autocast(given["student"].device.type, enabled=False):
+    def _term(
+        self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks, progress: float
+    ) -> tuple[Tensor, Tensor, str]:
+        """Total, count and what was counted: a loss that leaves out some of its rows counts as no other does."""
+        given = collect(
+            term.name, term.term, term.spec, student, teacher, progress, projected=term.projector is not None
+        )
+        some = given["student"][0] if term.spec.many else given["student"]
+        with torch.autocast(some.device.type, enabled=False):
             if term.projector is not None:
                 given["student"] = term.projector(given["student"])
             if term.spec.reduction == "batch":
-                return self._batch(term, given, ranks)
+                return *self._batch(term, given, ranks), term.unit
             out = self._call(term, given)
-        values, counted = out if isinstance(out, tuple) else (out, None)
-        count = values.new_tensor(float(values.numel())) if counted is None else counted.sum().to(values.dtype)
-        return values.sum(), count
+        if isinstance(out, tuple):
+            values, counted = out
+            return values.sum(), counted.sum().to(values.dtype), term.name
+        return out.sum(), out.new_tensor(float(out.numel())), term.unit
 
-    def _batch(self, term: _Compiled, given: dict[str, Any], ranks: Ranks) -> tuple[Tensor, Tensor]:
+    def _batch(self, term: _Compiled, given: Given, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """A loss over all ranks' rows: every rank computes the same value and keeps its own rows' gradient.
 
         Each reports 1/world of the value with the whole gradient, so that the sum over ranks is right for both.
         """
-        item = given["item"]
-        gathered = {
-            key: ranks.gather_rows(value) if key in ("student", "teacher", "labels") else value
-            for key, value in given.items()
-        }
-        if len(gathered["student"]) < 2:  # no relation to learn from: nothing to add, the graph stays intact
-            return gathered["student"].sum() * 0.0, item.new_zeros((), dtype=torch.float32)
-        value = self._call(term, gathered)
+        gathered = gather(term.spec, given, ranks)
+        if rows_in(gathered) < 2:  # no relation to learn from: nothing to add, the graph stays intact
+            rows = gathered["student"]
+            total = torch.stack([x.sum() for x in (rows if isinstance(rows, list) else [rows])]).sum()
+            return total * 0.0, total.new_zeros((), dtype=torch.float32)
+        value = self._call(term, gathered, share=1 / ranks.world)
         if ranks.world > 1:
             value = value / ranks.world + (value - value.detach()) * (1 - 1 / ranks.world)
         return value, value.new_tensor(1 / ranks.world)
 
-    def _call(self, term: _Compiled, given: Mapping[str, Any]) -> Any:
+    def _call(self, term: _Compiled, given: Given, share: float = 1.0) -> Any:
+        """The loss's values. A module's parameters get `share` of the gradient: that of one rank of several."""
         inputs = [given[name] for name in term.spec.inputs]
         try:
-            if term.spec.is_module:
-                if term.module is None:
-                    raise UserError(f"term {term.name!r} has modules: call build() before the first step")
+            if not term.spec.is_module:
+                chunks = {"index": given["index"]} if "index" in given else {}
+                return term.spec.fn(*inputs, **term.params, **chunks)
+            if term.module is None:
+                raise UserError(f"term {term.name!r} has modules: call build() before the first step")
+            if share == 1:
                 return term.module(*inputs)
-            return term.spec.fn(*inputs, **term.params)
+            shared = {name: share * p + (1 - share) * p.detach() for name, p in term.module.named_parameters()}
+            return torch.func.functional_call(term.module, shared, tuple(inputs))
         except ValueError as error:
             raise UserError(f"term {term.name!r}: {error}") from None
-
-
-def _valid(layouts: Sequence[Layout]) -> Tensor | None:
-    """Rows valid in every layout; None where all are known to be, for then nothing is copied."""
-    masks = [layout.mask for layout in layouts if not layout.full]
-    return reduce(torch.Tensor.logical_and, masks) if masks else None
-
-
-def _chosen(rows: Tensor, valid: Tensor | None) -> Tensor:
-    return rows if valid is None else rows[valid]
-
-
-def _named(signals: Signals, path: str) -> Signal:
-    """A signal by name, or the only captured one that a glob matches."""
-    if path in signals:
-        return signals[path]
-    found = [name for name in signals if fnmatchcase(name, path)]
-    if len(found) > 1:
-        raise UserError(f"{path!r} names {len(found)} signals ({', '.join(found[:4])}): one term compares one pair")
-    return signals[found[0] if found else path]

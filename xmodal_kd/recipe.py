@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -95,29 +95,40 @@ class Teacher(Strict):
         return self
 
 
-class On(Strict):
-    """The compared signal where its name differs between the roles."""
+Paths = Annotated[tuple[str, ...], Field(min_length=1)]
 
-    student: str
-    teacher: str
+
+class On(Strict):
+    """The compared signals where their names differ between the roles."""
+
+    student: str | Paths
+    teacher: str | Paths
 
 
 class Term(Strict):
     """One weighted loss of the objective."""
 
     loss: str
-    on: str | On = "logits"
-    """``logits``, or the path of a module whose output is compared (globs allowed; ``<path>:input`` for its input)."""
+    on: str | Paths | On = "logits"
+    """``logits``, or the path of a module whose output is compared (globs allowed; ``<path>:input`` for its input).
+
+    A list, or a glob of several modules, where the loss compares several at once."""
     weight: float = Field(1.0, ge=0)
     schedule: Schedule = Schedule()
     projector: Literal["auto", "linear", "none"] = "auto"
     """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
+    regions: str = "labels"
+    """Signal of the student that numbers the region of each row: classes, instances, superpoints."""
+    head: str | None = None
+    """Path of the teacher's module from features to scores, for losses that run the student's features through it."""
     name: str | None = None
     """For the log; the loss's name unless two terms share it."""
     params: dict[str, Any] = Field(default_factory=dict)
 
-    def signal(self, role: Literal["student", "teacher"]) -> str:
-        return self.on if isinstance(self.on, str) else getattr(self.on, role)
+    def signals(self, role: str) -> tuple[str, ...]:
+        """What is compared of `role` ("student" or "teacher"), as written: names, paths, globs."""
+        on = getattr(self.on, role) if isinstance(self.on, On) else self.on
+        return (on,) if isinstance(on, str) else on
 
 
 class Recipe(Strict):

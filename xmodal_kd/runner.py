@@ -27,6 +27,7 @@ from .optim import build_optimizer, scaling
 from .ranks import ranks_of
 from .recipe import Loaded, M, MethodSpec, Recipe, Term, Train
 from .setup import check_trackers, make_accelerator
+from .signals import OUTPUTS
 from .streams import Streams
 
 STATE, RECIPE = "state.json", "recipe.yaml"
@@ -122,11 +123,11 @@ class Run:
             loaded = (
                 self._load("teacher") if teacher.path else build(self.adapter, self.loaded, "teacher", self.streams)
             )
-            _find_all("teacher", loaded, objective.features("teacher"))
+            _find_all("teacher", loaded, objective)
         elif self.options.only == "teacher":
             raise UserError("--only teacher: the recipe has no teacher")
         student = build(self.adapter, self.loaded, "student", self.streams)
-        _find_all("student", student, objective.features("student"))
+        _find_all("student", student, objective)
         method = make_method(self.loaded, self.adapter, self.recipe.train, self.recipe.objective, self.streams)
         method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
@@ -327,17 +328,27 @@ class Run:
         }
 
 
-def _find_all(role: str, model: nn.Module, features: Sequence[str]) -> None:
-    for feature in features:
-        try:
-            found = find_modules(model, split(feature)[0])
-        except UserError as error:
-            raise UserError(f"objective, {role}: {error}") from None
-        if len(found) > 1:
-            raise UserError(
-                f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "
-                "one term compares one pair"
-            )
+def _find_all(role: str, model: nn.Module, objective: Objective) -> None:
+    """Every module that the terms name is there, and no more than one where a term compares one pair."""
+    for term in objective:
+        if role == "teacher" and term.term.head is not None:
+            _find(role, model, term.term.head)
+        if role == "teacher" and not term.spec.needs_teacher:
+            continue
+        for feature in set(term.term.signals(role)) - OUTPUTS:
+            found = _find(role, model, split(feature)[0])
+            if len(found) > 1 and not term.spec.many:
+                raise UserError(
+                    f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "
+                    "one term compares one pair"
+                )
+
+
+def _find(role: str, model: nn.Module, pattern: str) -> list[str]:
+    try:
+        return find_modules(model, pattern)
+    except UserError as error:
+        raise UserError(f"objective, {role}: {error}") from None
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:

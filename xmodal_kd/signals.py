@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UserError, nearest
 
@@ -105,6 +105,8 @@ class Signals:
     def __init__(self, ids: Tensor | None = None) -> None:
         #: ``(b,)`` int64 ids of the samples in the whole training set, for memory banks and caches.
         self.ids = ids
+        #: The model that says this, for losses that run a part of it again (the teacher's head); set by the method.
+        self.model: nn.Module | None = None
         self._signals: dict[str, Signal] = {}
         self._views: dict[str, Signals] = {}
 
@@ -163,6 +165,7 @@ class Signals:
     def detach(self) -> Signals:
         """The same signals cut from the graph: a teacher is never trained through a loss."""
         out = Signals(self.ids)
+        out.model = self.model
         for name, (rows, layout) in self._signals.items():
             out.add(name, rows.detach(), layout)
         for tag, view in self._views.items():

@@ -12,23 +12,39 @@ batch      a scalar of all rows (Gram matrices, correlations)  one; rows are gat
 ========== =================================================== =====================================
 
 An ``items`` loss may return ``(values, counted)`` when some items cannot be scored (an utterance that is too short
-for its transcript). What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
-``cls(student_width, teacher_width, **params)``, called like a function, owned by the objective, seen by the optimizer.
+for its transcript).
+
+**Several signals.** A loss that annotates ``student: list[...]`` compares lists, the terms' ``on`` being lists or globs
+of several modules; ``teacher``, ``item``, ``cell`` and ``grid`` are then lists beside it. Lists of equal length are
+pairs, valid where both of a pair are; of unequal length (layers of a deep and a shallow network) they hold the same
+rows throughout.
+
+**Maps.** A loss that needs neighbourhoods takes ``cell`` and ``grid`` and lays its valid rows out by `to_maps`. One
+that annotates ``grid: tuple[int, ...] | None`` also takes rows without a grid, and is given None then.
+
+**Modules.** What has parameters or memory is an ``nn.Module`` class instead of a function: it is built as
+``cls(student_width, teacher_width, **params)`` (lists of widths for lists; a third positional ``axes`` is the number of
+the grid's axes, 0 without a grid), called like a function, owned by the objective, seen by the optimizer; its buffers
+are in the checkpoint. A part that learns beside the student (a critic, an auto-encoder of the teacher) adds its own
+loss by `beside`, on detached rows, and stands `frozen` in the student's.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from math import prod
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
 from ..registry import Registry
+from . import blocks
 
 Reduction = Literal["rows", "items", "batch"]
 #: A hyper-parameter above 0: a temperature, an exponent.
@@ -40,10 +56,17 @@ INPUTS: Mapping[str, str] = {
     "teacher": "(n, d) rows of the teacher, row i beside row i of the student, without gradient",
     "item": "(n,) item of the batch of each row",
     "items": "number of items in the batch",
-    "labels": "(m,) labels: one a row (m = n) or one a token of each item",
+    "labels": "(m,) labels: one a row (m = n) or one a token of each item; (n, c) targets of a regression",
     "label_item": "(m,) item of the batch of each label",
     "ids": "(b,) ids of the samples in the whole training set",
+    "regions": "(n,) region of each row, from the signal that the term's `regions` names; rows below 0 are left out",
+    "grid": "shape of one item's rows, which must form a grid",
+    "cell": "(n,) ascending: the cell of each row among the items x prod(grid) of the batch",
+    "head": "the teacher's frozen module that the term's `head` names, from rows (n, d) to rows",
+    "progress": "share of the training that is done, from 0 to 1",
 }
+#: Inputs that say where a row stands in its own process: they have no meaning among rows of all ranks.
+LOCAL = frozenset({"label_item", "grid", "cell"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,10 @@ class LossSpec:
     needs: frozenset[str]
     properties: frozenset[str]
     confidence: Literal["A", "B", "C"]
+    many: bool = False
+    """Compares lists of signals."""
+    ragged: bool = True
+    """Takes rows that form no grid."""
 
     @property
     def summary(self) -> str:
@@ -75,6 +102,18 @@ class LossSpec:
     def is_module(self) -> bool:
         return isinstance(self.fn, type)
 
+    @property
+    def alone(self) -> bool:
+        """Each row's value is of that row alone, so that rows may be taken in chunks."""
+        plain = not (self.is_module or self.many) and {"student", "teacher", "labels"}.issuperset(self.inputs)
+        return plain and self.reduction == "rows"
+
+    def make(self, student_width: Any, teacher_width: Any, axes: Any = 0, **params: Any) -> nn.Module:
+        """The module of a loss that is one; `axes`, the number of axes of the grid, for those that ask for it."""
+        asks = "axes" in inspect.signature(self.fn).parameters
+        made: nn.Module = self.fn(student_width, teacher_width, *([axes] if asks else []), **params)
+        return made
+
     def describe(self) -> dict[str, Any]:
         """The fields of ``list losses --json``."""
         return {
@@ -87,8 +126,14 @@ class LossSpec:
             "reduction": self.reduction,
             "properties": sorted(self.properties),
             "confidence": self.confidence,
-            "parameters": {k: None if v.is_required() else v.default for k, v in self.params.model_fields.items()},
+            "parameters": {k: _plain(v) for k, v in self.params.model_fields.items()},
         }
+
+
+def _plain(field: FieldInfo) -> Any:
+    """A parameter's default as JSON has it; None where it has none."""
+    default = None if field.is_required() else field.default
+    return list(default) if isinstance(default, tuple) else default
 
 
 LOSSES: Registry[LossSpec] = Registry("loss")
@@ -111,51 +156,96 @@ def loss(
     Properties that the tests hold a loss to: ``zero_at_teacher`` (its minimum, 0, at student = teacher),
     ``shift_invariant`` (a constant added to a row), ``row_shift_invariant`` (one vector added to all rows),
     ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector), ``held_weight`` (a factor of the value
-    is held fixed in the gradient).
+    is held fixed in the gradient), ``selective`` (some rows rightly get no gradient: maxima, rows outside a region),
+    ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
+    ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own).
     """
 
     def add(fn: F) -> F:
-        if not isinstance(fn, type):
-            fn = _precise(fn)
         spec = _spec(fn)
+        if spec.is_module:
+            fn.forward = _precise(fn.forward)  # type: ignore[attr-defined]
+        else:
+            fn = _in_chunks(_precise(fn)) if spec.alone else _precise(fn)
+            spec = replace(spec, fn=fn)
         LOSSES.add(name, spec)
         fn.spec = spec  # type: ignore[attr-defined]
         return fn
 
     def _spec(fn: F) -> LossSpec:
-        forward = fn.forward if isinstance(fn, type) and issubclass(fn, nn.Module) else fn
+        forward: Any = fn.forward if isinstance(fn, type) and issubclass(fn, nn.Module) else fn
         inputs = tuple(_positional(forward))
         if unknown := set(inputs) - set(INPUTS):
             raise TypeError(
                 f"loss {name!r} asks for unknown inputs {sorted(unknown)}; known: {', '.join(INPUTS)}; "
                 "hyper-parameters stand behind a * in its signature"
             )
-        if reduction == "batch" and (local := set(inputs) - {"student", "teacher", "labels"}):
-            raise TypeError(f"loss {name!r}: only rows and labels are gathered over ranks, not {sorted(local)}")
+        if reduction == "batch" and (local := set(inputs) & LOCAL):
+            raise TypeError(f"loss {name!r} is over all ranks' rows, where {sorted(local)} mean nothing")
+        hints = get_type_hints(forward)
+        many = get_origin(hints["student"]) is list
+        ragged = "grid" not in inputs or "None" in str(hints["grid"])
+        if many and (single := set(inputs) & {"labels", "label_item", "regions"}):
+            raise TypeError(f"loss {name!r} compares lists of signals: it has no one row for {sorted(single)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())
         words |= {"teacher"} if "teacher" in inputs else set()
         return LossSpec(
             name, fn, reduction, inputs, _params_model(name, fn), family, paper, year,
-            frozenset(words), frozenset(properties.split()), confidence,
+            frozenset(words), frozenset(properties.split()), confidence, many, ragged,
         )  # fmt: skip
 
     return add
 
 
 def _precise(fn: F) -> F:
-    """`fn` in at least float32 whatever its inputs and the autocast: a KL of bf16 rows can come out negative."""
+    """`fn` in at least float32 whatever its inputs and the autocast: a KL of bf16 rows can come out negative.
+
+    The teacher's rows are detached here as well, for losses in loops of one's own.
+    """
+    names = list(inspect.signature(fn).parameters)
 
     @wraps(fn)
     def call(*inputs: Any, **params: Any) -> Any:
-        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+        device = next(_tensors(inputs)).device.type
+        given = [_detached(x) if name == "teacher" else x for name, x in zip(names, inputs, strict=False)]
         with torch.autocast(device, enabled=False):
-            return fn(*(full_precision(x) for x in inputs), **params)
+            return fn(*(full_precision(x) for x in given), **params)
 
     return call  # type: ignore[return-value]
 
 
+def _in_chunks(fn: F) -> F:
+    """`fn`, whose rows know nothing of one another, in chunks where they are many.
+
+    With ``index`` ``(m,)`` only the rows that it names are taken.
+    """
+
+    @wraps(fn)
+    def call(student: Tensor, *others: Tensor, index: Tensor | None = None, **params: Any) -> Any:
+        aligned = all(len(x) == len(student) for x in others)
+        if index is None and (student.numel() <= blocks.BLOCK or not aligned):
+            return fn(student, *others, **params)
+        return blocks.row_by_row(lambda *rows: fn(*rows, **params), student, [x.detach() for x in others], index)
+
+    return call  # type: ignore[return-value]
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from _tensors(value)
+
+
+def _detached(value: Any) -> Any:
+    return [x.detach() for x in value] if isinstance(value, list) else value.detach()
+
+
 def full_precision(value: Any) -> Any:
-    """Half-precision tensors in float32; everything else, float64 included, as it is."""
+    """Half-precision tensors in float32, also within a list; everything else, float64 included, as it is."""
+    if isinstance(value, list):
+        return [full_precision(x) for x in value]
     half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.float() if half else value
 
@@ -204,3 +294,38 @@ def item_mean(values: Tensor, item: Tensor, items: int) -> Tensor:
     """Mean of each item's rows: ``(b, ...)``; 0 for an item without rows."""
     count = torch.bincount(item, minlength=items).clamp(min=1)
     return item_sum(values, item, items) / count.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def to_maps(rows: Tensor, cell: Tensor, items: int, grid: tuple[int, ...]) -> Tensor:
+    """Rows ``(n, c)`` laid out on their grid, channels first: ``(b, c, *grid)``, 0 where no row is valid."""
+    cells = items * prod(grid)
+    if len(rows) != cells:  # all cells, in order, are the rows as they are
+        rows = rows.new_zeros(cells, rows.shape[1]).index_copy(0, cell, rows)
+    return rows.reshape(items, *grid, rows.shape[1]).movedim(-1, 1)
+
+
+def to_rows(maps: Tensor, cell: Tensor) -> Tensor:
+    """The valid rows ``(n, c)`` of maps ``(b, c, *grid)``: what `to_maps` laid out."""
+    rows = maps.movedim(1, -1).reshape(-1, maps.shape[1])
+    return rows if len(rows) == len(cell) else rows[cell]
+
+
+def beside(value: Tensor, own: Tensor) -> Tensor:
+    """`value` with the gradient of `own` added: one backward pass trains the student and what learns beside it.
+
+    `own` is the loss of a critic or an auto-encoder on detached rows; `value`, which is what is logged, must be
+    computed with that part `frozen`, or its gradient would train it the other way. A term's weight scales both.
+    """
+    return value + (own - own.detach())
+
+
+def frozen(module: nn.Module, *inputs: Any) -> Any:
+    """``module(*inputs)`` whose parameters get no gradient and whose buffers stay, while the inputs get theirs."""
+    like = next(_tensors(inputs)).dtype
+    held = {name: _as(p.detach(), like) for name, p in module.named_parameters()}
+    held |= {name: _as(b.detach().clone(), like) for name, b in module.named_buffers()}
+    return torch.func.functional_call(module, held, inputs)
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value

@@ -125,3 +125,24 @@ def ofa(
     is_label = F.one_hot(labels, student.shape[-1]).to(student.dtype)
     target = (torch.softmax(teacher, dim=-1) + is_label).pow(eps) - is_label
     return -(target * F.log_softmax(student, dim=-1)).sum(dim=-1)
+
+
+@loss(
+    "bounded_reg", reduction="rows", family="logits", year=2017, confidence="B", needs="regression",
+    paper="Chen et al.: Learning Efficient Object Detection Models with Knowledge Distillation",
+    properties="selective",
+)  # fmt: skip
+def bounded_reg(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Float[Tensor, "n c"],
+    *, margin: Annotated[float, Field(ge=0)] = 0.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``|s - y|^2 where |s - y|^2 + m > |t - y|^2, else 0``: the teacher bounds the error, it is no target.
+
+    For real outputs: boxes, durations, pitch. A row on which the student already beats the teacher, by the margin,
+    costs nothing. The smooth L1 distance to the labels is a term of its own; published with a weight of 0.5 beside it.
+    """
+    same_shape(student, teacher)
+    if labels.shape != student.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} are not one target an output of student {tuple(student.shape)}")
+    own, bound = ((rows - labels).square().sum(dim=-1) for rows in (student, teacher))
+    return own * (own + margin > bound)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Positive, loss, same_shape
+from .blocks import summed_rows
 
 
 @loss(
@@ -110,7 +111,22 @@ def dist(
     same_shape(student, teacher)
     if len(student) < 2:
         raise ValueError(f"dist compares rows with one another: it needs at least 2, got {len(student)}")
-    p_s, p_t = torch.softmax(student / temperature, dim=-1), torch.softmax(teacher / temperature, dim=-1)
-    inter = 1 - pearson(p_s, p_t, dim=1).mean()
-    intra = 1 - pearson(p_s, p_t, dim=0).mean()
-    return temperature**2 * (beta * inter + gamma * intra)
+    n, c = student.shape
+
+    def probabilities(*rows: Tensor) -> list[Tensor]:
+        return [torch.softmax(x / temperature, dim=-1) for x in rows]
+
+    with torch.no_grad():  # a column's mean needs no gradient: what is centred by it adds up to 0
+        means = summed_rows(lambda *rows: torch.stack([p.sum(dim=0) for p in probabilities(*rows)]), student, [teacher])
+
+    def correlated(*rows: Tensor) -> Tensor:
+        """Sum of the rows' correlations, and of each column the products that make up its correlation."""
+        p_s, p_t = probabilities(*rows)
+        x, y = p_s - means[0] / n, p_t - means[1] / n
+        inter = pearson(p_s, p_t, dim=1).sum().expand(c)
+        return torch.stack([inter, (x * y).sum(dim=0), x.square().sum(dim=0), y.square().sum(dim=0)])
+
+    inter, cross, square_s, square_t = summed_rows(correlated, student, [teacher])
+    intra: Tensor = cross / (square_s.clamp(min=1e-16) * square_t.clamp(min=1e-16)).sqrt()
+    value: Tensor = beta * (1 - inter[0] / n) + gamma * (1 - intra.mean())
+    return temperature**2 * value

@@ -1,0 +1,223 @@
+"""What a loss is given of a batch: the rows that are valid on both sides, and what belongs to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import reduce
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from .errors import UserError, nearest
+from .losses import LossSpec, blocks
+from .losses.base import frozen, full_precision
+from .ranks import Ranks
+from .recipe import Term
+from .signals import Layout, Signal, Signals
+
+Given = dict[str, Any]
+#: Inputs of a loss over all ranks' rows that hold an entry for each row.
+BY_ROW = ("student", "teacher", "labels", "regions", "item")
+
+
+def compared(
+    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None
+) -> tuple[list[Signal], list[Signal]]:
+    """The student's signals of a term and the teacher's (none where the loss needs none), known to be aligned."""
+    mine = named(student, term.signals("student"), spec.many)
+    if not spec.needs_teacher:
+        return mine, []
+    if teacher is None:
+        raise UserError(f"term {name!r} compares with a teacher, and there is none")
+    theirs = named(teacher, term.signals("teacher"), spec.many)
+    if len(mine) == len(theirs):
+        pairs = list(zip(mine, theirs, strict=True))
+    else:
+        pairs = [(mine[0], other) for other in [*mine[1:], *theirs]]
+    for a, b in pairs:
+        if not a.layout.same_rows(b.layout):
+            raise UserError(
+                f"term {name!r}: the student's {len(a.layout)} {a.layout.kind} rows and the teacher's "
+                f"{len(b.layout)} {b.layout.kind} rows are not aligned: row i must mean the same in both"
+            )
+    return mine, theirs
+
+
+def named(signals: Signals, paths: Sequence[str], many: bool) -> list[Signal]:
+    """The signals that names or globs mean; where the loss compares `many`, a glob's in their natural order."""
+    found = []
+    for path in paths:
+        if path in signals:
+            found.append(path)
+            continue
+        matches = sorted((name for name in signals if fnmatchcase(name, path)), key=_natural)
+        if len(matches) > 1 and not many:
+            raise UserError(
+                f"{path!r} names {len(matches)} signals ({', '.join(matches[:4])}): one term compares one pair"
+            )
+        found += matches or [path]
+    if len(found) > 1 and not many:
+        raise UserError(f"{len(found)} signals ({', '.join(found[:4])}): this loss compares one pair a term")
+    return [signals[name] for name in found]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order in which layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def collect(
+    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, progress: float, projected: bool
+) -> Given:
+    """All inputs that `spec` asks for, by name, in at least float32, the teacher's without gradient.
+
+    Many rows of which some are not valid stay where they are if the loss may take them in chunks: `index` then names
+    those that are. Not where the student's are `projected` first.
+    """
+    mine, theirs = compared(name, term, spec, student, teacher)
+    beside = _beside(name, term, spec, student, mine[0].layout)
+    by_row = [signal for signal in beside.values() if signal.layout.kind == mine[0].layout.kind]
+    masks = _masks(mine, theirs, by_row)
+    rows, mask = mine[0].rows, masks[0]
+    large = rows.numel() > blocks.BLOCK
+    if mask is not None and large and spec.alone and not projected and len(by_row) == len(beside):
+        in_place: Given = {"student": rows, "index": mask.nonzero().squeeze(1)}
+        if theirs:
+            in_place["teacher"] = theirs[0].rows.detach()
+        return in_place | {key: signal.rows for key, signal in beside.items()}
+    layouts = [signal.layout for signal in mine]
+    lists: dict[str, list[Any]] = {
+        "student": [full_precision(_chosen(s.rows, m)) for s, m in zip(mine, masks, strict=False)],
+        "teacher": [full_precision(_chosen(s.rows.detach(), m)) for s, m in zip(theirs, masks, strict=False)],
+        "item": [_chosen(layout.item, m) for layout, m in zip(layouts, masks, strict=False)],
+    }
+    if {"grid", "cell"} & set(spec.inputs):
+        lists["grid"] = [_grid(name, layout, spec) for layout in layouts]
+        cells = [torch.arange(len(layout), device=layout.item.device) for layout in layouts]
+        lists["cell"] = [_chosen(cell, m) for cell, m in zip(cells, masks, strict=False)]
+    given: Given = {key: values if spec.many else next(iter(values), None) for key, values in lists.items()}
+    given |= {"items": layouts[0].items, "ids": student.ids, "progress": progress}
+    for key, signal in beside.items():
+        which = masks[0] if signal in by_row else _valid([signal.layout])
+        given[key] = _chosen(signal.rows, which)
+        if key == "labels":
+            given["label_item"] = _chosen(signal.layout.item, which)
+    if "head" in spec.inputs:
+        given["head"] = _head(name, term, teacher)
+    if "ids" in spec.inputs and student.ids is None:
+        raise UserError(f"term {name!r}: the loss {spec.name} needs the samples' ids, and the adapter gives none")
+    return given
+
+
+def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Layout) -> dict[str, Signal]:
+    """Labels and regions; those of the student's kind of row must stand beside its rows."""
+    sources = {"labels": "labels", "regions": term.regions}
+    beside = {key: student[source] for key, source in sources.items() if key in spec.inputs}
+    for key, signal in beside.items():
+        if (signal.layout.kind == layout.kind or key == "regions") and not signal.layout.same_rows(layout):
+            raise UserError(
+                f"term {name!r}: {len(signal.layout)} {sources[key]} and the student's {len(layout)} "
+                f"{layout.kind} rows are not aligned"
+            )
+    if "regions" in beside:  # what belongs to no region is no row of this term
+        rows, own = beside["regions"]
+        inside = Layout(own.kind, own.mask & (rows >= 0), own.item, own.items, own.grid)
+        beside["regions"] = Signal(rows, inside)
+    return beside
+
+
+def _masks(mine: list[Signal], theirs: list[Signal], by_row: list[Signal]) -> list[Tensor | None]:
+    """Valid rows of each signal: of each pair, or of all where the numbers of signals differ."""
+    always = [signal.layout for signal in by_row]
+    if theirs and len(mine) != len(theirs):
+        common = _valid([signal.layout for signal in [*mine, *theirs]] + always)
+        return [common] * max(len(mine), len(theirs))
+    others = theirs or mine
+    return [_valid([a.layout, b.layout, *always]) for a, b in zip(mine, others, strict=True)]
+
+
+def _valid(layouts: Sequence[Layout]) -> Tensor | None:
+    """Rows valid in every layout; None where all are known to be, for then nothing is copied."""
+    masks = [layout.mask for layout in layouts if not layout.full]
+    return reduce(torch.Tensor.logical_and, masks) if masks else None
+
+
+def _chosen(rows: Tensor, valid: Tensor | None) -> Tensor:
+    return rows if valid is None else rows[valid]
+
+
+def _grid(name: str, layout: Layout, spec: LossSpec) -> tuple[int, ...] | None:
+    if layout.grid:
+        return layout.grid
+    if not spec.ragged:
+        raise UserError(f"term {name!r}: its loss works on maps, and the {layout.kind} rows form no grid")
+    return None
+
+
+# ---------------------------------------------------------------- the teacher's head
+
+
+class Head:
+    """A part of the teacher as a function of rows, through which gradients pass but which they never reach."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        module = self.module
+        if isinstance(module, _ConvNd) and set(module.kernel_size) == {1} and module.groups == 1:
+            bias = None if module.bias is None else module.bias.detach().to(rows.dtype)
+            return F.linear(rows, module.weight.detach().flatten(1).to(rows.dtype), bias)
+        out: Tensor = frozen(module, rows)
+        return out
+
+
+def _head(name: str, term: Term, teacher: Signals | None) -> Head:
+    if term.head is None:
+        raise UserError(f"term {name!r}: its loss runs features through the teacher's head: say head: <module path>")
+    if teacher is None or teacher.model is None:
+        raise UserError(f"term {name!r}: head {term.head!r} belongs to a teacher whose model this method does not give")
+    modules = dict(teacher.model.named_modules())
+    if term.head not in modules:
+        raise UserError(f"term {name!r}: the teacher has no module {term.head!r}{nearest(term.head, modules)}")
+    return Head(modules[term.head])
+
+
+# ---------------------------------------------------------------- over ranks
+
+
+def gather(spec: LossSpec, given: Given, ranks: Ranks) -> Given:
+    """The inputs of a loss over the whole batch from all ranks; items are numbered on from rank to rank."""
+    if ranks.world == 1:
+        return given
+    wanted = {*spec.inputs, "student"}
+    out = {**given}
+    if wanted & {"item", "items", "ids"}:
+        counts = ranks.gather_rows(torch.tensor([given["items"]], device=_first(given["student"]).device)).tolist()
+        before = [0, *accumulate(counts)][ranks.rank]
+        out["item"] = _each(given["item"], lambda item: item + before)
+        out["items"] = sum(counts)
+    for key in BY_ROW:
+        if key in wanted:
+            out[key] = _each(out[key], ranks.gather_rows)
+    if "ids" in wanted:
+        out["ids"] = ranks.gather_rows(given["ids"])
+    return out
+
+
+def _each(value: Any, change: Any) -> Any:
+    return [change(x) for x in value] if isinstance(value, list) else change(value)
+
+
+def _first(value: Tensor | list[Tensor]) -> Tensor:
+    return value[0] if isinstance(value, list) else value
+
+
+def rows_in(given: Mapping[str, Any]) -> int:
+    return len(_first(given["student"]))

@@ -1,0 +1,122 @@
+"""Logits compared at several temperatures and levels: row by row, between samples, between classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import blocks
+from .base import Positive, loss, same_shape
+from .blocks import summed_rows
+from .logits import kl
+
+Temperatures = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+@loss(
+    "mlkd", reduction="batch", family="logits", year=2023, properties="zero_at_teacher shift_invariant",
+    paper="Jin, Wang, Lin: Multi-Level Logit Distillation",
+)  # fmt: skip
+def mlkd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0), instance: float = 1.0, batch: float = 1.0,
+    classes: float = 1.0, confident: Literal["all", "half", "release"] = "all",
+) -> Float[Tensor, ""]:  # fmt: skip
+    """``sum_T [T^2 mean KL(p_t || p_s) + |p_s p_s' - p_t p_t'|_F^2 / n + |p_s' p_s - p_t' p_t|_F^2 / c]``.
+
+    One call sees one view of the samples. The paper adds two: a term on the strong view, and one on the weak view with
+    ``confident: half``. Published with a weight of 0.9. The (n x n) and (c x c) matrices are never both made: the
+    squared norm of either comes from products of whichever side is smaller. For samples, points or utterances of up to
+    some thousand classes; rows of all ranks are compared.
+
+    Args:
+        temperatures: p is the softmax at each of them.
+        instance, batch, classes: weights of the three parts.
+        confident: ``half`` keeps the samples, and the classes, of which the teacher is least sure, up to the median of
+            its confidence; sums are still divided by all samples or classes. ``release`` is what the published code
+            computes instead: the mask multiplies the reduced parts, and only scales them by the kept share.
+    """
+    same_shape(student, teacher)
+    n, c = student.shape
+    kept_rows, kept_classes = _least_sure(teacher) if confident != "all" else (None, None)
+    masks = (kept_rows, kept_classes) if confident == "half" else (None, None)
+    compare = _by_classes if n > c else _by_rows
+    parts = torch.stack([compare(student, teacher, temperature, *masks) for temperature in temperatures]).sum(dim=0)
+    weights = parts.new_tensor([instance / n, batch / n, classes / c])
+    if kept_rows is not None and kept_classes is not None and confident == "release":
+        weights = weights * torch.stack([kept_rows.mean(), kept_rows.mean(), kept_classes.mean()])
+    return (weights * parts).sum()
+
+
+def _by_rows(
+    student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None, classes: Tensor | None
+) -> Tensor:
+    """The three sums at one temperature, from products of rows: for fewer rows than classes."""
+    log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
+    values, p_s, p_t = kl(log_t, log_s), log_s.exp(), log_t.exp()
+    alike = (values if rows is None else values * rows).sum()
+    return torch.stack([temperature**2 * alike, _gram_gap(p_s, p_t, rows), _gram_gap(p_s.T, p_t.T, classes)])
+
+
+def _by_classes(
+    student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None, classes: Tensor | None
+) -> Tensor:
+    """The three sums at one temperature, from products of classes added up over chunks of rows.
+
+    With d and s the difference and the sum of both sides' probabilities, the (c x c) matrices ``d' d``, ``s' s`` and
+    ``s' d`` of all rows and of the kept ones say all: no difference of large numbers is taken.
+    """
+    n, c = student.shape
+    keep = student.new_ones(n) if rows is None else rows
+
+    def products(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
+        d, s = log_s.exp() - log_t.exp(), log_s.exp() + log_t.exp()
+        pairs = [(d, d), (s, s), (s, d)]
+        if rows is not None:
+            pairs += [(d * keep[:, None], d), (s * keep[:, None], s), (s * keep[:, None], d)]
+        return torch.cat([(kl(log_t, log_s) * keep).sum()[None], *((a.T @ b).flatten() for a, b in pairs)])
+
+    alike, *matrices = summed_rows(products, student, [teacher, keep]).split([1, *[c * c] * (3 if rows is None else 6)])
+    dd, ss, sd, *kept = (x.reshape(c, c) for x in matrices)
+    kept_dd, kept_ss, kept_sd = kept or (dd, ss, sd)
+    between_rows = 0.25 * ((kept_dd * ss).sum() + (kept_ss * dd).sum() + 2 * (kept_sd.T * sd).sum())
+    between_classes = (0.5 * (sd + sd.T)).square().sum(dim=1)
+    gap = (between_classes if classes is None else between_classes * classes).sum()
+    return torch.stack([temperature**2 * alike.squeeze(0), between_rows, gap])
+
+
+@torch.no_grad()
+def _least_sure(teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks ``(n,)`` and ``(c,)`` of the half of samples and of classes that the teacher is least sure of."""
+    sure, mass = [], teacher.new_zeros(teacher.shape[1])
+    for rows in teacher.split(max(1, blocks.BLOCK // teacher.shape[1])):
+        p = torch.softmax(rows, dim=-1)
+        sure.append(p.max(dim=-1).values)
+        mass = mass + p.sum(dim=0)
+    return tuple((x <= _median(x)).to(x.dtype) for x in (torch.cat(sure), mass))  # type: ignore[return-value]
+
+
+def _median(x: Tensor) -> Tensor:
+    """The mean of the two middle values where they are two; `torch.quantile` refuses more than 16 million."""
+    ordered = x.sort().values
+    return 0.5 * (ordered[(len(x) - 1) // 2] + ordered[len(x) // 2])
+
+
+def _gram_gap(x: Tensor, y: Tensor, keep: Tensor | None) -> Tensor:
+    """``sum_ij keep_i (x_i . x_j - y_i . y_j)^2`` of rows ``(n, c)``, by (n x n) or (c x c) products.
+
+    With d = x - y and s = x + y each entry is ``(d_i . s_j + s_i . d_j) / 2``: no difference of large numbers.
+    """
+    d, s = x - y, x + y
+    dk, sk = (d, s) if keep is None else (d * keep[:, None], s * keep[:, None])
+    if len(x) <= x.shape[1]:
+        return 0.25 * (dk @ s.T + sk @ d.T).square().sum()
+    pairs = ((dk.T @ dk, s.T @ s), (sk.T @ sk, d.T @ d))
+    cross = ((dk.T @ sk) * (s.T @ d)).sum()
+    return 0.25 * (torch.stack([(a * b).sum() for a, b in pairs]).sum() + 2 * cross)
