@@ -21,7 +21,7 @@ from xmodal_kd.compare import Plan, Pool, Search, Settings, Stopped, compare
 from xmodal_kd.compare import cells as cells_module
 from xmodal_kd.compare.cells import process
 from xmodal_kd.method import METHODS, Distil
-from xmodal_kd.recipe import load
+from xmodal_kd.recipe import On, load
 from xmodal_kd.registry import allowed_imports
 
 Capture = pytest.CaptureFixture[str]
@@ -90,7 +90,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def objective(plan: Plan, arm: int = 0) -> list[tuple[str, Any, float]]:
     terms = load(plan.recipe, [*plan.sets, *plan.arms[arm].sets]).recipe.objective
-    return [(t.loss, t.on if isinstance(t.on, str) else t.on.model_dump(), t.weight) for t in terms]
+    return [(t.loss, t.on.model_dump() if isinstance(t.on, On) else t.on, t.weight) for t in terms]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,7 @@ def objective(plan: Plan, arm: int = 0) -> list[tuple[str, Any, float]]:
         ("hint", ("hint", "body", 1.0)),  # the recipe's own place
         ("cka", ("cka", "body", 1.0)),  # the recipe's place of features
         ("hint@head=2", ("hint", "head", 2.0)),
+        ("at@body.0+body", ("at", ("body.0", "body"), 1.0)),
         ("cka@body.0/body", ("cka", {"student": "body.0", "teacher": "body"}, 1.0)),
     ],
 )
@@ -294,6 +295,12 @@ def test_what_is_finished_is_reused_and_what_is_lost_is_run(compared: tuple[Path
     assert "No verdicts: 2 seed(s)" in text
     compare(Plan(str(folder / "toy.yaml"), SHORT, methods="kd,hint@body", seeds=3), pool(folder / "out", again))
     assert not again.commands, "and the page is as before"
+
+
+def test_help_teaches_the_syntax(capfd: Capture) -> None:
+    assert call(["compare", "--help"]) == 0
+    text = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "LOSS@MODULE=WEIGHT" in text and "xmodal-kd compare speech/fsdd --methods kd,dist" in text
 
 
 def test_the_command(compared: tuple[Path, dict[str, Any], Inside], capfd: Capture) -> None:

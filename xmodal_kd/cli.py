@@ -117,9 +117,9 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Arms, comma-separated: LOSS[@MODULE][=WEIGHT] puts that loss in the place of all terms that need "
-            "the teacher (kd, hint@encoder.3, at@encoder.3/blocks.7=0.1 for student/teacher); the name of a method; "
-            "or 'recipe', the recipe as it is."
+            help="Arms, comma-separated. LOSS, LOSS@MODULE or LOSS@MODULE=WEIGHT puts that loss, with its defaults, in "
+            "the place of all terms that need the teacher: kd, kd=0.3, hint@encoder.3, at@encoder.3/blocks.7 "
+            "(student/teacher), a+b for several modules. Or the name of a method; or 'recipe', the recipe as it is."
         ),
     ] = None,
     axis: Annotated[

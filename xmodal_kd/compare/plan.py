@@ -27,6 +27,10 @@ from ..signals import OUTPUTS
 RECIPE = "recipe"
 #: The reference of every arm, where it is among them.
 PLAIN = "kd"
+#: What a loss can need that a role's answers do not give: `on` must name a module.
+FEATURES = frozenset({"features", "attention", "hidden", "embeddings", "qk", "qkv"})
+#: Of a recipe's own term of an arm's loss, what says where it stands; weight and parameters are the loss's defaults.
+PLACE = {"on", "projector", "regions", "head"}
 #: Keys that the comparison itself sets.
 TAKEN = {"seed": "--seeds says how often each arm is repeated", "control": "the control is always an arm",
          "out": "--out says where all cells go", "trackers": "it changes no result"}  # fmt: skip
@@ -139,10 +143,11 @@ class Plan:
             raise UserError(f"--methods {text!r}: the recipe has no teacher to learn from")
         if not spec_of(Term(loss=name)).needs_teacher:
             raise UserError(f"--methods {text!r}: {name} needs no teacher, so it belongs to the control as well")
-        content: dict[str, Any] = {"loss": name}
-        if weight:
-            content["weight"] = _weight(text, weight)
-        content["on"] = self._on(text, name, on)
+        own = next((t for t in recipe.objective if t.loss == name), None)
+        content = own.model_dump(mode="json", include=PLACE, exclude_defaults=True) if own is not None else {}
+        content |= {"loss": name, "on": self._on(text, name, on)} | (
+            {"weight": _weight(text, weight)} if weight else {}
+        )
         alone = [t.model_dump(mode="json", exclude_defaults=True) for t in _alone(recipe.objective)]
         objective = (f"objective={json.dumps([*alone, content])}",)
         return (*objective, *(() if recipe.method.name == "distil" else ("method=distil",))), len(alone)
@@ -150,17 +155,16 @@ class Plan:
     def _on(self, text: str, name: str, on: str) -> Any:
         """What a loss compares: what the arm says, what the recipe's own term of that loss does, or any features."""
         if on:
-            student, slash, teacher = on.partition("/")
-            return {"student": student, "teacher": teacher} if slash else on
-        terms = self.base.recipe.objective
+            sides = [side.split("+") if "+" in side else side for side in on.split("/", 1)]
+            return {"student": sides[0], "teacher": sides[1]} if len(sides) == 2 else sides[0]
+        terms, needs = self.base.recipe.objective, spec_of(Term(loss=name)).needs
         own = [t for t in terms if t.loss == name]
-        if not own and not spec_of(Term(loss=name)).needs & {"features", "attention"}:
+        if not own and not needs & FEATURES and not ("maps" in needs and "logits" not in needs):
             return adapter_class(self.base.recipe.modality).output
-        features = own or [t for t in terms if t.signal("student") not in OUTPUTS and t not in _alone(terms)]
+        features = own or [t for t in terms if not set(t.signals("student")) & OUTPUTS and t not in _alone(terms)]
         if not features:
             raise UserError(f"--methods {text!r}: say which module's output it compares, as in {name}@encoder.3")
-        found = features[0].on
-        return found if isinstance(found, str) else found.model_dump()
+        return features[0].model_dump(mode="json")["on"]
 
     def _all_differ(self) -> None:
         """Equal content under two names would be compared with itself."""
