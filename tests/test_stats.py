@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from xmodal_kd.adapter import Score
+from xmodal_kd.report.content import _gain
+from xmodal_kd.report.markdown import _lead
 from xmodal_kd.stats import gap_closed, paired_interval, ratio
 
 
@@ -32,6 +34,14 @@ def test_pairing_is_by_item_whatever_the_order() -> None:
     a, b = noisy(4, 0), noisy(3, 1)
     assert paired_interval(a, b[::-1]) == paired_interval(a, b)
     assert paired_interval(a, [*b, Score("only here", "g", 1e6, 1)]) == paired_interval(a, b)
+
+
+def test_one_item_gives_no_interval() -> None:
+    gain = _gain({"control": scores([3]), "student": scores([2])})
+    assert gain == {"difference": pytest.approx(0.1), "interval": None}
+    assert _lead(gain) == "Control less student: +0.1000 (one test item: no interval). "
+    several = _gain({"control": scores([3, 3]), "student": scores([2, 2])})
+    assert several is not None and several["interval"] == pytest.approx([0.1, 0.1])
 
 
 def test_swapping_sides_mirrors_the_interval() -> None:

@@ -18,7 +18,10 @@ from .errors import UserError, nearest
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 #: Packages whose version belongs to a result.
-RECORDED = ("xmodal-kd", "torch", "torchaudio", "accelerate", "numpy", "onnxruntime", "jiwer", "soundfile")
+RECORDED = (
+    "xmodal-kd", "torch", "torchaudio", "accelerate", "numpy", "onnxruntime", "jiwer", "soundfile", "diffusers",
+    "safetensors", "scikit-learn", "pillow",
+)  # fmt: skip
 
 
 def make_accelerator(

@@ -23,7 +23,7 @@ from xmodal_kd.streams import Streams
 
 from . import consistency, progressive  # noqa: F401 - they register their methods
 from .classifier import Classifier, train_classifier
-from .config import DiffusionData
+from .config import FEWEST, SPLITS, DiffusionData
 from .data import DiffusionSource, Images, load_split
 from .denoiser import Denoiser, Sampling
 from .judge import Judge
@@ -121,7 +121,11 @@ class DiffusionAdapter(Adapter):
         return self._known(role, model)
 
     def _known(self, role: str, model: Denoiser) -> Denoiser:
-        model.sampling.times(model.process)  # more steps than there are timesteps: now, not after the training
+        """What would only be refused after the training is refused now."""
+        model.sampling.times(model.process)  # more steps than there are timesteps
+        for split in SPLITS:  # fewer than can be measured
+            if (count := len(load_split(self.config, split))) < FEWEST:
+                raise UserError(f"data: {count} {split} samples are too few to measure with: give at least {FEWEST}")
         if role == "teacher":
             self.teacher = model
         return model

@@ -14,6 +14,8 @@ Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 #: Test samples that are split off where the recipe names neither their number nor a test_path.
 TEST = 500
+#: Samples, generated or real, below which density and coverage (five neighbours) are not defined.
+FEWEST = 6
 
 
 class ProcessConfig(Strict):
@@ -59,7 +61,7 @@ class DiffusionData(Strict):
     #: Mirror every second training image, left to right.
     flip: bool = False
     #: Images generated for each evaluation.
-    samples: int = Field(default=1000, ge=2)
+    samples: int = Field(default=1000, ge=FEWEST)
     #: Repetitions of an evaluation on test, for intervals.
     draws: int = Field(default=3, ge=1)
     #: Images sampled at once.

@@ -6,14 +6,15 @@ The consistency function and its sampler are those that diffusers' LCMScheduler 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmodal_kd.adapter import Batch, Strict
+from xmodal_kd.errors import UserError
 from xmodal_kd.method import METHODS, Context, Ema, Roles, Stage
 
 from .denoiser import LCM, Denoiser, Sampling, consistency_grid
@@ -51,6 +52,16 @@ class EasyParams(ConsistencyParams):
 
 
 class _Consistency(FewStep):
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Also of the grid: a teacher's training is too long to find afterwards that its timesteps do not suit."""
+        super().check(roles)
+        grid, steps, T = self.params.grid, self.params.steps, denoisers(roles)[0].process.T
+        if T % grid:
+            near = min((n for n in range(2, T + 1) if T % n == 0), key=lambda n: abs(n - grid))
+            raise UserError(f"method.params.grid: {grid} does not divide the teacher's {T} timesteps: take {near}")
+        if steps > grid:
+            raise UserError(f"method.params.steps: {steps} is more than method.params.grid ({grid})")
+
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]
 

@@ -57,6 +57,10 @@ def _splits(config: DiffusionData) -> dict[Split, Images]:
         taken = f"dev takes {config.dev}" + ("" if config.test_path else f" and test {config.test or TEST}")
         where = f"data: {config.path or config.sources} has {len(whole)} samples"
         raise UserError(f"{where}, of which {taken}: none are left for training")
+    if whole.classes == 1:  # a classifier of one class learns nothing, and its features would judge
+        if config.conditional:
+            raise UserError(f"data: {config.path} has one class only: set data.conditional to false")
+        whole, test = whole.unlabelled(), test.unlabelled()
     splits: dict[Split, Images] = {"train": whole.take(parts[-1]), "dev": whole.take(parts[1]), "test": test}
     if config.conditional:
         _check_classes(splits["train"])

@@ -73,6 +73,10 @@ class Images:
         labels = None if self.labels is None else self.labels[chosen]
         return Images(self.x[chosen], labels, self.class_names, [self.keys[i] for i in indexes])
 
+    def unlabelled(self) -> Images:
+        """The same samples without their classes."""
+        return Images(self.x, None, None, self.keys)
+
 
 @dataclass(frozen=True)
 class Expected:

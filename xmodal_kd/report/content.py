@@ -70,4 +70,6 @@ def _gain(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any] | None:
     if not scores.get("control") or not scores.get("student"):
         return None
     difference = ratio(scores["control"]) - ratio(scores["student"])
+    if len(scores["student"]) < 2:  # of a single item, as one draw of samples is, the interval would be a point
+        return {"difference": difference, "interval": None}
     return {"difference": difference, "interval": list(paired_interval(scores["control"], scores["student"]))}

@@ -84,14 +84,18 @@ def _control(control: Mapping[str, Any]) -> str:
     )
 
 
+def _lead(gain: Mapping[str, Any] | None) -> str:
+    if not gain:
+        return ""
+    said = f"Control less student: {gain['difference']:+.4f}"
+    if not gain["interval"]:
+        return f"{said} (one test item: no interval). "
+    low, high = gain["interval"]
+    return f"{said} (95 % interval over the test items {low:+.4f} to {high:+.4f}). "
+
+
 def _gap(content: Mapping[str, Any]) -> str:
-    gain = content["gain"]
-    lead = (
-        f"Control less student: {gain['difference']:+.4f} (95 % interval over the test items "
-        f"{gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f}). "
-        if gain
-        else ""
-    )
+    lead = _lead(content["gain"])
     if content["gap_closed"] is None:
         return f"{lead}Gap closed: not stated, because {content['reason']}."
     return (

@@ -218,9 +218,15 @@ def test_a_teacher_that_does_not_fit_the_data(tmp_path: Path, data: dict[str, An
         adapter(**data).load("teacher", tmp_path / "teacher")
 
 
+def test_splits_too_small_to_measure_with_are_refused_before_the_training() -> None:
+    with pytest.raises(UserError, match="5 dev samples are too few to measure with: give at least 6"):
+        adapter(dev=5).build("teacher", "unet", {"channels": (8, 16)})
+
+
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
+        (["data.samples=5"], "data.samples: Input should be greater than or equal to 6"),
         (["data.sampling.steps=2000"], "2000 is more than process.steps"),
         (["data.sampling.steps=12"], "cannot be halved to 1"),
         (["student.params.prediction=epsilon"], "cannot predict epsilon"),

@@ -79,6 +79,12 @@ def test_conditional_training_must_see_every_class(tmp_path):
     assert read("edm", path).classes == 2
 
 
+def test_one_class_is_no_label(tmp_path):
+    path = edm(tmp_path / "a.zip", grey(8), labels=dict.fromkeys(NAMES, 0), classes=["all"])
+    assert all(read("edm", path, split).labels is None for split in SPLITS)
+    assert "one class only: set data.conditional to false" in refused("edm", path, conditional=True)
+
+
 def test_a_test_path_is_the_test_split(tmp_path):
     train, test = edm(tmp_path / "a.zip", grey(12)), edm(tmp_path / "b.zip", grey(6, "t{}.png"))
     parts = {split: read("edm", train, split, test_path=test, test=None) for split in SPLITS}

@@ -313,5 +313,10 @@ def test_refuses_what_cannot_be_distilled() -> None:
         method("progressive", features=3, terms=Objective(())).check({"teacher": teacher, "student": denoiser()})
     with pytest.raises(UserError, match="does not divide"):
         consistency.consistency_grid(PROCESS, 48)
+    roles = {"teacher": denoiser(), "student": denoiser()}
+    with pytest.raises(UserError, match=r"method.params.grid: 48 does not divide the teacher's 64 timesteps: take 64"):
+        method("consistency", grid=48).check(roles)
+    with pytest.raises(UserError, match=r"method.params.steps: 9 is more than method.params.grid \(8\)"):
+        method("ect", grid=8, steps=9).check(roles)
     with pytest.raises(UserError, match="not every other one"):
         progressive.check_grids(Process.cosine(100), 24)
