@@ -118,6 +118,55 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def compare(
+    recipe: RecipeName,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Arms, comma-separated. LOSS, LOSS@MODULE or LOSS@MODULE=WEIGHT puts that loss, with its defaults, in "
+            "the place of all terms that need the teacher: kd, kd=0.3, hint@encoder.3, at@encoder.3/blocks.7 "
+            "(student/teacher), a+b for several modules. Or the name of a method; or 'recipe', the recipe as it is."
+        ),
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2", help="Arms by values of a key, e.g. train.ema=0.9,0.99. Repeatable: product."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm, counted from the recipe's seed.")] = 3,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of all cells; else runs/compare-<name>.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at once, each a process with the recipe's threads.")] = 1,
+    reference: Annotated[str | None, typer.Option(help="Arm to compare with, beside the control; else kd.")] = None,
+    teacher_per_seed: Annotated[bool, typer.Option("--teacher-per-seed", help="Else one teacher for all.")] = False,
+    search: Annotated[
+        str | None, typer.Option(metavar="weight=W1,W2", help="Choose each loss's weight on dev before.")
+    ] = None,
+    search_steps: Annotated[int | None, typer.Option(min=1, help="Of each search run; else train.steps.")] = None,
+    search_seed: Annotated[int | None, typer.Option(min=0, help="Not a measured one; else the first + 1000.")] = None,
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Compare methods, losses or settings by seeds, beside the control: intervals, verdicts, cost.
+
+    The control is always an arm; what is finished is reused, so the same command goes on where it was stopped.
+
+    Example: xmodal-kd compare speech/fsdd --methods kd,dist,hint@body --seeds 3 --jobs 2 --out runs/losses
+    """
+    from .compare.command import main
+
+    _allow(allow_import)
+    main(
+        recipe, set_ or (), out, methods=methods, axes=axis or (), seeds=seeds, jobs=jobs, reference=reference,
+        teacher_per_seed=teacher_per_seed, search=search, search_steps=search_steps, search_seed=search_seed,
+        device=device, imports=allow_import or (), json_=json_, quiet=quiet,
+    )  # fmt: skip
+
+
 @app.command("eval")
 def evaluate(
     folder: RunFolder,
