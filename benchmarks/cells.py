@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+from xmodal_kd.stats import Interval, t_interval
 
 
 def run(recipe: str, sets: Iterable[str], out: Path, *more: str) -> None:
@@ -24,13 +23,9 @@ def run(recipe: str, sets: Iterable[str], out: Path, *more: str) -> None:
     print("done", out, flush=True)
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % t-interval over seeds."""
-    mean, n = float(np.mean(values)), len(values)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return mean, mean - half, mean + half
-
-
-def shown(interval: tuple[float, float, float], digits: int = 1) -> str:
-    mean, low, high = (f"{value:.{digits}f}" for value in interval)
+def shown(interval: Interval, digits: int = 1) -> str:
+    mean, low, high = ("–" if value is None else f"{value:.{digits}f}" for value in interval)
     return f"{mean} [{low}, {high}]"
+
+
+__all__ = ["run", "shown", "t_interval"]
