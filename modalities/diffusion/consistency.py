@@ -42,8 +42,11 @@ class DistillationParams(ConsistencyParams):
 
 
 class EasyParams(ConsistencyParams):
-    q: float = Field(4.0, gt=1)
-    """How far apart t and r are: r / t starts at about 1 - 1/q and moves towards 1 as q^-(stage + 1)."""
+    q: float = Field(2.0, gt=1)
+    """How far apart t and r are: r / t starts at about 1 - 1/q and moves towards 1 as q^-(stage + 1).
+
+    Where q^-doublings falls far below 1/256 the loss divides rounding errors by nearly nothing.
+    """
     doublings: int = Field(8, ge=1)
     """Stages, of equal length."""
     mean: float = -1.1
