@@ -317,6 +317,7 @@ def test_refuses_what_cannot_be_distilled() -> None:
     with pytest.raises(UserError, match=r"method.params.grid: 48 does not divide the teacher's 64 timesteps: take 32"):
         method("consistency", grid=48).check(roles)
     with pytest.raises(UserError, match=r"method.params.steps: 9 is more than method.params.grid \(8\)"):
-        method("ect", grid=8, steps=9).check(roles)
+        kind = METHODS["consistency"]
+        kind(Adapter(), objective(), Train(steps=5), Streams(1), params=kind.Params(grid=8, steps=9)).check(roles)
     with pytest.raises(UserError, match="not every other one"):
         progressive.check_grids(Process.cosine(100), 24)
