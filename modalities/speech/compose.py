@@ -15,11 +15,11 @@ from pydantic import AfterValidator, Field
 
 from xmodal_kd.adapter import Strict
 from xmodal_kd.errors import UserError
+from xmodal_kd.memory import Cache
 from xmodal_kd.streams import Streams
 
 from .audio import Wave
 from .augment import GainRange, MillisecondRange, Range, SpeedRange, add_noise, change_speed, ordered, rms
-from .cache import Cache
 from .manifests import Utterance
 
 #: Bytes of clips kept in memory: 2,000 digits at 16 kHz take about 60 MB.

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.memory import Cache
 from xmodal_kd.streams import Streams
 
 from .audio import Wave
 from .augment import add_noise, perturb, spec_augment
-from .cache import Cache
 from .compose import Composer
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend

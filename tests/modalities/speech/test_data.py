@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.memory import Cache
 from xmodal_kd.modalities.speech.augment import Augment, spec_augment
-from xmodal_kd.modalities.speech.cache import Cache
 from xmodal_kd.modalities.speech.data import SpeechData, SpeechSource, build_tokens, utterances
 from xmodal_kd.modalities.speech.tokens import Tokens
 from xmodal_kd.streams import Streams
