@@ -13,7 +13,7 @@ from torch import Tensor
 from xmodal_kd.errors import UserError
 from xmodal_kd.signals import Kind
 
-from .augment import Augment, augment_picture, augment_points, augment_range
+from .augment import Augment, apply_image, apply_points, apply_range
 from .config import PointsData, View
 from .frame import UNLABELLED, Frame, Picture, Scan
 from .fuse import fuse
@@ -26,8 +26,6 @@ from .visibility import visible
 CHANNELS = {"range": 5, "image": 3, "points": 4}
 #: Kind of the rows by the number of the axes of their grid: points, or cells and pixels.
 KINDS: dict[int, Kind] = {0: "point", 2: "pixel"}
-#: Mean and deviation of natural images, channel by channel (ImageNet's).
-MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,8 @@ class Seen:
     """What a model is given of a frame.
 
     Attributes:
-        inputs: ``(c, h, w)`` of a range image or a picture, ``(n, 4)`` x, y, z and distance in metres of points.
+        inputs: ``(5, h, w)`` of a range image, ``(3, h, w)`` from 0 to 1 of a picture, ``(n, 4)`` x, y, z and distance
+            in metres of points.
         element: ``(N,)`` row that shows each point of the current sweep, -1 for none.
         labels: ``(rows,)`` class of each row, -1 for none.
         valid: ``(rows,)`` whether a row shows anything.
@@ -117,8 +116,7 @@ def _image(frame: Frame, data: PointsData) -> Seen:
         labels = picture.labels.reshape(-1)
     elif frame.scan.labels is not None:
         labels[element[nearest_last]] = frame.scan.labels[nearest_last]
-    rgb = (picture.rgb.astype(np.float32) / 255 - MEAN) / STD
-    inputs = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    inputs = torch.from_numpy(np.ascontiguousarray(picture.rgb.transpose(2, 0, 1))).float() / 255
     return Seen(inputs, element, labels, np.ones(height * width, bool), xyz)
 
 
@@ -159,10 +157,9 @@ def thinned(seen: Seen, most: int, rng: np.random.Generator) -> Seen:
 
 def augmented(seen: Seen, view: View, augment: Augment, rng: np.random.Generator) -> Seen:
     """The view after the augmentations of its kind; rows have moved with it."""
-    apply = {"range": augment_range, "image": augment_picture, "points": augment_points}[view.sees]
-    inputs, moved = apply(seen.inputs, augment, rng)
-    rows = inputs.shape[0] if inputs.ndim == 2 else inputs.shape[1] * inputs.shape[2]
-    return _moved(seen, inputs, moved, rows)
+    apply = {"range": apply_range, "image": apply_image, "points": apply_points}[view.sees]
+    found = apply(seen.inputs, augment, rng)
+    return _moved(seen, found.inputs, found.row_map.numpy(), found.rows)
 
 
 def _moved(seen: Seen, inputs: Tensor, moved: np.ndarray, rows: int) -> Seen:
@@ -173,6 +170,7 @@ def _moved(seen: Seen, inputs: Tensor, moved: np.ndarray, rows: int) -> Seen:
     element = np.where(seen.element >= 0, moved[seen.element], -1)
     if inputs.ndim == 2:
         xyz = inputs[:, :3].numpy()
+        inputs = torch.cat([inputs[:, :3], inputs[:, :3].norm(dim=1, keepdim=True)], dim=1)
     elif len(inputs) == CHANNELS["range"]:
         xyz = inputs[1:4].numpy().reshape(3, -1).T * SCALES[1:]
         xyz = np.where(valid[:, None], xyz, np.nan)
