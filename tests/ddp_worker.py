@@ -9,8 +9,15 @@ import torch
 from toy import RELATION, TERMS, adapter, engine, roles
 
 from xmodal_kd.checkpoint import write_tensors
-from xmodal_kd.recipe import Optimizer, Train
+from xmodal_kd.recipe import Optimizer, Term, Train
 from xmodal_kd.schedules import Schedule
+
+#: Terms whose count is no number of rows of the batch.
+CHOSEN = (
+    Term(loss="test_ce", name="rare", weights="rarity"),
+    Term(loss="kd", name="rare_kd", weights="rarity"),
+    Term(loss="kd", name="sure", min_confidence=0.3),
+)
 
 
 def main(folder: Path, accumulate: int) -> None:
@@ -22,7 +29,7 @@ def main(folder: Path, accumulate: int) -> None:
     toy = adapter(batch_size=12)
     models = roles(toy)
     built = engine(
-        folder / "run", config, toy=toy, models=models, terms=(*TERMS, RELATION), metric=("loss", True),
+        folder / "run", config, toy=toy, models=models, terms=(*TERMS, RELATION, *CHOSEN), metric=("loss", True),
         evaluate=lambda model: toy.evaluate("student", model, "dev").metrics,
     )  # fmt: skip
     at = built.fit()

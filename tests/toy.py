@@ -177,6 +177,8 @@ class ToyAdapter(Adapter):
         with capture(model, features) as taken:
             logits = model(batch["x"], layout.mask.reshape(-1, steps))
         out = Signals(batch["ids"]).add("labels", batch["labels"].reshape(-1), layout)
+        rarity = torch.where(layout.mask, batch["labels"].reshape(-1), torch.nan)  # class 0 weighs nothing
+        out.add("rarity", rarity if role == "teacher" else rarity * rarity, layout)
         for name, rows in {"logits": logits, **{name: calls[-1] for name, calls in taken.items()}}.items():
             padded = rows.new_full((len(layout), rows.shape[-1]), torch.nan)
             out.add(name, padded.index_put((layout.mask.nonzero().squeeze(1),), rows), layout)

@@ -126,9 +126,11 @@ class Distil:
 
     def __init__(
         self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
-        params: Strict | None = None,
+        params: Strict | None = None, teacher: str = "teacher",
     ) -> None:  # fmt: skip
         self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role
+        #: The role that teaches; the adapter is asked for its signals by this name.
+        self.teacher = teacher
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Any teacher and student will do: what the objective compares is checked on a real batch."""
@@ -155,7 +157,7 @@ class Distil:
         yield self.role, out
 
     def _says(self, role: str, roles: Roles, batch: Batch) -> Signals:
-        side = "teacher" if role == "teacher" and self.role != "teacher" else "student"
+        side = "teacher" if role == self.teacher != self.role else "student"
         said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
         said.model = roles[role]
         return said
@@ -164,7 +166,7 @@ class Distil:
         if not self.objective.needs_teacher:
             return None
         with torch.no_grad():
-            return self._says("teacher", roles, batch)
+            return self._says(self.teacher, roles, batch)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"objective": self.objective}

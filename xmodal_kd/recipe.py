@@ -119,6 +119,12 @@ class Term(Strict):
     """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
     regions: str = "labels"
     """Signal of the student that numbers the region of each row: classes, instances, superpoints."""
+    weights: str | None = None
+    """Signal of a weight a row: the term is ``sum w l / sum w``, and a row of weight 0 is no row of it.
+
+    The teacher's where the loss compares with a teacher that gives it, else the student's."""
+    min_confidence: float | None = Field(None, gt=0, le=1)
+    """Rows of which the teacher's most probable class is less probable than this are no rows of the term."""
     head: str | None = None
     """Path of the teacher's module from features to scores, for losses that run the student's features through it."""
     name: str | None = None

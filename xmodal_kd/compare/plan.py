@@ -30,7 +30,7 @@ PLAIN = "kd"
 #: What a loss can need that a role's answers do not give: `on` must name a module.
 FEATURES = frozenset({"features", "attention", "hidden", "embeddings", "qk", "qkv"})
 #: Of a recipe's own term of an arm's loss, what says where it stands; weight and parameters are the loss's defaults.
-PLACE = {"on", "projector", "regions", "head"}
+PLACE = {"on", "projector", "regions", "head", "weights", "min_confidence"}
 #: Keys that the comparison itself sets.
 TAKEN = {"seed": "--seeds says how often each arm is repeated", "control": "the control is always an arm",
          "out": "--out says where all cells go", "trackers": "it changes no result"}  # fmt: skip

@@ -12,7 +12,8 @@ batch      a scalar of all rows (Gram matrices, correlations)  one; rows are gat
 ========== =================================================== =====================================
 
 An ``items`` loss may return ``(values, counted)`` when some items cannot be scored (an utterance that is too short
-for its transcript).
+for its transcript), or when its mean is one over something within items: then `values` are an item's sums and `counted`
+how many it has (regions).
 
 **Several signals.** A loss that annotates ``student: list[...]`` compares lists, the terms' ``on`` being lists or globs
 of several modules; ``teacher``, ``item``, ``cell`` and ``grid`` are then lists beside it. Lists of equal length are

@@ -20,17 +20,20 @@ class RowNorm(nn.Module):
     ``batch`` is batch normalisation as the papers have it: each channel over all valid rows of the micro-batch, on all
     ranks together, so that two ranks do what one process does. Running averages serve evaluation. ``layer`` is each row
     over its channels: no row depends on another, hence accumulation changes nothing. ``none`` leaves rows as they are.
+    Without `affine` there is no gain and no bias to learn.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, kind: NormKind, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self, kind: NormKind, width: int, eps: float = 1e-5, momentum: float = 0.1, *, affine: bool = True
+    ) -> None:
         super().__init__()
         self.kind, self.eps, self.momentum = kind, eps, momentum
-        if kind != "none":
-            self.weight = nn.Parameter(torch.ones(width))
-            self.bias = nn.Parameter(torch.zeros(width))
+        learns = affine and kind != "none"
+        self.weight = nn.Parameter(torch.ones(width)) if learns else None
+        self.bias = nn.Parameter(torch.zeros(width)) if learns else None
         if kind == "batch":
             self.register_buffer("running_mean", torch.zeros(width))
             self.register_buffer("running_var", torch.ones(width))
@@ -41,17 +44,16 @@ class RowNorm(nn.Module):
         if self.kind == "layer":
             return F.layer_norm(rows, rows.shape[-1:], self.weight, self.bias, self.eps)
         mean, variance = self._moments(rows) if self.training else (self.running_mean, self.running_var)
-        return (rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        normal = (rows - mean) * torch.rsqrt(variance + self.eps)
+        return normal if self.weight is None or self.bias is None else normal * self.weight + self.bias
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each channel over all ranks' rows. Raises ``ValueError`` for a single row."""
-        n = over_ranks(rows.new_tensor(float(len(rows))))
+        n, mean, variance = moments(rows)
         if n == 0:
             return self.running_mean, self.running_var
         if n < 2:
             raise ValueError("batch normalisation takes its statistics over rows: it needs at least 2 (or norm: layer)")
-        mean = over_ranks(rows.sum(dim=0)) / n
-        variance = over_ranks((rows - mean).square().sum(dim=0)) / n
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
@@ -79,6 +81,13 @@ def over_ranks(value: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value
     return _SumOverRanks.apply(value)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number of all ranks' rows ``(n, c)``, and each channel's mean and biased variance over them, with the graph."""
+    n = over_ranks(rows.new_tensor(float(len(rows))))
+    mean = over_ranks(rows.sum(dim=0)) / n.clamp(min=1)
+    return n, mean, over_ranks((rows - mean).square().sum(dim=0)) / n.clamp(min=1)
 
 
 def built_for(student: Tensor, teacher: Tensor, student_width: int, teacher_width: int) -> None:

@@ -1,0 +1,180 @@
+"""The `Source` of one split: frames, made or read, and what teacher and student see of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from xmodal_kd.memory import Cache
+from xmodal_kd.streams import Streams
+
+from .config import PointsData, View
+from .correspondence import collate as collate_matches
+from .correspondence import from_elements
+from .frame import CLASSES
+from .frames import Frames, frames_of
+from .regions import VOXELS, cells, supervoxels
+from .views import Seen, augmented, see, thinned
+
+#: Bytes of views that one source keeps in memory; past that they are made anew.
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A frame as it is, seen from both sides."""
+
+    key: str
+    teacher: Seen
+    student: Seen
+
+    @property
+    def nbytes(self) -> int:
+        return self.teacher.nbytes + self.student.nbytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A frame as a step sees it.
+
+    Attributes:
+        teacher: what a frozen teacher sees.
+        learning: what a teacher sees that learns.
+        supervoxel: ``(rows,)`` of the student, 0 to K - 1, or -1.
+    """
+
+    index: int
+    key: str
+    student: Seen
+    teacher: Seen
+    learning: Seen
+    supervoxel: Int[np.ndarray, " rows"]
+
+
+class PointsSource:
+    """The frames of one split, as functions of (epoch, index).
+
+    Raises `UserError` for a folder that is not what `data.sources` says, and for frames that are not there.
+    """
+
+    def __init__(self, data: PointsData, split: str, streams: Streams, batch_size: int) -> None:
+        self.data, self.split, self.streams, self.batch_size = data, split, streams, batch_size
+        self.frames: Frames = frames_of(data, split)
+        self._memory: Cache[Moment] = Cache(MEMORY)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        """Indexes of the frames that have labels."""
+        return self.frames.labelled
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        """Shuffled full batches of the training split; every sample in order otherwise."""
+        order = list(range(len(self)))
+        if self.split == "train":
+            order = self.streams.numpy("order", epoch).permutation(len(self)).tolist()
+        whole = len(order) - len(order) % self.batch_size if self.split == "train" else len(order)
+        return [order[i : i + self.batch_size] for i in range(0, whole, self.batch_size)] or [order]
+
+    def moment(self, index: int) -> Moment:
+        return self._memory.get(index, lambda: self._make(index))
+
+    def _make(self, index: int) -> Moment:
+        frames, data = self.frames[index], self.data
+        return Moment(frames[0].key, see(frames, data.teacher, data), see(frames, data.student, data))
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        if self.split != "train":
+            return self.clean(index)
+        moment, at = self.moment(index), (self.split, epoch, index)
+        student, same = (
+            self._augmented(moment.student, self.data.student, "student", at),
+            self._augmented(moment.teacher, self.data.teacher, "teacher", at),
+        )
+        teacher = same if self.data.teacher_view == "augmented" else self._clean(moment.teacher, self.data.teacher, index)
+        drawn = supervoxels(
+            student.xyz, student.labels, self.data.supervoxels, self.streams.numpy("supervoxels", *at)
+        )
+        return Sample(index, moment.key, student, teacher, same, drawn)
+
+    def _augmented(self, seen: Seen, view: View, side: str, at: tuple[str, int, int]) -> Seen:
+        """Both sides are turned alike where both see the scan; what they drop is each side's own."""
+        seen = thinned(seen, view.points, self.streams.numpy("thin", side, *at))
+        return augmented(seen, view, self.data.augment, self.streams.numpy("augment", *at))
+
+    def clean(self, index: int) -> Sample:
+        """A frame as it is."""
+        moment = self.moment(index)
+        student, teacher = (
+            self._clean(moment.student, self.data.student, index),
+            self._clean(moment.teacher, self.data.teacher, index),
+        )
+        return Sample(index, moment.key, student, teacher, teacher, np.full(student.rows, -1))
+
+    def _clean(self, seen: Seen, view: View, index: int) -> Seen:
+        return thinned(seen, view.points, self.streams.numpy("thin", self.split, index))
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """A batch of b frames.
+
+        ``ids`` (b,), ``keys``; ``student``, ``teacher``, ``learning_teacher``: what each sees, with ``inputs``
+        (b, c, h, w) or (points, 4), ``lengths`` (b,) rows of each frame, ``labels``, ``valid``, ``distance`` (rows,), ``xyz``
+        (rows, 3), ``voxels`` and ``supervoxels`` (rows,); ``match``: from the teacher's rows to the student's.
+        """
+        matches = [
+            from_elements(s.teacher.element, s.student.element, s.teacher.rows, s.student.rows) for s in samples
+        ]
+        return {
+            "ids": torch.tensor([s.index for s in samples]),
+            "keys": [s.key for s in samples],
+            "student": _side([s.student for s in samples], [s.supervoxel for s in samples], self.data.supervoxels),
+            "teacher": _side([s.teacher for s in samples]),
+            "learning_teacher": _side([s.learning for s in samples]),
+            "match": collate_matches(matches),
+        }
+
+    def count(self, indexes: Sequence[int] | None = None) -> Int[np.ndarray, " c"]:
+        """Rows of each class that the student sees in the labelled frames, or in those of `indexes`."""
+        total = np.zeros(len(CLASSES), dtype=np.int64)
+        for index in self.labelled if indexes is None else indexes:
+            labels = self.moment(index).student.labels
+            total += np.bincount(labels[labels >= 0], minlength=len(CLASSES))
+        return total
+
+    def describe(self) -> dict[str, Any]:
+        return {"split": self.split, "frames": len(self), "labelled": len(self.labelled)} | self.frames.describe()
+
+
+def _side(seen: Sequence[Seen], drawn: Sequence[np.ndarray] | None = None, most: int = 0) -> dict[str, Any]:
+    grids = seen[0].inputs.ndim == 3
+    lengths = torch.tensor([one.rows for one in seen])
+    xyz = np.concatenate([one.xyz for one in seen])
+    item = np.repeat(np.arange(len(seen)), lengths.numpy())
+    voxel = cells(xyz, VOXELS)
+    drawn = drawn or [np.full(one.rows, -1) for one in seen]
+    supervoxel = np.concatenate(drawn)
+    return {
+        "inputs": torch.stack([one.inputs for one in seen]) if grids else torch.cat([one.inputs for one in seen]),
+        "lengths": lengths,
+        "labels": _ints([one.labels for one in seen]),
+        "valid": torch.from_numpy(np.concatenate([one.valid for one in seen])),
+        "xyz": torch.from_numpy(xyz),
+        "distance": torch.from_numpy(np.nan_to_num(np.linalg.norm(xyz, axis=1), nan=np.inf)),
+        "voxels": torch.from_numpy(np.where(voxel >= 0, voxel + item * int(np.prod(VOXELS)), -1)),
+        "supervoxels": torch.from_numpy(np.where(supervoxel >= 0, supervoxel + item * most, -1)),
+    }
+
+
+def _ints(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+__all__ = ["Moment", "PointsSource", "Sample"]
