@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from .adapter import Strict
 from .errors import UserError, nearest
 from .schedules import Schedule
+from .teacher_cache.config import CacheSpec
 
 M = TypeVar("M", bound=BaseModel)
 Path_ = tuple[str | int, ...]
@@ -151,6 +152,8 @@ class Recipe(Strict):
     objective: tuple[Term, ...] = ()
     """What trains a teacher, and the student of the methods that have no loss of their own."""
     train: Train
+    cache: CacheSpec | None = None
+    """The teacher's signals on disk, read instead of running it at every step."""
     control: bool = True
     out: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)

@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from . import flops, report
-from .adapter import Adapter, ControlSpec, NoControl, UntrainedControl, adapter_class
+from .adapter import Adapter, ControlSpec, NoControl, Source, UntrainedControl, adapter_class
 from .capture import find_modules, split
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .engine import Engine
@@ -29,6 +29,7 @@ from .recipe import Loaded, M, MethodSpec, Recipe, Term, Train
 from .setup import check_trackers, make_accelerator
 from .signals import OUTPUTS
 from .streams import Streams
+from .teacher_cache.session import Session, check
 
 STATE, RECIPE = "state.json", "recipe.yaml"
 
@@ -132,6 +133,7 @@ class Run:
         method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
+        check(self.recipe, self.adapter)
 
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
@@ -236,8 +238,9 @@ class Run:
         adapter = self.adapter
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
+        cache = Session.of(self, role, adapter, method, train, resolved(self.loaded)["data"])
         engine = Engine(
-            method, adapter.data("train"), models, train, streams=self.streams, accelerator=self.accelerator,
+            method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
             evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
@@ -254,7 +257,7 @@ class Run:
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(method, models),
+                "flops_per_step": self._step_flops(method, models, cache.source), **cache.facts(models, at.samples),
             }
         }  # fmt: skip
 
@@ -287,9 +290,9 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, method: Any, models: dict[str, nn.Module]) -> float:
+    def _step_flops(self, method: Any, models: dict[str, nn.Module], source: Source) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
-        return flops.count(lambda: probe(method, models, self._batch(), self.streams))
+        return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
 
     def _untrained_control(self) -> None:
         """The teacher within the student's budget, saved so that it can be run and measured again."""
@@ -308,8 +311,8 @@ class Run:
         pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
         return {"curve": list(found.curve), "facts": dict(found.facts), "pictures": pictures}
 
-    def _batch(self) -> Any:
-        [batch] = next(steps(self.adapter.data("train")))
+    def _batch(self, source: Source | None = None) -> Any:
+        [batch] = next(steps(source or self.adapter.data("train")))
         return send_to_device(batch, self.accelerator.device)
 
     def _score(self, role: str) -> dict[str, Any]:
@@ -356,6 +359,8 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
     content = loaded.recipe.model_dump(mode="json", exclude={"out"})
     data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
     content["data"] = _absolute(data).model_dump(mode="json")
+    if loaded.recipe.cache is not None:
+        content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
     if loaded.recipe.teacher is not None:
         content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
     return content
