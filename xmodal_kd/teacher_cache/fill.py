@@ -146,13 +146,13 @@ class Filler:
         store = Store(folder, self.ranks.rank)
         with closing(store):
             todo = [m for m in micros[self.ranks.rank :: self.ranks.world] if not self._there(store, kept, m)]
-            writer, shown = _Writer(store), self.quiet or not self.ranks.main
+            writer, shown, computed = _Writer(store), self.quiet or not self.ranks.main, 0
             with bar("teacher cache", len(todo), quiet=shown) as progress:
                 for i, (micro, loaded) in enumerate(zip(todo, self._loaded(todo), strict=True), 1):
-                    self._compute(writer, kept, micro, **loaded)
+                    computed += self._compute(writer, kept, micro, **loaded)
                     progress.update(i, {})
             writer.commit()
-        computed = self.ranks.sum_number(sum(map(len, todo)))
+        computed = self.ranks.sum_number(computed)
         return Filled(computed, sum(map(len, micros)) - computed, monotonic() - start)
 
     def _there(self, store: Store, kept: Sequence[Kept], micro: Sequence[Key]) -> bool:
@@ -164,8 +164,11 @@ class Filler:
     def _compute(
         self, writer: _Writer, kept: Sequence[Kept], micro: Sequence[Key], names: list[str], contents: list[bytes],
         batch: Batch,
-    ) -> None:  # fmt: skip
-        """The teacher on one micro-batch. Raises `UserError` for a sample of which the store knows another content."""
+    ) -> int:  # fmt: skip
+        """The teacher on one micro-batch, unless it has seen the very same by another seed or epoch; how many samples.
+
+        Raises `UserError` for a sample of which the store knows another content.
+        """
         notes = [
             (self._ledger(one, key), content) for one in kept for key, content in zip(micro, contents, strict=True)
         ]
@@ -174,12 +177,13 @@ class Filler:
             if before is not None and before != content:
                 raise UserError(stale(name, writer.store))
         keys = [entry_key(one.number, content) for one in kept for content in contents]
-        if None in writer.store.get(keys):  # else another seed or epoch has seen the very same
+        if lacking := None in writer.store.get(keys):
             said = self._says(batch)
             values = [value for one in kept for value in written(one, said[one.name], names)]
             writer.add(zip(keys, values, strict=True))
         writer.add(notes)
         writer.commit_at_times()
+        return len(micro) if lacking else 0
 
     def _loaded(self, todo: Sequence[Sequence[Key]]) -> Iterator[Batch]:
         if not todo:

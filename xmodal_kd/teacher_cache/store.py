@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import lmdb
 
@@ -18,17 +19,27 @@ from ..errors import UserError
 
 #: An environment's first size; it grows by doubling. Files are sparse: what is not used costs nothing.
 FIRST_SIZE = 1 << 28
+#: An environment's file, as LMDB calls it.
+DATA = "data.mdb"
 #: Processes that read at once.
 READERS = 1024
 #: What an environment has on the disk once LMDB has laid it out; a kill may leave less.
 _LAID_OUT = 8192
 
 
+class _Open(NamedTuple):
+    process: int
+    inode: int
+    environment: lmdb.Environment
+    writes: bool
+
+
+#: What this process has open, by folder: LMDB opens an environment once a process, and never takes it through a fork.
+_OPEN: dict[Path, _Open] = {}
+
+
 class Store:
     """Bytes by key in the environments of a folder.
-
-    Handles are opened in the process that uses them: LMDB's must not go through a fork. One process opens an
-    environment once only, so a `Store` that writes is closed before another one reads.
 
     Args:
         rank: whose environment this process writes; None for none.
@@ -36,11 +47,7 @@ class Store:
 
     def __init__(self, folder: Path, rank: int | None = None) -> None:
         self.folder, self.rank = folder, rank
-        self._process = -1
-        self._open: list[lmdb.Environment] = []
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "rank": self.rank, "_process": -1, "_open": []}
+        self._paths: list[Path] | None = None
 
     # ---------------------------------------------------------------- reading
 
@@ -70,21 +77,14 @@ class Store:
             return environment.begin()
 
     def _environments(self) -> list[lmdb.Environment]:
-        if self._process != os.getpid():
-            self._process, self._open = os.getpid(), []
-            own = None if self.rank is None else self._path(self.rank)
-            with self._errors():
-                if own is not None:
-                    own.mkdir(parents=True, exist_ok=True)
-                    self._open.append(lmdb.open(str(own), map_size=FIRST_SIZE, max_readers=READERS))
-                for path in sorted(self.folder.glob("rank-*")):
-                    data = path / "data.mdb"
-                    if path != own and data.is_file() and data.stat().st_size >= _LAID_OUT:
-                        self._open.append(_reader(path))
-        return self._open
-
-    def _path(self, rank: int) -> Path:
-        return self.folder / f"rank-{rank}"
+        """All there were when this store was first used, the one that it writes before the others."""
+        own = None if self.rank is None else self.folder / f"rank-{self.rank}"
+        with self._errors():
+            if self._paths is None:
+                _forget_deleted()
+                there = [path for path in sorted(self.folder.glob("rank-*")) if path != own and _laid_out(path)]
+                self._paths = [own, *there] if own is not None else there
+            return [_environment(path, writes=path == own) for path in self._paths]
 
     # ---------------------------------------------------------------- writing
 
@@ -105,10 +105,10 @@ class Store:
                     own.set_mapsize(0)
 
     def close(self) -> None:
-        if self._process == os.getpid():
-            for environment in self._open:
-                environment.close()
-        self._process, self._open = -1, []
+        """Let go of the environments; whatever uses them next opens them again."""
+        for path in self._paths or []:
+            _close(path)
+        self._paths = None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -119,11 +119,44 @@ class Store:
             raise UserError(f"cache {self.folder}: {text}; what was committed before is untouched") from error
 
 
+def _environment(path: Path, writes: bool) -> lmdb.Environment:
+    there = _OPEN.get(path)
+    if there is not None and there.process == os.getpid() and (there.writes or not writes):
+        return there.environment
+    _close(path)
+    if writes:
+        path.mkdir(parents=True, exist_ok=True)
+        environment = lmdb.open(str(path), map_size=FIRST_SIZE, max_readers=READERS)
+    else:
+        environment = _reader(path)
+    _OPEN[path] = _Open(os.getpid(), (path / DATA).stat().st_ino, environment, writes)
+    return environment
+
+
+def _close(path: Path) -> None:
+    there = _OPEN.pop(path, None)
+    if there is not None and there.process == os.getpid():
+        there.environment.close()
+
+
+def _forget_deleted() -> None:
+    """A store that was deleted and made anew is another one."""
+    for path, there in list(_OPEN.items()):
+        data = path / DATA
+        if not data.is_file() or data.stat().st_ino != there.inode:
+            _close(path)
+
+
 def _reader(path: Path) -> lmdb.Environment:
     try:
         return lmdb.open(str(path), readonly=True, create=False, max_readers=READERS)
     except (lmdb.ReadonlyError, PermissionError, lmdb.LockError):  # nobody can be writing there
         return lmdb.open(str(path), readonly=True, create=False, lock=False)
+
+
+def _laid_out(path: Path) -> bool:
+    data = path / DATA
+    return data.is_file() and data.stat().st_size >= _LAID_OUT
 
 
 @contextmanager
