@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from xmodal_kd.checkpoint import write_bytes
 
-from .frame import CLASSES, Picture, Scan
+from .frame import CLASSES, Frame, Picture, Scan
 from .palette import FAINT, INK, PAPER, colours, font, legend
 from .range_image import range_image
 from .visibility import visible
@@ -144,13 +144,13 @@ def sheet(panels: Sequence[Panel], columns: int, title: str, classes: Sequence[s
 
 
 def overview_pictures(
-    folder: Path, key: str, scan: Scan, by_role: Mapping[str, np.ndarray], picture: Picture | None = None, *,
-    columns: int = 256, classes: Sequence[str] = CLASSES,
+    folder: Path, frame: Frame, by_role: Mapping[str, np.ndarray], *, columns: int = 256,
+    classes: Sequence[str] = CLASSES,
 ) -> dict[str, Path]:  # fmt: skip
-    """One frame as every role labels it: range images, the view from above, and the photograph if there is one.
+    """One frame as every role labels it: range images, the view from above, and its first photograph if it has one.
 
     Args:
-        folder: PNG files named after `key` are written there.
+        folder: PNG files named after the frame are written there.
         by_role: ``(n,)`` labels of the scan's points, below 0 where a role says nothing: beams it does not see, points
             outside its picture. The scan's own labels, where it has some, come first.
         columns: of the range images; no more than the sensor has, or they show gaps.
@@ -158,25 +158,28 @@ def overview_pictures(
     Returns:
         Files by caption.
     """
+    scan, key = frame.scan, frame.key
     shown = {} if scan.labels is None else {"labels": scan.labels}
     shown |= dict(by_role)
     stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in key)
     scenes = [(role, scan.xyz, labels) for role, labels in shown.items()]
-    pictures = {
+    pages = {
         f"Range images of {key}": ("range", range_strip(strips(scan, shown, columns), classes=classes)),
         f"{key} from above": ("above", birds_eye(scenes, classes=classes)),
     }
-    if picture is not None:
+    if frame.pictures:
+        picture = frame.pictures[0]
         seen, uv = in_view(scan, picture)
         page = projected(picture.rgb, uv, {role: labels[seen] for role, labels in shown.items()}, classes=classes)
-        pictures[f"{key} in the photograph"] = ("photograph", page)
-    return {caption: write_picture(folder / f"{stem}-{name}.png", page) for caption, (name, page) in pictures.items()}
+        pages[f"{key} in the photograph"] = ("photograph", page)
+    return {caption: write_picture(folder / f"{stem}-{name}.png", page) for caption, (name, page) in pages.items()}
 
 
 def strips(scan: Scan, by_role: Mapping[str, np.ndarray], columns: int) -> list[tuple[str, np.ndarray]]:
     """Rows of a `range_strip`: distance, then each role's labels.
 
-    Of a role that labels at most half of the rows only these are shown: a student of 16 beams has 16, as it sees them.
+    Of a role that labels at most half of the rows with points only these are shown: a student of 16 beams has 16, as
+    it sees them.
     A scan that does not know its rings is shown in 64 bands between its lowest and its highest point.
     """
     rows, limits = (scan.beams or 64), None
@@ -184,11 +187,12 @@ def strips(scan: Scan, by_role: Mapping[str, np.ndarray], columns: int) -> list[
         up = np.arcsin(np.clip(scan.xyz[:, 2] / np.maximum(scan.distance, 1e-6), -1, 1))
         rows, limits = 64, (float(up.min()) - 1e-3, float(up.max()) + 1e-3)
     found = range_image(scan, rows, columns, elevations=limits, max_range=float("inf"))
+    shown = (found.index >= 0).any(axis=1).sum()
     images = [("distance", found.show(scan.distance.astype(np.float32), np.nan))]
     for role, labels in by_role.items():
         image = found.show(labels, -1)
         said = (image >= 0).any(axis=1)
-        image = image[said] if 0 < 2 * said.sum() <= rows else image
+        image = image[said] if 0 < 2 * said.sum() <= shown else image
         images.append((f"{role}, {len(image)} rows", image))
     return images
 
@@ -210,7 +214,7 @@ def write_picture(path: Path, image: Image.Image) -> Path:
     return path
 
 
-def draw_density(path: Path, points: Sequence[Mapping[str, Any]], metric: str = "miou", *, title: str = "") -> Path:
+def density_curve(path: Path, points: Sequence[Mapping[str, Any]], metric: str = "miou", *, title: str = "") -> Path:
     """A PNG of `metric` in percent against the number of beams, a line for each role.
 
     Args:
@@ -259,4 +263,7 @@ def lines(points: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[tu
     return found
 
 
-__all__ = ["birds_eye", "draw_density", "in_view", "overview_pictures", "projected", "range_strip", "sheet", "write_picture"]
+__all__ = [
+    "birds_eye", "density_curve", "in_view", "overview_pictures", "projected", "range_strip", "sheet", "strips",
+    "write_picture",
+]  # fmt: skip
