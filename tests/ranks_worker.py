@@ -1,14 +1,20 @@
-"""One of the processes of `test_connectors`: a batch norm over both ranks' rows. Started as a program."""
+"""One of two processes. Started as a program by `test_connectors` (``norm``: a batch norm over both ranks' rows) and by
+`test_ranks` (``steps``: an optimizer's steps on parameters that not all ranks use)."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import xmodal_kd
 from xmodal_kd.losses.connectors import RowNorm
+from xmodal_kd.ranks import ProcessRanks, Ranks
 
 
 def normed(rows: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -23,14 +29,46 @@ def normed(rows: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
-def main(folder: Path, rank: int) -> None:
+def stepped(ranks: Ranks, rank: int) -> dict[str, torch.Tensor]:
+    """Three parameters after two steps of Adam. In the second, both ranks use the first one, rank 0 the second."""
+    names = ("both", "one", "none")
+    values = {name: nn.Parameter(torch.ones(2, 3)) for name in names}
+    adam = torch.optim.Adam(values.values(), lr=0.1)
+    for used in (names, ("both", "one") if rank == 0 else ("both",)):
+        adam.zero_grad()
+        torch.stack([(rank + 1) * values[name].square().sum() for name in used]).sum().backward()
+        ranks.sum_gradients(values.values())
+        adam.step()
+    grads = {f"{name}.grad": p.grad for name, p in values.items() if p.grad is not None}
+    return grads | {name: p.detach() for name, p in values.items()}
+
+
+def main(what: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    given = load_file(folder / "given.safetensors")
-    mine = slice(0, 5) if rank == 0 else slice(5, None)
-    save_file(normed(given["rows"][mine], given["wanted"][mine]), folder / f"rank{rank}.safetensors")
+    out = folder / f"rank{rank}.safetensors"
+    if what == "steps":
+        save_file(stepped(ProcessRanks(torch.device("cpu")), rank), out)
+    else:
+        save_file(norm_of(folder, rank), out)
     torch.distributed.destroy_process_group()
 
 
+def norm_of(folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    given = load_file(folder / "given.safetensors")
+    mine = slice(0, 5) if rank == 0 else slice(5, None)
+    return normed(given["rows"][mine], given["wanted"][mine])
+
+
+def two(what: str, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """What each of two processes found."""
+    here, root = Path(__file__).parent, Path(xmodal_kd.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(root)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, what, str(folder)]
+    running = [subprocess.Popen([*command, str(rank)], env=environment, cwd=root) for rank in range(2)]
+    assert [process.wait(timeout=100) for process in running] == [0, 0]
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

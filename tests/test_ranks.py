@@ -1,7 +1,10 @@
-"""One process: every exchange is the identity."""
+"""One process: every exchange is the identity. Two: gradients add up, and what none uses is left alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import ranks_worker
 import torch
 from torch import nn
 
@@ -23,3 +26,16 @@ def test_a_single_process_exchanges_nothing() -> None:
     ranks.barrier()
     assert grad is not None and module.weight.grad is not None and torch.equal(grad, module.weight.grad)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_parameter_that_no_rank_uses_is_left_alone(tmp_path: Path) -> None:
+    """No gradient, so that what an optimizer remembers of earlier steps does not move it: the fixed parts of `ft`."""
+    ranks = ranks_worker.two("steps", tmp_path)
+    assert ranks[0].keys() == ranks[1].keys() == {"both", "both.grad", "one", "one.grad", "none"}
+    for key, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][key]), key
+    both, one, none = (ranks[0][name][0, 0].item() for name in ("both", "one", "none"))
+    assert none == torch.tensor(0.9).item(), "one step of Adam from 1"
+    assert both < 0.81 and one < 0.85, "two steps"
+    torch.testing.assert_close(ranks[0]["one.grad"], torch.full((2, 3), 2 * 0.9), msg="of rank 0 alone")
+    torch.testing.assert_close(ranks[0]["both.grad"], torch.full((2, 3), 6 * 0.9))

@@ -121,7 +121,7 @@ class Correspondence:
         weight = self.weight.to(exact)
         share = weight / _sums(weight, self.target, total)[self.target]
         mean = rows.new_zeros(total, rows.shape[1], dtype=exact)
-        mean = mean.index_add(0, self.target, rows[self.source].to(exact) * share[:, None])
+        mean = mean.index_add(0, self.target, rows.index_select(0, self.source).to(exact) * share[:, None])
         return mean.to(rows.dtype), self.reached
 
     @property
@@ -150,7 +150,7 @@ def from_elements(
     Raises:
         ValueError: different numbers of points, an element that its view does not have, a weight below 0 or not finite.
     """
-    left, right = (np.asarray(part).reshape(len(part), -1) for part in (source_element, target_element))
+    left, right = (part[:, None] if part.ndim == 1 else part for part in (source_element, target_element))
     weights = np.ones(len(left), np.float32) if weight is None else np.asarray(weight, np.float32)
     if not len(left) == len(right) == len(weights):
         raise ValueError(f"{len(left)} points of the source, {len(right)} of the target, {len(weights)} weights")

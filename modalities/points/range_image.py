@@ -124,11 +124,7 @@ def _shown(
 def _channels(
     xyz: Float32[np.ndarray, "n 3"], distance: Float32[np.ndarray, " n"], index: Int64[np.ndarray, "h w"]
 ) -> Float32[np.ndarray, "5 h w"]:
-    channels = np.zeros((len(CHANNELS), *index.shape), dtype=np.float32)
-    there = index >= 0
-    point = index[there]
-    channels[0, there] = distance[point]
-    channels[1:4, there] = xyz[point].T
-    channels[:4] /= SCALES[:, None, None]
-    channels[4] = there
-    return channels
+    points = np.zeros((len(CHANNELS), len(xyz) + 1), dtype=np.float32)  # the last one is what empty cells show
+    points[0, :-1], points[1:4, :-1], points[4, :-1] = distance, xyz.T, 1
+    points[:4] /= SCALES[:, None]
+    return points.take(index, axis=1, mode="wrap")  # -1 is the last

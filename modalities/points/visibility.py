@@ -14,8 +14,8 @@ from .frame import Camera
 
 #: Points nearer than this, in metres, are dropped, as in SLidR (Sautier et al., CVPR 2022).
 NEAREST = 1.0
-#: Depths of points that differ by less than this share may belong to one surface seen at an angle, such as a road.
-SLANT = 0.05
+#: Metres at which the plane of a surface may pass the camera: roads lie that far below it, facades beside it.
+PASSING = 1.5
 
 
 def visible(
@@ -35,33 +35,40 @@ def visible(
             shows: neither behind it nor, at the edge of a thin object that the pixel's middle misses, before it.
         radius: without a depth map, a point is hidden by a clearly nearer one within so many pixels in u and in v.
         tolerance: metres of depth that are no difference. Slanted surfaces are given more: with a depth map as much as
-            it changes within half a pixel, without one 5% of the depth.
+            it changes within half a pixel, without one as much as a plane that passes the camera at 1.5 m.
 
     Raises:
         ValueError: a depth map of another size than the camera's picture.
     """
     if depth_map is not None and depth_map.shape != (camera.height, camera.width):
         raise ValueError(f"a depth map of {depth_map.shape} for a picture of {(camera.height, camera.width)}")
-    u, v = np.floor(uv.T)
+    u, v = uv.T
     inside = (depth >= NEAREST) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-    pixel = np.full(len(depth), -1, dtype=np.int64)
-    pixel[inside] = v[inside].astype(np.int64) * camera.width + u[inside].astype(np.int64)
+    point = np.flatnonzero(inside)
+    at = v[point].astype(np.int64) * camera.width + u[point].astype(np.int64)
     if depth_map is None:
-        seen = _before_others(pixel[inside], depth[inside], camera, radius, tolerance)
+        seen = _before_others(at, depth[point], camera, radius, tolerance)
     else:
-        seen = _on_surface(pixel[inside], depth[inside], depth_map, tolerance)
-    pixel[np.flatnonzero(inside)[~seen]] = -1
+        seen = _on_surface(at, depth[point], depth_map, tolerance)
+    pixel = np.full(len(depth), -1, dtype=np.int64)
+    pixel[point[seen]] = at[seen]
     return pixel
 
 
 def _before_others(
     pixel: Int64[np.ndarray, " m"], depth: Float[np.ndarray, " m"], camera: Camera, radius: int, tolerance: float
 ) -> Bool[np.ndarray, " m"]:
-    """Whether no point within `radius` pixels is clearly nearer."""
-    nearest = np.full(camera.height * camera.width, np.inf)
-    np.minimum.at(nearest, pixel, depth)
-    around = minimum_filter(nearest.reshape(camera.height, camera.width), size=2 * radius + 1, mode="nearest").ravel()
-    seen: np.ndarray = depth * (1 - SLANT) <= around[pixel] + tolerance
+    """Whether no point within `radius` pixels is clearly nearer.
+
+    Over a plane that passes the camera at a distance d, the inverse depth changes by at most ``1 / (f d)`` a pixel.
+    """
+    nearest = np.full(camera.height * camera.width, np.inf, dtype=np.float32)
+    np.minimum.at(nearest, pixel, depth.astype(np.float32))
+    around = minimum_filter(nearest.reshape(camera.height, camera.width), size=2 * radius + 1, mode="nearest")
+    before = around.ravel()[pixel]
+    focal = min(camera.intrinsics[0, 0], camera.intrinsics[1, 1])
+    slant = (radius + 1) / (focal * PASSING)  # positions in pixels `radius` apart differ by up to one more
+    seen: np.ndarray = (depth <= before + tolerance) | (1 / before - 1 / depth <= slant)
     return seen
 
 
