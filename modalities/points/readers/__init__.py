@@ -1,0 +1,11 @@
+"""Readers of recordings, by the name that a recipe calls them."""
+
+from __future__ import annotations
+
+from .base import Reader
+from .kitti import Kitti
+from .kitti_raw import KittiRaw
+
+READERS: dict[str, type[Reader]] = {"kitti": Kitti, "kitti_raw": KittiRaw}
+
+__all__ = ["READERS", "Kitti", "KittiRaw", "Reader"]
