@@ -133,8 +133,8 @@ class Adapter(Protocol):
         """``train``, ``dev`` or ``test``."""
         ...
 
-    def labelled(self, indexes: Sequence[int]) -> None:
-        """Told before each role's training: the train samples whose labels may be looked at, for class weights say."""
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         """A fresh model of a role; initial weights come from the global torch generator, seeded by the caller."""

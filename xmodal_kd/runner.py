@@ -199,7 +199,8 @@ class Run:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
-        self.adapter.labelled(known)
+        for told in {id(a): a for a in (self.adapter, adapter)}.values():
+            told.begin(role, known)
         engine = Engine(
             method, source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,

@@ -117,7 +117,7 @@ class Subject:
         adapter, role = self.adapter, next(iter(roles))
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
-        self.adapter.labelled(labelled_by(adapter.data("train"), self.recipe, role))
+        self.adapter.begin(role, labelled_by(adapter.data("train"), self.recipe, role))
         with TemporaryDirectory() as folder:
             yield Trial(
                 method, training_source(adapter, self.recipe, role), roles, train, streams=self.streams,
@@ -168,7 +168,7 @@ def prepare(loaded: Loaded, device: str) -> Subject:
         roles["teacher"].requires_grad_(False)
     roles["student"] = build(adapter, loaded, "student", streams)
     subject = Subject(loaded, adapter, roles, streams, device)
-    adapter.labelled(labelled_by(adapter.data("train"), recipe, "student"))
+    adapter.begin("student", labelled_by(adapter.data("train"), recipe, "student"))
     for model in roles.values():
         model.to(accelerator.device)
     subject.method().check(roles)
