@@ -28,7 +28,8 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
-        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}",
+        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}"
+        f"{_twin(content.get('self_training'))}",
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -85,10 +86,21 @@ def _control(control: Mapping[str, Any]) -> str:
     )
 
 
-def _lead(gain: Mapping[str, Any] | None) -> str:
+def _twin(spec: Mapping[str, Any] | None) -> str:
+    if spec is None:
+        return ""
+    if "reason" in spec:
+        return f" There is no self-training: {spec['reason']}."
+    return (
+        f" Self-training learned from {', '.join(spec['terms'])} with the control as its teacher: the student's "
+        "initial weights, same batches."
+    )
+
+
+def _lead(gain: Mapping[str, Any] | None, reference: str) -> str:
     if not gain:
         return ""
-    said = f"Control less student: {gain['difference']:+.4f}"
+    said = f"{reference} less student: {gain['difference']:+.4f}"
     if not gain["interval"]:
         return f"{said} (one test item: no interval). "
     low, high = gain["interval"]
@@ -96,7 +108,7 @@ def _lead(gain: Mapping[str, Any] | None) -> str:
 
 
 def _gap(content: Mapping[str, Any]) -> str:
-    lead = _lead(content["gain"])
+    lead = _lead(content["gain"], "Control") + _lead(content.get("gain_over_self_training"), "Self-training")
     if content["gap_closed"] is None:
         return f"{lead}Gap closed: not stated, because {content['reason']}."
     return (
