@@ -212,7 +212,8 @@ class Run:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
-        self.adapter.labelled(known)
+        for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
+            one.labelled(known)
         engine = Engine(
             method, source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,

@@ -28,8 +28,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
-        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}"
-        f"{_twin(content.get('self_training'))}",
+        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -75,14 +74,20 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
 
 
-def _control(control: Mapping[str, Any]) -> str:
+def _references(content: Mapping[str, Any]) -> str:
+    """What the student is compared with."""
+    return _control(content["control"], content.get("labels", {})) + _twin(content.get("self_training"))
+
+
+def _control(control: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
     if "reason" in control:
         return f"There is no control: {control['reason']}."
     if "teacher" in control:
         return "The control is the teacher itself within the student's budget, without any training."
+    data = "labelled samples alone" if "control" in labels else "same data"
     return (
-        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, same data, "
-        "same number of steps."
+        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, {data}, "
+        "same number of steps and samples."
     )
 
 
