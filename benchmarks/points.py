@@ -72,7 +72,9 @@ def table(cells: list[dict[str, Any]]) -> str:
         found = {role: [100 * c["metrics"][role]["miou"] for c in mine if role in c["metrics"]] for role in ROLES}
         shares = [shown(t_interval(found[role])) if len(found[role]) > 1 else "–" for role in ROLES[1:]]
         gains = [
-            shown(t_interval([s - c for s, c in zip(found["student"], found[role], strict=True)])) if found[role] else "–"
+            shown(t_interval([s - c for s, c in zip(found["student"], found[role], strict=True)]))
+            if found[role]
+            else "–"
             for role in ("control", "self_training")
         ]
         lines.append(f"| {name} | {found['teacher'][0]:.1f} | {' | '.join([*shares, *gains])} |")

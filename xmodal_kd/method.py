@@ -159,7 +159,7 @@ class Distil:
     def _says(self, role: str, roles: Roles, batch: Batch) -> Signals:
         side = "teacher" if role == self.teacher != self.role else "student"
         said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
-        said.model = roles[role]
+        said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 
     def _teacher(self, roles: Roles, batch: Batch) -> Signals | None:

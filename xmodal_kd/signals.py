@@ -107,6 +107,8 @@ class Signals:
         self.ids = ids
         #: The model that says this, for losses that run a part of it again (the teacher's head); set by the method.
         self.model: nn.Module | None = None
+        #: ``(b,)`` bool, the samples whose labels a loss may look at; None where it may look at all. Set by the method.
+        self.labelled: Tensor | None = None
         self._signals: dict[str, Signal] = {}
         self._views: dict[str, Signals] = {}
 
@@ -165,7 +167,7 @@ class Signals:
     def detach(self) -> Signals:
         """The same signals cut from the graph: a teacher is never trained through a loss."""
         out = Signals(self.ids)
-        out.model = self.model
+        out.model, out.labelled = self.model, self.labelled
         for name, (rows, layout) in self._signals.items():
             out.add(name, rows.detach(), layout)
         for tag, view in self._views.items():

@@ -100,7 +100,9 @@ class PointsData(Strict):
             raise ValueError(f"sources {self.sources} needs path, the folder of its frames")
         if self.train is None or self.dev is None or self.test is None:
             raise ValueError("recorded frames need train, dev and test, each a range of frames")
-        ends = sorted((s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test))
+        ends = sorted(
+            (s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test)
+        )
         if any(b[0] < a[1] for a, b in zip(ends, ends[1:], strict=False)):
             raise ValueError("train, dev and test overlap")
         return self

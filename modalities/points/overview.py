@@ -52,7 +52,9 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
     """Every role that sees single scans as range images, on scans of 1, 1/2, 1/4, 1/8 of the beams."""
     from .data import PointsSource
 
-    seers = {role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1}
+    seers = {
+        role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
+    }
     total = len(SENSORS[adapter.config.sensor].elevations)
     for share in SHARES if seers else ():
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
@@ -66,7 +68,10 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
 
 
 def answers(
-    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: list[Frame], views: Mapping[str, View] | None = None
+    adapter: PointsAdapter,
+    models: Mapping[str, nn.Module],
+    frames: list[Frame],
+    views: Mapping[str, View] | None = None,
 ) -> dict[str, np.ndarray]:
     """What each role makes of the points of the current sweep: a class, or -1 where it does not see a point."""
     found = {}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
 from xmodal_kd.errors import UserError
@@ -16,9 +16,8 @@ from xmodal_kd.signals import Kind
 from .augment import Augment, apply_image, apply_points, apply_range
 from .config import PointsData, View
 from .frame import UNLABELLED, Frame, Picture, Scan
-from .fuse import fuse
 from .range_image import SCALES, range_image
-from .rings import keep_beams
+from .rings import keep_beams, thin
 from .simulator.sensors import SENSORS
 from .visibility import visible
 
@@ -71,12 +70,15 @@ def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " 
     scan = frames[0].scan
     chosen = np.arange(len(scan))
     if view.sweeps > 1:
+        from .fuse import fuse
+
         fused = fuse(frames)
         return fused, np.where(np.arange(len(fused)) < len(scan), np.arange(len(fused)), -1)
     if view.beams is not None:
         if scan.ring is None:
             raise UserError(f"{frames[0].key}: its rings are not known: name the sensor in data.sensor")
-        scan, chosen = keep_beams(scan, view.beams)
+        chosen = np.flatnonzero(keep_beams(scan, view.beams))
+        scan = thin(scan, view.beams)
     return scan, chosen
 
 

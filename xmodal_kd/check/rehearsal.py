@@ -12,7 +12,7 @@ from torch import nn
 from ..adapter import ControlSpec, NoControl
 from ..errors import UserError
 from ..recipe import Term, Train
-from ..runner import _without_teacher, control_spec, make_method
+from ..roles import control_spec, make_method, without_teacher
 from ..setup import peak_memory
 from .subject import Finding, Subject
 from .trial import STEPS, Seen, Trial, brief
@@ -60,7 +60,7 @@ def training(subject: Subject) -> Iterator[Finding]:
 def _trainings(subject: Subject) -> Iterator[tuple[str, Train, list[Term]]]:
     """Role, recipe part and terms of every training of the run, in its order."""
     recipe = subject.recipe
-    alone = _without_teacher(recipe.objective)
+    alone = without_teacher(recipe.objective)
     without = [t for t in recipe.objective if isinstance(alone, ControlSpec) and (t.name or t.loss) in alone.terms]
     if recipe.teacher is not None and recipe.teacher.path is None:
         if isinstance(alone, NoControl):

@@ -20,7 +20,8 @@ from ..losses import LOSSES
 from ..method import METHODS
 from ..objective import Objective, spec_of
 from ..recipe import Loaded, Term, find, load
-from ..runner import control_spec, resolved
+from ..roles import control_spec
+from ..runner import resolved
 from ..signals import OUTPUTS
 
 #: The arm that is the recipe as it stands.

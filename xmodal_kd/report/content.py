@@ -46,6 +46,7 @@ def content(
         "metric": {"name": name, "lower_is_better": lower},
         "roles": {role: {key: entry[key] for key in SHOWN} for role, entry in roles.items()},
         "control": _control(spec),
+        "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
         "curve": overview["curve"],
         "facts": overview["facts"],
         "pictures": overview["pictures"],

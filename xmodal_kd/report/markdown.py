@@ -20,6 +20,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             [_result_row(role, entry, name) for role, entry in roles.items()],
         ),
         _gap(content),
+        _labels(content.get("labels", {})),
         _details(roles, name),
         _by_group(roles, name),
         "## Cost",
@@ -102,6 +103,16 @@ def _gap(content: Mapping[str, Any]) -> str:
         f"{lead}Gap closed: **{100 * content['gap_closed']:.0f} %** of the distance from control to teacher. One seed: "
         "whether it is more than chance needs several."
     )
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    """Whose labels were scarce, and who saw samples without labels."""
+    if not labels:
+        return ""
+    counts = [f"{role} {one['labelled']:,} of {one['samples']:,} samples" for role, one in labels.items()]
+    more = [role for role, one in labels.items() if one["unlabelled"]]
+    others = f"; {' and '.join(more)} also saw all samples without their labels, half of each batch" if more else ""
+    return f"Labels seen in training: {', '.join(counts)}{others}. Roles not named here saw all labels."
 
 
 def _details(roles: Mapping[str, Any], name: str) -> str:
