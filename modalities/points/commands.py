@@ -5,4 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-COMMANDS: dict[str, Callable[..., Any]] = {}
+from .segment_command import segment
+
+COMMANDS: dict[str, Callable[..., Any]] = {"segment": segment}
