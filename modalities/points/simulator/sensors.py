@@ -48,7 +48,8 @@ class Sensor:
         azimuth = np.pi - 2 * np.pi * (np.arange(self.columns) + 0.5) / self.columns
         up, flat = np.sin(self.elevations)[:, None], np.cos(self.elevations)[:, None]
         rays = np.stack(np.broadcast_arrays(flat * np.cos(azimuth), flat * np.sin(azimuth), up), axis=-1)
-        return rays.astype(np.float32)
+        unit: np.ndarray = np.asarray(rays, np.float32)
+        return unit
 
 
 def _spread(*blocks: tuple[float, float, int]) -> Float[np.ndarray, " beams"]:

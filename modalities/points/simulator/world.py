@@ -16,7 +16,7 @@ from jaxtyping import Float
 from xmodal_kd.streams import Streams
 
 from ..frame import Box
-from .copies import Copies
+from .copies import Copies, merged
 from .families import draw
 from .mesh import Mesh
 from .street import Street
@@ -54,9 +54,8 @@ class World:
             houses(street, rng("houses")), borders(street, rng("borders")), poles(street, rng("poles")),
             self.greenery.copies(),
         )  # fmt: skip
-        split = [part for group in things for part in (group[~group.moves], group[group.moves]) if len(part)]
-        self.things = _numbered(split)
-        self.beside = [group for group in beside if len(group)]
+        self.things = _numbered(merged(things))
+        self.beside = merged(beside)
         ego = rng("ego")
         self._sway = ego.normal(0, np.radians(0.4), 2)
         sun = np.array([*ego.normal(0, 1, 2), ego.uniform(0.8, 2.0)])
