@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .segment_command import segment
+
 
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder of the data set; its sequences/NN are made.")],
@@ -48,4 +50,4 @@ def simulate(
             typer.echo(f"{folder}: {frames} frames, {points:,} points")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"simulate": simulate}
+COMMANDS: dict[str, Callable[..., Any]] = {"segment": segment, "simulate": simulate}

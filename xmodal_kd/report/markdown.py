@@ -182,9 +182,11 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     if not export:
         return ""
     files = {key: {**e, **e.get("metrics", {})} for key, e in export.items() if "bytes" in e}
-    measured = [key for key in (name, "steps", "reload_difference") if any(key in e for e in files.values())]
+    keys = (name, "steps", "reload_difference", "milliseconds")
+    measured = [key for key in keys if any(key in e for e in files.values())]
     rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(_number(e.get(k)) for k in measured)] for key, e in files.items()]
-    return "## Export\n\n" + _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    table = _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    return "\n\n".join(["## Export", table, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
 
 
 def _left_out(data: Mapping[str, Any]) -> str:
