@@ -25,6 +25,7 @@ from xmodal_kd.streams import Streams
 
 from .config import PointsData, View
 from .data import PointsSource
+from .export import export
 from .folder import check_classes, load_model, save_model
 from .frame import CLASSES
 from .metrics import Tally, miou
@@ -239,7 +240,7 @@ class PointsAdapter(Adapter):
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX beside the weights, for the models that ONNX can express."""
-        return {}
+        return export(model, folder)
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
