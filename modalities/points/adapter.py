@@ -28,6 +28,7 @@ from .data import PointsSource
 from .export import export
 from .folder import check_classes, load_model, save_model
 from .frame import CLASSES
+from .frames import Recorded
 from .metrics import Tally, miou
 from .models import MODELS
 from .overview import overview
@@ -75,6 +76,8 @@ class PointsAdapter(Adapter):
 
     def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
+        #: Opened now: a folder that is not there must not come out after hours of training.
+        self.real = [Recorded(folder, data.sensor, pictures=True) for folder in data.real]
         self._sources: dict[str, PointsSource] = {}
         self._labelled: Sequence[int] | None = None
         self._class_weight: Tensor | None = None

@@ -59,6 +59,8 @@ class Folder(Strict):
     sources: Source
     path: Path
     frames: Frames = Frames()
+    repeat: Count = 1
+    """How often they stand among the training frames, so that a few are not lost among many."""
 
 
 class PointsData(Strict):

@@ -124,18 +124,20 @@ class Joined:
         self.parts = labelled, others
 
     def __len__(self) -> int:
-        return len(self.parts[0]) + len(self.parts[1])
+        return len(self.parts[0]) + self.parts[1].folder.repeat * len(self.parts[1])
 
     @cached_property
     def labelled(self) -> Sequence[int]:
         return self.parts[0].labelled
 
     def __getitem__(self, index: int) -> list[Frame]:
-        size = len(self.parts[0])
-        return self.parts[0][index] if index < size else self.parts[1][index - size]
+        known, others = self.parts
+        return known[index] if index < len(known) else others[(index - len(known)) % len(others)]
 
     def describe(self) -> dict[str, Any]:
-        return self.parts[0].describe() | {"unlabelled": self.parts[1].describe()}
+        return self.parts[0].describe() | {
+            "unlabelled": self.parts[1].describe() | {"repeat": self.parts[1].folder.repeat}
+        }
 
 
 __all__ = ["Frames", "Joined", "Recorded", "Simulated", "frames_of"]

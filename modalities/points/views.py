@@ -83,9 +83,9 @@ def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " 
 
 def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: PointsData) -> Seen:
     sensor = SENSORS[data.sensor]
-    rows = view.beams or len(sensor.elevations)
-    edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)
     ringed = scan if view.sweeps == 1 else replace(scan, ring=None)
+    rows = scan.beams if ringed.ring is not None and scan.beams else view.beams or sensor.beams
+    edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)
     image = range_image(ringed, rows, view.columns, elevations=edges, max_range=sensor.max_range)
     shown, index = image.index.reshape(-1) >= 0, image.index.reshape(-1)
     labels = np.full(len(index), UNLABELLED)
