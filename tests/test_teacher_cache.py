@@ -42,8 +42,9 @@ QUIET = RECIPE.replace("data: {}", "data: {noise: 0.0}")  # the teacher sees the
 def filler(toy: ToyAdapter, ranks: Ranks | None = None, total: int = 4, **settings: Any) -> Filler:
     spec = CacheSpec(**settings)
     return Filler(
-        spec, Seeing(toy.data("train"), spec, toy), toy, roles(toy)["teacher"].eval(), Objective(TERMS), toy.streams,
-        make_accelerator("cpu", "fp32"), ranks or Ranks(), total, (ranks or Ranks()).world, quiet=True,
+        spec, toy.data("train"), Seeing(toy.data("train"), spec, 1, toy), toy, roles(toy)["teacher"].eval(),
+        Objective(TERMS), toy.streams, make_accelerator("cpu", "fp32"), ranks or Ranks(), total,
+        (ranks or Ranks()).world, quiet=True,
     )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_any_batch_reads_what_the_teacher_would_say(tmp_path: Path, settings: di
     kept, _ = fill(made, tmp_path)
     assert list(kept) == ["logits", "body"]
     other = ToyAdapter(toy.config, toy.streams, batch_size=8)
-    source = CachedSource(other.data("train"), made.spec, toy, Store(tmp_path), kept)
+    source = CachedSource(other.data("train"), made.spec, 1, toy, Store(tmp_path), kept)
     student = roles(toy)["student"].eval()
     stream = steps(source, workers=workers)
     for _ in range(6):  # into the third epoch
@@ -94,6 +95,8 @@ def test_any_batch_reads_what_the_teacher_would_say(tmp_path: Path, settings: di
 
 def test_replay_shows_the_first_epochs_again_in_a_new_order() -> None:
     toy = adapter(noise=0.5)
+    scarce = Replayed(toy.data("train"), CacheSpec(view="replay", epochs=2), kinds=2)
+    assert [scarce.shown(epoch) for epoch in range(6)] == [0, 1, 2, 3, 0, 1], "two passes of each kind"
     again = Replayed(toy.data("train"), CacheSpec(view="replay", epochs=2))
     assert torch.equal(again.sample(5, 7).x, toy.data("train").sample(5, 1).x)
     assert not torch.equal(again.sample(5, 7).x, again.sample(5, 6).x)
@@ -272,7 +275,7 @@ def test_a_sample_that_has_changed_is_refused_by_name(tmp_path: Path, monkeypatc
         return sample._replace(x=sample.x * 1.001) if index == 7 else sample
 
     monkeypatch.setattr(ToySource, "sample", changed)
-    source = CachedSource(toy.data("train"), made.spec, toy, Store(tmp_path), kept)
+    source = CachedSource(toy.data("train"), made.spec, 1, toy, Store(tmp_path), kept)
     assert source.sample(6, 0).entries
     with pytest.raises(UserError, match="sample 7 is not what it was when the cache was filled"):
         source.sample(7, 0)
@@ -293,7 +296,7 @@ def test_rows_that_do_not_fit_the_students_are_refused(tmp_path: Path) -> None:
     toy = adapter(noise=0.0)
     made = filler(toy)
     kept, _ = fill(made, tmp_path)
-    source = CachedSource(toy.data("train"), made.spec, toy, Store(tmp_path), kept)
+    source = CachedSource(toy.data("train"), made.spec, 1, toy, Store(tmp_path), kept)
     [batch] = next(steps(source))
     few = Signals(batch["ids"]).add("logits", torch.zeros(6, 4), Layout.dense("frame", 6, (1,)))
     with pytest.raises(UserError, match="frame rows of the teacher's 'logits' fit no signal of the student"):
@@ -354,6 +357,17 @@ def test_a_run_with_a_cache_gives_nearly_the_same_student(
     training = asked[: asked.index("student")]
     assert training.count("teacher") <= 1 + 1 + 8 + 24 + 5
     capfd.readouterr()
+
+
+def test_few_labels_and_a_cache_go_together(recipes: Path) -> None:
+    """The pool is cached like all else; what repeats is drawn by passes of the labelled samples and of the pool."""
+    report = cached(recipes, "scarce", "--set", "labels=6", "--set", "self_training=false")
+    facts = report["cost"]["student"]["cache"]
+    assert facts["computed"] == 24 and facts["loss_error"]["kd"] < 1e-3
+    more = ["--set", "labels=6", "--set", "self_training=false", "--set", "control=false"]
+    assert run(recipes, "few", *more, "--set", "cache={view: replay, epochs: 1}", recipe="toy") == 0
+    facts = read_json(recipes / "few" / "report.json")["cost"]["student"]["cache"]
+    assert facts["computed"] <= 24 + 6 and facts["loss_error"]["kd"] < 1e-3
 
 
 def test_a_stopped_run_goes_on_to_the_same_bit_with_any_workers(recipes: Path) -> None:

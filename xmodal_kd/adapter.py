@@ -28,7 +28,12 @@ class Strict(BaseModel):
 
 
 class Source(Protocol):
-    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing."""
+    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing.
+
+    Where only some samples of the train split have labels, it says which by an attribute ``labelled``, a sequence of
+    their indexes; without it all have. Where labels are scarce, `sample` is asked for passes over the data in the place
+    of epochs.
+    """
 
     def __len__(self) -> int: ...
 
@@ -127,6 +132,9 @@ class Adapter(Protocol):
     def data(self, split: str) -> Source:
         """``train``, ``dev`` or ``test``."""
         ...
+
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         """A fresh model of a role; initial weights come from the global torch generator, seeded by the caller."""

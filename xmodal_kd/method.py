@@ -149,7 +149,7 @@ class Distil:
                 student = self._says(self.role, roles, batch)
                 self.objective.build(student, self._teacher(roles, batch, student), self.streams)
         config, name = self.train.optimizer, self.role
-        if self.role == "control":  # the student's recipe, without a teacher and so without projectors
+        if self.role in ("control", "self_training"):  # the student's recipe, but not for the objective's parameters
             config, name = scaling(config, lambda pattern: not pattern.startswith("objective.")), "student"
         return {self.role: build_optimizer(config, {name: roles[self.role], "objective": self.objective})}
 
@@ -168,7 +168,7 @@ class Distil:
     def _says(self, role: str, roles: Roles, batch: Batch) -> Signals:
         side = "teacher" if role == self.teacher != self.role else "student"
         said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
-        said.model = roles[role]
+        said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 
     def _teacher(self, roles: Roles, batch: Batch, student: Signals | None = None) -> Signals | None:

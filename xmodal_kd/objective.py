@@ -235,6 +235,9 @@ class Objective(nn.Module):
             if term.spec.reduction == "batch":
                 return *self._batch(term, given, ranks), term.unit
             out = self._call(term, given)
+        if "labelled" in given and term.spec.reduction == "items":  # without labels an item is not counted
+            values, counted = out if isinstance(out, tuple) else (out, torch.ones_like(out))
+            out = torch.where(given["labelled"], values, 0.0), given["labelled"] * counted
         if isinstance(out, tuple):
             values, counted = out
             weights = given.get("weights", torch.ones_like(values)).to(values.dtype)

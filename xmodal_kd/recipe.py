@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .adapter import Strict
 from .errors import UserError, nearest
@@ -79,6 +79,16 @@ class MethodSpec(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+def _labels(wanted: int | str) -> int | str:
+    if re.fullmatch(r"\d+(\.\d+)?%" if isinstance(wanted, str) else r"[1-9]\d*", str(wanted)):
+        return wanted
+    raise ValueError(f"a number of samples is expected, or a share of all as in 10%, got {wanted!r}")
+
+
+#: Of all samples that have labels: how many, or ``"10%"``. The smaller choice is always part of the larger.
+Labels = Annotated[int | str, AfterValidator(_labels)]
+
+
 class Teacher(Strict):
     """A model and how to train it, or a saved teacher's folder, which wins where a recipe (or ``--set``) gives both."""
 
@@ -86,6 +96,8 @@ class Teacher(Strict):
     model: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     train: Train | None = None
+    labels: Labels | None = None
+    """Whose labels a teacher that is trained here looks at; None: all."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
@@ -154,7 +166,11 @@ class Recipe(Strict):
     train: Train
     cache: CacheSpec | None = None
     """The teacher's signals on disk, read instead of running it at every step."""
+    labels: Labels | None = None
+    """Whose labels student and control look at; None: all. A student with a teacher also sees the other samples."""
     control: bool = True
+    self_training: bool | None = None
+    """Whether the control teaches the student's twin, as a second control; None: where labels are scarce."""
     out: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -17,31 +18,49 @@ from torch.nn import functional as F
 from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
+from xmodal_kd.memory import Cache
 from xmodal_kd.registry import Registry
 from xmodal_kd.signals import Kind, Layout, Signals
 from xmodal_kd.streams import Streams
 
-from . import losses  # noqa: F401 - registers them
 from .config import PointsData, View
 from .data import PointsSource
 from .export import export
 from .folder import check_classes, load_model, save_model
 from .frame import CLASSES
+from .frames import Recorded
 from .metrics import Tally, miou
 from .models import MODELS
 from .overview import overview
 from .views import CHANNELS, KINDS
 
+#: Bytes of a frozen teacher's rows that are kept.
+MEMORY = 1 << 30
 #: Forward passes whose median is the latency.
 TIMED = 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a teacher said of one frame, by signal."""
+
+    values: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.values.values())
+
+
+def _missing() -> Rows:
+    raise AssertionError("it was there a moment ago")
 
 
 class PointsAdapter(Adapter):
     """Teacher and student see the same moment, each in its own way, and meet on the student's rows.
 
-    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows are
-    gathered through the points that both sides see, so that row i means the same in both; rows which the teacher does
-    not see are masked. A teacher that learns has its own rows.
+    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows
+    are gathered through the points that both sides see, so that row i means the same in both; rows which the teacher
+    does not see are masked. A teacher that learns has its own rows.
     """
 
     Data: ClassVar[type[PointsData]] = PointsData
@@ -57,18 +76,22 @@ class PointsAdapter(Adapter):
 
     def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
+        #: Opened now: a folder that is not there must not come out after hours of training.
+        self.real = [Recorded(folder, data.sensor, pictures=True) for folder in data.real]
         self._sources: dict[str, PointsSource] = {}
         self._labelled: Sequence[int] | None = None
         self._class_weight: Tensor | None = None
+        self._taught: Cache[Rows] = Cache(MEMORY)
 
     def data(self, split: str) -> PointsSource:
         if split not in self._sources:
             self._sources[split] = PointsSource(self.config, split, self.streams, self.batch_size)
         return self._sources[split]
 
-    def labelled(self, indexes: Sequence[int]) -> None:
-        """Whose labels may be looked at: the weights of the classes are theirs."""
-        self._labelled, self._class_weight = indexes, None
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        """The weights of the classes are those of the frames whose labels may be looked at."""
+        self._labelled, self._class_weight = labelled, None
+        self.data("train").learns = role
 
     # ---------------------------------------------------------------- models
 
@@ -80,7 +103,7 @@ class PointsAdapter(Adapter):
         if kind.view != sees:
             raise UserError(f"{role}: model {model!r} sees {kind.view}, data.{_side(role)}.sees says {sees}")
         config = kind.Config.model_validate(params)
-        built: nn.Module = kind(config, channels=CHANNELS[sees], classes=len(CLASSES))
+        built = kind(config, channels=CHANNELS[sees], classes=len(CLASSES))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
         return built
 
@@ -117,8 +140,8 @@ class PointsAdapter(Adapter):
         ``supervoxels`` (regions; below 0 none).
         """
         if role == "teacher" and not model.training:
-            return self._taught(model, batch, features)
-        side = batch["learning_teacher"] if role == "teacher" else batch["student"]
+            return self._teaches(model, batch, features)
+        side = batch["teacher" if role == "teacher" else "student"]
         layout, labels = _layout(side), side["labels"]
         out = Signals(batch["ids"])
         for name, rows in self._rows(model, side, features).items():
@@ -127,19 +150,36 @@ class PointsAdapter(Adapter):
         out.add("labels", labels, known)
         out.add("class_weight", self._weights(labels.device)[labels.clamp(min=0)], known)
         for name in ("voxels", "supervoxels"):
-            out.add(name, side[name], layout)
+            if name in side:
+                out.add(name, side[name], layout)
         return out
 
-    def _taught(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> Signals:
+    def _teaches(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> Signals:
         """The teacher's rows, brought to the student's."""
         match, own = batch["match"], batch["student"]
         out = Signals(batch["ids"])
         layout = _layout(own, match.reached)
-        for name, rows in self._rows(model, batch["teacher"], features).items():
+        for name, rows in self._frozen_rows(model, batch, features).items():
             out.add(name, match.gather(rows)[0], layout)
         answers = out.rows("logits").argmax(dim=-1)
         out.add("class_weight", self._weights(answers.device)[answers], layout)
         return out.add("labels", own["labels"], _layout(own, own["labels"] >= 0))
+
+    def _frozen_rows(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> dict[str, Tensor]:
+        """A frozen teacher's own rows: remembered for the training frames, where it sees them as they are."""
+        side, ids = batch["teacher"], batch["ids"].tolist()
+        if not batch["repeats"] or side["inputs"].ndim != 4:
+            return self._rows(model, side, features)
+        weights = sum(p._version for p in model.parameters())  # an average's change in place
+        keys = [(id(model), weights, i, *features) for i in ids]
+        if not all(key in self._taught for key in keys):
+            found = self._rows(model, side, features)
+            rows = len(side["valid"]) // len(ids)
+            for at, key in enumerate(keys):
+                self._taught.get(key, lambda at=at: Rows({n: x[at * rows :][:rows].clone() for n, x in found.items()}))  # type: ignore[misc]
+            return found
+        held = [self._taught.get(key, _missing) for key in keys]
+        return {name: torch.cat([one.values[name] for one in held]) for name in held[0].values}
 
     def _rows(self, model: nn.Module, side: Mapping[str, Any], features: Sequence[str]) -> dict[str, Tensor]:
         """``logits`` and features as rows of what a model saw; a coarser map's cells stand for those they cover."""

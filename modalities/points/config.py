@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,6 +59,8 @@ class Folder(Strict):
     sources: Source
     path: Path
     frames: Frames = Frames()
+    repeat: Count = 1
+    """How often they stand among the training frames, so that a few are not lost among many."""
 
 
 class PointsData(Strict):
@@ -100,8 +103,10 @@ class PointsData(Strict):
             raise ValueError(f"sources {self.sources} needs path, the folder of its frames")
         if self.train is None or self.dev is None or self.test is None:
             raise ValueError("recorded frames need train, dev and test, each a range of frames")
-        ends = sorted((s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test))
-        if any(b[0] < a[1] for a, b in zip(ends, ends[1:], strict=False)):
+        ends = sorted(
+            (s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test)
+        )
+        if any(b[0] < a[1] for a, b in pairwise(ends)):
             raise ValueError("train, dev and test overlap")
         return self
 

@@ -56,8 +56,8 @@ class Correspondence:
 
     def remap(
         self,
-        source: Int64[Tensor, " old"] | None = None,
-        target: Int64[Tensor, " old"] | None = None,
+        source: Int64[Tensor, " sources"] | None = None,
+        target: Int64[Tensor, " targets"] | None = None,
         *,
         sources: Sequence[int] | None = None,
         targets: Sequence[int] | None = None,
@@ -170,6 +170,18 @@ def from_elements(
     )
 
 
+def spread(elements: Int[np.ndarray, "m ..."], chosen: np.ndarray, points: int) -> Int64[np.ndarray, "n ..."]:
+    """The elements of all `points` points from those of some: -1 for the others.
+
+    Args:
+        elements: of the points that a view was given (a reduced scan's cells, ``arange`` for a sample of points).
+        chosen: which points of the sweep they are, as the mask ``(n,)`` or the indexes ``(m,)`` that chose them.
+    """
+    found = np.full((points, *elements.shape[1:]), -1, dtype=np.int64)
+    found[chosen] = elements
+    return found
+
+
 def collate(parts: Sequence[Correspondence]) -> Correspondence:
     """One correspondence of all items, rows counted through the batch."""
     if not parts:
@@ -188,7 +200,7 @@ def collate(parts: Sequence[Correspondence]) -> Correspondence:
     )
 
 
-def collate_row_maps(maps: Sequence[Int64[Tensor, " old"]], sizes: Sequence[int]) -> Int64[Tensor, " old"]:
+def collate_row_maps(maps: Sequence[Int64[Tensor, " _"]], sizes: Sequence[int]) -> Int64[Tensor, " old"]:
     """The row map of a batch from those of its items, whose rows afterwards are `sizes`."""
     moved = [torch.where(part >= 0, part + start, -1) for part, start in zip(maps, _starts(sizes), strict=False)]
     return torch.cat(moved)

@@ -44,8 +44,6 @@ class Sample:
     """A frame as a step sees it.
 
     Attributes:
-        teacher: what a frozen teacher sees.
-        learning: what a teacher sees that learns.
         supervoxel: ``(rows,)`` of the student, 0 to K - 1, or -1.
     """
 
@@ -53,7 +51,6 @@ class Sample:
     key: str
     student: Seen
     teacher: Seen
-    learning: Seen
     supervoxel: Int[np.ndarray, " rows"]
 
 
@@ -66,6 +63,8 @@ class PointsSource:
     def __init__(self, data: PointsData, split: str, streams: Streams, batch_size: int) -> None:
         self.data, self.split, self.streams, self.batch_size = data, split, streams, batch_size
         self.frames: Frames = frames_of(data, split)
+        #: The role that is trained: a teacher that learns sees augmented frames, a frozen one as the recipe says.
+        self.learns = "student"
         self._memory: Cache[Moment] = Cache(MEMORY)
 
     def __len__(self) -> int:
@@ -94,16 +93,19 @@ class PointsSource:
     def sample(self, index: int, epoch: int) -> Sample:
         if self.split != "train":
             return self.clean(index)
-        moment, at = self.moment(index), (self.split, epoch, index)
-        student, same = (
-            self._augmented(moment.student, self.data.student, "student", at),
-            self._augmented(moment.teacher, self.data.teacher, "teacher", at),
-        )
-        teacher = same if self.data.teacher_view == "augmented" else self._clean(moment.teacher, self.data.teacher, index)
-        drawn = supervoxels(
-            student.xyz, student.labels, self.data.supervoxels, self.streams.numpy("supervoxels", *at)
-        )
-        return Sample(index, moment.key, student, teacher, same, drawn)
+        moment, at, data = self.moment(index), (self.split, epoch, index), self.data
+        student = self._augmented(moment.student, data.student, "student", at)
+        if self.repeats:
+            teacher = self._clean(moment.teacher, data.teacher, index)
+        else:
+            teacher = self._augmented(moment.teacher, data.teacher, "teacher", at)
+        drawn = supervoxels(student.xyz, student.labels, data.supervoxels, self.streams.numpy("supervoxels", *at))
+        return Sample(index, moment.key, student, teacher, drawn)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the teacher sees the same of a training frame every time."""
+        return self.split == "train" and self.data.teacher_view == "clean" and self.learns != "teacher"
 
     def _augmented(self, seen: Seen, view: View, side: str, at: tuple[str, int, int]) -> Seen:
         """Both sides are turned alike where both see the scan; what they drop is each side's own."""
@@ -117,7 +119,7 @@ class PointsSource:
             self._clean(moment.student, self.data.student, index),
             self._clean(moment.teacher, self.data.teacher, index),
         )
-        return Sample(index, moment.key, student, teacher, teacher, np.full(student.rows, -1))
+        return Sample(index, moment.key, student, teacher, np.full(student.rows, -1))
 
     def _clean(self, seen: Seen, view: View, index: int) -> Seen:
         return thinned(seen, view.points, self.streams.numpy("thin", self.split, index))
@@ -125,20 +127,31 @@ class PointsSource:
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of b frames.
 
-        ``ids`` (b,), ``keys``; ``student``, ``teacher``, ``learning_teacher``: what each sees, with ``inputs``
-        (b, c, h, w) or (points, 4), ``lengths`` (b,) rows of each frame, ``labels``, ``valid``, ``distance`` (rows,), ``xyz``
-        (rows, 3), ``voxels`` and ``supervoxels`` (rows,); ``match``: from the teacher's rows to the student's.
+        ``ids`` (b,), ``keys``; ``student`` and ``teacher``: what each sees, with ``inputs`` (b, c, h, w) or
+        (points, 4), ``lengths`` (b,) rows of each frame, ``labels``, ``valid`` (rows,), and of the student's rows
+        ``distance``, ``voxels``, ``supervoxels`` (rows,), ``xyz`` (rows, 3); ``match``: from the teacher's rows to the
+        student's; ``repeats``: whether the teacher sees these frames the same way every time.
         """
-        matches = [
-            from_elements(s.teacher.element, s.student.element, s.teacher.rows, s.student.rows) for s in samples
-        ]
+        matches = [from_elements(s.teacher.element, s.student.element, s.teacher.rows, s.student.rows) for s in samples]
         return {
             "ids": torch.tensor([s.index for s in samples]),
             "keys": [s.key for s in samples],
-            "student": _side([s.student for s in samples], [s.supervoxel for s in samples], self.data.supervoxels),
+            "student": _side([s.student for s in samples]) | self._places(samples),
             "teacher": _side([s.teacher for s in samples]),
-            "learning_teacher": _side([s.learning for s in samples]),
             "match": collate_matches(matches),
+            "repeats": self.repeats,
+        }
+
+    def _places(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Where the student's rows lie, and in which regions, numbered through the batch."""
+        xyz = np.concatenate([s.student.xyz for s in samples])
+        item = np.repeat(np.arange(len(samples)), [s.student.rows for s in samples])
+        voxel, supervoxel = cells(xyz, VOXELS), np.concatenate([s.supervoxel for s in samples])
+        return {
+            "xyz": torch.from_numpy(xyz),
+            "distance": torch.from_numpy(np.nan_to_num(np.linalg.norm(xyz, axis=1), nan=np.inf)),
+            "voxels": torch.from_numpy(np.where(voxel >= 0, voxel + item * int(np.prod(VOXELS)), -1)),
+            "supervoxels": torch.from_numpy(np.where(supervoxel >= 0, supervoxel + item * self.data.supervoxels, -1)),
         }
 
     def count(self, indexes: Sequence[int] | None = None) -> Int[np.ndarray, " c"]:
@@ -153,28 +166,14 @@ class PointsSource:
         return {"split": self.split, "frames": len(self), "labelled": len(self.labelled)} | self.frames.describe()
 
 
-def _side(seen: Sequence[Seen], drawn: Sequence[np.ndarray] | None = None, most: int = 0) -> dict[str, Any]:
-    grids = seen[0].inputs.ndim == 3
-    lengths = torch.tensor([one.rows for one in seen])
-    xyz = np.concatenate([one.xyz for one in seen])
-    item = np.repeat(np.arange(len(seen)), lengths.numpy())
-    voxel = cells(xyz, VOXELS)
-    drawn = drawn or [np.full(one.rows, -1) for one in seen]
-    supervoxel = np.concatenate(drawn)
+def _side(seen: Sequence[Seen]) -> dict[str, Tensor]:
+    inputs = [one.inputs for one in seen]
     return {
-        "inputs": torch.stack([one.inputs for one in seen]) if grids else torch.cat([one.inputs for one in seen]),
-        "lengths": lengths,
-        "labels": _ints([one.labels for one in seen]),
+        "inputs": torch.stack(inputs) if inputs[0].ndim == 3 else torch.cat(inputs),
+        "lengths": torch.tensor([one.rows for one in seen]),
+        "labels": torch.from_numpy(np.concatenate([one.labels for one in seen]).astype(np.int64)),
         "valid": torch.from_numpy(np.concatenate([one.valid for one in seen])),
-        "xyz": torch.from_numpy(xyz),
-        "distance": torch.from_numpy(np.nan_to_num(np.linalg.norm(xyz, axis=1), nan=np.inf)),
-        "voxels": torch.from_numpy(np.where(voxel >= 0, voxel + item * int(np.prod(VOXELS)), -1)),
-        "supervoxels": torch.from_numpy(np.where(supervoxel >= 0, supervoxel + item * most, -1)),
     }
-
-
-def _ints(parts: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
 __all__ = ["Moment", "PointsSource", "Sample"]

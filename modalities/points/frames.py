@@ -14,7 +14,8 @@ from .config import Folder, PointsData
 from .frame import Frame
 from .readers import READERS
 from .rings import find_rings
-from .simulator.cast import CameraSpec, simulate
+from .simulator.camera import CameraSpec
+from .simulator.cast import simulate
 from .simulator.sensors import SENSORS
 
 
@@ -46,7 +47,9 @@ def frames_of(data: PointsData, split: str) -> Frames:
         folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
         found = Recorded(folder, data.sensor, sweeps=sweeps, pictures=data.needs_pictures)
         if split != "train" and not found.labelled:
-            raise UserError(f"{data.path}: {data.sources} has no labels by point, so nothing can be measured on {split}")
+            raise UserError(
+                f"{data.path}: {data.sources} has no labels by point, so nothing can be measured on {split}"
+            )
     if split == "train" and data.unlabelled is not None:
         more = Recorded(data.unlabelled, data.sensor, sweeps=sweeps, pictures=data.needs_pictures)
         return Joined(found, more)
@@ -59,8 +62,9 @@ class Simulated:
     def __init__(self, data: PointsData, split: str, sweeps: int) -> None:
         self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
         self.sensor = SENSORS[data.sensor].with_columns(max(data.teacher.columns, data.student.columns))
-        height, width = data.image
-        self.camera = CameraSpec(height=height, width=width) if data.needs_pictures else None
+        self.camera = None
+        if data.needs_pictures:
+            self.camera = CameraSpec(height=data.image[0], width=data.image[1])
 
     def __len__(self) -> int:
         return self.size
@@ -84,7 +88,7 @@ class Recorded:
         self.beams = len(SENSORS[sensor].elevations)
         self.reader = READERS[folder.sources](Path(folder.path))
         first, last = folder.frames.first, folder.frames.last
-        if (last or first + 1) > len(self.reader) or last is not None and last <= first:
+        if (last or first + 1) > len(self.reader) or (last is not None and last <= first):
             raise UserError(
                 f"{folder.path}: frames {first} to {'the end' if last is None else last} of {len(self.reader)}: "
                 "first and last count from 0, last is not among them"
@@ -120,18 +124,20 @@ class Joined:
         self.parts = labelled, others
 
     def __len__(self) -> int:
-        return len(self.parts[0]) + len(self.parts[1])
+        return len(self.parts[0]) + self.parts[1].folder.repeat * len(self.parts[1])
 
     @cached_property
     def labelled(self) -> Sequence[int]:
         return self.parts[0].labelled
 
     def __getitem__(self, index: int) -> list[Frame]:
-        size = len(self.parts[0])
-        return self.parts[0][index] if index < size else self.parts[1][index - size]
+        known, others = self.parts
+        return known[index] if index < len(known) else others[(index - len(known)) % len(others)]
 
     def describe(self) -> dict[str, Any]:
-        return self.parts[0].describe() | {"unlabelled": self.parts[1].describe()}
+        return self.parts[0].describe() | {
+            "unlabelled": self.parts[1].describe() | {"repeat": self.parts[1].folder.repeat}
+        }
 
 
 __all__ = ["Frames", "Joined", "Recorded", "Simulated", "frames_of"]

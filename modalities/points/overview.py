@@ -34,7 +34,7 @@ MARGIN = 0.1
 
 
 def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Path) -> Overview:
-    """mIoU of every role by number of beams, agreement and boxes on recorded frames, pictures of the first test frame."""
+    """mIoU of every role by number of beams, agreement and boxes on recorded frames, pictures of a test frame."""
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     curve = list(density(adapter, models))
@@ -42,7 +42,7 @@ def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Pa
     if curve:
         density_curve(pictures / "density.png", curve)
         found["mIoU against the beams of the scan"] = pictures / "density.png"
-    real = [recorded(adapter, models, source, pictures, found) for source in adapter.config.real]
+    real = [recorded(adapter, models, frames, pictures, found) for frames in adapter.real]
     frames = adapter.data("test").frames[0]
     found |= overview_pictures(pictures, frames[0], answers(adapter, models, frames))
     return Overview(curve, {"recorded": real} if real else {}, found)
@@ -52,7 +52,9 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
     """Every role that sees single scans as range images, on scans of 1, 1/2, 1/4, 1/8 of the beams."""
     from .data import PointsSource
 
-    seers = {role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1}
+    seers = {
+        role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
+    }
     total = len(SENSORS[adapter.config.sensor].elevations)
     for share in SHARES if seers else ():
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
@@ -66,7 +68,10 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
 
 
 def answers(
-    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: list[Frame], views: Mapping[str, View] | None = None
+    adapter: PointsAdapter,
+    models: Mapping[str, nn.Module],
+    frames: list[Frame],
+    views: Mapping[str, View] | None = None,
 ) -> dict[str, np.ndarray]:
     """What each role makes of the points of the current sweep: a class, or -1 where it does not see a point."""
     found = {}
@@ -89,15 +94,15 @@ def predict(model: nn.Module, seen: Seen) -> np.ndarray:
 
 
 def recorded(
-    adapter: PointsAdapter, models: Mapping[str, nn.Module], source: Folder, pictures: Path, found: dict[str, Path]
+    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path]
 ) -> dict[str, Any]:
     """Every role on recorded frames, on the points that the student's view shows.
 
-    ``agreement``: class-balanced, with the teacher on its own view. ``car_recall``, ``car_precision``: of points in labelled
-    boxes of cars, among the points in the photograph where boxes are labelled there only. The teacher stands in for itself
-    once more as ``teacher_direct``: given the student's view, which is what its user has without distillation.
+    ``agreement``: class-balanced, with the teacher on its own view. ``car_recall``, ``car_precision``: of points in
+    labelled boxes of cars, among the points in the photograph where boxes are labelled there only. The teacher stands
+    there once more as ``teacher_direct``: given the student's view, which is what its user has without distillation.
     """
-    frames = Recorded(source, adapter.config.sensor, pictures=True)
+    source = frames.folder
     names, views = dict(models), {role: adapter.view(role) for role in models}
     if "teacher" in models and adapter.view("teacher").sees == adapter.config.student.sees == "range":
         names["teacher_direct"], views["teacher_direct"] = models["teacher"], adapter.config.student
@@ -113,7 +118,7 @@ def recorded(
                 both = (answer >= 0) & (reference >= 0)
                 matrices[role] += confusion(answer[both], reference[both], len(CLASSES))
         if moment[0].boxes is not None:
-            inside, counted = _in_cars(moment[0], source), shown & _labelled_area(moment[0], source)
+            inside, counted = _in_cars(moment[0]), shown & _labelled_area(moment[0], source)
             for role, answer in said.items():
                 for key, value in in_boxes(answer == CAR, inside, counted & (answer >= 0)).items():
                     boxes[role][key] += value
@@ -141,7 +146,7 @@ def _summary(matrix: np.ndarray, boxes: Mapping[str, int]) -> dict[str, float]:
     return out
 
 
-def _in_cars(frame: Frame, source: Folder) -> np.ndarray:
+def _in_cars(frame: Frame) -> np.ndarray:
     inside = np.zeros(len(frame.scan), dtype=bool)
     for box in frame.boxes or ():
         if box.name in CARS:

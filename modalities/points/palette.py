@@ -20,7 +20,7 @@ COLOURS = (
 SQUARE, MARGIN = 14, 8
 
 
-def colours(labels: Int[np.ndarray, "..."]) -> UInt8[np.ndarray, "... 3"]:
+def colours(labels: Int[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
     """The colour of each label; light grey for what has none."""
     table = np.array([*COLOURS, FAINT], dtype=np.uint8)
     found: np.ndarray = table[np.where(labels >= 0, labels % len(COLOURS), len(COLOURS))]

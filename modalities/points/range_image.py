@@ -36,7 +36,7 @@ class RangeImage:
     index: Int64[np.ndarray, "h w"]
     cell: Int64[np.ndarray, " n"]
 
-    def show(self, values: np.ndarray, fill: float) -> np.ndarray:
+    def show(self, values: np.ndarray, fill: float | int) -> np.ndarray:
         """``(h, w)`` of what `values` ``(n,)`` (labels, predictions) says of the points shown; `fill` elsewhere."""
         if len(values) == 0:
             return np.full(self.index.shape, fill, dtype=values.dtype)
@@ -112,7 +112,7 @@ def _rows(
 
 
 def _shown(
-    cell: Int64[np.ndarray, " n"], distance: Float32[np.ndarray, " n"], nearest: Float32[np.ndarray, " cells"]
+    cell: Int64[np.ndarray, " n"], distance: Float32[np.ndarray, " n"], nearest: Float32[np.ndarray, " cells_and_none"]
 ) -> Int64[np.ndarray, " cells"]:
     """The nearest point of each cell, the first in the file among equals; -1 where there is none."""
     first = np.flatnonzero((cell >= 0) & (distance == nearest[cell]))[::-1]  # of several writes the last one stays

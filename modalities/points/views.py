@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
 from xmodal_kd.errors import UserError
@@ -18,7 +18,7 @@ from .config import PointsData, View
 from .frame import UNLABELLED, Frame, Picture, Scan
 from .fuse import fuse
 from .range_image import SCALES, range_image
-from .rings import keep_beams
+from .rings import keep_beams, thin
 from .simulator.sensors import SENSORS
 from .visibility import visible
 
@@ -76,15 +76,16 @@ def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " 
     if view.beams is not None:
         if scan.ring is None:
             raise UserError(f"{frames[0].key}: its rings are not known: name the sensor in data.sensor")
-        scan, chosen = keep_beams(scan, view.beams)
+        chosen = np.flatnonzero(keep_beams(scan, view.beams))
+        scan = thin(scan, view.beams)
     return scan, chosen
 
 
 def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: PointsData) -> Seen:
     sensor = SENSORS[data.sensor]
-    rows = view.beams or len(sensor.elevations)
-    edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)
     ringed = scan if view.sweeps == 1 else replace(scan, ring=None)
+    rows = scan.beams if ringed.ring is not None and scan.beams else view.beams or sensor.beams
+    edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)
     image = range_image(ringed, rows, view.columns, elevations=edges, max_range=sensor.max_range)
     shown, index = image.index.reshape(-1) >= 0, image.index.reshape(-1)
     labels = np.full(len(index), UNLABELLED)

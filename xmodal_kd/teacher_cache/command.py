@@ -11,7 +11,8 @@ import torch
 from ..errors import UserError
 from ..loader import steps
 from ..recipe import Loaded, load
-from ..runner import STATE, Options, Run, build, make_method, resolved
+from ..roles import build, labelled_by, make_method, training_source
+from ..runner import STATE, Options, Run, resolved
 from .session import Session
 
 
@@ -31,7 +32,9 @@ def fill(recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet:
     train, terms = loaded.recipe.train, loaded.recipe.objective
     student = build(run.adapter, loaded, "student", run.streams).to(run.accelerator.device)
     method = make_method(loaded, run.adapter, train, terms, run.streams)
-    session = Session.of(run, "student", run.adapter, method, train, resolved(loaded)["data"])
+    run.adapter.begin("student", labelled_by(run.adapter.data("train"), loaded.recipe, "student"))
+    source = training_source(run.adapter, loaded.recipe, "student")
+    session = Session.of(run, "student", run.adapter, source, method, train, resolved(loaded)["data"])
     if session.reading is None:
         raise UserError("cache: no term of the objective needs the teacher: there is nothing to store")
     models = {"student": student, "teacher": run.models["teacher"]}

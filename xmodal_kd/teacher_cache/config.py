@@ -34,11 +34,3 @@ class CacheSpec(Strict):
         if self.temperature is not None and self.top_k is None:
             raise ValueError("temperature: it is of the mass that top_k leaves out: give top_k")
         return self
-
-    def replayed(self, epoch: int) -> int:
-        """The epoch whose augmentation is shown in `epoch`."""
-        return epoch % self.epochs if self.view == "replay" else epoch
-
-    def drawn(self, epoch: int) -> int:
-        """The epoch by which a sample's entries are known."""
-        return epoch % self.epochs  # of the clean view always 0

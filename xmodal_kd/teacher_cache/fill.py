@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..adapter import Adapter, Batch
+from ..adapter import Adapter, Batch, Source
 from ..errors import UserError
 from ..loader import share, steps
 from ..objective import Objective
 from ..progress import bar
 from ..ranks import Ranks
+from ..scarce import Scarce
 from ..signals import Signals
 from ..streams import Streams
 from .codecs import Codec, Half, Int8, TopK, row_bytes
@@ -55,6 +56,8 @@ class Filler:
     """
 
     spec: CacheSpec
+    training: Source
+    """By whose plan samples are drawn."""
     source: Seeing
     adapter: Adapter
     teacher: nn.Module
@@ -70,12 +73,12 @@ class Filler:
     def plan(self) -> Iterator[list[Key]]:
         """Micro-batches of samples that were in none before."""
         seen: set[Key] = set()
-        most, left = len(self.source) * self.spec.epochs, self.total
+        most, left = len(self.source) * self.spec.epochs * self.source.kinds, self.total
         for epoch in count():
-            batches = [b for b in self.source.plan(epoch) if len(b) >= self.shares][:left]
+            batches = [b for b in self.training.plan(epoch) if len(b) >= self.shares][:left]
             for batch in batches:
                 for part in range(self.shares):
-                    keys = [(self.spec.drawn(epoch), i) for i in share(batch, part, self.shares)]
+                    keys = [self._key(number, epoch) for number in share(batch, part, self.shares)]
                     fresh = [key for key in dict.fromkeys(keys) if key not in seen]
                     seen.update(fresh)
                     if fresh:
@@ -83,6 +86,11 @@ class Filler:
             left -= len(batches)
             if left <= 0 or not batches or len(seen) == most:
                 return
+
+    def _key(self, number: int, epoch: int) -> Key:
+        if isinstance(self.training, Scarce):  # which numbers passes and samples together
+            epoch, number = divmod(number, len(self.training))
+        return self.source.drawn(epoch), number
 
     # ---------------------------------------------------------------- signals
 

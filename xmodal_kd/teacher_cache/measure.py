@@ -44,10 +44,15 @@ class Worth:
 
 
 @torch.no_grad()
-def measure(source: CachedSource, method: Distil, models: Mapping[str, nn.Module]) -> Worth:
-    """On the first batch of the plan, with the student as it is. Modes and random streams are left as they were."""
+def measure(
+    source: CachedSource, method: Distil, models: Mapping[str, nn.Module], keys: Sequence[tuple[int, int]]
+) -> Worth:
+    """On the samples of `keys`, each an epoch and an index, with the student as it is.
+
+    Modes and random streams are left as they were.
+    """
     device = next(models[method.role].parameters()).device
-    seen = [source.seen(index, 0) for index in source.plan(0)[0]]
+    seen = [source.seen(index, epoch) for epoch, index in keys]
     batch: Batch = send_to_device(source.source.collate([one.sample for one in seen]), device)
     training = {name: model.training for name, model in models.items()}
     try:

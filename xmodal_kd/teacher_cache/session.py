@@ -15,9 +15,10 @@ from ..errors import UserError
 from ..method import METHODS, Distil, Method
 from ..ranks import ranks_of
 from ..recipe import Recipe, Train
+from ..scarce import Scarce
 from .config import CacheSpec
 from .entries import Kept
-from .fill import Filled, Filler
+from .fill import Filled, Filler, Key
 from .manifest import Manifest
 from .measure import Worth, measure
 from .source import CachedSource, Replayed, Seeing
@@ -46,7 +47,7 @@ def check(recipe: Recipe, adapter: Adapter) -> None:
         )
     if recipe.cache.view == "replay":
         return
-    source = Seeing(adapter.data("train"), recipe.cache, adapter)
+    source = Seeing(adapter.data("train"), recipe.cache, 1, adapter)
     for index in list(dict.fromkeys(i for batch in source.plan(0) for i in batch))[:LOOKED_AT]:
         first, second = source.seen(index, 0), source.seen(index, 1)
         if first.content != second.content:
@@ -66,36 +67,51 @@ class Session:
 
     @classmethod
     def of(
-        cls, run: Run, role: str, adapter: Adapter, method: Method, train: Train, data: Mapping[str, Any]
-    ) -> Session:
+        cls, run: Run, role: str, adapter: Adapter, source: Source, method: Method, train: Train,
+        data: Mapping[str, Any],
+    ) -> Session:  # fmt: skip
         """The cache of `role`'s training in `run`, filled.
 
         The control reads no cache but sees the student's data: where augmentation is replayed, its is too.
 
         Args:
+            source: what `role` is trained on; with few labels, its inner source is what the cache goes around.
             data: the resolved data section of the recipe.
         """
-        spec, source = run.recipe.cache, adapter.data("train")
+        spec, inner = run.recipe.cache, source.inner if isinstance(source, Scarce) else source
         if spec is None or role == "teacher":
             return cls(source)
+        kinds = 2 if isinstance(source, Scarce) else 1
         if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:
-            return cls(Replayed(source, spec))
+            return cls(_around(source, Replayed(inner, spec, kinds)))
         ranks, teacher = ranks_of(run.accelerator), run.models["teacher"].eval()
         filler = Filler(
-            spec, Seeing(source, spec, adapter), adapter, teacher, method.objective, run.streams, run.accelerator,
-            ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate, train.workers,
-            run.options.quiet,
+            spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, run.streams,
+            run.accelerator, ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate,
+            train.workers, run.options.quiet,
         )  # fmt: skip
+        if any(term.term.weights for term in method.objective if term.spec.needs_teacher):
+            data = {**data, "labels": run.recipe.labels}  # by which classes are weighed
         folder = (spec.path or run.out / "cache").expanduser().absolute()
         manifest = Manifest.of(teacher, data, train.precision)
         kept, filled = filled_store(filler, folder, manifest)
         method.kept = kept
-        cached = CachedSource(source, spec, adapter, Store(folder), kept)
-        return cls(cached, Reading(spec, cached, filled, method))
+        cached = CachedSource(inner, spec, kinds, adapter, Store(folder), kept)
+        first = next(filler.plan())
+        reading = Reading(spec, cached, filled, method, first, len(source.plan(0)))
+        return cls(_around(source, cached), reading)
 
     def facts(self, models: Mapping[str, nn.Module], samples: int) -> dict[str, Any]:
         """What the cache was worth to a training of `samples` samples, for the report; nothing without a cache."""
         return {} if self.reading is None else {"cache": self.reading.facts(models, samples)}
+
+
+def _around(source: Source, inner: Replayed) -> Source:
+    """`inner` where the data come from in `source`."""
+    if not isinstance(source, Scarce):
+        return inner
+    source.inner = inner
+    return source
 
 
 def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict[str, Kept], Filled]:
@@ -134,12 +150,15 @@ class Reading:
     source: CachedSource
     filled: Filled
     method: Distil
+    first: list[Key]
+    """Samples of the first micro-batch, on which it is measured."""
+    batches: int
+    """In an epoch."""
 
     def facts(self, models: Mapping[str, nn.Module], samples: int) -> dict[str, Any]:
-        worth: Worth = measure(self.source, self.method, models)
+        worth: Worth = measure(self.source, self.method, models, self.first)
         store, filled = self.source.store, self.filled
         saved = worth.live_seconds - worth.cached_seconds
-        batches = len(self.source.plan(0))
         return {
             "path": str(store.folder),
             "view": self.spec.view,
@@ -153,6 +172,6 @@ class Reading:
             "live_ms": 1000 * worth.live_seconds,
             "cached_ms": 1000 * worth.cached_seconds,
             "epochs": samples / max(1, len(self.source)),
-            "paid_after_epochs": filled.seconds / (saved * batches) if saved > 0 else None,
+            "paid_after_epochs": filled.seconds / (saved * self.batches) if saved > 0 else None,
             "loss_error": worth.loss_error,
         }

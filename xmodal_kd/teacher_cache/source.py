@@ -18,10 +18,25 @@ from .store import Store
 
 
 class Replayed:
-    """A source whose augmentation comes again after some epochs; its order does not."""
+    """A source whose augmentation comes again after some epochs; its order does not.
 
-    def __init__(self, source: Source, spec: CacheSpec) -> None:
-        self.source, self.spec = source, spec
+    Args:
+        kinds: of passes that take turns in the numbers of epochs (2 where labelled samples are drawn beside all).
+    """
+
+    def __init__(self, source: Source, spec: CacheSpec, kinds: int = 1) -> None:
+        self.source, self.spec, self.kinds = source, spec, kinds
+
+    def shown(self, epoch: int) -> int:
+        """The epoch whose augmentation is seen in `epoch`."""
+        if self.spec.view == "clean":
+            return epoch
+        turn, kind = divmod(epoch, self.kinds)
+        return turn % self.spec.epochs * self.kinds + kind
+
+    def drawn(self, epoch: int) -> int:
+        """The epoch by which a sample's entries are known in `epoch`: of the clean view one for all."""
+        return 0 if self.spec.view == "clean" else self.shown(epoch)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -30,7 +45,7 @@ class Replayed:
         return self.source.plan(epoch)
 
     def sample(self, index: int, epoch: int) -> Any:
-        return self.source.sample(index, self.spec.replayed(epoch))
+        return self.source.sample(index, self.shown(epoch))
 
     def collate(self, samples: Sequence[Any]) -> Batch:
         return self.source.collate(samples)
@@ -47,8 +62,8 @@ class Seen(NamedTuple):
 class Seeing(Replayed):
     """Samples with the digest of what the teacher sees of them."""
 
-    def __init__(self, source: Source, spec: CacheSpec, adapter: Adapter) -> None:
-        super().__init__(source, spec)
+    def __init__(self, source: Source, spec: CacheSpec, kinds: int, adapter: Adapter) -> None:
+        super().__init__(source, spec, kinds)
         self.adapter, self.contents = adapter, Contents()
 
     def seen(self, index: int, epoch: int) -> Seen:
@@ -69,9 +84,9 @@ class CachedSource(Seeing):
     """Each batch of `source` with the teacher's entries, packed, under `CACHED`."""
 
     def __init__(
-        self, source: Source, spec: CacheSpec, adapter: Adapter, store: Store, kept: Mapping[str, Kept]
+        self, source: Source, spec: CacheSpec, kinds: int, adapter: Adapter, store: Store, kept: Mapping[str, Kept]
     ) -> None:
-        super().__init__(source, spec, adapter)
+        super().__init__(source, spec, kinds, adapter)
         self.store, self.kept = store, dict(kept)
 
     def sample(self, index: int, epoch: int) -> Held:

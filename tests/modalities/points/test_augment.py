@@ -30,7 +30,7 @@ def sweep(seed, points=150):
 
 
 def view(scan):
-    return range_image(scan, ROWS, COLUMNS, max_range=50, tolerance=5.0)
+    return range_image(scan, ROWS, COLUMNS, max_range=50.0, tolerance=5.0)
 
 
 def shown(scan):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal_kd.modalities.points.correspondence import Correspondence, collate, collate_row_maps, from_elements
+from xmodal_kd.modalities.points.correspondence import Correspondence, collate, collate_row_maps, from_elements, spread
 
 SEEDS = range(6)
 
@@ -30,7 +30,9 @@ def some(seed, points=40, sources=12, targets=9):
 
 def some_batch(seed):
     empty = from_elements(np.full(5, -1), np.arange(5), 3, 5)
-    return collate([some(seed), empty, some(seed + 100, sources=5), from_elements(np.zeros(0), np.zeros(0), 0, 2)])
+    return collate(
+        [some(seed), empty, some(seed + 100, sources=5), from_elements(np.zeros(0, int), np.zeros(0, int), 0, 2)]
+    )
 
 
 def some_map(seed, sizes, new_sizes):
@@ -70,6 +72,15 @@ def test_a_point_may_have_several_pixels():
     rows = torch.arange(6.0)[:, None]
     mean, mask = found.flipped().gather(rows)  # a point is the mean of its pixels
     assert mean[:, 0].tolist() == [2.5, 4, 0, 3] and mask.tolist() == [True, True, False, True]
+
+
+def test_views_of_some_points_are_spread_over_all():
+    mask = np.array([True, False, True, True, False])
+    assert spread(np.array([4, -1, 2]), mask, 5).tolist() == [4, -1, -1, 2, -1]
+    assert spread(np.arange(2), np.array([3, 1]), 5).tolist() == [-1, 1, -1, 0, -1]
+    assert spread(np.array([[1, -1]]), np.array([2]), 3).tolist() == [[-1, -1], [-1, -1], [1, -1]]
+    sample, whole = spread(np.arange(3), np.flatnonzero(mask), 5), np.arange(5)
+    assert from_elements(sample, whole, 3, 5).target.tolist() == [0, 2, 3]
 
 
 def test_several_points_in_a_pixel_give_their_weighted_mean():

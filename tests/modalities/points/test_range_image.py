@@ -29,7 +29,9 @@ def test_every_ray_of_a_sensor_has_the_cell_it_was_fired_into():
     rows, columns = 4, 32
     azimuth, elevation = np.meshgrid(azimuths(columns), np.radians([2, -3, -8, -13]))
     xyz = at(azimuth.ravel(), elevation.ravel(), np.linspace(5, 30, rows * columns))
-    image = range_image(scan_of(xyz, ring=np.repeat(np.arange(rows), columns), beams=rows), rows, columns, max_range=50)
+    image = range_image(
+        scan_of(xyz, ring=np.repeat(np.arange(rows), columns), beams=rows), rows, columns, max_range=50.0
+    )
     assert image.cell.tolist() == image.index.ravel().tolist() == list(range(rows * columns))
     assert image.channels.dtype == np.float32 and image.cell.dtype == image.index.dtype == np.int64
     np.testing.assert_allclose(image.channels[0].ravel() * 20, np.linspace(5, 30, rows * columns), rtol=1e-6)
@@ -54,32 +56,32 @@ def test_the_nearest_point_is_shown_and_those_behind_it_are_hidden():
     x = np.array([12, 10, 10.3, 10, 11], np.float32)  # all in one cell
     xyz = np.stack([x, 0 * x - 0.01, 0 * x], axis=1)
     scan = scan_of(xyz, ring=np.zeros(5, int), beams=1)
-    image = range_image(scan, 1, 4, max_range=50)
+    image = range_image(scan, 1, 4, max_range=50.0)
     assert image.index.tolist() == [[-1, -1, 1, -1]]  # of two as near the first
     assert image.cell.tolist() == [-1, 2, 2, 2, -1]
-    assert range_image(scan, 1, 4, max_range=50, tolerance=1.5).cell.tolist() == [-1, 2, 2, 2, 2]
-    assert range_image(scan, 1, 4, max_range=11.5, tolerance=5).cell.tolist() == [-1, 2, 2, 2, 2]
+    assert range_image(scan, 1, 4, max_range=50.0, tolerance=1.5).cell.tolist() == [-1, 2, 2, 2, 2]
+    assert range_image(scan, 1, 4, max_range=11.5, tolerance=5.0).cell.tolist() == [-1, 2, 2, 2, 2]
 
 
 def test_rows_are_bands_of_elevation_where_rings_are_unknown_or_other():
     elevation = np.radians([10.5, 9.5, 0.5, -0.5, -9.5, -10.5])
     xyz = at(np.zeros(6), elevation, np.full(6, 10.0))
     limits = (np.radians(-10), np.radians(10))
-    image = range_image(scan_of(xyz), 4, 1, elevations=limits, max_range=50)
+    image = range_image(scan_of(xyz), 4, 1, elevations=limits, max_range=50.0)
     assert image.cell.tolist() == [-1, 0, 1, 2, 3, -1]
     beams = scan_of(xyz, ring=np.arange(6), beams=6)
-    assert range_image(beams, 4, 1, elevations=limits, max_range=50).cell.tolist() == [-1, 0, 1, 2, 3, -1]
-    assert range_image(beams, 6, 1, elevations=limits, max_range=50).cell.tolist() == [0, 1, 2, 3, 4, 5]  # its rings
+    assert range_image(beams, 4, 1, elevations=limits, max_range=50.0).cell.tolist() == [-1, 0, 1, 2, 3, -1]
+    assert range_image(beams, 6, 1, elevations=limits, max_range=50.0).cell.tolist() == [0, 1, 2, 3, 4, 5]  # its rings
 
 
 def test_a_point_at_the_origin_has_no_direction():
     xyz = np.array([[0, 0, 0], [5, 0, 0]], np.float32)
-    image = range_image(scan_of(xyz, ring=np.zeros(2, int), beams=1), 1, 1, max_range=50)
+    image = range_image(scan_of(xyz, ring=np.zeros(2, int), beams=1), 1, 1, max_range=50.0)
     assert image.cell.tolist() == [-1, 0] and image.index.tolist() == [[1]]
 
 
 def test_an_empty_scan_gives_an_empty_image():
-    image = range_image(scan_of(np.zeros((0, 3), np.float32)), 2, 4, elevations=(-0.4, 0.1), max_range=50)
+    image = range_image(scan_of(np.zeros((0, 3), np.float32)), 2, 4, elevations=(-0.4, 0.1), max_range=50.0)
     assert not image.channels.any() and (image.index == -1).all() and image.cell.shape == (0,)
     assert (image.show(np.zeros(0, np.int64), -1) == -1).all()
 
@@ -88,19 +90,19 @@ def test_an_empty_scan_gives_an_empty_image():
 def test_rows_that_nothing_tells_are_refused(rings):
     scan = random_scan(0) if rings else scan_of(random_scan(0).xyz)
     with pytest.raises(UserError, match="has 8 beams" if rings else "does not say which beam"):
-        range_image(scan, 16, 32, max_range=50)
+        range_image(scan, 16, 32, max_range=50.0)
 
 
 @pytest.mark.parametrize("elevations", [(0.1, -0.4), (0.1, 0.1), (-25.0, 2.0)])
 def test_limits_that_are_no_angles_are_refused(elevations):
     with pytest.raises(UserError, match="elevations are"):
-        range_image(random_scan(0), 16, 32, elevations=elevations, max_range=50)
+        range_image(random_scan(0), 16, 32, elevations=elevations, max_range=50.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_it_equals_the_slow_way(seed):
     scan, rows, columns, tolerance = random_scan(seed), 8, 16, 2.0
-    image = range_image(scan, rows, columns, max_range=30, tolerance=tolerance)
+    image = range_image(scan, rows, columns, max_range=30.0, tolerance=tolerance)
     distance = np.linalg.norm(scan.xyz, axis=1)
     cells = {}
     for i, (x, y, _) in enumerate(scan.xyz.astype(np.float64)):
@@ -119,7 +121,7 @@ def test_it_equals_the_slow_way(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_what_points_know_is_shown_in_their_cells(seed):
     scan = random_scan(seed)
-    image = range_image(scan, 8, 64, max_range=50)
+    image = range_image(scan, 8, 64, max_range=50.0)
     labels = np.random.default_rng(seed).integers(0, 8, len(scan))
     shown = image.show(labels, -1)
     assert shown.dtype == labels.dtype

@@ -53,7 +53,7 @@ def truly_seen(xyz, eye):
 def test_only_points_before_the_camera_and_in_its_picture():
     cam = camera(4, 6, 2.0)
     xyz = np.array([[5, 0, 0], [-5, 0, 0], [0.9, 0, 0], [5, 20, 0], [5, 0, -20], [5, 7.4, 4.9], [1.0, 0, 0]])
-    pixel = visible(*cam.project(xyz), cam, tolerance=10)
+    pixel = visible(*cam.project(xyz), cam, tolerance=10.0)
     assert pixel.dtype == np.int64 and pixel.tolist() == [2 * 6 + 3, -1, -1, -1, -1, 0, 2 * 6 + 3]
     assert visible(*cam.project(xyz[:0]), cam).shape == (0,)
     assert visible(*cam.project(xyz[:0]), cam, np.ones((4, 6))).shape == (0,)
@@ -118,7 +118,7 @@ def test_nearer_points_hide_within_the_radius_only():
     ]  # (12, 10) is next to (11, 11)
     assert (visible(uv[:3], depth[:3], cam, radius=1) >= 0).all()
     assert (visible(uv, depth, cam, radius=2) >= 0).tolist() == [True, False, False, True]
-    assert (visible(uv, depth, cam, radius=2, tolerance=16) >= 0).all()
+    assert (visible(uv, depth, cam, radius=2, tolerance=16.0) >= 0).all()
 
 
 def test_a_depth_map_of_another_size_is_refused():
