@@ -197,12 +197,12 @@ class Greenery:
         count = (np.where(far, 16, 64) * radius).astype(int) + 14
         plant = np.repeat(np.arange(len(s)), count)
         n = len(plant)
-        out = rng.normal(size=(n, 3))
+        out = rng.standard_normal((n, 3), np.float32)
         out /= np.linalg.norm(out, axis=1, keepdims=True)
         shell = rng.uniform(0.55, 1.05, n) * rng.choice(np.linspace(0.8, 1.15, 9), n)
         middle = centre[plant] + out * (shell * radius[plant])[:, None] * (1, 1, 0.85)
         size = np.where(far, 0.7, 0.34)[plant] * np.clip(radius[plant], 0.6, 1.5)
-        corners = middle[:, None] + rng.normal(0, 0.55, (n, 3, 3)) * size[:, None, None]
+        corners = middle[:, None] + rng.standard_normal((n, 3, 3), np.float32) * (0.55 * size[:, None, None])
         tone = np.array([0.22, 0.38, 0.12]) * rng.uniform(0.7, 1.25, (len(s), 1)) * (1, 1, rng.uniform(0.7, 1.3))
         colour = tone[plant] * rng.uniform(0.65, 1.2, (n, 1))
         leaf = np.full(n, Material.LEAF)
