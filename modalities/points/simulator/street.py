@@ -17,10 +17,12 @@ from .shapes import Material
 
 #: Metres of street before and behind the sensor, and of land on either side.
 LENGTH, WIDTH = 85.0, 45.0
+#: The ground is gridded more finely where beams are dense: metres of street on either side of the sensor.
+FINE = 45.0
 #: Seconds before time 0 in which the sensor's car is in the street and nothing is in its way.
 SPAN = 4.0
 #: Width of a parking strip, metres, and how steep the kerb's face is.
-STRIP, FACE = 2.2, 0.02
+STRIP, FACE = 2.3, 0.02
 ASPHALT, SLABS, LAWN, LINE = (0.3, 0.3, 0.31), (0.55, 0.53, 0.5), (0.3, 0.42, 0.2), (0.85, 0.85, 0.82)
 
 
@@ -112,7 +114,7 @@ class Street:
     def _lines(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the grid of the ground has its lines: regular along s, at every edge of a surface along d."""
         lane, half, outer = self.layout.lane, self.half, self.pavement
-        s = np.arange(-LENGTH, LENGTH + 1, 2.5)
+        s = np.concatenate([np.arange(-LENGTH, -FINE, 5), np.arange(-FINE, FINE, 2.5), np.arange(FINE, LENGTH + 1, 5)])
         if self.junction is not None:
             edges = np.array([edge + k * FACE for edge in self.junction for k in (-0.5, 0.5)])
             s = np.sort(np.concatenate([s[~self.at_junction(s, 0.5) | self.at_junction(s, -0.5)], edges]))
