@@ -175,7 +175,8 @@ def _even(elevation: Floats, clear: npt.NDArray[np.bool_], beams: int) -> Ints |
     counts = np.bincount(step[clear] - step[clear].min())
     held = np.convolve(counts, np.ones(beams, dtype=np.int64), "full")[beams - 1 :]
     top = int(held.argmax()) + step[clear].min()
-    return np.clip(step - top, 0, beams - 1)
+    ring: Ints = np.clip(step - top, 0, beams - 1)
+    return ring
 
 
 def _peaks(height: Floats, distance: Floats, beams: int) -> tuple[Floats, Floats]:
