@@ -14,6 +14,8 @@ from .frame import Scan
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+#: Numbers of lasers that sensors have, of those for which turns cannot be mistaken.
+BEAMS = (8, 16, 32, 40, 64, 80, 128)
 #: A file goes on to the next laser where the azimuth jumps back by more than this; noise goes back by 0.0004 at most.
 JUMP = np.pi / 2
 #: How nearly a file's turns must be in the order of their elevation to be taken for sorted (correlation of ranks).
@@ -50,6 +52,8 @@ def find_rings(scan: Scan, beams: int) -> Scan:
         raise UserError(f"a scan of {len(scan)} points has no {beams} rings: choose fewer beams")
     ring = rings_by_order(scan.xyz, beams)
     if ring is None:
+        if other := next((n for n in BEAMS if n != beams and rings_by_order(scan.xyz, n) is not None), None):
+            raise UserError(f"a scan of {other} turns is taken for one of {beams} beams: set beams to {other}")
         ring = rings_by_elevation(scan.xyz, beams)
     return replace(scan, ring=ring, beams=beams)
 
@@ -57,7 +61,8 @@ def find_rings(scan: Scan, beams: int) -> Scan:
 def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:
     """``(n,)`` rings of points that lie laser by laser, or None if they do not come in `beams` turns.
 
-    A turn may begin ahead (KITTI) or behind (our simulator), and go either way round.
+    A turn may begin ahead (KITTI) or behind (our simulator), and go either way round. Turns must differ in elevation:
+    points in random order make some number of turns, too.
     """
     azimuth = np.arctan2(xyz[:, 1].astype(np.float64), xyz[:, 0])
     for begin in (0.0, np.pi):
@@ -65,7 +70,10 @@ def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:
             turned = (way * (azimuth - begin)) % (2 * np.pi)
             turn = np.concatenate([[0], np.cumsum(np.diff(turned) < -JUMP)])
             if turn[-1] + 1 == beams:
-                return _downwards(turn, _medians(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])), turn, beams))
+                elevation = np.arctan2(xyz[:, 2].astype(np.float64), np.hypot(xyz[:, 0], xyz[:, 1]))
+                medians = _medians(elevation, turn, beams)
+                left = np.var(elevation - medians[turn])
+                return _downwards(turn, medians) if beams == 1 or left < 0.5 * np.var(elevation) else None
     return None
 
 
@@ -165,7 +173,7 @@ def _even(elevation: Floats, clear: npt.NDArray[np.bool_], beams: int) -> Ints |
     if beams < 2 or high <= low:
         return None
     sample = seen[:: max(1, len(seen) // 5_000)]
-    spacings = (high - low) / (beams - 1) * np.linspace(0.85, 1.5, 300)
+    spacings = (high - low) / (beams - 1) * np.linspace(0.9, 1.1, 100)
     waves = np.array([np.exp(2j * np.pi * sample / spacing).mean() for spacing in spacings])
     best = abs(waves).argmax()
     if abs(waves[best]) < EVEN:

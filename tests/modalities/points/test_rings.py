@@ -7,7 +7,7 @@ from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.points.files import read_points
 from xmodal_kd.modalities.points.frame import Scan
 from xmodal_kd.modalities.points.readers import Kitti, KittiRaw
-from xmodal_kd.modalities.points.rings import find_rings, keep_beams, rings_by_elevation, thin
+from xmodal_kd.modalities.points.rings import find_rings, keep_beams, rings_by_elevation, rings_by_order, thin
 
 EVEN = np.radians(np.linspace(15, -15, 16))
 #: Two blocks of lasers with spacings of their own, as an HDL-64E has.
@@ -88,6 +88,20 @@ def test_given_rings_stay():
         find_rings(given, 64)
     with pytest.raises(UserError, match="3 points has no 16 rings"):
         find_rings(scan[np.arange(3)], 16)
+
+
+def test_another_number_of_beams_is_found_out():
+    scan, _ = turn(EVEN)
+    with pytest.raises(UserError, match="a scan of 16 turns is taken for one of 64 beams: set beams to 16"):
+        find_rings(scan, 64)
+
+
+def test_turns_of_points_in_random_order_are_not_lasers():
+    scan, ring = turn(EVEN, columns=4)
+    for seed in range(200):
+        order = np.random.default_rng(seed).permutation(len(scan))
+        found = rings_by_order(scan.xyz[order], 16)
+        assert found is None or np.array_equal(found, ring[order])
 
 
 def test_a_thinned_scan_has_every_kth_row_of_the_full_one():
