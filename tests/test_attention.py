@@ -101,10 +101,14 @@ def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient() -> None:
         (list(range(1, 25)), list(range(24, 0, -1))),
         ([0, *range(1, 25)], [3, *range(24, 1, -1), 0]),
     ],
-    ids=["equal", "grouped", "pairs", "empty items", "no keys", "one item", "padded", "padded with no keys"],
+    ids=["equal", "some", "pairs", "empty items", "no keys", "one item", "many", "many and no keys"],
 )
+@pytest.mark.parametrize("most", [16, 0], ids=["grouped", "padded"])
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_ragged_rows_are_their_items(own: list[int], seen: list[int], as_tensor: bool) -> None:
+def test_ragged_rows_are_their_items(
+    own: list[int], seen: list[int], as_tensor: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.MOST_GROUPS, "cpu", most)
     lengths = (torch.tensor(own), torch.tensor(seen)) if as_tensor else (own, seen)
     agree(
         lambda q, k, v: attention(q, k, v, lengths=lengths),
@@ -128,7 +132,10 @@ def test_nothing_at_all_keeps_its_graph(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("own", [[4, 4], [3, 5], list(range(1, 25))], ids=["equal", "grouped", "padded"])
-def test_dropout_keeps_the_mean_and_draws_from_the_global_generator(own: list[int]) -> None:
+def test_dropout_keeps_the_mean_and_draws_from_the_global_generator(
+    own: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.MOST_GROUPS, "cpu", 16)
     q, k, v = (x.detach() for x in ragged(own, own))
     torch.manual_seed(0)
     first = attention(q, k, v, lengths=own, dropout=0.5)

@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import inf
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 #: Where xformers is tried at all.
 KERNEL_DEVICES = frozenset({"cuda"})
 #: Without it, items are taken together with those of their length up to so many lengths, and padded beyond: many small
-#: products cost more than the padding.
-MOST_GROUPS = 16
+#: launches cost a GPU more than the padding. A CPU pays for what it computes (benchmarks/attention.py).
+MOST_GROUPS: dict[str, float] = {"cpu": inf, "cuda": 16}
 #: Largest difference that the probe allows, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -111,7 +112,7 @@ def _ragged(
         kernel = kernel_for(q.device, q.dtype, q.shape[-1], v.shape[-1])
         if kernel is not None:
             return kernel(q, k, v, own, seen, scale, dropout)
-    if len(kinds) <= MOST_GROUPS:
+    if len(kinds) <= MOST_GROUPS.get(q.device.type, MOST_GROUPS["cuda"]):
         return _grouped(q, k, v, own, seen, kinds, scale, dropout)
     return _padded(q, k, v, own, seen, scale, dropout)
 
