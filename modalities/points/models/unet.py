@@ -118,12 +118,11 @@ class RangeUNet(UNet):
     view: ClassVar[View] = "range"
     around: ClassVar[bool] = True
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Logits ``(b, classes, h, w)`` of a range image ``(b, channels, h, w)``.
 
         Raises `UserError` for columns that do not halve often enough.
         """
-        (x,) = inputs
         factor = 2 ** (len(self.encoder) - 1)
         if x.shape[-1] % factor:
             raise UserError(
@@ -146,9 +145,8 @@ class ImageUNet(UNet):
     view: ClassVar[View] = "image"
     around: ClassVar[bool] = False
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Logits ``(b, classes, h, w)`` of pictures ``(b, channels, h, w)``."""
-        (x,) = inputs
         height, width = x.shape[2:]
         factor = 2 ** (len(self.encoder) - 1)
         x = F.pad(x, (0, -width % factor, 0, -height % factor), mode="replicate")
