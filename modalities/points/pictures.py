@@ -126,7 +126,8 @@ def painted(rgb: UInt8[np.ndarray, "h w 3"], labels: Int[np.ndarray, "h w"]) -> 
     """A photograph under the colours of its pixels' labels."""
     page, _ = dimmed(rgb)
     paint = Image.fromarray(colours(labels)).resize(page.size, Image.Resampling.NEAREST)
-    return Image.fromarray(np.minimum(np.asarray(page).astype(np.int64) + np.asarray(paint) * 2 // 3, 255).astype(np.uint8))
+    mixed = np.asarray(page) * 0.8 + np.asarray(paint) * 0.6
+    return Image.fromarray(np.minimum(mixed, 255).astype(np.uint8))
 
 
 def _dots(
@@ -148,9 +149,7 @@ def sheet(panels: Sequence[Panel], columns: int, title: str, classes: Sequence[s
     if not panels:
         raise ValueError("a picture needs at least one panel")
     wide = max(panel.width for _, panel in panels) + GAP
-    highs = [
-        max(panel.height for _, panel in panels[i : i + columns]) + HEAD for i in range(0, len(panels), columns)
-    ]
+    highs = [max(panel.height for _, panel in panels[i : i + columns]) + HEAD for i in range(0, len(panels), columns)]
     letters, head = font(), 28 if title else 0
     captions = [math.ceil(letters.getlength(caption)) for caption, _ in panels]
     wide = max(wide, max(captions) + 2 * GAP)
