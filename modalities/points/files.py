@@ -35,7 +35,7 @@ def read_points(path: Path | str) -> Scan:
 
     ==============  ================================================================================================
     ``.bin``        KITTI: float32 records x, y, z, intensity (0 to 1); no rings (see `rings.find_rings`)
-    ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 the lowest of 32); turned to our axes
+    ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 lowest of 32), turned to our axes
     ``.ply .pcd``   columns x, y, z, and where there are any an intensity and a ring
     ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
     ==============  ================================================================================================

@@ -54,7 +54,8 @@ class Sensor:
 
 def _spread(*blocks: tuple[float, float, int]) -> Float[np.ndarray, " beams"]:
     """Elevations in radians from blocks of (first degree, last degree, lasers)."""
-    return np.radians(np.concatenate([np.linspace(*block) for block in blocks]))
+    elevations: np.ndarray = np.radians(np.concatenate([np.linspace(*block) for block in blocks]))
+    return elevations
 
 
 #: The HDL-64E's upper half is spaced by a third of a degree, its lower half by half a degree.

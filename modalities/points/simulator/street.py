@@ -17,6 +17,8 @@ from .shapes import Material
 
 #: Metres of street before and behind the sensor, and of land on either side.
 LENGTH, WIDTH = 85.0, 45.0
+#: Seconds before time 0 in which the sensor's car is in the street and nothing is in its way.
+SPAN = 4.0
 #: Width of a parking strip, metres, and how steep the kerb's face is.
 STRIP, FACE = 2.2, 0.02
 ASPHALT, SLABS, LAWN, LINE = (0.3, 0.3, 0.31), (0.55, 0.53, 0.5), (0.3, 0.42, 0.2), (0.85, 0.85, 0.82)
