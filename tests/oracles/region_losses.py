@@ -12,7 +12,7 @@ def affinity(student: Array, teacher: Array, item: Ints, items: int, regions: In
     """Sum over an item's regions of the mean over all pairs of its rows of (cos s_ij - cos t_ij)^2 (Hou et al., 2022).
 
     A pair may be a row with itself. Regions of fewer than `least` rows add nothing. PVKD has equally many rows in every
-    region, some dropped, some padding; here a mean over the rows that there are. A zero row has cosine 0, to itself too.
+    region, some dropped, some padding; here a mean over what there is. A zero row has cosine 0, to itself too.
     """
     values = np.zeros(items)
     for b, rows in _regions(item, regions):
