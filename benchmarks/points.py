@@ -18,13 +18,13 @@ from typing import Any
 
 from cells import run, shown, t_interval
 
-#: Experiments: a recipe and what is set in it.
-EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "scarce": ("points/scarce", ()),
-    "scarce, teacher of 12": ("points/scarce", ("teacher.labels=12",)),
-    "beams": ("points/beams", ()),
-    "camera": ("points/camera", ()),
-    "lidar from image": ("points/lidar_from_image", ()),
+#: Experiments: a recipe, what is set in it, and whose teacher it has.
+EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "scarce": ("points/scarce", (), "scarce"),
+    "scarce, teacher of 12": ("points/scarce", ("teacher.labels=12",), "scarce, teacher of 12"),
+    "beams": ("points/beams", (), "scarce"),
+    "camera": ("points/camera", (), "camera"),
+    "lidar from image": ("points/lidar_from_image", (), "lidar from image"),
 }
 ROLES = ("teacher", "control", "self_training", "student")
 
@@ -34,17 +34,17 @@ def folder(args: argparse.Namespace, name: str) -> Path:
 
 
 def teacher(args: argparse.Namespace, name: str) -> None:
-    recipe, sets = EXPERIMENTS[name]
+    recipe, sets, _ = EXPERIMENTS[name]
     out = folder(args, name) / "teacher"
     if not (out / "teacher" / "card.json").exists():
         run(recipe, [*sets, *args.set], out, "--only", "teacher")
 
 
 def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    recipe, sets = EXPERIMENTS[name]
+    recipe, sets, taught_by = EXPERIMENTS[name]
     out = folder(args, name) / f"seed-{seed}"
     if not (out / "report.json").exists():
-        path = folder(args, name) / "teacher" / "teacher"
+        path = folder(args, taught_by) / "teacher" / "teacher"
         run(recipe, [*sets, f"seed={seed}", f"teacher.path={path}", *args.set], out)
     report = json.loads((out / "report.json").read_text())
     roles = {role: entry for role, entry in report["roles"].items() if role in ROLES}
@@ -59,6 +59,10 @@ def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def gain(student: list[float], other: list[float]) -> str:
+    return shown(t_interval([s - c for s, c in zip(student, other, strict=True)])) if other else "–"
+
+
 def table(cells: list[dict[str, Any]]) -> str:
     """mIoU in percent by experiment, and how far the student is above either control."""
     lines = [
@@ -71,12 +75,7 @@ def table(cells: list[dict[str, Any]]) -> str:
             continue
         found = {role: [100 * c["metrics"][role]["miou"] for c in mine if role in c["metrics"]] for role in ROLES}
         shares = [shown(t_interval(found[role])) if len(found[role]) > 1 else "–" for role in ROLES[1:]]
-        gains = [
-            shown(t_interval([s - c for s, c in zip(found["student"], found[role], strict=True)]))
-            if found[role]
-            else "–"
-            for role in ("control", "self_training")
-        ]
+        gains = [gain(found["student"], found[role]) for role in ("control", "self_training")]
         lines.append(f"| {name} | {found['teacher'][0]:.1f} | {' | '.join([*shares, *gains])} |")
     return "\n".join(lines)
 
@@ -92,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out.resolve()
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda name: teacher(args, name), args.only))
+        list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only})))
         keys = [(name, seed) for name in args.only for seed in args.seeds]
         cells = list(pool.map(lambda key: cell(args, *key), keys))
     args.results.parent.mkdir(parents=True, exist_ok=True)

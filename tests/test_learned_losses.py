@@ -110,7 +110,7 @@ def test_mlkd_by_rows_and_by_classes_and_in_chunks_is_one_loss(confident: str, m
     student, teacher = randn(7, 3).requires_grad_(), 2 * randn(7, 3, seed=1)
     params = {"confident": confident, "temperatures": (1.0, 3.0)}
     found = []
-    for change in (None, ("xmodal_kd.losses.blocks.BLOCK", 6), ("xmodal_kd.losses.multilevel._by_classes", _by_rows)):
+    for change in (None, ("xmodal_kd.losses.blocks.BLOCK", 6), ("xmodal_kd.losses.multilevel.by_classes", _by_rows)):
         if change is not None:
             monkeypatch.setattr(*change)
         value = LOSSES["mlkd"].fn(student, teacher, **params)

@@ -28,6 +28,7 @@ from xmodal_kd.modalities.speech.losses import ctc
 from xmodal_kd.objective import Objective
 from xmodal_kd.recipe import Optimizer, Term, Train, load
 from xmodal_kd.registry import allowed_imports
+from xmodal_kd.report.content import ORDER
 from xmodal_kd.roles import labelled_by, training_source
 from xmodal_kd.scarce import Scarce, chosen
 from xmodal_kd.schedules import Schedule
@@ -289,12 +290,12 @@ def test_who_saw_what_is_in_the_report(recipe: str, tmp_path: Path, monkeypatch:
     told: list[list[int]] = []
     monkeypatch.setattr(ToyAdapter, "labelled", lambda self, indexes: told.append(list(indexes)))
     assert run(recipe, tmp_path / "run", "labels=25%", "teacher.labels=12") == 0
-    report = read_json(tmp_path / "run" / "report.json")
-    assert report["labels"]["teacher"] == {"labelled": 12, "samples": 24, "unlabelled": False}
-    assert report["labels"]["control"] == {"labelled": 6, "samples": 24, "unlabelled": False}
-    assert report["labels"]["student"] == {"labelled": 6, "samples": 24, "unlabelled": True}
-    assert {role: cost["samples"] for role, cost in report["cost"].items() if isinstance(cost, dict)} == dict.fromkeys(
-        report["roles"], 48
+    found = read_json(tmp_path / "run" / "report.json")
+    assert found["labels"]["teacher"] == {"labelled": 12, "samples": 24, "unlabelled": False}
+    assert found["labels"]["control"] == {"labelled": 6, "samples": 24, "unlabelled": False}
+    assert found["labels"]["student"] == {"labelled": 6, "samples": 24, "unlabelled": True}
+    assert {role: cost["samples"] for role, cost in found["cost"].items() if isinstance(cost, dict)} == dict.fromkeys(
+        found["roles"], 48
     )
     assert [len(one) for one in told][:3] == [12, 6, 6] and set(told[1]) < set(told[0])
     text = (tmp_path / "run" / "report.md").read_text()
@@ -321,7 +322,7 @@ def test_a_source_may_say_itself_who_has_labels(recipe: str, tmp_path: Path) -> 
     sets = ("data.unlabelled=20", "train.steps=2", "teacher.train.steps=2")
     assert run(recipe, tmp_path / "run", *sets) == 0
     labels = read_json(tmp_path / "run" / "report.json")["labels"]
-    assert {role: one["labelled"] for role, one in labels.items()} == {"teacher": 4, "control": 4, "student": 4}
+    assert {role: one["labelled"] for role, one in labels.items()} == dict.fromkeys(ORDER, 4)
 
 
 def test_check_looks_at_the_same_batches(recipe: str) -> None:

@@ -100,6 +100,18 @@ def test_equal_weights_are_none() -> None:
     assert weighted.unit != without.unit
 
 
+def test_a_loss_of_several_signals_has_one_weight_a_row() -> None:
+    students, teachers = (Signals(), Signals())
+    for i, signals in ((0, students), (10, teachers)):
+        for layer in range(3):
+            signals.add(f"layer.{layer}", randn(6, 4, seed=i + layer), LAYOUT)
+    students.add("w", W, LAYOUT)
+    got = part(students, teachers, loss="pkd", on="layer.*", weights="w")
+    plain = [[one.rows(f"layer.{i}")[KEPT] for i in range(3)] for one in (students, teachers)]
+    torch.testing.assert_close(got.total, (W[KEPT] * LOSSES["pkd"].fn(*plain)).sum())
+    assert float(got.count) == 6.5
+
+
 def test_no_row_has_a_weight() -> None:
     student = says(0, torch.zeros(6))
     got = part(student, loss="ce", weights="w")

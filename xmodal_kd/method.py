@@ -143,7 +143,7 @@ class Distil:
             with torch.no_grad(), self.streams.forked("dry run"):
                 self.objective.build(self._says(self.role, roles, batch), self._teacher(roles, batch), self.streams)
         config, name = self.train.optimizer, self.role
-        if self.role == "control":  # the student's recipe, without a teacher and so without projectors
+        if self.role in ("control", "self_training"):  # the student's recipe, but not for the objective's parameters
             config, name = scaling(config, lambda pattern: not pattern.startswith("objective.")), "student"
         return {self.role: build_optimizer(config, {name: roles[self.role], "objective": self.objective})}
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from inspect import Parameter, signature
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def export(
     path: Path,
     inputs: Mapping[str, Tensor],
     outputs: Sequence[str],
-    free: Mapping[str, Mapping[int, str]],
+    free: Mapping[str, Mapping[int, Any]],
     check: Callable[[Path], None],
     *,
     extra: str,
@@ -42,7 +43,8 @@ def export(
         inputs: example of each input by name, in the order of the model's arguments and named as they are. Its device
             is the model's. A free axis should not have size 1 here.
         outputs: names of the results, in order.
-        free: by input the axes of any size, each with its name; axes of the same name are equal.
+        free: by input the axes of any size, each with its name; axes of the same name are equal. An axis that must
+            divide by 4 is ``4 * torch.export.Dim("name")``.
         check: raises what is wrong with the file; see `prove`.
         extra: of the package, which installs what is missing.
 
@@ -70,10 +72,12 @@ def _trace(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
     outputs: Sequence[str],
-    free: Mapping[str, Mapping[int, str]],
+    free: Mapping[str, Mapping[int, Any]],
 ) -> Any:
-    names = sorted({name for axes in free.values() for name in axes.values()})
-    sizes = {name: torch.export.Dim(name) for name in names}
+    names = {name for axes in free.values() for name in axes.values() if isinstance(name, str)}
+    sizes = {name: torch.export.Dim(name) for name in sorted(names)}
+    shapes = tuple({i: sizes.get(axis, axis) for i, axis in free.get(name, {}).items()} for name in inputs)
+    kinds = [parameter.kind for parameter in signature(model.forward).parameters.values()]
     program = torch.onnx.export(
         model,
         tuple(inputs.values()),
@@ -81,7 +85,7 @@ def _trace(
         verbose=False,
         input_names=list(inputs),
         output_names=list(outputs),
-        dynamic_shapes={name: {i: sizes[axis] for i, axis in free.get(name, {}).items()} for name in inputs},
+        dynamic_shapes=(shapes,) if Parameter.VAR_POSITIONAL in kinds else shapes,
     )
     assert program is not None
     return program

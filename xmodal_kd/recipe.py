@@ -166,6 +166,8 @@ class Recipe(Strict):
     labels: Labels | None = None
     """Whose labels student and control look at; None: all. A student with a teacher also sees the other samples."""
     control: bool = True
+    self_training: bool | None = None
+    """Whether the control teaches the student's twin, as a second control; None: where labels are scarce."""
     out: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""

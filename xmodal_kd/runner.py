@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from . import flops, report
-from .adapter import ControlSpec, NoControl, Source, UntrainedControl, adapter_class
+from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .engine import Engine
 from .errors import UserError
@@ -32,6 +32,7 @@ from .roles import (
     labelled_by,
     make_adapter,
     make_method,
+    self_training_spec,
     training_source,
     without_teacher,
 )
@@ -89,7 +90,8 @@ class Run:
         find_all("student", student, objective)
         method = make_method(self.loaded, self.adapter, self.recipe.train, self.recipe.objective, self.streams)
         for role in ("teacher",) * (teacher is not None and teacher.path is None) + ("student",):
-            training_source(self.adapter, self.recipe, role)
+            source = training_source(self.adapter, self.recipe, role)
+        self.twin = self_training_spec(self.recipe, scarce=isinstance(source, Scarce))
         method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
@@ -145,6 +147,8 @@ class Run:
         if isinstance(spec, ControlSpec):
             self._role("control")
         self._role("student")
+        if isinstance(self.twin, ControlSpec):
+            self._role("self_training")
         self.accelerator.state.destroy_process_group()
         if not self.main:
             return {}
@@ -154,7 +158,14 @@ class Run:
             self.state["overview"] = self._overview()
             write_json(self.out / STATE, self.state)
         content = report.content(
-            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out
+            self.loaded,
+            self.state,
+            spec,
+            self.adapter.metric,
+            self.adapter.describe(),
+            self.accelerator,
+            self.out,
+            self.twin,
         )
         report.write(self.out, content)
         return content
@@ -194,13 +205,15 @@ class Run:
         method = make_method(self.loaded, self.adapter, train, terms, self.streams, role)
         if role == "student" and "teacher" in self.models:
             models["teacher"] = self._teacher_for(method)
+        if role == "self_training":
+            models["control"] = self.models["control"]
         adapter = self.adapter
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
-        for told in {id(a): a for a in (self.adapter, adapter)}.values():
-            told.begin(role, known)
+        for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
+            one.begin(role, known)
         engine = Engine(
             method, source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
@@ -243,8 +256,8 @@ class Run:
         terms = self.recipe.objective
         if role == "student":
             return list(terms)
-        spec = without_teacher(terms)
-        if isinstance(spec, NoControl):
+        spec = self.twin if role == "self_training" else without_teacher(terms)
+        if not isinstance(spec, ControlSpec):
             raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
         return [term for term in terms if (term.name or term.loss) in spec.terms]
 

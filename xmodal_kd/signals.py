@@ -83,7 +83,9 @@ class Layout:
     def same_rows(self, other: Layout) -> bool:
         """Whether row i means the same thing in both (masks may differ: a loss sees the rows valid in both)."""
         return self is other or (
-            self.kind == other.kind and self.items == other.items and torch.equal(self.item, other.item)
+            self.kind == other.kind
+            and self.items == other.items
+            and (self.item is other.item or torch.equal(self.item, other.item))
         )
 
 

@@ -25,6 +25,7 @@ from xmodal_kd.streams import Streams
 
 from .config import PointsData, View
 from .data import PointsSource
+from .export import export
 from .folder import check_classes, load_model, save_model
 from .frame import CLASSES
 from .metrics import Tally, miou
@@ -56,9 +57,9 @@ def _missing() -> Rows:
 class PointsAdapter(Adapter):
     """Teacher and student see the same moment, each in its own way, and meet on the student's rows.
 
-    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows are
-    gathered through the points that both sides see, so that row i means the same in both; rows which the teacher does
-    not see are masked. A teacher that learns has its own rows.
+    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows
+    are gathered through the points that both sides see, so that row i means the same in both; rows which the teacher
+    does not see are masked. A teacher that learns has its own rows.
     """
 
     Data: ClassVar[type[PointsData]] = PointsData
@@ -99,7 +100,7 @@ class PointsAdapter(Adapter):
         if kind.view != sees:
             raise UserError(f"{role}: model {model!r} sees {kind.view}, data.{_side(role)}.sees says {sees}")
         config = kind.Config.model_validate(params)
-        built: nn.Module = kind(config, channels=CHANNELS[sees], classes=len(CLASSES))
+        built = kind(config, channels=CHANNELS[sees], classes=len(CLASSES))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
         return built
 
@@ -239,7 +240,7 @@ class PointsAdapter(Adapter):
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX beside the weights, for the models that ONNX can express."""
-        return {}
+        return export(model, folder)
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

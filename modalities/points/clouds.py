@@ -123,8 +123,9 @@ def _text(body: bytes, fields: list[tuple[str, str]], count: int, path: Path) ->
         raise UserError(f"{path}: its points are not rows of {len(fields)} numbers") from error
     if len(table) < count or (count and table.shape[1] != len(fields)):
         raise UserError(f"{path}: {count} rows of {len(fields)} numbers are expected, {len(table)} are there")
+    table = table.reshape(count, len(fields))
     with np.errstate(invalid="ignore"):
-        return {name: table[:, i].astype(kind[name]) for i, (name, _) in enumerate(fields)} if count else {}
+        return {name: table[:, i].astype(kind[name]) for i, (name, _) in enumerate(fields)}
 
 
 def _compressed(body: bytes, fields: list[tuple[str, str]], count: int, path: Path) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,7 +104,7 @@ class PointsData(Strict):
         ends = sorted(
             (s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test)
         )
-        if any(b[0] < a[1] for a, b in zip(ends, ends[1:], strict=False)):
+        if any(b[0] < a[1] for a, b in pairwise(ends)):
             raise ValueError("train, dev and test overlap")
         return self
 

@@ -127,10 +127,10 @@ class PointsSource:
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of b frames.
 
-        ``ids`` (b,), ``keys``; ``student`` and ``teacher``: what each sees, with ``inputs`` (b, c, h, w) or (points, 4),
-        ``lengths`` (b,) rows of each frame, ``labels``, ``valid`` (rows,), and of the student's rows ``distance`` (rows,),
-        ``xyz`` (rows, 3), ``voxels`` and ``supervoxels`` (rows,); ``match``: from the teacher's rows to the student's;
-        ``repeats``: whether the teacher sees these frames the same way every time.
+        ``ids`` (b,), ``keys``; ``student`` and ``teacher``: what each sees, with ``inputs`` (b, c, h, w) or
+        (points, 4), ``lengths`` (b,) rows of each frame, ``labels``, ``valid`` (rows,), and of the student's rows
+        ``distance``, ``voxels``, ``supervoxels`` (rows,), ``xyz`` (rows, 3); ``match``: from the teacher's rows to the
+        student's; ``repeats``: whether the teacher sees these frames the same way every time.
         """
         matches = [from_elements(s.teacher.element, s.student.element, s.teacher.rows, s.student.rows) for s in samples]
         return {

@@ -19,6 +19,8 @@ from .clouds import read_pcd, read_ply
 from .frame import CLASSES, UNLABELLED, Scan
 
 NUSCENES_BEAMS = 32
+#: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
+NUSCENES_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 #: Numbers of lasers that sensors have: a file that names ring 60 as its last comes from 64.
 BEAMS = (4, 8, 16, 32, 40, 64, 80, 128)
 #: What columns are called by the programs that write them, lower case.
@@ -33,7 +35,7 @@ def read_points(path: Path | str) -> Scan:
 
     ==============  ================================================================================================
     ``.bin``        KITTI: float32 records x, y, z, intensity (0 to 1); no rings (see `rings.find_rings`)
-    ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 the lowest of 32)
+    ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 lowest of 32), turned to our axes
     ``.ply .pcd``   columns x, y, z, and where there are any an intensity and a ring
     ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
     ==============  ================================================================================================
@@ -89,7 +91,8 @@ def _nuscenes(path: Path) -> Scan:
     if (ring != table[:, 4]).any() or ring.min() < 0 or ring.max() >= NUSCENES_BEAMS:
         raise UserError(f"{path}: its fifth column is no ring of 0 to {NUSCENES_BEAMS - 1}: not a nuScenes scan")
     intensity = np.clip(table[:, 3] / 255, 0, 1)
-    return Scan(table[:, :3].copy(), intensity, NUSCENES_BEAMS - 1 - ring, NUSCENES_BEAMS)
+    xyz = table[:, :3] @ NUSCENES_TURN.T.astype(np.float32)
+    return Scan(xyz, intensity, NUSCENES_BEAMS - 1 - ring, NUSCENES_BEAMS)
 
 
 def _columns(read: Callable[[Path], Mapping[str, npt.NDArray[Any]]]) -> Callable[[Path], Scan]:

@@ -14,6 +14,7 @@ from .config import Folder, PointsData
 from .frame import Frame
 from .readers import READERS
 from .rings import find_rings
+from .simulator.camera import CameraSpec
 from .simulator.cast import simulate
 from .simulator.sensors import SENSORS
 
@@ -63,8 +64,6 @@ class Simulated:
         self.sensor = SENSORS[data.sensor].with_columns(max(data.teacher.columns, data.student.columns))
         self.camera = None
         if data.needs_pictures:
-            from .simulator.camera import CameraSpec
-
             self.camera = CameraSpec(height=data.image[0], width=data.image[1])
 
     def __len__(self) -> int:

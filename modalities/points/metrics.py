@@ -18,14 +18,16 @@ def confusion(predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], c
     """Rows are labels, columns predictions; labels below 0 do not count."""
     known = labels >= 0
     pairs = labels[known].astype(np.int64) * classes + predicted[known]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    counts: np.ndarray = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return counts
 
 
 def iou(matrix: Int[np.ndarray, "c c"]) -> Float[np.ndarray, " c"]:
     """``TP / (TP + FP + FN)`` by class; NaN for a class that is neither there nor predicted."""
     hit = np.diag(matrix).astype(np.float64)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
-    return np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+    shares: np.ndarray = np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+    return shares
 
 
 def miou(matrix: Int[np.ndarray, "c c"]) -> float:
@@ -42,7 +44,7 @@ def balanced_agreement(matrix: Int[np.ndarray, "c c"]) -> float:
 
 
 def majority_agreement(matrix: Int[np.ndarray, "c c"]) -> float:
-    """`balanced_agreement` of whoever always answers the commonest class of the reference: 1 / classes that are there."""
+    """`balanced_agreement` of whoever always answers the reference's commonest class: 1 / classes that are there."""
     there = int((matrix.sum(axis=1) > 0).sum())
     return 1 / there if there else float("nan")
 
@@ -75,11 +77,13 @@ class Tally:
         which = np.minimum((confidence[known] * CONFIDENCES).astype(np.int64), CONFIDENCES - 1)
         for row, values in enumerate((np.ones(known.sum()), confidence[known], predicted[known] == labels[known])):
             self.bins[row] += np.bincount(which, weights=values, minlength=CONFIDENCES)
-        return here + rest
+        both: np.ndarray = here + rest
+        return both
 
     @property
     def matrix(self) -> Int[np.ndarray, "c c"]:
-        return self.by_range.sum(axis=0) + self.elsewhere  # type: ignore[no-any-return]
+        total: np.ndarray = self.by_range.sum(axis=0) + self.elsewhere
+        return total
 
     def metrics(self) -> dict[str, Any]:
         """``miou``, ``accuracy``, ``ece``, ``iou`` by class, ``miou_by_range`` in metres, ``rows``."""
@@ -99,7 +103,7 @@ class Tally:
         }
 
     def _calibration_error(self) -> float:
-        """Expected calibration error (Guo et al., 2017, eq. 5): mean over rows of |accuracy - confidence| of its bin."""
+        """Mean over rows of |accuracy - confidence| of the row's bin (Guo et al., 2017, eq. 5)."""
         count, confidence, correct = self.bins
         return float(np.abs(correct - confidence).sum() / max(count.sum(), 1))
 

@@ -34,7 +34,7 @@ MARGIN = 0.1
 
 
 def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Path) -> Overview:
-    """mIoU of every role by number of beams, agreement and boxes on recorded frames, pictures of the first test frame."""
+    """mIoU of every role by number of beams, agreement and boxes on recorded frames, pictures of a test frame."""
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     curve = list(density(adapter, models))
@@ -98,9 +98,9 @@ def recorded(
 ) -> dict[str, Any]:
     """Every role on recorded frames, on the points that the student's view shows.
 
-    ``agreement``: class-balanced, with the teacher on its own view. ``car_recall``, ``car_precision``: of points in labelled
-    boxes of cars, among the points in the photograph where boxes are labelled there only. The teacher stands in for itself
-    once more as ``teacher_direct``: given the student's view, which is what its user has without distillation.
+    ``agreement``: class-balanced, with the teacher on its own view. ``car_recall``, ``car_precision``: of points in
+    labelled boxes of cars, among the points in the photograph where boxes are labelled there only. The teacher stands
+    there once more as ``teacher_direct``: given the student's view, which is what its user has without distillation.
     """
     frames = Recorded(source, adapter.config.sensor, pictures=True)
     names, views = dict(models), {role: adapter.view(role) for role in models}

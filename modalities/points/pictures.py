@@ -38,11 +38,15 @@ def range_strip(
     Args:
         rows: caption and ``(h, w)`` int labels, or ``(h, w)`` float metres, which are drawn dark where near.
     """
+    return sheet(strip_panels(rows), 1, title, classes)
+
+
+def strip_panels(rows: Sequence[tuple[str, np.ndarray]]) -> list[Panel]:
     panels = []
     for caption, values in rows:
         pixels = shades(values) if values.dtype.kind == "f" else colours(values)
         panels.append((caption, Image.fromarray(pixels).resize(STRIP, Image.Resampling.NEAREST)))
-    return sheet(panels, 1, title, classes)
+    return panels
 
 
 def shades(metres: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -62,11 +66,12 @@ def birds_eye(
         scenes: caption, ``(n, 3)`` metres and ``(n,)`` labels. Higher points hide lower ones.
         reach: metres to the edge; points beyond are left out.
     """
-    panels = [(caption, _above(xyz, labels, reach)) for caption, xyz, labels in scenes]
+    panels = [(caption, above(xyz, labels, reach)) for caption, xyz, labels in scenes]
     return sheet(panels, min(len(panels), 3), title, classes)
 
 
-def _above(xyz: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, " n"], reach: float) -> Image.Image:
+def above(xyz: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, " n"], reach: float) -> Image.Image:
+    """One view of `birds_eye`."""
     canvas = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw, middle, scale = ImageDraw.Draw(canvas), SIDE / 2, SIDE / (2 * reach)
     circles = [float(radius) for radius in range(10, math.ceil(reach), 10)]
@@ -94,16 +99,36 @@ def projected(
         uv: pixel positions of visible points only, the farthest first: later ones hide earlier ones.
         by_role: ``(n,)`` labels of these points; those without a label are not drawn.
     """
+    panels = [(role, in_photograph(rgb, uv, labels)) for role, labels in by_role.items()]
+    columns = max(1, min(len(panels), 1700 // max((page.width for _, page in panels), default=1700)))
+    return sheet(panels, columns, title, classes)
+
+
+def in_photograph(
+    rgb: UInt8[np.ndarray, "h w 3"], uv: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"]
+) -> Image.Image:
+    """One photograph of `projected`."""
+    page, scale = dimmed(rgb)
+    known = labels >= 0
+    across, down = (uv[known] * scale).T
+    return _dots(page, across, down, colours(labels[known]), 3)
+
+
+def dimmed(rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[Image.Image, int]:
+    """A photograph nearly grey and darker than any label, so that colours are the labels' alone; how much enlarged."""
     scale = max(1, math.ceil(PHOTOGRAPH / rgb.shape[1]))
-    # nearly grey and darker than any label, so that colours are the labels' alone
     dim = (rgb.mean(axis=2, keepdims=True) * 0.25 + rgb * 0.12 + 8).astype(np.uint8)
-    page = Image.fromarray(dim).resize((rgb.shape[1] * scale, rgb.shape[0] * scale), Image.Resampling.BILINEAR)
-    panels = []
-    for role, labels in by_role.items():
-        known = labels >= 0
-        across, down = (uv[known] * scale).T
-        panels.append((role, _dots(page, across, down, colours(labels[known]), 3)))
-    return sheet(panels, max(1, min(len(panels), 1700 // page.width)), title, classes)
+    size = (rgb.shape[1] * scale, rgb.shape[0] * scale)
+    return Image.fromarray(dim).resize(size, Image.Resampling.BILINEAR), scale
+
+
+def painted(rgb: UInt8[np.ndarray, "h w 3"], labels: Int[np.ndarray, "h w"]) -> Image.Image:
+    """A photograph under the colours of its pixels' labels."""
+    page, _ = dimmed(rgb)
+    paint = Image.fromarray(colours(labels)).resize(page.size, Image.Resampling.NEAREST)
+    return Image.fromarray(
+        np.minimum(np.asarray(page).astype(np.int64) + np.asarray(paint) * 2 // 3, 255).astype(np.uint8)
+    )
 
 
 def _dots(
@@ -124,18 +149,18 @@ def sheet(panels: Sequence[Panel], columns: int, title: str, classes: Sequence[s
     """Captioned panels row by row, a title above and the legend below."""
     if not panels:
         raise ValueError("a picture needs at least one panel")
-    wide, high = max(panel.width for _, panel in panels) + GAP, max(panel.height for _, panel in panels) + HEAD
+    wide = max(panel.width for _, panel in panels) + GAP
+    highs = [max(panel.height for _, panel in panels[i : i + columns]) + HEAD for i in range(0, len(panels), columns)]
     letters, head = font(), 28 if title else 0
     captions = [math.ceil(letters.getlength(caption)) for caption, _ in panels]
     wide = max(wide, max(captions) + 2 * GAP)
     width = max(columns * wide + GAP, math.ceil(letters.getlength(title)) + 2 * GAP)
     below = legend(width, classes)
-    rows = -(-len(panels) // columns)
-    page = Image.new("RGB", (width, head + rows * high + GAP + below.height), PAPER)
+    page = Image.new("RGB", (width, head + sum(highs) + GAP + below.height), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, 7), title, fill=INK, font=letters)
     for i, (caption, panel) in enumerate(panels):
-        left, top = GAP + i % columns * wide, head + i // columns * high
+        left, top = GAP + i % columns * wide, head + sum(highs[: i // columns])
         draw.text((left, top + HEAD / 2), caption, fill=INK, font=letters, anchor="lm")
         page.paste(panel, (left, top + HEAD))
         draw.rectangle((left - 1, top + HEAD - 1, left + panel.width, top + HEAD + panel.height), outline=FAINT)

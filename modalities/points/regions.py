@@ -19,7 +19,7 @@ MINOR = np.array([CLASSES.index(name) for name in ("car", "truck", "pole", "pers
 
 
 def cells(xyz: Float[np.ndarray, "n 3"], parts: tuple[int, int, int]) -> Int[np.ndarray, " n"]:
-    """The cell of each point, in a grid of `parts` along radius, azimuth, height; -1 outside it and where xyz is NaN."""
+    """The cell of each point in a grid of `parts` along radius, azimuth, height; -1 outside it, or where xyz is NaN."""
     x, y, z = xyz.T
     place = np.stack([
         np.hypot(x, y) / RADIUS,
@@ -37,8 +37,8 @@ def supervoxels(
 ) -> Int[np.ndarray, " n"]:
     """``(n,)``: 0 to count - 1 for the points of the supervoxels drawn, -1 for all others.
 
-    Drawn without repetition with probability proportional to ``(1 / f) (d / R)``, ``f = 4 exp(-2 N_minor) + 1``: far ones
-    and those which hold voxels of minor classes. Without labels N_minor is 0. Supervoxels of one point are left out.
+    Drawn without repetition with probability proportional to ``(1 / f) (d / R)``, ``f = 4 exp(-2 N_minor) + 1``: far
+    ones and those which hold voxels of minor classes. Without labels N_minor is 0. Those of one point are left out.
     """
     cell = cells(xyz, SUPERVOXELS)
     held = np.bincount(cell[cell >= 0], minlength=int(np.prod(SUPERVOXELS)))
@@ -52,4 +52,5 @@ def supervoxels(
     number = np.full(len(held) + 1, -1, dtype=np.int64)  # the last one takes cell -1
     if drawn:
         number[rng.choice(len(held), size=drawn, replace=False, p=weight / weight.sum())] = np.arange(drawn)
-    return number[cell]
+    drawn_as: np.ndarray = number[cell]
+    return drawn_as

@@ -16,10 +16,14 @@ Ints = npt.NDArray[np.int64]
 
 #: A file goes on to the next laser where the azimuth jumps back by more than this; noise goes back by 0.0004 at most.
 JUMP = np.pi / 2
-#: Heights above the origin from which the lasers may start (an HDL-64E's start 0.12 to 0.21 m above it).
-HEIGHTS = np.arange(-0.3, 0.31, 0.02)
-#: Bins of the histograms of elevation that rings are looked for in.
-BINS = 2000
+#: Heights above the origin from which the lasers may start, metres (an HDL-64E's start 0.12 to 0.21 m above it).
+STARTS = np.arange(-0.1, 0.31, 0.01)
+#: Bins of elevation for each laser that there would be with even spacing.
+BINS = 16
+#: Half the width of what a peak claims, in even spacings.
+CLAIM = 0.2
+#: Nearer points say little of a laser's angle: they come from the car itself, metres.
+NEAR = 2.0
 #: Rounds of fitting a line to each ring and giving each point to its nearest line.
 ROUNDS = 10
 
@@ -64,17 +68,17 @@ def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:
 def rings_by_elevation(xyz: npt.NDArray[np.floating], beams: int) -> Ints:
     """``(n,)`` rings by the angle at which points are seen, whatever their order.
 
-    Lasers start above the sensor's origin, so a laser's points lie on a line height = start + slope * distance. First
-    one start for all, the one that makes the histogram of slopes sharpest, and the best cut of it into `beams` parts
-    (least squares, by dynamic programming); then lines are fitted and points given to the nearest, in turn.
+    A laser starts above or below the sensor's origin, so its points lie on a line height = start + slope * distance.
+    The lines are found one after another as the highest peaks of a histogram over starts and slopes, each time without
+    the points of those before (a Hough transform); then lines are fitted and points given to the nearest, in turn.
     """
     height = xyz[:, 2].astype(np.float64)
     distance = np.maximum(np.hypot(xyz[:, 0], xyz[:, 1]).astype(np.float64), 1e-3)
-    start = max(HEIGHTS, key=lambda start: _sharpness(np.arctan2(height - start, distance)))
-    ring = _cut(np.arctan2(height - start, distance), beams)
-    starts = np.full(beams, start)
+    clear = distance > NEAR if (distance > NEAR).sum() >= beams else np.ones(len(xyz), dtype=bool)
+    slopes, starts = _peaks(height[clear], distance[clear], beams)
+    ring = _nearest_line(height, distance, slopes, starts)
     for _ in range(ROUNDS):
-        slopes, starts = _lines(height, distance, ring, starts, beams)
+        slopes, starts = _lines(height[clear], distance[clear], ring[clear], slopes, starts)
         nearest = _nearest_line(height, distance, slopes, starts)
         if (nearest == ring).all():
             break
@@ -121,48 +125,36 @@ def _downwards(xyz: npt.NDArray[np.floating], group: Ints, beams: int) -> Ints:
     return rank[group]
 
 
-def _histogram(elevation: Floats) -> tuple[Floats, Floats]:
-    """Counts and centres; the outermost points, which are few and far out, fall into the last bins."""
-    low, high = np.quantile(elevation, (0.001, 0.999))
-    edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
-    counts = np.histogram(np.clip(elevation, low, high), edges)[0].astype(np.float64)
-    return counts, (edges[1:] + edges[:-1]) / 2
+def _peaks(height: Floats, distance: Floats, beams: int) -> tuple[Floats, Floats]:
+    """Slope and start of `beams` lines, in no order."""
+    angles = np.arctan2(height - STARTS[:, None], distance)
+    low, high = np.quantile(angles, (0.001, 0.999))
+    width = max(high - low, 1e-6) / (beams * BINS)
+    bins = np.clip(((angles - low) / width).astype(np.int64), 0, beams * BINS + BINS)
+    size = beams * BINS + BINS + 1
+    counts = np.stack([np.bincount(row, minlength=size) for row in bins]).astype(np.float64)
+    left = np.ones(len(height), dtype=bool)
+    slopes, starts = np.full(beams, np.inf), np.zeros(beams)
+    for i in range(beams):
+        window = counts[:, 1:-1] + counts[:, 2:] + counts[:, :-2]
+        at, bin_ = np.unravel_index(window.argmax(), window.shape)
+        if not window[at, bin_]:
+            break
+        angle = low + (bin_ + 1.5) * width
+        slopes[i], starts[i] = np.tan(angle), STARTS[at]
+        claimed = np.flatnonzero(left & (abs(angles[at] - angle) < CLAIM * BINS * width))
+        left[claimed] = False
+        for row, taken in zip(counts, bins[:, claimed], strict=True):
+            row -= np.bincount(taken, minlength=size)
+    return slopes, starts
 
 
-def _sharpness(elevation: Floats) -> float:
-    return float((_histogram(elevation)[0] ** 2).sum())
-
-
-def _cut(elevation: Floats, beams: int) -> Ints:
-    """``(n,)`` the part of each point, of the cut of their histogram into `beams` parts of least squares."""
-    counts, centres = _histogram(elevation)
-    filled = counts > 0
-    counts, centres = counts[filled], centres[filled]
-    n, first, second = (np.concatenate([[0], np.cumsum(counts * centres**power)]) for power in (0, 1, 2))
-    # cost[i, j] of one part from bin i up to and without j
-    many = np.maximum(n[None] - n[:, None], 1e-9)
-    cost = second[None] - second[:, None] - (first[None] - first[:, None]) ** 2 / many
-    cost[np.tril_indices(len(n))] = np.inf
-    best, back = cost[0], []
-    for _ in range(min(beams, len(centres)) - 1):
-        total = best[:, None] + cost
-        back.append(total.argmin(axis=0))
-        best = total.min(axis=0)
-    bounds, at = [], len(centres)
-    for step in reversed(back):
-        at = int(step[at])
-        bounds.append((centres[at - 1] + centres[at]) / 2)
-    return np.searchsorted(np.array(bounds[::-1]), elevation).astype(np.int64)
-
-
-def _lines(height: Floats, distance: Floats, ring: Ints, starts: Floats, beams: int) -> tuple[Floats, Floats]:
-    """Slope and start of each ring's line; the old start where its points are all as far, and cannot tell.
-
-    Weights 1 / distance: errors are of angles.
-    """
+def _lines(height: Floats, distance: Floats, ring: Ints, slopes: Floats, starts: Floats) -> tuple[Floats, Floats]:
+    """Slope and start of each ring's line by least squares of angles; the old start where the fit is not to be trusted,
+    because all points of the ring are about as far."""
 
     def total(values: Floats) -> Floats:
-        return np.bincount(ring, values, beams).astype(np.float64)
+        return np.bincount(ring, values, len(starts)).astype(np.float64)
 
     weight = 1 / distance**2
     w = np.maximum(total(weight), 1e-12)
@@ -170,15 +162,15 @@ def _lines(height: Floats, distance: Floats, ring: Ints, starts: Floats, beams: 
     spread = total(weight * (distance - x[ring]) ** 2) / w
     slope = total(weight * (distance - x[ring]) * (height - y[ring])) / w / np.maximum(spread, 1e-12)
     fitted = y - slope * x
-    trusted = (abs(fitted - starts) < 0.15) & (spread > 0.01)
+    trusted = (abs(fitted - starts) < 0.1) & (spread > 0.01)
     kept = np.where(trusted, fitted, starts)
-    return np.where(x > 0, (y - kept) / np.maximum(x, 1e-9), np.inf), kept
+    return np.where(x > 0, (y - kept) / np.maximum(x, 1e-9), slopes), kept
 
 
 def _nearest_line(height: Floats, distance: Floats, slopes: Floats, starts: Floats) -> Ints:
     best, ring = np.full(len(height), np.inf), np.zeros(len(height), dtype=np.int64)
     for i in np.flatnonzero(np.isfinite(slopes)):
-        away = abs(height - starts[i] - slopes[i] * distance) / distance
+        away = abs(height - starts[i] - slopes[i] * distance)
         better = away < best
         best[better], ring[better] = away[better], i
     return ring

@@ -16,6 +16,7 @@ from xmodal_kd.signals import Kind
 from .augment import Augment, apply_image, apply_points, apply_range
 from .config import PointsData, View
 from .frame import UNLABELLED, Frame, Picture, Scan
+from .fuse import fuse
 from .range_image import SCALES, range_image
 from .rings import keep_beams, thin
 from .simulator.sensors import SENSORS
@@ -70,8 +71,6 @@ def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " 
     scan = frames[0].scan
     chosen = np.arange(len(scan))
     if view.sweeps > 1:
-        from .fuse import fuse
-
         fused = fuse(frames)
         return fused, np.where(np.arange(len(fused)) < len(scan), np.arange(len(fused)), -1)
     if view.beams is not None:

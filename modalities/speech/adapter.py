@@ -110,7 +110,7 @@ class SpeechAdapter(Adapter):
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and captured features as rows of frames on the student's grid, ``labels`` as rows of tokens."""
-        teaches = role == "teacher" and not model.training
+        teaches = role in ("teacher", "control") and not model.training
         view = batch["clean"] if teaches and self.config.teacher_view == "clean" else batch["features"]
         with capture(model, features) as taken:
             logits, lengths = model(view, batch["lengths"])

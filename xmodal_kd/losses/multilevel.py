@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import blocks
 from .base import Positive, loss, same_shape
-from .blocks import summed_rows
+from .class_products import by_classes
 from .logits import kl
 
 Temperatures = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -30,9 +30,9 @@ def mlkd(
     """``sum_T [T^2 mean KL(p_t || p_s) + |p_s p_s' - p_t p_t'|_F^2 / n + |p_s' p_s - p_t' p_t|_F^2 / c]``.
 
     One call sees one view of the samples. The paper adds two: a term on the strong view, and one on the weak view with
-    ``confident: half``. Published with a weight of 0.9. The (n x n) and (c x c) matrices are never both made: the
-    squared norm of either comes from products of whichever side is smaller. For samples, points or utterances of up to
-    some thousand classes; rows of all ranks are compared.
+    ``confident: half``. Published with a weight of 0.9. With more rows than classes neither the (n x n) nor the
+    (c x c) matrix is ever whole: it costs what `kd` does in memory, and n c^2 in time. With fewer rows, samples say,
+    products of rows are taken. Rows of all ranks are compared.
 
     Args:
         temperatures: p is the softmax at each of them.
@@ -45,8 +45,8 @@ def mlkd(
     n, c = student.shape
     kept_rows, kept_classes = _least_sure(teacher) if confident != "all" else (None, None)
     masks = (kept_rows, kept_classes) if confident == "half" else (None, None)
-    compare = _by_classes if n > c else _by_rows
-    parts = torch.stack([compare(student, teacher, temperature, *masks) for temperature in temperatures]).sum(dim=0)
+    compare = by_classes if n > c else _by_rows
+    parts = compare(student, teacher, temperatures, *masks)
     weights = parts.new_tensor([instance / n, batch / n, classes / c])
     if kept_rows is not None and kept_classes is not None and confident == "release":
         weights = weights * torch.stack([kept_rows.mean(), kept_rows.mean(), kept_classes.mean()])
@@ -54,41 +54,17 @@ def mlkd(
 
 
 def _by_rows(
-    student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None, classes: Tensor | None
+    student: Tensor, teacher: Tensor, temperatures: tuple[float, ...], rows: Tensor | None, classes: Tensor | None
 ) -> Tensor:
-    """The three sums at one temperature, from products of rows: for fewer rows than classes."""
-    log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
-    values, p_s, p_t = kl(log_t, log_s), log_s.exp(), log_t.exp()
-    alike = (values if rows is None else values * rows).sum()
-    return torch.stack([temperature**2 * alike, _gram_gap(p_s, p_t, rows), _gram_gap(p_s.T, p_t.T, classes)])
-
-
-def _by_classes(
-    student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None, classes: Tensor | None
-) -> Tensor:
-    """The three sums at one temperature, from products of classes added up over chunks of rows.
-
-    With d and s the difference and the sum of both sides' probabilities, the (c x c) matrices ``d' d``, ``s' s`` and
-    ``s' d`` of all rows and of the kept ones say all: no difference of large numbers is taken.
-    """
-    n, c = student.shape
-    keep = student.new_ones(n) if rows is None else rows
-
-    def products(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    """As `by_classes`, from products of rows: for fewer rows than classes."""
+    sums = []
+    for temperature in temperatures:
         log_s, log_t = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
-        d, s = log_s.exp() - log_t.exp(), log_s.exp() + log_t.exp()
-        pairs = [(d, d), (s, s), (s, d)]
-        if rows is not None:
-            pairs += [(d * keep[:, None], d), (s * keep[:, None], s), (s * keep[:, None], d)]
-        return torch.cat([(kl(log_t, log_s) * keep).sum()[None], *((a.T @ b).flatten() for a, b in pairs)])
-
-    alike, *matrices = summed_rows(products, student, [teacher, keep]).split([1, *[c * c] * (3 if rows is None else 6)])
-    dd, ss, sd, *kept = (x.reshape(c, c) for x in matrices)
-    kept_dd, kept_ss, kept_sd = kept or (dd, ss, sd)
-    between_rows = 0.25 * ((kept_dd * ss).sum() + (kept_ss * dd).sum() + 2 * (kept_sd.T * sd).sum())
-    between_classes = (0.5 * (sd + sd.T)).square().sum(dim=1)
-    gap = (between_classes if classes is None else between_classes * classes).sum()
-    return torch.stack([temperature**2 * alike.squeeze(0), between_rows, gap])
+        values, p_s, p_t = kl(log_t, log_s), log_s.exp(), log_t.exp()
+        alike = (values if rows is None else values * rows).sum()
+        gaps = _gram_gap(p_s, p_t, rows), _gram_gap(p_s.T, p_t.T, classes)
+        sums.append(torch.stack([temperature**2 * alike, *gaps]))
+    return torch.stack(sums).sum(dim=0)
 
 
 @torch.no_grad()

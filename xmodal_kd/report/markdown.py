@@ -28,7 +28,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
-        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}",
+        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -74,21 +74,38 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
 
 
-def _control(control: Mapping[str, Any]) -> str:
+def _references(content: Mapping[str, Any]) -> str:
+    """What the student is compared with."""
+    return _control(content["control"], content.get("labels", {})) + _twin(content.get("self_training"))
+
+
+def _control(control: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
     if "reason" in control:
         return f"There is no control: {control['reason']}."
     if "teacher" in control:
         return "The control is the teacher itself within the student's budget, without any training."
+    data = "labelled samples alone" if "control" in labels else "same data"
     return (
-        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, same data, "
-        "same number of steps."
+        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, {data}, "
+        "same number of steps and samples."
     )
 
 
-def _lead(gain: Mapping[str, Any] | None) -> str:
+def _twin(spec: Mapping[str, Any] | None) -> str:
+    if spec is None:
+        return ""
+    if "reason" in spec:
+        return f" There is no self-training: {spec['reason']}."
+    return (
+        f" Self-training learned from {', '.join(spec['terms'])} with the control as its teacher: the student's "
+        "initial weights, same batches."
+    )
+
+
+def _lead(gain: Mapping[str, Any] | None, reference: str) -> str:
     if not gain:
         return ""
-    said = f"Control less student: {gain['difference']:+.4f}"
+    said = f"{reference} less student: {gain['difference']:+.4f}"
     if not gain["interval"]:
         return f"{said} (one test item: no interval). "
     low, high = gain["interval"]
@@ -96,7 +113,7 @@ def _lead(gain: Mapping[str, Any] | None) -> str:
 
 
 def _gap(content: Mapping[str, Any]) -> str:
-    lead = _lead(content["gain"])
+    lead = _lead(content["gain"], "Control") + _lead(content.get("gain_over_self_training"), "Self-training")
     if content["gap_closed"] is None:
         return f"{lead}Gap closed: not stated, because {content['reason']}."
     return (
@@ -165,9 +182,11 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     if not export:
         return ""
     files = {key: {**e, **e.get("metrics", {})} for key, e in export.items() if "bytes" in e}
-    measured = [key for key in (name, "steps", "reload_difference") if any(key in e for e in files.values())]
+    keys = (name, "steps", "reload_difference", "milliseconds")
+    measured = [key for key in keys if any(key in e for e in files.values())]
     rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(_number(e.get(k)) for k in measured)] for key, e in files.items()]
-    return "## Export\n\n" + _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    table = _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    return "\n\n".join(["## Export", table, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
 
 
 def _left_out(data: Mapping[str, Any]) -> str:

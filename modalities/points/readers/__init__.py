@@ -5,7 +5,14 @@ from __future__ import annotations
 from .base import Reader
 from .kitti import Kitti
 from .kitti_raw import KittiRaw
+from .nuscenes import NuScenes
+from .semantickitti import SemanticKitti
 
-READERS: dict[str, type[Reader]] = {"kitti": Kitti, "kitti_raw": KittiRaw}
+READERS: dict[str, type[Reader]] = {
+    "kitti": Kitti,
+    "kitti_raw": KittiRaw,
+    "nuscenes": NuScenes,
+    "semantickitti": SemanticKitti,
+}
 
-__all__ = ["READERS", "Kitti", "KittiRaw", "Reader"]
+__all__ = ["READERS", "Kitti", "KittiRaw", "NuScenes", "Reader", "SemanticKitti"]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from xmodal_kd.streams import Streams
 
-from .. import open3d
-from ..frame import Frame, Scan
-from .mesh import Mesh
+from ..frame import Frame, Picture, Scan
+from .camera import CameraSpec, photograph
+from .scene import Scene
 from .sensors import Sensor
 from .shapes import REFLECTANCE, TRANSPARENCY, Material
 from .world import World
@@ -23,43 +20,8 @@ PERIOD = 0.1
 THRESHOLD = 6e-4
 
 
-class Scene:
-    """A mesh that rays can be cast into, in world coordinates.
-
-    As many threads as torch uses take part, so that loader workers do not crowd each other out.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
-        self._core: Any = open3d.load().core
-        self._threads = torch.get_num_threads()
-        self._scene: Any = open3d.load().t.geometry.RaycastingScene(nthreads=self._threads)
-        vertices, triangles = mesh.vertices.astype(np.float32), mesh.triangles.astype(np.uint32)
-        self._scene.add_triangles(self._core.Tensor(vertices), self._core.Tensor(triangles))
-
-    def cast(self, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What rays meet first.
-
-        Args:
-            origin: ``(3,)`` of all rays, or ``(n, 3)``.
-            directions: ``(n, 3)``; distances are in units of their lengths.
-
-        Returns:
-            ``(n,)`` distances, inf where nothing is met; ``(n,)`` triangle indexes, -1 there; ``(n, 3)`` unit normals
-            of the triangles, turned towards where the ray came from.
-        """
-        rays = np.empty((len(directions), 6), np.float32)
-        rays[:, :3], rays[:, 3:] = origin, directions
-        found = self._scene.cast_rays(self._core.Tensor(rays), nthreads=self._threads)
-        distance = found["t_hit"].numpy()
-        face = np.where(np.isinf(distance), -1, found["primitive_ids"].numpy().astype(np.int64))
-        normal = found["primitive_normals"].numpy()
-        away = np.einsum("ij,ij->i", normal, directions) > 0
-        return distance, face, np.where(away[:, None], -normal, normal)
-
-
 def simulate(
-    family: str, index: int, sensor: Sensor, *, seed: int = 0, camera: Any = None, sweeps: int = 1
+    family: str, index: int, sensor: Sensor, *, seed: int = 0, camera: CameraSpec | None = None, sweeps: int = 1
 ) -> list[Frame]:
     """A moment of a drive and the sweeps before it.
 
@@ -68,7 +30,7 @@ def simulate(
         index: which world of the family.
         sensor: the LiDAR, as many columns as wanted.
         seed: of worlds and noise.
-        camera: None: no pictures.
+        camera: beside the LiDAR, at the moment of each sweep; None: no pictures.
         sweeps: frames, a tenth of a second apart.
 
     Returns:
@@ -89,7 +51,11 @@ def simulate(
         scan, seen = _scan(scene, sensor, pose, world.moving, rng)
         boxes = world.boxes(time, pose, seen)
         key = f"{family}-{index:06d}" + (f"-{age}" if age else "")
-        frames.append(Frame(key, scan, pose, (), boxes))
+        pictures: tuple[Picture, ...] = ()
+        if camera is not None:
+            chance = Streams(seed).numpy("picture", family, index, age)
+            pictures = (photograph(scene, camera.camera(), pose, world.sun, chance),)
+        frames.append(Frame(key, scan, pose, pictures, boxes))
     return frames
 
 

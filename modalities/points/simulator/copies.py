@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,7 +49,8 @@ class Copies:
 
     def __getitem__(self, chosen: np.ndarray) -> Copies:
         """Some of the copies, without their numbers."""
-        return Copies(self.shape, self.label, *(getattr(self, name)[chosen] for name in ARRAYS))
+        s, d, lift, yaw, scale, colour, velocity = (getattr(self, name)[chosen] for name in ARRAYS)
+        return Copies(self.shape, self.label, s, d, lift, yaw, scale, colour, velocity)
 
     @property
     def moves(self) -> Bool[np.ndarray, " k"]:
@@ -82,6 +83,22 @@ class Copies:
             tint.reshape(-1, 3),
             np.repeat(thing, faces),
         )
+
+
+def merged(groups: Iterable[Copies]) -> list[Copies]:
+    """The same copies in fewer groups: one for each shape and label that stands still, and one that moves."""
+    kinds: dict[tuple[int, str, bool], list[Copies]] = {}
+    for group in groups:
+        moves = group.moves
+        for moving in (False, True):
+            if (moves == moving).any():
+                kinds.setdefault((id(group.shape), group.label, moving), []).append(group[moves == moving])
+    return [_joined(alike) for alike in kinds.values()]
+
+
+def _joined(groups: list[Copies]) -> Copies:
+    s, d, lift, yaw, scale, colour, velocity = (np.concatenate([getattr(g, name) for g in groups]) for name in ARRAYS)
+    return Copies(groups[0].shape, groups[0].label, s, d, lift, yaw, scale, colour, velocity)
 
 
 def copies(

@@ -48,12 +48,14 @@ class Sensor:
         azimuth = np.pi - 2 * np.pi * (np.arange(self.columns) + 0.5) / self.columns
         up, flat = np.sin(self.elevations)[:, None], np.cos(self.elevations)[:, None]
         rays = np.stack(np.broadcast_arrays(flat * np.cos(azimuth), flat * np.sin(azimuth), up), axis=-1)
-        return rays.astype(np.float32)
+        unit: np.ndarray = np.asarray(rays, np.float32)
+        return unit
 
 
 def _spread(*blocks: tuple[float, float, int]) -> Float[np.ndarray, " beams"]:
     """Elevations in radians from blocks of (first degree, last degree, lasers)."""
-    return np.radians(np.concatenate([np.linspace(*block) for block in blocks]))
+    elevations: np.ndarray = np.radians(np.concatenate([np.linspace(*block) for block in blocks]))
+    return elevations
 
 
 #: The HDL-64E's upper half is spaced by a third of a degree, its lower half by half a degree.

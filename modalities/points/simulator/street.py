@@ -17,6 +17,8 @@ from .shapes import Material
 
 #: Metres of street before and behind the sensor, and of land on either side.
 LENGTH, WIDTH = 85.0, 45.0
+#: Seconds before time 0 in which the sensor's car is in the street and nothing is in its way.
+SPAN = 4.0
 #: Width of a parking strip, metres, and how steep the kerb's face is.
 STRIP, FACE = 2.2, 0.02
 ASPHALT, SLABS, LAWN, LINE = (0.3, 0.3, 0.31), (0.55, 0.53, 0.5), (0.3, 0.42, 0.2), (0.85, 0.85, 0.82)
@@ -43,13 +45,13 @@ class Street:
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout = layout
         self.bend = layout.bend * rng.choice([-1.0, 1.0])
-        length = rng.uniform(14, 70, 6)
-        turn = rng.uniform(0, np.pi, 6)
+        length = rng.uniform(14, 70, 4)
+        turn = rng.uniform(0, np.pi, 4)
         self.waves = Waves(
-            layout.rough * rng.uniform(0.001, 0.005, 6) * length,
+            layout.rough * rng.uniform(0.001, 0.006, 4) * length,
             np.cos(turn) * 2 * np.pi / length,
             np.sin(turn) * 2 * np.pi / length,
-            rng.uniform(0, 2 * np.pi, 6),
+            rng.uniform(0, 2 * np.pi, 4),
         )
         self.tilt = rng.uniform(-0.02, 0.02)
         self.rise = rng.uniform(-0.01, 0.08, 2) * layout.rough
@@ -61,7 +63,7 @@ class Street:
         self.junction = (centre - wide, centre + wide) if rng.random() < layout.junction else None
         self._noise = rng
 
-    def at_junction(self, s: np.ndarray, margin: float = 0.0) -> Bool[np.ndarray, " n"]:
+    def at_junction(self, s: np.ndarray, margin: float | np.ndarray = 0.0) -> Bool[np.ndarray, " n"]:
         """Whether s lies within the side street's width, or `margin` metres of it."""
         if self.junction is None:
             return np.zeros(np.shape(s), bool)
@@ -70,7 +72,8 @@ class Street:
 
     def heading(self, s: np.ndarray) -> np.ndarray:
         """Yaw of the street, radians."""
-        return self.bend * np.asarray(s, float)
+        yaw: np.ndarray = self.bend * np.asarray(s, float)
+        return yaw
 
     def height(self, s: np.ndarray, d: np.ndarray) -> Float[np.ndarray, " n"]:
         """Of the ground in metres, kerbs and banks included."""

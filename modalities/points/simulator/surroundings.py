@@ -122,8 +122,8 @@ def poles(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
     sign = np.array([(0.7, 0.1, 0.1), (0.1, 0.2, 0.6), (0.85, 0.85, 0.8), (0.8, 0.7, 0.1)])[rng.integers(4, size=n)]
     yield copies(shapes["plate"], "pole", s - 0.05, d, lift=2.2, scale=(0.03, 0.65, 0.65), colour=sign)
     if rng.random() < 0.5:
-        s = rng.uniform(-50, 40) + 1.6 * np.arange(rng.integers(4, 12))
-        s = s[~street.at_junction(s, 0.3)]
+        row = 1.6 * np.arange(rng.integers(4, 12)) + rng.uniform(-50, 40)
+        s = row[~street.at_junction(row, 0.3)]
         d = np.full(len(s), rng.choice([-1, 1]) * (street.half + 0.3))
         yield copies(shapes["pole"], "pole", s, d, scale=(0.08, 0.08, 1.0), colour=(0.35, 0.2, 0.2))
     if street.junction is not None:
@@ -146,23 +146,23 @@ class Greenery:
         self.s, self.d = self._places()
         n = len(self.s)
         self.radius = np.clip(layout.crown * rng.uniform(0.7, 1.3, n), 0.8, 3.4)
-        self.trunk = self.radius * rng.uniform(0.9, 1.4, n) + 1.2
-        bushes = rng.poisson(layout.green * 4)
+        self.trunk = self.radius * rng.uniform(0.2, 1.3, n) + 0.7
+        bushes = rng.poisson(layout.green * 8)
         self.bush_s = rng.uniform(-LENGTH, LENGTH, bushes)
         self.bush_d = rng.choice([-1.0, 1.0], bushes) * (street.pavement + rng.uniform(0.8, 10, bushes))
         keep = ~street.at_junction(self.bush_s, 1.5)
         keep &= np.full(bushes, layout.setback > 1.5)
         self.bush_s, self.bush_d = self.bush_s[keep], self.bush_d[keep]
-        self.bush = rng.uniform(0.4, 1.1, len(self.bush_s))
+        self.bush = rng.uniform(0.4, 1.5, len(self.bush_s))
 
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         """A row at each kerb that has one, and single trees in the yards."""
         street, rng, layout = self.street, self.rng, self.street.layout
         found = []
-        for side in (-1.0, 1.0):
+        for kerb in (-1.0, 1.0):
             if rng.random() < 0.7 and layout.pavement > 1.6:
                 s = np.arange(-LENGTH, LENGTH, layout.trees) + rng.uniform(0, layout.trees)
-                found.append((s + rng.normal(0, 0.5, len(s)), np.full(len(s), side * (street.half + 0.75))))
+                found.append((s + rng.normal(0, 0.5, len(s)), np.full(len(s), kerb * (street.half + 0.75))))
         n = rng.poisson(240 / layout.trees * (0.3 + 0.1 * layout.setback))
         side = rng.choice([-1.0, 1.0], n)
         found.append((rng.uniform(-LENGTH, LENGTH, n), side * (street.pavement + rng.uniform(1.2, 26, n))))
@@ -193,15 +193,15 @@ class Greenery:
         lift = np.concatenate([self.trunk + self.radius * 0.6, 0.55 * self.bush])
         x, y = street.world(s, d)
         centre = np.stack([x, y, street.height(s, d) + lift], axis=1)
-        far = np.hypot(s, d) > 40
-        count = (np.where(far, 16, 40) * radius).astype(int) + 14
+        far = np.hypot(s, d) > 32
+        count = (np.where(far, 16, 64) * radius).astype(int) + 14
         plant = np.repeat(np.arange(len(s)), count)
         n = len(plant)
         out = rng.normal(size=(n, 3))
         out /= np.linalg.norm(out, axis=1, keepdims=True)
         shell = rng.uniform(0.55, 1.05, n) * rng.choice(np.linspace(0.8, 1.15, 9), n)
         middle = centre[plant] + out * (shell * radius[plant])[:, None] * (1, 1, 0.85)
-        size = np.where(far, 0.75, 0.45)[plant] * np.clip(radius[plant], 0.6, 1.5)
+        size = np.where(far, 0.7, 0.34)[plant] * np.clip(radius[plant], 0.6, 1.5)
         corners = middle[:, None] + rng.normal(0, 0.55, (n, 3, 3)) * size[:, None, None]
         tone = np.array([0.22, 0.38, 0.12]) * rng.uniform(0.7, 1.25, (len(s), 1)) * (1, 1, rng.uniform(0.7, 1.3))
         colour = tone[plant] * rng.uniform(0.65, 1.2, (n, 1))

@@ -8,7 +8,7 @@ import numpy as np
 
 from .copies import Copies, copies, of_kinds
 from .shapes import cars, people, trucks
-from .street import LENGTH, STRIP, Street
+from .street import LENGTH, SPAN, STRIP, Street
 
 #: The road that the sensor's own car keeps to itself, metres before and behind it.
 CLEAR = 9.0
@@ -48,7 +48,7 @@ def driving(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
         own = side < 0  # the sensor's own lane: on the right
         s = s[(abs(s) > CLEAR) & (abs(s) < LENGTH)] if own else s[s < LENGTH]
         pace = layout.speed if own else rng.uniform(4, 14)
-        speed = -side * np.maximum(pace + rng.normal(0, 0.3, len(s)), 0)
+        speed = -side * np.maximum(pace + rng.uniform(-0.5, 0.5, len(s)), 0)
         if pace < 1:
             speed = np.zeros(len(s))
         d = side * layout.lane / 2 + rng.normal(0, 0.15, len(s))
@@ -84,7 +84,7 @@ def walkers(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
     speed = np.where(rng.random(len(s)) < 0.35, 0.0, rng.uniform(0.9, 1.7, len(s)) * rng.choice([-1, 1], len(s)))
     velocity = np.stack([speed, np.zeros(len(s))], axis=1)
     yaw = np.where(speed < 0, np.pi, np.where(speed > 0, 0, rng.uniform(-np.pi, np.pi, len(s))))
-    crossing = (rng.random(len(s)) < 0.12) & (abs(s) > CLEAR)
+    crossing = (rng.random(len(s)) < 0.15) & ((s > CLEAR) | (s < -SPAN * layout.speed - CLEAR))
     d = np.where(crossing, rng.uniform(-street.half, street.half, len(s)), d)
     velocity = np.where(crossing[:, None], np.stack([0 * speed, side * 1.3], axis=1), velocity)
     yaw = np.where(crossing, side * np.pi / 2, yaw)

@@ -1,4 +1,4 @@
-"""One street with everything in it, at any moment of a few seconds.
+"""One street with everything in it, at any moment of the few seconds before time 0.
 
 A world follows from (seed, family, index) alone. Each kind of thing draws from a stream of its own, so that a change to
 one kind leaves the others where they are. Families draw from different streams and from different ranges (`FAMILIES`).
@@ -16,15 +16,12 @@ from jaxtyping import Float
 from xmodal_kd.streams import Streams
 
 from ..frame import Box
-from .copies import Copies
+from .copies import Copies, merged
 from .families import draw
 from .mesh import Mesh
-from .street import Street
+from .street import SPAN, Street
 from .surroundings import Greenery, borders, houses, poles
 from .traffic import driving, parked, walkers
-
-#: Seconds before and after time 0 at which the sensor's car is still inside the street.
-SPAN = 4.0
 
 
 class World:
@@ -54,9 +51,8 @@ class World:
             houses(street, rng("houses")), borders(street, rng("borders")), poles(street, rng("poles")),
             self.greenery.copies(),
         )  # fmt: skip
-        split = [part for group in things for part in (group[~group.moves], group[group.moves]) if len(part)]
-        self.things = _numbered(split)
-        self.beside = [group for group in beside if len(group)]
+        self.things = _numbered(merged(things))
+        self.beside = merged(beside)
         ego = rng("ego")
         self._sway = ego.normal(0, np.radians(0.4), 2)
         sun = np.array([*ego.normal(0, 1, 2), ego.uniform(0.8, 2.0)])
@@ -86,8 +82,8 @@ class World:
         Raises:
             ValueError: `time` is outside the seconds that a world lasts.
         """
-        if abs(time) > SPAN:
-            raise ValueError(f"time {time}: a world lasts from -{SPAN} to {SPAN} seconds")
+        if not -SPAN <= time <= 0:
+            raise ValueError(f"time {time}: a world lasts from -{SPAN} to 0 seconds")
         s, d = self.layout.speed * time, self._lateral
         corners = np.array([s, s + 1.3, s - 1.3, s, s]), np.array([d, d, d, d + 0.8, d - 0.8])
         x, y = self.street.world(*corners)
