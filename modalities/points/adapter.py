@@ -200,7 +200,10 @@ class PointsAdapter(Adapter):
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
-        """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own."""
+        """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own.
+
+        A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
+        """
         return self.measure(role, model, self.data(split), timed=split == "test")
 
     def measure(self, role: str, model: nn.Module, source: PointsSource, *, timed: bool = False) -> Evaluation:
@@ -219,7 +222,7 @@ class PointsAdapter(Adapter):
                 common = here & both
                 matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
                 own.add(answer[here], confidence[here], labels[here], distance[here])
-                scores.append(Score(key, source.split, miou(matrix), 1.0))
+                scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
         metrics = shared.metrics() | ({} if role == "teacher" else {"miou_own": own.metrics()["miou"]})
         if timed:
             metrics["milliseconds"] = self._latency(role, model, source)
