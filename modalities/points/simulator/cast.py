@@ -11,7 +11,7 @@ from ..frame import Frame, Picture, Scan
 from .camera import CameraSpec, photograph
 from .scene import Scene
 from .sensors import Sensor
-from .shapes import REFLECTANCE, TRANSPARENCY, Material
+from .shapes import REFLECTANCE, ROUGHNESS, TRANSPARENCY, Material
 from .world import World
 
 #: Seconds between two sweeps.
@@ -79,7 +79,7 @@ def _scan(
     kept = (luck[hit] >= 1 - (1 - sensor.dropout) * (1 - TRANSPARENCY[material])) & (signal > THRESHOLD)
     hit, face, distance = hit[kept], face[kept], distance[kept]
     intensity = reflectance[kept] * (0.65 + 0.35 * slant[kept]) + 0.03 * speckle[hit]
-    measured = (distance + sensor.noise * noise[hit]).astype(np.float32)
+    measured = (distance + sensor.noise * ROUGHNESS[material[kept]] * noise[hit]).astype(np.float32)
     thing = mesh.thing[face]
     scan = Scan(
         xyz=rays[hit] * measured[:, None],

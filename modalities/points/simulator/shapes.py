@@ -22,6 +22,8 @@ class Material(IntEnum):
 
 #: Share of laser light sent back at normal incidence.
 REFLECTANCE = np.array([0.36, 0.65, 0.42, 0.45, 0.5, 0.1, 0.45, 0.35, 0.5, 0.95, 0.35, 0.45, 0.4, 0.1], np.float32)
+#: How many times as noisy a range is on a surface as on a smooth one: beams end somewhere among blades and leaves.
+ROUGHNESS = np.array([1, 1, 1, 3, 1, 1, 1, 1, 1, 1, 1.5, 3, 1, 1], np.float32)
 #: Share of laser shots that a surface lets through and that are lost.
 TRANSPARENCY = np.array([0, 0, 0, 0.02, 0.02, 0.55, 0, 0, 0, 0, 0, 0.05, 0, 0.05], np.float32)
 

@@ -57,7 +57,7 @@ class Street:
         )
         self.tilt = rng.uniform(-0.02, 0.02)
         self.rise = rng.uniform(-0.01, 0.08, 2) * layout.rough
-        self.paved_yards = rng.random() < 0.3
+        self.paved_yards = rng.random() < 0.25
         self.half = layout.lane + (STRIP if layout.parked > 0.25 else 0.5)
         self.pavement = self.half + layout.pavement
         centre = rng.uniform(18, 55) * rng.choice([-1.0, 1.0])
@@ -95,11 +95,13 @@ class Street:
         return chord * np.cos(half) - d * np.sin(2 * half), chord * np.sin(half) + d * np.cos(2 * half)
 
     def mesh(self) -> Mesh:
-        """The ground as triangles, with lane markings and 5 mm to 6 cm of unevenness by surface."""
+        """The ground as triangles, with lane markings and 4 mm to 9 cm of unevenness by surface."""
         s_lines, d_lines = self._lines()
         s, d = (grid.ravel() for grid in np.meshgrid(s_lines, d_lines, indexing="ij"))
         yard = (abs(d) > self.pavement + 0.1) & ~self.at_junction(s)
-        bumps = self._noise.normal(0, 1, len(s)) * np.where(yard, 0.04 * self.layout.rough, 0.004)
+        bumps = self._noise.normal(0, 1, len(s)) * np.where(
+            yard & (not self.paved_yards), 0.06 * self.layout.rough, 0.004
+        )
         vertices = np.stack([*self.world(s, d), self.height(s, d) + bumps], axis=1)
         rows, columns = len(s_lines), len(d_lines)
         corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
@@ -131,7 +133,7 @@ class Street:
         dash = (aside < 0.07) & (np.floor(s / 2.5) % 3 == 0)
         edge = (abs(aside - self.layout.lane) < 0.06) & (self.layout.parked > 0.25)
         line = (dash | edge) & ~crossing
-        label = np.where(paved, CLASSES.index("pavement"), CLASSES.index("ground"))
+        label = np.where(paved | (yard & self.paved_yards), CLASSES.index("pavement"), CLASSES.index("ground"))
         yards = (Material.CONCRETE, SLABS) if self.paved_yards else (Material.GRASS, LAWN)
         kinds = [line, paved, yard]
         material = np.select(kinds, [Material.MARKING, Material.CONCRETE, yards[0]], Material.ASPHALT)

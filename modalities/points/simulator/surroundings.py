@@ -112,7 +112,7 @@ def poles(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
     arm = np.tile([0.09, 1.6, 0.09], (n, 1))
     yield copies(shapes["bar"], "pole", s, d - side * 0.7, lift=tall - 0.15, scale=arm, colour=grey)
 
-    n = rng.poisson(7)
+    n = rng.poisson(10)
     s = rng.uniform(-LENGTH, LENGTH, n)
     s = s[~street.at_junction(s, 0.5)]
     n = len(s)
