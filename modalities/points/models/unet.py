@@ -147,10 +147,11 @@ class ImageUNet(UNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(b, classes, h, w)`` of pictures ``(b, channels, h, w)``."""
-        height, width = x.shape[2:]
         factor = 2 ** (len(self.encoder) - 1)
-        x = F.pad(x, (0, -width % factor, 0, -height % factor), mode="replicate")
-        return self.head(self.features(self._rows(x)[..., :height, :width]))  # type: ignore[no-any-return]
+        down, right = ((size + factor - 1) // factor * factor - size for size in x.shape[2:])
+        y = self._rows(F.pad(x, (0, right, 0, down), mode="replicate"))
+        # cut off by negative padding, whose size torch.export can follow
+        return self.head(self.features(F.pad(y, (0, -right, 0, -down))))  # type: ignore[no-any-return]
 
 
 __all__ = ["ImageUNet", "ImageUNetConfig", "RangeUNet", "RangeUNetConfig"]
