@@ -57,12 +57,17 @@ class Sample:
 class PointsSource:
     """The frames of one split, as functions of (epoch, index).
 
-    Raises `UserError` for a folder that is not what `data.sources` says, and for frames that are not there.
+    Args:
+        frames: those of the split, where they are known already.
+    Raises:
+        UserError: a folder that is not what `data.sources` says, or frames that are not there.
     """
 
-    def __init__(self, data: PointsData, split: str, streams: Streams, batch_size: int) -> None:
+    def __init__(
+        self, data: PointsData, split: str, streams: Streams, batch_size: int, frames: Frames | None = None
+    ) -> None:
         self.data, self.split, self.streams, self.batch_size = data, split, streams, batch_size
-        self.frames: Frames = frames_of(data, split)
+        self.frames: Frames = frames_of(data, split) if frames is None else frames
         #: The role that is trained: a teacher that learns sees augmented frames, a frozen one as the recipe says.
         self.learns = "student"
         self._memory: Cache[Moment] = Cache(MEMORY)

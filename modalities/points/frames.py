@@ -117,6 +117,29 @@ class Recorded:
         }  # fmt: skip
 
 
+class Kept:
+    """Frames that are made once: for looking at the same ones in several ways."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self._made: dict[int, list[Frame]] = {}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        return self.frames.labelled
+
+    def __getitem__(self, index: int) -> list[Frame]:
+        if index not in self._made:
+            self._made[index] = self.frames[index]
+        return self._made[index]
+
+    def describe(self) -> dict[str, Any]:
+        return self.frames.describe()
+
+
 class Joined:
     """Labelled frames, and behind them others whose labels, if they have any, nobody looks at."""
 
@@ -140,4 +163,4 @@ class Joined:
         }
 
 
-__all__ = ["Frames", "Joined", "Recorded", "Simulated", "frames_of"]
+__all__ = ["Frames", "Joined", "Kept", "Recorded", "Simulated", "frames_of"]

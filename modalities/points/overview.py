@@ -15,7 +15,7 @@ from xmodal_kd.progress import console
 
 from .config import Folder, View
 from .frame import CLASSES, Frame
-from .frames import Recorded
+from .frames import Kept, Recorded
 from .metrics import balanced_agreement, confusion, in_boxes, majority_agreement
 from .pictures import density_curve, overview_pictures
 from .simulator.sensors import SENSORS
@@ -55,11 +55,12 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
     seers = {
         role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
     }
+    frames = Kept(adapter.data("test").frames)
     total = len(SENSORS[adapter.config.sensor].elevations)
     for share in SHARES if seers else ():
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
         config = adapter.config.model_copy(update={"teacher": view, "student": view})
-        source = PointsSource(config, "test", adapter.streams, adapter.batch_size)
+        source = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)
         for role, model in seers.items():
             console.print(f"beams  {total // share} {role}", highlight=False)
             metrics = adapter.measure("student", model, source).metrics
