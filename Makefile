@@ -14,14 +14,15 @@ $(STAMP): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
-	@$(BIN)/python -c "import soundfile, torchaudio" 2>/dev/null || $(MAKE) --no-print-directory system
+	@$(BIN)/python -c "import soundfile, torchaudio, open3d" 2>/dev/null || $(MAKE) --no-print-directory system
 	@touch $(STAMP)
 
-# only where the wheels bring no libsndfile of their own
+# what the wheels do not bring: soundfile's libsndfile on some platforms, Open3D's libusb, GL and OpenMP on bare ones
+LIBRARIES := libsndfile1 libusb-1.0-0 libgl1 libgomp1 libx11-6
 system:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq libsndfile1; \
-	else echo "a system library is missing: on Debian and Ubuntu, as root: apt-get install libsndfile1"; exit 1; fi
-	@$(BIN)/python -c "import soundfile, torchaudio"
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $(LIBRARIES); \
+	else echo "a system library is missing: on Debian and Ubuntu, as root: apt-get install $(LIBRARIES)"; exit 1; fi
+	@$(BIN)/python -c "import soundfile, torchaudio, open3d"
 
 test: install lint unit
 
@@ -36,6 +37,7 @@ unit: install
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
 	$(BIN)/xmodal-kd run smoke/diffusion
+	$(BIN)/xmodal-kd run smoke/points
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

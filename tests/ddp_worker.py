@@ -6,14 +6,22 @@ import sys
 from pathlib import Path
 
 import torch
-from toy import RELATION, TERMS, adapter, engine, roles
+from toy import RELATION, TERMS, ToyAdapter, adapter, engine, roles
 
 from xmodal_kd.checkpoint import write_tensors
-from xmodal_kd.recipe import Optimizer, Train
+from xmodal_kd.recipe import Optimizer, Term, Train
+from xmodal_kd.scarce import Scarce
 from xmodal_kd.schedules import Schedule
 
+#: Terms whose count is no number of rows of the batch.
+CHOSEN = (
+    Term(loss="test_ce", name="rare", weights="rarity"),
+    Term(loss="kd", name="rare_kd", weights="rarity"),
+    Term(loss="kd", name="sure", min_confidence=0.3),
+)
 
-def main(folder: Path, accumulate: int) -> None:
+
+def main(folder: Path, accumulate: int, scarce: bool) -> None:
     torch.set_num_threads(1)
     config = Train(
         steps=5, batch_size=12, accumulate=accumulate, ema=0.9, checkpoint_every=5,
@@ -21,8 +29,11 @@ def main(folder: Path, accumulate: int) -> None:
     )  # fmt: skip
     toy = adapter(batch_size=12)
     models = roles(toy)
+    if scarce:
+        source = Scarce(toy.data("train"), [1, 3, 6, 7], 12, toy.streams, pool=True)
+        toy.data = lambda split: source if split == "train" else ToyAdapter.data(toy, split)  # type: ignore[assignment, method-assign, return-value]
     built = engine(
-        folder / "run", config, toy=toy, models=models, terms=(*TERMS, RELATION), metric=("loss", True),
+        folder / "run", config, toy=toy, models=models, terms=(*TERMS, RELATION, *CHOSEN), metric=("loss", True),
         evaluate=lambda model: toy.evaluate("student", model, "dev").metrics,
     )  # fmt: skip
     at = built.fit()
@@ -35,4 +46,4 @@ def main(folder: Path, accumulate: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "scarce")

@@ -33,19 +33,20 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int) -> None:
-    """Terms over rows, items (ragged, some not counted) and the whole batch, a projector, an average, evaluation."""
+@pytest.mark.parametrize(("accumulate", "labels"), [(1, "all"), (2, "all"), (2, "scarce")])
+def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int, labels: str) -> None:
+    """Terms over rows (also weighted), items (ragged, some not counted) and the whole batch, a projector, an average,
+    evaluation, samples without labels."""
     together = tmp_path / "two"
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "ddp_worker.py"), str(together), str(accumulate)],
+            [sys.executable, str(HERE / "ddp_worker.py"), str(together), str(accumulate), labels],
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
         )
         for rank in range(2)
     ]  # fmt: skip
-    ddp_worker.main(tmp_path / "one", accumulate)
+    ddp_worker.main(tmp_path / "one", accumulate, labels == "scarce")
     assert [process.wait(timeout=100) for process in running] == [0, 0]
     one = load_file(tmp_path / "one" / "rank0.safetensors")
     ranks = [load_file(together / f"rank{rank}.safetensors") for rank in range(2)]

@@ -101,6 +101,8 @@ class Data(Strict):
     """Index of a training sample that cannot be read."""
     nan: int | None = None
     """Index of a training sample that holds NaN."""
+    unlabelled: int = 0
+    """So many training samples, the last ones, have no labels."""
 
 
 class ToySource:
@@ -111,6 +113,10 @@ class ToySource:
 
     def __len__(self) -> int:
         return int(getattr(self.config, self.split))
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        return range(len(self) - (self.config.unlabelled if self.split == "train" else 0))
 
     def plan(self, epoch: int) -> Sequence[Sequence[int]]:
         order = self.streams.numpy("order", self.split, epoch).permutation(len(self)).tolist()
@@ -127,6 +133,8 @@ class ToySource:
         x = x + (self.config.noise if self.split == "train" else 0.0) * noise
         if index == self.config.nan:
             x[0, 0] = torch.nan
+        if index not in self.labelled:
+            labels = torch.full_like(labels, -1)
         return Sample(index, x.double() if self.config.double else x, labels)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -177,6 +185,8 @@ class ToyAdapter(Adapter):
         with capture(model, features) as taken:
             logits = model(batch["x"], layout.mask.reshape(-1, steps))
         out = Signals(batch["ids"]).add("labels", batch["labels"].reshape(-1), layout)
+        rarity = torch.where(layout.mask, batch["labels"].reshape(-1), torch.nan)  # class 0 weighs nothing
+        out.add("rarity", rarity if role == "teacher" else rarity * rarity, layout)
         for name, rows in {"logits": logits, **{name: calls[-1] for name, calls in taken.items()}}.items():
             padded = rows.new_full((len(layout), rows.shape[-1]), torch.nan)
             out.add(name, padded.index_put((layout.mask.nonzero().squeeze(1),), rows), layout)

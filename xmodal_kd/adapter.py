@@ -28,7 +28,12 @@ class Strict(BaseModel):
 
 
 class Source(Protocol):
-    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing."""
+    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing.
+
+    Where only some samples of the train split have labels, it says which by an attribute ``labelled``, a sequence of
+    their indexes; without it all have. Where labels are scarce, `sample` is asked for passes over the data in the place
+    of epochs.
+    """
 
     def __len__(self) -> int: ...
 
@@ -128,6 +133,9 @@ class Adapter(Protocol):
         """``train``, ``dev`` or ``test``."""
         ...
 
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""
+
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         """A fresh model of a role; initial weights come from the global torch generator, seeded by the caller."""
         ...
@@ -139,6 +147,13 @@ class Adapter(Protocol):
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """What `role` says about `batch`: `output`, ``labels``, and one signal for each captured module path."""
         ...
+
+    def teacher_sees(self, sample: Any) -> Any:
+        """What of a sample decides a frozen teacher's signals, the rows that they lie on included.
+
+        A cache finds them by its content. All of the sample, unless the modality knows that a part is enough.
+        """
+        return sample
 
     def class_names(self, role: str) -> Sequence[str]:
         """What each output of `role` means, in order; `check` compares teacher and data."""

@@ -12,7 +12,8 @@ from .adapter import Evaluation
 from .checkpoint import read_json
 from .errors import RunError, UserError
 from .recipe import Loaded
-from .runner import RECIPE, STATE, make_adapter
+from .roles import make_adapter
+from .runner import RECIPE, STATE
 from .setup import make_accelerator
 from .streams import Streams
 

@@ -81,15 +81,23 @@ def collect(
     those that are. Not where the student's are `projected` first.
     """
     mine, theirs = compared(name, term, spec, student, teacher)
+    if term.min_confidence is not None:
+        theirs = [_confident(theirs[0], term.min_confidence)]
+    if student.labelled is not None and reads_labels(term, spec):
+        mine = [_only(signal, student.labelled[signal.layout.item]) for signal in mine]
     beside = _beside(name, term, spec, student, mine[0].layout)
-    by_row = [signal for signal in beside.values() if signal.layout.kind == mine[0].layout.kind]
-    masks = _masks(mine, theirs, by_row)
+    if term.weights is not None:
+        beside["weights"] = _weights(name, term, spec, student, teacher, mine)
+    by_row = {key: signal for key, signal in beside.items() if signal.layout.kind == mine[0].layout.kind}
+    masks = _masks(mine, theirs, list(by_row.values()))
     rows, mask = mine[0].rows, masks[0]
     large = rows.numel() > blocks.BLOCK
     if mask is not None and large and spec.alone and not projected and len(by_row) == len(beside):
         in_place: Given = {"student": rows, "index": mask.nonzero().squeeze(1)}
         if theirs:
             in_place["teacher"] = theirs[0].rows.detach()
+        if "weights" in beside:
+            in_place["weights"] = beside.pop("weights").rows[in_place["index"]]
         return in_place | {key: signal.rows for key, signal in beside.items()}
     layouts = [signal.layout for signal in mine]
     lists: dict[str, list[Any]] = {
@@ -103,8 +111,10 @@ def collect(
         lists["cell"] = [_chosen(cell, m) for cell, m in zip(cells, masks, strict=False)]
     given: Given = {key: values if spec.many else next(iter(values), None) for key, values in lists.items()}
     given |= {"items": layouts[0].items, "ids": student.ids, "progress": progress}
+    if student.labelled is not None and reads_labels(term, spec):
+        given["labelled"] = student.labelled
     for key, signal in beside.items():
-        which = masks[0] if signal in by_row else _valid([signal.layout])
+        which = masks[0] if key in by_row else _valid([signal.layout])
         given[key] = _chosen(signal.rows, which)
         if key == "labels":
             given["label_item"] = _chosen(signal.layout.item, which)
@@ -119,6 +129,8 @@ def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Lay
     """Labels and regions; those of the student's kind of row must stand beside its rows."""
     sources = {"labels": "labels", "regions": term.regions}
     beside = {key: student[source] for key, source in sources.items() if key in spec.inputs}
+    if "labels" in beside and student.labelled is not None:
+        beside["labels"] = _only(beside["labels"], student.labelled[beside["labels"].layout.item])
     for key, signal in beside.items():
         if (signal.layout.kind == layout.kind or key == "regions") and not signal.layout.same_rows(layout):
             raise UserError(
@@ -126,10 +138,45 @@ def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Lay
                 f"{layout.kind} rows are not aligned"
             )
     if "regions" in beside:  # what belongs to no region is no row of this term
-        rows, own = beside["regions"]
-        inside = Layout(own.kind, own.mask & (rows >= 0), own.item, own.items, own.grid)
-        beside["regions"] = Signal(rows, inside)
+        beside["regions"] = _only(beside["regions"], beside["regions"].rows >= 0)
     return beside
+
+
+def reads_labels(term: Term, spec: LossSpec) -> bool:
+    """Whether a term looks at labels, be it as regions."""
+    return "labels" in spec.inputs or ("regions" in spec.inputs and term.regions == "labels")
+
+
+def _only(signal: Signal, keep: Tensor) -> Signal:
+    """`signal` of which the rows that ``keep`` ``(n,)`` leaves out are invalid."""
+    rows, layout = signal
+    return Signal(rows, Layout(layout.kind, layout.mask & keep, layout.item, layout.items, layout.grid))
+
+
+def _weights(
+    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, mine: list[Signal]
+) -> Signal:
+    """Weights ``(n,)`` of the student's rows; those of weight 0 are invalid."""
+    assert term.weights is not None
+    theirs = teacher if spec.needs_teacher and teacher is not None and term.weights in teacher else student
+    rows, layout = theirs[term.weights]
+    if rows.ndim != 1 or not all(layout.same_rows(signal.layout) for signal in mine):
+        raise UserError(
+            f"term {name!r}: weights {term.weights!r} of shape {tuple(rows.shape)} are not one for each of the "
+            f"student's {len(mine[0].layout)} {mine[0].layout.kind} rows"
+        )
+    rows = rows.detach()
+    wanted = layout.mask & mine[0].layout.mask
+    if bool((wanted & ~((rows >= 0) & torch.isfinite(rows))).any()):
+        raise UserError(f"term {name!r}: weights {term.weights!r} hold a number below 0, NaN or Inf in a valid row")
+    return _only(Signal(rows, layout), rows > 0)
+
+
+def _confident(signal: Signal, least: float) -> Signal:
+    """`signal`, class scores, with only those rows valid whose most probable class has at least this probability."""
+    size = max(1, blocks.BLOCK // max(signal.rows.shape[1], 1))
+    chunks = (full_precision(chunk.detach()) for chunk in signal.rows.split(size))
+    return _only(signal, torch.cat([x.amax(dim=1) - x.logsumexp(dim=1) for x in chunks]).exp() >= least)
 
 
 def _masks(mine: list[Signal], theirs: list[Signal], by_row: list[Signal]) -> list[Tensor | None]:

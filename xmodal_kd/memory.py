@@ -26,6 +26,9 @@ class Cache(Generic[T]):
         self.used = 0
         self._values: dict[Hashable, T] = {}
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         if (value := self._values.get(key)) is not None:
             return value

@@ -85,6 +85,7 @@ class _Compiled(nn.Module):
         self.term = term
         self.spec = spec_of(term)
         self.params = _checked(self.spec, term)
+        _selects(self.spec, term)
         self.projector: nn.Module | None = None
         self.module: nn.Module | None = None
 
@@ -95,7 +96,7 @@ class _Compiled(nn.Module):
     @property
     def unit(self) -> str:
         """Terms of equal unit count the same rows: same signals, same masks."""
-        if self.spec.reduction == "items":
+        if self.spec.reduction == "items" or self.term.weights is not None:
             return self.name
         sides = ["student", "teacher"] if self.spec.needs_teacher else ["student"]
         read = [f"{side} {' '.join(self.term.signals(side))}" for side in sides]
@@ -103,6 +104,8 @@ class _Compiled(nn.Module):
             read.append("labels")
         if "regions" in self.spec.inputs:
             read.append(f"regions {self.term.regions}")
+        if self.term.min_confidence is not None:
+            read.append(f"confidence {self.term.min_confidence}")
         return f"{self.spec.reduction} of {', '.join(read)}"
 
 
@@ -118,6 +121,20 @@ def _checked(spec: LossSpec, term: Term) -> dict[str, Any]:
                 f"loss {spec.name!r} has no parameter {name!r}{nearest(name, spec.params.model_fields)}"
             ) from None
         raise UserError(f"loss {spec.name!r}, parameter {name!r}: {first['msg']}") from None
+
+
+def _selects(spec: LossSpec, term: Term) -> None:
+    """Raises `UserError` where a term weighs or chooses rows that its loss does not have."""
+    if term.weights is not None and spec.reduction != "rows":
+        raise UserError(
+            f"term {term.name or term.loss!r}: weights are for losses that give a value a row, and "
+            f"{spec.name!r} gives one {'an item' if spec.reduction == 'items' else 'a batch'}: leave weights out"
+        )
+    if term.min_confidence is not None and not (spec.needs_teacher and term.signals("teacher") == ("logits",)):
+        raise UserError(
+            f"term {term.name or term.loss!r}: min_confidence asks how sure the teacher is of its class: "
+            "only terms that compare with a teacher's logits can have it"
+        )
 
 
 class Objective(nn.Module):
@@ -218,9 +235,16 @@ class Objective(nn.Module):
             if term.spec.reduction == "batch":
                 return *self._batch(term, given, ranks), term.unit
             out = self._call(term, given)
+        if "labelled" in given and term.spec.reduction == "items":  # without labels an item is not counted
+            values, counted = out if isinstance(out, tuple) else (out, torch.ones_like(out))
+            out = torch.where(given["labelled"], values, 0.0), given["labelled"] * counted
         if isinstance(out, tuple):
             values, counted = out
-            return values.sum(), counted.sum().to(values.dtype), term.name
+            weights = given.get("weights", torch.ones_like(values)).to(values.dtype)
+            return (weights * values).sum(), (weights * counted).sum(), term.name
+        if "weights" in given:
+            weights = given["weights"].to(out.dtype)
+            return (weights * out).sum(), weights.sum(), term.unit
         return out.sum(), out.new_tensor(float(out.numel())), term.unit
 
     def _batch(self, term: _Compiled, given: Given, ranks: Ranks) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .adapter import Strict
 from .errors import UserError, nearest
 from .schedules import Schedule
+from .teacher_cache.config import CacheSpec
 
 M = TypeVar("M", bound=BaseModel)
 Path_ = tuple[str | int, ...]
@@ -78,6 +79,16 @@ class MethodSpec(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+def _labels(wanted: int | str) -> int | str:
+    if re.fullmatch(r"\d+(\.\d+)?%" if isinstance(wanted, str) else r"[1-9]\d*", str(wanted)):
+        return wanted
+    raise ValueError(f"a number of samples is expected, or a share of all as in 10%, got {wanted!r}")
+
+
+#: Of all samples that have labels: how many, or ``"10%"``. The smaller choice is always part of the larger.
+Labels = Annotated[int | str, AfterValidator(_labels)]
+
+
 class Teacher(Strict):
     """A model and how to train it, or a saved teacher's folder, which wins where a recipe (or ``--set``) gives both."""
 
@@ -85,6 +96,8 @@ class Teacher(Strict):
     model: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     train: Train | None = None
+    labels: Labels | None = None
+    """Whose labels a teacher that is trained here looks at; None: all."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
@@ -119,6 +132,12 @@ class Term(Strict):
     """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
     regions: str = "labels"
     """Signal of the student that numbers the region of each row: classes, instances, superpoints."""
+    weights: str | None = None
+    """Signal of a weight a row: the term is ``sum w l / sum w``, and a row of weight 0 is no row of it.
+
+    The teacher's where the loss compares with a teacher that gives it, else the student's."""
+    min_confidence: float | None = Field(None, gt=0, le=1)
+    """Rows of which the teacher's most probable class is less probable than this are no rows of the term."""
     head: str | None = None
     """Path of the teacher's module from features to scores, for losses that run the student's features through it."""
     name: str | None = None
@@ -145,7 +164,13 @@ class Recipe(Strict):
     objective: tuple[Term, ...] = ()
     """What trains a teacher, and the student of the methods that have no loss of their own."""
     train: Train
+    cache: CacheSpec | None = None
+    """The teacher's signals on disk, read instead of running it at every step."""
+    labels: Labels | None = None
+    """Whose labels student and control look at; None: all. A student with a teacher also sees the other samples."""
     control: bool = True
+    self_training: bool | None = None
+    """Whether the control teaches the student's twin, as a second control; None: where labels are scarce."""
     out: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""

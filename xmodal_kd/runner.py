@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,8 +15,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from . import flops, report
-from .adapter import Adapter, ControlSpec, NoControl, UntrainedControl, adapter_class
-from .capture import find_modules, split
+from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .engine import Engine
 from .errors import UserError
@@ -25,10 +24,22 @@ from .method import METHODS, Method, Stage, probe
 from .objective import Objective, spec_of
 from .optim import build_optimizer, scaling
 from .ranks import ranks_of
-from .recipe import Loaded, M, MethodSpec, Recipe, Term, Train
+from .recipe import Loaded, M, Term, Train
+from .roles import (
+    build,
+    control_spec,
+    find_all,
+    labelled_by,
+    make_adapter,
+    make_method,
+    self_training_spec,
+    training_source,
+    without_teacher,
+)
+from .scarce import Scarce, facts
 from .setup import check_trackers, make_accelerator
-from .signals import OUTPUTS
 from .streams import Streams
+from .teacher_cache.session import Session, check
 
 STATE, RECIPE = "state.json", "recipe.yaml"
 
@@ -43,56 +54,6 @@ class Options:
     only: str | None = None
     max_minutes: float | None = None
     quiet: bool = False
-
-
-def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None) -> Adapter:
-    """The recipe's adapter, its ``data`` section checked against what the modality declares."""
-    kind = adapter_class(loaded.recipe.modality)
-    data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
-    return kind(data, streams, batch_size or loaded.recipe.train.batch_size)
-
-
-def build(adapter: Adapter, loaded: Loaded, role: str, streams: Streams) -> nn.Module:
-    """A fresh model; control and student share initial weights because they share their stream."""
-    recipe = loaded.recipe
-    if role == "teacher":
-        assert recipe.teacher is not None and recipe.teacher.model is not None
-        name, params, at = recipe.teacher.model, recipe.teacher.params, ("teacher", "params")
-    else:
-        name, params, at = recipe.student.model, recipe.student.params, ("student", "params")
-    checked = loaded.validate(adapter.models[name].Config, params, at)
-    with streams.forked("init", "teacher" if role == "teacher" else "student"):
-        return adapter.build(role, name, checked.model_dump())
-
-
-def make_method(
-    loaded: Loaded, adapter: Adapter, train: Train, terms: Sequence[Term], streams: Streams, role: str = "student"
-) -> Method:
-    """What trains a role: the recipe's method the student, the default one the others."""
-    wanted = loaded.recipe.method if role == "student" else MethodSpec(name="distil")
-    if wanted.name == "distil" and not terms:
-        raise UserError("objective: nothing to learn: give at least one term")
-    kind = METHODS[wanted.name]
-    params = loaded.validate(kind.Params, wanted.params, ("method", "params"))
-    made: Method = kind(adapter, Objective(terms, steps=train.steps), train, streams, role=role, params=params)
-    return made
-
-
-def control_spec(recipe: Recipe) -> ControlSpec | UntrainedControl | NoControl:
-    """What stands beside the student, or why nothing does."""
-    if not recipe.control:
-        return NoControl("the recipe asks for none")
-    if recipe.teacher is None:
-        return NoControl("without a teacher the student is its own control")
-    if METHODS[recipe.method.name].control == "teacher":
-        return UntrainedControl()
-    return _without_teacher(recipe.objective)
-
-
-def _without_teacher(terms: Sequence[Term]) -> ControlSpec | NoControl:
-    """The terms that stand without a teacher."""
-    alone = tuple(t.name or t.loss for t in terms if t.weight > 0 and not Objective([t]).needs_teacher)
-    return ControlSpec(alone) if alone else NoControl("every term of the objective needs the teacher")
 
 
 class Run:
@@ -123,15 +84,19 @@ class Run:
             loaded = (
                 self._load("teacher") if teacher.path else build(self.adapter, self.loaded, "teacher", self.streams)
             )
-            _find_all("teacher", loaded, objective)
+            find_all("teacher", loaded, objective)
         elif self.options.only == "teacher":
             raise UserError("--only teacher: the recipe has no teacher")
         student = build(self.adapter, self.loaded, "student", self.streams)
-        _find_all("student", student, objective)
+        find_all("student", student, objective)
         method = make_method(self.loaded, self.adapter, self.recipe.train, self.recipe.objective, self.streams)
+        for role in ("teacher",) * (teacher is not None and teacher.path is None) + ("student",):
+            source = training_source(self.adapter, self.recipe, role)
+        self.twin = self_training_spec(self.recipe, scarce=isinstance(source, Scarce))
         method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
+        check(self.recipe, self.adapter)
 
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
@@ -184,6 +149,8 @@ class Run:
         if isinstance(spec, ControlSpec):
             self._role("control")
         self._role("student")
+        if isinstance(self.twin, ControlSpec):
+            self._role("self_training")
         self.accelerator.state.destroy_process_group()
         if not self.main:
             return {}
@@ -193,7 +160,14 @@ class Run:
             self.state["overview"] = self._overview()
             write_json(self.out / STATE, self.state)
         content = report.content(
-            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out
+            self.loaded,
+            self.state,
+            spec,
+            self.adapter.metric,
+            self.adapter.describe(),
+            self.accelerator,
+            self.out,
+            self.twin,
         )
         report.write(self.out, content)
         return content
@@ -233,11 +207,18 @@ class Run:
         method = make_method(self.loaded, self.adapter, train, terms, self.streams, role)
         if role == "student" and "teacher" in self.models:
             models["teacher"] = self._teacher_for(method)
+        if role == "self_training":
+            models["control"] = self.models["control"]
         adapter = self.adapter
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
+        source = training_source(adapter, self.recipe, role)
+        known = labelled_by(adapter.data("train"), self.recipe, role)
+        for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
+            one.begin(role, known)
+        cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
         engine = Engine(
-            method, adapter.data("train"), models, train, streams=self.streams, accelerator=self.accelerator,
+            method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
             evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
@@ -250,11 +231,13 @@ class Run:
         self.models[role] = models[role]
         if "teacher" in models:  # which the method may have replaced
             models["teacher"] = self.models["teacher"]
-        return {
+        scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
+        return scarce | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(method, models),
+                "flops_per_step": self._step_flops(role, method, models, cache),
+                **cache.facts(models, at.samples),
             }
         }  # fmt: skip
 
@@ -277,8 +260,8 @@ class Run:
         terms = self.recipe.objective
         if role == "student":
             return list(terms)
-        spec = _without_teacher(terms)
-        if isinstance(spec, NoControl):
+        spec = self.twin if role == "self_training" else without_teacher(terms)
+        if not isinstance(spec, ControlSpec):
             raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
         return [term for term in terms if (term.name or term.loss) in spec.terms]
 
@@ -287,9 +270,11 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, method: Any, models: dict[str, nn.Module]) -> float:
+    def _step_flops(self, role: str, method: Any, models: dict[str, nn.Module], cache: Session) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
-        return flops.count(lambda: probe(method, models, self._batch(), self.streams))
+        source = training_source(self.adapter, self.recipe, role, self.recipe.train.batch_size)
+        source = cache.source if cache.reading is not None else source
+        return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
 
     def _untrained_control(self) -> None:
         """The teacher within the student's budget, saved so that it can be run and measured again."""
@@ -308,15 +293,15 @@ class Run:
         pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
         return {"curve": list(found.curve), "facts": dict(found.facts), "pictures": pictures}
 
-    def _batch(self) -> Any:
-        [batch] = next(steps(self.adapter.data("train")))
+    def _batch(self, source: Source) -> Any:
+        [batch] = next(steps(source))
         return send_to_device(batch, self.accelerator.device)
 
     def _score(self, role: str) -> dict[str, Any]:
         model = self.models[role].eval()
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
-        batch = self._batch()
+        batch = self._batch(self.adapter.data("train"))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -328,34 +313,13 @@ class Run:
         }
 
 
-def _find_all(role: str, model: nn.Module, objective: Objective) -> None:
-    """Every module that the terms name is there, and no more than one where a term compares one pair."""
-    for term in objective:
-        if role == "teacher" and term.term.head is not None:
-            _find(role, model, term.term.head)
-        if role == "teacher" and not term.spec.needs_teacher:
-            continue
-        for feature in set(term.term.signals(role)) - OUTPUTS:
-            found = _find(role, model, split(feature)[0])
-            if len(found) > 1 and not term.spec.many:
-                raise UserError(
-                    f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "
-                    "one term compares one pair"
-                )
-
-
-def _find(role: str, model: nn.Module, pattern: str) -> list[str]:
-    try:
-        return find_modules(model, pattern)
-    except UserError as error:
-        raise UserError(f"objective, {role}: {error}") from None
-
-
 def resolved(loaded: Loaded) -> dict[str, Any]:
     """The recipe with all defaults and with absolute paths, so that a run folder can be used from anywhere."""
     content = loaded.recipe.model_dump(mode="json", exclude={"out"})
     data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
     content["data"] = _absolute(data).model_dump(mode="json")
+    if loaded.recipe.cache is not None:
+        content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
     if loaded.recipe.teacher is not None:
         content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
     return content
@@ -383,4 +347,4 @@ def _flat(content: Any, at: str = "") -> dict[str, Any]:
     return {at: content}
 
 
-__all__ = ["RECIPE", "STATE", "Options", "Run", "build", "control_spec", "make_adapter", "make_method", "resolved"]
+__all__ = ["RECIPE", "STATE", "Options", "Run", "resolved"]

@@ -83,7 +83,9 @@ class Layout:
     def same_rows(self, other: Layout) -> bool:
         """Whether row i means the same thing in both (masks may differ: a loss sees the rows valid in both)."""
         return self is other or (
-            self.kind == other.kind and self.items == other.items and torch.equal(self.item, other.item)
+            self.kind == other.kind
+            and self.items == other.items
+            and (self.item is other.item or torch.equal(self.item, other.item))
         )
 
 
@@ -107,6 +109,8 @@ class Signals:
         self.ids = ids
         #: The model that says this, for losses that run a part of it again (the teacher's head); set by the method.
         self.model: nn.Module | None = None
+        #: ``(b,)`` bool, the samples whose labels a loss may look at; None where it may look at all. Set by the method.
+        self.labelled: Tensor | None = None
         self._signals: dict[str, Signal] = {}
         self._views: dict[str, Signals] = {}
 
@@ -165,7 +169,7 @@ class Signals:
     def detach(self) -> Signals:
         """The same signals cut from the graph: a teacher is never trained through a loss."""
         out = Signals(self.ids)
-        out.model = self.model
+        out.model, out.labelled = self.model, self.labelled
         for name, (rows, layout) in self._signals.items():
             out.add(name, rows.detach(), layout)
         for tag, view in self._views.items():

@@ -6,6 +6,7 @@ Axes of a scan: x forward, y left, z up, metres, origin at the sensor. Axes of a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -50,7 +51,9 @@ class Scan:
     def __getitem__(self, chosen: np.ndarray) -> Scan:
         """The points of a bool mask or of indexes, in that order."""
         parts = ("xyz", "intensity", "ring", "labels", "moving", "sweep")
-        taken = {name: None if (value := getattr(self, name)) is None else value[chosen] for name in parts}
+        taken: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[chosen] for name in parts
+        }
         return replace(self, **taken)
 
     @property

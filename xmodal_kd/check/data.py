@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import Batch
-from ..runner import _find_all
+from ..roles import find_all, labelled_by
 from .subject import Finding, Subject
 
 SPLITS = ("train", "dev", "test")
@@ -20,7 +20,7 @@ FEW = 0.01
 def modules(subject: Subject) -> Iterator[Finding]:
     """Every module path of the objective names one module of each role that it is asked of."""
     for role, model in subject.roles.items():
-        _find_all(role, model, subject.objective)
+        find_all(role, model, subject.objective)
     paths = sorted({path for role in subject.roles for path in subject.objective.features(role)})
     yield Finding("modules", "pass", ", ".join(paths) or "the objective names none")
 
@@ -31,7 +31,8 @@ def splits(subject: Subject) -> Iterator[Finding]:
     for split in SPLITS:
         source = subject.adapter.data(split)
         source.collate([source.sample(index, 0) for index in source.plan(0)[0]])
-        counts.append(f"{split} {len(source):,}")
+        known = labelled_by(source, subject.recipe, "student") if split == "train" else source
+        counts.append(f"{split} {len(source):,}" + (f" ({len(known):,} labelled)" if len(known) < len(source) else ""))
     yield Finding("splits", "pass", f"{', '.join(counts)} samples, {len(subject.batch['ids'])} in the first batch")
 
 
@@ -91,7 +92,8 @@ def labels(subject: Subject) -> Iterator[Finding]:
     if "labels" not in said or said.rows("labels").is_floating_point():
         return
     rows, layout = said["labels"]
-    valid, count = rows[layout.mask], said.rows(subject.adapter.output).shape[-1]
+    mask = layout.mask if said.labelled is None else layout.mask & said.labelled[layout.item]
+    valid, count = rows[mask], said.rows(subject.adapter.output).shape[-1]
     if bool(((valid < 0) | (valid >= count)).any()):
         found = f"labels from {int(valid.min())} to {int(valid.max())}, the student's classes are 0 to {count - 1}"
         yield Finding("labels", "fail", found, "mask what is no label, or give the model all classes")
@@ -109,11 +111,13 @@ def blank(subject: Subject) -> Iterator[Finding]:
             found = f"{name}: class {value} is the blank, and this modality has none"
             yield Finding("blank", "fail", found, "choose a loss without a blank")
         return
-    rows, layout = subject.said["student"]["labels"]
+    said = subject.said["student"]
+    rows, layout = said["labels"]
+    mask = layout.mask if said.labelled is None else layout.mask & said.labelled[layout.item]
     if wrong := [f"{name}: blank {value}" for name, value in blanks.items() if value != expected]:
         found = f"{', '.join(wrong)}, where class {expected} is the blank"
         yield Finding("blank", "fail", found, f"set params.blank to {expected}")
-    elif bool((rows[layout.mask] == expected).any()):
+    elif bool((rows[mask] == expected).any()):
         yield Finding("blank", "fail", f"a label of this batch is the blank, class {expected}", "shift the labels")
     else:
         yield Finding("blank", "pass", f"class {expected}, and no label is it")

@@ -12,11 +12,14 @@ from torch import nn
 from ..adapter import ControlSpec, NoControl
 from ..errors import UserError
 from ..recipe import Term, Train
-from ..runner import _without_teacher, control_spec, make_method
+from ..roles import control_spec, make_method, self_training_spec, training_source, without_teacher
+from ..scarce import Scarce
 from ..setup import peak_memory
 from .subject import Finding, Subject
 from .trial import STEPS, Seen, Trial, brief
 
+#: Roles that are the student again.
+AGAIN = ("control", "self_training")
 #: Of the memory that there is.
 TIGHT = 0.9
 
@@ -41,17 +44,19 @@ def training(subject: Subject) -> Iterator[Finding]:
         torch.cuda.reset_peak_memory_stats(subject.device)
     done = []
     for role, train, terms in _trainings(subject):
-        models: dict[str, nn.Module] = {role: copy.deepcopy(subject.roles["student" if role == "control" else role])}
+        models: dict[str, nn.Module] = {role: copy.deepcopy(subject.roles["student" if role in AGAIN else role])}
         models[role].requires_grad_(True) if role == "teacher" else None
         method = make_method(subject.loaded, subject.adapter, train, terms, subject.streams, role)
         if role == "student" and "teacher" in subject.roles:
             models["teacher"] = subject.teacher_for(method)
+        if role == "self_training":
+            models["control"] = copy.deepcopy(subject.student)
         with subject.trial(brief(method), models, train, train.precision) as trial:
             trial.fit()
             done.append(Rehearsed(role, [stage.steps for stage in method.stages()], trial.seen))
             idle = _idle(trial)
         subject.put_back()
-        if role != "control":  # which is the student again
+        if role not in AGAIN:
             yield from _sound(role, trial, idle)
     yield _memory(subject)
     yield _time(done)
@@ -60,7 +65,7 @@ def training(subject: Subject) -> Iterator[Finding]:
 def _trainings(subject: Subject) -> Iterator[tuple[str, Train, list[Term]]]:
     """Role, recipe part and terms of every training of the run, in its order."""
     recipe = subject.recipe
-    alone = _without_teacher(recipe.objective)
+    alone = without_teacher(recipe.objective)
     without = [t for t in recipe.objective if isinstance(alone, ControlSpec) and (t.name or t.loss) in alone.terms]
     if recipe.teacher is not None and recipe.teacher.path is None:
         if isinstance(alone, NoControl):
@@ -70,6 +75,9 @@ def _trainings(subject: Subject) -> Iterator[tuple[str, Train, list[Term]]]:
     if isinstance(control_spec(recipe), ControlSpec):
         yield "control", recipe.train, without
     yield "student", recipe.train, list(recipe.objective)
+    twin = self_training_spec(recipe, isinstance(training_source(subject.adapter, recipe, "student"), Scarce))
+    if isinstance(twin, ControlSpec):
+        yield "self_training", recipe.train, [t for t in recipe.objective if (t.name or t.loss) in twin.terms]
 
 
 def _idle(trial: Trial) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from ..method import Context, Method, Stage
 from ..objective import Objective, Part
 from ..ranks import Ranks
 from ..recipe import Loaded, Recipe, Train
-from ..runner import build, make_adapter, make_method
+from ..roles import build, labelled_by, make_adapter, make_method, training_source
 from ..setup import make_accelerator
 from ..signals import Signals
 from ..streams import Streams
@@ -75,17 +75,20 @@ class Subject:
     @cached_property
     def batch(self) -> Batch:
         """The whole batch of the first step."""
-        [batch] = next(steps(self.adapter.data("train")))
+        [batch] = next(steps(training_source(self.adapter, self.recipe, "student")))
         return self.here(batch)
 
     @cached_property
     def said(self) -> dict[str, Signals]:
         """What the roles say about the batch."""
         with torch.no_grad(), self.streams.forked("check"):
-            return {
+            found = {
                 role: self.adapter.signals(role, model, self.batch, self.objective.features(role))
                 for role, model in self.roles.items()
             }
+        for said in found.values():
+            said.labelled = self.batch.get("labelled")
+        return found
 
     def here(self, batch: Batch) -> Batch:
         """On the device of the models."""
@@ -111,13 +114,14 @@ class Subject:
     @contextmanager
     def trial(self, method: Method, roles: dict[str, nn.Module], train: Train, precision: str) -> Iterator[Trial]:
         """An engine whose folder goes with the block."""
-        adapter = self.adapter
+        adapter, role = self.adapter, next(iter(roles))
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
+        self.adapter.begin(role, labelled_by(adapter.data("train"), self.recipe, role))
         with TemporaryDirectory() as folder:
             yield Trial(
-                method, adapter.data("train"), roles, train, streams=self.streams, folder=Path(folder), quiet=True,
-                accelerator=make_accelerator(self.wanted, precision), target=next(iter(roles)),
+                method, training_source(adapter, self.recipe, role), roles, train, streams=self.streams,
+                folder=Path(folder), quiet=True, accelerator=make_accelerator(self.wanted, precision), target=role,
             )  # fmt: skip
 
     def teacher_for(self, method: Method) -> nn.Module:
@@ -164,6 +168,7 @@ def prepare(loaded: Loaded, device: str) -> Subject:
         roles["teacher"].requires_grad_(False)
     roles["student"] = build(adapter, loaded, "student", streams)
     subject = Subject(loaded, adapter, roles, streams, device)
+    adapter.begin("student", labelled_by(adapter.data("train"), recipe, "student"))
     for model in roles.values():
         model.to(accelerator.device)
     subject.method().check(roles)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Batch
+from ..inputs import reads_labels
 from ..objective import Part, safe
 from ..optim import named_parameters
 from ..signals import Signals
@@ -24,8 +25,14 @@ FAR = 100.0
 
 def counts(subject: Subject) -> Iterator[Finding]:
     """Every term counts something on a real batch, and those of items (CTC) leave out none."""
-    by_items = {term.name for term in subject.objective if term.spec.reduction == "items"}
-    items, found, seen = len(subject.batch["ids"]), [], set[str]()
+    labelled = subject.batch.get("labelled")
+    all_of = len(subject.batch["ids"])
+    by_items = {
+        term.name: all_of if labelled is None or not reads_labels(term.term, term.spec) else int(labelled.sum())
+        for term in subject.objective
+        if term.spec.reduction == "items"
+    }
+    found, seen = [], set[str]()
     with subject.stages() as stages:
         for entered in stages:
             for name, part in entered.parts("counts").items():
@@ -35,7 +42,7 @@ def counts(subject: Subject) -> Iterator[Finding]:
                 count = float(part.count)
                 if count == 0:
                     yield Finding("counts", "warn", f"{name} counted nothing on this batch", "is its mask empty?")
-                elif name in by_items and count < items:
+                elif name in by_items and count < (items := by_items[name]):
                     share = 100 * (1 - count / items)
                     text = f"{name}: {items - count:.0f} of {items} items ({share:.0f} %) cannot be scored"
                     yield Finding(

@@ -20,7 +20,8 @@ from ..losses import LOSSES
 from ..method import METHODS
 from ..objective import Objective, spec_of
 from ..recipe import Loaded, Term, find, load
-from ..runner import control_spec, resolved
+from ..roles import control_spec
+from ..runner import resolved
 from ..signals import OUTPUTS
 
 #: The arm that is the recipe as it stands.
@@ -30,9 +31,10 @@ PLAIN = "kd"
 #: What a loss can need that a role's answers do not give: `on` must name a module.
 FEATURES = frozenset({"features", "attention", "hidden", "embeddings", "qk", "qkv"})
 #: Of a recipe's own term of an arm's loss, what says where it stands; weight and parameters are the loss's defaults.
-PLACE = {"on", "projector", "regions", "head"}
+PLACE = {"on", "projector", "regions", "head", "weights", "min_confidence"}
 #: Keys that the comparison itself sets.
 TAKEN = {"seed": "--seeds says how often each arm is repeated", "control": "the control is always an arm",
+         "self_training": "it is no arm: run its recipe by itself",
          "out": "--out says where all cells go", "trackers": "it changes no result"}  # fmt: skip
 
 
@@ -196,8 +198,14 @@ class Plan:
     def cell(self, arm: Arm, seed: int, more: Sequence[str] = ()) -> Cell:
         """The run of an arm: its student only, but for a control that takes no training."""
         inside = isinstance(self.control_of(arm), UntrainedControl)
-        sets = (*self.sets, *arm.sets, *more, f"seed={seed}", f"control={str(inside).lower()}")
+        off = self._no_twin(arm)
+        sets = (*self.sets, *arm.sets, *more, *off, f"seed={seed}", f"control={str(inside).lower()}")
         return Cell(f"{arm.name}, seed {seed}", self.recipe, sets, self.teacher(arm, seed))
+
+    def _no_twin(self, arm: Arm) -> tuple[str, ...]:
+        """Self-training stands on a control of the same run, and no cell has one."""
+        asked = read(self.recipe, [*self.sets, *arm.sets]).recipe.self_training
+        return ("self_training=false",) if asked else ()
 
     def control(self, arm: Arm, seed: int) -> Cell | None:
         """The arm's control as a run of its own: the student without a teacher. None where it is not trained."""
@@ -205,7 +213,8 @@ class Plan:
         if not isinstance(spec, ControlSpec):
             return None
         terms = read(self.recipe, [*self.sets, *arm.sets]).recipe.objective
-        sets = (*self.sets, *arm.sets, "method=distil", f"objective={_written(_alone(terms))}", "teacher=null",
+        sets = (*self.sets, *arm.sets, *self._no_twin(arm), "method=distil",
+                f"objective={_written(_alone(terms))}", "teacher=null",
                 f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"control, seed {seed}", self.recipe, sets)
 
@@ -219,7 +228,9 @@ class Plan:
         student = json.dumps({"model": teacher.model, "params": teacher.params})
         train = json.dumps(teacher.train.model_dump(mode="json", exclude_defaults=True))
         seed = seed if self.teacher_per_seed else self.seeds[0]
-        sets = (*self.sets, *arm.sets, "method=distil", f"objective={_written(_alone(loaded.recipe.objective))}",
+        own = () if loaded.recipe.labels is None else ("labels=null",)  # the student's, which change nothing of it
+        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *own, "method=distil",
+                f"objective={_written(_alone(loaded.recipe.objective))}",
                 f"student={student}", f"train={train}", f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"teacher, seed {seed}", self.recipe, sets, only_teacher=True)
 

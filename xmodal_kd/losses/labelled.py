@@ -25,6 +25,23 @@ def _at(rows: Tensor, labels: Tensor) -> Tensor:
 
 
 @loss(
+    "ce", reduction="rows", family="logits", year=2016, properties="shift_invariant",
+    paper="Szegedy et al.: Rethinking the Inception Architecture for Computer Vision",
+)  # fmt: skip
+def ce(
+    student: Float[Tensor, "n c"], labels: Int[Tensor, " n"],
+    *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``-sum_k q[k] log p_s[k]`` with ``q = (1 - smoothing) 1{k=y} + smoothing / c``.
+
+    Without smoothing, ``-log p_s[y]``. The label's own class has its part of the even share, as in section 7.
+    """
+    _check(student, labels)
+    log_p = F.log_softmax(student, dim=-1)
+    return -(1 - smoothing) * _at(log_p, labels) - smoothing * log_p.mean(dim=-1)
+
+
+@loss(
     "tfkd_reg", reduction="rows", family="self", year=2020, properties="shift_invariant",
     paper="Yuan et al.: Revisiting Knowledge Distillation via Label Smoothing Regularization",
 )  # fmt: skip

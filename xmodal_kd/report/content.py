@@ -13,13 +13,14 @@ from ..recipe import Loaded
 from ..setup import machine, peak_memory, versions
 from ..stats import gap_closed, paired_interval, ratio
 
-ORDER = ("teacher", "control", "student")
+ORDER = ("teacher", "control", "self_training", "student")
 SHOWN = ("parameters", "flops_per_sample", "metrics", "dev_metrics", "examples")
 
 
 def content(
     loaded: Loaded, state: Mapping[str, Any], spec: ControlSpec | UntrainedControl | NoControl,
     metric: tuple[str, bool], data: Mapping[str, Any], accelerator: Accelerator, out: Path,
+    twin: ControlSpec | NoControl | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of ``report.json`` of the run in `out`."""
     recipe = loaded.recipe
@@ -46,12 +47,15 @@ def content(
         "metric": {"name": name, "lower_is_better": lower},
         "roles": {role: {key: entry[key] for key in SHOWN} for role, entry in roles.items()},
         "control": _control(spec),
+        "self_training": None if twin is None else _control(twin),
+        "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
         "curve": overview["curve"],
         "facts": overview["facts"],
         "pictures": overview["pictures"],
         "gap_closed": gap[0],
         "reason": gap[1],
-        "gain": _gain(scores),
+        "gain": _gain(scores, "control"),
+        "gain_over_self_training": _gain(scores, "self_training"),
         "data": dict(data),
         "cost": {**trained, "peak_memory_bytes": peak_memory(accelerator.device)},
         "export": roles["student"].get("export", {}),
@@ -65,11 +69,11 @@ def _control(spec: ControlSpec | UntrainedControl | NoControl) -> dict[str, Any]
     return {"teacher": "within the student's budget"} if isinstance(spec, UntrainedControl) else {"reason": spec.reason}
 
 
-def _gain(scores: Mapping[str, Sequence[Score]]) -> dict[str, Any] | None:
-    """What the student has over the control on the same test items; None where there is no control."""
-    if not scores.get("control") or not scores.get("student"):
+def _gain(scores: Mapping[str, Sequence[Score]], reference: str) -> dict[str, Any] | None:
+    """What the student has over another role on the same test items; None where there is no such role."""
+    if not scores.get(reference) or not scores.get("student"):
         return None
-    difference = ratio(scores["control"]) - ratio(scores["student"])
+    difference = ratio(scores[reference]) - ratio(scores["student"])
     if len(scores["student"]) < 2:  # of a single item, as one draw of samples is, the interval would be a point
         return {"difference": difference, "interval": None}
-    return {"difference": difference, "interval": list(paired_interval(scores["control"], scores["student"]))}
+    return {"difference": difference, "interval": list(paired_interval(scores[reference], scores["student"]))}

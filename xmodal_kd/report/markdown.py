@@ -20,6 +20,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             [_result_row(role, entry, name) for role, entry in roles.items()],
         ),
         _gap(content),
+        _labels(content.get("labels", {})),
         _details(roles, name),
         _by_group(roles, name),
         "## Cost",
@@ -27,7 +28,8 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
-        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_control(content['control'])}",
+        _cache(content["cost"].get("student", {}).get("cache")),
+        f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -73,21 +75,56 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
 
 
-def _control(control: Mapping[str, Any]) -> str:
+def _cache(cache: Mapping[str, Any] | None) -> str:
+    """What the teacher on disk was worth to the student's training."""
+    if cache is None:
+        return ""
+    paid = cache["paid_after_epochs"]
+    kept = ", ".join(f"{name} {signal['bytes_per_row']} bytes a {signal['kind']}"
+                     for name, signal in cache["signals"].items())  # fmt: skip
+    errors = ", ".join(f"{name} {'–' if e is None else f'{100 * e:.2g} %'}" for name, e in cache["loss_error"].items())
+    return (
+        f"Teacher cache ({cache['view']}): {cache['bytes'] / 2**20:.1f} MiB on disk ({kept}); "
+        f"{100 * cache['hit_rate']:.1f} % of what training asked of the teacher was read, "
+        f"{cache['computed']} samples were computed in {cache['fill_seconds']:.1f} s. A batch took the teacher "
+        f"{cache['live_ms']:.2f} ms, the cache {cache['cached_ms']:.2f} ms: "
+        + ("it never pays. " if paid is None else f"paid after {paid:.1f} of {cache['epochs']:.1f} epochs. ")
+        + f"Error of the loss of one batch: {errors}."
+    )
+
+
+def _references(content: Mapping[str, Any]) -> str:
+    """What the student is compared with."""
+    return _control(content["control"], content.get("labels", {})) + _twin(content.get("self_training"))
+
+
+def _control(control: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
     if "reason" in control:
         return f"There is no control: {control['reason']}."
     if "teacher" in control:
         return "The control is the teacher itself within the student's budget, without any training."
+    data = "labelled samples alone" if "control" in labels else "same data"
     return (
-        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, same data, "
-        "same number of steps."
+        f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, {data}, "
+        "same number of steps and samples."
     )
 
 
-def _lead(gain: Mapping[str, Any] | None) -> str:
+def _twin(spec: Mapping[str, Any] | None) -> str:
+    if spec is None:
+        return ""
+    if "reason" in spec:
+        return f" There is no self-training: {spec['reason']}."
+    return (
+        f" Self-training learned from {', '.join(spec['terms'])} with the control as its teacher: the student's "
+        "initial weights, same batches."
+    )
+
+
+def _lead(gain: Mapping[str, Any] | None, reference: str) -> str:
     if not gain:
         return ""
-    said = f"Control less student: {gain['difference']:+.4f}"
+    said = f"{reference} less student: {gain['difference']:+.4f}"
     if not gain["interval"]:
         return f"{said} (one test item: no interval). "
     low, high = gain["interval"]
@@ -95,13 +132,23 @@ def _lead(gain: Mapping[str, Any] | None) -> str:
 
 
 def _gap(content: Mapping[str, Any]) -> str:
-    lead = _lead(content["gain"])
+    lead = _lead(content["gain"], "Control") + _lead(content.get("gain_over_self_training"), "Self-training")
     if content["gap_closed"] is None:
         return f"{lead}Gap closed: not stated, because {content['reason']}."
     return (
         f"{lead}Gap closed: **{100 * content['gap_closed']:.0f} %** of the distance from control to teacher. One seed: "
         "whether it is more than chance needs several."
     )
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    """Whose labels were scarce, and who saw samples without labels."""
+    if not labels:
+        return ""
+    counts = [f"{role} {one['labelled']:,} of {one['samples']:,} samples" for role, one in labels.items()]
+    more = [role for role, one in labels.items() if one["unlabelled"]]
+    others = f"; {' and '.join(more)} also saw all samples without their labels, half of each batch" if more else ""
+    return f"Labels seen in training: {', '.join(counts)}{others}. Roles not named here saw all labels."
 
 
 def _details(roles: Mapping[str, Any], name: str) -> str:
@@ -154,9 +201,11 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     if not export:
         return ""
     files = {key: {**e, **e.get("metrics", {})} for key, e in export.items() if "bytes" in e}
-    measured = [key for key in (name, "steps", "reload_difference") if any(key in e for e in files.values())]
+    keys = (name, "steps", "reload_difference", "milliseconds")
+    measured = [key for key in keys if any(key in e for e in files.values())]
     rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(_number(e.get(k)) for k in measured)] for key, e in files.items()]
-    return "## Export\n\n" + _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    table = _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    return "\n\n".join(["## Export", table, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
 
 
 def _left_out(data: Mapping[str, Any]) -> str:

@@ -1,0 +1,108 @@
+"""The recipes of the points room over several seeds: teacher, control, self-training and student, on unseen worlds.
+
+    python benchmarks/points.py --out runs/points
+
+The teacher of an experiment is trained once and shared by its seeds. Every cell is a run through the command line, so a
+stopped benchmark goes on where it was. Writes one JSON with an entry a cell and prints the tables of
+``recipes/RESULTS.md``: mIoU in percent, and the differences with t-intervals paired by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cells import run, shown, t_interval
+
+#: Experiments: a recipe, what is set in it, and whose teacher it has.
+EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "scarce": ("points/scarce", (), "scarce"),
+    "scarce, teacher of 12": ("points/scarce", ("teacher.labels=12",), "scarce, teacher of 12"),
+    "beams": ("points/beams", (), "scarce"),
+    "kitti": ("points/kitti", (), "scarce"),
+    "camera": ("points/camera", (), "scarce"),
+    "lidar from image": ("points/lidar_from_image", (), "lidar from image"),
+}
+ROLES = ("teacher", "control", "self_training", "student")
+
+
+def folder(args: argparse.Namespace, name: str) -> Path:
+    return Path(args.out / name.replace(", ", "-").replace(" ", "-"))
+
+
+def teacher(args: argparse.Namespace, name: str) -> None:
+    recipe, sets, _ = EXPERIMENTS[name]
+    out = folder(args, name) / "teacher"
+    if not (out / "teacher" / "card.json").exists():
+        run(recipe, [*sets, *args.set], out, "--only", "teacher")
+
+
+def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    recipe, sets, taught_by = EXPERIMENTS[name]
+    if name == "kitti":
+        real = {"real.0": "kitti_raw", "real.1": "kitti", "real.2": "nuscenes_frame", "unlabelled": "kitti_raw"}
+        sets = tuple(f"data.{key}.path={args.data / value}" for key, value in real.items())
+    out = folder(args, name) / f"seed-{seed}"
+    if not (out / "report.json").exists():
+        path = folder(args, taught_by) / "teacher" / "teacher"
+        run(recipe, [*sets, f"seed={seed}", f"teacher.path={path}", *args.set], out)
+    report = json.loads((out / "report.json").read_text())
+    roles = {role: entry for role, entry in report["roles"].items() if role in ROLES}
+    return {
+        "experiment": name, "seed": seed, "gap_closed": report["gap_closed"], "reason": report["reason"],
+        "metrics": {role: entry["metrics"] for role, entry in roles.items()},
+        "dev": {role: entry["dev_metrics"]["miou"] for role, entry in roles.items()},
+        "parameters": {role: entry["parameters"] for role, entry in roles.items()},
+        "flops_per_sample": {role: entry["flops_per_sample"] for role, entry in roles.items()},
+        "curve": report["curve"], "facts": report["facts"], "cost": report["cost"], "export": report["export"],
+        "versions": report["versions"], "threads": report["threads"],
+    }  # fmt: skip
+
+
+def gain(student: list[float], other: list[float]) -> str:
+    return shown(t_interval([s - c for s, c in zip(student, other, strict=True)])) if other else "–"
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """mIoU in percent by experiment, and how far the student is above either control."""
+    lines = [
+        "| experiment | teacher | control | self-training | student | student - control | student - self-training |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in EXPERIMENTS:
+        mine = [c for c in cells if c["experiment"] == name]
+        if not mine:
+            continue
+        found = {role: [100 * c["metrics"][role]["miou"] for c in mine if role in c["metrics"]] for role in ROLES}
+        shares = [shown(t_interval(found[role])) if len(found[role]) > 1 else "–" for role in ROLES[1:]]
+        gains = [gain(found["student"], found[role]) for role in ("control", "self_training")]
+        lines.append(f"| {name} | {found['teacher'][0]:.1f} | {' | '.join([*shares, *gains])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="holds kitti, kitti_raw and nuscenes_frame")
+    parser.add_argument("--out", type=Path, default=Path("runs/points"))
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "points.json")
+    args = parser.parse_args()
+    args.out, args.data = args.out.resolve(), args.data.resolve()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only})))
+        keys = [(name, seed) for name in args.only for seed in args.seeds]
+        cells = list(pool.map(lambda key: cell(args, *key), keys))
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(json.dumps({"overrides": args.set, "cells": cells}, indent=1) + "\n")
+    print(table(cells))
+
+
+if __name__ == "__main__":
+    main()

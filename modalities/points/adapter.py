@@ -1,0 +1,294 @@
+"""3D points: frames to rows of cells, pixels or points, segmenters, mIoU, students for sparse LiDAR and cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
+from xmodal_kd.capture import capture, only_call
+from xmodal_kd.errors import UserError
+from xmodal_kd.memory import Cache
+from xmodal_kd.registry import Registry
+from xmodal_kd.signals import Kind, Layout, Signals
+from xmodal_kd.streams import Streams
+
+from .config import PointsData, View
+from .data import PointsSource
+from .export import export
+from .folder import check_classes, load_model, save_model
+from .frame import CLASSES
+from .frames import Recorded
+from .metrics import Tally, miou
+from .models import MODELS
+from .overview import overview
+from .views import CHANNELS, KINDS
+
+#: Bytes of a frozen teacher's rows that are kept.
+MEMORY = 1 << 30
+#: Forward passes whose median is the latency.
+TIMED = 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a teacher said of one frame, by signal."""
+
+    values: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.values.values())
+
+
+def _missing() -> Rows:
+    raise AssertionError("it was there a moment ago")
+
+
+class PointsAdapter(Adapter):
+    """Teacher and student see the same moment, each in its own way, and meet on the student's rows.
+
+    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows
+    are gathered through the points that both sides see, so that row i means the same in both; rows which the teacher
+    does not see are masked. A teacher that learns has its own rows.
+    """
+
+    Data: ClassVar[type[PointsData]] = PointsData
+    models: ClassVar[Registry[Any]] = MODELS
+    metric: ClassVar[tuple[str, bool]] = ("miou", False)
+    datasets: ClassVar[Mapping[str, str]] = {
+        "simulator": "streets made on the fly: ground, pavements, cars, trucks, buildings, poles, trees, people",
+        "kitti": "KITTI object's layout: training/{velodyne,image_2,calib,label_2}",
+        "kitti_raw": "KITTI raw's layout: <date>/<drive>_sync/{velodyne_points,image_02}/data, calib_*.txt",
+        "semantickitti": "SemanticKITTI's layout: sequences/NN/{velodyne,labels}, poses.txt, calib.txt",
+        "nuscenes": "a nuScenes key frame: frame.json with its sweep and six photographs",
+    }
+
+    def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
+        self.config, self.streams, self.batch_size = data, streams, batch_size
+        #: Opened now: a folder that is not there must not come out after hours of training.
+        self.real = [Recorded(folder, data.sensor, pictures=True) for folder in data.real]
+        self._sources: dict[str, PointsSource] = {}
+        self._labelled: Sequence[int] | None = None
+        self._class_weight: Tensor | None = None
+        self._taught: Cache[Rows] = Cache(MEMORY)
+
+    def data(self, split: str) -> PointsSource:
+        if split not in self._sources:
+            self._sources[split] = PointsSource(self.config, split, self.streams, self.batch_size)
+        return self._sources[split]
+
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        """The weights of the classes are those of the frames whose labels may be looked at."""
+        self._labelled, self._class_weight = labelled, None
+        self.data("train").learns = role
+
+    # ---------------------------------------------------------------- models
+
+    def view(self, role: str) -> View:
+        return self.config.teacher if role == "teacher" else self.config.student
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
+        kind, sees = MODELS[model], self.view(role).sees
+        if kind.view != sees:
+            raise UserError(f"{role}: model {model!r} sees {kind.view}, data.{_side(role)}.sees says {sees}")
+        config = kind.Config.model_validate(params)
+        built = kind(config, channels=CHANNELS[sees], classes=len(CLASSES))
+        built.card = {"model": model, "params": config.model_dump(mode="json")}
+        return built
+
+    def load(self, role: str, folder: Path) -> nn.Module:
+        model, card = load_model(folder)
+        check_classes(folder, card)
+        asked, trained = self.view(role).model_dump(), card.view.model_dump()
+        for key in ("sees", "beams", "sweeps", "columns"):
+            if asked[key] != trained[key]:
+                raise UserError(
+                    f"{folder}: this {role} was trained with {key} {trained[key]}, data.{_side(role)}.{key} says "
+                    f"{asked[key]}: make them agree"
+                )
+        model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
+        return model
+
+    def class_names(self, role: str) -> Sequence[str]:
+        return CLASSES
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        view = self.view(role)
+        card: Mapping[str, Any] = model.card  # type: ignore[assignment]
+        save_model(folder, model, {
+            **card, "channels": CHANNELS[view.sees], "classes": CLASSES, "view": view, "image": self.config.image,
+            "sensor": self.config.sensor, "role": role,
+        })  # fmt: skip
+
+    # ---------------------------------------------------------------- signals
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """``logits`` and captured features on the student's rows, or, of a teacher that learns, on its own.
+
+        Beside them ``labels``, ``class_weight`` (of the label; of the teacher's answer on its rows), ``voxels`` and
+        ``supervoxels`` (regions; below 0 none).
+        """
+        if role == "teacher" and not model.training:
+            return self._teaches(model, batch, features)
+        side = batch["teacher" if role == "teacher" else "student"]
+        layout, labels = _layout(side), side["labels"]
+        out = Signals(batch["ids"])
+        for name, rows in self._rows(model, side, features).items():
+            out.add(name, rows, layout)
+        known = _layout(side, labels >= 0)
+        out.add("labels", labels, known)
+        out.add("class_weight", self._weights(labels.device)[labels.clamp(min=0)], known)
+        for name in ("voxels", "supervoxels"):
+            if name in side:
+                out.add(name, side[name], layout)
+        return out
+
+    def _teaches(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> Signals:
+        """The teacher's rows, brought to the student's."""
+        match, own = batch["match"], batch["student"]
+        out = Signals(batch["ids"])
+        layout = _layout(own, match.reached)
+        for name, rows in self._frozen_rows(model, batch, features).items():
+            out.add(name, match.gather(rows)[0], layout)
+        answers = out.rows("logits").argmax(dim=-1)
+        out.add("class_weight", self._weights(answers.device)[answers], layout)
+        return out.add("labels", own["labels"], _layout(own, own["labels"] >= 0))
+
+    def _frozen_rows(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> dict[str, Tensor]:
+        """A frozen teacher's own rows: remembered for the training frames, where it sees them as they are."""
+        side, ids = batch["teacher"], batch["ids"].tolist()
+        if not batch["repeats"] or side["inputs"].ndim != 4:
+            return self._rows(model, side, features)
+        weights = sum(p._version for p in model.parameters())  # an average's change in place
+        keys = [(id(model), weights, i, *features) for i in ids]
+        if not all(key in self._taught for key in keys):
+            found = self._rows(model, side, features)
+            rows = len(side["valid"]) // len(ids)
+            for at, key in enumerate(keys):
+                self._taught.get(key, lambda at=at: Rows({n: x[at * rows :][:rows].clone() for n, x in found.items()}))  # type: ignore[misc]
+            return found
+        held = [self._taught.get(key, _missing) for key in keys]
+        return {name: torch.cat([one.values[name] for one in held]) for name in held[0].values}
+
+    def _rows(self, model: nn.Module, side: Mapping[str, Any], features: Sequence[str]) -> dict[str, Tensor]:
+        """``logits`` and features as rows of what a model saw; a coarser map's cells stand for those they cover."""
+        grid = tuple(side["inputs"].shape[2:])
+        with capture(model, features) as taken:
+            logits = model(side["inputs"]) if grid else model(side["inputs"], side["lengths"])
+        found = {"logits": logits} | {name: only_call(name, calls) for name, calls in taken.items()}
+        return {name: _as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
+
+    def _weights(self, device: torch.device) -> Tensor:
+        """``(classes,)`` (commonest / class)^balance over the labelled training scans; 1 for a class they lack."""
+        if self._class_weight is None:
+            count = self.data("train").count(self._labelled)
+            weight = (count.max() / np.maximum(count, 1)) ** self.config.balance
+            self._class_weight = torch.from_numpy(np.where(count > 0, weight, 1.0)).float()
+        return self._class_weight.to(device)
+
+    # ---------------------------------------------------------------- evaluation and export
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
+        """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own.
+
+        A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
+        """
+        return self.measure(role, model, self.data(split), timed=split == "test")
+
+    def measure(self, role: str, model: nn.Module, source: PointsSource, *, timed: bool = False) -> Evaluation:
+        device = next(model.parameters()).device
+        shared, own, scores = Tally(CLASSES), Tally(CLASSES), []
+        for batch in batches(source, device):
+            said = self.signals(role, model, batch)
+            rows, layout = said["logits"]
+            confidence, answer = (x.cpu().numpy() for x in torch.softmax(rows.float(), dim=-1).max(dim=-1))
+            side = batch["student"]
+            labels, distance = side["labels"].cpu().numpy(), side["distance"].cpu().numpy()
+            mask, both = layout.mask.cpu().numpy(), batch["match"].reached.cpu().numpy()
+            item = layout.item.cpu().numpy()
+            for i, key in enumerate(batch["keys"]):
+                here = mask & (item == i)
+                common = here & both
+                matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
+                own.add(answer[here], confidence[here], labels[here], distance[here])
+                scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
+        metrics = shared.metrics() | ({} if role == "teacher" else {"miou_own": own.metrics()["miou"]})
+        if timed:
+            metrics["milliseconds"] = self._latency(role, model, source)
+        return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
+
+    def _latency(self, role: str, model: nn.Module, source: PointsSource) -> float:
+        """Median milliseconds of a forward pass on one frame, on the threads of the run."""
+        device = next(model.parameters()).device
+        [batch] = [next(batches(source, device, size=1))]
+        side = batch["teacher" if role == "teacher" else "student"]
+        given = [side["inputs"]] + ([] if side["inputs"].ndim == 4 else [side["lengths"]])
+        times = []
+        for _ in range(TIMED):
+            start = perf_counter()
+            model(*given).sum().item()  # the clock stops when the device is done
+            times.append(perf_counter() - start)
+        return 1000 * median(times)
+
+    def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
+        return overview(self, models, folder)
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        """ONNX beside the weights, for the models that ONNX can express."""
+        return export(model, folder)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:
+    """All samples of a split in order, as they are."""
+    size = size or source.batch_size
+    for start in range(0, len(source), size):
+        made = source.collate([source.clean(i) for i in range(start, min(start + size, len(source)))])
+        yield to_device(made, device)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {key: to_device(part, device) for key, part in value.items()}
+    return value.to(device) if hasattr(value, "to") else value
+
+
+def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
+    """Of the rows of what was seen: the valid ones, and of these only those that are in `also`."""
+    valid: Tensor = side["valid"] if also is None else side["valid"] & also
+    grid, items = tuple(side["inputs"].shape[2:]), len(side["lengths"])
+    item = torch.repeat_interleave(side["lengths"], output_size=len(valid))
+    return Layout(KINDS[len(grid)], valid, item, items, grid or None)
+
+
+def _side(role: str) -> str:
+    return "teacher" if role == "teacher" else "student"
+
+
+def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tensor:
+    """``(rows, c)`` of maps ``(b, c, h, w)`` of any resolution, or of points ``(total, c)``."""
+    if grid and value.ndim == 4:
+        if tuple(value.shape[2:]) != grid:
+            value = F.interpolate(value, size=grid, mode="nearest")
+        return rearrange(value, "b c h w -> (b h w) c")
+    if not grid and value.ndim == 2 and len(value) == rows:
+        return value
+    raise UserError(
+        f"module {name!r} gives {tuple(value.shape)}: a feature here is (b, c, h, w), or (points, c) of a point model"
+    )
+
+
+__all__ = ["KINDS", "Kind", "PointsAdapter", "batches"]

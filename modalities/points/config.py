@@ -1,0 +1,115 @@
+"""The recipe's ``data`` section: where frames come from, and what teacher and student see of them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from xmodal_kd.adapter import Strict
+
+from .augment import Augment
+
+Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"]
+Sees = Literal["range", "image", "points"]
+Count = Annotated[int, Field(gt=0)]
+
+
+class View(Strict):
+    """What one side sees of a frame."""
+
+    sees: Sees = "range"
+    """The scan as a range image, the photograph, or the scan as a set of points."""
+    beams: Count | None = None
+    """Of the sensor's, evenly spaced; None: all. An image has none."""
+    columns: Count = 256
+    """Of the range image, over the full turn."""
+    sweeps: Count = 1
+    """Scans that are brought into one frame by their poses, the current one and those before it."""
+    points: Count = 4096
+    """At most so many points where a set of points is seen, drawn anew at every epoch."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> View:
+        if self.sees == "image" and (self.beams is not None or self.sweeps > 1):
+            raise ValueError("an image has no beams and no sweeps")
+        return self
+
+
+class Scenes(Strict):
+    """How many simulated moments, each of a world of its own; the splits are separate families of worlds."""
+
+    train: Count = 160
+    dev: Count = 48
+    test: Count = 96
+
+
+class Frames(Strict):
+    """Frames of a folder, by their place in its order: from `first` up to, and without, `last`."""
+
+    first: Annotated[int, Field(ge=0)] = 0
+    last: Count | None = None
+
+
+class Folder(Strict):
+    """Recorded frames."""
+
+    sources: Source
+    path: Path
+    frames: Frames = Frames()
+    repeat: Count = 1
+    """How often they stand among the training frames, so that a few are not lost among many."""
+
+
+class PointsData(Strict):
+    """Frames, and who sees what of them."""
+
+    sources: Source = "simulator"
+    path: Path | None = None
+    """The folder of recorded frames, in the layout of its data set."""
+    sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
+    """Of the simulator; for recorded frames, whose number of beams and field of view."""
+    scenes: Scenes = Scenes()
+    """Of the simulator."""
+    train: Frames | None = None
+    """Of recorded frames, as `dev` and `test`: splits by time, which must not overlap."""
+    dev: Frames | None = None
+    test: Frames | None = None
+    unlabelled: Folder | None = None
+    """Recorded frames without labels, which join the training frames."""
+    real: tuple[Folder, ...] = ()
+    """Recorded frames on which all roles are measured at the end, against the teacher and against labelled boxes."""
+    teacher: View = View()
+    student: View = View(beams=16)
+    teacher_view: Literal["clean", "augmented"] = "clean"
+    """Whether a frozen teacher sees a frame as it is, or with the student's augmentation."""
+    image: tuple[Count, Count] = (96, 320)
+    """Height and width that photographs are brought to."""
+    pixel_labels: Literal["points", "all"] = "points"
+    """Pixels with a label: those where a point is seen, as in labelled recordings, or all that the simulator knows."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Exponent of (commonest class / class) in the signal ``class_weight``; 0: all classes weigh the same."""
+    supervoxels: Count = 4
+    """Of PVKD's, drawn for each scan by difficulty: the signal ``supervoxels``."""
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _complete(self) -> PointsData:
+        if self.sources == "simulator":
+            return self
+        if self.path is None:
+            raise ValueError(f"sources {self.sources} needs path, the folder of its frames")
+        if self.train is None or self.dev is None or self.test is None:
+            raise ValueError("recorded frames need train, dev and test, each a range of frames")
+        ends = sorted(
+            (s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test)
+        )
+        if any(b[0] < a[1] for a, b in pairwise(ends)):
+            raise ValueError("train, dev and test overlap")
+        return self
+
+    @property
+    def needs_pictures(self) -> bool:
+        return "image" in (self.teacher.sees, self.student.sees)

@@ -1,0 +1,25 @@
+"""Segmentation models by name: U-Nets over range images and photographs, a transformer over points.
+
+Every model is built as ``cls(config, channels=, classes=)`` and has
+
+* ``Config``: its pydantic parameters, the ``params`` of a recipe and of a saved folder;
+* ``view``: ``"range"``, ``"image"`` or ``"points"``: what it is shown;
+* ``features``, ``encoder.*``, ``decoder.*``: paths to capture, see `SceneModel`.
+
+A model of a grid is called as ``model(x)``, one of points as ``model(points, lengths)``. None has batch statistics.
+"""
+
+from __future__ import annotations
+
+from xmodal_kd.registry import Registry
+
+from .point_transformer import PointTransformer
+from .scene import SceneModel, View
+from .unet import ImageUNet, RangeUNet
+
+MODELS: Registry[type[SceneModel]] = Registry("points model")
+MODELS.add("range_unet", RangeUNet)
+MODELS.add("image_unet", ImageUNet)
+MODELS.add("point_transformer", PointTransformer)
+
+__all__ = ["MODELS", "ImageUNet", "PointTransformer", "RangeUNet", "SceneModel", "View"]
