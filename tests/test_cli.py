@@ -22,7 +22,7 @@ from xmodal_kd.errors import UserError
 from xmodal_kd.recipe import load
 from xmodal_kd.runner import resolved
 
-COMMANDS = ("run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare")
+COMMANDS = ("run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache")
 Capture = pytest.CaptureFixture[str]
 
 

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 from .adapter import Strict
 from .errors import UserError, nearest
 from .schedules import Schedule
+from .teacher_cache.config import CacheSpec
 
 M = TypeVar("M", bound=BaseModel)
 Path_ = tuple[str | int, ...]
@@ -163,6 +164,8 @@ class Recipe(Strict):
     objective: tuple[Term, ...] = ()
     """What trains a teacher, and the student of the methods that have no loss of their own."""
     train: Train
+    cache: CacheSpec | None = None
+    """The teacher's signals on disk, read instead of running it at every step."""
     labels: Labels | None = None
     """Whose labels student and control look at; None: all. A student with a teacher also sees the other samples."""
     control: bool = True

@@ -39,6 +39,7 @@ from .roles import (
 from .scarce import Scarce, facts
 from .setup import check_trackers, make_accelerator
 from .streams import Streams
+from .teacher_cache.session import Session, check
 
 STATE, RECIPE = "state.json", "recipe.yaml"
 
@@ -95,6 +96,7 @@ class Run:
         method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
+        check(self.recipe, self.adapter)
 
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
@@ -214,8 +216,9 @@ class Run:
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
             one.begin(role, known)
+        cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
         engine = Engine(
-            method, source, models, train, streams=self.streams, accelerator=self.accelerator,
+            method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
             evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
@@ -233,7 +236,8 @@ class Run:
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(role, method, models),
+                "flops_per_step": self._step_flops(role, method, models, cache),
+                **cache.facts(models, at.samples),
             }
         }  # fmt: skip
 
@@ -266,9 +270,10 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, role: str, method: Any, models: dict[str, nn.Module]) -> float:
+    def _step_flops(self, role: str, method: Any, models: dict[str, nn.Module], cache: Session) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
         source = training_source(self.adapter, self.recipe, role, self.recipe.train.batch_size)
+        source = cache.source if cache.reading is not None else source
         return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
 
     def _untrained_control(self) -> None:
@@ -313,6 +318,8 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
     content = loaded.recipe.model_dump(mode="json", exclude={"out"})
     data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
     content["data"] = _absolute(data).model_dump(mode="json")
+    if loaded.recipe.cache is not None:
+        content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
     if loaded.recipe.teacher is not None:
         content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
     return content

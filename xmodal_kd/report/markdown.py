@@ -28,6 +28,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
+        _cache(content["cost"].get("student", {}).get("cache")),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _curve(content["curve"], name),
         _facts(content["facts"]),
@@ -72,6 +73,24 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     shown = " / ".join(f"{value:.1f}" for value in (*(split.get(p, 0.0) for p in ("teacher", "student", "loss")), rest))
     seconds, flops = f"{cost['seconds']:.0f}", f"{cost['flops_per_step'] / 1e9:.2f}"
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
+
+
+def _cache(cache: Mapping[str, Any] | None) -> str:
+    """What the teacher on disk was worth to the student's training."""
+    if cache is None:
+        return ""
+    paid = cache["paid_after_epochs"]
+    kept = ", ".join(f"{name} {signal['bytes_per_row']} bytes a {signal['kind']}"
+                     for name, signal in cache["signals"].items())  # fmt: skip
+    errors = ", ".join(f"{name} {'–' if e is None else f'{100 * e:.2g} %'}" for name, e in cache["loss_error"].items())
+    return (
+        f"Teacher cache ({cache['view']}): {cache['bytes'] / 2**20:.1f} MiB on disk ({kept}); "
+        f"{100 * cache['hit_rate']:.1f} % of what training asked of the teacher was read, "
+        f"{cache['computed']} samples were computed in {cache['fill_seconds']:.1f} s. A batch took the teacher "
+        f"{cache['live_ms']:.2f} ms, the cache {cache['cached_ms']:.2f} ms: "
+        + ("it never pays. " if paid is None else f"paid after {paid:.1f} of {cache['epochs']:.1f} epochs. ")
+        + f"Error of the loss of one batch: {errors}."
+    )
 
 
 def _references(content: Mapping[str, Any]) -> str:
