@@ -18,6 +18,7 @@ from .frame import CLASSES, Frame
 from .frames import Kept, Recorded
 from .metrics import balanced_agreement, confusion, in_boxes, majority_agreement
 from .pictures import density_curve, overview_pictures
+from .readers.base import in_view
 from .simulator.sensors import SENSORS
 from .views import Seen, see
 
@@ -159,7 +160,4 @@ def _labelled_area(frame: Frame, source: Folder) -> np.ndarray:
     """KITTI labels what its photograph shows; elsewhere cars stand without a box."""
     if source.sources != "kitti" or not frame.pictures:
         return np.ones(len(frame.scan), dtype=bool)
-    camera = frame.pictures[0].camera
-    uv, depth = camera.project(frame.scan.xyz)
-    inside: np.ndarray = (depth > 0) & (uv >= 0).all(axis=1) & (uv < (camera.width, camera.height)).all(axis=1)
-    return inside
+    return in_view(frame.pictures[0].camera, frame.scan)
