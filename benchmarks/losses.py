@@ -3,8 +3,9 @@
     python benchmarks/losses.py                     small shapes on the CPU, full ones where there is a GPU
     python benchmarks/losses.py --only kd dkd --shapes speech --scale 1
 
-Three shapes, of which a loss sees the logits or the features, per what it needs: speech (utterances x frames), points
-(clouds x points, ragged), image (images x pixels, a grid). Losses that compare samples see one row an item.
+Three shapes, of which a loss sees the logits or the features, per what it needs: speech (utterances x frames, a grid of
+one axis), points (clouds of half to all of the points each, without a grid), image (images x pixels, a grid of two).
+Losses that need maps refuse points. Losses that compare samples see one row an item, those over regions 64 an item.
 ``--scale`` divides the number of items. Written to ``benchmarks/results/losses.json``: for each loss and shape the
 seconds of the fastest of some repetitions, the ratio to plain KL, the peak bytes beside the inputs, both over the bytes
 of reading both sides and writing the student's gradient once.
@@ -17,16 +18,19 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from pathlib import Path
+from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from xmodal_kd.losses import LOSSES, LossSpec
+from xmodal_kd.losses.subclasses import save_statistics, subclass_statistics
 from xmodal_kd.peak import peak_bytes
 from xmodal_kd.progress import bar
 
@@ -34,23 +38,24 @@ HERE = Path(__file__).parent
 
 
 class Shape(NamedTuple):
-    """Items, the grid of an item's rows (points: their number), classes, channels of student and teacher."""
+    """Items, the grid of an item's rows (ragged: the most of them), classes, channels of student and teacher."""
 
     items: int
     grid: tuple[int, ...]
     classes: int
     channels: tuple[int, int]
+    ragged: bool = False
 
 
 FULL = {
     "speech": Shape(64, (1000,), 5000, (256, 512)),
-    "points": Shape(8, (32768,), 20, (64, 256)),
+    "points": Shape(8, (32768,), 20, (64, 256), ragged=True),
     "image": Shape(16, (128, 128), 19, (64, 256)),
 }
 #: What the CPU measures by default: the same kinds, small enough for all losses in a few minutes.
 SMALL = {
     "speech": Shape(8, (100,), 1000, (64, 96)),
-    "points": Shape(4, (512,), 20, (32, 64)),
+    "points": Shape(4, (512,), 20, (32, 64), ragged=True),
     "image": Shape(8, (16, 16), 19, (32, 64)),
 }
 #: Hyper-parameters that fit the shapes (heads divide channels; layers as many as are given).
@@ -60,54 +65,91 @@ PARAMS: dict[str, dict[str, Any]] = {
     "tinybert": {"heads": 4},
     "rkd": {"angle": 0.0},
 }
+#: Subclasses a class and segments a row in the wide students of `lelp` and `norm`; `lelp` is for heads of few classes.
+SUBCLASSES, SEGMENTS, FEW = 5, 8, 8
 #: Losses that compare one row an item.
 BY_SAMPLE = {"crd", "crd_exact", "irg", "jacobian"}
 #: Losses over pairs of rows see at most so many: regions or samples, not frames.
 PAIRS = 1024
 
 
-def inputs_of(spec: LossSpec, shape: Shape, device: torch.device) -> dict[str, Any]:
-    """Random rows in the form that the loss takes; raises what it raises where it does not serve the shape."""
-    random = torch.Generator(device).manual_seed(0)
-    by_sample = spec.name in BY_SAMPLE
-    items, cells = shape.items, 1 if by_sample else prod(shape.grid)
-    paired = spec.reduction == "batch" and spec.family in ("relations", "contrastive") and not spec.many
-    if paired and spec.name not in {"cka", "rcka", "dist", *BY_SAMPLE}:
-        items, cells = 1, min(items * cells, PAIRS)
-    n = items * cells
-    logits = "logits" in spec.needs and "features" not in spec.needs
+def widths_of(spec: LossSpec, shape: Shape) -> tuple[list[int], list[int]]:
+    """Widths of the student's and of the teacher's signals."""
+    if spec.name == "lelp":
+        return [FEW * SUBCLASSES], [FEW, shape.channels[1]]
+    if spec.name == "norm":
+        return [SEGMENTS * shape.channels[1]], [shape.channels[1]]
+    logits = bool({"logits", "regression"} & spec.needs) and "features" not in spec.needs
     wide_s, wide_t = (shape.classes, shape.classes) if logits else shape.channels
     if not logits and "widths_differ" not in spec.properties:
         wide_s = wide_t
-
-    def rows(width: int) -> Tensor:
-        return torch.randn(n, width, device=device, generator=random)
-
     number = {"minilm": 3, "minilmv2": 3, "irg": 3, "mobilebert": 6, "tinybert": 7, "skd_adv": 1}.get(spec.name, 2)
-    item = torch.arange(items, device=device).repeat_interleave(cells)
-    grid = shape.grid if cells == prod(shape.grid) else (cells,)
-    lists = {
-        "student": [rows(wide_s) for _ in range(number if spec.many else 1)],
-        "teacher": [rows(wide_t) for _ in range(number if spec.many else 1)],
-        "item": [item] * number,
-        "cell": [torch.arange(n, device=device)] * number,
-        "grid": [grid] * number,
+    number = number if spec.many else 1
+    return [wide_s] * number, [wide_t] * number
+
+
+def lengths_of(spec: LossSpec, shape: Shape) -> list[int]:
+    """Rows of each item."""
+    paired = spec.reduction == "batch" and spec.family in ("relations", "contrastive") and not spec.many
+    if spec.name in BY_SAMPLE:
+        return [1] * shape.items
+    most = prod(shape.grid)
+    if paired and spec.name not in {"cka", "rcka", "dist"}:
+        return [min(shape.items * most, PAIRS)]
+    return [most - (i % 4) * most // 8 if shape.ragged else most for i in range(shape.items)]
+
+
+def inputs_of(spec: LossSpec, shape: Shape, device: torch.device) -> dict[str, Any]:
+    """Random rows in the form that the loss takes; raises what it raises where it does not serve the shape."""
+    random = torch.Generator(device).manual_seed(0)
+    lengths = lengths_of(spec, shape)
+    whole = all(length == prod(shape.grid) for length in lengths)
+    grid = None if shape.ragged else shape.grid if whole else (lengths[0],)
+    if grid is None and not spec.ragged:
+        raise ValueError("works on maps, and points form no grid")
+    n, items = sum(lengths), len(lengths)
+    item = torch.arange(items, device=device).repeat_interleave(torch.tensor(lengths, device=device))
+    widths = widths_of(spec, shape)
+    sides = [[torch.randn(n, width, device=device, generator=random) for width in side] for side in widths]
+    lists: dict[str, list[Any]] = {
+        "student": sides[0],
+        "teacher": sides[1],
+        "item": [item] * len(sides[0]),
+        "cell": [torch.arange(n, device=device)] * len(sides[0]),
+        "grid": [grid] * len(sides[0]),
     }
     given = lists if spec.many else {key: value[0] for key, value in lists.items()}
-    head = nn.Linear(wide_t, shape.classes, device=device).requires_grad_(False)
+    labels = torch.randint(min(widths[0][0], shape.classes), (n,), device=device, generator=random)
     return given | {
         "items": items,
-        "labels": torch.randint(wide_s, (n,), device=device, generator=random),
-        "regions": torch.randint(8, (n,), device=device, generator=random),
+        "labels": torch.randn(n, widths[0][0], device=device, generator=random) if regresses(spec) else labels,
+        "regions": torch.randint(64, (n,), device=device, generator=random),
         "ids": torch.arange(items, device=device),
-        "head": head,
+        "head": nn.Linear(widths[1][0], shape.classes, device=device).requires_grad_(False),
         "progress": 0.5,
     }
+
+
+def regresses(spec: LossSpec) -> bool:
+    """Its labels are one number an output."""
+    return "regression" in spec.needs
+
+
+@cache
+def lelp_statistics(width: int) -> Path:
+    """What `lelp` knows of 40 embeddings a class."""
+    random = torch.Generator().manual_seed(0)
+    embeddings, classifier = (torch.randn(n, width, generator=random) for n in (40 * FEW, FEW))
+    path = Path(mkdtemp()) / "lelp.safetensors"
+    save_statistics(subclass_statistics(embeddings, torch.arange(40 * FEW) % FEW, classifier, SUBCLASSES), path)
+    return path
 
 
 def step_of(spec: LossSpec, given: dict[str, Any], device: torch.device) -> Callable[[], None]:
     """One forward and backward pass of the loss."""
     params = PARAMS.get(spec.name, {})
+    if spec.name == "lelp":
+        params = {"statistics": lelp_statistics(given["teacher"][1].shape[1])}
     students = given["student"] if isinstance(given["student"], list) else [given["student"]]
     for rows in students:
         rows.requires_grad_()
@@ -118,7 +160,7 @@ def step_of(spec: LossSpec, given: dict[str, Any], device: torch.device) -> Call
             [x.shape[1] for x in side] if isinstance(side, list) else side.shape[1]
             for side in (given["student"], given["teacher"])
         ]
-        axes = [len(g) for g in given["grid"]] if spec.many else len(given["grid"])
+        axes = [len(g or ()) for g in given["grid"]] if spec.many else len(given["grid"] or ())
         fn = spec.make(*widths, axes, **params).to(device)
         params = {}
     arguments = [given[name] for name in spec.inputs]

@@ -23,7 +23,8 @@ EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "scarce": ("points/scarce", (), "scarce"),
     "scarce, teacher of 12": ("points/scarce", ("teacher.labels=12",), "scarce, teacher of 12"),
     "beams": ("points/beams", (), "scarce"),
-    "camera": ("points/camera", (), "camera"),
+    "kitti": ("points/kitti", (), "scarce"),
+    "camera": ("points/camera", (), "scarce"),
     "lidar from image": ("points/lidar_from_image", (), "lidar from image"),
 }
 ROLES = ("teacher", "control", "self_training", "student")
@@ -42,6 +43,9 @@ def teacher(args: argparse.Namespace, name: str) -> None:
 
 def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     recipe, sets, taught_by = EXPERIMENTS[name]
+    if name == "kitti":
+        real = {"real.0": "kitti_raw", "real.1": "kitti", "real.2": "nuscenes_frame", "unlabelled": "kitti_raw"}
+        sets = tuple(f"data.{key}.path={args.data / value}" for key, value in real.items())
     out = folder(args, name) / f"seed-{seed}"
     if not (out / "report.json").exists():
         path = folder(args, taught_by) / "teacher" / "teacher"
@@ -82,6 +86,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="holds kitti, kitti_raw and nuscenes_frame")
     parser.add_argument("--out", type=Path, default=Path("runs/points"))
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -89,7 +94,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "points.json")
     args = parser.parse_args()
-    args.out = args.out.resolve()
+    args.out, args.data = args.out.resolve(), args.data.resolve()
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only})))
         keys = [(name, seed) for name in args.only for seed in args.seeds]

@@ -251,10 +251,10 @@ def test_pairs_of_rows_are_never_all_in_memory(name: str) -> None:
 
 def test_mlkd_never_holds_a_matrix_of_all_classes() -> None:
     """Beside the gradient 16 chunks, which are 10 % of the logits of 64 x 1,000 frames and 5,000 classes."""
-    n, c, size = 800, 400, 20_000
+    n, c, size = 401, 400, 25_000
     student, teacher = (torch.randn(n, c, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     student.requires_grad_()
     with small_blocks(size):
-        peak = peak_bytes(lambda: LOSSES["mlkd"].fn(student, teacher, temperatures=(2.0, 4.0)).backward())
+        peak = peak_bytes(lambda: LOSSES["mlkd"].fn(student, teacher, temperatures=(4.0,)).backward())
     assert peak <= 4 * (n * c + 16 * size) < 4 * (n * c + 3 * c * c)
     assert student.grad is not None and student.grad.isfinite().all()

@@ -14,8 +14,8 @@ from xmodal_kd.errors import UserError
 from .calibration import read_picture
 from .files import read_points
 from .frame import CLASSES, Picture, Scan
-from .palette import PAPER
-from .pictures import GAP, above, in_photograph, in_view, painted, sheet, strip_panels, strips, write_picture
+from .palette import FAINT
+from .pictures import above, in_photograph, in_view, painted, sheet, strip_panels, strips, write_picture
 from .ply import write_ply
 from .readers.base import read_rgb
 from .segment import Segmented, Segmenter, uncalibrated
@@ -90,15 +90,16 @@ def page(
     """Range images, two views from above, and the photograph with its pixels' and its points' labels."""
     panels = strip_panels(strips(scan, {"class": found.labels}, columns))
     views = [above(scan.xyz, found.labels, reach) for reach in (FAR, NEAR)]
-    both = Image.new("RGB", (2 * views[0].width - GAP, views[0].height), PAPER)
-    for view, left in zip(views, (0, views[0].width - GAP), strict=True):
+    both = Image.new("RGB", (2 * views[0].width + 1, views[0].height), FAINT)  # a line between the two
+    for view, left in zip(views, (0, views[0].width + 1), strict=True):
         both.paste(view, (left, 0))
     panels.append((f"from above, {FAR:g} m and {NEAR:g} m each way", both))
     if picture is not None and found.pixels is not None:
         panels.append(("pixels", painted(picture.rgb, found.pixels)))
-    if picture is not None and (in_view(scan, picture)[0]).size:
+    if picture is not None:
         seen, uv = in_view(scan, picture)
-        panels.append(("points in the photograph", in_photograph(picture.rgb, uv, found.labels[seen])))
+        if len(seen):
+            panels.append(("points in the photograph", in_photograph(picture.rgb, uv, found.labels[seen])))
     return sheet(panels, 1, "", classes)
 
 

@@ -15,9 +15,10 @@ from xmodal_kd.progress import console
 
 from .config import Folder, View
 from .frame import CLASSES, Frame
-from .frames import Recorded
+from .frames import Kept, Recorded
 from .metrics import balanced_agreement, confusion, in_boxes, majority_agreement
 from .pictures import density_curve, overview_pictures
+from .readers.base import in_view
 from .simulator.sensors import SENSORS
 from .views import Seen, see
 
@@ -55,11 +56,12 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
     seers = {
         role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
     }
+    frames = Kept(adapter.data("test").frames)
     total = len(SENSORS[adapter.config.sensor].elevations)
     for share in SHARES if seers else ():
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
         config = adapter.config.model_copy(update={"teacher": view, "student": view})
-        source = PointsSource(config, "test", adapter.streams, adapter.batch_size)
+        source = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)
         for role, model in seers.items():
             console.print(f"beams  {total // share} {role}", highlight=False)
             metrics = adapter.measure("student", model, source).metrics
@@ -158,7 +160,4 @@ def _labelled_area(frame: Frame, source: Folder) -> np.ndarray:
     """KITTI labels what its photograph shows; elsewhere cars stand without a box."""
     if source.sources != "kitti" or not frame.pictures:
         return np.ones(len(frame.scan), dtype=bool)
-    camera = frame.pictures[0].camera
-    uv, depth = camera.project(frame.scan.xyz)
-    inside: np.ndarray = (depth > 0) & (uv >= 0).all(axis=1) & (uv < (camera.width, camera.height)).all(axis=1)
-    return inside
+    return in_view(frame.pictures[0].camera, frame.scan)

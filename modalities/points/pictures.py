@@ -27,6 +27,8 @@ REACH = 40.0
 HEAD, GAP = 24, 8
 #: Colours of the roles in curves.
 ROLES = {"teacher": "#444444", "control": "#c97b12", "student": "#1e6ee6"}
+#: Rows of a scan whose rings nobody knows: coarser than any two lasers of an HDL-64E, so that no row stays empty.
+BANDS = 40
 Panel = tuple[str, Image.Image]
 
 
@@ -126,9 +128,8 @@ def painted(rgb: UInt8[np.ndarray, "h w 3"], labels: Int[np.ndarray, "h w"]) -> 
     """A photograph under the colours of its pixels' labels."""
     page, _ = dimmed(rgb)
     paint = Image.fromarray(colours(labels)).resize(page.size, Image.Resampling.NEAREST)
-    return Image.fromarray(
-        np.minimum(np.asarray(page).astype(np.int64) + np.asarray(paint) * 2 // 3, 255).astype(np.uint8)
-    )
+    mixed = np.asarray(page) * 0.8 + np.asarray(paint) * 0.6
+    return Image.fromarray(np.minimum(mixed, 255).astype(np.uint8))
 
 
 def _dots(
@@ -205,12 +206,12 @@ def strips(scan: Scan, by_role: Mapping[str, np.ndarray], columns: int) -> list[
 
     Of a role that labels at most half of the rows with points only these are shown: a student of 16 beams has 16, as
     it sees them.
-    A scan that does not know its rings is shown in 64 bands between its lowest and its highest point.
+    A scan that does not know its rings is shown in 40 bands between its lowest and its highest point.
     """
-    rows, limits = (scan.beams or 64), None
+    rows, limits = scan.beams or BANDS, None
     if scan.ring is None:
         up = np.arcsin(np.clip(scan.xyz[:, 2] / np.maximum(scan.distance, 1e-6), -1, 1))
-        rows, limits = 64, (float(up.min()) - 1e-3, float(up.max()) + 1e-3)
+        rows, limits = BANDS, (float(up.min()) - 1e-3, float(up.max()) + 1e-3)
     found = range_image(scan, rows, columns, elevations=limits, max_range=float("inf"))
     shown = (found.index >= 0).any(axis=1).sum()
     images = [("distance", found.show(scan.distance.astype(np.float32), np.nan))]

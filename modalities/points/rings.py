@@ -14,14 +14,22 @@ from .frame import Scan
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+#: Numbers of lasers that sensors have, of those for which turns cannot be mistaken.
+BEAMS = (8, 16, 32, 40, 64, 80, 128)
 #: A file goes on to the next laser where the azimuth jumps back by more than this; noise goes back by 0.0004 at most.
 JUMP = np.pi / 2
+#: How nearly a file's turns must be in the order of their elevation to be taken for sorted (correlation of ranks).
+SORTED = 0.95
 #: Heights above the origin from which the lasers may start, metres (an HDL-64E's start 0.12 to 0.21 m above it).
 STARTS = np.arange(-0.1, 0.31, 0.01)
 #: Bins of elevation for each laser that there would be with even spacing.
 BINS = 16
+#: So many points show where the lines are.
+ENOUGH = 40_000
 #: Half the width of what a peak claims, in even spacings.
-CLAIM = 0.2
+CLAIM = 0.4
+#: How well elevations must agree with an even grid (1: exactly, 0: not at all) to be taken for one.
+EVEN = 0.5
 #: Nearer points say little of a laser's angle: they come from the car itself, metres.
 NEAR = 2.0
 #: Rounds of fitting a line to each ring and giving each point to its nearest line.
@@ -46,6 +54,8 @@ def find_rings(scan: Scan, beams: int) -> Scan:
         raise UserError(f"a scan of {len(scan)} points has no {beams} rings: choose fewer beams")
     ring = rings_by_order(scan.xyz, beams)
     if ring is None:
+        if other := next((n for n in BEAMS if n != beams and rings_by_order(scan.xyz, n) is not None), None):
+            raise UserError(f"a scan of {other} turns is taken for one of {beams} beams: set beams to {other}")
         ring = rings_by_elevation(scan.xyz, beams)
     return replace(scan, ring=ring, beams=beams)
 
@@ -53,7 +63,8 @@ def find_rings(scan: Scan, beams: int) -> Scan:
 def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:
     """``(n,)`` rings of points that lie laser by laser, or None if they do not come in `beams` turns.
 
-    A turn may begin ahead (KITTI) or behind (our simulator), and go either way round.
+    A turn may begin ahead (KITTI) or behind (our simulator), and go either way round. Turns must differ in elevation:
+    points in random order make some number of turns, too.
     """
     azimuth = np.arctan2(xyz[:, 1].astype(np.float64), xyz[:, 0])
     for begin in (0.0, np.pi):
@@ -61,21 +72,31 @@ def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:
             turned = (way * (azimuth - begin)) % (2 * np.pi)
             turn = np.concatenate([[0], np.cumsum(np.diff(turned) < -JUMP)])
             if turn[-1] + 1 == beams:
-                return _downwards(xyz, turn, beams)
+                elevation = np.arctan2(xyz[:, 2].astype(np.float64), np.hypot(xyz[:, 0], xyz[:, 1]))
+                medians = _medians(elevation, turn, beams)
+                left = np.var(elevation - medians[turn])
+                return _downwards(turn, medians) if beams == 1 or left < 0.5 * np.var(elevation) else None
     return None
 
 
 def rings_by_elevation(xyz: npt.NDArray[np.floating], beams: int) -> Ints:
     """``(n,)`` rings by the angle at which points are seen, whatever their order.
 
-    A laser starts above or below the sensor's origin, so its points lie on a line height = start + slope * distance.
-    The lines are found one after another as the highest peaks of a histogram over starts and slopes, each time without
-    the points of those before (a Hough transform); then lines are fitted and points given to the nearest, in turn.
+    If elevations are evenly spaced, as an HDL-32E's or VLP-16's, the grid that fits them best decides.
+
+    Otherwise: a laser starts above or below the sensor's origin, so its points lie on a line height = start + slope *
+    distance. The lines are found one after another as the highest peaks of a histogram over starts and slopes, each
+    time without the points of those before (a Hough transform); then lines are fitted and points given to the nearest,
+    in turn. On nine KITTI scans in random order 99.2 to 100 % of the points got their laser.
     """
     height = xyz[:, 2].astype(np.float64)
     distance = np.maximum(np.hypot(xyz[:, 0], xyz[:, 1]).astype(np.float64), 1e-3)
     clear = distance > NEAR if (distance > NEAR).sum() >= beams else np.ones(len(xyz), dtype=bool)
-    slopes, starts = _peaks(height[clear], distance[clear], beams)
+    even = _even(np.arctan2(height, distance), clear, beams)
+    if even is not None:
+        return even
+    some = np.flatnonzero(clear)[:: max(1, int(clear.sum()) // ENOUGH)]
+    slopes, starts = _peaks(height[some], distance[some], beams)
     ring = _nearest_line(height, distance, slopes, starts)
     for _ in range(ROUNDS):
         slopes, starts = _lines(height[clear], distance[clear], ring[clear], slopes, starts)
@@ -83,7 +104,9 @@ def rings_by_elevation(xyz: npt.NDArray[np.floating], beams: int) -> Ints:
         if (nearest == ring).all():
             break
         ring = nearest
-    return _downwards(xyz, ring, beams)
+    # A slope ranks badly where all points of a line are as far; the common start takes near walls out of the angles.
+    angles = np.arctan2(height - np.median(starts), distance)
+    return _ranked(-_medians(angles, ring, beams))[ring]
 
 
 def keep_beams(scan: Scan, beams: int) -> npt.NDArray[np.bool_]:
@@ -114,15 +137,57 @@ def thin(scan: Scan, beams: int) -> Scan:
     return replace(left, ring=left.ring // (scan.beams // beams), beams=beams)
 
 
-def _downwards(xyz: npt.NDArray[np.floating], group: Ints, beams: int) -> Ints:
-    """Groups renumbered so that 0 looks highest: by the median elevation, empty groups last."""
-    elevation = np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1]))
+def _downwards(turn: Ints, elevation: Floats) -> Ints:
+    """Turns renumbered so that 0 looks highest, by the typical `elevation` of each.
+
+    Between two near walls a laser's points may seem higher than those of the laser above it. So where the file goes
+    downwards or upwards on the whole, it is taken to do so throughout.
+    """
+    rank = _ranked(-elevation)
+    order = np.arange(len(rank))
+    trend = np.corrcoef(rank, order)[0, 1] if len(rank) > 1 else 1.0
+    if abs(trend) > SORTED:
+        rank = order if trend > 0 else order[::-1]
+    return rank[turn]
+
+
+def _medians(values: Floats, group: Ints, groups: int) -> Floats:
+    """Of each group's values; -inf for an empty group."""
     order = np.argsort(group, kind="stable")
-    parts = np.split(elevation[order], np.searchsorted(group[order], np.arange(1, beams)))
-    medians = np.array([np.median(part) if len(part) else -np.inf for part in parts])
-    rank = np.empty(beams, dtype=np.int64)
-    rank[np.argsort(-medians, kind="stable")] = np.arange(beams)
-    return rank[group]
+    parts = np.split(values[order], np.searchsorted(group[order], np.arange(1, groups)))
+    return np.array([np.median(part) if len(part) else -np.inf for part in parts], dtype=np.float64)
+
+
+def _ranked(values: Floats) -> Ints:
+    """The place of each value, 0 the least."""
+    rank = np.empty(len(values), dtype=np.int64)
+    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return rank
+
+
+def _even(elevation: Floats, clear: npt.NDArray[np.bool_], beams: int) -> Ints | None:
+    """``(n,)`` rings on the best grid of even elevations, 0 the highest, or None if none fits.
+
+    The fit of a spacing is the length of the mean of exp(2 pi i elevation / spacing), whose angle places the grid; the
+    `beams` consecutive rings are those that hold most points.
+    """
+    seen = elevation[clear]
+    low, high = np.quantile(seen, (0.005, 0.995))
+    if beams < 2 or high <= low:
+        return None
+    sample = seen[:: max(1, len(seen) // 5_000)]
+    spacings = (high - low) / (beams - 1) * np.linspace(0.9, 1.1, 100)
+    waves = np.array([np.exp(2j * np.pi * sample / spacing).mean() for spacing in spacings])
+    best = abs(waves).argmax()
+    if abs(waves[best]) < EVEN:
+        return None
+    first = np.angle(waves[best]) / (2 * np.pi) * spacings[best]
+    step = np.rint((first - elevation) / spacings[best]).astype(np.int64)
+    counts = np.bincount(step[clear] - step[clear].min())
+    held = np.convolve(counts, np.ones(beams, dtype=np.int64), "full")[beams - 1 :]
+    top = int(held.argmax()) + step[clear].min()
+    ring: Ints = np.clip(step - top, 0, beams - 1)
+    return ring
 
 
 def _peaks(height: Floats, distance: Floats, beams: int) -> tuple[Floats, Floats]:

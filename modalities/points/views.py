@@ -68,17 +68,15 @@ def see(frames: list[Frame], view: View, data: PointsData) -> Seen:
 
 def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " n"]]:
     """The points that `view` leaves, and which point of the current sweep each is, -1 for older sweeps'."""
-    scan = frames[0].scan
-    chosen = np.arange(len(scan))
-    if view.sweeps > 1:
-        fused = fuse(frames)
-        return fused, np.where(np.arange(len(fused)) < len(scan), np.arange(len(fused)), -1)
+    frames = frames[: view.sweeps]
+    chosen = np.arange(len(frames[0].scan))
     if view.beams is not None:
-        if scan.ring is None:
-            raise UserError(f"{frames[0].key}: its rings are not known: name the sensor in data.sensor")
-        chosen = np.flatnonzero(keep_beams(scan, view.beams))
-        scan = thin(scan, view.beams)
-    return scan, chosen
+        chosen = np.flatnonzero(keep_beams(frames[0].scan, view.beams))
+        frames = [replace(frame, scan=thin(frame.scan, view.beams)) for frame in frames]
+    if view.sweeps == 1:
+        return frames[0].scan, chosen
+    fused = fuse(frames)
+    return fused, np.pad(chosen, (0, len(fused) - len(chosen)), constant_values=-1)
 
 
 def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: PointsData) -> Seen:

@@ -48,6 +48,18 @@ def logit_mse(student: Array, teacher: Array, *, centre: bool = False) -> Array:
     return values
 
 
+def ce(student: Array, labels: Ints, *, smoothing: float = 0.0) -> Array:
+    """-sum_k q_k log p_s, q = 1 - s + s / K at the label and s / K elsewhere, s the smoothing (2016, CVPR)."""
+    rows, classes = student.shape
+    values = np.zeros(rows)
+    for i in range(rows):
+        log_p = log_softmax(student[i])
+        for k in range(classes):
+            own = 1.0 if k == labels[i] else 0.0
+            values[i] -= ((1 - smoothing) * own + smoothing / classes) * log_p[k]
+    return values
+
+
 def tfkd_reg(student: Array, labels: Ints, *, temperature: float = 20.0, correct: float = 0.99) -> Array:
     """KL(softmax(u / T) || softmax(z_s)), u = `correct` at the label, (1 - correct) / (K - 1) elsewhere (2020, CVPR).
 

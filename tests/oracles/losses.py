@@ -19,6 +19,7 @@ from .feature_losses import at, cwd, hint, nst, pearson
 from .graph_losses import fsp, irg, kdsvd, mhgd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
 from .logit_losses import (
+    ce,
     dkd,
     gjsd,
     kd,
@@ -33,6 +34,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
+from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
 from .structure_losses import cc, darkrank, darkrank_soft, ickd, ifvd, intra_kd, lsp, rcka, skd_pair
 from .target_losses import bounded_reg, ctkd, lelp, mlkd
@@ -42,10 +44,12 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "ab": ab,
     "adv_feature": adv_feature,
     "adv_logit": adv_logit,
+    "affinity": affinity,
     "at": at,
     "bounded_reg": bounded_reg,
     "catkd": catkd,
     "cc": cc,
+    "ce": ce,
     "cka": cka,
     "crd": crd,
     "crd_exact": crd_exact,
@@ -58,6 +62,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "distilbert": distilbert,
     "dkd": dkd,
     "dmkd": dmkd,
+    "dn": dn,
     "fgfi": fgfi,
     "fsp": fsp,
     "ft": ft,
@@ -91,6 +96,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "pkd": pkd,
     "pkt": pkt,
     "rcka": rcka,
+    "region_kd": region_kd,
     "reviewkd": reviewkd,
     "rkd": rkd,
     "simkd": simkd,
@@ -112,10 +118,12 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
     "adv_feature": [{}, {"game": "bce"}, {"spectral": False}],
     "adv_logit": [{}, {"game": "bce"}, {"spectral": False}],
+    "affinity": [{}, {"least": 1}],
     "at": [{}, {"p": 1.0}, {"p": 3.0}],
     "bounded_reg": [{}, {"margin": 2.0}],
     "catkd": [{}, {"normalise": False}, {"cells": 3}, {"cells": 1, "normalise": False}],
     "cc": [{}, {"order": 3, "gamma": 1.0}, {"order": 1}],
+    "ce": [{}, {"smoothing": 0.1}, {"smoothing": 0.9}],
     "cka": [{}, {"centre": False}],
     "crd": [{}, {"temperature": 0.5}],
     "crd_exact": [{}, {"temperature": 0.5}],
@@ -127,6 +135,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "dist": [{}, {"temperature": 4.0}, {"beta": 2.0, "gamma": 0.5}, {"temperature": 0.5, "beta": 0.0, "gamma": 3.0}],
     "dkd": [{}, {"temperature": 1.0, "beta": 2.0}, {"alpha": 0.0}, {"temperature": 0.5, "alpha": 3.0, "beta": 0.0}],
     "dmkd": [{}, {"drop": 0.3, "reduce": "mean"}, {"kernel": 1, "drop": 0.7}],
+    "dn": [{}, {"momentum": 0.5}, {"eps": 0.1}],
     "fgfi": [{}, {"relu": False, "kernel": 1}],
     "ft": [{}, {"factor": "attention"}, {"k": 1.3, "kernel": 1}, {"reconstruction": 3.0}],
     "gjsd": [
@@ -173,6 +182,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ofa": [{}, {"eps": 1.5}, {"eps": 2.0}],
     "ofd": [{}, {"norm": "layer"}, {"norm": "none"}, {"margins": [-0.1 * c for c in range(9)]}],
     "pkd": [{}, {"layers": "last"}, {"layers": "uniform"}],
+    "region_kd": [{}, {"temperature": 4.0}, {"temperature": 0.5}],
     "reviewkd": [{}, {"mid": 2, "norm": "layer"}, {"kernel": 1, "norm": "none"}],
     "rkd": [{}, {"distance": 1.0, "angle": 2.0}, {"angle": 0.0}, {"distance": 0.0}],
     "simkd": [{}, {"kernel": 1, "norm": "layer"}, {"kernel": 5, "norm": "none"}],

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from xmodal_kd.registry import Registry
 
+from .point_transformer import PointTransformer
 from .scene import SceneModel, View
 from .unet import ImageUNet, RangeUNet
 
 MODELS: Registry[type[SceneModel]] = Registry("points model")
 MODELS.add("range_unet", RangeUNet)
 MODELS.add("image_unet", ImageUNet)
+MODELS.add("point_transformer", PointTransformer)
 
-__all__ = ["MODELS", "ImageUNet", "RangeUNet", "SceneModel", "View"]
+__all__ = ["MODELS", "ImageUNet", "PointTransformer", "RangeUNet", "SceneModel", "View"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from xmodal_kd.adapter import Strict
 
@@ -16,7 +16,8 @@ class SceneModel(nn.Module):
     """A network that gives every element of its view (cell, pixel or point) logits.
 
     `features` is a module whose output is what the last linear layer sees, ``(b, c, h, w)`` or ``(total, c)``, under
-    one path in all models: what a term captures. The stages are ``encoder.*`` and ``decoder.*``.
+    one path in all models: what a term captures. The stages are ``encoder.*`` and ``decoder.*``. Called as ``model(x)``
+    where the view is a grid, as ``model(points, lengths)`` where it is points.
     """
 
     Config: ClassVar[type[Strict]]
@@ -31,6 +32,3 @@ class SceneModel(nn.Module):
         self.channels, self.classes = channels, classes
         # without weights of its own: a name for what the head sees
         self.features = nn.Identity()
-
-    @abstractmethod
-    def forward(self, *inputs: Tensor) -> Tensor: ...

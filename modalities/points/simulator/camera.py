@@ -76,14 +76,15 @@ def photograph(
     directions = pixels @ np.linalg.inv(camera.intrinsics).T @ to_world[:3, :3].T
     depth, face, normal = scene.cast(to_world[:3, 3], directions)  # z is 1 along the axis: distances are depths
     hit = np.flatnonzero(face >= 0)
-    rgb = _sky(directions, rng)
+    rgb = np.empty((len(directions), 3), np.float32)
+    rgb[face < 0] = _sky(directions[face < 0], rng)
     place = to_world[:3, 3] + depth[hit, None] * directions[hit]
     colour = _shaded(scene, face[hit], place, normal[hit], directions[hit], sun)
     clear = np.exp(-depth[hit, None] / HAZE)
     rgb[hit] = clear * colour + (1 - clear) * HORIZON
-    exposure = rng.uniform(0.85, 1.15)
-    rgb = np.clip(rgb * exposure, 0, 1) ** (1 / 1.4) + rng.normal(0, 0.012, rgb.shape)
-    labels = np.where(face >= 0, scene.mesh.label[face], UNLABELLED)
+    exposure = np.float32(rng.uniform(0.85, 1.15))
+    rgb = np.clip(rgb * exposure, 0, 1) ** (1 / 1.4) + 0.012 * rng.standard_normal(rgb.shape, np.float32)
+    labels = np.where(face >= 0, scene.mesh.label[face], UNLABELLED).astype(np.int64)
     shape = camera.height, camera.width
     return Picture(
         camera,

@@ -11,13 +11,13 @@ from ..frame import Frame, Picture, Scan
 from .camera import CameraSpec, photograph
 from .scene import Scene
 from .sensors import Sensor
-from .shapes import REFLECTANCE, TRANSPARENCY, Material
+from .shapes import REFLECTANCE, ROUGHNESS, TRANSPARENCY, Material
 from .world import World
 
 #: Seconds between two sweeps.
 PERIOD = 0.1
 #: Signal, as reflectance times cosine at 20 m, below which nothing is detected.
-THRESHOLD = 6e-4
+THRESHOLD = 1e-3
 
 
 def simulate(
@@ -78,15 +78,15 @@ def _scan(
     signal = reflectance * slant * (20 / distance) ** 2
     kept = (luck[hit] >= 1 - (1 - sensor.dropout) * (1 - TRANSPARENCY[material])) & (signal > THRESHOLD)
     hit, face, distance = hit[kept], face[kept], distance[kept]
-    intensity = reflectance[kept] * (0.3 + 0.7 * slant[kept]) + 0.03 * speckle[hit]
-    measured = (distance + sensor.noise * noise[hit]).astype(np.float32)
+    intensity = reflectance[kept] * (0.65 + 0.35 * slant[kept]) + 0.03 * speckle[hit]
+    measured = (distance + sensor.noise * ROUGHNESS[material[kept]] * noise[hit]).astype(np.float32)
     thing = mesh.thing[face]
     scan = Scan(
         xyz=rays[hit] * measured[:, None],
         intensity=np.clip(intensity, 0, 1).astype(np.float32),
         ring=hit // sensor.columns,
         beams=sensor.beams,
-        labels=mesh.label[face],
+        labels=mesh.label[face].astype(np.int64),
         moving=np.append(moving, False)[thing],  # thing -1 is the last: no thing
     )
     return scan, np.unique(thing[thing >= 0])

@@ -67,21 +67,23 @@ class Copies:
         """All copies as triangles at `time` seconds."""
         shape, k = self.shape, len(self)
         place, yaw = self.at(street, time)
-        cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-        x, y, z = np.moveaxis(shape.vertices * self.scale[:, None], -1, 0)
-        turned = np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1) + place[:, None]
-        starts = np.arange(k)[:, None, None] * len(shape.vertices)
-        tint = np.where(shape.painted[:, None], self.colour[:, None], 1.0) * shape.colour
+        turn = np.zeros((k, 3, 3), np.float32)  # rows of vertices times this: scaled, then turned about z
+        turn[:, 0, 0], turn[:, 0, 1] = np.cos(yaw) * self.scale[:, 0], np.sin(yaw) * self.scale[:, 0]
+        turn[:, 1, 0], turn[:, 1, 1] = -np.sin(yaw) * self.scale[:, 1], np.cos(yaw) * self.scale[:, 1]
+        turn[:, 2, 2] = self.scale[:, 2]
+        turned = shape.vertices @ turn + place[:, None].astype(np.float32)
+        starts = np.arange(k, dtype=np.int32)[:, None, None] * np.int32(len(shape.vertices))
+        tint = np.where(shape.painted[:, None], self.colour[:, None].astype(np.float32), 1) * shape.colour
         faces = len(shape.triangles)
         label = CLASSES.index(self.label) if self.label else UNLABELLED
-        thing = np.full(k, -1) if self.first is None else self.first + np.arange(k)
+        thing = np.full(k, -1) if self.first is None else np.arange(self.first, self.first + k)
         return Mesh(
             turned.reshape(-1, 3),
             (shape.triangles + starts).reshape(-1, 3),
-            np.full(k * faces, label),
+            np.full(k * faces, label, np.int8),
             np.tile(shape.material, k),
             tint.reshape(-1, 3),
-            np.repeat(thing, faces),
+            np.repeat(thing.astype(np.int32), faces),
         )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles of many things together.
+    """Triangles of many things together. Numbers are short (float32, int32, int8): a scene is built for every scan.
 
     Attributes:
         vertices: ``(v, 3)`` metres in the world.
@@ -34,12 +34,15 @@ class Mesh:
         cls, vertices: np.ndarray, triangles: np.ndarray, label: np.ndarray, material: np.ndarray, colour: np.ndarray
     ) -> Mesh:
         """Triangles of things without a number."""
-        return cls(vertices, triangles, label, material, colour, np.full(len(triangles), -1))
+        return cls(
+            vertices.astype(np.float32), triangles.astype(np.int32), label.astype(np.int8), material.astype(np.int8),
+            colour.astype(np.float32), np.full(len(triangles), -1, np.int32),
+        )  # fmt: skip
 
     @classmethod
     def join(cls, meshes: Sequence[Mesh]) -> Mesh:
         """Several as one; at least one is needed."""
-        starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
+        starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])], dtype=np.int32)
         moved = [mesh.triangles + start for mesh, start in zip(meshes, starts, strict=True)]
         rest = [np.concatenate([getattr(m, f.name) for m in meshes]) for f in fields(cls) if f.name != "triangles"]
         return cls(rest[0], np.concatenate(moved), *rest[1:])

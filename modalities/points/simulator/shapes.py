@@ -21,7 +21,9 @@ class Material(IntEnum):
 
 
 #: Share of laser light sent back at normal incidence.
-REFLECTANCE = np.array([0.2, 0.6, 0.33, 0.4, 0.45, 0.1, 0.4, 0.3, 0.5, 0.95, 0.3, 0.42, 0.35, 0.1], np.float32)
+REFLECTANCE = np.array([0.36, 0.65, 0.42, 0.45, 0.5, 0.1, 0.45, 0.35, 0.5, 0.95, 0.35, 0.45, 0.4, 0.1], np.float32)
+#: How many times as noisy a range is on a surface as on a smooth one: beams end somewhere among blades and leaves.
+ROUGHNESS = np.array([1, 1, 1, 3, 1, 1, 1, 1, 1, 1, 1.5, 3, 1, 1], np.float32)
 #: Share of laser shots that a surface lets through and that are lost.
 TRANSPARENCY = np.array([0, 0, 0, 0.02, 0.02, 0.55, 0, 0, 0, 0, 0, 0.05, 0, 0.05], np.float32)
 
@@ -59,8 +61,8 @@ def shape(
     faces = len(triangles)
     return Shape(
         np.asarray(vertices, np.float32),
-        np.asarray(triangles, np.int64),
-        np.full(faces, material, np.int64),
+        np.asarray(triangles, np.int32),
+        np.full(faces, material, np.int8),
         np.tile(np.asarray(colour, np.float32), (faces, 1)),
         np.full(faces, painted),
     )
@@ -68,7 +70,7 @@ def shape(
 
 def join(*shapes: Shape) -> Shape:
     """Several meshes as one."""
-    starts = np.cumsum([0, *(len(s.vertices) for s in shapes[:-1])])
+    starts = np.cumsum([0, *(len(s.vertices) for s in shapes[:-1])], dtype=np.int32)
     return Shape(
         np.concatenate([s.vertices for s in shapes]),
         np.concatenate([s.triangles + start for s, start in zip(shapes, starts, strict=True)]),
@@ -138,7 +140,7 @@ def extrusion(outline: Sequence[Point], skin: Sequence[Material], side: Material
     strips = _halves(np.stack([i, j, j + n, i + n], axis=1))
     flanks = np.concatenate([np.stack([i + k * n, j + k * n, np.full(n, 2 * n + k)], axis=1) for k in (0, 1)])
     solid = shape(np.concatenate([left, right, middle]), np.concatenate([strips, flanks]), Material.PAINT)
-    material = np.concatenate([np.repeat(np.array(skin, np.int64), 2), np.full(2 * n, side)])
+    material = np.concatenate([np.repeat(np.array(skin, np.int8), 2), np.full(2 * n, side, np.int8)])
     return replace(solid, material=material, colour=_TONES[material], painted=material == Material.PAINT)
 
 

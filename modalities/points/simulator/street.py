@@ -17,10 +17,12 @@ from .shapes import Material
 
 #: Metres of street before and behind the sensor, and of land on either side.
 LENGTH, WIDTH = 85.0, 45.0
+#: The ground is gridded more finely where beams are dense: metres of street on either side of the sensor.
+FINE = 45.0
 #: Seconds before time 0 in which the sensor's car is in the street and nothing is in its way.
 SPAN = 4.0
 #: Width of a parking strip, metres, and how steep the kerb's face is.
-STRIP, FACE = 2.2, 0.02
+STRIP, FACE = 2.3, 0.02
 ASPHALT, SLABS, LAWN, LINE = (0.3, 0.3, 0.31), (0.55, 0.53, 0.5), (0.3, 0.42, 0.2), (0.85, 0.85, 0.82)
 
 
@@ -55,7 +57,7 @@ class Street:
         )
         self.tilt = rng.uniform(-0.02, 0.02)
         self.rise = rng.uniform(-0.01, 0.08, 2) * layout.rough
-        self.paved_yards = rng.random() < 0.3
+        self.paved_yards = rng.random() < 0.25
         self.half = layout.lane + (STRIP if layout.parked > 0.25 else 0.5)
         self.pavement = self.half + layout.pavement
         centre = rng.uniform(18, 55) * rng.choice([-1.0, 1.0])
@@ -93,11 +95,13 @@ class Street:
         return chord * np.cos(half) - d * np.sin(2 * half), chord * np.sin(half) + d * np.cos(2 * half)
 
     def mesh(self) -> Mesh:
-        """The ground as triangles, with lane markings and 5 mm to 6 cm of unevenness by surface."""
+        """The ground as triangles, with lane markings and 4 mm to 9 cm of unevenness by surface."""
         s_lines, d_lines = self._lines()
         s, d = (grid.ravel() for grid in np.meshgrid(s_lines, d_lines, indexing="ij"))
         yard = (abs(d) > self.pavement + 0.1) & ~self.at_junction(s)
-        bumps = self._noise.normal(0, 1, len(s)) * np.where(yard, 0.04 * self.layout.rough, 0.004)
+        bumps = self._noise.normal(0, 1, len(s)) * np.where(
+            yard & (not self.paved_yards), 0.06 * self.layout.rough, 0.004
+        )
         vertices = np.stack([*self.world(s, d), self.height(s, d) + bumps], axis=1)
         rows, columns = len(s_lines), len(d_lines)
         corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
@@ -112,7 +116,7 @@ class Street:
     def _lines(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the grid of the ground has its lines: regular along s, at every edge of a surface along d."""
         lane, half, outer = self.layout.lane, self.half, self.pavement
-        s = np.arange(-LENGTH, LENGTH + 1, 2.5)
+        s = np.concatenate([np.arange(-LENGTH, -FINE, 5), np.arange(-FINE, FINE, 2.5), np.arange(FINE, LENGTH + 1, 5)])
         if self.junction is not None:
             edges = np.array([edge + k * FACE for edge in self.junction for k in (-0.5, 0.5)])
             s = np.sort(np.concatenate([s[~self.at_junction(s, 0.5) | self.at_junction(s, -0.5)], edges]))
@@ -129,7 +133,7 @@ class Street:
         dash = (aside < 0.07) & (np.floor(s / 2.5) % 3 == 0)
         edge = (abs(aside - self.layout.lane) < 0.06) & (self.layout.parked > 0.25)
         line = (dash | edge) & ~crossing
-        label = np.where(paved, CLASSES.index("pavement"), CLASSES.index("ground"))
+        label = np.where(paved | (yard & self.paved_yards), CLASSES.index("pavement"), CLASSES.index("ground"))
         yards = (Material.CONCRETE, SLABS) if self.paved_yards else (Material.GRASS, LAWN)
         kinds = [line, paved, yard]
         material = np.select(kinds, [Material.MARKING, Material.CONCRETE, yards[0]], Material.ASPHALT)

@@ -27,7 +27,7 @@ def houses(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
         length = layout.house * rng.uniform(0.75, 1.25, n)
         gap = np.where(rng.random(n) < 0.5, 0.0, 2 * layout.gap * rng.random(n))
         s = np.cumsum(length + gap) - length / 2 - LENGTH - 3
-        keep = (s < LENGTH) & ~street.at_junction(s, length / 2 + 2)
+        keep = (s < LENGTH) & ~street.at_junction(s, length / 2 + 2) & (rng.random(n) < layout.built)
         s, length = s[keep], length[keep]
         n = len(s)
         high = np.clip(layout.storeys * rng.uniform(0.6, 1.4, n), 3.2, 24)
@@ -112,7 +112,7 @@ def poles(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
     arm = np.tile([0.09, 1.6, 0.09], (n, 1))
     yield copies(shapes["bar"], "pole", s, d - side * 0.7, lift=tall - 0.15, scale=arm, colour=grey)
 
-    n = rng.poisson(7)
+    n = rng.poisson(10)
     s = rng.uniform(-LENGTH, LENGTH, n)
     s = s[~street.at_junction(s, 0.5)]
     n = len(s)
@@ -147,11 +147,11 @@ class Greenery:
         n = len(self.s)
         self.radius = np.clip(layout.crown * rng.uniform(0.7, 1.3, n), 0.8, 3.4)
         self.trunk = self.radius * rng.uniform(0.2, 1.3, n) + 0.7
-        bushes = rng.poisson(layout.green * 8)
+        bushes = rng.poisson(layout.green * 6 + 20 * (1 - layout.built))
         self.bush_s = rng.uniform(-LENGTH, LENGTH, bushes)
         self.bush_d = rng.choice([-1.0, 1.0], bushes) * (street.pavement + rng.uniform(0.8, 10, bushes))
         keep = ~street.at_junction(self.bush_s, 1.5)
-        keep &= np.full(bushes, layout.setback > 1.5)
+        keep &= np.full(bushes, layout.setback > 1.5 or layout.built < 0.7)
         self.bush_s, self.bush_d = self.bush_s[keep], self.bush_d[keep]
         self.bush = rng.uniform(0.4, 1.5, len(self.bush_s))
 
@@ -163,7 +163,7 @@ class Greenery:
             if rng.random() < 0.7 and layout.pavement > 1.6:
                 s = np.arange(-LENGTH, LENGTH, layout.trees) + rng.uniform(0, layout.trees)
                 found.append((s + rng.normal(0, 0.5, len(s)), np.full(len(s), kerb * (street.half + 0.75))))
-        n = rng.poisson(240 / layout.trees * (0.3 + 0.1 * layout.setback))
+        n = rng.poisson(200 / layout.trees * (0.3 + 0.1 * layout.setback + 1.5 * (1 - layout.built)))
         side = rng.choice([-1.0, 1.0], n)
         found.append((rng.uniform(-LENGTH, LENGTH, n), side * (street.pavement + rng.uniform(1.2, 26, n))))
         s, d = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -197,12 +197,12 @@ class Greenery:
         count = (np.where(far, 16, 64) * radius).astype(int) + 14
         plant = np.repeat(np.arange(len(s)), count)
         n = len(plant)
-        out = rng.normal(size=(n, 3))
+        out = rng.standard_normal((n, 3), np.float32)
         out /= np.linalg.norm(out, axis=1, keepdims=True)
         shell = rng.uniform(0.55, 1.05, n) * rng.choice(np.linspace(0.8, 1.15, 9), n)
         middle = centre[plant] + out * (shell * radius[plant])[:, None] * (1, 1, 0.85)
         size = np.where(far, 0.7, 0.34)[plant] * np.clip(radius[plant], 0.6, 1.5)
-        corners = middle[:, None] + rng.normal(0, 0.55, (n, 3, 3)) * size[:, None, None]
+        corners = middle[:, None] + rng.standard_normal((n, 3, 3), np.float32) * (0.55 * size[:, None, None])
         tone = np.array([0.22, 0.38, 0.12]) * rng.uniform(0.7, 1.25, (len(s), 1)) * (1, 1, rng.uniform(0.7, 1.3))
         colour = tone[plant] * rng.uniform(0.65, 1.2, (n, 1))
         leaf = np.full(n, Material.LEAF)

@@ -57,7 +57,7 @@ class World:
         self._sway = ego.normal(0, np.radians(0.4), 2)
         sun = np.array([*ego.normal(0, 1, 2), ego.uniform(0.8, 2.0)])
         self.sun: np.ndarray = sun / np.linalg.norm(sun)
-        self._lateral = -self.layout.lane / 2 + ego.normal(0, 0.15)
+        self._lateral = -0.45 * self.layout.lane + ego.uniform(-0.15, 0.25)
 
     @cached_property
     def moving(self) -> np.ndarray:
@@ -65,14 +65,14 @@ class World:
         return np.concatenate([group.moves for group in self.things] or [np.zeros(0, bool)])
 
     @cached_property
-    def _still(self) -> Mesh:
+    def _still(self) -> list[Mesh]:
         groups = [*self.beside, *(group for group in self.things if not group.moves.any())]
-        return Mesh.join([self.street.mesh(), self.greenery.leaves(), *(g.mesh(self.street, 0.0) for g in groups)])
+        return [self.street.mesh(), self.greenery.leaves(), *(group.mesh(self.street, 0.0) for group in groups)]
 
     def mesh(self, time: float) -> Mesh:
         """Everything at `time` seconds."""
         movers = [group.mesh(self.street, time) for group in self.things if group.moves.any()]
-        return Mesh.join([self._still, *movers])
+        return Mesh.join([*self._still, *movers])
 
     def pose(self, time: float, height: float) -> Float[np.ndarray, "4 4"]:
         """Where a sensor `height` metres above the ground is at `time` seconds: sensor to world, exact.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchaudio.models.conformer import ConformerLayer
 
 from xmodal_kd.adapter import Strict
+from xmodal_kd.attention import attention
 
 from .frames import AcousticModel, Subsample, frame_mask, masked
 
@@ -58,24 +59,42 @@ class Convolution(nn.Module):
         return self.dropout(self.out(F.silu(self.norm(y))))  # type: ignore[no-any-return]
 
 
+class SelfAttention(nn.Module):
+    """torch's multi-head attention, batch first, computed by `attention`: its parameters under its names.
+
+    Args:
+        made: what torchaudio's layer was built with; its weights are taken over, so a seed still gives the same model.
+    """
+
+    def __init__(self, made: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads, self.dropout = made.num_heads, made.dropout
+        self.in_proj_weight, self.in_proj_bias = made.in_proj_weight, made.in_proj_bias
+        self.out_proj = made.out_proj
+
+    def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
+        heads = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = heads.unbind(dim=2)
+        dropout = self.dropout if self.training else 0.0
+        y = attention(q, k, v, mask=mask[:, None, None, :, 0], dropout=dropout)
+        return self.out_proj(y.flatten(2))  # type: ignore[no-any-return]
+
+
 class Layer(ConformerLayer):  # type: ignore[misc]
     """torchaudio's layer (Gulati et al., 2020), batch first, with a convolution that knows where utterances end."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__(config.width, config.feed_forward, config.heads, config.kernel, dropout=config.dropout)
+        made: Any = self.get_submodule("self_attn")
+        self.self_attn = SelfAttention(made)
         self.conv_module = Convolution(config.width, config.kernel, config.dropout)
 
     def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
         x = x + 0.5 * self.ffn1(x)
-        x = x + self.self_attn_dropout(self._attend(self.self_attn_layer_norm(x), mask))
+        x = x + self.self_attn_dropout(self.self_attn(self.self_attn_layer_norm(x), mask))
         x = x + self.conv_module(x, mask)
         x = x + 0.5 * self.ffn2(x)
         return self.final_layer_norm(x)  # type: ignore[no-any-return]
-
-    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x.transpose(0, 1)
-        y: Tensor = self.self_attn(x, x, x, key_padding_mask=~mask[..., 0], need_weights=False)[0]
-        return y.transpose(0, 1)
 
 
 class ConformerCTC(AcousticModel):

@@ -12,6 +12,7 @@ from xmodal_kd import flops
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.points.models import MODELS, SceneModel
+from xmodal_kd.modalities.points.models.serial import cut, morton, windows
 
 CLASSES = 8
 
@@ -110,6 +111,123 @@ def test_sizes_and_work_of_teacher_and_student() -> None:
     assert 110_000 < sizes[0] < 130_000 and 15_000 < sizes[1] < 20_000
     macs = flops.forward(student, lambda: student(image(1, 5, 16, 256))) / 2
     assert 16e6 < macs < 18e6
+
+
+def scan(*lengths: int, channels: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Points some tens of metres around the origin, no two in one cell."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(lengths), channels, generator=random)
+    x[:, :3] *= torch.tensor([20.0, 20.0, 3.0])
+    return x, torch.tensor(lengths)
+
+
+def transformer(**params: object) -> SceneModel:
+    return build("point_transformer", 4, **{"width": 16, "heads": 2, "window": 8} | params)
+
+
+@pytest.mark.parametrize("lengths", [[1], [8], [50], [100, 3, 40], [0, 20, 0], [0, 0], []])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 6])
+def test_every_point_gets_logits(lengths: list[int], blocks: int) -> None:
+    model, (x, given) = transformer(blocks=blocks), scan(*lengths)
+    with capture(model, ["features", "encoder.0", "decoder.0"]) as got:
+        logits = model(x, given.long())
+    assert logits.shape == (sum(lengths), CLASSES) and torch.isfinite(logits).all()
+    assert all(only_call(name, calls).shape == (sum(lengths), 16) for name, calls in got.items())
+    torch.testing.assert_close(model.head(got["features"][0]), logits)
+    logits.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_scan_has_the_same_logits_alone_and_in_a_batch() -> None:
+    model, (x, lengths) = transformer(), scan(30, 0, 57, 12)
+    together = model(x, lengths).split(lengths.tolist())
+    for points, found in zip(x.split(lengths.tolist()), together, strict=True):
+        torch.testing.assert_close(model(points, torch.tensor([len(points)])), found, atol=1e-5, rtol=1e-4)
+
+
+def test_the_order_of_the_file_does_not_matter_where_no_cell_is_shared() -> None:
+    model, (x, lengths) = transformer(cell=0.01), scan(90)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(model(x[order], lengths), model(x, lengths)[order], atol=1e-5, rtol=1e-4)
+
+
+def test_a_point_is_seen_beyond_its_window() -> None:
+    """One block sees one window; four see what two orders and two cuts put together."""
+    x, lengths = scan(200)
+    reach = []
+    for blocks in (1, 2, 4):
+        points = x.clone().requires_grad_()
+        transformer(blocks=blocks)(points, lengths)[0].sum().backward()
+        # the mean of a window, by which positions are centred, is data: gradients go through the features
+        reach.append(int((points.grad.abs().sum(1) > 0).sum()))
+    assert reach[0] == 8 < reach[1] < reach[2]
+
+
+def test_morton_codes_by_hand() -> None:
+    cells = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [2, 3, 1], [-1, 0, 0]])
+    zero = morton(torch.zeros(1, 3), 0.5)
+    xyz = 0.5 * cells + 0.25
+    assert (morton(xyz, 0.5)[:4] - zero).tolist() == [1, 2, 4, 30]
+    assert (morton(xyz, 0.5, (2, 1, 0))[:3] - zero).tolist() == [4, 2, 1]
+    assert morton(xyz, 0.5)[4] < zero
+
+
+def test_morton_codes_are_the_interleaved_bits_and_stay_in_range() -> None:
+    xyz = torch.tensor([[-1e9, 1e9, 0.3], [40.1, -33.3, 2.0], [0.0, 7.7, -1.2]])
+    cells = (xyz / 0.1).floor().clamp(-(2**15), 2**15 - 1).long() + 2**15
+    slow = [
+        sum((int(c) >> bit & 1) << 3 * bit + axis for axis, c in enumerate(row) for bit in range(16)) for row in cells
+    ]
+    assert morton(xyz, 0.1).tolist() == slow and max(slow) < 2**48
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shift", "sizes"),
+    [([5, 2], 0, [4, 1, 2]), ([9, 2], 2, [2, 4, 3, 2]), ([0, 4], 0, [4]), ([0, 1], 2, [1]), ([8], 2, [2, 4, 2])],
+)
+def test_windows_end_where_items_end(lengths: list[int], shift: int, sizes: list[int]) -> None:
+    assert cut(lengths, 4, shift) == sizes
+
+
+def test_windows_hold_neighbours_of_one_item() -> None:
+    x, lengths = scan(3000, 5, 200)
+    item = torch.repeat_interleave(torch.arange(3), lengths)
+    ways = windows(x[:, :3], lengths.tolist(), window=16, cell=0.2, orders=2, shifts=2)
+    assert len(ways) == 4
+    for way in ways:
+        assert torch.equal(way.order[way.place], torch.arange(3205)) and sum(way.lengths) == 3205
+        for chosen, centred in zip(way.order.split(way.lengths), way.centred.split(way.lengths), strict=True):
+            assert len(item[chosen].unique()) == 1
+            torch.testing.assert_close(centred, x[chosen, :3] - x[chosen, :3].mean(0), atol=1e-5, rtol=0)
+        assert way.centred.norm(dim=1).mean() < 0.3 * x[:, :3].norm(dim=1).mean()
+
+
+def test_points_learn_what_they_are_shown() -> None:
+    model, (x, lengths) = transformer(width=32), scan(64, 40)
+    labels = torch.randint(CLASSES, (104,), generator=torch.Generator().manual_seed(2))
+    optimizer, losses = torch.optim.Adam(model.parameters(), 5e-3), []
+    for _ in range(100):
+        loss = F.cross_entropy(model(x, lengths), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_points_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="9 points, but lengths that sum to 8"):
+        transformer()(scan(9)[0], torch.tensor([8]))
+    with pytest.raises(UserError, match="not 2 channels"):
+        build("point_transformer", 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"), [({"width": 10}, "heads"), ({"window": 7}, "even"), ({"cell": 0}, "cell"), ({"w": 1}, "w")]
+)
+def test_misconfigured_transformer(params: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MODELS["point_transformer"].Config(**params)
 
 
 @pytest.mark.parametrize("params", [{"width": 0}, {"levels": 0}, {"widht": 3}])

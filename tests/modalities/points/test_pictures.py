@@ -144,7 +144,7 @@ def test_strips_drop_the_rows_that_a_role_does_not_see(frame: Frame) -> None:
 def test_a_scan_without_rings_is_shown_by_elevation(frame: Frame) -> None:
     scan = Scan(frame.scan.xyz, frame.scan.intensity)
     (_, distance), (_, image) = strips(scan, {"a": frame.scan.labels}, 256)
-    assert distance.shape == image.shape == (64, 256) and np.isfinite(distance).sum() == (image >= 0).sum() > 250
+    assert distance.shape == image.shape == (40, 256) and np.isfinite(distance).sum() == (image >= 0).sum() > 250
 
 
 def test_what_the_camera_sees_comes_farthest_first(frame: Frame) -> None:

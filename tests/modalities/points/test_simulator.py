@@ -223,7 +223,13 @@ def test_noise_moves_points_along_their_rays_and_dropout_takes_its_share() -> No
     noisy, exact = (simulate("test", 4, s)[0].scan for s in (replace(SMALL, dropout=0.0), EXACT))
     np.testing.assert_array_equal(noisy.ring, exact.ring)
     np.testing.assert_allclose(noisy.xyz / noisy.distance[:, None], exact.xyz / exact.distance[:, None], atol=1e-5)
-    assert np.std(noisy.distance - exact.distance) == pytest.approx(SMALL.noise, rel=0.05)
+    assert noisy.labels is not None
+    error, hard = (
+        noisy.distance - exact.distance,
+        np.isin(noisy.labels, [CLASSES.index("car"), CLASSES.index("building")]),
+    )
+    assert np.std(error[hard]) == pytest.approx(SMALL.noise, rel=0.05)
+    assert np.std(error[noisy.labels == CLASSES.index("tree")]) > 1.5 * SMALL.noise, "leaves are no wall"
     lost = 1 - len(simulate("test", 4, replace(SMALL, dropout=0.3))[0].scan) / len(exact)
     assert lost == pytest.approx(0.3, abs=0.03)
 
@@ -242,9 +248,10 @@ def test_boxes_hold_the_points_of_what_they_are_named_after() -> None:
         for name in ("car", "truck", "person"):
             points = frame.scan.xyz[frame.scan.labels == CLASSES.index(name)]
             boxes = [box for box in frame.boxes if box.name == name]
-            inside = np.array([box.inside(points, margin=0.15) for box in boxes]).reshape(len(boxes), -1)
+            assert bool(boxes) == bool(len(points))
+            inside = np.array([box.inside(points, margin=0.15) for box in boxes] or [[True]])
             assert inside.any(1).all(), "each box has a point"
-            assert inside.any(0).mean() > 0.98 if len(points) else not boxes  # the tilt of the road aside
+            assert inside.any(0).mean() > 0.98, "but for what a sloping road takes out of upright boxes"
 
 
 def test_sweeps_lie_in_one_world_by_their_poses_and_things_move_at_their_speed() -> None:

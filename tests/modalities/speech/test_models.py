@@ -11,6 +11,7 @@ from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.speech.decode import greedy
 from xmodal_kd.modalities.speech.losses import ctc
 from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
+from xmodal_kd.modalities.speech.models.conformer import SelfAttention
 from xmodal_kd.modalities.speech.models.conv import ConvConfig
 from xmodal_kd.modalities.speech.models.frames import frame_mask
 from xmodal_kd.modalities.speech.stream import Stream
@@ -114,9 +115,32 @@ def test_axes_name_the_layout_of_what_is_captured(model: torch.nn.Module) -> Non
 
 def test_axes_of_attention_and_convolutions() -> None:
     model = build("conformer", width=16, layers=1)
-    assert model.axes("blocks.0.self_attn") == "t b c"
+    assert model.axes("blocks.0.self_attn") == "b t c"
+    model.other = torch.nn.MultiheadAttention(4, 1)
+    assert model.axes("other") == "t b c"
     with pytest.raises(UserError, match="channels before time"):
         model.axes("blocks.0.conv_module.depthwise")
+
+
+def test_self_attention_is_torch_s_and_loads_its_weights() -> None:
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    torch.nn.init.normal_(theirs.in_proj_bias)
+    state = {name: value.clone() for name, value in theirs.state_dict().items()}
+    ours = SelfAttention(torch.nn.MultiheadAttention(16, 4))
+    ours.load_state_dict(state, strict=True)
+    x, mask = torch.randn(3, 7, 16), frame_mask(torch.tensor([7, 4, 1]), 7)
+    wanted, _ = theirs(x, x, x, key_padding_mask=~mask[..., 0], need_weights=False)
+    torch.testing.assert_close(ours(x, mask), wanted)
+    assert list(ours.state_dict()) == list(state)
+
+
+def test_dropout_inside_attention_is_kept() -> None:
+    attend = SelfAttention(torch.nn.MultiheadAttention(16, 4, dropout=0.5))
+    x, mask = torch.randn(2, 7, 16), frame_mask(torch.tensor([7, 4]), 7)
+    assert not torch.equal(attend(x, mask), attend(x, mask))
+    attend.eval()
+    assert torch.equal(attend(x, mask), attend(x, mask))
 
 
 def conv(lookahead: int) -> ConvCTC:

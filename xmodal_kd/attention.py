@@ -1,0 +1,219 @@
+"""Scaled dot-product attention (Vaswani et al., 2017, section 3.2.1) over padded batches or over rows of items laid end
+to end; every transformer of this package calls it.
+
+On CUDA ragged rows go through xformers' ``memory_efficient_attention`` with a block-diagonal mask, so that no padding
+is computed. Its wheels are built for one torch release and may import without their kernels, or give gradients of
+nothing; hence it is used only where a small forward and backward pass agrees with torch's own, tried once for each
+device, precision and head width. Everything else is torch's own ``scaled_dot_product_attention``.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import inf
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+log = logging.getLogger(__name__)
+
+#: Where xformers is tried at all.
+KERNEL_DEVICES = frozenset({"cuda"})
+#: Without it, items are taken together with those of their length up to so many lengths, and padded beyond: many small
+#: launches cost a GPU more than the padding. A CPU pays for what it computes (benchmarks/attention.py).
+MOST_GROUPS: dict[str, float] = {"cpu": inf, "cuda": 16}
+#: Largest difference that the probe allows, relative to the largest value.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+Lengths = Sequence[int] | Int[Tensor, " b"]
+#: ``(q, k, v, q_lengths, k_lengths, scale, dropout)`` of rows laid end to end.
+Kernel = Callable[[Tensor, Tensor, Tensor, list[int], list[int], float | None, float], Tensor]
+
+
+def attention(
+    q: Float[Tensor, "*rows h d"], k: Float[Tensor, "*keys h d"], v: Float[Tensor, "*keys h e"], *,
+    mask: Bool[Tensor, "#b #h #n #m"] | None = None,
+    lengths: Lengths | tuple[Lengths, Lengths] | None = None,
+    scale: float | None = None, dropout: float = 0.0,
+) -> Float[Tensor, "*rows h e"]:  # fmt: skip
+    """``softmax(scale q kᵀ) v`` for every head. A query without any key gets zeros, and gradients of zero.
+
+    Args:
+        q, k, v: ``(b, n, h, d)``, ``(b, m, h, d)``, ``(b, m, h, e)``; or, with `lengths`, the rows of all items laid
+            end to end: ``(total, h, d)`` and so on. Finite, also where a mask hides them.
+        mask: which keys a query may see, broadcastable to ``(b, h, n, m)``; not with `lengths`.
+        lengths: ``(b,)`` rows of each item, which may be none; queries see the keys of their own item. A pair of them
+            where queries and keys differ in number. Numbers on the CPU spare a wait for the device.
+        scale: ``1 / sqrt(d)`` by default.
+        dropout: share of the weights that are dropped, whatever the mode: a module passes 0 when it evaluates.
+
+    Raises:
+        ValueError: `mask` and `lengths` together, axes that do not fit, or lengths that do not sum to the rows.
+    """
+    if lengths is None:
+        if q.dim() != 4:
+            raise ValueError(
+                f"attention over a batch takes (b, n, heads, width), got {tuple(q.shape)}: or give lengths"
+            )
+        return _dense(q, k, v, mask, scale, dropout)
+    if mask is not None:
+        raise ValueError("attention takes a mask or lengths, not both: lengths say already who sees whom")
+    if q.dim() != 3:
+        raise ValueError(f"attention over ragged rows takes (total, heads, width), got {tuple(q.shape)}")
+    own, seen = map(_numbers, lengths if isinstance(lengths, tuple) else (lengths, lengths))
+    if len(own) != len(seen):
+        raise ValueError(f"attention: lengths of {len(own)} items of queries, but of {len(seen)} of keys")
+    for name, rows, numbers in (("queries", q, own), ("keys", k, seen), ("values", v, seen)):
+        if sum(numbers) != len(rows) or min(numbers, default=0) < 0:
+            raise ValueError(f"attention: {len(rows)} {name}, but {len(numbers)} lengths that sum to {sum(numbers)}")
+    items = [pair for pair in zip(own, seen, strict=True) if pair != (0, 0)]
+    return _ragged(q, k, v, [n for n, _ in items], [m for _, m in items], scale, dropout)
+
+
+def _numbers(lengths: Lengths) -> list[int]:
+    return list(lengths.tolist() if isinstance(lengths, Tensor) else lengths)
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:  # fmt: skip
+    """Queries that see nothing are shown everything, and their result is put to zero: no softmax over nothing, which
+    torch's kernels and ONNX Runtime answer differently."""
+    blind = None
+    if mask is not None:
+        blind = ~mask.any(dim=-1, keepdim=True)
+        mask = mask | blind
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    if blind is not None:
+        out = out.masked_fill(blind, 0.0)
+    return out.transpose(1, 2)
+
+
+def _ragged(
+    q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], scale: float | None, dropout: float
+) -> Tensor:  # fmt: skip
+    """As `attention`, of items that have a query or a key."""
+    kinds = sorted(set(zip(own, seen, strict=True)))
+    if len(kinds) <= 1:
+        b = len(own)
+        q, k, v = (x.reshape(b, -1, *x.shape[1:]) if b else x[None] for x in (q, k, v))
+        return _dense(q, k, v, None, scale, dropout).flatten(0, 1)
+    q, k, v = _autocast(q, k, v)
+    # an item with queries and no keys, or the other way round, is left to torch: kernels differ in what they do there
+    if q.device.type in KERNEL_DEVICES and 0 not in own and 0 not in seen:
+        kernel = kernel_for(q.device, q.dtype, q.shape[-1], v.shape[-1])
+        if kernel is not None:
+            return kernel(q, k, v, own, seen, scale, dropout)
+    if len(kinds) <= MOST_GROUPS.get(q.device.type, MOST_GROUPS["cuda"]):
+        return _grouped(q, k, v, own, seen, kinds, scale, dropout)
+    return _padded(q, k, v, own, seen, scale, dropout)
+
+
+def _autocast(*rows: Tensor) -> list[Tensor]:
+    """In the precision of a surrounding autocast, which knows torch's function but not the kernel."""
+    device = rows[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(rows)
+    return [x.to(torch.get_autocast_dtype(device)) for x in rows]
+
+
+def _grouped(
+    q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], kinds: list[tuple[int, int]],
+    scale: float | None, dropout: float,
+) -> Tensor:  # fmt: skip
+    """Items of the same numbers of queries and keys together: as many products as there are such pairs, no padding."""
+    rows, keys = torch.tensor(own), torch.tensor(seen)
+    row_start, key_start = rows.cumsum(0) - rows, keys.cumsum(0) - keys
+    parts, places = [], []
+    for n, m in kinds:
+        chosen = (rows == n) & (keys == m)
+        at = (row_start[chosen, None] + torch.arange(n)).to(q.device)
+        from_ = (key_start[chosen, None] + torch.arange(m)).to(q.device)
+        parts.append(_dense(q[at], k[from_], v[from_], None, scale, dropout).flatten(0, 1))
+        places.append(at.flatten())
+    return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+def _padded(
+    q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], scale: float | None, dropout: float
+) -> Tensor:  # fmt: skip
+    """All items as one batch, zeros behind the end of the shorter ones."""
+    valid, visible = (torch.arange(max(n)) < torch.tensor(n)[:, None] for n in (own, seen))
+    valid, visible = valid.to(q.device), visible.to(q.device)
+    padded = [pad_sequence(list(x.split(n)), batch_first=True) for x, n in ((q, own), (k, seen), (v, seen))]
+    out = _dense(padded[0], padded[1], padded[2], visible[:, None, None], scale, dropout)
+    return out[valid]
+
+
+@cache
+def kernel_for(device: torch.device, dtype: torch.dtype, width: int, out: int) -> Kernel | None:
+    """xformers' operator where it works, else None; the reason is logged once at level debug.
+
+    Args:
+        width, out: of a head's queries and keys, and of its values: kernels are compiled for some only.
+    """
+    try:
+        kernel = _load()
+        # the first call may come from within a mode in which no gradient can be taken
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            _probe(kernel, device, dtype, width, out)
+    except Exception as error:  # missing, built for another torch, no kernel for this device: all mean the same here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.debug("attention on %s in %s, heads of %d: torch's own, xformers did not serve: %s",
+                  device, dtype, width, reason)  # fmt: skip
+        return None
+    log.debug("attention on %s in %s, heads of %d: xformers", device, dtype, width)
+    return kernel
+
+
+def _load() -> Kernel:
+    """The operator under this module's own signature. Raises whatever its import raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import xformers.ops as ops
+    operator: Any = ops.memory_efficient_attention
+    block: Any = ops.fmha.BlockDiagonalMask
+
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], scale: float | None, dropout: float
+    ) -> Tensor:  # fmt: skip
+        bias = block.from_seqlens(own, seen, device=q.device)
+        out: Tensor = operator(q[None], k[None], v[None], attn_bias=bias, p=dropout, scale=scale)
+        return out[0]
+
+    return kernel
+
+
+def _probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int, out: int) -> None:
+    """Raises where the operator fails, or its result or any gradient differs from torch's own."""
+    own, seen = [3, 17, 1], [5, 17, 9]
+    random = torch.Generator().manual_seed(0)
+    shapes = ((sum(own), 2, width), (sum(seen), 2, width), (sum(seen), 2, out), (sum(own), 2, out))
+    *rows, weight = (torch.randn(shape, generator=random).to(device, dtype) for shape in shapes)
+    kinds = sorted(set(zip(own, seen, strict=True)))
+
+    def reference(
+        q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], scale: float | None, dropout: float
+    ) -> Tensor:
+        return _grouped(q, k, v, own, seen, kinds, scale, dropout)
+
+    found: list[list[Tensor]] = []
+    for run in (kernel, reference):
+        leaves = [x.clone().requires_grad_() for x in rows]
+        result = run(leaves[0], leaves[1], leaves[2], own, seen, None, 0.0)
+        found.append([result.detach(), *torch.autograd.grad(result, leaves, weight)])
+    for name, mine, theirs in zip(("result", "gradient of q", "gradient of k", "gradient of v"), *found, strict=True):
+        error = float((mine - theirs).abs().max() / theirs.abs().max())
+        if not error <= TOLERANCE.get(dtype, 0.0):
+            raise RuntimeError(f"its {name} differs from torch's by {error:.1e}")
+
+
+__all__ = ["attention", "kernel_for"]
