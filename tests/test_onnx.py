@@ -73,3 +73,10 @@ def test_a_file_that_fails_its_check_does_not_appear(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no"):
         write(model, tmp_path / "toy.onnx", check)
     assert list(tmp_path.iterdir()) == [] and model.training
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match=r"nosuchpackage: pip install 'xmodal-kd\[points\]'"):
+        onnx.require("nosuchpackage", "points")
+    with pytest.raises(UserError, match="no such file"):
+        onnx.session("nowhere.onnx", extra="x")
