@@ -155,6 +155,10 @@ class Adapter(Protocol):
         """
         return sample
 
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
+        """What whoever uses `model` computes for `batch`, all of it: the report gives its latency for one sample."""
+        return self.signals(role, model, batch)
+
     def class_names(self, role: str) -> Sequence[str]:
         """What each output of `role` means, in order; `check` compares teacher and data."""
         ...

@@ -17,6 +17,7 @@ from torch import nn
 from . import flops, report
 from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
+from .clock import latency
 from .engine import Engine
 from .errors import UserError
 from .loader import steps
@@ -42,6 +43,8 @@ from .streams import Streams
 from .teacher_cache.session import Session, check
 
 STATE, RECIPE = "state.json", "recipe.yaml"
+#: Seconds that measuring the latency of a role may take.
+LATENCY = 2.0
 
 
 @dataclass(frozen=True)
@@ -301,16 +304,25 @@ class Run:
         model = self.models[role].eval()
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
+            alone = self._latency(role, model)
         batch = self._batch(self.adapter.data("train"))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
             "flops_per_sample": passes / len(batch["ids"]) * int(getattr(model, "nfe", 1)),
+            "latency": alone,
             "metrics": found["test"].metrics,
             "dev_metrics": found["dev"].metrics,
             "examples": list(found["test"].examples),
             "scores": [asdict(score) for score in found["test"].scores],
         }
+
+    def _latency(self, role: str, model: nn.Module) -> dict[str, float]:
+        """Of the first test sample alone, on the threads of the run."""
+        source, device = self.adapter.data("test"), self.accelerator.device
+        batch = send_to_device(source.collate([source.sample(0, 0)]), device)
+        found = latency(lambda: self.adapter.answer(role, model, batch), device=device, limit=LATENCY)
+        return found | {"threads": torch.get_num_threads()}
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,8 +35,6 @@ from .views import CHANNELS, KINDS, see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30
-#: Forward passes whose median is the latency.
-TIMED = 20
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ class PointsAdapter(Adapter):
         """``logits`` and features as rows of what a model saw; a coarser map's cells stand for those they cover."""
         grid = tuple(side["inputs"].shape[2:])
         with capture(model, features) as taken:
-            logits = model(side["inputs"]) if grid else model(side["inputs"], side["lengths"])
+            logits = _forward(model, side)
         found = {"logits": logits} | {name: only_call(name, calls) for name, calls in taken.items()}
         return {name: _as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
 
@@ -204,6 +200,10 @@ class PointsAdapter(Adapter):
             self._class_weight = torch.from_numpy(np.where(count > 0, weight, 1.0)).float()
         return self._class_weight.to(device)
 
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
+        """The forward pass: the views that it needs are there."""
+        return _forward(model, batch["teacher" if role == "teacher" else "student"])
+
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
@@ -211,9 +211,9 @@ class PointsAdapter(Adapter):
 
         A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
         """
-        return self.measure(role, model, self.data(split), timed=split == "test")
+        return self.measure(role, model, self.data(split))
 
-    def measure(self, role: str, model: nn.Module, source: PointsSource, *, timed: bool = False) -> Evaluation:
+    def measure(self, role: str, model: nn.Module, source: PointsSource) -> Evaluation:
         device = next(model.parameters()).device
         shared, own, scores = Tally(CLASSES), Tally(CLASSES), []
         for batch in batches(source, device):
@@ -231,22 +231,7 @@ class PointsAdapter(Adapter):
                 own.add(answer[here], confidence[here], labels[here], distance[here])
                 scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
         metrics = shared.metrics() | ({} if role == "teacher" else {"miou_own": own.metrics()["miou"]})
-        if timed:
-            metrics["milliseconds"] = self._latency(role, model, source)
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
-
-    def _latency(self, role: str, model: nn.Module, source: PointsSource) -> float:
-        """Median milliseconds of a forward pass on one frame, on the threads of the run."""
-        device = next(model.parameters()).device
-        [batch] = [next(batches(source, device, size=1))]
-        side = batch["teacher" if role == "teacher" else "student"]
-        given = [side["inputs"]] + ([] if side["inputs"].ndim == 4 else [side["lengths"]])
-        times = []
-        for _ in range(TIMED):
-            start = perf_counter()
-            model(*given).sum().item()  # the clock stops when the device is done
-            times.append(perf_counter() - start)
-        return 1000 * median(times)
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, models, folder)
@@ -271,6 +256,12 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: to_device(part, device) for key, part in value.items()}
     return value.to(device) if hasattr(value, "to") else value
+
+
+def _forward(model: nn.Module, side: Mapping[str, Any]) -> Tensor:
+    """Logits of a view with a grid, or of points laid end to end."""
+    found: Tensor = model(side["inputs"]) if side["inputs"].ndim == 4 else model(side["inputs"], side["lengths"])
+    return found
 
 
 def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal_kd import onnx
+from xmodal_kd.clock import latency
 from xmodal_kd.errors import UserError
 
 from .folder import WEIGHTS, Card, load_card
@@ -48,7 +49,7 @@ def export(model: nn.Module, folder: Path) -> dict[str, Any]:
     check = partial(_check, model, card, errors)
     onnx.export(model, folder / FP32, {"view": example}, ["logits"], {"view": free}, check, extra=EXTRA)
     session = onnx.session(folder / FP32, threads=torch.get_num_threads(), extra=EXTRA)
-    found = onnx.latency(partial(onnx.run, session, wave((1, card.channels, height, width))))
+    found = latency(partial(onnx.run, session, wave((1, card.channels, height, width))))
     return {
         FP32: {
             "bytes": (folder / FP32).stat().st_size, "free": [NAMES[axis] for axis in free], "max_error": max(errors),

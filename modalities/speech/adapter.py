@@ -141,6 +141,10 @@ class SpeechAdapter(Adapter):
         """The view that it hears, and the stride of the grid that its frames are brought to."""
         return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features
 
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
+        """The forward pass on features that are there."""
+        return model(batch["clean"], batch["lengths"])
+
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:

@@ -28,6 +28,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
+        _latency(roles),
         _cache(content["cost"].get("student", {}).get("cache")),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _curve(content["curve"], name),
@@ -73,6 +74,16 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     shown = " / ".join(f"{value:.1f}" for value in (*(split.get(p, 0.0) for p in ("teacher", "student", "loss")), rest))
     seconds, flops = f"{cost['seconds']:.0f}", f"{cost['flops_per_step'] / 1e9:.2f}"
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
+
+
+def _latency(roles: Mapping[str, Any]) -> str:
+    """Of one sample; a role that an older version measured has none."""
+    found = {role: entry["latency"] for role, entry in roles.items() if "latency" in entry}
+    if not found:
+        return ""
+    shown = ", ".join(f"{role} {one['median_ms']:.3g} ({one['p95_ms']:.3g})" for role, one in found.items())
+    threads = next(iter(found.values()))["threads"]
+    return f"Latency of the first test sample alone, {threads} thread(s), median ms (95th percentile): {shown}."
 
 
 def _cache(cache: Mapping[str, Any] | None) -> str:
