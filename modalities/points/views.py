@@ -20,7 +20,7 @@ from .fuse import fuse
 from .range_image import SCALES, range_image
 from .rings import keep_beams, thin
 from .simulator.sensors import SENSORS
-from .visibility import visible
+from .visibility import point_index, visible
 
 #: Channels of a model's input by what it sees.
 CHANNELS = {"range": 5, "image": 3, "points": 4}
@@ -106,15 +106,15 @@ def _image(frame: Frame, data: PointsData) -> Seen:
     camera, height, width = picture.camera, picture.camera.height, picture.camera.width
     uv, depth = camera.project(frame.scan.xyz)
     element = visible(uv, depth, camera, picture.depth)
-    nearest_last = np.argsort(-depth, kind="stable")  # of several points in a pixel the nearest one stays
-    nearest_last = nearest_last[element[nearest_last] >= 0]
+    index = point_index(element, depth, height, width).reshape(-1)
+    shown = index >= 0
     xyz = np.full((height * width, 3), np.nan, np.float32)
-    xyz[element[nearest_last]] = frame.scan.xyz[nearest_last]
+    xyz[shown] = frame.scan.xyz[index[shown]]
     labels = np.full(height * width, UNLABELLED)
     if data.pixel_labels == "all" and picture.labels is not None:
         labels = picture.labels.reshape(-1)
     elif frame.scan.labels is not None:
-        labels[element[nearest_last]] = frame.scan.labels[nearest_last]
+        labels[shown] = frame.scan.labels[index[shown]]
     inputs = torch.from_numpy(np.ascontiguousarray(picture.rgb.transpose(2, 0, 1))).float() / 255
     return Seen(inputs, element, labels, np.ones(height * width, bool), xyz)
 
