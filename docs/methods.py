@@ -50,13 +50,14 @@ Every method of the two surveys that this project follows, and the baselines tha
 
 
 def registered() -> dict[str, Any]:
-    """Losses and methods by name, those of modalities included; what fails to import is left to their own tests."""
+    """Losses and methods of the package by name, those of modalities included."""
     for name in modality_names():
         for part in ("losses", "adapter"):
             module = f"xmodal_kd.modalities.{name}.{part}"
             if find_spec(module) is not None:
                 importlib.import_module(module)
-    return {**{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES}}
+    things = {**{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES}}
+    return {name: thing for name, thing in things.items() if thing.__module__.startswith("xmodal_kd.")}
 
 
 def lives(thing: Any) -> str:
@@ -172,10 +173,15 @@ def state(row: Row) -> str:
 def page() -> str:
     table, things, where, effects = families(), registered(), ran(), measured()
     home = homes(table)
+    if unknown := sorted(home.keys() - things.keys()):
+        raise SystemExit(f"{TABLE.name} names what is not registered: {', '.join(unknown)}")
+    if homeless := sorted(things.keys() - home.keys() - {"distil"}):
+        raise SystemExit(f"{TABLE.name} has no method for what is registered: {', '.join(homeless)}")
     rows = [row for family in table for row in family["methods"]]
     states = [state(row) for row in rows]
     counts = ", ".join(f"{states.count(word)} {word}" for word in ("built", "partly", "not built"))
-    lines = [HEAD, f"{len(rows)} entries: {counts}; {len(LOSSES)} losses are registered.", ""]
+    losses = sum(name in LOSSES for name in things)
+    lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses are registered.", ""]
     for family in table:
         lines += [f"## {family['family']}", "", "| method | paper | state | here | needs | ran in | measured |"]
         lines.append("|---|---|---|---|---|---|---|")
