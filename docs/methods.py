@@ -41,7 +41,8 @@ Every method of the two surveys that this project follows, and the baselines tha
 `python docs/methods.py`; a test fails where it is stale, so edit `docs/methods.yaml` or what it is made of.
 
 - **here**: registered losses and methods (`xmodal-kd list losses`, `list methods`), or how an arrangement does it.
-  *Partly*: what is missing is said. *Not built*: there is nothing, or only what is near.
+  *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give in full. *Not
+  built*: there is nothing, or only what is near.
 - **needs**: what a term of it must be given. **ran in**: modalities of shipped recipes, and of comparisons, that use
   it; every loss runs in the tests on random rows besides. Both stand at the first method that names a loss.
 - **measured**: against the same student without the teacher, or as it says; brackets are 95 % intervals over seeds.
@@ -167,6 +168,8 @@ def homes(table: list[dict[str, Any]]) -> dict[str, str]:
 def state(row: Row) -> str:
     if not (row.get("here") or row.get("how")):
         return "not built"
+    if any(name in LOSSES and LOSSES[name].experimental for name in row.get("here", "").split()):
+        return "experimental"
     return "partly" if row.get("part") else "built"
 
 
@@ -179,7 +182,7 @@ def page() -> str:
         raise SystemExit(f"{TABLE.name} has no method for what is registered: {', '.join(homeless)}")
     rows = [row for family in table for row in family["methods"]]
     states = [state(row) for row in rows]
-    counts = ", ".join(f"{states.count(word)} {word}" for word in ("built", "partly", "not built"))
+    counts = ", ".join(f"{states.count(word)} {word}" for word in ("built", "partly", "experimental", "not built"))
     losses = sum(name in LOSSES for name in things)
     lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses are registered.", ""]
     for family in table:
