@@ -44,10 +44,11 @@ SETS = (
 )  # fmt: skip
 
 
-def points_data(teacher: str = "scan", student: str = "sparse", **more: Any) -> PointsData:
+def points_data(teacher: str | dict[str, Any] = "scan", student: str = "sparse", **more: Any) -> PointsData:
     """Simulated frames by default: six to train with, two and two to measure on."""
+    seen = VIEWS[teacher] if isinstance(teacher, str) else teacher
     content = {
-        "scenes": {"train": 6, "dev": 2, "test": 2}, "teacher": VIEWS[teacher], "student": VIEWS[student],
+        "scenes": {"train": 6, "dev": 2, "test": 2}, "teacher": seen, "student": VIEWS[student],
         "image": IMAGE, "augment": {"rotate": True, "flip": True}, "supervoxels": 3,
     }  # fmt: skip
     return PointsData.model_validate(content | more)
