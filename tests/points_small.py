@@ -21,12 +21,12 @@ from xmodal_kd.streams import Streams
 
 COLUMNS = 64
 IMAGE = (24, 64)
-#: What each kind of view is called in a recipe, by a name for it here.
+#: What each kind of view is called in a recipe, by a name for it here. The simulator takes its columns from all views.
 VIEWS: dict[str, dict[str, Any]] = {
     "scan": {"sees": "range", "columns": COLUMNS},
     "sparse": {"sees": "range", "beams": 16, "columns": COLUMNS},
-    "image": {"sees": "image"},
-    "points": {"sees": "points", "beams": 16, "points": 300},
+    "image": {"sees": "image", "columns": COLUMNS},
+    "points": {"sees": "points", "beams": 16, "columns": COLUMNS, "points": 300},
     "fused": {"sees": "range", "columns": COLUMNS, "sweeps": 2},
 }
 #: A model of each kind of view, as small as it gets.
@@ -44,10 +44,11 @@ SETS = (
 )  # fmt: skip
 
 
-def points_data(teacher: str = "scan", student: str = "sparse", **more: Any) -> PointsData:
+def points_data(teacher: str | dict[str, Any] = "scan", student: str = "sparse", **more: Any) -> PointsData:
     """Simulated frames by default: six to train with, two and two to measure on."""
+    seen = VIEWS[teacher] if isinstance(teacher, str) else teacher
     content = {
-        "scenes": {"train": 6, "dev": 2, "test": 2}, "teacher": VIEWS[teacher], "student": VIEWS[student],
+        "scenes": {"train": 6, "dev": 2, "test": 2}, "teacher": seen, "student": VIEWS[student],
         "image": IMAGE, "augment": {"rotate": True, "flip": True}, "supervoxels": 3,
     }  # fmt: skip
     return PointsData.model_validate(content | more)
