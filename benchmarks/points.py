@@ -21,12 +21,18 @@ from cells import run, shown, t_interval
 #: Experiments: a recipe, what is set in it, and whose teacher it has.
 EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "scarce": ("points/scarce", (), "scarce"),
-    "scarce, teacher of 12": ("points/scarce", ("teacher.labels=12",), "scarce, teacher of 12"),
+    "scarce, teacher of 12": (
+        "points/scarce",
+        ("teacher.labels=12", "control=false", "self_training=false"),
+        "scarce, teacher of 12",
+    ),
     "beams": ("points/beams", (), "scarce"),
     "kitti": ("points/kitti", (), "scarce"),
     "camera": ("points/camera", (), "scarce"),
     "lidar from image": ("points/lidar_from_image", (), "lidar from image"),
 }
+#: Whose controls an experiment shares: students without its teacher on the same data are the same runs.
+CONTROLS = {"scarce, teacher of 12": "scarce"}
 ROLES = ("teacher", "control", "self_training", "student")
 
 
@@ -61,6 +67,16 @@ def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "curve": report["curve"], "facts": report["facts"], "cost": report["cost"], "export": report["export"],
         "versions": report["versions"], "threads": report["threads"],
     }  # fmt: skip
+
+
+def share_controls(cells: list[dict[str, Any]]) -> None:
+    """Put the controls that an experiment shares with another beside its students."""
+    by_key = {(c["experiment"], c["seed"]): c for c in cells}
+    for name, other in CONTROLS.items():
+        for (experiment, seed), found in by_key.items():
+            if experiment == name and (other, seed) in by_key:
+                for role in ("control", "self_training"):
+                    found["metrics"].setdefault(role, by_key[other, seed]["metrics"][role])
 
 
 def gain(student: list[float], other: list[float]) -> str:
@@ -116,6 +132,7 @@ def main() -> None:
         list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only})))
         keys = [(name, seed) for name in args.only for seed in args.seeds]
         cells = list(pool.map(lambda key: cell(args, *key), keys))
+    share_controls(cells)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps({"overrides": args.set, "cells": cells}, indent=1) + "\n")
     print(table(cells))
