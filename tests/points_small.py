@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -95,3 +97,24 @@ def run(out: Path, *sets: str, recipe: str = "smoke/points", more: Sequence[str]
     """The smoke recipe, smaller; a later setting of a key takes the place of an earlier one."""
     listed = [word for item in [*SETS, *sets] for word in ("--set", item)]
     return call(["run", recipe, "--out", str(out), "--quiet", *listed, *more])
+
+
+class Inside:
+    """Cells of a comparison, each run in this process to its end."""
+
+    def __call__(self, arguments: Sequence[str], log: IO[bytes], env: dict[str, str], lock: int) -> Any:
+        text = io.StringIO()
+        with redirect_stdout(text), redirect_stderr(text):
+            status = call(list(arguments))
+        log.write(text.getvalue().encode())
+        return Ended(status)
+
+
+class Ended:
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def poll(self) -> int:
+        return self.status
+
+    def send_signal(self, number: int) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,10 @@ def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Pa
     if curve:
         density_curve(pictures / "density.png", curve)
         found["mIoU against the beams of the scan"] = pictures / "density.png"
-    real = [recorded(adapter, models, frames, pictures, found) for frames in adapter.real]
+    real = [
+        recorded(adapter, models, frames, pictures, found, name)
+        for name, frames in zip(_names(adapter.real), adapter.real, strict=True)
+    ]
     frames = adapter.data("test").frames[0]
     found |= overview_pictures(pictures, frames[0], answers(adapter, models, frames))
     return Overview(curve, {"recorded": real} if real else {}, found)
@@ -96,13 +99,15 @@ def predict(model: nn.Module, seen: Seen) -> np.ndarray:
 
 
 def recorded(
-    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path]
-) -> dict[str, Any]:
+    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path],
+    name: str,
+) -> dict[str, Any]:  # fmt: skip
     """Every role on recorded frames, on the points that the student's view shows.
 
     ``agreement``: class-balanced, with the teacher on its own view. ``car_recall``, ``car_precision``: of points in
     labelled boxes of cars, among the points in the photograph where boxes are labelled there only. The teacher stands
     there once more as ``teacher_direct``: given the student's view, which is what its user has without distillation.
+    Pictures of the last frame go into a folder `name` of `pictures`, and into `found` by their captions.
     """
     source = frames.folder
     names, views = dict(models), {role: adapter.view(role) for role in models}
@@ -125,16 +130,22 @@ def recorded(
                 for key, value in in_boxes(answer == CAR, inside, counted & (answer >= 0)).items():
                     boxes[role][key] += value
         if i == len(frames) - 1:
-            place = pictures / f"{source.sources}"
+            place = pictures / name
             place.mkdir(exist_ok=True)
             made = overview_pictures(place, moment[0], {r: a for r, a in said.items() if r != "teacher_direct"})
-            found |= {f"{source.sources}: {caption}": path for caption, path in made.items()}
+            found |= {f"{name}: {caption}": path for caption, path in made.items()}
     return {
         "sources": source.sources, "frames": len(frames),
         "roles": {role: _summary(matrices[role], boxes[role]) for role in names},
         "majority_agreement": majority_agreement(matrices["teacher"]) if "teacher" in matrices else None,
         "warnings": list(frames.reader.warnings),
     }  # fmt: skip
+
+
+def _names(folders: Sequence[Recorded]) -> list[str]:
+    """Each folder's layout, with a number where several have one."""
+    layouts = [frames.folder.sources for frames in folders]
+    return [x if layouts.count(x) == 1 else f"{x} {layouts[: i + 1].count(x)}" for i, x in enumerate(layouts)]
 
 
 def _summary(matrix: np.ndarray, boxes: Mapping[str, int]) -> dict[str, float]:
