@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from toy import ToyAdapter, adapter, engine, roles
 from torch import Tensor, nn
+from toy import ToyAdapter, adapter, engine, roles
 
 from xmodal_kd.balance import Balance, GradNorm, Uncertainty
 from xmodal_kd.checkpoint import read_json
@@ -169,7 +169,7 @@ def test_micro_batches_give_the_same_and_a_stop_changes_nothing(tmp_path: Path, 
         assert objective.describe()["balance"]["layer"] == "body.0.weight", "the last that logits and body share"
         assert sum(weights.values()) == pytest.approx(5)
     else:
-        assert last["weight/kd"] == pytest.approx(2 * weights["kd"], rel=0.1), "as it was when the last step began"
+        assert last["weight/kd"] == pytest.approx(2 * weights["kd"], rel=0.2), "as it was when the last step began"
     with pytest.raises(Interrupted):
         made(tmp_path / "stopped", kind, max_seconds=0.0).fit()
     again = made(tmp_path / "stopped", kind)
@@ -237,7 +237,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"balance uncertainty learns weights: call build\(\)"):
         Objective(TERMS, balance=Balance(name="uncertainty"))(student, teacher)
     toy, objective = adapter(), Objective(TERMS, balance=Balance(name="gradnorm"))
-    with pytest.raises(UserError, match="balance gradnorm: .* bf16"):
+    with pytest.raises(UserError, match=r"balance gradnorm: .* bf16"):
         Distil(toy, objective, Train(steps=1, precision="fp16"), toy.streams)
     content = {"modality": "toy", "data": {}, "student": {"model": "mlp"}, "train": {"steps": 1}}
     assert Recipe.model_validate(content | {"balance": "gradnorm"}).balance.alpha == 1.5

@@ -95,7 +95,7 @@ class _Compiled(nn.Module):
         self.register_buffer("resampling", None)
         self.resampling: Tensor | None
         self._ways: tuple[Way, ...] | None = None
-        self.register_load_state_dict_post_hook(lambda term, _: term.forget())
+        self.register_load_state_dict_post_hook(_forget)
         #: Rows of student and teacher, by kind, in the dry run.
         self.rows: list[tuple[str, int, int]] = []
 
@@ -166,6 +166,10 @@ class _Compiled(nn.Module):
         if self.term.min_confidence is not None:
             read.append(f"confidence {self.term.min_confidence}")
         return f"{self.spec.reduction} of {', '.join(read)}"
+
+
+def _forget(term: _Compiled, _: Any) -> None:
+    term.forget()
 
 
 def _checked(spec: LossSpec, term: Term) -> dict[str, Any]:
@@ -297,6 +301,8 @@ class Objective(nn.Module):
         self, student: Signals, teacher: Signals | None = None, *, step: int = 0, ranks: Ranks | None = None
     ) -> LossOut:
         """The parts of all terms whose scheduled weight is not zero at `step`."""
+        if self.asked.name != "fixed" and self.balance is None:
+            raise UserError(f"balance {self.asked.name} learns weights: call build() before the first step")
         parts = {}
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
@@ -305,14 +311,14 @@ class Objective(nn.Module):
                 parts[term.name] = Part(total, count, weight, unit)
         if not parts:
             raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
-        return LossOut(parts if self.asked.name == "fixed" else self._balanced(parts, student, step, ranks or Ranks()))
+        return LossOut(parts if self.balance is None else self._balanced(self.balance, parts, student, step, ranks))
 
-    def _balanced(self, parts: dict[str, Part], student: Signals, step: int, ranks: Ranks) -> dict[str, Part]:
+    def _balanced(
+        self, balance: Uncertainty | GradNorm, parts: dict[str, Part], student: Signals, step: int, ranks: Ranks | None
+    ) -> dict[str, Part]:
         """The parts weighed, and each weight as a part that is only logged."""
-        if self.balance is None:
-            raise UserError(f"balance {self.asked.name} learns weights: call build() before the first step")
-        parts = self.balance(parts, student.model, step, ranks)
-        weights = dict(zip(self.balance.names, self.balance.weights().detach().clone(), strict=True))
+        parts = balance(parts, student.model, step, ranks or Ranks())
+        weights = dict(zip(balance.names, balance.weights().detach().clone(), strict=True))
         one = next(iter(weights.values())).new_ones(())
         shown = {
             f"weight/{name}": Part(part.weight * weights[name], one, 0.0, "weight") for name, part in parts.items()
