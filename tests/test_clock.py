@@ -1,4 +1,4 @@
-"""The clock: only the steps asked for, in milliseconds a step, and what no part claimed."""
+"""The clock: only the steps asked for, in milliseconds a step, and what no part claimed; the latency of a call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from xmodal_kd.clock import Clock
+from xmodal_kd.clock import Clock, latency
 
 
 @pytest.fixture
@@ -47,3 +47,20 @@ def test_an_interrupted_step_stops_measuring(clock: Clock) -> None:
     with clock.time("evaluation"):
         pass
     assert clock.split() == {} and "evaluation" not in clock.seconds
+
+
+def test_latency_counts_calls_after_the_first_ones() -> None:
+    calls: list[int] = []
+    found = latency(lambda: calls.append(0), runs=10, warm=2)
+    assert len(calls) == 12 and found["runs"] == 10 and 0 <= found["median_ms"] <= found["p95_ms"]
+
+
+def test_a_slow_call_is_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr("xmodal_kd.clock.perf_counter", lambda: seconds[0])
+    took = iter([9.0, 2.0, 2.0, 4.0])
+
+    def slow() -> None:
+        seconds[0] += next(took)
+
+    assert latency(slow, limit=1.0) == {"median_ms": 2000.0, "p95_ms": 2000.0, "runs": 1}, "the first does not count"

@@ -75,12 +75,6 @@ def test_a_file_that_fails_its_check_does_not_appear(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [] and model.training
 
 
-def test_latency_counts_calls() -> None:
-    calls: list[int] = []
-    found = onnx.latency(lambda: calls.append(0), runs=10, warm=2)
-    assert len(calls) == 12 and found["runs"] == 10 and 0 <= found["median_ms"] <= found["p95_ms"]
-
-
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"nosuchpackage: pip install 'xmodal-kd\[points\]'"):
         onnx.require("nosuchpackage", "points")

@@ -148,6 +148,17 @@ class Adapter(Protocol):
         """What `role` says about `batch`: `output`, ``labels``, and one signal for each captured module path."""
         ...
 
+    def teacher_sees(self, sample: Any) -> Any:
+        """What of a sample decides a frozen teacher's signals, the rows that they lie on included.
+
+        A cache finds them by its content. All of the sample, unless the modality knows that a part is enough.
+        """
+        return sample
+
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
+        """What whoever uses `model` computes for `batch`, all of it: the report gives its latency for one sample."""
+        return self.signals(role, model, batch)
+
     def class_names(self, role: str) -> Sequence[str]:
         """What each output of `role` means, in order; `check` compares teacher and data."""
         ...

@@ -167,6 +167,33 @@ def compare(
     )  # fmt: skip
 
 
+@app.command()
+def cache(
+    recipe: RecipeName,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; else the recipe's out, else runs/<name>.")] = None,
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run the teacher once over all that the student will see, and store its signals; a kill costs a second of it.
+
+    The section cache of the recipe says where and how (of a recipe without one: cache={}, all defaults). The run that
+    reads them is the same command with run, and --resume where it is the same folder.
+
+    Example: xmodal-kd cache speech/fsdd --set data.path=recordings --set cache={top_k: 4} --out runs/mine
+    """
+    from .teacher_cache.command import fill, lines
+
+    _allow(allow_import)
+    found = fill(recipe, set_ or (), out, device, quiet)
+    if json_:
+        print(json.dumps(found))
+    else:
+        print("\n".join(lines(found)))
+
+
 @app.command("eval")
 def evaluate(
     folder: RunFolder,

@@ -1,12 +1,16 @@
-"""Where the time of a step goes."""
+"""Where the time of a step goes, and how long one answer takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
+
+CPU = torch.device("cpu")
 
 
 class Clock:
@@ -33,14 +37,9 @@ class Clock:
         if not self.running:
             yield
             return
-        start = self._now()
+        start = _now(self.device)
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + self._now() - start
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + _now(self.device) - start
 
     def split(self) -> dict[str, float]:
         """Milliseconds a step by part; ``other`` is what no part claimed: data, logging, the loop itself."""
@@ -49,3 +48,29 @@ class Clock:
         milliseconds = {part: 1000 * seconds / self.steps for part, seconds in self.seconds.items()}
         whole = milliseconds.pop("step", 0.0)
         return {**milliseconds, "other": max(0.0, whole - sum(milliseconds.values())), "step": whole}
+
+
+def latency(
+    run: Callable[[], Any], *, device: torch.device = CPU, runs: int = 50, warm: int = 5, limit: float = float("inf")
+) -> dict[str, float]:
+    """``median_ms`` and ``p95_ms`` of a call, and how many ``runs`` that is, after `warm` calls that do not count.
+
+    Args:
+        device: is waited for.
+        limit: seconds after which no more calls are made; there are at least two, and the first never counts.
+    """
+    seconds: list[float] = []
+    began = _now(device)
+    while len(seconds) < warm + runs and (len(seconds) < 2 or _now(device) - began < limit):
+        started = _now(device)
+        run()
+        seconds.append(_now(device) - started)
+    counted = seconds[warm:] or seconds[1:]
+    median, p95 = 1e3 * np.quantile(counted, [0.5, 0.95])
+    return {"median_ms": float(median), "p95_ms": float(p95), "runs": len(counted)}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()

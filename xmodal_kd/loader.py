@@ -52,12 +52,12 @@ class _Plan:
             for batch in batches[max(0, self.start - passed) :]:
                 # the ranks' pieces of one micro-batch lie side by side: together they are what one process would have
                 for micro in range(self.rank, shares, self.world):
-                    yield [(epoch, i) for i in _share(batch, micro, shares)]
+                    yield [(epoch, i) for i in share(batch, micro, shares)]
             passed += len(batches)
             epoch += 1
 
 
-def _share(batch: Sequence[int], part: int, parts: int) -> Sequence[int]:
+def share(batch: Sequence[int], part: int, parts: int) -> Sequence[int]:
     """Part `part` of `batch` cut into `parts` contiguous pieces of nearly equal size."""
     return batch[part * len(batch) // parts : (part + 1) * len(batch) // parts]
 

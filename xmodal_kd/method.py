@@ -25,6 +25,7 @@ from .recipe import Train
 from .registry import Registry
 from .signals import Signals
 from .streams import Key, Streams
+from .teacher_cache.entries import CACHED, Kept, restored
 
 Roles = MutableMapping[str, nn.Module]
 
@@ -124,6 +125,8 @@ class Distil:
 
     Params: ClassVar[type[Strict]] = NoParams
     control: ClassVar[Literal["trained", "teacher"]] = "trained"
+    #: Whether its teacher may be one that ran before: `teacher_cache`.
+    cacheable: ClassVar[bool] = True
 
     def __init__(
         self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
@@ -132,6 +135,8 @@ class Distil:
         self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role
         #: The role that teaches; the adapter is asked for its signals by this name.
         self.teacher = teacher
+        #: How cached signals of the teacher are read, where batches bring some.
+        self.kept: Mapping[str, Kept] = {}
         if objective.reads_gradients and train.precision == "fp16":
             raise UserError("balance gradnorm: gradients of fp16 are not scaled where it reads them: use bf16 or fp32")
 
@@ -144,17 +149,21 @@ class Distil:
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         if not self.objective.built:
             with torch.set_grad_enabled(self.objective.reads_gradients), self.streams.forked("dry run"):
-                self.objective.build(self._says(self.role, roles, batch), self._teacher(roles, batch), self.streams)
+                student = self._says(self.role, roles, batch)
+                self.objective.build(student, self._teacher(roles, batch, student), self.streams)
         config, name = self.train.optimizer, self.role
         if self.role in ("control", "self_training"):  # the student's recipe, but not for the objective's parameters
             config, name = scaling(config, lambda pattern: not pattern.startswith("objective.")), "student"
         return {self.role: build_optimizer(config, {name: roles[self.role], "objective": self.objective})}
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        cached = CACHED in batch  # and then put on the student's rows, which must be there first
         with ctx.clock.time("teacher"):
-            teacher = self._teacher(roles, batch)
+            teacher = None if cached else self._teacher(roles, batch)
         with ctx.clock.time("student"):
             student = self._says(self.role, roles, batch)
+        with ctx.clock.time("teacher"):
+            teacher = self._teacher(roles, batch, student) if cached else teacher
         with ctx.clock.time("loss"):
             out = self.objective(student, teacher, step=ctx.step, ranks=ctx.ranks)
         yield self.role, out
@@ -165,11 +174,16 @@ class Distil:
         said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 
-    def _teacher(self, roles: Roles, batch: Batch) -> Signals | None:
+    def _teacher(self, roles: Roles, batch: Batch, student: Signals | None = None) -> Signals | None:
+        """What the teacher says, or said when its cache was filled, brought to the rows of `student`."""
         if not self.objective.needs_teacher:
             return None
         with torch.no_grad():
-            return self._says(self.teacher, roles, batch)
+            if student is None or CACHED not in batch:
+                return self._says(self.teacher, roles, batch)
+            said = restored(self.kept, batch[CACHED], student)
+            said.model = roles.get(self.teacher)
+            return said
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"objective": self.objective}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -18,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -145,19 +143,6 @@ def _difference(a: Tensor, b: Tensor, tolerance: float) -> float:
         return float("inf")
     error = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
     return error if error <= tolerance or error > 0 else float("inf")  # NaN is neither
-
-
-def latency(run: Callable[[], Any], *, runs: int = 50, warm: int = 5) -> dict[str, float]:
-    """``median_ms`` and ``p95_ms`` of a call, and how many ``runs`` that is, after `warm` calls that do not count."""
-    for _ in range(warm):
-        run()
-    seconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    median, p95 = 1e3 * np.quantile(seconds, [0.5, 0.95])
-    return {"median_ms": float(median), "p95_ms": float(p95), "runs": runs}
 
 
 def strip(path: Path, *, names: bool = False) -> None:

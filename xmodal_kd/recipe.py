@@ -22,6 +22,7 @@ from .adapter import Strict
 from .balance import Balance
 from .errors import UserError, nearest
 from .schedules import Schedule
+from .teacher_cache.config import CacheSpec
 
 M = TypeVar("M", bound=BaseModel)
 Path_ = tuple[str | int, ...]
@@ -168,6 +169,8 @@ class Recipe(Strict):
     balance: Balance = Balance()
     """Whether the weights of the terms are learned; a name alone will do."""
     train: Train
+    cache: CacheSpec | None = None
+    """The teacher's signals on disk, read instead of running it at every step."""
     labels: Labels | None = None
     """Whose labels student and control look at; None: all. A student with a teacher also sees the other samples."""
     control: bool = True

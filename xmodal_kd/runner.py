@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import send_to_device
+from pydantic import BaseModel
 from torch import nn
 
 from . import flops, report
 from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
+from .clock import latency
 from .engine import Engine
 from .errors import UserError
 from .loader import steps
@@ -39,8 +41,11 @@ from .roles import (
 from .scarce import Scarce, facts
 from .setup import check_trackers, make_accelerator
 from .streams import Streams
+from .teacher_cache.session import Session, check
 
 STATE, RECIPE = "state.json", "recipe.yaml"
+#: Seconds that measuring the latency of a role may take.
+LATENCY = 2.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Run:
         method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
         build_optimizer(mine, {"student": student})
+        check(self.recipe, self.adapter)
 
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
@@ -214,8 +220,9 @@ class Run:
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
             one.begin(role, known)
+        cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
         engine = Engine(
-            method, source, models, train, streams=self.streams, accelerator=self.accelerator,
+            method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
             evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
@@ -229,11 +236,14 @@ class Run:
         if "teacher" in models:  # which the method may have replaced
             models["teacher"] = self.models["teacher"]
         scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
-        return scarce | {
+        objective = method.modules().get("objective")
+        built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
+        return scarce | built | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(role, method, models),
+                "flops_per_step": self._step_flops(role, method, models, cache),
+                **cache.facts(models, at.samples),
             }
         }  # fmt: skip
 
@@ -266,9 +276,10 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, role: str, method: Any, models: dict[str, nn.Module]) -> float:
+    def _step_flops(self, role: str, method: Any, models: dict[str, nn.Module], cache: Session) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
         source = training_source(self.adapter, self.recipe, role, self.recipe.train.batch_size)
+        source = cache.source if cache.reading is not None else source
         return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
 
     def _untrained_control(self) -> None:
@@ -296,16 +307,25 @@ class Run:
         model = self.models[role].eval()
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
+            alone = self._latency(role, model)
         batch = self._batch(self.adapter.data("train"))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
             "flops_per_sample": passes / len(batch["ids"]) * int(getattr(model, "nfe", 1)),
+            "latency": alone,
             "metrics": found["test"].metrics,
             "dev_metrics": found["dev"].metrics,
             "examples": list(found["test"].examples),
             "scores": [asdict(score) for score in found["test"].scores],
         }
+
+    def _latency(self, role: str, model: nn.Module) -> dict[str, float]:
+        """Of the first test sample alone, on the threads of the run."""
+        source, device = self.adapter.data("test"), self.accelerator.device
+        batch = send_to_device(source.collate([source.sample(0, 0)]), device)
+        found = latency(lambda: self.adapter.answer(role, model, batch), device=device, limit=LATENCY)
+        return found | {"threads": torch.get_num_threads()}
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:
@@ -313,14 +333,23 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
     content = loaded.recipe.model_dump(mode="json", exclude={"out"})
     data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
     content["data"] = _absolute(data).model_dump(mode="json")
+    if loaded.recipe.cache is not None:
+        content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
     if loaded.recipe.teacher is not None:
         content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
     return content
 
 
 def _absolute(section: M) -> M:
-    paths = {name: value for name, value in section if isinstance(value, Path)}
-    return section.model_copy(update={name: path.expanduser().absolute() for name, path in paths.items()})
+    return section.model_copy(update={name: _with_absolute_paths(value) for name, value in section})
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.expanduser().absolute()
+    if isinstance(value, tuple):
+        return tuple(map(_with_absolute_paths, value))
+    return _absolute(value) if isinstance(value, BaseModel) else value
 
 
 def _difference(out: Path, loaded: Loaded) -> str:

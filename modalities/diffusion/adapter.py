@@ -150,6 +150,10 @@ class DiffusionAdapter(Adapter):
             _add(out, name, only_call(name, calls))
         return out
 
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
+        """A sample at the role's own budget, from the batch's noise."""
+        return cast(Denoiser, model).sample(batch["noise"], batch.get("labels"))
+
     # ---------------------------------------------------------------- evaluation
 
     def judge(self, split: str, device: torch.device) -> Judge:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +18,7 @@ from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.memory import Cache
 from xmodal_kd.registry import Registry
-from xmodal_kd.signals import Kind, Layout, Signals
+from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
 from .config import PointsData, View
@@ -32,12 +30,11 @@ from .frames import Recorded
 from .metrics import Tally, miou
 from .models import MODELS
 from .overview import overview
-from .views import CHANNELS, KINDS
+from .simulator.sensors import SENSORS
+from .views import CHANNELS, KINDS, see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30
-#: Forward passes whose median is the latency.
-TIMED = 20
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,17 @@ class PointsAdapter(Adapter):
 
     def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
-        #: Opened now: a folder that is not there must not come out after hours of training.
+        # opened now: a folder that is not there must not come out after hours of training
         self.real = [Recorded(folder, data.sensor, pictures=True) for folder in data.real]
         self._sources: dict[str, PointsSource] = {}
         self._labelled: Sequence[int] | None = None
         self._class_weight: Tensor | None = None
         self._taught: Cache[Rows] = Cache(MEMORY)
+        if data.sources != "simulator" or data.unlabelled is not None:
+            for split in ("train", "dev", "test"):
+                self.data(split)
+        for folder in self.real if data.needs_pictures else ():
+            see(folder[0], View(sees="image"), data)
 
     def data(self, split: str) -> PointsSource:
         if split not in self._sources:
@@ -91,7 +93,8 @@ class PointsAdapter(Adapter):
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """The weights of the classes are those of the frames whose labels may be looked at."""
         self._labelled, self._class_weight = labelled, None
-        self.data("train").learns = role
+        train = self.data("train")
+        train.learns, train.known = role, frozenset(labelled)
 
     # ---------------------------------------------------------------- models
 
@@ -110,11 +113,11 @@ class PointsAdapter(Adapter):
     def load(self, role: str, folder: Path) -> nn.Module:
         model, card = load_model(folder)
         check_classes(folder, card)
-        asked, trained = self.view(role).model_dump(), card.view.model_dump()
-        for key in ("sees", "beams", "sweeps", "columns"):
-            if asked[key] != trained[key]:
+        asked, trained = _essence(self.view(role), self.config.sensor), _essence(card.view, card.sensor)
+        for key in asked:
+            if asked[key] != trained.get(key):
                 raise UserError(
-                    f"{folder}: this {role} was trained with {key} {trained[key]}, data.{_side(role)}.{key} says "
+                    f"{folder}: this {role} was trained with {key} {trained.get(key)}, data.{_side(role)}.{key} says "
                     f"{asked[key]}: make them agree"
                 )
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
@@ -173,7 +176,7 @@ class PointsAdapter(Adapter):
         weights = sum(p._version for p in model.parameters())  # an average's change in place
         keys = [(id(model), weights, i, *features) for i in ids]
         if not all(key in self._taught for key in keys):
-            found = self._rows(model, side, features)
+            found = {name: rows.detach() for name, rows in self._rows(model, side, features).items()}
             rows = len(side["valid"]) // len(ids)
             for at, key in enumerate(keys):
                 self._taught.get(key, lambda at=at: Rows({n: x[at * rows :][:rows].clone() for n, x in found.items()}))  # type: ignore[misc]
@@ -185,7 +188,7 @@ class PointsAdapter(Adapter):
         """``logits`` and features as rows of what a model saw; a coarser map's cells stand for those they cover."""
         grid = tuple(side["inputs"].shape[2:])
         with capture(model, features) as taken:
-            logits = model(side["inputs"]) if grid else model(side["inputs"], side["lengths"])
+            logits = _forward(model, side)
         found = {"logits": logits} | {name: only_call(name, calls) for name, calls in taken.items()}
         return {name: _as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
 
@@ -197,6 +200,10 @@ class PointsAdapter(Adapter):
             self._class_weight = torch.from_numpy(np.where(count > 0, weight, 1.0)).float()
         return self._class_weight.to(device)
 
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
+        """The forward pass: the views that it needs are there."""
+        return _forward(model, batch["teacher" if role == "teacher" else "student"])
+
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
@@ -204,9 +211,9 @@ class PointsAdapter(Adapter):
 
         A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
         """
-        return self.measure(role, model, self.data(split), timed=split == "test")
+        return self.measure(role, model, self.data(split))
 
-    def measure(self, role: str, model: nn.Module, source: PointsSource, *, timed: bool = False) -> Evaluation:
+    def measure(self, role: str, model: nn.Module, source: PointsSource) -> Evaluation:
         device = next(model.parameters()).device
         shared, own, scores = Tally(CLASSES), Tally(CLASSES), []
         for batch in batches(source, device):
@@ -224,22 +231,7 @@ class PointsAdapter(Adapter):
                 own.add(answer[here], confidence[here], labels[here], distance[here])
                 scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
         metrics = shared.metrics() | ({} if role == "teacher" else {"miou_own": own.metrics()["miou"]})
-        if timed:
-            metrics["milliseconds"] = self._latency(role, model, source)
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
-
-    def _latency(self, role: str, model: nn.Module, source: PointsSource) -> float:
-        """Median milliseconds of a forward pass on one frame, on the threads of the run."""
-        device = next(model.parameters()).device
-        [batch] = [next(batches(source, device, size=1))]
-        side = batch["teacher" if role == "teacher" else "student"]
-        given = [side["inputs"]] + ([] if side["inputs"].ndim == 4 else [side["lengths"]])
-        times = []
-        for _ in range(TIMED):
-            start = perf_counter()
-            model(*given).sum().item()  # the clock stops when the device is done
-            times.append(perf_counter() - start)
-        return 1000 * median(times)
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, models, folder)
@@ -266,12 +258,27 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if hasattr(value, "to") else value
 
 
+def _forward(model: nn.Module, side: Mapping[str, Any]) -> Tensor:
+    """Logits of a view with a grid, or of points laid end to end."""
+    found: Tensor = model(side["inputs"]) if side["inputs"].ndim == 4 else model(side["inputs"], side["lengths"])
+    return found
+
+
 def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
     """Of the rows of what was seen: the valid ones, and of these only those that are in `also`."""
     valid: Tensor = side["valid"] if also is None else side["valid"] & also
     grid, items = tuple(side["inputs"].shape[2:]), len(side["lengths"])
     item = torch.repeat_interleave(side["lengths"], output_size=len(valid))
     return Layout(KINDS[len(grid)], valid, item, items, grid or None)
+
+
+def _essence(view: View, sensor: str) -> dict[str, Any]:
+    """What of a view a model depends on."""
+    if view.sees == "image":
+        return {"sees": view.sees}
+    beams = view.beams or (SENSORS[sensor].beams if sensor in SENSORS else None)
+    columns = {"columns": view.columns} if view.sees == "range" else {}
+    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns
 
 
 def _side(role: str) -> str:
@@ -291,4 +298,4 @@ def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tens
     )
 
 
-__all__ = ["KINDS", "Kind", "PointsAdapter", "batches"]
+__all__ = ["PointsAdapter", "batches"]

@@ -21,7 +21,7 @@ from xmodal_kd.streams import Streams
 
 from .align import fit_frames, pool_features, pool_posteriors
 from .corpora import SpeechData, build_tokens
-from .data import SpeechSource
+from .data import Sample, SpeechSource
 from .decode import greedy
 from .export import FP32, INT8, OnnxModel, export_onnx, quantise
 from .folder import load_model, save_model
@@ -136,6 +136,14 @@ class SpeechAdapter(Adapter):
                 "frames that do not nest cannot be compared; distil sequences, or change a stride"
             )
         return self.stride // stride
+
+    def teacher_sees(self, sample: Sample) -> tuple[int, Tensor]:
+        """The view that it hears, and the stride of the grid that its frames are brought to."""
+        return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features
+
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
+        """The forward pass on features that are there."""
+        return model(batch["clean"], batch["lengths"])
 
     # ---------------------------------------------------------------- evaluation and export
 

@@ -14,7 +14,7 @@ from ..setup import machine, peak_memory, versions
 from ..stats import gap_closed, paired_interval, ratio
 
 ORDER = ("teacher", "control", "self_training", "student")
-SHOWN = ("parameters", "flops_per_sample", "metrics", "dev_metrics", "examples")
+SHOWN = ("parameters", "flops_per_sample", "latency", "metrics", "dev_metrics", "examples")
 
 
 def content(
@@ -45,10 +45,11 @@ def content(
         "versions": versions(),
         **machine(accelerator),
         "metric": {"name": name, "lower_is_better": lower},
-        "roles": {role: {key: entry[key] for key in SHOWN} for role, entry in roles.items()},
+        "roles": {role: {key: entry[key] for key in SHOWN if key in entry} for role, entry in roles.items()},
         "control": _control(spec),
         "self_training": None if twin is None else _control(twin),
         "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
+        "objective": {role: one for role, entry in roles.items() if any((one := entry.get("objective", {})).values())},
         "curve": overview["curve"],
         "facts": overview["facts"],
         "pictures": overview["pictures"],

@@ -28,7 +28,10 @@ def markdown(content: Mapping[str, Any]) -> str:
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
+        _latency(roles),
+        _cache(content["cost"].get("student", {}).get("cache")),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
+        _objective(content.get("objective", {})),
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -72,6 +75,34 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     shown = " / ".join(f"{value:.1f}" for value in (*(split.get(p, 0.0) for p in ("teacher", "student", "loss")), rest))
     seconds, flops = f"{cost['seconds']:.0f}", f"{cost['flops_per_step'] / 1e9:.2f}"
     return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
+
+
+def _latency(roles: Mapping[str, Any]) -> str:
+    """Of one sample; a role that an older version measured has none."""
+    found = {role: entry["latency"] for role, entry in roles.items() if "latency" in entry}
+    if not found:
+        return ""
+    shown = ", ".join(f"{role} {one['median_ms']:.3g} ({one['p95_ms']:.3g})" for role, one in found.items())
+    threads = next(iter(found.values()))["threads"]
+    return f"Latency of the first test sample alone, {threads} thread(s), median ms (95th percentile): {shown}."
+
+
+def _cache(cache: Mapping[str, Any] | None) -> str:
+    """What the teacher on disk was worth to the student's training."""
+    if cache is None:
+        return ""
+    paid = cache["paid_after_epochs"]
+    kept = ", ".join(f"{name} {signal['bytes_per_row']} bytes a {signal['kind']}"
+                     for name, signal in cache["signals"].items())  # fmt: skip
+    errors = ", ".join(f"{name} {'–' if e is None else f'{100 * e:.2g} %'}" for name, e in cache["loss_error"].items())
+    return (
+        f"Teacher cache ({cache['view']}): {cache['bytes'] / 2**20:.1f} MiB on disk ({kept}); "
+        f"{100 * cache['hit_rate']:.1f} % of what training asked of the teacher was read, "
+        f"{cache['computed']} samples were computed in {cache['fill_seconds']:.1f} s. A batch took the teacher "
+        f"{cache['live_ms']:.2f} ms, the cache {cache['cached_ms']:.2f} ms: "
+        + ("it never pays. " if paid is None else f"paid after {paid:.1f} of {cache['epochs']:.1f} epochs. ")
+        + f"Error of the loss of one batch: {errors}."
+    )
 
 
 def _references(content: Mapping[str, Any]) -> str:
@@ -130,6 +161,26 @@ def _labels(labels: Mapping[str, Any]) -> str:
     more = [role for role, one in labels.items() if one["unlabelled"]]
     others = f"; {' and '.join(more)} also saw all samples without their labels, half of each batch" if more else ""
     return f"Labels seen in training: {', '.join(counts)}{others}. Roles not named here saw all labels."
+
+
+def _objective(objective: Mapping[str, Any]) -> str:
+    """What stood between teacher and student, and what weights were learned."""
+    lines = []
+    for role, one in objective.items():
+        for term in one["terms"]:
+            made = [f"channels {term['projector'][0]} to {term['projector'][1]}"] if "projector" in term else []
+            made += [
+                f"the teacher's {r['teacher']:,} {r['kind']} rows on the student's {r['student']:,} ({r['way']}, of the "
+                "first batch)"
+                for r in term.get("resample", [])
+            ]
+            lines.append(f"- {role}, {term['term']}: {'; '.join(made)}")
+        if "balance" in one:
+            balance = one["balance"]
+            weights = ", ".join(f"{term} {_number(weight)}" for term, weight in balance["weights"].items())
+            at = f", gradients of `{balance['layer']}`" if "layer" in balance else ""
+            lines.append(f"- {role}: weights by {balance['name']}{at}, at the last step: {weights}")
+    return "## What the objective built\n\n" + "\n".join(lines) if lines else ""
 
 
 def _details(roles: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,36 @@
+"""The section ``cache`` of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ..adapter import Strict
+
+
+class CacheSpec(Strict):
+    """The teacher runs once over what the training will see; its signals are read from disk ever after."""
+
+    path: Path | None = None
+    """Folder of the store, for several runs to share; None: ``cache`` in the run's own."""
+    view: Literal["clean", "replay"] = "clean"
+    """``clean``: the teacher sees a sample alike in every epoch, one entry serves all. ``replay``: the augmentation of
+    the first `epochs` epochs comes again and again, for the control too; each of them has an entry of its own."""
+    epochs: int = Field(1, gt=0)
+    """That ``replay`` draws; more is more augmentation, and more teacher."""
+    top_k: int | None = Field(None, gt=0)
+    """Highest logits that are kept, beside the mass of the rest; None: all of them in fp16."""
+    temperature: float | None = Field(None, gt=0)
+    """At which the mass of the rest is right; None: that of the terms on logits where they agree, else 1."""
+    features: Literal["fp16", "int8"] = "fp16"
+    """How captured features are kept; int8 has a scale for each channel."""
+
+    @model_validator(mode="after")
+    def _replayed(self) -> CacheSpec:
+        if self.epochs > 1 and self.view == "clean":
+            raise ValueError("epochs: the clean view has one entry a sample: epochs belongs to view: replay")
+        if self.temperature is not None and self.top_k is None:
+            raise ValueError("temperature: it is of the mass that top_k leaves out: give top_k")
+        return self

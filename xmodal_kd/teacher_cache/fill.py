@@ -1,0 +1,258 @@
+"""The teacher's one pass over what a training will see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import count
+from time import monotonic
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+
+from ..adapter import Adapter, Batch, Source
+from ..errors import UserError
+from ..loader import share, steps
+from ..objective import Objective
+from ..progress import bar
+from ..ranks import Ranks
+from ..scarce import Scarce
+from ..signals import Signals
+from ..streams import Streams
+from .codecs import Codec, Half, Int8, TopK, row_bytes
+from .config import CacheSpec
+from .entries import Kept, written
+from .manifest import Manifest, entry_key, ledger_key
+from .source import Seeing, Seen, stale
+from .store import Store
+
+#: Seconds of work, and bytes of entries, that a kill may cost.
+SECONDS, BYTES = 1.0, 1 << 26
+#: Micro-batches whose features set the scales of int8.
+CALIBRATION = 4
+
+Key = tuple[int, int]  # epoch by which entries are known, sample
+
+
+class Filled(NamedTuple):
+    """Samples whose signals the teacher computed in this pass, those that were there, and the seconds it took."""
+
+    computed: int
+    found: int
+    seconds: float
+
+
+@dataclass
+class Filler:
+    """Fills a store with what a training of `total` steps of `shares` micro-batches each will look up.
+
+    The micro-batches are the training's own, in its order, each with what has not come before: a fill that was killed
+    computes what is left in the very batches that it would have been in.
+    """
+
+    spec: CacheSpec
+    training: Source
+    """By whose plan samples are drawn."""
+    source: Seeing
+    adapter: Adapter
+    teacher: nn.Module
+    objective: Objective
+    streams: Streams
+    accelerator: Accelerator
+    ranks: Ranks
+    total: int
+    shares: int
+    workers: int = 0
+    quiet: bool = False
+
+    def plan(self) -> Iterator[list[Key]]:
+        """Micro-batches of samples that were in none before."""
+        seen: set[Key] = set()
+        most, left = len(self.source) * self.spec.epochs * self.source.kinds, self.total
+        for epoch in count():
+            batches = [b for b in self.training.plan(epoch) if len(b) >= self.shares][:left]
+            for batch in batches:
+                for part in range(self.shares):
+                    keys = [self._key(number, epoch) for number in share(batch, part, self.shares)]
+                    fresh = [key for key in dict.fromkeys(keys) if key not in seen]
+                    seen.update(fresh)
+                    if fresh:
+                        yield fresh
+            left -= len(batches)
+            if left <= 0 or not batches or len(seen) == most:
+                return
+
+    def _key(self, number: int, epoch: int) -> Key:
+        if isinstance(self.training, Scarce):  # which numbers passes and samples together
+            epoch, number = divmod(number, len(self.training))
+        return self.source.drawn(epoch), number
+
+    # ---------------------------------------------------------------- signals
+
+    def kept(self, manifest: Manifest, micros: Sequence[Sequence[Key]]) -> dict[str, Kept]:
+        """The signals that the objective compares, those new to the manifest with codecs fitted to the first batches.
+
+        Raises `UserError` for a signal that the store keeps in another way.
+        """
+        said = [self._says(self._batch(micros[0]))]
+        names = [name for name in said[0] if self._compared(name)]
+        if self.spec.features == "int8" and any(name not in manifest.signals and name != "logits" for name in names):
+            said += [self._says(self._batch(micro)) for micro in micros[1:CALIBRATION]]
+        for name in names:
+            made = self._made(name, said, len(manifest.signals))
+            there = manifest.signals.setdefault(name, made)
+            if _settings(there.codec) != _settings(made.codec):
+                raise UserError(
+                    f"cache: its {name!r} are kept as {_told(there.codec)}, the recipe says {_told(made.codec)}: "
+                    "choose another cache.path"
+                )
+        return {name: manifest.signals[name] for name in names}
+
+    def _compared(self, name: str) -> bool:
+        terms = [term.term for term in self.objective if term.spec.needs_teacher]
+        patterns = [pattern for term in terms for pattern in (*term.signals("teacher"), term.weights or "")]
+        return any(fnmatchcase(name, pattern) or name == pattern for pattern in patterns)
+
+    def _made(self, name: str, said: Sequence[Signals], number: int) -> Kept:
+        rows, layout = said[0][name]
+        vector = rows.ndim == 1
+        width = 1 if vector else rows.shape[-1]
+        codec: Codec = Half(width)
+        if name == "logits" and self.spec.top_k is not None and self.spec.top_k < width:
+            top = TopK(width, self.spec.top_k, self._temperature())
+            codec = top if row_bytes(top) < row_bytes(codec) else codec
+        elif name not in ("logits", "prediction") and self.spec.features == "int8" and not vector:
+            codec = Int8.fitted(torch.cat([s.rows(name)[s.layout(name).mask] for s in said]))
+        return Kept(name, number, layout.kind, vector, codec)
+
+    def _temperature(self) -> float:
+        """At which the mass of the classes left out is kept."""
+        if self.spec.temperature is not None:
+            return self.spec.temperature
+        on_logits = [t for t in self.objective if t.spec.needs_teacher and "logits" in t.term.signals("teacher")]
+        found = {float(term.params.get("temperature", 1.0)) for term in on_logits}
+        return found.pop() if len(found) == 1 else 1.0
+
+    def _says(self, batch: Batch) -> Signals:
+        with torch.no_grad(), self.streams.forked("teacher cache"), self.accelerator.autocast():
+            here = send_to_device(batch, self.accelerator.device)
+            return self.adapter.signals("teacher", self.teacher, here, self.objective.features("teacher"))
+
+    def _batch(self, micro: Sequence[Key]) -> Batch:
+        return self.source.collate([self.source.seen(index, epoch).sample for epoch, index in micro])
+
+    # ---------------------------------------------------------------- the pass
+
+    def fill(self, folder: Any, kept: Sequence[Kept], micros: Sequence[Sequence[Key]]) -> Filled:
+        """Compute and write what is missing of this rank's share of `micros`."""
+        start = monotonic()
+        store = Store(folder, self.ranks.rank)
+        with closing(store):
+            todo = [m for m in micros[self.ranks.rank :: self.ranks.world] if not self._there(store, kept, m)]
+            writer, shown, computed = _Writer(store), self.quiet or not self.ranks.main, 0
+            with bar("teacher cache", len(todo), quiet=shown) as progress:
+                for i, (micro, loaded) in enumerate(zip(todo, self._loaded(todo), strict=True), 1):
+                    computed += self._compute(writer, kept, micro, **loaded)
+                    progress.update(i, {})
+            writer.commit()
+        computed = self.ranks.sum_number(computed)
+        return Filled(computed, sum(map(len, micros)) - computed, monotonic() - start)
+
+    def _there(self, store: Store, kept: Sequence[Kept], micro: Sequence[Key]) -> bool:
+        return None not in store.get([self._ledger(one, key) for one in kept for key in micro])
+
+    def _ledger(self, kept: Kept, key: Key) -> bytes:
+        return ledger_key(kept.number, self.streams.seed % 2**64, *key)
+
+    def _compute(
+        self, writer: _Writer, kept: Sequence[Kept], micro: Sequence[Key], names: list[str], contents: list[bytes],
+        batch: Batch,
+    ) -> int:  # fmt: skip
+        """The teacher on one micro-batch, unless it has seen the very same by another seed or epoch; how many samples.
+
+        Raises `UserError` for a sample of which the store knows another content.
+        """
+        notes = [
+            (self._ledger(one, key), content) for one in kept for key, content in zip(micro, contents, strict=True)
+        ]
+        known = writer.store.get([key for key, _ in notes])
+        for (_, content), before, name in zip(notes, known, names * len(kept), strict=True):
+            if before is not None and before != content:
+                raise UserError(stale(name, writer.store))
+        keys = [entry_key(one.number, content) for one in kept for content in contents]
+        if lacking := None in writer.store.get(keys):
+            said = self._says(batch)
+            values = [value for one in kept for value in written(one, said[one.name], names)]
+            writer.add(zip(keys, values, strict=True))
+        writer.add(notes)
+        writer.commit_at_times()
+        return len(micro) if lacking else 0
+
+    def _loaded(self, todo: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        if not todo:
+            return
+        stream = steps(_Todo(self.source, todo), workers=self.workers)
+        with closing(stream):  # type: ignore[type-var]
+            for _ in todo:
+                [loaded] = next(stream)
+                yield loaded
+
+
+class _Todo:
+    """Micro-batches of (epoch, sample) as a source of one epoch, for the loader and its workers."""
+
+    def __init__(self, source: Seeing, todo: Sequence[Sequence[Key]]) -> None:
+        self.source = source
+        self.keys = [key for micro in todo for key in micro]
+        ends = torch.tensor([len(micro) for micro in todo]).cumsum(0).tolist()
+        self.batches = [list(range(end - len(micro), end)) for end, micro in zip(ends, todo, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        return self.batches
+
+    def sample(self, index: int, epoch: int) -> Seen:
+        drawn, sample = self.keys[index]
+        return self.source.seen(sample, drawn)
+
+    def collate(self, samples: Sequence[Seen]) -> Batch:
+        batch = self.source.collate([seen.sample for seen in samples])
+        return {"names": [s.name for s in samples], "contents": [s.content for s in samples], "batch": batch}
+
+
+class _Writer:
+    """Collects entries and commits them now and then."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._bytes, self._last = 0, monotonic()
+
+    def add(self, items: Any) -> None:
+        for key, value in items:
+            self._waiting.append((key, value))
+            self._bytes += len(value)
+
+    def commit_at_times(self) -> None:
+        if self._bytes > BYTES or monotonic() - self._last > SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        if self._waiting:
+            self.store.put(self._waiting)
+        self._waiting, self._bytes, self._last = [], 0, monotonic()
+
+
+def _settings(codec: Codec) -> dict[str, Any]:
+    return {key: value for key, value in codec.describe().items() if key != "scale"}
+
+
+def _told(codec: Codec) -> str:
+    return ", ".join(f"{key} {value}" for key, value in _settings(codec).items())

@@ -1,0 +1,179 @@
+"""A training that reads its teacher from disk: what is missing is filled before, what it was worth is told after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..adapter import Adapter, Source
+from ..errors import UserError
+from ..method import METHODS, Distil, Method
+from ..ranks import ranks_of
+from ..recipe import Recipe, Train
+from ..scarce import Scarce
+from .config import CacheSpec
+from .entries import Kept
+from .fill import Filled, Filler, Key
+from .manifest import Manifest
+from .measure import Worth, measure
+from .source import CachedSource, Replayed, Seeing
+from .store import Store, alone
+
+if TYPE_CHECKING:
+    from ..runner import Run
+
+#: Samples looked at to see whether what the teacher sees changes from epoch to epoch.
+LOOKED_AT = 8
+
+
+def check(recipe: Recipe, adapter: Adapter) -> None:
+    """Before anything is trained.
+
+    Raises:
+        UserError: the method's teacher cannot be one that ran before; or the view is clean, one entry a sample, and
+            what the teacher sees of a sample changes from epoch to epoch (a warp would part frames from targets).
+    """
+    if recipe.cache is None or recipe.teacher is None:
+        return
+    if not getattr(METHODS[recipe.method.name], "cacheable", False):
+        raise UserError(
+            f"cache: the teacher of {recipe.method.name} does not only see the data as they are: leave cache out, or "
+            "choose the method distil"
+        )
+    if recipe.cache.view == "replay":
+        return
+    source = Seeing(adapter.data("train"), recipe.cache, 1, adapter)
+    for index in list(dict.fromkeys(i for batch in source.plan(0) for i in batch))[:LOOKED_AT]:
+        first, second = source.seen(index, 0), source.seen(index, 1)
+        if first.content != second.content:
+            raise UserError(
+                f"cache.view: clean: what the teacher sees of sample {first.name} changes from epoch to epoch (speed, "
+                "crop, gain or noise: cached targets would not fit the frames): say cache.view=replay, or switch that "
+                "augmentation off"
+            )
+
+
+@dataclass(frozen=True)
+class Session:
+    """The data of one training, and the cache that they come with, if any."""
+
+    source: Source
+    reading: Reading | None = None
+
+    @classmethod
+    def of(
+        cls, run: Run, role: str, adapter: Adapter, source: Source, method: Method, train: Train,
+        data: Mapping[str, Any],
+    ) -> Session:  # fmt: skip
+        """The cache of `role`'s training in `run`, filled.
+
+        The control reads no cache but sees the student's data: where augmentation is replayed, its is too.
+
+        Args:
+            source: what `role` is trained on; with few labels, its inner source is what the cache goes around.
+            data: the resolved data section of the recipe.
+        """
+        spec, inner = run.recipe.cache, source.inner if isinstance(source, Scarce) else source
+        if spec is None or role == "teacher":
+            return cls(source)
+        kinds = 2 if isinstance(source, Scarce) else 1
+        if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:
+            return cls(_around(source, Replayed(inner, spec, kinds)))
+        ranks, teacher = ranks_of(run.accelerator), run.models["teacher"].eval()
+        filler = Filler(
+            spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, run.streams,
+            run.accelerator, ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate,
+            train.workers, run.options.quiet,
+        )  # fmt: skip
+        if any(term.term.weights for term in method.objective if term.spec.needs_teacher):
+            data = {**data, "labels": run.recipe.labels}  # by which classes are weighed
+        folder = (spec.path or run.out / "cache").expanduser().absolute()
+        manifest = Manifest.of(teacher, data, train.precision)
+        kept, filled = filled_store(filler, folder, manifest)
+        method.kept = kept
+        cached = CachedSource(inner, spec, kinds, adapter, Store(folder), kept)
+        first = next(filler.plan())
+        reading = Reading(spec, cached, filled, method, first, len(source.plan(0)))
+        return cls(_around(source, cached), reading)
+
+    def facts(self, models: Mapping[str, nn.Module], samples: int) -> dict[str, Any]:
+        """What the cache was worth to a training of `samples` samples, for the report; nothing without a cache."""
+        return {} if self.reading is None else {"cache": self.reading.facts(models, samples)}
+
+
+def _around(source: Source, inner: Replayed) -> Source:
+    """`inner` where the data come from in `source`."""
+    if not isinstance(source, Scarce):
+        return inner
+    source.inner = inner
+    return source
+
+
+def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict[str, Kept], Filled]:
+    """Fill the store in `folder` with whatever it lacks, one run at a time. Returns the signals, and what was done.
+
+    Raises:
+        UserError: the store is of another teacher or of other data, keeps a signal in another way, or knows a sample by
+            another content.
+    """
+    ranks = filler.ranks
+    with alone(folder) if ranks.main else nullcontext():
+        found: list[str] | UserError = []
+        micros = list(filler.plan())
+        if ranks.main:
+            try:
+                if not micros:
+                    raise UserError(f"cache: no batch has the {filler.shares} samples that ranks x accumulate ask for")
+                manifest.adopt(folder)
+                found = list(filler.kept(manifest, micros))
+                manifest.write(folder)
+            except UserError as error:
+                found = error
+        found = ranks.share(found)
+        if isinstance(found, UserError):
+            raise found
+        manifest.adopt(folder)
+        kept = {name: manifest.signals[name] for name in found}
+        filled = filler.fill(folder, list(kept.values()), micros)
+        ranks.barrier()
+    return kept, filled
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A store in use."""
+
+    spec: CacheSpec
+    source: CachedSource
+    filled: Filled
+    method: Distil
+    first: list[Key]
+    """Samples of the first micro-batch, on which it is measured."""
+    batches: int
+    """In an epoch."""
+
+    def facts(self, models: Mapping[str, nn.Module], samples: int) -> dict[str, Any]:
+        worth: Worth = measure(self.source, self.method, models, self.first)
+        store, filled = self.source.store, self.filled
+        saved = worth.live_seconds - worth.cached_seconds
+        return {
+            "path": str(store.folder),
+            "view": self.spec.view,
+            "epochs_drawn": self.spec.epochs,
+            "bytes": store.bytes_on_disk(),
+            "signals": worth.signals,
+            "computed": filled.computed,
+            "found": filled.found,
+            "hit_rate": max(0.0, 1 - filled.computed / max(1, samples)),
+            "fill_seconds": filled.seconds,
+            "live_ms": 1000 * worth.live_seconds,
+            "cached_ms": 1000 * worth.cached_seconds,
+            "epochs": samples / max(1, len(self.source)),
+            "paid_after_epochs": filled.seconds / (saved * self.batches) if saved > 0 else None,
+            "loss_error": worth.loss_error,
+        }
