@@ -10,10 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from toy import RECIPE as TOY
 from toy import ToyAdapter, adapter, engine, roles
 
 from xmodal_kd.balance import Balance, GradNorm, Uncertainty
 from xmodal_kd.checkpoint import read_json
+from xmodal_kd.cli import call
 from xmodal_kd.engine import Engine
 from xmodal_kd.errors import UserError
 from xmodal_kd.interrupt import Interrupted
@@ -248,3 +250,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert math.isclose(
         float(LossOut({"w": Part(torch.ones(()), torch.ones(()), 0.0, "w")} | parts(torch.ones(1), [1.0])).value()), 1
     )
+
+
+def test_a_runs_report_names_what_was_built(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "toy.yaml", tmp_path / "run"
+    recipe.write_text(f"{TOY.replace('steps: 8', 'steps: 2')}balance: {{name: gradnorm, alpha: 0.5}}\n")
+    assert call(["run", str(recipe), "--out", str(out), "--allow-import", "toy", "--quiet"]) == 0
+    content = read_json(out / "report.json")["objective"]
+    assert content.keys() == {"student"}, "teacher and control learn from one term"
+    assert content["student"]["terms"] == [{"term": "hint", "projector": [8, 24]}]
+    assert content["student"]["balance"]["weights"].keys() == {"test_ce", "kd", "hint"}
+    text = (out / "report.md").read_text()
+    assert "student, hint: channels 8 to 24" in text
+    assert "student: weights by gradnorm, gradients of `body.0.weight`, at the last step: test_ce " in text

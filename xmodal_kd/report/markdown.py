@@ -169,11 +169,9 @@ def _objective(objective: Mapping[str, Any]) -> str:
     for role, one in objective.items():
         for term in one["terms"]:
             made = [f"channels {term['projector'][0]} to {term['projector'][1]}"] if "projector" in term else []
-            made += [
-                f"the teacher's {r['teacher']:,} {r['kind']} rows on the student's {r['student']:,} ({r['way']}, of the "
-                "first batch)"
-                for r in term.get("resample", [])
-            ]
+            for r in term.get("resample", []):
+                rows = f"{r['teacher']:,} {r['kind']} rows of a batch on the student's {r['student']:,}"
+                made.append(f"the teacher's {rows} ({r['way']})")
             lines.append(f"- {role}, {term['term']}: {'; '.join(made)}")
         if "balance" in one:
             balance = one["balance"]
