@@ -1,21 +1,19 @@
 """What a cached teacher costs on the disk, how fast it is read, and what it does to the loss.
 
-    python benchmarks/cache.py [--rounds 150]
+    python benchmarks/cache.py [--parts throughput]
 
 Error against size: a teacher and a smaller student, trained on classes that come in families of ten (Gaussian clusters,
 inputs of 64 numbers), say what they think of samples that neither has seen; the knowledge distillation loss and its
 gradient from the cached teacher are held against those from the live one. The student is half trained: near its teacher
 the loss is small, and the same error a larger share of it. Beside them random logits, the worst case: no class matters.
 Throughput: entries of usual shapes written to a store and read in random order, from the page cache, one thread.
-Step: the engine on a student of about 10 ms, without a teacher, with a live one four times as deep, and with a cached
-one whose entries come with the batch, in random turns; "read" is what finding and unpacking them adds where no worker
-does it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -28,16 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.engine import Engine
-from xmodal_kd.method import Distil
 from xmodal_kd.objective import Objective
-from xmodal_kd.progress import bar
-from xmodal_kd.recipe import Optimizer, Term, Train
-from xmodal_kd.setup import make_accelerator, versions
+from xmodal_kd.recipe import Term
+from xmodal_kd.setup import versions
 from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.streams import Streams
 from xmodal_kd.teacher_cache.codecs import Codec, Half, Int8, TopK, row_bytes
-from xmodal_kd.teacher_cache.entries import CACHED, Kept, packed, restored, written
+from xmodal_kd.teacher_cache.entries import Kept, packed, restored, written
 from xmodal_kd.teacher_cache.store import Store
 
 WIDTH, TEMPERATURES, SAMPLES = 64, (1.0, 4.0), 2048
@@ -157,6 +151,11 @@ def against_size(classes: int) -> dict[str, Any]:
     }
 
 
+def every_size() -> dict[str, Any]:
+    found = {f"{classes} classes": against_size(classes) for classes in (10, 100, 512, 1000)}
+    return found | {"512 classes, random logits": random_logits(512)}
+
+
 def _right(z: Tensor, y: Tensor) -> float:
     return float((z.argmax(-1) == y).float().mean())
 
@@ -212,88 +211,21 @@ def throughput(shape: Shape, folder: Path) -> dict[str, float]:
     }
 
 
-# ---------------------------------------------------------------- a step
-
-
-class Rows:
-    """An adapter of rows and nothing else."""
-
-    def signals(self, role: str, model: nn.Module, batch: Any, features: Any = ()) -> Signals:
-        layout = Layout.samples(len(batch["ids"]))
-        return Signals(batch["ids"]).add("logits", model(batch["x"]), layout).add("labels", batch["y"], layout)
-
-
-def stepper(model: nn.Module, teacher: nn.Module, terms: list[Term], batch: Any, kept: Any, folder: Path) -> Any:
-    train = Train(steps=10**9, optimizer=Optimizer(lr=1e-4), schedule={"kind": "constant"})  # type: ignore[arg-type]
-    method = Distil(Rows(), Objective(terms), train, Streams(0))  # type: ignore[arg-type]
-    method.kept = kept
-    engine = Engine(
-        method, None, {"student": model, "teacher": teacher}, train, streams=Streams(0),  # type: ignore[arg-type]
-        accelerator=make_accelerator("cpu", "fp32"), folder=folder, quiet=True,
-    )  # fmt: skip
-    stages = method.stages()
-    engine.log.rewind(0)
-    engine._begin(stages, 0, batch)
-    with bar("", 1, quiet=True) as shown:
-        silent = shown
-    return lambda: engine._step(stages[0], [batch], silent)
-
-
-def step(rounds: int, folder: Path) -> dict[str, Any]:
-    classes, size = 512, 64
-    torch.manual_seed(0)
-    teacher = Net(512, 8, classes).eval().requires_grad_(False)
-    batch = {"x": torch.randn(size, WIDTH), "y": torch.randint(classes, (size,)), "ids": torch.arange(size)}
-    kept = {"logits": Kept("logits", 0, "sample", False, TopK(classes, 16, 4.0))}
-    said = Rows().signals("teacher", teacher, batch)["logits"]
-    store = Store(folder / "store", 0)
-    keys = [np.random.default_rng(i).bytes(16) for i in range(size)]
-    store.put(zip(keys, written(kept["logits"], said, [""] * size), strict=True))
-
-    def read() -> dict[str, Any]:
-        entries = [entry for key in keys for entry in store.get([key]) if entry is not None]
-        return {"logits": packed(kept["logits"], entries)}
-
-    ce = Term(loss="weighted_ce")
-    kd = Term(loss="kd", params={"temperature": 4.0})
-    cached = {**batch, CACHED: read()}
-    makers = {"student alone": ([ce], batch), "student alone again": ([ce], batch), "live": ([ce, kd], batch),
-              "cached": ([ce, kd], cached)}  # fmt: skip
-    arms: dict[str, Callable[[], Any]] = {}
-    for name, (terms, given) in makers.items():
-        torch.manual_seed(1)
-        arms[name] = stepper(Net(384, 4, classes), teacher, terms, given, kept, folder / name)
-    arms["read"] = read
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    names = list(arms)
-    for i in range(rounds + 5):
-        for name in np.random.default_rng(i).permutation(names):
-            start = perf_counter()
-            arms[name]()
-            seconds[name].append(perf_counter() - start)
-    store.close()
-    found: dict[str, Any] = {
-        name: {"p10_ms": 1e3 * float(np.percentile(s[5:], 10)), "median_ms": 1e3 * float(np.median(s[5:]))}
-        for name, s in seconds.items()
-    }
-    for name in names[1:-1]:
-        found[name]["times_alone_p10"] = found[name]["p10_ms"] / found["student alone"]["p10_ms"]
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--parts", default="error_against_size,throughput", help="the others stay as they were")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "cache.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"versions": versions(), "rounds": args.rounds}
-    found["error_against_size"] = {f"{classes} classes": against_size(classes) for classes in (10, 100, 512, 1000)}
-    found["error_against_size"]["512 classes, random logits"] = random_logits(512)
+    found: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        shapes = enumerate(Shape(*shape) for shape in SHAPES)
-        found["throughput"] = {shape.name: throughput(shape, Path(folder) / str(i)) for i, shape in shapes}
-        found["step"] = step(args.rounds, Path(folder))
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "error_against_size": every_size,
+            "throughput": lambda: {s[0]: throughput(Shape(*s), Path(folder) / str(i)) for i, s in enumerate(SHAPES)},
+        }
+        for part in args.parts.split(","):
+            found[part] = parts[part]() | {"load_average": os.getloadavg()[0]}
+    found["versions"] = versions()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

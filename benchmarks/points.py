@@ -21,12 +21,18 @@ from cells import run, shown, t_interval
 #: Experiments: a recipe, what is set in it, and whose teacher it has.
 EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "scarce": ("points/scarce", (), "scarce"),
-    "scarce, teacher of 12": ("points/scarce", ("teacher.labels=12",), "scarce, teacher of 12"),
+    "scarce, teacher of 12": (
+        "points/scarce",
+        ("teacher.labels=12", "control=false", "self_training=false"),
+        "scarce, teacher of 12",
+    ),
     "beams": ("points/beams", (), "scarce"),
     "kitti": ("points/kitti", (), "scarce"),
     "camera": ("points/camera", (), "scarce"),
     "lidar from image": ("points/lidar_from_image", (), "lidar from image"),
 }
+#: Whose controls an experiment shares: students without its teacher on the same data are the same runs.
+CONTROLS = {"scarce, teacher of 12": "scarce"}
 ROLES = ("teacher", "control", "self_training", "student")
 
 
@@ -63,6 +69,16 @@ def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def share_controls(cells: list[dict[str, Any]]) -> None:
+    """Put the controls that an experiment shares with another beside its students."""
+    by_key = {(c["experiment"], c["seed"]): c for c in cells}
+    for name, other in CONTROLS.items():
+        for (experiment, seed), found in by_key.items():
+            if experiment == name and (other, seed) in by_key:
+                for role in ("control", "self_training"):
+                    found["metrics"].setdefault(role, by_key[other, seed]["metrics"][role])
+
+
 def gain(student: list[float], other: list[float]) -> str:
     return shown(t_interval([s - c for s, c in zip(student, other, strict=True)])) if other else "–"
 
@@ -84,6 +100,23 @@ def table(cells: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def recorded(cells: list[dict[str, Any]]) -> str:
+    """Agreement with the teacher and points in boxes of cars, in percent, by data set and role."""
+    mine = [c["facts"]["recorded"] for c in cells if c["experiment"] == "kitti"]
+    lines = ["| data | role | agreement | car recall | car precision |", "| --- | --- | --- | --- | --- |"]
+    for parts in zip(*mine, strict=True):
+        for role in parts[0]["roles"]:
+            found = [part["roles"][role] for part in parts]
+            values = [
+                shown(t_interval([100 * one[key] for one in found])) if key in found[0] else "–"
+                for key in ("agreement", "car_recall", "car_precision")
+            ]
+            lines.append(f"| {parts[0]['sources']} | {role} | {' | '.join(values)} |")
+        majority = 100 * parts[0]["majority_agreement"]
+        lines.append(f"| {parts[0]['sources']} | always the commonest class | {majority:.1f} | – | – |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="holds kitti, kitti_raw and nuscenes_frame")
@@ -99,9 +132,12 @@ def main() -> None:
         list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only})))
         keys = [(name, seed) for name in args.only for seed in args.seeds]
         cells = list(pool.map(lambda key: cell(args, *key), keys))
+    share_controls(cells)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps({"overrides": args.set, "cells": cells}, indent=1) + "\n")
     print(table(cells))
+    if any(c["experiment"] == "kitti" for c in cells):
+        print("\n" + recorded(cells))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def test_losses_name_their_paper_and_what_they_need() -> None:
     for name, row in rows.items():
         if not name.startswith("test_"):
             assert row["paper"] and row["year"] > 1950 and row["needs"], name
+    assert rows["dmkd"]["experimental"] and rows["dmkd"]["summary"].startswith("Experimental. Inspired by")
+    assert all(row["experimental"] == (row["confidence"] == "C") for row in rows.values())
     assert rows["kd"]["parameters"]["temperature"] == 4.0 and "teacher" in rows["kd"]["needs"]
     assert "labels" in rows["ctc"]["needs"] and "teacher" not in rows["ctc"]["needs"]
 

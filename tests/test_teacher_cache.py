@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import RECIPE, TERMS, ToyAdapter, ToySource, adapter, roles
 
+from xmodal_kd.check.cached import cache as cached_check
+from xmodal_kd.check.subject import prepare
 from xmodal_kd.checkpoint import read_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
@@ -24,6 +26,7 @@ from xmodal_kd.loader import steps
 from xmodal_kd.method import Distil
 from xmodal_kd.objective import Objective
 from xmodal_kd.ranks import Ranks
+from xmodal_kd.recipe import load
 from xmodal_kd.setup import make_accelerator
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.teacher_cache import fill as fills
@@ -36,7 +39,8 @@ from xmodal_kd.teacher_cache.session import filled_store
 from xmodal_kd.teacher_cache.source import CachedSource, Replayed, Seeing
 from xmodal_kd.teacher_cache.store import Store
 
-QUIET = RECIPE.replace("data: {}", "data: {noise: 0.0}")  # the teacher sees the same in every epoch
+PLAIN = f"{RECIPE}trackers: []\n"
+QUIET = PLAIN.replace("data: {}", "data: {noise: 0.0}")  # the teacher sees the same in every epoch
 
 
 def filler(toy: ToyAdapter, ranks: Ranks | None = None, total: int = 4, **settings: Any) -> Filler:
@@ -311,7 +315,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, and its run without a cache."""
     folder = tmp_path_factory.mktemp("cache")
     (folder / "quiet.yaml").write_text(QUIET)
-    (folder / "toy.yaml").write_text(RECIPE)
+    (folder / "toy.yaml").write_text(PLAIN)
     assert run(folder, "live") == 0
     return folder
 
@@ -424,6 +428,12 @@ def test_what_changes_from_epoch_to_epoch_has_no_clean_view(recipes: Path, capfd
     line = refused(capfd, lambda: run(recipes, "noisy", "--set", "cache={}", recipe="toy"))
     assert "cache.view: clean" in line and "changes from epoch to epoch" in line and "cache.view=replay" in line
     assert not (recipes / "noisy").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xmodal_kd.registry.allowed_imports", {"toy"})
+        with pytest.raises(UserError, match="from epoch to epoch"):
+            list(cached_check(prepare(load(str(recipes / "toy.yaml"), ["cache={}"]), "cpu")))
+        [found] = cached_check(prepare(load(str(recipes / "quiet.yaml"), ["cache={}"]), "cpu"))
+    assert found.status == "pass" and "alike in every epoch: at most 24" in found.found
     assert run(recipes, "replayed", "--set", "cache={view: replay, epochs: 2}", recipe="toy") == 0
     facts = read_json(recipes / "replayed" / "report.json")["cost"]["student"]["cache"]
     assert facts["computed"] == 48 and facts["loss_error"]["kd"] < 1e-3

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import send_to_device
+from pydantic import BaseModel
 from torch import nn
 
 from . import flops, report
@@ -338,8 +339,15 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
 
 
 def _absolute(section: M) -> M:
-    paths = {name: value for name, value in section if isinstance(value, Path)}
-    return section.model_copy(update={name: path.expanduser().absolute() for name, path in paths.items()})
+    return section.model_copy(update={name: _with_absolute_paths(value) for name, value in section})
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.expanduser().absolute()
+    if isinstance(value, tuple):
+        return tuple(map(_with_absolute_paths, value))
+    return _absolute(value) if isinstance(value, BaseModel) else value
 
 
 def _difference(out: Path, loaded: Loaded) -> str:

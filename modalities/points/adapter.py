@@ -18,7 +18,7 @@ from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.memory import Cache
 from xmodal_kd.registry import Registry
-from xmodal_kd.signals import Kind, Layout, Signals
+from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
 from .config import PointsData, View
@@ -31,7 +31,8 @@ from .metrics import Tally, miou
 from .models import MODELS
 from .overview import overview
 from .projection import Trap, projected, warned
-from .views import CHANNELS, KINDS
+from .simulator.sensors import SENSORS
+from .views import CHANNELS, KINDS, see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30
@@ -73,12 +74,17 @@ class PointsAdapter(Adapter):
 
     def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
-        #: Opened now: a folder that is not there must not come out after hours of training.
+        # opened now: a folder that is not there must not come out after hours of training
         self.real = [Recorded(folder, data.sensor, pictures=True) for folder in data.real]
         self._sources: dict[str, PointsSource] = {}
         self._labelled: Sequence[int] | None = None
         self._class_weight: Tensor | None = None
         self._taught: Cache[Rows] = Cache(MEMORY)
+        if data.sources != "simulator" or data.unlabelled is not None:
+            for split in ("train", "dev", "test"):
+                self.data(split)
+        for folder in self.real if data.needs_pictures else ():
+            see(folder[0], View(sees="image"), data)
 
     def data(self, split: str) -> PointsSource:
         if split not in self._sources:
@@ -88,7 +94,8 @@ class PointsAdapter(Adapter):
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """The weights of the classes are those of the frames whose labels may be looked at."""
         self._labelled, self._class_weight = labelled, None
-        self.data("train").learns = role
+        train = self.data("train")
+        train.learns, train.known = role, frozenset(labelled)
 
     # ---------------------------------------------------------------- models
 
@@ -107,11 +114,11 @@ class PointsAdapter(Adapter):
     def load(self, role: str, folder: Path) -> nn.Module:
         model, card = load_model(folder)
         check_classes(folder, card)
-        asked, trained = self.view(role).model_dump(), card.view.model_dump()
-        for key in ("sees", "beams", "sweeps", "columns"):
-            if asked[key] != trained[key]:
+        asked, trained = _essence(self.view(role), self.config.sensor), _essence(card.view, card.sensor)
+        for key in asked:
+            if asked[key] != trained.get(key):
                 raise UserError(
-                    f"{folder}: this {role} was trained with {key} {trained[key]}, data.{_side(role)}.{key} says "
+                    f"{folder}: this {role} was trained with {key} {trained.get(key)}, data.{_side(role)}.{key} says "
                     f"{asked[key]}: make them agree"
                 )
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
@@ -170,7 +177,7 @@ class PointsAdapter(Adapter):
         weights = sum(p._version for p in model.parameters())  # an average's change in place
         keys = [(id(model), weights, i, *features) for i in ids]
         if not all(key in self._taught for key in keys):
-            found = self._rows(model, side, features)
+            found = {name: rows.detach() for name, rows in self._rows(model, side, features).items()}
             rows = len(side["valid"]) // len(ids)
             for at, key in enumerate(keys):
                 self._taught.get(key, lambda at=at: Rows({n: x[at * rows :][:rows].clone() for n, x in found.items()}))  # type: ignore[misc]
@@ -279,6 +286,15 @@ def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
     return Layout(KINDS[len(grid)], valid, item, items, grid or None)
 
 
+def _essence(view: View, sensor: str) -> dict[str, Any]:
+    """What of a view a model depends on."""
+    if view.sees == "image":
+        return {"sees": view.sees}
+    beams = view.beams or (SENSORS[sensor].beams if sensor in SENSORS else None)
+    columns = {"columns": view.columns} if view.sees == "range" else {}
+    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns
+
+
 def _side(role: str) -> str:
     return "teacher" if role == "teacher" else "student"
 
@@ -296,4 +312,4 @@ def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tens
     )
 
 
-__all__ = ["KINDS", "Kind", "PointsAdapter", "batches"]
+__all__ = ["PointsAdapter", "batches"]

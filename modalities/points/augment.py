@@ -97,8 +97,9 @@ def apply_range(
     if augment.flip and rng.random() < 0.5:
         view = _after(view, mirror)
     if augment.scale is not None or augment.jitter > 0:
+        factor = _factor(augment, rng)  # before the noise: an image of other rows is scaled alike
         noise = rng.standard_normal(channels.shape[-2:], dtype=np.float32) * np.float32(augment.jitter)
-        view = Augmented(stretch(view.inputs, _factor(augment, rng), _tensor(noise)), view.row_map, view.labels)
+        view = Augmented(stretch(view.inputs, factor, _tensor(noise)), view.row_map, view.labels)
     if augment.drop > 0:
         kept = _tensor(rng.random(channels.shape[-2:]) >= augment.drop)
         view = _after(view, lambda x, y: drop_cells(x, kept, y))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,6 +52,17 @@ class Frames(Strict):
     first: Annotated[int, Field(ge=0)] = 0
     last: Count | None = None
 
+    @model_validator(mode="after")
+    def _some(self) -> Frames:
+        if self.last is not None and self.last <= self.first:
+            raise ValueError(f"no frames from {self.first} up to {self.last}: last is not among them")
+        return self
+
+    def overlaps(self, other: Frames) -> bool:
+        """Whether a frame is among both."""
+        ends = [frames.last if frames.last is not None else float("inf") for frames in (self, other)]
+        return self.first < ends[1] and other.first < ends[0]
+
 
 class Folder(Strict):
     """Recorded frames."""
@@ -98,17 +109,30 @@ class PointsData(Strict):
     @model_validator(mode="after")
     def _complete(self) -> PointsData:
         if self.sources == "simulator":
+            if given := next((n for n in ("path", "train", "dev", "test") if getattr(self, n) is not None), None):
+                raise ValueError(f"{given} is of recorded frames: the simulator has scenes")
+            self._apart()
             return self
         if self.path is None:
             raise ValueError(f"sources {self.sources} needs path, the folder of its frames")
         if self.train is None or self.dev is None or self.test is None:
             raise ValueError("recorded frames need train, dev and test, each a range of frames")
-        ends = sorted(
-            (s.first, s.last if s.last is not None else float("inf")) for s in (self.train, self.dev, self.test)
-        )
-        if any(b[0] < a[1] for a, b in pairwise(ends)):
+        if any(a.overlaps(b) for a, b in combinations((self.train, self.dev, self.test), 2)):
             raise ValueError("train, dev and test overlap")
+        self._apart()
         return self
+
+    def _apart(self) -> None:
+        """Frames without labels that are learnt from are none of those that are measured on."""
+        if self.unlabelled is None:
+            return
+        measured = {f"real.{i}": (folder.path, folder.frames) for i, folder in enumerate(self.real)}
+        for split, frames in (("dev", self.dev), ("test", self.test)):
+            if self.path is not None and frames is not None:
+                measured[split] = self.path, frames
+        for name, (path, frames) in measured.items():
+            if path == self.unlabelled.path and frames.overlaps(self.unlabelled.frames):
+                raise ValueError(f"unlabelled and {name} overlap")
 
     @property
     def needs_pictures(self) -> bool:

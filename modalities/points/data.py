@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from xmodal_kd.errors import UserError
 from xmodal_kd.memory import Cache
 from xmodal_kd.streams import Streams
 
 from .config import PointsData, View
 from .correspondence import collate as collate_matches
 from .correspondence import from_elements
-from .frame import CLASSES
+from .frame import CLASSES, UNLABELLED
 from .frames import Frames, frames_of
 from .regions import VOXELS, cells, supervoxels
 from .views import Seen, augmented, see, thinned
@@ -70,6 +71,8 @@ class PointsSource:
         self.frames: Frames = frames_of(data, split) if frames is None else frames
         #: The role that is trained: a teacher that learns sees augmented frames, a frozen one as the recipe says.
         self.learns = "student"
+        #: Of which frames the labels may be looked at.
+        self.known = frozenset(self.frames.labelled)
         self._memory: Cache[Moment] = Cache(MEMORY)
 
     def __len__(self) -> int:
@@ -104,7 +107,8 @@ class PointsSource:
             teacher = self._clean(moment.teacher, data.teacher, index)
         else:
             teacher = self._augmented(moment.teacher, data.teacher, "teacher", at)
-        drawn = supervoxels(student.xyz, student.labels, data.supervoxels, self.streams.numpy("supervoxels", *at))
+        labels = student.labels if index in self.known else np.full_like(student.labels, UNLABELLED)
+        drawn = supervoxels(student.xyz, labels, data.supervoxels, self.streams.numpy("supervoxels", *at))
         return Sample(index, moment.key, student, teacher, drawn)
 
     @property
@@ -173,6 +177,11 @@ class PointsSource:
 
 def _side(seen: Sequence[Seen]) -> dict[str, Tensor]:
     inputs = [one.inputs for one in seen]
+    if inputs[0].ndim == 3 and (odd := next((x for x in inputs if x.shape != inputs[0].shape), None)) is not None:
+        raise UserError(
+            f"a batch of range images of {inputs[0].shape[1]} and of {odd.shape[1]} beams: the frames come from "
+            "different sensors: set beams of data.teacher and data.student to what both have"
+        )
     return {
         "inputs": torch.stack(inputs) if inputs[0].ndim == 3 else torch.cat(inputs),
         "lengths": torch.tensor([one.rows for one in seen]),

@@ -27,10 +27,9 @@ def export(model: nn.Module, folder: Path) -> dict[str, Any]:
     """Write ``model.onnx`` beside the saved model in `folder`, for the size of view that its card names.
 
     Input ``view`` (batch, channels, height, width), output ``logits`` (batch, classes, height, width), float32. The
-    batch is free, and so is the width of range images, in steps of what the network halves. Their rows are the
-    sensor's: how often they are halved hangs on their number. Pictures have the size that the recipe brings them to:
-    the exporter does not follow padding by an amount that hangs on the input. Sets of points are tried, and where
-    they cannot be expressed there is no ONNX file.
+    batch is free, and so are the size of pictures and the width of range images, the latter in steps of what the
+    network halves. The rows of range images are the sensor's: how often they are halved hangs on their number. Sets of
+    points are tried, and where they cannot be expressed there is no ONNX file.
 
     Returns:
         By file its ``bytes``, and of ONNX ``free`` axes, the largest difference from torch (``max_error``), and the
@@ -80,7 +79,7 @@ def _step(card: Card) -> int:
 def _free(card: Card) -> dict[int, Any]:
     """The axes of any size."""
     if card.view.sees == "image":
-        return {0: "batch"}
+        return {0: "batch", 2: "height", 3: "width"}
     step = _step(card)
     return {0: "batch", 3: step * torch.export.Dim("part") if step > 1 else "width"}
 
@@ -88,8 +87,8 @@ def _free(card: Card) -> dict[int, Any]:
 def _check(model: nn.Module, card: Card, errors: list[float], path: Path) -> None:
     """Compare at the card's size alone, and in a batch with every free side larger."""
     session, (height, width) = onnx.session(path, extra=EXTRA), size(card)
-    wider = width if card.view.sees == "image" else width + 3 * _step(card)
-    for shape in ((1, card.channels, height, width), (3, card.channels, height, wider)):
+    down, right = (5, 3) if card.view.sees == "image" else (0, 3 * _step(card))
+    for shape in ((1, card.channels, height, width), (3, card.channels, height + down, width + right)):
         errors.append(onnx.prove(model, partial(onnx.run, session), wave(shape)))
 
 
@@ -109,10 +108,17 @@ def _points(model: nn.Module, folder: Path, card: Card) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # the exporter's own are many
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        note = f"no ONNX: neighbourhoods depend on the points, which the exporter does not follow ({first[:160]})"
+        note = f"no ONNX: neighbourhoods hang on the points, which the exporter does not follow ({_reason(error)})"
         return {WEIGHTS: {"bytes": (folder / WEIGHTS).stat().st_size, "note": note}}
     return {FP32: {"bytes": (folder / FP32).stat().st_size, "free": ["points"]}}
+
+
+def _reason(error: Exception) -> str:
+    """The exporter's own reason in one line; its messages begin with advice."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
 def _cloud(n: int, card: Card) -> Tensor:

@@ -88,7 +88,7 @@ class Recorded:
         self.beams = len(SENSORS[sensor].elevations)
         self.reader = READERS[folder.sources](Path(folder.path))
         first, last = folder.frames.first, folder.frames.last
-        if (last or first + 1) > len(self.reader) or (last is not None and last <= first):
+        if (last or first + 1) > len(self.reader):
             raise UserError(
                 f"{folder.path}: frames {first} to {'the end' if last is None else last} of {len(self.reader)}: "
                 "first and last count from 0, last is not among them"
@@ -103,11 +103,17 @@ class Recorded:
         return range(len(self)) if self.reader.classes else ()
 
     def __getitem__(self, index: int) -> list[Frame]:
+        """The newest frame first; the first ones of a drive have fewer before them."""
         at = self.indexes[index]
-        return [self._frame(max(at - back, 0)) for back in range(self.sweeps)]
+        sweeps = [self._frame(at, self.pictures)]
+        for back in range(at - 1, max(at - self.sweeps, -1), -1):
+            if _drive(self.reader.keys[back]) != _drive(self.reader.keys[at]):
+                break
+            sweeps.append(self._frame(back, pictures=False))
+        return sweeps
 
-    def _frame(self, at: int) -> Frame:
-        frame = self.reader.frame(at, pictures=self.pictures)
+    def _frame(self, at: int, pictures: bool) -> Frame:
+        frame = self.reader.frame(at, pictures=pictures)
         return frame if frame.scan.ring is not None else replace(frame, scan=find_rings(frame.scan, self.beams))
 
     def describe(self) -> dict[str, Any]:
@@ -138,6 +144,11 @@ class Kept:
 
     def describe(self) -> dict[str, Any]:
         return self.frames.describe()
+
+
+def _drive(key: str) -> str:
+    """The part of a frame's key that it shares with the sweeps before it."""
+    return key.rpartition("/")[0]
 
 
 class Joined:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from .frame import CLASSES, Frame
 from .frames import Kept, Recorded
 from .metrics import balanced_agreement, confusion, in_boxes, majority_agreement
 from .pictures import density_curve, overview_pictures
+from .readers.base import in_view
 from .simulator.sensors import SENSORS
 from .views import Seen, see
 
@@ -42,7 +43,10 @@ def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Pa
     if curve:
         density_curve(pictures / "density.png", curve)
         found["mIoU against the beams of the scan"] = pictures / "density.png"
-    real = [recorded(adapter, models, frames, pictures, found) for frames in adapter.real]
+    real = [
+        recorded(adapter, models, frames, pictures, found, name)
+        for name, frames in zip(_names(adapter.real), adapter.real, strict=True)
+    ]
     frames = adapter.data("test").frames[0]
     found |= overview_pictures(pictures, frames[0], answers(adapter, models, frames))
     return Overview(curve, {"recorded": real} if real else {}, found)
@@ -95,13 +99,15 @@ def predict(model: nn.Module, seen: Seen) -> np.ndarray:
 
 
 def recorded(
-    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path]
-) -> dict[str, Any]:
+    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path],
+    name: str,
+) -> dict[str, Any]:  # fmt: skip
     """Every role on recorded frames, on the points that the student's view shows.
 
     ``agreement``: class-balanced, with the teacher on its own view. ``car_recall``, ``car_precision``: of points in
     labelled boxes of cars, among the points in the photograph where boxes are labelled there only. The teacher stands
     there once more as ``teacher_direct``: given the student's view, which is what its user has without distillation.
+    Pictures of the last frame go into a folder `name` of `pictures`, and into `found` by their captions.
     """
     source = frames.folder
     names, views = dict(models), {role: adapter.view(role) for role in models}
@@ -124,16 +130,22 @@ def recorded(
                 for key, value in in_boxes(answer == CAR, inside, counted & (answer >= 0)).items():
                     boxes[role][key] += value
         if i == len(frames) - 1:
-            place = pictures / f"{source.sources}"
+            place = pictures / name
             place.mkdir(exist_ok=True)
             made = overview_pictures(place, moment[0], {r: a for r, a in said.items() if r != "teacher_direct"})
-            found |= {f"{source.sources}: {caption}": path for caption, path in made.items()}
+            found |= {f"{name}: {caption}": path for caption, path in made.items()}
     return {
         "sources": source.sources, "frames": len(frames),
         "roles": {role: _summary(matrices[role], boxes[role]) for role in names},
         "majority_agreement": majority_agreement(matrices["teacher"]) if "teacher" in matrices else None,
         "warnings": list(frames.reader.warnings),
     }  # fmt: skip
+
+
+def _names(folders: Sequence[Recorded]) -> list[str]:
+    """Each folder's layout, with a number where several have one."""
+    layouts = [frames.folder.sources for frames in folders]
+    return [x if layouts.count(x) == 1 else f"{x} {layouts[: i + 1].count(x)}" for i, x in enumerate(layouts)]
 
 
 def _summary(matrix: np.ndarray, boxes: Mapping[str, int]) -> dict[str, float]:
@@ -159,7 +171,4 @@ def _labelled_area(frame: Frame, source: Folder) -> np.ndarray:
     """KITTI labels what its photograph shows; elsewhere cars stand without a box."""
     if source.sources != "kitti" or not frame.pictures:
         return np.ones(len(frame.scan), dtype=bool)
-    camera = frame.pictures[0].camera
-    uv, depth = camera.project(frame.scan.xyz)
-    inside: np.ndarray = (depth > 0) & (uv >= 0).all(axis=1) & (uv < (camera.width, camera.height)).all(axis=1)
-    return inside
+    return in_view(frame.pictures[0].camera, frame.scan)

@@ -20,7 +20,7 @@ from .fuse import fuse
 from .range_image import SCALES, range_image
 from .rings import keep_beams, thin
 from .simulator.sensors import SENSORS
-from .visibility import visible
+from .visibility import point_index, visible
 
 #: Channels of a model's input by what it sees.
 CHANNELS = {"range": 5, "image": 3, "points": 4}
@@ -68,17 +68,15 @@ def see(frames: list[Frame], view: View, data: PointsData) -> Seen:
 
 def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " n"]]:
     """The points that `view` leaves, and which point of the current sweep each is, -1 for older sweeps'."""
-    scan = frames[0].scan
-    chosen = np.arange(len(scan))
-    if view.sweeps > 1:
-        fused = fuse(frames)
-        return fused, np.where(np.arange(len(fused)) < len(scan), np.arange(len(fused)), -1)
+    frames = frames[: view.sweeps]
+    chosen = np.arange(len(frames[0].scan))
     if view.beams is not None:
-        if scan.ring is None:
-            raise UserError(f"{frames[0].key}: its rings are not known: name the sensor in data.sensor")
-        chosen = np.flatnonzero(keep_beams(scan, view.beams))
-        scan = thin(scan, view.beams)
-    return scan, chosen
+        chosen = np.flatnonzero(keep_beams(frames[0].scan, view.beams))
+        frames = [replace(frame, scan=thin(frame.scan, view.beams)) for frame in frames]
+    if view.sweeps == 1:
+        return frames[0].scan, chosen
+    fused = fuse(frames)
+    return fused, np.pad(chosen, (0, len(fused) - len(chosen)), constant_values=-1)
 
 
 def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: PointsData) -> Seen:
@@ -108,15 +106,15 @@ def _image(frame: Frame, data: PointsData) -> Seen:
     camera, height, width = picture.camera, picture.camera.height, picture.camera.width
     uv, depth = camera.project(frame.scan.xyz)
     element = visible(uv, depth, camera, picture.depth)
-    nearest_last = np.argsort(-depth, kind="stable")  # of several points in a pixel the nearest one stays
-    nearest_last = nearest_last[element[nearest_last] >= 0]
+    index = point_index(element, depth, height, width).reshape(-1)
+    shown = index >= 0
     xyz = np.full((height * width, 3), np.nan, np.float32)
-    xyz[element[nearest_last]] = frame.scan.xyz[nearest_last]
+    xyz[shown] = frame.scan.xyz[index[shown]]
     labels = np.full(height * width, UNLABELLED)
     if data.pixel_labels == "all" and picture.labels is not None:
         labels = picture.labels.reshape(-1)
     elif frame.scan.labels is not None:
-        labels[element[nearest_last]] = frame.scan.labels[nearest_last]
+        labels[shown] = frame.scan.labels[index[shown]]
     inputs = torch.from_numpy(np.ascontiguousarray(picture.rgb.transpose(2, 0, 1))).float() / 255
     return Seen(inputs, element, labels, np.ones(height * width, bool), xyz)
 

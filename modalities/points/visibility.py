@@ -55,6 +55,17 @@ def visible(
     return pixel
 
 
+def point_index(
+    pixel: Int64[np.ndarray, " n"], depth: Float[np.ndarray, " n"], height: int, width: int
+) -> Int64[np.ndarray, "h w"]:
+    """The nearest point that each pixel shows, -1 where it shows none: `visible` the other way round."""
+    shown = np.argsort(-depth, kind="stable")  # the nearest is written last
+    shown = shown[pixel[shown] >= 0]
+    index = np.full(height * width, -1, dtype=np.int64)
+    index[pixel[shown]] = shown
+    return index.reshape(height, width)
+
+
 def _before_others(
     pixel: Int64[np.ndarray, " m"], depth: Float[np.ndarray, " m"], camera: Camera, radius: int, tolerance: float
 ) -> Bool[np.ndarray, " m"]:

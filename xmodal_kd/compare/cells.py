@@ -19,7 +19,7 @@ from typing import IO, Protocol
 
 from ..checkpoint import disk_errors, read_json
 from ..runner import STATE
-from .plan import Cell, read
+from .plan import Cell, read, shared_cache
 from .progress import Progress
 
 POLL = 0.1
@@ -92,10 +92,12 @@ class Pool:
         return words + [word for item in self.sets(cell) for word in ("--set", item)]
 
     def sets(self, cell: Cell) -> list[str]:
+        shared = shared_cache(cell)
+        more = [] if shared is None else [f"cache.path={(self.settings.out / 'cache' / shared).absolute()}"]
         if cell.teacher is None:
-            return list(cell.sets)
+            return [*cell.sets, *more]
         path = (self.folder(cell.teacher) / "teacher").absolute()
-        return [*cell.sets, f"teacher={json.dumps({'path': str(path)})}"]
+        return [*cell.sets, *more, f"teacher={json.dumps({'path': str(path)})}"]
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run what is not finished, teachers first. Raises `Stopped` after all that ran have stopped."""

@@ -217,9 +217,10 @@ class Plan:
         spec = self.control_of(arm)
         if not isinstance(spec, ControlSpec):
             return None
-        terms = read(self.recipe, [*self.sets, *arm.sets]).recipe.objective
-        sets = (*self.sets, *arm.sets, *self._no_twin(arm), "method=distil",
-                f"objective={_written(_alone(terms))}", "teacher=null",
+        recipe = read(self.recipe, [*self.sets, *arm.sets]).recipe
+        clean = recipe.cache is not None and recipe.cache.view == "clean"  # a replay is of its data as well
+        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *(["cache=null"] if clean else []), "method=distil",
+                f"objective={_written(_alone(recipe.objective))}", "teacher=null",
                 f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"control, seed {seed}", self.recipe, sets)
 
@@ -233,11 +234,26 @@ class Plan:
         student = json.dumps({"model": teacher.model, "params": teacher.params})
         train = json.dumps(teacher.train.model_dump(mode="json", exclude_defaults=True))
         seed = seed if self.teacher_per_seed else self.seeds[0]
-        own = () if loaded.recipe.labels is None else ("labels=null",)  # the student's, which change nothing of it
+        # of the student alone: they change nothing of its teacher
+        own = tuple(f"{key}=null" for key in ("labels", "cache") if getattr(loaded.recipe, key) is not None)
         sets = (*self.sets, *arm.sets, *self._no_twin(arm), *own, "method=distil",
                 f"objective={_written(_alone(loaded.recipe.objective))}",
                 f"student={student}", f"train={train}", f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"teacher, seed {seed}", self.recipe, sets, only_teacher=True)
+
+
+def shared_cache(cell: Cell) -> str | None:
+    """A name for the teacher's cache that `cell` may share with others; None where it reads none, or has a path."""
+    recipe = cell.loaded.recipe
+    if recipe.cache is None or recipe.cache.path is not None or recipe.teacher is None or cell.only_teacher:
+        return None
+    content = resolved(cell.loaded)
+    deciding = {key: content[key] for key in ("data", "student", "labels", "cache")}
+    deciding |= {"teacher": cell.teacher.key if cell.teacher else content["teacher"]["path"]}
+    deciding |= {"precision": recipe.train.precision}
+    if recipe.cache.top_k is not None and recipe.cache.temperature is None:
+        deciding["objective"] = content["objective"]  # whose temperature decides
+    return blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def read(recipe: str, sets: Sequence[str]) -> Loaded:

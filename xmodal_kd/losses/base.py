@@ -96,6 +96,11 @@ class LossSpec:
         return (inspect.getdoc(self.fn) or "").partition("\n")[0]
 
     @property
+    def experimental(self) -> bool:
+        """The paper says too little: a design of our own after its idea, every constant of which is a parameter."""
+        return self.confidence == "C"
+
+    @property
     def needs_teacher(self) -> bool:
         return "teacher" in self.inputs
 
@@ -120,13 +125,14 @@ class LossSpec:
         return {
             "name": self.name,
             "family": self.family,
-            "summary": self.summary,
+            "summary": f"Experimental. {self.summary}" if self.experimental else self.summary,
             "paper": self.paper,
             "year": self.year,
             "needs": sorted(self.needs),
             "reduction": self.reduction,
             "properties": sorted(self.properties),
             "confidence": self.confidence,
+            "experimental": self.experimental,
             "parameters": {k: _plain(v) for k, v in self.params.model_fields.items()},
         }
 

@@ -127,6 +127,8 @@ def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict
         micros = list(filler.plan())
         if ranks.main:
             try:
+                if not micros:
+                    raise UserError(f"cache: no batch has the {filler.shares} samples that ranks x accumulate ask for")
                 manifest.adopt(folder)
                 found = list(filler.kept(manifest, micros))
                 manifest.write(folder)

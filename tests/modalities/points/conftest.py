@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from points_small import drive, run
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,3 +32,18 @@ def kitti_raw() -> Path:
 @pytest.fixture(scope="session")
 def nuscenes_frame() -> Path:
     return _shared("nuscenes_frame")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the smoke recipe, made smaller: teacher, control, student and its twin."""
+    out = tmp_path_factory.mktemp("points") / "run"
+    assert run(out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def drives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drives of four and three frames in SemanticKITTI's layout, with photographs."""
+    folder = tmp_path_factory.mktemp("drives")
+    return drive(drive(folder, 4, camera=True), 3, sequence=1, camera=True, index=1)

@@ -182,6 +182,14 @@ def test_sets_of_points_have_the_size_of_training(tmp_path: Path, monkeypatch: p
     assert (found.labels == (scan.xyz[:, 0] > 0)).all() and found.seen.all() and found.notes == ()
 
 
+def test_a_point_transformer_labels_every_point(tmp_path: Path) -> None:
+    view = View(sees="points", beams=16, points=1024)
+    folder = save(tmp_path, "point_transformer", view, 4, width=16, blocks=2, heads=2)
+    found = Segmenter(folder).segment(street())
+    assert found.labels.min() >= 0 and ((found.confidence > 1 / 8) & (found.confidence <= 1)).all()
+    assert 0.2 < found.seen.mean() < 0.3 and "16 of 64 beams" in found.notes[0]
+
+
 def test_photographs_are_labelled_and_the_points_that_they_show(camera_student: Path, picture: Picture) -> None:
     scan, segmenter = street(), Segmenter(camera_student)
     found = segmenter.segment(scan, picture=picture)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xmodal_kd.modalities.points.frame import Camera
-from xmodal_kd.modalities.points.visibility import visible
+from xmodal_kd.modalities.points.visibility import point_index, visible
 
 #: LiDAR axes (x forward, y left, z up) to the camera's (x right, y down, z forward).
 AXES = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
@@ -125,3 +125,9 @@ def test_a_depth_map_of_another_size_is_refused():
     cam = camera(8, 8, 8.0)
     with pytest.raises(ValueError, match="a depth map of"):
         visible(np.zeros((1, 2)), np.ones(1), cam, np.ones((4, 8)))
+
+
+def test_the_point_of_a_pixel_is_the_nearest_of_those_that_it_shows() -> None:
+    pixel, depth = np.array([4, -1, 4, 0, 4]), np.array([5.0, 1.0, 3.0, 2.0, 4.0])
+    index = point_index(pixel, depth, 2, 3)
+    assert index.tolist() == [[3, -1, -1], [-1, 2, -1]]

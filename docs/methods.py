@@ -1,0 +1,227 @@
+"""Writes docs/methods.md: every method of both surveys, where it lives, where it ran and what was measured.
+
+    python docs/methods.py            write it
+    python docs/methods.py --check    exit with 1 where it is stale
+
+It is made of ``docs/methods.yaml`` (what exists in the world), the registries (what exists here), the shipped recipes
+(where it ran) and ``benchmarks/results`` (what was measured): among these any ``compare.json``, whose arms are named
+after losses or methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
+
+from xmodal_kd.adapter import modality_names
+from xmodal_kd.losses import LOSSES
+from xmodal_kd.method import METHODS
+from xmodal_kd.recipe import shipped
+from xmodal_kd.stats import Interval, t_interval
+
+ROOT = Path(__file__).parents[1]
+PAGE, TABLE, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/methods.yaml", ROOT / "benchmarks/results"
+Row = Mapping[str, Any]
+
+HEAD = """# Methods
+
+Every method of the two surveys that this project follows, and the baselines that they compare with. Made by
+`python docs/methods.py`; a test fails where it is stale, so edit `docs/methods.yaml` or what it is made of.
+
+- **here**: registered losses and methods (`xmodal-kd list losses`, `list methods`), or how an arrangement does it.
+  *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give in full. *Not
+  built*: there is nothing, or only what is near.
+- **needs**: what a term of it must be given. **ran in**: modalities of shipped recipes, and of comparisons, that use
+  it; every loss runs in the tests on random rows besides. Both stand at the first method that names a loss.
+- **measured**: against the same student without the teacher, or as it says; brackets are 95 % intervals over seeds.
+  `recipes/RESULTS.md` has the whole and what speaks against it. Empty: not measured here.
+"""
+
+
+def registered() -> dict[str, Any]:
+    """Losses and methods of the package by name, those of modalities included."""
+    for name in modality_names():
+        for part in ("losses", "adapter"):
+            module = f"xmodal_kd.modalities.{name}.{part}"
+            if find_spec(module) is not None:
+                importlib.import_module(module)
+    things = {**{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES}}
+    return {name: thing for name, thing in things.items() if thing.__module__.startswith("xmodal_kd.")}
+
+
+def lives(thing: Any) -> str:
+    """The file of a registered thing, seen from docs."""
+    file = Path(inspect.getfile(inspect.unwrap(thing))).resolve()
+    return f"../{file.relative_to(ROOT.resolve()).as_posix()}"
+
+
+# ---------------------------------------------------------------- where it ran, and what was measured
+
+
+def ran() -> dict[str, set[str]]:
+    """Modalities whose shipped recipes name a loss or a method, and those of comparisons."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in shipped().values():
+        recipe = yaml.safe_load(path.read_text())
+        method = recipe.get("method", "distil")
+        names = [method if isinstance(method, str) else method["name"]]
+        names += [term["loss"] for part in (recipe, recipe.get("teacher", {})) for term in part.get("objective", [])]
+        for name in names:
+            found[name].add(recipe["modality"])
+    for _, result in compared():
+        for arm in result["arms"]:
+            found[arm["name"]].add(result["modality"])
+    return found
+
+
+def compared() -> Iterator[tuple[Path, Row]]:
+    """Results of `compare` that are committed."""
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        if isinstance(result, dict) and {"arms", "against_control", "modality"} <= result.keys():
+            yield path, result
+
+
+def measured() -> dict[str, list[str]]:
+    """What was measured of each loss or method."""
+    found: dict[str, list[str]] = defaultdict(list)
+    found["kd"].append(_digits_spoken(json.loads((RESULTS / "fsdd.json").read_text())["cells"]))
+    for name, text in _samplers(json.loads((RESULTS / "samplers.json").read_text())["cells"]):
+        found[name].append(text)
+    for _, result in compared():
+        metric = result["metric"]["name"]
+        for entry in result["against_control"]:
+            if entry["difference"]:
+                change = bracketed(Interval(**entry["difference"]), 4, sign="+")
+                verdict = entry["verdict"] or "no verdict"
+                found[entry["arm"]].append(f"{Path(result['recipe']).stem}: {metric} {change}, {verdict}")
+    return found
+
+
+def _digits_spoken(cells: list[Row]) -> str:
+    """By seed the mean over the test speakers of the control's errors less the student's, in points."""
+    texts = []
+    for budget in ("short", "long"):
+        mine = [cell for cell in cells if cell["budget"] == budget]
+        by_seed = defaultdict(list)
+        for cell in mine:
+            by_seed[cell["seed"]].append(100 * (cell["wer"]["control"] - cell["wer"]["student"]))
+        gains = t_interval([sum(values) / len(values) for values in by_seed.values()])
+        texts.append(f"{bracketed(gains, 1)} points of WER less after {mine[0]['steps']} steps")
+    return f"speech/fsdd: {', '.join(texts)}"
+
+
+def _samplers(cells: list[Row]) -> Iterator[tuple[str, str]]:
+    """By method the distance (fd_clf) over that of the seed's teacher at 64 evaluations."""
+    by_method = defaultdict(list)
+    for cell in cells:
+        by_method[cell["method"]].append(cell)
+    for name, mine in by_method.items():
+        texts = []
+        for evaluations in (4, 2, 1):
+            ratios = [_fd(cell, "student", evaluations) / _fd(cell, "teacher", 64) for cell in mine]
+            texts.append(f"{bracketed(t_interval(ratios), 2)} at {evaluations}")
+        yield name, f"diffusion/digits: distance over the teacher's at 64 evaluations: {', '.join(texts)}"
+
+
+def _fd(cell: Row, role: str, evaluations: int) -> float:
+    points = [p for p in cell["points"] if p["role"] == role and p["nfe"] == evaluations and p["solver"] != "dpmpp_2m"]
+    return float(points[0]["fd_clf"])
+
+
+def bracketed(interval: Interval, digits: int, sign: str = "") -> str:
+    ends = [interval.low, interval.high]
+    shown = ", ".join(f"{end:{sign}.{digits}f}" for end in ends if end is not None)
+    return f"{interval.mean:{sign}.{digits}f}" + (f" [{shown}]" if shown else "")
+
+
+# ---------------------------------------------------------------- the page
+
+
+def families() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load(TABLE.read_text())
+    return found
+
+
+def homes(table: list[dict[str, Any]]) -> dict[str, str]:
+    """The first method that names a registered thing: there its facts stand."""
+    found: dict[str, str] = {}
+    for family in table:
+        for row in family["methods"]:
+            for name in row.get("here", "").split():
+                found.setdefault(name, row["name"])
+    return found
+
+
+def state(row: Row) -> str:
+    if not (row.get("here") or row.get("how")):
+        return "not built"
+    if any(name in LOSSES and LOSSES[name].experimental for name in row.get("here", "").split()):
+        return "experimental"
+    return "partly" if row.get("part") else "built"
+
+
+def page() -> str:
+    table, things, where, effects = families(), registered(), ran(), measured()
+    home = homes(table)
+    if unknown := sorted(home.keys() - things.keys()):
+        raise SystemExit(f"{TABLE.name} names what is not registered: {', '.join(unknown)}")
+    if homeless := sorted(things.keys() - home.keys() - {"distil"}):
+        raise SystemExit(f"{TABLE.name} has no method for what is registered: {', '.join(homeless)}")
+    rows = [row for family in table for row in family["methods"]]
+    states = [state(row) for row in rows]
+    counts = ", ".join(f"{states.count(word)} {word}" for word in ("built", "partly", "experimental", "not built"))
+    losses = sum(name in LOSSES for name in things)
+    lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses are registered.", ""]
+    for family in table:
+        lines += [f"## {family['family']}", "", "| method | paper | state | here | needs | ran in | measured |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for row in family["methods"]:
+            mine = [name for name in row.get("here", "").split() if home[name] == row["name"]]
+            cells = [
+                row["name"], row["paper"], state(row), _here(row, things), _needs(mine),
+                ", ".join(sorted(set().union(*(where.get(name, set()) for name in mine)))),
+                "; ".join(text for name in mine for text in effects.get(name, [])),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _here(row: Row, things: Mapping[str, Any]) -> str:
+    links = ", ".join(f"[`{name}`]({lives(things[name])})" for name in row.get("here", "").split())
+    return "; ".join(text for text in (links, row.get("how"), row.get("note")) if text)
+
+
+def _needs(names: list[str]) -> str:
+    words = {word for name in names if name in LOSSES for word in LOSSES[name].needs}
+    return ", ".join(sorted(words))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is stale")
+    check = parser.parse_args().check
+    text = page()
+    stale = not PAGE.is_file() or PAGE.read_text() != text
+    if check:
+        return int(stale)
+    PAGE.write_text(text)
+    print(f"{PAGE.name}: {'written' if stale else 'as it was'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The recipes of the room as they are, `check` and `compare` on the smallest, and what `list` tells of the room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from points_small import SETS, Inside
+
+from xmodal_kd.cli import call
+from xmodal_kd.compare import Plan, Pool, Settings, compare
+from xmodal_kd.compare import cells as cells_module
+from xmodal_kd.modalities.points.adapter import PointsAdapter
+from xmodal_kd.modalities.points.config import PointsData
+from xmodal_kd.modalities.points.models import MODELS
+from xmodal_kd.objective import Objective
+from xmodal_kd.recipe import load
+from xmodal_kd.roles import build, find_all, training_source
+from xmodal_kd.streams import Streams
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "recipes/points").glob("*.yaml"))
+LISTED = [word for item in SETS for word in ("--set", item)]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_fits_its_models_and_its_terms(path: Path) -> None:
+    """Its data aside, which may not be here: models of the views, modules that the terms name, labels."""
+    loaded = load(str(path))
+    recipe = loaded.recipe
+    content = dict(yaml.safe_load(path.read_text())["data"])
+    for key in ("unlabelled", "real"):
+        content.pop(key, None)
+    data = PointsData.model_validate(content)
+    made = PointsAdapter(data, Streams(recipe.seed), recipe.train.batch_size)
+    objective = Objective(recipe.objective)
+    for role in ("teacher", "student"):
+        model = build(made, loaded, role, Streams(recipe.seed))
+        find_all(role, model, objective)
+        assert made.view(role).sees == MODELS[recipe.teacher.model if role == "teacher" else recipe.student.model].view  # type: ignore[union-attr, index]
+        for name in data.augment.unread(made.view(role).sees):
+            other = made.view("student" if role == "teacher" else "teacher").sees
+            assert name not in data.augment.unread(other), f"{name} is read by nobody"
+        assert len(training_source(made, recipe, role)) == data.scenes.train
+    assert path.read_text().startswith("# "), "a line says what it shows"
+
+
+def test_check_finds_nothing_wrong_with_the_smallest(capsys: Capture) -> None:
+    assert call(["check", "smoke/points", "--json", *LISTED]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert not [f for f in findings if f["status"] == "fail"]
+    assert len({f["check"] for f in findings}) >= 4
+
+
+def test_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "POLL", 0.0)
+    plan = Plan("smoke/points", tuple(SETS), methods="kd,hint@features", seeds=1)
+    found = compare(plan, Pool(Settings(tmp_path / "out", quiet=True), Inside()))
+    assert [arm["name"] for arm in found["arms"]] == ["kd", "hint@features"]
+    assert all(0 <= arm["mean"] <= 1 for arm in found["arms"])
+
+
+@pytest.mark.parametrize(("what", "names"), [
+    ("modalities", {"points"}),
+    ("models", {"range_unet", "image_unet", "point_transformer"}),
+    ("datasets", {"simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"}),
+    ("recipes", {"smoke/points", "points/beams", "points/camera"}),
+])  # fmt: skip
+def test_the_room_is_listed(what: str, names: set[str], capsys: Capture) -> None:
+    assert call(["list", what, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert names <= {row["name"] for row in rows}
