@@ -185,6 +185,10 @@ class Adapter(Protocol):
         """Traps in the folder of a saved teacher, for `check`: status, what it is, what to do."""
         return ()
 
+    def traps(self, batch: Batch) -> Iterable[tuple[Literal["pass", "warn", "fail"], str, str]]:
+        """What only this modality looks for in a training batch, for `check`: status, what it is, what to do."""
+        return ()
+
     def declared(self, folder: Path) -> Mapping[str, Any]:
         """Metrics on test that the card of a saved model declares, for ``check --gate``."""
         card = folder / "card.json"

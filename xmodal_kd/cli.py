@@ -146,6 +146,8 @@ def compare(
     ] = None,
     search_steps: Annotated[int | None, typer.Option(min=1, help="Of each search run; else train.steps.")] = None,
     search_seed: Annotated[int | None, typer.Option(min=0, help="Not a measured one; else the first + 1000.")] = None,
+    equal: Annotated[str, typer.Option(help="What the arms share with the control: steps, or time.")] = "steps",
+    launcher: Annotated[str, typer.Option(help="process, or ray: on RAY_ADDRESS, else here.")] = "process",
     device: Device = "auto",
     allow_import: Imports = None,
     json_: AsJson = False,
@@ -163,7 +165,7 @@ def compare(
     main(
         recipe, set_ or (), out, methods=methods, axes=axis or (), seeds=seeds, jobs=jobs, reference=reference,
         teacher_per_seed=teacher_per_seed, search=search, search_steps=search_steps, search_seed=search_seed,
-        device=device, imports=allow_import or (), json_=json_, quiet=quiet,
+        equal=equal, launcher=launcher, device=device, imports=allow_import or (), json_=json_, quiet=quiet,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from .frames import Recorded
 from .metrics import Tally, miou
 from .models import MODELS
 from .overview import overview
+from .projection import Trap, projected, warned
 from .simulator.sensors import SENSORS
 from .views import CHANNELS, KINDS, see
 
@@ -239,6 +240,19 @@ class PointsAdapter(Adapter):
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX beside the weights, for the models that ONNX can express."""
         return export(model, folder)
+
+    def traps(self, batch: Batch) -> Iterator[Trap]:
+        """Of pictures: points against their bounds, frames on which the teacher is silent, what readers warned of."""
+        frames = self.data("train").frames
+        yield from projected([frames[i][0] for i in batch["ids"].tolist()])
+        silent = (torch.bincount(batch["match"].item, minlength=batch["match"].items) == 0).nonzero().flatten().tolist()
+        if silent:
+            found = (
+                f"{batch['keys'][silent[0]]}: both sides see no point ({len(silent)} of {len(batch['keys'])} frames)"
+            )
+            yield "warn", found, "its rows learn nothing from the teacher: look at beams, augmentation and calibration"
+        for line in warned({**self.describe(), **{str(one.folder.path): one.describe() for one in self.real}}):
+            yield "warn", line, "correct the calibration, or know what it costs"
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

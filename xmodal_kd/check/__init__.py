@@ -21,7 +21,7 @@ FIRST: tuple[Check, ...] = (
     data.modules, data.splits, data.signals, data.classes, data.labels, terms.counts,
 )  # fmt: skip
 THEN: tuple[Check, ...] = (
-    data.class_order, data.blank, data.padding, data.left_out, saved.teacher_folder, cached.cache,
+    data.class_order, data.blank, data.padding, data.left_out, data.traps, saved.teacher_folder, cached.cache,
     terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
 )  # fmt: skip
 

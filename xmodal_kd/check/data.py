@@ -171,3 +171,9 @@ def left_out(subject: Subject) -> Iterator[Finding]:
             continue
         first = next((f", the first: {e['key']}: {e['reason']}" for e in entry.get("left_out_examples", [])), "")
         yield Finding("left out", "warn", text + first, "a student with a finer output grid, or other data")
+
+
+def traps(subject: Subject) -> Iterator[Finding]:
+    """Of the data, as only their modality knows them: in points, what of a scan falls into its picture."""
+    for status, what, advice in subject.adapter.traps(subject.batch):
+        yield Finding("data", status, what, advice)

@@ -1,6 +1,7 @@
-"""``xmodal-kd compare``: arms by seeds beside their control, at equal exposure, with intervals and verdicts.
+"""``xmodal-kd compare``: arms by seeds beside their control, at equal steps or time, with intervals and verdicts.
 
-`plan` says which runs that takes, `cells` runs them as processes, `statistics` judges, `result` and `report` tell.
+`plan` says which runs that takes, `budget` how many steps are equal time, `cells` runs them as processes, `cluster` on
+Ray; `statistics` judges, `result` and `report` tell.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from ..adapter import adapter_class
 from ..errors import UserError
 from ..runner import Options, Run
+from . import budget
 from .cells import Pool, Settings, Stopped
 from .plan import Arm, Cell, Plan
 from .report import markdown, table, write
@@ -34,21 +36,29 @@ class _Preview(Run):
         return {}
 
 
-def compare(plan: Plan, pool: Pool, *, reference: str | None = None, search: Search | None = None) -> dict[str, Any]:
+def compare(
+    plan: Plan, pool: Pool, *, reference: str | None = None, search: Search | None = None, equal: str = "steps"
+) -> dict[str, Any]:
     """Run what the plan needs and return the content of ``compare.json``, which is written with its companions.
 
+    Args:
+        equal: what arms have in common with their control: ``steps``, or ``time``; a search keeps to its steps.
     Raises `UserError` before anything is trained for what cannot run, `Stopped` for Ctrl-C.
     """
     for arm in plan.arms:
         plan.reference(arm, reference)
     seed, steps = _search_budget(plan, search)
+    if equal == "time":
+        budget.check(plan)
     look_ahead(plan, pool.settings.device)
     arms, found = list(plan.arms), None
     if search is not None:
         arms, found = _searched(plan, pool, search.weights, steps, seed)
+    if equal == "time":
+        arms = budget.paced(plan, pool, arms)
     cells = [c for s in plan.seeds for a in arms for c in (plan.control(a, s), plan.cell(a, s)) if c is not None]
     pool.run(cells)
-    result = content(plan, pool, arms, reference, found)
+    result = content(plan, pool, arms, reference, found, equal)
     write(pool.settings.out, result)
     return result
 

@@ -14,22 +14,32 @@ from ..errors import UserError
 from ..progress import console
 from . import Plan, Pool, Search, Settings, Stopped, compare, table
 
+EQUAL, LAUNCHERS = ("steps", "time"), ("process", "ray")
+
 
 def main(
     recipe: str, sets: Sequence[str], out: Path | None, *, methods: str | None, axes: Sequence[str], seeds: int,
     jobs: int, reference: str | None, teacher_per_seed: bool, search: str | None, search_steps: int | None,
-    search_seed: int | None, device: str, imports: Sequence[str], json_: bool, quiet: bool,
+    search_seed: int | None, device: str, imports: Sequence[str], json_: bool, quiet: bool, equal: str = "steps",
+    launcher: str = "process",
 ) -> None:  # fmt: skip
     """Plan, run, show. Status 1 if a cell failed, 130 after Ctrl-C."""
+    for option, value, known in (("--equal", equal, EQUAL), ("--launcher", launcher, LAUNCHERS)):
+        if value not in known:
+            raise UserError(f"{option} {value!r}: choose one of {', '.join(known)}")
     wanted = _search(search, search_steps, search_seed)
     plan = Plan(recipe, sets, methods=methods, axes=axes, seeds=seeds, teacher_per_seed=teacher_per_seed)
     folder = out or Path("runs") / f"compare-{plan.base.source.stem}"
     pool = Pool(Settings(folder, jobs, device, tuple(imports), quiet))
+    if launcher == "ray":
+        from .cluster import Cluster
+
+        pool.launch = Cluster(device)
     threads = jobs * plan.base.recipe.threads
-    if not quiet and threads > (cores := os.cpu_count() or threads):
+    if not quiet and launcher == "process" and threads > (cores := os.cpu_count() or threads):
         _line(f"{jobs} jobs of {plan.base.recipe.threads} thread(s) share {cores} cores: seconds will not compare")
     try:
-        found = compare(plan, pool, reference=reference, search=wanted)
+        found = compare(plan, pool, reference=reference, search=wanted, equal=equal)
     except Stopped:
         _line("interrupted: what is finished stays, what ran has a checkpoint; the same command goes on")
         raise typer.Exit(130) from None

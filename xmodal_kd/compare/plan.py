@@ -48,6 +48,8 @@ class Arm:
         axes: its parts from ``--axis``, as ``--set`` arguments.
         sets: all of its ``--set`` arguments, without those of the user.
         term: index in the objective of the loss that ``--methods`` put there; None for a method or the recipe.
+        steps: of its student's training where time is equal; None: the recipe's.
+        pace: milliseconds of a step of the arm and of its control, by which `steps` was chosen.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Arm:
     axes: tuple[str, ...]
     sets: tuple[str, ...]
     term: int | None = None
+    steps: int | None = None
+    pace: tuple[float, float] | None = None
 
     def weighted(self, weight: float) -> Arm:
         """The same arm with another weight on its loss; its name stays."""
@@ -188,7 +192,7 @@ class Plan:
                 raise UserError(f"--reference {chosen!r} is no arm{nearest(chosen, [a.name for a in self.arms])}")
         else:
             found = next((other for other in self.arms if (other.method, other.axes) == (PLAIN, arm.axes)), None)
-        return None if found is arm else found
+        return None if found is None or found.name == arm.name else found
 
     # ---------------------------------------------------------------- cells
 
@@ -199,7 +203,8 @@ class Plan:
         """The run of an arm: its student only, but for a control that takes no training."""
         inside = isinstance(self.control_of(arm), UntrainedControl)
         off = self._no_twin(arm)
-        sets = (*self.sets, *arm.sets, *more, *off, f"seed={seed}", f"control={str(inside).lower()}")
+        budget = () if arm.steps is None else (f"train.steps={arm.steps}",)
+        sets = (*self.sets, *arm.sets, *budget, *more, *off, f"seed={seed}", f"control={str(inside).lower()}")
         return Cell(f"{arm.name}, seed {seed}", self.recipe, sets, self.teacher(arm, seed))
 
     def _no_twin(self, arm: Arm) -> tuple[str, ...]:

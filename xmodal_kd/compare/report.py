@@ -33,6 +33,7 @@ def markdown(found: Content, picture: bool = False) -> str:
         _failed(found),
         "## Result",
         _rows(_head(found), _result(found)),
+        _budget(found),
         _legend(found),
         "![Metric of every arm](compare.png)" if picture else "",
         _intervals("## Differences from the reference", found["against_reference"]),
@@ -166,6 +167,18 @@ def _every_seed(found: Content) -> list[list[str]]:
          _number(e["dev"]["mean"] if e["dev"] else None)]
         for e in _entries(found)
     ]  # fmt: skip
+
+
+def _budget(found: Content) -> str:
+    """What was equal, where that was not the steps."""
+    if found["equal"] == "steps":
+        return ""
+    arms = [f"{a['name']} {a['steps']:,} ({a['pace_ms'][0] / a['pace_ms'][1]:.2f} times the control's step)"
+            for a in found["arms"]]  # fmt: skip
+    return (
+        f"Equal time: every arm made as many steps as fit into its control's: {', '.join(arms)}. Steps were timed in "
+        "turns before the training, data and all; evaluations are not in it. The arms saw as many fewer samples."
+    )
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,9 @@ from .statistics import ALPHA, FEWEST, BySeed, Comparison, Measured, family, sum
 Groups = dict[str, dict[int, Measured]]
 
 
-def content(plan: Plan, pool: Pool, arms: Sequence[Arm], reference: str | None, search: Any) -> dict[str, Any]:
+def content(
+    plan: Plan, pool: Pool, arms: Sequence[Arm], reference: str | None, search: Any, equal: str = "steps"
+) -> dict[str, Any]:
     """What was compared and found. `arms` are the plan's, with the weights that a search may have chosen."""
     metric, lower = adapter_class(plan.base.recipe.modality).metric
     inside = {a.name: isinstance(plan.control_of(a), UntrainedControl) for a in arms}
@@ -48,9 +50,11 @@ def content(plan: Plan, pool: Pool, arms: Sequence[Arm], reference: str | None, 
         "teacher_per_seed": plan.teacher_per_seed,
         "alpha": ALPHA,
         "fewest_seeds": FEWEST,
+        "equal": equal,
         "arms": [
             {
-                "name": a.name, "overrides": list(a.sets), "reference": references[a.name],
+                "name": a.name, "overrides": list(a.sets), "steps": cells[a.name, plan.seeds[0]].steps,
+                "pace_ms": None if a.pace is None else list(a.pace), "reference": references[a.name],
                 "control": control_name[a.name], "teacher": teacher_name[a.name],
                 "no_control": getattr(plan.control_of(a), "reason", None), **summary(students[a.name]),
             }

@@ -1,0 +1,110 @@
+"""Cells on a Ray cluster: each an actor that holds one process of ``xmodal-kd run``, where Ray finds room for it.
+
+The nodes have this package installed, and see recipe, data and the comparison's folder at the same paths: a shared
+disk, as a run over several nodes needs it, too. `RAY_ADDRESS` names the cluster; without it Ray starts one
+on this machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import UserError
+from .cells import Process
+
+#: Status of a cell whose node or actor is gone.
+LOST = 1
+#: What of a cell's environment is the pool's, and not its node's.
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Remote:
+    """On the node: a process that inherits a lock, so that one which outlives its driver is not started twice."""
+
+    def __init__(self, arguments: Sequence[str], log: str, env: Mapping[str, str], folder: str) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+        held = os.open(f"{log}.held", os.O_CREAT | os.O_RDWR, 0o644)
+        with Path(log).open("ab") as out:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                out.write(b"error: a process that an earlier comparison left behind still runs this cell\n")
+                return
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "xmodal_kd", *arguments], stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=folder, pass_fds=(held,),
+            )  # fmt: skip
+        os.close(held)
+
+    def poll(self) -> int | None:
+        return LOST if self.child is None else self.child.poll()
+
+    def tell(self, number: int) -> None:
+        if self.child is not None:
+            self.child.send_signal(number)
+
+
+class Actor:
+    """Here: what became of it, without ever waiting for the cluster."""
+
+    def __init__(self, ray: Any, handle: Any, log: Path) -> None:
+        self.ray, self.handle, self.log = ray, handle, log
+        self.asked, self.begun = handle.poll.remote(), False
+
+    def poll(self) -> int | None:
+        if not self.ray.wait([self.asked], timeout=0)[0]:
+            return None
+        self.begun = True
+        try:
+            status: int | None = self.ray.get(self.asked)
+        except self.ray.exceptions.RayError as error:
+            status = LOST
+            with self.log.open("a") as log:
+                log.write(f"error: Ray lost this cell ({' '.join(str(error).split())[:200]})\n")
+        if status is None:
+            self.asked = self.handle.poll.remote()
+        else:
+            self.ray.kill(self.handle)  # frees its place
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.begun:
+            self.handle.tell.remote(number)
+        else:  # still waits for its place
+            self.ray.kill(self.handle)
+
+
+class Cluster:
+    """Launches cells: as many processors as the recipe has threads, and a GPU where the cluster has some."""
+
+    def __init__(self, device: str) -> None:
+        self.ray = _connected()
+        there = self.ray.cluster_resources()
+        self.gpus = 1 if device == "cuda" or (device == "auto" and there.get("GPU")) else 0
+        self.actor = self.ray.remote(Remote)
+
+    def __call__(self, arguments: Sequence[str], log: IO[bytes], env: Mapping[str, str], lock: int) -> Process:
+        """The lock stays with this process, which holds it until the cell has ended."""
+        path, own = Path(log.name).absolute(), {name: env[name] for name in ENVIRONMENT}
+        room = self.actor.options(num_cpus=int(own["OMP_NUM_THREADS"]), num_gpus=self.gpus)
+        return Actor(self.ray, room.remote(list(arguments), str(path), own, str(Path.cwd())), path)
+
+
+def _connected() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("--launcher ray needs ray: pip install 'xmodal-kd[ray]'") from None
+    if not ray.is_initialized():
+        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="ERROR", **own)
+    return ray
+
+
+__all__ = ["Actor", "Cluster", "Remote"]
