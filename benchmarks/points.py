@@ -79,8 +79,10 @@ def share_controls(cells: list[dict[str, Any]]) -> None:
                     found["metrics"].setdefault(role, by_key[other, seed]["metrics"][role])
 
 
-def gain(student: list[float], other: list[float]) -> str:
-    return shown(t_interval([s - c for s, c in zip(student, other, strict=True)])) if other else "–"
+def gain(cells: list[dict[str, Any]], role: str) -> str:
+    """Of the student over a role that the same cells have, in points of mIoU."""
+    both = [c["metrics"] for c in cells if role in c["metrics"]]
+    return shown(t_interval([100 * (m["student"]["miou"] - m[role]["miou"]) for m in both])) if both else "–"
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -95,7 +97,7 @@ def table(cells: list[dict[str, Any]]) -> str:
             continue
         found = {role: [100 * c["metrics"][role]["miou"] for c in mine if role in c["metrics"]] for role in ROLES}
         shares = [shown(t_interval(found[role])) if len(found[role]) > 1 else "–" for role in ROLES[1:]]
-        gains = [gain(found["student"], found[role]) for role in ("control", "self_training")]
+        gains = [gain(mine, role) for role in ("control", "self_training")]
         lines.append(f"| {name} | {found['teacher'][0]:.1f} | {' | '.join([*shares, *gains])} |")
     return "\n".join(lines)
 

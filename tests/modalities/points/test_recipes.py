@@ -60,7 +60,7 @@ def test_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     plan = Plan("smoke/points", tuple(SETS), methods="kd,hint@features", seeds=1)
     found = compare(plan, Pool(Settings(tmp_path / "out", quiet=True), Inside()))
     assert [arm["name"] for arm in found["arms"]] == ["kd", "hint@features"]
-    assert all(0 <= arm["mean"] <= 1 for arm in found["arms"])
+    assert all(0 <= arm["test"]["mean"] <= 1 for arm in found["arms"])
 
 
 @pytest.mark.parametrize(("what", "names"), [

@@ -40,7 +40,7 @@ def test_the_report_has_all_roles_on_the_same_rows(trained: Path) -> None:
     assert all(entry["flops_per_sample"] > 0 and entry["parameters"] > 0 for entry in report["roles"].values())
     assert report["roles"]["teacher"]["flops_per_sample"] > 3 * report["roles"]["student"]["flops_per_sample"]
     assert all((trained / path).stat().st_size > 1000 for path in report["pictures"].values())
-    assert report["export"]["student"] and (trained / "report.md").read_text().count("miou") > 2
+    assert report["export"]["model.onnx"]["max_error"] < 1e-3 and (trained / "report.md").read_text().count("miou") > 2
 
 
 def test_the_saved_roles_say_what_they_see(trained: Path) -> None:
@@ -114,7 +114,7 @@ def test_streets_without_labels_and_recorded_frames(
     listed = [word for item in sets for word in ("--set", item)]
     assert call(["run", "smoke/points", "--out", str(tmp_path / "run"), "--quiet", *listed]) == 0
     report = read_json(tmp_path / "run/report.json")
-    assert report["roles"]["student"]["labels"] == {"labelled": 6, "samples": 14, "unlabelled": True}
+    assert report["labels"]["student"] == {"labelled": 6, "samples": 14, "unlabelled": True}
     [real] = report["facts"]["recorded"]
     assert real["frames"] == 2 and set(real["roles"]) == {"teacher", "student", "teacher_direct"}
     assert 0 <= real["roles"]["student"]["agreement"] <= 1 == real["roles"]["teacher"]["agreement"]
@@ -170,7 +170,7 @@ def test_bad_recipes_are_one_line_and_status_2(capsys: Capture, tmp_path: Path, 
     [
         (lambda card: card, ["data.teacher.beams=32"], "trained with beams 64, data.teacher.beams says 32"),
         (lambda card: card | {"classes": card["classes"][::-1]}, [], "its class 0 is 'person', here it is 'ground'"),
-        (lambda card: card | {"classes": card["classes"][:7]}, [], "weights"),
+        (lambda card: card | {"classes": card["classes"][:7]}, [], "'head.bias' is (8,), the model's (7,)"),
         (lambda card: card | {"modality": "speech"}, [], "card.json: modality"),
     ],
 )  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_saved_teacher_that_does_not_fit(
     listed = [w for item in [*kept, *sets, f"teacher={{path: {tmp_path / 'teacher'}}}"] for w in ("--set", item)]
     assert call(["run", "smoke/points", "--out", str(tmp_path / "run"), *listed]) == 2
     error = capsys.readouterr().err.strip()
-    assert str(tmp_path / "teacher") in error and words in error.replace("size mismatch", "weights"), error
+    assert str(tmp_path / "teacher") in error and words in error
     assert "\n" not in error
 
 
