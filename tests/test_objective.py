@@ -416,7 +416,8 @@ def test_modules_of_losses_are_owned_trained_and_saved() -> None:
         values.append(value.item())
     assert values[-1] < values[0]
     after = objective.state_dict()
-    assert after.keys() == before.keys() and all(not torch.equal(after[k], before[k]) for k in after)
+    learnt = after.keys() - {"terms.0.resampling"}  # the choice of a way, which stays
+    assert after.keys() == before.keys() and all(not torch.equal(after[k], before[k]) for k in learnt)
     restored = Objective(terms).build(s, t, Streams(2))
     restored.load_state_dict(after)
     assert torch.equal(restored(s, t).value(), objective(s, t).value())
