@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from toy import RELATION, TERMS, ToyAdapter, adapter, engine, roles
 
+from xmodal_kd.balance import Balance
 from xmodal_kd.checkpoint import write_tensors
+from xmodal_kd.method import Distil
+from xmodal_kd.objective import Objective
 from xmodal_kd.recipe import Optimizer, Term, Train
 from xmodal_kd.scarce import Scarce
 from xmodal_kd.schedules import Schedule
@@ -21,7 +24,7 @@ CHOSEN = (
 )
 
 
-def main(folder: Path, accumulate: int, scarce: bool) -> None:
+def main(folder: Path, accumulate: int, scarce: bool, balance: Balance | None = None) -> None:
     torch.set_num_threads(1)
     config = Train(
         steps=5, batch_size=12, accumulate=accumulate, ema=0.9, checkpoint_every=5,
@@ -32,8 +35,10 @@ def main(folder: Path, accumulate: int, scarce: bool) -> None:
     if scarce:
         source = Scarce(toy.data("train"), [1, 3, 6, 7], 12, toy.streams, pool=True)
         toy.data = lambda split: source if split == "train" else ToyAdapter.data(toy, split)  # type: ignore[assignment, method-assign, return-value]
+    terms = (*TERMS, RELATION, *CHOSEN)
+    method = Distil(toy, Objective(terms, steps=config.steps, balance=balance), config, toy.streams)
     built = engine(
-        folder / "run", config, toy=toy, models=models, terms=(*TERMS, RELATION, *CHOSEN), metric=("loss", True),
+        folder / "run", config, toy=toy, models=models, method=method, metric=("loss", True),
         evaluate=lambda model: toy.evaluate("student", model, "dev").metrics,
     )  # fmt: skip
     at = built.fit()
@@ -46,4 +51,4 @@ def main(folder: Path, accumulate: int, scarce: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "scarce")
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "scarce", Balance(name=sys.argv[4]))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ddp_worker
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from toy import RECIPE
 
 import xmodal_kd
+from xmodal_kd.balance import Balance
 from xmodal_kd.checkpoint import read_json
 
 HERE = Path(__file__).parent
@@ -33,20 +35,22 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
-@pytest.mark.parametrize(("accumulate", "labels"), [(1, "all"), (2, "all"), (2, "scarce")])
-def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int, labels: str) -> None:
+@pytest.mark.parametrize(("accumulate", "labels", "balance"), [
+    (1, "all", "fixed"), (2, "all", "fixed"), (2, "scarce", "fixed"), (2, "all", "uncertainty"), (2, "all", "gradnorm"),
+])  # fmt: skip
+def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int, labels: str, balance: Any) -> None:
     """Terms over rows (also weighted), items (ragged, some not counted) and the whole batch, a projector, an average,
     evaluation, samples without labels."""
     together = tmp_path / "two"
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "ddp_worker.py"), str(together), str(accumulate), labels],
+            [sys.executable, str(HERE / "ddp_worker.py"), str(together), str(accumulate), labels, balance],
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
         )
         for rank in range(2)
     ]  # fmt: skip
-    ddp_worker.main(tmp_path / "one", accumulate, labels == "scarce")
+    ddp_worker.main(tmp_path / "one", accumulate, labels == "scarce", Balance(name=balance))
     assert [process.wait(timeout=100) for process in running] == [0, 0]
     one = load_file(tmp_path / "one" / "rank0.safetensors")
     ranks = [load_file(together / f"rank{rank}.safetensors") for rank in range(2)]

@@ -23,7 +23,7 @@ def catalogue(what: str) -> list[Row]:
     return KINDS[what]()
 
 
-def _adapters() -> Iterator[tuple[str, type[Adapter]]]:
+def adapters() -> Iterator[tuple[str, type[Adapter]]]:
     """The modalities whose packages are installed; the others are named on stderr."""
     for name in modality_names():
         try:
@@ -33,31 +33,31 @@ def _adapters() -> Iterator[tuple[str, type[Adapter]]]:
 
 
 def _losses() -> list[Row]:
-    list(_adapters())  # a modality registers losses of its own
+    list(adapters())  # a modality registers losses of its own
     return [LOSSES[name].describe() for name in LOSSES]
 
 
 def _methods() -> list[Row]:
-    list(_adapters())
-    return [{"name": name, "summary": _first_line(METHODS[name])} for name in METHODS]
+    list(adapters())
+    return [{"name": name, "summary": first_line(METHODS[name])} for name in METHODS]
 
 
 def _models() -> list[Row]:
     return [
-        {"name": model, "modality": name, "summary": _first_line(kind.models[model])}
-        for name, kind in _adapters()
+        {"name": model, "modality": name, "summary": first_line(kind.models[model])}
+        for name, kind in adapters()
         for model in kind.models
     ]
 
 
 def _modalities() -> list[Row]:
-    return [{"name": name, "summary": _first_line(modality(name))} for name in modality_names()]
+    return [{"name": name, "summary": first_line(modality(name))} for name in modality_names()]
 
 
 def _datasets() -> list[Row]:
     return [
         {"name": source, "modality": name, "summary": summary}
-        for name, kind in _adapters()
+        for name, kind in adapters()
         for source, summary in sorted(kind.datasets.items())
     ]
 
@@ -79,5 +79,6 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
-def _first_line(thing: object) -> str:
+def first_line(thing: object) -> str:
+    """Of its docstring."""
     return (inspect.getdoc(thing) or "").partition("\n")[0]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from . import __version__
 from .adapter import modality, modality_names
+from .commands import COMMANDS
 from .errors import RunError, UserError
 from .progress import console
 
@@ -292,6 +293,10 @@ def _allow(packages: list[str] | None) -> None:
     allowed_imports.update(packages or ())
     if packages and "" not in sys.path:
         sys.path.insert(0, "")
+
+
+for _verb, _function in COMMANDS.items():
+    app.command(_verb)(_function)
 
 
 def _modality_commands() -> None:

@@ -35,12 +35,13 @@ class Turn:
     def add(self, out: LossOut) -> None:
         if self.micros == 1:
             self.counts = self._over_ranks(out.parts)
-            terms = [_weighted(part) / safe(self.counts[name][1]) for name, part in out.parts.items()]
+            terms = [_weighted(part) / safe(self.counts[name][1]) for name, part in out.parts.items() if part.weight]
             self.scale(torch.stack(terms).sum()).backward()
             return
         units: dict[str, list[Tensor]] = {}
         for name, part in out.parts.items():
-            units.setdefault(part.unit, []).append(_weighted(part))
+            if part.weight:
+                units.setdefault(part.unit, []).append(_weighted(part))
             before = self.sums.get(name)
             total, count = part.total.detach(), part.count.detach()
             if before is not None:

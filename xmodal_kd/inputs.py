@@ -19,6 +19,7 @@ from .losses import LossSpec, blocks
 from .losses.base import frozen, full_precision
 from .ranks import Ranks
 from .recipe import Term
+from .resample import Way, bring, pair
 from .signals import Layout, Signal, Signals
 
 Given = dict[str, Any]
@@ -27,26 +28,44 @@ BY_ROW = ("student", "teacher", "labels", "regions", "item")
 
 
 def compared(
-    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None
+    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, ways: Sequence[Way] = ()
 ) -> tuple[list[Signal], list[Signal]]:
-    """The student's signals of a term and the teacher's (none where the loss needs none), known to be aligned."""
+    """The student's signals of a term and the teacher's (none where the loss needs none), known to be aligned.
+
+    Args:
+        ways: how each of the teacher's is brought to the rows of its partner; empty: not at all.
+    """
     mine = named(student, term.signals("student"), spec.many)
     if not spec.needs_teacher:
         return mine, []
-    if teacher is None:
-        raise UserError(f"term {name!r} compares with a teacher, and there is none")
-    theirs = named(teacher, term.signals("teacher"), spec.many)
+    theirs = taught(name, term, spec, teacher)
     if len(mine) == len(theirs):
+        assert teacher is not None
+        if any(way != "none" for way in ways):
+            couples = [pair(a, b, student, teacher) for a, b in zip(mine, theirs, strict=True)]
+            theirs = [bring(name, way, couple) for way, couple in zip(ways, couples, strict=True)]
         pairs = list(zip(mine, theirs, strict=True))
     else:
         pairs = [(mine[0], other) for other in [*mine[1:], *theirs]]
     for a, b in pairs:
         if not a.layout.same_rows(b.layout):
             raise UserError(
-                f"term {name!r}: the student's {len(a.layout)} {a.layout.kind} rows and the teacher's "
-                f"{len(b.layout)} {b.layout.kind} rows are not aligned: row i must mean the same in both"
+                f"term {name!r}: the student's {_rows_of(a.layout)} and the teacher's {_rows_of(b.layout)} are not "
+                "aligned: row i must mean the same in both, or the term's resample must say how they are brought there"
             )
     return mine, theirs
+
+
+def taught(name: str, term: Term, spec: LossSpec, teacher: Signals | None) -> list[Signal]:
+    """The teacher's signals of a term, as they are."""
+    if teacher is None:
+        raise UserError(f"term {name!r} compares with a teacher, and there is none")
+    return named(teacher, term.signals("teacher"), spec.many)
+
+
+def _rows_of(layout: Layout) -> str:
+    of_grid = f" of grid {' x '.join(map(str, layout.grid))}" if layout.grid and len(layout.grid) > 1 else ""
+    return f"{len(layout)} {layout.kind} rows{of_grid}"
 
 
 def named(signals: Signals, paths: Sequence[str], many: bool) -> list[Signal]:
@@ -73,14 +92,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def collect(
-    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, progress: float, projected: bool
-) -> Given:
+    name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, progress: float, projected: bool,
+    ways: Sequence[Way] = (),
+) -> Given:  # fmt: skip
     """All inputs that `spec` asks for, by name, in at least float32, the teacher's without gradient.
 
     Many rows of which some are not valid stay where they are if the loss may take them in chunks: `index` then names
     those that are. Not where the student's are `projected` first.
     """
-    mine, theirs = compared(name, term, spec, student, teacher)
+    mine, theirs = compared(name, term, spec, student, teacher, ways)
     if term.min_confidence is not None:
         theirs = [_confident(theirs[0], term.min_confidence)]
     if student.labelled is not None and reads_labels(term, spec):

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from .adapter import Adapter, Batch, Strict
 from .clock import Clock
+from .errors import UserError
 from .objective import LossOut, Objective
 from .optim import build_optimizer, scaling
 from .ranks import Ranks
@@ -136,6 +137,8 @@ class Distil:
         self.teacher = teacher
         #: How cached signals of the teacher are read, where batches bring some.
         self.kept: Mapping[str, Kept] = {}
+        if objective.reads_gradients and train.precision == "fp16":
+            raise UserError("balance gradnorm: gradients of fp16 are not scaled where it reads them: use bf16 or fp32")
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Any teacher and student will do: what the objective compares is checked on a real batch."""
@@ -145,7 +148,7 @@ class Distil:
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         if not self.objective.built:
-            with torch.no_grad(), self.streams.forked("dry run"):
+            with torch.set_grad_enabled(self.objective.reads_gradients), self.streams.forked("dry run"):
                 student = self._says(self.role, roles, batch)
                 self.objective.build(student, self._teacher(roles, batch, student), self.streams)
         config, name = self.train.optimizer, self.role

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from .balance import Balance, GradNorm, Uncertainty, make
 from .errors import UserError, nearest
-from .inputs import Given, collect, compared, gather, rows_in
+from .inputs import Given, collect, compared, gather, named, rows_in, taught
 from .losses import LOSSES, LossSpec
 from .losses.base import full_precision
 from .ranks import Ranks
 from .recipe import Term
-from .signals import OUTPUTS, Signals
+from .resample import WAYS, Way, choose, pair
+from .signals import OUTPUTS, Signal, Signals
 from .streams import Streams
 
 
@@ -29,7 +31,8 @@ from .streams import Streams
 class Part:
     """One term on one (micro-)batch: its value is ``total / count`` once both are summed over the global batch.
 
-    Parts of equal `unit` have equal counts on every batch, so that accumulation may treat them as one.
+    Parts of equal `unit` have equal counts on every batch, so that accumulation may treat them as one. One of weight 0
+    is logged and no more.
     """
 
     total: Tensor
@@ -54,7 +57,7 @@ class LossOut:
 
     def value(self) -> Tensor:
         """The loss of this batch alone, for a loop of your own on one process."""
-        terms = [part.weight * part.total / safe(part.count) for part in self.parts.values()]
+        terms = [part.weight * part.total / safe(part.count) for part in self.parts.values() if part.weight]
         return torch.stack(terms).sum()
 
     def __add__(self, other: LossOut) -> LossOut:
@@ -88,10 +91,66 @@ class _Compiled(nn.Module):
         _selects(self.spec, term)
         self.projector: nn.Module | None = None
         self.module: nn.Module | None = None
+        #: Of each pair of signals, the number in `WAYS` of what a dry run chose: in checkpoints, and rank 0's for all.
+        self.register_buffer("resampling", None)
+        self.resampling: Tensor | None
+        self._ways: tuple[Way, ...] | None = None
+        self.register_load_state_dict_post_hook(_forget)
+        #: Rows of student and teacher, by kind, in the dry run.
+        self.rows: list[tuple[str, int, int]] = []
 
     @property
     def name(self) -> str:
         return self.term.name or self.term.loss
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How each of the teacher's signals is brought to the student's rows; empty where nothing was decided."""
+        if self.resampling is None:
+            plain = self.term.resample in ("auto", "none") or self.spec.many or not self.spec.needs_teacher
+            return () if plain else (cast(Way, self.term.resample),)
+        if self._ways is None:  # read once, as a GPU would be waited for
+            self._ways = tuple(WAYS[i] for i in self.resampling.tolist())
+        return self._ways
+
+    def forget(self) -> None:
+        """After the choice was made, and before a checkpoint's or rank 0's may take its place."""
+        self._ways = None
+
+    def decide(self, student: Signals, teacher: Signals | None) -> None:
+        """Choose how the teacher's rows are brought to the student's, from signals of a real batch."""
+        mine, theirs = named(student, self.term.signals("student"), self.spec.many), list[Signal]()
+        if self.spec.needs_teacher:
+            theirs = taught(self.name, self.term, self.spec, teacher)
+        wanted = self.term.resample
+        if teacher is None or not theirs or wanted == "none":
+            return
+        if len(mine) != len(theirs):
+            if wanted != "auto":
+                raise UserError(
+                    f"term {self.name!r}: resample: {wanted}: {len(mine)} signals of the student and {len(theirs)} of "
+                    "the teacher are no pairs"
+                )
+            return
+        if wanted == "auto" and OUTPUTS.issuperset(self.term.signals("teacher")):
+            return  # a mean of scores is no mean of probabilities: the recipe must say that it is wanted
+        pairs = [pair(a, b, student, teacher) for a, b in zip(mine, theirs, strict=True)]
+        ways: list[Way] = [choose(one) if wanted == "auto" else wanted for one in pairs]
+        codes = torch.tensor([WAYS.index(way) for way in ways], device=mine[0].rows.device)
+        self.register_buffer("resampling", codes)
+        self.rows = [(a.layout.kind, len(a.layout), len(b.layout)) for a, b, _ in pairs]
+
+    def made(self) -> dict[str, Any]:
+        """What was built for this term, for a report."""
+        out: dict[str, Any] = {"term": self.name}
+        if isinstance(self.projector, nn.Linear):
+            out["projector"] = [self.projector.in_features, self.projector.out_features]
+        resampled = [
+            {"way": way, "kind": kind, "student": mine, "teacher": theirs}
+            for way, (kind, mine, theirs) in zip(self.ways, self.rows, strict=True)
+            if way != "none"
+        ]
+        return out | ({"resample": resampled} if resampled else {})
 
     @property
     def unit(self) -> str:
@@ -107,6 +166,10 @@ class _Compiled(nn.Module):
         if self.term.min_confidence is not None:
             read.append(f"confidence {self.term.min_confidence}")
         return f"{self.spec.reduction} of {', '.join(read)}"
+
+
+def _forget(term: _Compiled, _: Any) -> None:
+    term.forget()
 
 
 def _checked(spec: LossSpec, term: Term) -> dict[str, Any]:
@@ -148,13 +211,17 @@ class Objective(nn.Module):
         s = Signals().add("logits", student(x), Layout.samples(len(x)))
         objective(s, t).value().backward()
 
-    Call `build` once with signals of a real batch if a term needs a projector or a module, before the optimizer is
-    made.
+    Call `build` once with signals of a real batch if a term needs a projector, a module or resampling, or if the terms
+    are balanced, before the optimizer is made; with GradNorm also set ``.model`` of the student's signals, keep their
+    graph in `build`, and say the `step` in every call.
     """
 
-    def __init__(self, terms: Sequence[Term], *, steps: int = 1) -> None:
+    def __init__(self, terms: Sequence[Term], *, steps: int = 1, balance: Balance | None = None) -> None:
         super().__init__()
         self.steps = steps
+        several = sum(term.weight > 0 for term in terms) > 1  # one term alone has nothing to be weighed against
+        self.asked = balance if balance is not None and several else Balance()
+        self.balance: Uncertainty | GradNorm | None = None
         self.terms = nn.ModuleList(_Compiled(term) for term in terms)
         self.built = False
 
@@ -165,18 +232,27 @@ class Objective(nn.Module):
     def needs_teacher(self) -> bool:
         return any(term.spec.needs_teacher for term in self)
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether `build` needs the student's rows with their graph."""
+        return self.asked.name == "gradnorm"
+
     def features(self, role: str) -> list[str]:
         """Module paths (or globs) whose output the terms compare, for the adapter to capture."""
         terms = [t for t in self if role == "student" or t.spec.needs_teacher]
         return sorted({path for t in terms for path in t.term.signals(role) if path not in OUTPUTS})
 
     def build(self, student: Signals, teacher: Signals | None, streams: Streams) -> Objective:
-        """Make the projectors and modules that these signals' widths ask for. Returns self.
+        """Make what these signals ask for: projectors, modules, resampling, learned weights. Returns self.
 
         Their initial weights come from streams of their own, so one more changes nothing else.
         """
+        sides: dict[str, list[Tensor]] = {}
         for term in self:
-            mine, theirs = compared(term.name, term.term, term.spec, student, teacher)
+            term.decide(student, teacher)
+            mine, theirs = compared(term.name, term.term, term.spec, student, teacher, term.ways)
+            if term.term.weight > 0:
+                sides[term.name] = [signal.rows for signal in mine]
             widths_s = [signal.rows.shape[-1] for signal in mine]
             widths_t = [signal.rows.shape[-1] for signal in theirs] or widths_s
             like = full_precision(mine[0].rows)
@@ -187,8 +263,22 @@ class Objective(nn.Module):
                 if term.spec.is_module:
                     shape = (widths_s, widths_t, [len(signal.layout.grid or ()) for signal in mine])
                     term.module = self._made(term, *(shape if term.spec.many else (each[0] for each in shape))).to(like)
+        if self.asked.name != "fixed":
+            self.balance = make(self.asked, sides, student.model).to(like)
+        for term in self:
+            term.forget()
         self.built = True
         return self
+
+    def describe(self) -> dict[str, Any]:
+        """What `build` made, and the weights as they are now, for a report."""
+        out: dict[str, Any] = {"terms": [made for term in self if len(made := term.made()) > 1]}
+        if self.balance is not None:
+            weights = dict(zip(self.balance.names, self.balance.weights().tolist(), strict=True))
+            out["balance"] = {"name": self.asked.name, "weights": weights}
+            if isinstance(self.balance, GradNorm):
+                out["balance"]["layer"] = self.balance.path
+        return out
 
     @staticmethod
     def _made(term: _Compiled, *shape: Any) -> nn.Module:
@@ -211,6 +301,8 @@ class Objective(nn.Module):
         self, student: Signals, teacher: Signals | None = None, *, step: int = 0, ranks: Ranks | None = None
     ) -> LossOut:
         """The parts of all terms whose scheduled weight is not zero at `step`."""
+        if self.asked.name != "fixed" and self.balance is None:
+            raise UserError(f"balance {self.asked.name} learns weights: call build() before the first step")
         parts = {}
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
@@ -219,15 +311,26 @@ class Objective(nn.Module):
                 parts[term.name] = Part(total, count, weight, unit)
         if not parts:
             raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
-        return LossOut(parts)
+        return LossOut(parts if self.balance is None else self._balanced(self.balance, parts, student, step, ranks))
+
+    def _balanced(
+        self, balance: Uncertainty | GradNorm, parts: dict[str, Part], student: Signals, step: int, ranks: Ranks | None
+    ) -> dict[str, Part]:
+        """The parts weighed, and each weight as a part that is only logged."""
+        parts = balance(parts, student.model, step, ranks or Ranks())
+        weights = dict(zip(balance.names, balance.weights().detach().clone(), strict=True))
+        one = next(iter(weights.values())).new_ones(())
+        shown = {
+            f"weight/{name}": Part(part.weight * weights[name], one, 0.0, "weight") for name, part in parts.items()
+        }
+        return parts | shown
 
     def _term(
         self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks, progress: float
     ) -> tuple[Tensor, Tensor, str]:
         """Total, count and what was counted: a loss that leaves out some of its rows counts as no other does."""
-        given = collect(
-            term.name, term.term, term.spec, student, teacher, progress, projected=term.projector is not None
-        )
+        projected = term.projector is not None
+        given = collect(term.name, term.term, term.spec, student, teacher, progress, projected, term.ways)
         some = given["student"][0] if term.spec.many else given["student"]
         with torch.autocast(some.device.type, enabled=False):
             if term.projector is not None:

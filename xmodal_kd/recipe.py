@@ -19,6 +19,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .adapter import Strict
+from .balance import Balance
 from .errors import UserError, nearest
 from .schedules import Schedule
 from .teacher_cache.config import CacheSpec
@@ -130,6 +131,8 @@ class Term(Strict):
     schedule: Schedule = Schedule()
     projector: Literal["auto", "linear", "none"] = "auto"
     """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
+    resample: Literal["auto", "average", "linear", "nearest", "knn", "none"] = "auto"
+    """How the teacher's rows are brought to the student's; auto: features whose rows differ, as fits them."""
     regions: str = "labels"
     """Signal of the student that numbers the region of each row: classes, instances, superpoints."""
     weights: str | None = None
@@ -163,6 +166,8 @@ class Recipe(Strict):
     method: MethodSpec = MethodSpec(name="distil")
     objective: tuple[Term, ...] = ()
     """What trains a teacher, and the student of the methods that have no loss of their own."""
+    balance: Balance = Balance()
+    """Whether the weights of the terms are learned; a name alone will do."""
     train: Train
     cache: CacheSpec | None = None
     """The teacher's signals on disk, read instead of running it at every step."""
@@ -175,10 +180,10 @@ class Recipe(Strict):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""
 
-    @field_validator("method", mode="before")
+    @field_validator("method", "balance", mode="before")
     @classmethod
-    def _named(cls, method: Any) -> Any:
-        return {"name": method} if isinstance(method, str) else method
+    def _named(cls, spec: Any) -> Any:
+        return {"name": spec} if isinstance(spec, str) else spec
 
     @field_validator("objective")
     @classmethod

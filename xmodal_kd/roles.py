@@ -48,7 +48,7 @@ def make_method(
     kind = METHODS[wanted.name]
     params = loaded.validate(kind.Params, wanted.params, ("method", "params"))
     teacher = {"teacher": "control"} if role == "self_training" else {}
-    objective = Objective(terms, steps=train.steps)
+    objective = Objective(terms, steps=train.steps, balance=loaded.recipe.balance)
     made: Method = kind(adapter, objective, train, streams, role=role, params=params, **teacher)
     return made
 

@@ -236,7 +236,9 @@ class Run:
         if "teacher" in models:  # which the method may have replaced
             models["teacher"] = self.models["teacher"]
         scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
-        return scarce | {
+        objective = method.modules().get("objective")
+        built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
+        return scarce | built | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,

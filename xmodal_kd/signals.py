@@ -81,9 +81,14 @@ class Layout:
         return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items, full=True)
 
     def same_rows(self, other: Layout) -> bool:
-        """Whether row i means the same thing in both (masks may differ: a loss sees the rows valid in both)."""
+        """Whether row i means the same thing in both (masks may differ: a loss sees the rows valid in both).
+
+        Grids of as many axes must agree: 4 x 6 cells are as many as 6 x 4, and others. One laid out flat is the same.
+        """
+        alike = self.grid is None or other.grid is None or len(self.grid) != len(other.grid) or self.grid == other.grid
         return self is other or (
-            self.kind == other.kind
+            alike
+            and self.kind == other.kind
             and self.items == other.items
             and (self.item is other.item or torch.equal(self.item, other.item))
         )

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from xmodal_kd.adapter import Strict
 from xmodal_kd.errors import UserError, nearest
@@ -21,11 +21,13 @@ from .tokens import Kind, Tokens
 
 SPLITS = ("train", "dev", "test")
 SourceName = Literal["fsdd", "manifest", "librispeech"]
+_ONE = {"enum": list(get_args(SourceName))}
 #: One name stands for a list of one.
 Sources = Annotated[
     tuple[SourceName, ...],
     Field(min_length=1),
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}, mode="validation"),
 ]
 
 

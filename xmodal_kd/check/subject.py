@@ -143,12 +143,12 @@ class Entered(NamedTuple):
     batch: Batch
 
     def parts(self, name: str) -> dict[str, Part]:
-        """Every part of the first step's losses, its randomness addressed by `name`."""
+        """Every part of the first step's losses that is learned from, its randomness addressed by `name`."""
         trial, found = self.trial, dict[str, Part]()
         ctx = Context(self.stage, 0, 0, trial.streams, Clock(trial.device), Ranks())
         with trial.streams.forked("check", name):
             for _, out in trial.method.losses(self.batch, trial.roles, ctx):
-                found |= out.parts
+                found |= {key: part for key, part in out.parts.items() if part.weight}
         return found
 
     def learning(self) -> dict[str, nn.Module]:

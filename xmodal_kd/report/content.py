@@ -49,6 +49,7 @@ def content(
         "control": _control(spec),
         "self_training": None if twin is None else _control(twin),
         "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
+        "objective": {role: one for role, entry in roles.items() if any((one := entry.get("objective", {})).values())},
         "curve": overview["curve"],
         "facts": overview["facts"],
         "pictures": overview["pictures"],

@@ -31,6 +31,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _latency(roles),
         _cache(content["cost"].get("student", {}).get("cache")),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
+        _objective(content.get("objective", {})),
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -160,6 +161,24 @@ def _labels(labels: Mapping[str, Any]) -> str:
     more = [role for role, one in labels.items() if one["unlabelled"]]
     others = f"; {' and '.join(more)} also saw all samples without their labels, half of each batch" if more else ""
     return f"Labels seen in training: {', '.join(counts)}{others}. Roles not named here saw all labels."
+
+
+def _objective(objective: Mapping[str, Any]) -> str:
+    """What stood between teacher and student, and what weights were learned."""
+    lines = []
+    for role, one in objective.items():
+        for term in one["terms"]:
+            made = [f"channels {term['projector'][0]} to {term['projector'][1]}"] if "projector" in term else []
+            for r in term.get("resample", []):
+                rows = f"{r['teacher']:,} {r['kind']} rows of a batch on the student's {r['student']:,}"
+                made.append(f"the teacher's {rows} ({r['way']})")
+            lines.append(f"- {role}, {term['term']}: {'; '.join(made)}")
+        if "balance" in one:
+            balance = one["balance"]
+            weights = ", ".join(f"{term} {_number(weight)}" for term, weight in balance["weights"].items())
+            at = f", gradients of `{balance['layer']}`" if "layer" in balance else ""
+            lines.append(f"- {role}: weights by {balance['name']}{at}, at the last step: {weights}")
+    return "## What the objective built\n\n" + "\n".join(lines) if lines else ""
 
 
 def _details(roles: Mapping[str, Any], name: str) -> str:

@@ -84,6 +84,11 @@ class Session:
         kinds = 2 if isinstance(source, Scarce) else 1
         if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:
             return cls(_around(source, Replayed(inner, spec, kinds)))
+        if (other := next((t for t in method.objective if t.term.resample not in ("auto", "none")), None)) is not None:
+            raise UserError(
+                f"cache: term {other.name!r} resamples the teacher's rows, and the cache puts them on the student's as "
+                "they are: leave cache out, or let the adapter align them"
+            )
         ranks, teacher = ranks_of(run.accelerator), run.models["teacher"].eval()
         filler = Filler(
             spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, run.streams,

@@ -56,7 +56,7 @@ def test_row_i_of_the_teacher_is_row_i_of_the_student(teacher: str, student: str
     want = [expected(s, v) for s, v in zip(samples, values, strict=True)]
     assert (reached.numpy() == np.concatenate([mask for _, mask in want])).all()
     np.testing.assert_allclose(rows[:, 0].numpy(), np.concatenate([mean for mean, _ in want]), atol=1e-9)
-    assert reached.sum() > 40, "enough to learn from"
+    assert reached.sum() > 20, "enough to learn from"
     assert batch["student"]["valid"][reached].all() and batch["repeats"] is (seen == "clean")
 
 
