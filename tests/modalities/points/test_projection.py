@@ -34,12 +34,13 @@ def found(subject: Subject) -> list[Finding]:
 
 def with_camera(subject: Subject, monkeypatch: pytest.MonkeyPatch, change: Any) -> list[Finding]:
     """What is found after the camera of the first frame has been changed."""
+    assert subject.batch["keys"], "made with the camera as it is"
     frames = [list(subject.adapter.data("train").frames[i]) for i in range(2)]
     picture = frames[0][0].pictures[0]
     frames[0][0] = replace(frames[0][0], pictures=(replace(picture, camera=change(picture.camera)),))
     source = subject.adapter.data("train")
     monkeypatch.setattr(
-        source, "frames", type("Changed", (list,), {"describe": source.frames.describe, "labelled": ()})(frames)
+        source, "frames", type("Changed", (list,), {"describe": source.frames.describe, "labelled": range(2)})(frames)
     )
     return found(subject)
 
