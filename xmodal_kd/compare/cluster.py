@@ -103,7 +103,10 @@ def _connected() -> Any:
         raise UserError("--launcher ray needs ray: pip install 'xmodal-kd[ray]'") from None
     if not ray.is_initialized():
         own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", **own)
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **own)
+        except Exception as error:  # its own have no common base
+            raise UserError(f"--launcher ray: Ray did not start ({' '.join(str(error).split())[:200]})") from error
     return ray
 
 
