@@ -95,7 +95,7 @@ class _Compiled(nn.Module):
         self.register_buffer("resampling", None)
         self.resampling: Tensor | None
         self._ways: tuple[Way, ...] | None = None
-        self.register_load_state_dict_post_hook(_forget)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         #: Rows of student and teacher, by kind, in the dry run.
         self.rows: list[tuple[str, int, int]] = []
 
