@@ -51,12 +51,13 @@ def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int, labe
         for rank in range(2)
     ]  # fmt: skip
     ddp_worker.main(tmp_path / "one", accumulate, labels == "scarce", Balance(name=balance))
-    assert [process.wait(timeout=100) for process in running] == [0, 0]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
     one = load_file(tmp_path / "one" / "rank0.safetensors")
     ranks = [load_file(together / f"rank{rank}.safetensors") for rank in range(2)]
+    atol = 1e-5 if balance == "gradnorm" else 1e-6  # its weights follow ratios of gradient norms, whose rounding differs
     for key, value in one.items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
-        torch.testing.assert_close(ranks[0][key], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ranks[0][key], value, rtol=1e-5, atol=atol)
     logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (tmp_path / "one", together)]
     assert json.loads(logs[1][0]) == pytest.approx(json.loads(logs[0][0]), rel=1e-4)
 
