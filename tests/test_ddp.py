@@ -74,7 +74,7 @@ def test_launched_from_the_command_line(tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
