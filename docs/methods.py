@@ -25,10 +25,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 
-from xmodal_kd.adapter import modality_names
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.method import METHODS
-from xmodal_kd.recipe import shipped
+from xmodal_kd.rooms import modality_names, shipped
 from xmodal_kd.stats import Interval, t_interval
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,10 @@ from xmodal_kd.errors import UserError
 from xmodal_kd.recipe import load
 from xmodal_kd.runner import resolved
 
-COMMANDS = ("run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache")
+COMMANDS = (
+    "run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache",
+    "new", "schema", "diff",
+)  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 
 

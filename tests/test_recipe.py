@@ -13,7 +13,8 @@ from pydantic import Field
 from xmodal_kd.adapter import Strict, adapter_class
 from xmodal_kd.errors import UserError
 from xmodal_kd.losses import LOSSES
-from xmodal_kd.recipe import Loaded, MethodSpec, Recipe, find, load, shipped
+from xmodal_kd.recipe import Loaded, MethodSpec, Recipe, find, load
+from xmodal_kd.rooms import shipped
 
 TEXT = """\
 # a comment

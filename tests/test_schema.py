@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from xmodal_kd.cli import call
-from xmodal_kd.recipe import _Loader, load, shipped
+from xmodal_kd.recipe import _Loader, load
+from xmodal_kd.rooms import shipped
 from xmodal_kd.runner import resolved
 from xmodal_kd.schema import recipe_schema
 

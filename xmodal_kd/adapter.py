@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from .checkpoint import read_json
-from .errors import UserError, nearest
+from .errors import UserError
 from .registry import Registry, import_object
+from .rooms import modality
 from .signals import Signals
 from .streams import Streams
 
@@ -197,19 +197,6 @@ class Adapter(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """Facts about the data for the report: hours, speakers, what was left out and why."""
         ...
-
-
-def modality_names() -> list[str]:
-    from . import modalities  # type: ignore[attr-defined]
-
-    return sorted(m.name for m in pkgutil.iter_modules(modalities.__path__) if m.ispkg)
-
-
-def modality(name: str) -> Any:
-    """The package of a modality, by folder name. Light: heavy imports wait until its adapter is asked for."""
-    if name not in modality_names():
-        raise UserError(f"unknown modality {name!r}{nearest(name, modality_names())}")
-    return importlib.import_module(f"xmodal_kd.modalities.{name}")
 
 
 def adapter_class(name: str) -> type[Adapter]:

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .adapter import Adapter, adapter_class, modality, modality_names
+from .adapter import Adapter, adapter_class
 from .errors import UserError, nearest
 from .losses import LOSSES
 from .method import METHODS
 from .progress import console
-from .recipe import shipped
+from .rooms import modality, modality_names, shipped
 
 Row = dict[str, Any]
 

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
-from .adapter import modality, modality_names
-from .commands import COMMANDS
+from .commands import COMMANDS, starting
 from .errors import RunError, UserError
 from .progress import console
+from .rooms import modality, modality_names, shipped
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -26,7 +26,12 @@ app = typer.Typer(
     epilog="Start with: xmodal-kd run smoke/speech --out runs/first",
 )  # fmt: skip
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (see: list recipes).")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file, or the name of a shipped one (see: list recipes).", autocompletion=starting(shipped)
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=500. Repeatable."),
@@ -39,6 +44,8 @@ Imports = Annotated[
     typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
 ]
 
+#: What `list` lists.
+LISTS = ("losses", "methods", "models", "modalities", "datasets", "recipes")
 #: What a table of `list` has room for on a terminal.
 SHOWN = ("name", "modality", "summary", "paper", "year")
 
@@ -243,7 +250,7 @@ def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = Fals
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="losses, methods, models, modalities, datasets or recipes.")],
+    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=starting(lambda: LISTS))],
     json_: AsJson = False,
 ) -> None:
     """What there is, a line each; --json tells more (of a loss: what it needs, its parameters)."""

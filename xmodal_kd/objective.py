@@ -203,13 +203,17 @@ def _selects(spec: LossSpec, term: Term) -> None:
 class Objective(nn.Module):
     """Weighted losses with schedules; its parameters are projectors and whatever its losses learn.
 
-    In a loop of your own::
+    In a loop of your own:
 
-        objective = Objective([Term(loss="kd", params={"temperature": 2.0})])
-        with torch.no_grad():
-            t = Signals().add("logits", teacher(x), Layout.samples(len(x)))
-        s = Signals().add("logits", student(x), Layout.samples(len(x)))
-        objective(s, t).value().backward()
+    >>> from xmodal_kd.signals import Layout
+    >>> student, teacher, x = nn.Linear(8, 4), nn.Linear(8, 4), torch.randn(16, 8)
+    >>> objective = Objective([Term(loss="kd", params={"temperature": 2.0})])
+    >>> with torch.no_grad():
+    ...     t = Signals().add("logits", teacher(x), Layout.samples(len(x)))
+    >>> s = Signals().add("logits", student(x), Layout.samples(len(x)))
+    >>> objective(s, t).value().backward()
+    >>> student.weight.grad.shape
+    torch.Size([4, 8])
 
     Call `build` once with signals of a real batch if a term needs a projector, a module or resampling, or if the terms
     are balanced, before the optimizer is made; with GradNorm also set ``.model`` of the student's signals, keep their

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 from .adapter import Strict
 from .balance import Balance
 from .errors import UserError, nearest
+from .rooms import shipped
 from .schedules import Schedule
 from .teacher_cache.config import CacheSpec
 
@@ -339,14 +340,6 @@ def find(name: str) -> Path:
     if (short := name.removeprefix("recipes/").removesuffix(".yaml")) in known:
         return known[short]
     raise UserError(f"no recipe {name!r}: neither a file nor one of those shipped{nearest(short, known)}")
-
-
-def shipped() -> dict[str, Path]:
-    """Recipes that come with the package, by name."""
-    from . import recipes  # type: ignore[attr-defined]
-
-    roots = map(Path, recipes.__path__)
-    return {str(p.relative_to(root).with_suffix("")): p for root in roots for p in sorted(root.rglob("*.yaml"))}
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Loaded:

@@ -17,13 +17,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from .adapter import modality, modality_names
 from .catalogue import adapters, first_line
 from .losses import LOSSES
 from .method import METHODS
 from .objective import spec_of
 from .recipe import MethodSpec, ModelSpec, Recipe, Teacher, Term
 from .registry import Registry
+from .rooms import modality, modality_names
 
 Json = dict[str, Any]
 #: An object of one's own, which --allow-import lets a recipe name; what parameters it takes is not known here.

@@ -11,7 +11,11 @@ from .adapter import Score
 
 
 def ratio(scores: Sequence[Score]) -> float:
-    """The metric over items: sum of errors over sum of units."""
+    """The metric over items: sum of errors over sum of units.
+
+    >>> ratio([Score("a", "anna", errors=1, units=4), Score("b", "anna", errors=1, units=6)])
+    0.2
+    """
     return sum(s.errors for s in scores) / max(sum(s.units for s in scores), 1e-12)
 
 
