@@ -174,7 +174,8 @@ def _shift(name: str, pair: Pair, entry: Mapping[str, Any], metric: Mapping[str,
     if "difference" not in pair:
         return "–"
     if name != metric.get("name") or not entry["interval"]:
-        return f"{pair['difference']:+.4f}"
+        shift = pair["difference"]
+        return f"{shift:+d}" if isinstance(shift, int) else f"{shift:+.4f}" if abs(shift) >= 1e-3 else f"{shift:+.2g}"
     low, high = entry["interval"]
     verdict = ", inside the noise" if low <= 0 <= high else ""
     return f"{entry['difference']:+.4f} [{low:+.4f}, {high:+.4f}]{verdict}"
