@@ -288,7 +288,7 @@ def run(recipe: str, out: Path, *sets: str) -> int:
 
 def test_who_saw_what_is_in_the_report(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[int]] = []
-    monkeypatch.setattr(ToyAdapter, "labelled", lambda self, indexes: told.append(list(indexes)))
+    monkeypatch.setattr(ToyAdapter, "begin", lambda self, role, labelled: told.append(list(labelled)))
     assert run(recipe, tmp_path / "run", "labels=25%", "teacher.labels=12") == 0
     found = read_json(tmp_path / "run" / "report.json")
     assert found["labels"]["teacher"] == {"labelled": 12, "samples": 24, "unlabelled": False}

@@ -87,7 +87,8 @@ def test_keys_are_explained(schema: dict[str, Any]) -> None:
     losses = {
         one["const"]: one["description"] for one in parts["Term"]["properties"]["loss"]["anyOf"] if "const" in one
     }
-    assert "kd" in losses and all(losses.values())
+    ours = {name: text for name, text in losses.items() if not name.startswith("test_")}  # other tests' stay registered
+    assert "kd" in ours and all(ours.values())
 
 
 def test_the_command_prints_it(schema: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:

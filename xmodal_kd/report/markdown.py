@@ -136,7 +136,7 @@ def _twin(spec: Mapping[str, Any] | None) -> str:
 def _lead(gain: Mapping[str, Any] | None, reference: str) -> str:
     if not gain:
         return ""
-    said = f"{reference} less student: {gain['difference']:+.4f}"
+    said = f"{reference.capitalize()} less student: {gain['difference']:+.4f}"
     if not gain["interval"]:
         return f"{said} (one test item: no interval). "
     low, high = gain["interval"]
