@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from points_small import drive, run
-
-ROOT = Path(__file__).parents[3]
-
-
-def _shared(name: str) -> Path:
-    places = [Path(p) for p in [os.environ.get("XMODAL_KD_DATA")] if p] + [ROOT.parent / "shared/data"]
-    folder = next((place / name for place in places if (place / name).is_dir()), None)
-    if folder is None:
-        pytest.skip(f"no {name} at {' or '.join(map(str, places))}; set XMODAL_KD_DATA to the folder that holds it")
-    return folder
+from shared_data import shared
 
 
 @pytest.fixture(scope="session")
 def kitti() -> Path:
-    return _shared("kitti")
+    return shared("kitti")
 
 
 @pytest.fixture(scope="session")
 def kitti_raw() -> Path:
-    return _shared("kitti_raw")
+    return shared("kitti_raw")
 
 
 @pytest.fixture(scope="session")
 def nuscenes_frame() -> Path:
-    return _shared("nuscenes_frame")
+    return shared("nuscenes_frame")
 
 
 @pytest.fixture(scope="session")

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+from shared_data import shared
 
 ROOT = Path(__file__).parents[3]
 
 
-def _shared(name: str) -> Path:
-    places = [Path(p) for p in [os.environ.get("XMODAL_KD_DATA")] if p] + [ROOT.parent / "shared/data"]
-    folder = next((place / name for place in places if (place / name).is_dir()), None)
-    if folder is None:
-        pytest.skip(f"no {name} at {' or '.join(map(str, places))}; set XMODAL_KD_DATA to the folder that holds it")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def fsdd() -> Path:
-    return _shared("fsdd")
+    return shared("fsdd")
 
 
 @pytest.fixture(scope="session")
 def kathleen() -> Path:
-    return _shared("kathleen")
+    return shared("kathleen")
 
 
 @pytest.fixture(scope="session")
