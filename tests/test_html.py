@@ -237,7 +237,9 @@ def test_a_browser_draws_the_page_on_a_phone_without_an_error(run: Path) -> None
     match = re.search(r"<title>FOUND(.*?)END</title>", done.stdout)
     assert match, done.stderr[-2000:]
     found = json.loads(match[1].replace("&quot;", '"').replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    assert found["faults"] == [] and "CONSOLE" not in done.stderr
+    # Chromium remarks on how this test reads canvases back; the page itself never does
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "willReadFrequently" not in line]
+    assert found["faults"] == [] and console == []
     assert found["before"][0] >= 4 and found["before"][1] >= 3  # the paper and the classes
     assert found["after"] == [2, 3]  # labels are all right; of the student some are not
     assert len([height for height in found["plots"] if height > 100]) >= 4  # those folded away have none

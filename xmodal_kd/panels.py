@@ -68,7 +68,7 @@ def clouds(
     """The same points as several views label them, to rotate side by side.
 
     Points that every view labels are kept before others where there are more than `most`; what is kept is drawn by a
-    fixed seed. Shares of errors are of all points.
+    fixed seed. Errors are counted on all points that every view labels, so that they compare.
 
     Args:
         xyz: metres, x forward, y left, z up.
@@ -76,12 +76,13 @@ def clouds(
         reference: the view that the others are held against.
     """
     labels = {name: np.asarray(view) for name, view in views.items()}
-    kept = _thinned(np.stack([view >= 0 for view in labels.values()]).all(axis=0), most)
+    common = np.stack([view >= 0 for view in labels.values()]).all(axis=0)
+    kept = _thinned(common, most)
     scale = float(np.abs(xyz).max(initial=1e-6)) / 32767
     shown = []
     for name, view in labels.items():
         packed = np.where(view >= 0, view, UNSEEN).astype(np.uint8)
-        counts = _errors(view, labels[reference]) if reference is not None and name != reference else None
+        counts = _errors(view, labels[reference], common) if reference is not None and name != reference else None
         shown.append({"name": name, "labels": _base64(packed[kept].tobytes()), "errors": counts})
     coordinates = np.round(xyz[kept] / scale).astype("<i2")
     return Panel("clouds", title, {
@@ -180,10 +181,9 @@ def _thinned(common: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[:most])
 
 
-def _errors(view: np.ndarray, reference: np.ndarray) -> list[int]:
-    """Points that differ, of those that both label."""
-    both = (view >= 0) & (reference >= 0)
-    return [int((view != reference)[both].sum()), int(both.sum())]
+def _errors(view: np.ndarray, reference: np.ndarray, common: np.ndarray) -> list[int]:
+    """Points that differ, of those that are compared."""
+    return [int((view != reference)[common].sum()), int(common.sum())]
 
 
 def _base64(data: bytes) -> str:

@@ -93,11 +93,13 @@ def _lane(role: str, trace: Mapping[str, Any], top: float, unit: float) -> str:
     path = "".join(f"L{x:.1f} {y:.1f}" for x, y in places)
     last = places[-1][0] if places else NAMES
     shape = f'<path class="area {style}" d="M{NAMES} {base}{path}L{last:.1f} {base}Z"/>'
-    marks = "".join(
-        f'<text class="mark {style}" x="{places[k][0]:.1f}" y="{base - room - 3:.1f}" text-anchor="middle">'
-        f"{escape(text)}</text>"
-        for k, text in trace["marks"] if k < len(places)
-    )  # fmt: skip
+    marks, free = "", NAMES
+    for k, text in trace["marks"]:
+        half = 3.2 * len(text)  # about half of what the text takes: marks close to each other stand side by side
+        x = max(places[k][0], free + half)
+        free = x + half + 4
+        place = f'x="{x:.1f}" y="{base - room - 3:.1f}" text-anchor="middle"'
+        marks += f'<text class="mark {style}" {place}>{escape(text)}</text>'
     name = f'<text class="row {style}" x="{NAMES - 8}" y="{base - 6}" text-anchor="end">{escape(role)}</text>'
     return f'<path class="grid" d="M{NAMES} {base}H{WIDE}"/>{shape}{marks}{name}'
 
@@ -115,6 +117,7 @@ def _clouds(content: Mapping[str, Any]) -> str:
         f'<span class="key"><i style="background:rgb({",".join(map(str, rgb))})"></i>{escape(name)}</span>'
         for name, rgb in zip(content["classes"], content["colours"], strict=False)
     )
+    even = " even" if len(content["views"]) in (2, 4) else ""  # else three stand side by side
     errors = '<button data-mode="errors" aria-pressed="false">Errors</button>' if reference is not None else ""
     data = {key: content[key] for key in ("scale", "xyz", "colours", "reference")}
     data["views"] = [{"name": view["name"], "labels": view["labels"]} for view in content["views"]]
@@ -126,7 +129,7 @@ def _clouds(content: Mapping[str, Any]) -> str:
         f'Classes</button>{errors}</span><span class="group"><button data-view="sensor">Behind</button>'
         '<button data-view="side">Side</button><button data-view="above">Above</button></span>'
         '<span class="hint">Drag to turn, wheel or pinch to come closer; all turn together.</span></div>'
-        f'<div class="views">{figures}</div><div class="legend classes">{key}</div>'
+        f'<div class="views{even}">{figures}</div><div class="legend classes">{key}</div>'
         '<div class="legend errors" hidden><span class="key"><i class="bad"></i>wrong</span><span class="key">'
         f'<i class="good"></i>right</span></div><p class="note">{thinned}</p>'
         f'<script type="application/json">{script_json(data)}</script></div>'
@@ -137,7 +140,7 @@ def _share(view: Mapping[str, Any], reference: str | None) -> str:
     if view["errors"] is None:
         return ""
     wrong, of = view["errors"]
-    return f"{100 * wrong / max(of, 1):.1f} % of {of:,} differ from {escape(reference or '')}"
+    return f"{100 * wrong / max(of, 1):.1f} % of the {of:,} points that all see differ from {escape(reference or '')}"
 
 
 def _gallery(content: Mapping[str, Any]) -> str:

@@ -99,8 +99,8 @@ function rgb(colour) {
 }
 
 const VIEWS = {
-  sensor: { yaw: 0, pitch: 0.42, reach: 30 }, side: { yaw: Math.PI / 2, pitch: 0.3, reach: 34 },
-  above: { yaw: 0, pitch: Math.PI / 2, reach: 42 },
+  sensor: { yaw: 0, pitch: 0.42, reach: 23 }, side: { yaw: Math.PI / 2, pitch: 0.3, reach: 26 },
+  above: { yaw: 0, pitch: Math.PI / 2, reach: 34 },
 };
 
 function clouds(root) {
@@ -114,10 +114,8 @@ function clouds(root) {
   let mode = "classes", asked = false;
 
   function style(name) {
-    const probe = document.createElement("canvas").getContext("2d");
-    probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name);
-    probe.fillRect(0, 0, 1, 1);
-    return rgb(probe.getImageData(0, 0, 1, 1).data);
+    const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    return rgb([1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   }
 
   function draw(canvas, view) {
@@ -137,7 +135,7 @@ function clouds(root) {
       const away = distance + forward * cp - z * sp, up = forward * sp + z * cp;
       if (away < 1) continue;
       const u = w / 2 - focal * left / away, v = h / 2 - focal * up / away;
-      let ink = inks[label % inks.length], size = Math.max(1, Math.min(5, Math.round(ratio * 75 / away))), near = away;
+      let ink = inks[label % inks.length], size = Math.max(2, Math.min(6, Math.round(ratio * 90 / away))), near = away;
       if (mode === "errors" && reference) {
         const wanted = reference.labels[i];
         const wrong = wanted !== 255 && wanted !== label;
