@@ -76,7 +76,7 @@ def clouds(
         reference: the view that the others are held against.
     """
     labels = {name: np.asarray(view) for name, view in views.items()}
-    common = np.stack([view >= 0 for view in labels.values()]).all(axis=0)
+    common = np.asarray(np.stack([view >= 0 for view in labels.values()]).all(axis=0))
     kept = _thinned(common, most)
     scale = float(np.abs(xyz).max(initial=1e-6)) / 32767
     shown = []

@@ -31,9 +31,9 @@ def show(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Sequence[Pa
 
 def _cloud(frame: Frame, said: Mapping[str, np.ndarray], note: str) -> Panel:
     """Held against the labels, or against the teacher where there are none."""
-    known = frame.scan.labels is not None and (frame.scan.labels >= 0).any()
-    views = ({"labels": frame.scan.labels} if known else {}) | dict(said)
-    reference = "labels" if known else "teacher" if "teacher" in said else None
+    views, reference, labels = dict(said), "teacher" if "teacher" in said else None, frame.scan.labels
+    if labels is not None and (labels >= 0).any():
+        views, reference = {"labels": labels} | views, "labels"
     note += " A role shows the points that its own view holds: fewer beams, fewer points."
     return clouds(
         f"Points of {frame.key}", frame.scan.xyz, views, classes=CLASSES, colours=COLOURS, reference=reference,

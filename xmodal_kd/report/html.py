@@ -130,7 +130,8 @@ def _budgets(content: Mapping[str, Any]) -> str:
     budgets = [key for key, value in curve[0].items() if isinstance(value, int | float)] if curve else []
     if not budgets:
         return ""
-    budget, lines = budgets[0], {}
+    budget = budgets[0]
+    lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for point in curve:
         kind = (str(point["role"]), *(v for k, v in point.items() if isinstance(v, str) and k != "role"))
         if isinstance(value := point["metrics"].get(name), int | float):
