@@ -206,7 +206,7 @@ setTimeout(() => {
   const before = [...document.querySelectorAll("canvas")].map(painted);
   document.querySelector("[data-mode=errors]").click();
   document.getElementById("theme").click();
-  setTimeout(() => {
+  const tell = () => {
     document.title = "FOUND" + JSON.stringify({
       faults, before, after: [...document.querySelectorAll("canvas")].map(painted),
       plots: [...document.querySelectorAll("svg.plot")].map((s) => s.getBoundingClientRect().height),
@@ -214,7 +214,8 @@ setTimeout(() => {
       images: [...document.querySelectorAll("img")].map((i) => i.naturalWidth),
       wide: document.documentElement.scrollWidth - innerWidth, dark: document.documentElement.dataset.theme,
     }) + "END";
-  }, 400);
+  };
+  requestAnimationFrame(() => requestAnimationFrame(tell));  // behind the frame in which the page draws anew
 }, 600);
 </script>
 """
