@@ -145,7 +145,7 @@ def _share(view: Mapping[str, Any], reference: str | None) -> str:
 
 def _gallery(content: Mapping[str, Any]) -> str:
     names = content["columns"]
-    head = "<th></th>" + "".join(f'<th class="{colour(name)}">{escape(name)}</th>' for name in names)
+    head = "<th></th>" + "".join(f'<th class="{colour(name.partition(",")[0])}">{escape(name)}</th>' for name in names)
     rows = "".join(
         f"<tr><th>{escape(row['name'])}</th>{''.join(_cell(row['cells'].get(name)) for name in names)}</tr>"
         for row in content["rows"]
