@@ -67,7 +67,7 @@ def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> st
     return (
         f"<section><h2>{escape(modality)}</h2><p class='note'>{escape(name)} on test, {'less' if lower else 'more'} is "
         "better. A click on a heading sorts.</p><div class='scroll'><table>"
-        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>{plot}</section>"
+        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div><div class='wide'>{plot}</div></section>"
     )
 
 
@@ -99,7 +99,7 @@ def _marks(run: Run, name: str, folder: Path) -> Iterator[tuple[str, str, float,
     place, content = run
     metrics = content["roles"]["student"]["metrics"]
     where = place.relative_to(folder).as_posix()
-    yield where[-22:], "student", float(metrics[name]), metrics.get(f"{name}_interval")
+    yield where[-28:], "student", float(metrics[name]), metrics.get(f"{name}_interval")
 
 
 __all__ = ["index", "write_index"]

@@ -135,7 +135,7 @@ function clouds(root) {
       const away = distance + forward * cp - z * sp, up = forward * sp + z * cp;
       if (away < 1) continue;
       const u = w / 2 - focal * left / away, v = h / 2 - focal * up / away;
-      let ink = inks[label % inks.length], size = Math.max(2, Math.min(6, Math.round(ratio * 90 / away))), near = away;
+      let ink = inks[label % inks.length], size = Math.max(2, Math.min(4 * ratio, Math.round(ratio * 65 / away))), near = away;
       if (mode === "errors" && reference) {
         const wanted = reference.labels[i];
         const wrong = wanted !== 255 && wanted !== label;

@@ -109,7 +109,8 @@ def legend(lines: Sequence[Line]) -> str:
 def interval_plot(rows: Sequence[tuple[str, str, float, Sequence[float] | None]], *, x: str) -> str:
     """A dot with its interval for each row of (name, role, value, interval), on one axis."""
     values = [v for _, _, value, interval in rows for v in (value, *(interval or ()))]
-    wide, left, step = 520, 104, 34
+    left, step = max(104.0, 24 + 7.0 * max(len(name) for name, *_ in rows)), 34
+    wide = 416 + left
     low, high = min(values), max(values)
     pad = 0.06 * (high - low or abs(high) or 1.0)
     log = low > 0 and high / low > DECADES
