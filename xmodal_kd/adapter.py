@@ -13,6 +13,7 @@ from torch import nn
 
 from .checkpoint import read_json
 from .errors import UserError
+from .panels import Panel
 from .registry import Registry, import_object
 from .rooms import modality
 from .signals import Signals
@@ -172,6 +173,10 @@ class Adapter(Protocol):
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         """Measured once, when all roles of the run in `folder` are there; pictures go into it."""
         return Overview()
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        """What to look at or listen to on the page of the run in `folder`: a few samples, and nothing is measured."""
+        return ()
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         """Write a folder that `load` reads: safetensors and JSON."""

@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from pydantic import BaseModel
 from torch import nn
 
-from . import flops, report
+from . import flops, panels, report
 from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
@@ -163,6 +163,9 @@ class Run:
         if "overview" not in self.state:
             self.state["overview"] = self._overview()
             write_json(self.out / STATE, self.state)
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            models = {role: self.models[role].eval() for role in self.state["roles"]}
+            panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
             self.loaded,
             self.state,

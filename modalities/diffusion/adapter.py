@@ -17,6 +17,7 @@ from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.checkpoint import digest, read_json
 from xmodal_kd.errors import RunError, UserError
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
@@ -35,6 +36,7 @@ from .overview import overview
 from .pipeline import SAMPLER, load_denoiser, save_pipeline
 from .process import Process
 from .reload import reload_gates
+from .show import show
 from .solvers import SOLVERS, most_steps
 
 
@@ -229,6 +231,9 @@ class DiffusionAdapter(Adapter):
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, {role: cast(Denoiser, model) for role, model in models.items()}, folder)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, {role: cast(Denoiser, model) for role, model in models.items()}, folder)
 
     # ---------------------------------------------------------------- files
 

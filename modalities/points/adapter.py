@@ -17,6 +17,7 @@ from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.memory import Cache
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
@@ -31,6 +32,7 @@ from .metrics import Tally, miou
 from .models import MODELS
 from .overview import overview
 from .projection import Trap, projected, warned
+from .show import show
 from .simulator.sensors import SENSORS
 from .views import CHANNELS, KINDS, see
 
@@ -236,6 +238,9 @@ class PointsAdapter(Adapter):
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, models, folder)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX beside the weights, for the models that ONNX can express."""

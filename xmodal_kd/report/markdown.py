@@ -184,7 +184,11 @@ def _objective(objective: Mapping[str, Any]) -> str:
 def _details(roles: Mapping[str, Any], name: str) -> str:
     """The other plain metrics: what kinds of errors there are."""
     metrics = {role: entry["metrics"] for role, entry in roles.items()}
-    shown = [key for key, value in metrics["student"].items() if isinstance(value, int | float | str) and key != name]
+    shown = [
+        key
+        for key, value in metrics["student"].items()
+        if isinstance(value, int | float | str) and key not in (name, f"{name}_interval_over")
+    ]
     rows = [[role, *(_number(found.get(key)) for key in shown)] for role, found in metrics.items()]
     return _table(["role", *shown], rows) if shown else ""
 
