@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import shutil
 import struct
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 
 from xmodal_kd import panels, report
 from xmodal_kd.errors import UserError
@@ -22,7 +20,6 @@ from xmodal_kd.report.align import align, columns
 from xmodal_kd.report.plots import Axis, Line, line_plot, number, ticks
 from xmodal_kd.report.prose import block, sections
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROLES = {"teacher": 0.1, "control": 0.4, "student": 0.2}
 
 
@@ -195,55 +192,54 @@ def test_cloud_keeps_its_points_and_counts_all_errors() -> None:
     assert np.abs(back[:, None] - xyz[None]).max(axis=2).min(axis=1).max() < found["scale"]
 
 
-#: Put at the page's end: waits for what loads late, then writes what a reader would see into the title.
+#: Waits for what loads late, then tells what a reader would see.
 PROBE = """
-<script>
-const faults = []; addEventListener("error", (e) => faults.push(e.message));
-addEventListener("securitypolicyviolation", (e) => faults.push("refused: " + e.blockedURI));
-setTimeout(() => {
-  const pixels = (c) => c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer;
-  const painted = (c) => new Set(new Uint32Array(pixels(c))).size;
-  const before = [...document.querySelectorAll("canvas")].map(painted);
-  document.querySelector("[data-mode=errors]").click();
-  document.getElementById("theme").click();
-  const tell = () => {
-    document.title = "FOUND" + JSON.stringify({
-      faults, before, after: [...document.querySelectorAll("canvas")].map(painted),
-      plots: [...document.querySelectorAll("svg.plot")].map((s) => s.getBoundingClientRect().height),
-      audio: [...document.querySelectorAll("audio")].map((a) => a.duration),
-      images: [...document.querySelectorAll("img")].map((i) => i.naturalWidth),
-      wide: document.documentElement.scrollWidth - innerWidth, dark: document.documentElement.dataset.theme,
-    }) + "END";
+(async () => {
+  const until = async (ready) => {
+    for (let i = 0; i < 400 && !ready(); i++) await new Promise((go) => setTimeout(go, 50));
   };
-  requestAnimationFrame(() => requestAnimationFrame(tell));  // behind the frame in which the page draws anew
-}, 600);
-</script>
+  const sounds = [...document.querySelectorAll("audio")], images = [...document.querySelectorAll("img")];
+  for (const sound of sounds) { sound.preload = "metadata"; sound.load(); }
+  const pixels = (c) => c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer;
+  const painted = () => [...document.querySelectorAll("canvas")].map((c) => new Set(new Uint32Array(pixels(c))).size);
+  const drawn = () => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)));
+  const loaded = () => sounds.every((s) => s.readyState > 0) && images.every((i) => i.complete);
+  await until(() => loaded() && painted().every((n) => n > 1));
+  const before = painted();
+  document.querySelector("[data-mode=errors]").click();
+  await drawn();
+  const after = painted();
+  document.getElementById("theme").click();
+  await drawn();
+  return {
+    before, after, dark: document.documentElement.dataset.theme,
+    plots: [...document.querySelectorAll("svg.plot")].map((s) => s.getBoundingClientRect().height),
+    audio: sounds.map((s) => s.duration), images: images.map((i) => i.naturalWidth),
+    wide: document.documentElement.scrollWidth - innerWidth,
+  };
+})()
 """
 
 
+def seen(page: Path, width: int, scratch: Path) -> tuple[dict[str, Any], list[str]]:
+    """What `PROBE` tells of a page, and what the browser complained of."""
+    with Browser(scratch) as browser:
+        browser.open(page, width=width)
+        return browser.evaluate(PROBE), browser.complaints()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_a_browser_draws_the_page_on_a_phone_without_an_error(run: Path) -> None:
-    assert CHROMIUM is not None
-    probed = run / "probed.html"
-    text = (run / "report.html").read_text()
-    probed.write_text(text.replace("<main>", PROBE + "<main>"))
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=500,900",
-        f"--user-data-dir={run / 'profile'}", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=6000",
-        "--dump-dom", probed.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=True, env={**os.environ, "HOME": str(run)}
-    )
-    match = re.search(r"<title>FOUND(.*?)END</title>", done.stdout)
-    assert match, done.stderr[-2000:]
-    found = json.loads(match[1].replace("&quot;", '"').replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_the_page_without_an_error(run: Path, tmp_path: Path, width: int) -> None:
+    try:
+        found, complaints = seen(run / "report.html", width, tmp_path / "first")
+    except TimeoutError:  # a machine whose cores are all taken: once more
+        found, complaints = seen(run / "report.html", width, tmp_path / "second")
     # Chromium remarks on how this test reads canvases back; the page itself never does
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "willReadFrequently" not in line]
-    assert found["faults"] == [] and console == []
+    assert [line for line in complaints if "willReadFrequently" not in line] == []
     assert found["before"][0] >= 4 and found["before"][1] >= 3  # the paper and the classes
     assert found["after"] == [2, 3]  # labels are all right; of the student some are not
     assert len([height for height in found["plots"] if height > 100]) >= 4  # those folded away have none
     assert found["audio"] == [pytest.approx(1.0, abs=0.05)]
     assert found["images"] and min(found["images"]) > 0
-    assert found["wide"] <= 0 and found["dark"] in ("light", "dark")
+    assert found["wide"] <= 0 and found["dark"] == "dark"
