@@ -241,7 +241,7 @@ def report(
     _allow(allow_import)
     if index:
         found = reports.write_index(folder)
-        print(json.dumps({"index": str(found)}) if json_ else found)
+        print(json.dumps({"index": str(found)})) if json_ else reports.show_runs(folder, found)
         return
     if show:
         from .finished import show_again

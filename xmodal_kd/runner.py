@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from pydantic import BaseModel
 from torch import nn
 
-from . import flops, panels, report
+from . import cards, flops, panels, report
 from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
@@ -176,8 +176,16 @@ class Run:
             self.out,
             self.twin,
         )
-        report.write(self.out, content)
+        self._card("student", content)
+        report.write(self.out, content)  # last: whoever finds the page finds all
         return content
+
+    def _card(self, role: str, content: Mapping[str, Any]) -> None:
+        """What people read of a saved model; the student's says what its teacher's says of licences."""
+        entry, folder = self.state["roles"].get("teacher"), self.out / role
+        teacher = None if entry is None else Path(entry.get("path", self.out / "teacher"))
+        about = self.adapter.about(role, self.models[role], folder)
+        cards.write(folder, role, about, content, resolved(self.loaded)["data"], teacher)
 
     # ---------------------------------------------------------------- one role
 
@@ -200,6 +208,8 @@ class Run:
             if role == "student":
                 entry["export"] = dict(self.adapter.export(self.models[role], folder))
             self.state["roles"][role] = entry
+            if role == "teacher" and "path" not in entry:
+                self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
             write_json(self.out / STATE, self.state)
         self.accelerator.wait_for_everyone()
 

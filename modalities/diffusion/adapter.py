@@ -19,10 +19,13 @@ from xmodal_kd.checkpoint import digest, read_json
 from xmodal_kd.errors import RunError, UserError
 from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
+from xmodal_kd.stats import t_interval
 from xmodal_kd.streams import Streams
 
 from . import consistency, progressive  # noqa: F401 - they register their methods
+from .card import about
 from .classifier import Classifier, train_classifier
 from .config import FEWEST, SPLITS, DiffusionData
 from .data import DiffusionSource, Images, load_split
@@ -188,6 +191,9 @@ class DiffusionAdapter(Adapter):
         how = model.sampling
         metrics |= {"nfe": how.nfe, "solver": how.solver, "steps": how.steps}
         metrics["seconds_per_image"] = seconds / draws / self.config.samples
+        _, low, high = t_interval([m[self.metric[0]] for m in found])
+        if low is not None:
+            metrics |= {f"{self.metric[0]}_interval": [low, high], f"{self.metric[0]}_interval_over": "draws of noise"}
         scores = [Score(f"draw-{draw}", split, m[self.metric[0]], 1.0) for draw, m in enumerate(found)]
         return Evaluation(metrics, scores)
 
@@ -255,6 +261,9 @@ class DiffusionAdapter(Adapter):
         if self.config.license is not None:
             known["license"] = self.config.license
         save_pipeline(model, folder, {**facts, **known})
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(read_json(folder / SAMPLER))
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""

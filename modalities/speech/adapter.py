@@ -17,9 +17,11 @@ from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+from .about import about
 from .align import fit_frames, pool_features, pool_posteriors
 from .corpora import SpeechData, build_tokens
 from .data import Sample, SpeechSource
@@ -177,6 +179,9 @@ class SpeechAdapter(Adapter):
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
         return show(self, models)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from ..checkpoint import read_json, write_bytes, write_json
 from ..errors import UserError
-from .content import content
+from .content import begun, content
 from .html import html
-from .index import write_index
+from .index import find_runs, write_index
 from .markdown import markdown
+from .summary import show_runs
 
-__all__ = ["content", "html", "load", "markdown", "write", "write_index"]
+__all__ = ["begun", "content", "find_runs", "html", "load", "markdown", "show_runs", "write", "write_index"]
 
 #: What the first versions did not write.
 OLDER: dict[str, Any] = {"curve": [], "facts": {}, "pictures": {}, "gain": None}

@@ -23,7 +23,6 @@ def content(
     twin: ControlSpec | NoControl | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of ``report.json`` of the run in `out`."""
-    recipe = loaded.recipe
     roles = {role: state["roles"][role] for role in ORDER if role in state["roles"]}
     scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
     if "teacher" not in roles:
@@ -32,20 +31,12 @@ def content(
         gap = (None, spec.reason)
     else:
         gap = gap_closed(scores["teacher"], scores["control"], scores["student"])
-    name, lower = metric
     overview = state["overview"]
     trained = {role: entry["training"] for role, entry in roles.items() if "training" in entry}
     return {
         "schema": 1,
-        "recipe": str(loaded.source),
-        "overrides": dict(loaded.overrides),
-        "modality": recipe.modality,
-        "method": recipe.method.name,
-        "seed": recipe.seed,
-        "versions": versions(),
+        **begun(loaded, state, metric),
         **machine(accelerator),
-        "metric": {"name": name, "lower_is_better": lower},
-        "roles": {role: {key: entry[key] for key in SHOWN if key in entry} for role, entry in roles.items()},
         "control": _control(spec),
         "self_training": None if twin is None else _control(twin),
         "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
@@ -61,6 +52,22 @@ def content(
         "cost": {**trained, "peak_memory_bytes": peak_memory(accelerator.device)},
         "export": roles["student"].get("export", {}),
         "artifacts": {role: str(out / role) for role in roles if (out / role).exists()},
+    }
+
+
+def begun(loaded: Loaded, state: Mapping[str, Any], metric: tuple[str, bool]) -> dict[str, Any]:
+    """What is known of a run before it is finished: what it is, and the roles that were measured so far."""
+    recipe, (name, lower) = loaded.recipe, metric
+    roles = {role: state["roles"][role] for role in ORDER if role in state["roles"]}
+    return {
+        "recipe": str(loaded.source),
+        "overrides": dict(loaded.overrides),
+        "modality": recipe.modality,
+        "method": recipe.method.name,
+        "seed": recipe.seed,
+        "versions": versions(),
+        "metric": {"name": name, "lower_is_better": lower},
+        "roles": {role: {key: entry[key] for key in SHOWN if key in entry} for role, entry in roles.items()},
     }
 
 

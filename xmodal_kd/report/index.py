@@ -18,17 +18,23 @@ NAME = "index.html"
 Run = tuple[Path, dict[str, Any]]
 
 
+def find_runs(folder: Path) -> list[Run]:
+    """The finished runs below `folder`, with their reports. Raises `UserError` where there is none."""
+    from . import load
+
+    runs = [(path.parent, load(path.parent)) for path in sorted(folder.rglob("report.json")) if _is_run(path)]
+    if not runs:
+        raise UserError(f"{folder}: holds no finished run (no report.json below it)")
+    return runs
+
+
 def write_index(folder: Path) -> Path:
     """Write ``index.html`` in `folder`, and the page of each run that has none newer than its report.
 
     Raises:
         UserError: there is no finished run.
     """
-    from . import load
-
-    runs = [(path.parent, load(path.parent)) for path in sorted(folder.rglob("report.json")) if _is_run(path)]
-    if not runs:
-        raise UserError(f"{folder}: holds no finished run (no report.json below it)")
+    runs = find_runs(folder)
     for place, content in runs:
         made = place / "report.html"
         if not made.is_file() or made.stat().st_mtime < (place / "report.json").stat().st_mtime:
@@ -102,4 +108,4 @@ def _marks(run: Run, name: str, folder: Path) -> Iterator[tuple[str, str, float,
     yield where[-28:], "student", float(metrics[name]), metrics.get(f"{name}_interval")
 
 
-__all__ = ["index", "write_index"]
+__all__ = ["find_runs", "index", "write_index"]

@@ -112,7 +112,7 @@ def interval_plot(rows: Sequence[tuple[str, str, float, Sequence[float] | None]]
     left, step = max(104.0, 24 + 7.0 * max(len(name) for name, *_ in rows)), 34
     wide = 416 + left
     low, high = min(values), max(values)
-    pad = 0.06 * (high - low or abs(high) or 1.0)
+    pad = 0.1 * (high - low or abs(high) or 1.0)
     log = low > 0 and high / low > DECADES
     axis = (
         Axis(low / 1.3, high * 1.3, True, left, wide - 16)
