@@ -49,12 +49,12 @@ def test_licences_are_handed_down(run: Path, tmp_path: Path) -> None:
     (teacher / cards.README).write_text("---\nlicense: [cc-by-sa-4.0, mit]\n---\n\n# A teacher\n")
     content = read_json(run / "report.json")
     data = {"sources": ["toy", "more"], "license": "mit"}
-    cards.write(tmp_path, "student", About("A student", "What.", "Use."), content, data, teacher)
+    cards.write(tmp_path, "student", About("A student", "What.", "Use."), content, data, [teacher])
     assert cards.licences(tmp_path) == ["mit", "cc-by-sa-4.0"]
     text = (tmp_path / cards.README).read_text()
     assert "- inherited from its teacher: cc-by-sa-4.0, mit" in text and "- of the data it learned from: mit" in text
     assert "# A student\n\nWhat.\n\n## How to use it\n\nUse." in text and "toy, more" in text
-    cards.write(tmp_path, "teacher", About("A teacher"), content, {"license": "mit"}, teacher)
+    cards.write(tmp_path, "teacher", About("A teacher"), content, {"license": "mit"}, [teacher])
     assert cards.licences(tmp_path) == ["mit"] and "How to use it" not in (tmp_path / cards.README).read_text()
 
 

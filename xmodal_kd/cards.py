@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from .adapter import is_teacher
 from .checkpoint import read_json, write_bytes, write_json
 from .report.html import short
 from .report.markdown import gap, number, result_row, table
@@ -20,16 +21,16 @@ README = "README.md"
 
 
 def write(
-    folder: Path, role: str, about: About, content: Mapping[str, Any], data: Mapping[str, Any], teacher: Path | None
+    folder: Path, role: str, about: About, content: Mapping[str, Any], data: Mapping[str, Any], teachers: Sequence[Path]
 ) -> None:
     """Write the card of the model in `folder`; ``card.json``, where there is one, gets metrics and licences too.
 
     Args:
         content: of ``report.json``, or as much of it as is known: the ``roles`` that were measured.
         data: the recipe's ``data`` section; its ``license`` is that of what the model learned from.
-        teacher: the folder of the saved teacher, if the model had one.
+        teachers: folders of the run's saved teachers; a teacher's own card does not look at them.
     """
-    inherited = licences(teacher) if teacher is not None and role != "teacher" else []
+    inherited = [] if is_teacher(role) else [name for teacher in teachers for name in licences(teacher)]
     own = [str(data["license"])] if data.get("license") else []
     every = list(dict.fromkeys([*own, *inherited]))
     parts = [
@@ -38,7 +39,7 @@ def write(
         about.what,
         f"## How to use it\n\n{about.use}" if about.use else "",
         "## What it reaches\n\n" + _reached(content, role),
-        "## How it was made\n\n" + _made(content, role, data, teacher),
+        "## How it was made\n\n" + _made(content, role, data),
         "## Licences\n\n" + _licences(own, inherited, role),
         "## Versions\n\n" + ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
     ]
@@ -94,7 +95,7 @@ def _reached(content: Mapping[str, Any], role: str) -> str:
     return "\n\n".join(said)
 
 
-def _made(content: Mapping[str, Any], role: str, data: Mapping[str, Any], teacher: Path | None) -> str:
+def _made(content: Mapping[str, Any], role: str, data: Mapping[str, Any]) -> str:
     sources = data.get("sources", "of its modality")
     lines = [
         f"- **recipe**: `{short(str(content['recipe']))}`"
@@ -103,15 +104,15 @@ def _made(content: Mapping[str, Any], role: str, data: Mapping[str, Any], teache
         f"- **data**: {', '.join(sources) if isinstance(sources, list | tuple) else sources}",
         f"- **seed**: {content['seed']}",
     ]
-    if role == "student" and teacher is not None and "teacher" in content["roles"]:
-        entry = content["roles"]["teacher"]
-        lines.insert(2, f"- **teacher**: {entry['parameters']:,} parameters, `{teacher.name}`")
+    sizes = [f"{entry['parameters']:,} parameters" for name, entry in content["roles"].items() if is_teacher(name)]
+    if sizes and not is_teacher(role):
+        lines.insert(2, f"- **teacher**: {', '.join(sizes)}")
     return "\n".join(lines)
 
 
 def _licences(own: Sequence[str], inherited: Sequence[str], role: str) -> str:
     said = [f"- of the data it learned from: {', '.join(own) or 'not stated (`data.license` in the recipe)'}"]
-    if role != "teacher":
+    if not is_teacher(role):
         said.append(f"- inherited from its teacher: {', '.join(inherited) or 'the card of its teacher names none'}")
     return "\n".join(said)
 

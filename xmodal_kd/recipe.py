@@ -82,6 +82,14 @@ class MethodSpec(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class SchemeSpec(MethodSpec):
+    """Who teaches whom, by registered name; its parameters are checked by the scheme itself. A name alone will do."""
+
+
+class CompressSpec(MethodSpec):
+    """One way to make the student smaller, by registered name, with its parameters. A name alone will do."""
+
+
 def _labels(wanted: int | str) -> int | str:
     if re.fullmatch(r"\d+(\.\d+)?%" if isinstance(wanted, str) else r"[1-9]\d*", str(wanted)):
         return wanted
@@ -164,8 +172,14 @@ class Recipe(Strict):
     """CPU threads of torch; more are seldom faster for small models and change the last bits of a result."""
     data: dict[str, Any]
     teacher: Teacher | None = None
+    teachers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Teacher] = Field(default_factory=dict)
+    """Further teachers by name, for schemes with several; the role of one is ``teacher-<name>``."""
     student: ModelSpec
     method: MethodSpec = MethodSpec(name="distil")
+    scheme: SchemeSpec | None = None
+    """Who teaches whom where it is not the teacher the student: ``list schemes``."""
+    compress: tuple[CompressSpec, ...] = ()
+    """What makes the student smaller, in order: ``list compress``. Its control is made as small."""
     objective: tuple[Term, ...] = ()
     """What trains a teacher, and the student of the methods that have no loss of their own."""
     balance: Balance = Balance()
@@ -182,10 +196,29 @@ class Recipe(Strict):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""
 
-    @field_validator("method", "balance", mode="before")
+    @field_validator("method", "scheme", "balance", mode="before")
     @classmethod
     def _named(cls, spec: Any) -> Any:
         return {"name": spec} if isinstance(spec, str) else spec
+
+    @field_validator("compress", mode="before")
+    @classmethod
+    def _several(cls, specs: Any) -> Any:
+        several = specs if isinstance(specs, list | tuple) else [] if specs is None else [specs]
+        return [cls._named(spec) for spec in several]
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Recipe:
+        if self.scheme is not None and self.method.name != "distil":
+            raise ValueError(f"the method {self.method.name!r} has no scheme: leave one of the two out")
+        if self.teachers and (self.teacher is None or self.scheme is None):
+            raise ValueError("teachers: they stand beside a teacher, and a scheme says how they share the teaching")
+        return self
+
+    def taught_by(self) -> dict[str, Teacher]:
+        """The teachers that the recipe names, by role."""
+        first = {} if self.teacher is None else {"teacher": self.teacher}
+        return first | {f"teacher-{name}": teacher for name, teacher in self.teachers.items()}
 
     @field_validator("objective")
     @classmethod
@@ -309,8 +342,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):
         raise UserError(f"{source}:1: a recipe is a mapping of keys, not {type(content).__name__}")
-    if isinstance(content.get("method"), str):  # so that --set finds its parameters
-        content["method"] = {"name": content["method"]}
+    for key in ("method", "scheme"):  # so that --set finds their parameters
+        if isinstance(content.get(key), str):
+            content[key] = {"name": content[key]}
     applied = {}
     for override in overrides:
         key, value = put(content, override)

@@ -8,12 +8,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..adapter import ControlSpec, NoControl, Score, UntrainedControl
+from ..adapter import ControlSpec, NoControl, Score, UntrainedControl, is_teacher
 from ..recipe import Loaded
 from ..setup import machine, peak_memory, versions
 from ..stats import gap_closed, paired_interval, ratio
 
-ORDER = ("teacher", "control", "self_training", "student")
+#: Of roles in tables; what a scheme trains on the way stands between the controls and the student.
+ORDER = {"teacher": 0, "control": 2, "self_training": 3, "student": 5}
 SHOWN = ("parameters", "flops_per_sample", "latency", "metrics", "dev_metrics", "examples")
 
 
@@ -23,7 +24,7 @@ def content(
     twin: ControlSpec | NoControl | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of ``report.json`` of the run in `out`."""
-    roles = {role: state["roles"][role] for role in ORDER if role in state["roles"]}
+    roles = _ordered(state)
     scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
     if "teacher" not in roles:
         gap: tuple[float | None, str | None] = (None, "there is no teacher")
@@ -36,6 +37,7 @@ def content(
     return {
         "schema": 1,
         **begun(loaded, state, metric),
+        "taught": {role: entry["scheme"] for role, entry in roles.items() if "scheme" in entry},
         **machine(accelerator),
         "control": _control(spec),
         "self_training": None if twin is None else _control(twin),
@@ -57,18 +59,25 @@ def content(
 
 def begun(loaded: Loaded, state: Mapping[str, Any], metric: tuple[str, bool]) -> dict[str, Any]:
     """What is known of a run before it is finished: what it is, and the roles that were measured so far."""
-    recipe, (name, lower) = loaded.recipe, metric
-    roles = {role: state["roles"][role] for role in ORDER if role in state["roles"]}
+    recipe, (name, lower), roles = loaded.recipe, metric, _ordered(state)
     return {
         "recipe": str(loaded.source),
         "overrides": dict(loaded.overrides),
         "modality": recipe.modality,
         "method": recipe.method.name,
+        "scheme": None if recipe.scheme is None else recipe.scheme.model_dump(mode="json"),
+        "compress": [spec.model_dump(mode="json") for spec in recipe.compress],
         "seed": recipe.seed,
         "versions": versions(),
         "metric": {"name": name, "lower_is_better": lower},
         "roles": {role: {key: entry[key] for key in SHOWN if key in entry} for role, entry in roles.items()},
     }
+
+
+def _ordered(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of each role, the teachers first."""
+    places = {role: ORDER.get(role, 1 if is_teacher(role) else 4) for role in state["roles"]}
+    return {role: state["roles"][role] for role in sorted(places, key=lambda role: places[role])}
 
 
 def _control(spec: ControlSpec | UntrainedControl | NoControl) -> dict[str, Any]:
