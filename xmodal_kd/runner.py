@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from pydantic import BaseModel
 from torch import nn
 
-from . import flops, report
+from . import cards, flops, panels, report
 from .adapter import Source, UntrainedControl, adapter_class, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
@@ -165,6 +165,9 @@ class Run:
         if "overview" not in self.state:
             self.state["overview"] = self._overview()
             write_json(self.out / STATE, self.state)
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            models = {role: self.models[role].eval() for role in self.state["roles"]}
+            panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
             self.loaded,
             self.state,
@@ -175,8 +178,16 @@ class Run:
             self.out,
             self.twin,
         )
-        report.write(self.out, content)
+        self._card("student", content)
+        report.write(self.out, content)  # last: whoever finds the page finds all
         return content
+
+    def _card(self, role: str, content: Mapping[str, Any]) -> None:
+        """What people read of a saved model; the student's says what its teachers' say of licences."""
+        entries, folder = self.state["roles"], self.out / role
+        teachers = [Path(entry.get("path", self.out / name)) for name, entry in entries.items() if is_teacher(name)]
+        about = self.adapter.about(role, self.models[role], folder)
+        cards.write(folder, role, about, content, resolved(self.loaded)["data"], teachers)
 
     # ---------------------------------------------------------------- one role
 
@@ -199,6 +210,8 @@ class Run:
             if role == "student":
                 entry["export"] = self._export(folder)
             self.state["roles"][role] = entry
+            if is_teacher(role) and lesson.path is None:
+                self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
             write_json(self.out / STATE, self.state)
         self.accelerator.wait_for_everyone()
 

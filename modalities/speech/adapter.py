@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from xmodal_kd.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+from .about import about
 from .align import fit_frames, pool_features, pool_posteriors
 from .corpora import SpeechData, build_tokens
 from .data import Sample, SpeechSource
@@ -28,6 +31,7 @@ from .folder import load_model, save_model
 from .losses import ctc  # noqa: F401 - registers the loss
 from .models import MODELS, AcousticModel
 from .score import score
+from .show import show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
@@ -172,6 +176,12 @@ class SpeechAdapter(Adapter):
         evaluation = score(references, hypotheses, keys, speakers)
         audio = sum(item.seconds for item in source.items)
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime."""
