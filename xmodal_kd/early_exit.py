@@ -1,4 +1,4 @@
-"""Exits from the middle of a model: heads after its stages, and the model that answers from one and computes no more."""
+"""Exits from the middle of a model: heads after its stages, and models that answer from one and compute no more."""
 
 from __future__ import annotations
 

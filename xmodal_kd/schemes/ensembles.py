@@ -30,7 +30,7 @@ class Branches(Strict):
     on: str
     """Path of the module whose output, averaged over each sample's rows, decides who is listened to."""
     shared: tuple[str, ...] = ()
-    """Paths of the modules that all students share (the branch form); none: students of their own (the network form)."""
+    """Paths of the modules that all students share (branch form); none: each is a network of its own (network form)."""
     ramp: float = Field(80 / 300, ge=0, le=1)
     """Share of the steps over which the weight of the terms with a teacher rises as exp(-5 (1 - progress)^2)."""
 
@@ -77,10 +77,7 @@ class Ensemble(Group):
         return {self.role: together(self.train.optimizer, [*owners, {"scheme": self.mixer}])}
 
     def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
-        features = {*self.objective.features("student"), self.params.on}
-        said = self.adapter.signals(role, roles[role], batch, sorted(features))
-        said.model, said.labelled = roles[role], batch.get("labelled")
-        return said
+        return self.heard(role, roles, batch, sorted({*self.objective.features("student"), self.params.on}))
 
     def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
         """For the dry run alone: in `losses` every student speaks once."""
@@ -134,9 +131,9 @@ class NativeEnsemble(Ensemble):
     """Branches learn from the labels and from their gated ensemble, which learns from the labels too.
 
     Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018: z_e = sum_i g_i z_i with the gate
-    g = softmax(W f) of the shared trunk's features f, and the loss sum_i CE(z_i) + CE(z_e) + T^2 sum_i KL(z_e || z_i). The
-    terms of the objective stand for CE and KL (kd at temperature 3); those without a teacher that read the answer alone
-    are the ensemble's. Three branches; ramp of 80 of 300 epochs. The student is the branch that is kept.
+    g = softmax(W f) of the shared trunk's features f, and the loss sum_i CE(z_i) + CE(z_e) + T^2 sum_i KL(z_e || z_i).
+    The terms of the objective stand for CE and KL (kd at temperature 3); those without a teacher that read the answer
+    alone are the ensemble's. Three branches; ramp of 80 of 300 epochs. The student is the branch that is kept.
     """
 
     Params: ClassVar[type[Strict]] = OneParams
@@ -170,14 +167,15 @@ class NativeEnsemble(Ensemble):
         return found
 
     def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
-        return self.ensemble(targets[self.role], step=ctx.step, ranks=ctx.ranks).named("ensemble")  # type: ignore[no-any-return]
+        out: LossOut = self.ensemble(targets[self.role], step=ctx.step, ranks=ctx.ranks)
+        return out.named("ensemble")
 
 
 # ---------------------------------------------------------------- OKDDip
 
 
 class Attention(nn.Module):
-    """Whom of its peers each one listens to: features ``(b, m, d)`` to weights ``(b, m, m)`` that sum to 1 over the last.
+    """Whom of its peers each listens to: features ``(b, m, d)`` to weights ``(b, m, m)`` that sum to 1 over the last.
 
     alpha_ab = softmax_b (W_q h_a . W_k h_b), both of them to an eighth of the width and without bias.
     """
@@ -201,14 +199,14 @@ class DiverseParams(Branches):
 
 @SCHEMES.register("okddip")
 class DiversePeers(Ensemble):
-    """Peers learn each from a mixture of its own, which keeps them different; the leader, which is kept, from their mean.
+    """Peers learn each from a mixture of its own, the leader, which is kept, from the mean of them all.
 
-    Chen et al., "Online Knowledge Distillation with Diverse Peers", AAAI 2020: t_a = sum_b alpha_ab z_b over the peers, with
-    the asymmetric attention of `Attention` on features h, and the loss sum_a CE(z_a) + CE(z_L) + w T^2 (sum_a KL(t_a || z_a)
-    + KL(mean_a z_a || z_L)) with w the ramp. T 3, three peers and a leader, 80 of 300 epochs.
+    Chen et al., "Online Knowledge Distillation with Diverse Peers", AAAI 2020: t_a = sum_b alpha_ab z_b over the peers,
+    with the asymmetric attention of `Attention` on features h, and the loss sum_a CE(z_a) + CE(z_L) + w T^2 (sum_a
+    KL(t_a || z_a) + KL(mean_a z_a || z_L)) with w the ramp. T 3, three peers and a leader, 80 of 300 epochs.
 
-    In the released code gradients also flow through the targets, which is how W_q and W_k learn. Here the scores in a target
-    are held, and the attention alone learns by sum_a T^2 KL(t_a || z_a), a part of the log called ``attention``.
+    In the released code gradients flow through all of a target, which is how W_q and W_k learn. Here the scores in a
+    target are held; alpha learns by sum_a T^2 KL(t_a || z_a) with z held, a part of the log called ``attention``.
     """
 
     Params: ClassVar[type[Strict]] = DiverseParams
