@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,9 @@ def content(example: str, **train: Any) -> Content:
 def loaded(folder: Path, made: Content) -> Loaded:
     allowed_imports.add("toy")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(made))
-    return load(str(folder / "recipe.yaml"))
+    path = folder / f"recipe{os.environ.get('RANK', '')}.yaml"  # each of several processes has its own
+    path.write_text(yaml.safe_dump(made))
+    return load(str(path))
 
 
 def engine(folder: Path, made: Content) -> Engine:
@@ -97,13 +100,16 @@ def learnt(built: Engine) -> dict[str, torch.Tensor]:
     return {f"{n}.{key}": copy.deepcopy(x) for n, owner in owners.items() for key, x in owner.state_dict().items()}
 
 
-def main(folder: Path, example: str) -> None:
+def main(folder: Path, examples: Sequence[str]) -> None:
     """One of two processes, or the only one."""
     torch.set_num_threads(1)
-    built = engine(folder, content(example))
-    built.fit()
-    write_tensors(folder / f"rank{built.ranks.rank}.safetensors", learnt(built))
+    for example in examples:
+        made = content(example)
+        made["data"]["double"] = True  # Adam makes steps of rounding where a gradient is almost 0
+        built = engine(folder / example, made)
+        built.fit()
+        write_tensors(folder / example / f"rank{built.ranks.rank}.safetensors", learnt(built))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) / f"worker{sys.argv[3]}" if len(sys.argv) > 3 else Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..adapter import Adapter, Batch, Source, Strict
@@ -57,16 +57,28 @@ class ClassWise(SelfTeaching):
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
         if isinstance(source, Scarce):
             raise UserError("scheme cs_kd: pairs of a class need the labels of all samples: leave labels out")
+        if adapter.blank is not None or adapter.output != "logits":
+            what = "a sequence of labels" if adapter.blank is not None else "values to predict"
+            raise UserError(
+                f"scheme cs_kd: rows have no classes of their own (a sample has {what}): choose another scheme"
+            )
         return Pairs(source)
 
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        self._whole_pairs(1)
+
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
-        shares = self.train.accumulate * ctx.ranks.world
+        self._whole_pairs(ctx.ranks.world)
+        return super().loss(role, roles, batch, ctx)
+
+    def _whole_pairs(self, world: int) -> None:
+        """Raises `UserError` where the cut into micro-batches and ranks would go through pairs."""
+        shares = self.train.accumulate * world
         if self.train.batch_size % (2 * shares):
             raise UserError(
                 f"scheme cs_kd: train.batch_size {self.train.batch_size} is no whole number of pairs in each of its "
                 f"{shares} parts: give a multiple of {2 * shares}"
             )
-        return super().loss(role, roles, batch, ctx)
 
     def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
         assert said is not None  # as learner_first asks
