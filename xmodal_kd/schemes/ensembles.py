@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from ..adapter import Batch, Strict
 from ..errors import UserError
 from ..method import Context, Roles, Stage
-from ..objective import LossOut, Objective, Part, Taught
-from ..signals import OUTPUTS, Signals
+from ..objective import LossOut, Objective, Part
+from ..signals import OUTPUTS, Signals, Taught
 from .base import SCHEMES
 from .online import Group
 from .rows import mixed, pooled, replaced, sound, terms_of, weighed

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from ..adapter import Adapter, Batch, Source, Strict
 from ..errors import UserError
 from ..method import Context, Ema, Roles, Stage
-from ..objective import LossOut, Part, Taught
+from ..objective import LossOut, Part
 from ..ranks import Ranks
 from ..recipe import Recipe
 from ..scarce import Scarce
-from ..signals import Signals
+from ..signals import Signals, Taught
 from .base import SCHEMES, Scheme
 from .batches import OTHER, Pairs, two_views
 from .rows import pooled, replaced, terms_of, weighed
