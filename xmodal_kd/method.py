@@ -205,7 +205,11 @@ class Distil:
             of: "student" or "teacher", where that is not so.
         """
         side = of or ("student" if role in self.learners else "teacher")
-        said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
+        return self.heard(role, roles, batch, self.objective.features(side))
+
+    def heard(self, role: str, roles: Roles, batch: Batch, features: Sequence[str]) -> Signals:
+        """What a role says of a batch, these features included."""
+        said = self.adapter.signals(role, roles[role], batch, features)
         said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 

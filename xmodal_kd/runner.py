@@ -78,6 +78,8 @@ class Run:
         self.main = self.ranks.main
         self.adapter = make_adapter(loaded, self.streams)
         self.models: dict[str, nn.Module] = {}
+        #: What trained the student, where that is a scheme.
+        self.scheme: Scheme | None = None
         self._look_ahead()
         self.state = self._open()
 
@@ -209,6 +211,7 @@ class Run:
             entry |= self._score(role)
             if role == "student":
                 entry["export"] = self._export(folder)
+                entry["curve"] = entry["export"].pop("curve", [])
             self.state["roles"][role] = entry
             if is_teacher(role) and lesson.path is None:
                 self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
@@ -217,6 +220,8 @@ class Run:
 
     def _export(self, folder: Path) -> dict[str, Any]:
         found = dict(self.adapter.export(self.models["student"], folder))
+        if self.scheme is not None:
+            found |= self.scheme.export(self.models["student"], self.adapter, folder)
         for kind, params in compressions(self.loaded):
             found |= kind.export(params, self.adapter, self.models["student"], folder)
         return found
@@ -268,6 +273,7 @@ class Run:
         """What a scheme has to say of its training."""
         if not isinstance(method, Scheme):
             return {}
+        self.scheme = method
         for model in models.values():
             model.eval()
         with torch.no_grad(), self.streams.forked("facts"):

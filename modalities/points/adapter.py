@@ -24,6 +24,7 @@ from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
 from .about import about
+from .augment import MOVES
 from .config import PointsData, View
 from .data import PointsSource
 from .export import export
@@ -204,6 +205,12 @@ class PointsAdapter(Adapter):
             weight = (count.max() / np.maximum(count, 1)) ** self.config.balance
             self._class_weight = torch.from_numpy(np.where(count > 0, weight, 1.0)).float()
         return self._class_weight.to(device)
+
+    def views_differ(self) -> str | None:
+        view, augment = self.config.student, self.config.augment
+        moved = [name for name in MOVES[view.sees] if getattr(augment, name)]
+        found = [f"data.augment.{name}" for name in moved] + ["data.student.points"] * (view.sees == "points")
+        return f"{found[0]} moves rows: leave it out" if found else None
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """The forward pass: the views that it needs are there."""

@@ -145,6 +145,9 @@ class SpeechAdapter(Adapter):
         """The view that it hears, and the stride of the grid that its frames are brought to."""
         return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features
 
+    def views_differ(self) -> str | None:
+        return None if self.config.augment.speed is None else "data.augment.speed changes their frames: leave it out"
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """The forward pass on features that are there."""
         return model(batch["clean"], batch["lengths"])

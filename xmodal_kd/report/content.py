@@ -43,7 +43,7 @@ def content(
         "self_training": None if twin is None else _control(twin),
         "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
         "objective": {role: one for role, entry in roles.items() if any((one := entry.get("objective", {})).values())},
-        "curve": overview["curve"],
+        "curve": [*overview["curve"], *roles["student"].get("curve", [])],
         "facts": overview["facts"],
         "pictures": overview["pictures"],
         "gap_closed": gap[0],
