@@ -108,7 +108,7 @@ def transcript_entropy(
     scores: Float[Tensor, "b t c"], frames: Int[Tensor, " b"], labels: Int[Tensor, "b l"], lengths: Int[Tensor, " b"],
     blank: int,
 ) -> Float[Tensor, " b"]:  # fmt: skip
-    """CTC's negative log-likelihood of each item's label sequence, per label: rows of frames have no label of their own.
+    """CTC's negative log-likelihood of each item's label sequence, per label; its frames have no label of their own.
 
     Per label and not per sequence, so that long utterances do not always come down to their best teacher alone.
     """
