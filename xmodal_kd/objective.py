@@ -324,9 +324,9 @@ class Objective(nn.Module):
             weight = term.term.weight * term.term.schedule(step, self.steps)
             if weight <= 0:
                 continue
-            several = teacher if isinstance(teacher, Mapping) and term.spec.needs_teacher else {"": teacher}
+            several: Mapping[str, Signals | None] = teacher if isinstance(teacher, Mapping) else {"": teacher}
+            several = several if term.spec.needs_teacher else {"": None}
             for who, one in several.items():
-                assert not isinstance(one, Mapping)
                 total, count, unit = self._term(term, student, one, ranks or Ranks(), step / self.steps)
                 name, unit = (f"{term.name}/{who}", f"{unit} of {who}") if who else (term.name, unit)
                 parts[name] = Part(total, count, weight / len(several), unit)
