@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 from .adapter import Adapter, Batch, Strict, is_teacher
 from .clock import Clock
 from .errors import UserError
-from .objective import LossOut, Objective, Taught
+from .objective import LossOut, Objective
 from .optim import build_optimizer, scaling
 from .ranks import Ranks
 from .recipe import Train
 from .registry import Registry
-from .signals import Signals
+from .signals import Signals, Taught
 from .streams import Key, Streams
 from .teacher_cache.entries import CACHED, Kept, restored
 

@@ -23,12 +23,8 @@ from .losses.base import full_precision
 from .ranks import Ranks
 from .recipe import Term
 from .resample import WAYS, Way, choose, pair
-from .signals import OUTPUTS, Signal, Signals
+from .signals import OUTPUTS, Signal, Signals, Taught
 from .streams import Streams
-
-UNBUILT = "learns weights: call build() before the first step"
-#: What teaches on a batch: one role's signals, several roles' by name, or nothing.
-Taught = Signals | Mapping[str, Signals] | None
 
 
 @dataclass(frozen=True)
@@ -317,7 +313,7 @@ class Objective(nn.Module):
         Of several teachers, given by name, each term with a teacher has a part for each; together they have its weight.
         """
         if self.asked.name != "fixed" and (self.balance is None or isinstance(teacher, Mapping)):
-            reason = "knows one teacher: leave it out" if self.balance else UNBUILT
+            reason = "knows one teacher: leave it out" if self.balance else "learns weights: call build() first"
             raise UserError(f"balance {self.asked.name} {reason}")
         parts = {}
         for term in self:

@@ -39,6 +39,7 @@ def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
         UserError: the recipe's scheme, method or compression lacks what it needs, or no term trains a teacher.
     """
     recipe = loaded.recipe
+    twin = twin_of(recipe, adapter)
     found = [_teacher(recipe, role, spec) for role, spec in recipe.taught_by().items()]
     student = _student(loaded, tuple(lesson.role for lesson in found))
     control, alone = control_spec(recipe), without_teacher(recipe.objective)
@@ -46,7 +47,7 @@ def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
         untaught = replace(student, method=Distil, settings=None, teachers=())
         found.append(replace(untaught, role="control", terms=_terms(recipe, alone)))
     found += _planned(loaded, student)
-    if isinstance(twin := self_training_spec(recipe, _is_scarce(adapter, recipe)), ControlSpec):
+    if isinstance(twin, ControlSpec):
         taught = replace(student, method=Distil, settings=None, teachers=("control",))
         found.append(replace(taught, role="self_training", terms=_terms(recipe, twin)))
     return [_compressed(loaded, lesson) for lesson in found]

@@ -7,7 +7,7 @@ library of losses serves all modalities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, NamedTuple
@@ -182,6 +182,10 @@ class Signals:
         for tag, view in self._views.items():
             out.add_view(tag, view.detach())
         return out
+
+
+#: What teaches on a batch: one role's signals, several roles' by name, or nothing.
+Taught = Signals | Mapping[str, Signals] | None
 
 
 # ---------------------------------------------------------------- signals of one of several teachers

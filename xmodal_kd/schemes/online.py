@@ -12,9 +12,8 @@ from torch import nn
 from ..adapter import Batch, Strict
 from ..lessons import Lesson
 from ..method import Roles
-from ..objective import Taught
 from ..recipe import Recipe
-from ..signals import Signals
+from ..signals import Signals, Taught
 from .base import SCHEMES, Scheme
 
 

@@ -23,10 +23,10 @@ from ..adapter import Batch, Strict
 from ..errors import UserError, nearest
 from ..lessons import Lesson
 from ..method import Context, Roles
-from ..objective import LossOut, Objective, Taught
+from ..objective import LossOut, Objective
 from ..ranks import Ranks
 from ..recipe import On, Recipe, Term
-from ..signals import OUTPUTS, WEIGHT, Layout, Signals, of_teacher, teacher_name
+from ..signals import OUTPUTS, WEIGHT, Layout, Signals, Taught, of_teacher, teacher_name
 from . import aggregate
 from .base import SCHEMES, Scheme
 
