@@ -48,14 +48,9 @@ def models(toy: ToyAdapter, dropout: float) -> dict[str, torch.nn.Module]:
 
 
 def made(
-    name: str,
-    folder: Path,
-    *,
-    accumulate: int = 1,
-    every: int = 5,
-    kind: type[ToyAdapter] | None = None,
+    name: str, folder: Path, *, accumulate: int = 1, every: int = 5, kind: type[ToyAdapter] = ToyAdapter,
     dropout: float = 0.2,
-) -> Engine:
+) -> Engine:  # fmt: skip
     """An engine of a scheme, six steps of twelve samples."""
     config = Train(
         steps=6, batch_size=12, accumulate=accumulate, checkpoint_every=every, eval_every=3,
