@@ -88,8 +88,9 @@ def test_what_cannot_be_is_refused(more: dict[str, Any], reason: str) -> None:
         PointsData.model_validate(more)
 
 
-def test_a_scan_and_a_camera_teach_a_sparse_scan(tmp_path: Path) -> None:
+def test_a_scan_and_a_camera_teach_a_sparse_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole run: every teacher is trained on its own view, scored, and weighs as the mean says."""
+    monkeypatch.setattr("xmodal_kd.runner.LATENCY", 0.01)
     camera = "{camera: {model: image_unet, params: {width: 4, levels: 2}, train: {steps: 2, batch_size: 4}}}"
     sets = [
         "scheme=average", f"teachers={camera}", "data.teachers={camera: {sees: image, columns: 64}}",
