@@ -21,7 +21,7 @@ from .reading import Path_
 from .recipe import Loaded, Recipe, Teacher, Term, Train
 from .scarce import Scarce, chosen
 from .schemes import SCHEMES, Scheme
-from .signals import OUTPUTS
+from .signals import OUTPUTS, of_teacher
 from .streams import Streams
 
 
@@ -228,12 +228,13 @@ def find_all(role: str, model: nn.Module, objective: Objective, side: str | None
     """
     side = side or ("teacher" if is_teacher(role) else "student")
     for term in objective:
-        if side == "teacher" and term.term.head is not None:
+        if side == "teacher" and term.term.head is not None and not role.startswith("teacher-"):
             _find(role, model, term.term.head)
         if side == "teacher" and not term.spec.needs_teacher:
             continue
         for feature in set(term.term.signals(side)) - OUTPUTS:
-            found = _find(role, model, split(feature)[0])
+            path = feature if side == "student" else of_teacher(role, feature)
+            found = _find(role, model, split(path)[0]) if path is not None else []
             if len(found) > 1 and not term.spec.many:
                 raise UserError(
                     f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "

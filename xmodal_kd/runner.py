@@ -93,15 +93,14 @@ class Run:
         self.twin = twin_of(self.recipe, self.adapter)
         if self.options.only == "teacher" and self.recipe.teacher is None:
             raise UserError("--only teacher: the recipe has no teacher")
-        objective, seen = Objective(self.recipe.objective), dict[str, nn.Module]()
-        teaching = {role for lesson in self.lessons for role in lesson.teachers}
+        seen: dict[str, nn.Module] = {}
         for lesson in self.lessons:
-            role = lesson.role
+            role, objective = lesson.role, Objective(lesson.terms)
             seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
-            if not is_teacher(role) and lesson.terms == self.recipe.objective:
+            if not is_teacher(role):
                 find_all(role, seen[role], objective)
-            if role in teaching and role != "control":
-                find_all(role, seen[role], objective, "teacher")
+            for teacher in set(lesson.teachers) - {"control"}:
+                find_all(teacher, seen[teacher], objective, "teacher")
             if not lesson.path:
                 training_source(self.adapter, self.recipe, role)
         student = next(lesson for lesson in self.lessons if lesson.role == "student")

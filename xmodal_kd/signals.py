@@ -22,6 +22,8 @@ from .errors import UserError, nearest
 Kind = Literal["sample", "frame", "pixel", "point", "region", "token"]
 #: What a role answers, by the name of its signal: class scores, or the values of a regression. All else is a feature.
 OUTPUTS = frozenset({"logits", "prediction"})
+#: Of each of several teachers: how much it counts in a row.
+WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -191,3 +193,22 @@ class Signals:
 
 #: What teaches on a batch: one role's signals, several roles' by name, or nothing.
 Taught = Signals | Mapping[str, Signals] | None
+
+
+# ---------------------------------------------------------------- signals of one of several teachers
+
+
+def teacher_name(role: str) -> str:
+    """By which terms know a role that teaches beside others: ``camera`` for ``teacher-camera``, else the role."""
+    return role.removeprefix("teacher-")
+
+
+def of_teacher(role: str, signal: str) -> str | None:
+    """The module of a teacher that a term's signal means, None where it means another teacher's or no module.
+
+    A path alone is the first teacher's; ``camera/encoder.out`` that of the teacher called so.
+    """
+    whose, slash, rest = signal.partition("/")
+    if slash:
+        return rest if whose == teacher_name(role) and rest not in (*OUTPUTS, WEIGHT) else None
+    return None if signal in OUTPUTS or role.startswith("teacher-") else signal
