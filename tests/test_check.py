@@ -65,11 +65,11 @@ class Two(Distil):
         if ctx.stage.name == "first":
             yield from super().losses(batch, roles, ctx)
             return
-        rows, layout = self._says("student", roles, batch)["logits"]
+        rows, layout = self.says("student", roles, batch)["logits"]
         with torch.no_grad():
-            aim = self._says("teacher", roles, batch).rows("logits")[layout.mask]
+            aim = self.says("teacher", roles, batch).rows("logits")[layout.mask]
             roles["judge"].train(self.touched)(aim)
-            assert self._says("follower", roles, batch).rows("logits").shape == rows.shape
+            assert self.says("follower", roles, batch, of="student").rows("logits").shape == rows.shape
         yield "student", LossOut.mean("nearer", (rows[layout.mask] - aim).square().mean(dim=1))
 
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from xmodal_kd.cli import call
-from xmodal_kd.recipe import _Loader, load
+from xmodal_kd.reading import Loader
+from xmodal_kd.recipe import load
 from xmodal_kd.rooms import shipped
 from xmodal_kd.runner import resolved
 from xmodal_kd.schema import recipe_schema
@@ -32,7 +33,7 @@ def problems(schema: dict[str, Any]) -> Callable[[Any], list[str]]:
 
 
 def read(name: str) -> dict[str, Any]:
-    content = yaml.load(shipped()[name].read_text(), Loader=_Loader)
+    content = yaml.load(shipped()[name].read_text(), Loader=Loader)
     assert isinstance(content, dict)
     return content
 

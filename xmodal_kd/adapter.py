@@ -21,6 +21,11 @@ from .streams import Streams
 Batch = Mapping[str, Any]
 
 
+def is_teacher(role: str) -> bool:
+    """Whether a role is the recipe's teacher or a further one, ``teacher-<name>``; all others are students."""
+    return role == "teacher" or role.startswith("teacher-")
+
+
 class Strict(BaseModel):
     """Base of every part of a recipe: frozen, and unknown keys are errors."""
 

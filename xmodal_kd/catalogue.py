@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .adapter import Adapter, adapter_class
+from .compress import COMPRESSIONS
 from .errors import UserError, nearest
 from .losses import LOSSES
 from .method import METHODS
 from .progress import console
 from .rooms import modality, modality_names, shipped
+from .schemes import SCHEMES
 
 Row = dict[str, Any]
 
@@ -40,6 +42,22 @@ def _losses() -> list[Row]:
 def _methods() -> list[Row]:
     list(adapters())
     return [{"name": name, "summary": first_line(METHODS[name])} for name in METHODS]
+
+
+def _schemes() -> list[Row]:
+    return [
+        {"name": name, "family": kind.family, "paper": kind.paper, "year": kind.year, "teacher": kind.recipe_teacher,
+         "experimental": kind.experimental, "summary": first_line(kind)}
+        for name, kind in ((name, SCHEMES[name]) for name in SCHEMES)
+    ]  # fmt: skip
+
+
+def _compressions() -> list[Row]:
+    return [
+        {"name": name, "paper": kind.paper, "year": kind.year, "experimental": kind.experimental,
+         "summary": first_line(kind)}
+        for name, kind in ((name, COMPRESSIONS[name]) for name in COMPRESSIONS)
+    ]  # fmt: skip
 
 
 def _models() -> list[Row]:
@@ -72,6 +90,8 @@ def _recipes() -> list[Row]:
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "losses": _losses,
     "methods": _methods,
+    "schemes": _schemes,
+    "compress": _compressions,
     "models": _models,
     "modalities": _modalities,
     "datasets": _datasets,

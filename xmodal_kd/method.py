@@ -7,6 +7,7 @@ has several students: all say so through the same four verbs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -15,10 +16,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .adapter import Adapter, Batch, Strict
+from .adapter import Adapter, Batch, Strict, is_teacher
 from .clock import Clock
 from .errors import UserError
-from .objective import LossOut, Objective
+from .objective import LossOut, Objective, Taught
 from .optim import build_optimizer, scaling
 from .ranks import Ranks
 from .recipe import Train
@@ -121,77 +122,130 @@ class NoParams(Strict):
 
 @METHODS.register("distil")
 class Distil:
-    """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015)."""
+    """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015).
+
+    Schemes are made of it: `learners` says which roles learn, each by an objective of its own, `taught` what teaches
+    one on a batch, `loss` how the two are compared.
+    """
 
     Params: ClassVar[type[Strict]] = NoParams
     control: ClassVar[Literal["trained", "teacher"]] = "trained"
     #: Whether its teacher may be one that ran before: `teacher_cache`.
     cacheable: ClassVar[bool] = True
+    #: Whether what teaches depends on what the learner says of the batch.
+    learner_first: ClassVar[bool] = False
 
     def __init__(
         self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
-        params: Strict | None = None, teacher: str = "teacher",
+        params: Strict | None = None, teacher: str = "teacher", peers: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role
+        self.params: Any = params or self.Params()
         #: The role that teaches; the adapter is asked for its signals by this name.
         self.teacher = teacher
+        #: Roles that learn beside `role`, of this method alone.
+        self.peers = tuple(peers)
+        #: By role that learns.
+        self.objectives = {role: objective} | {peer: copy.deepcopy(objective) for peer in self.peers}
         #: How cached signals of the teacher are read, where batches bring some.
         self.kept: Mapping[str, Kept] = {}
         if objective.reads_gradients and train.precision == "fp16":
             raise UserError("balance gradnorm: gradients of fp16 are not scaled where it reads them: use bf16 or fp32")
 
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The roles that learn, each after the step of the one before it."""
+        return (self.role, *self.peers)
+
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Any teacher and student will do: what the objective compares is checked on a real batch."""
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage(self.role, self.train.steps, frozenset({self.role}))]
+        return [Stage(self.role, self.train.steps, frozenset(self.learners))]
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
-        if not self.objective.built:
-            with torch.set_grad_enabled(self.objective.reads_gradients), self.streams.forked("dry run"):
-                student = self._says(self.role, roles, batch)
-                self.objective.build(student, self._teacher(roles, batch, student), self.streams)
-        config, name = self.train.optimizer, self.role
-        if self.role in ("control", "self_training"):  # the student's recipe, but not for the objective's parameters
-            config, name = scaling(config, lambda pattern: not pattern.startswith("objective.")), "student"
-        return {self.role: build_optimizer(config, {name: roles[self.role], "objective": self.objective})}
+        for role, objective in self.objectives.items():
+            if not objective.built:
+                with torch.set_grad_enabled(objective.reads_gradients), self.streams.forked("dry run"):
+                    said = self.says(role, roles, batch)
+                    teaching = self._teaching(role, roles, batch, said)
+                    one = next(iter(teaching.values())) if isinstance(teaching, Mapping) else teaching
+                    objective.build(said, one, self.streams)
+        return {role: self._optimizer(role, roles) for role in self.learners}
+
+    def _optimizer(self, role: str, roles: Roles) -> Optimizer:
+        """Of a learner and its objective; patterns of ``lr_scale`` know every learner of the recipe as the student."""
+        config = self.train.optimizer
+        if role in ("control", "self_training"):  # the student's recipe, but not for the objective's parameters
+            config = scaling(config, lambda pattern: not pattern.startswith("objective."))
+        return build_optimizer(config, {known_as(role): roles[role], "objective": self.objectives[role]})
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        cached = CACHED in batch  # and then put on the student's rows, which must be there first
-        with ctx.clock.time("teacher"):
-            teacher = None if cached else self._teacher(roles, batch)
-        with ctx.clock.time("student"):
-            student = self._says(self.role, roles, batch)
-        with ctx.clock.time("teacher"):
-            teacher = self._teacher(roles, batch, student) if cached else teacher
-        with ctx.clock.time("loss"):
-            out = self.objective(student, teacher, step=ctx.step, ranks=ctx.ranks)
-        yield self.role, out
+        for role in self.learners:
+            out = self.loss(role, roles, batch, ctx)
+            yield role, out if role == self.role else out.named(role)
 
-    def _says(self, role: str, roles: Roles, batch: Batch) -> Signals:
-        side = "teacher" if role == self.teacher != self.role else "student"
+    def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
+        """Of one learner on a batch."""
+        last = self.learner_first or CACHED in batch  # what is kept is put on the learner's rows, which must be there
+        with ctx.clock.time("teacher"):
+            teacher = None if last else self._teaching(role, roles, batch)
+        with ctx.clock.time("student"):
+            said = self.says(role, roles, batch)
+        with ctx.clock.time("teacher"):
+            teacher = self._teaching(role, roles, batch, said) if last else teacher
+        with ctx.clock.time("loss"):
+            out: LossOut = self.objectives[role](said, teacher, step=ctx.step, ranks=ctx.ranks)
+        return out
+
+    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+        """What a role says of a batch: a learner what the terms ask of a student, another what they ask of a teacher.
+
+        Args:
+            of: "student" or "teacher", where that is not so.
+        """
+        side = of or ("student" if role in self.learners else "teacher")
         said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
         said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 
-    def _teacher(self, roles: Roles, batch: Batch, student: Signals | None = None) -> Signals | None:
-        """What the teacher says, or said when its cache was filled, brought to the rows of `student`."""
-        if not self.objective.needs_teacher:
+    def _teaching(self, role: str, roles: Roles, batch: Batch, said: Signals | None = None) -> Taught:
+        if not self.objectives[role].needs_teacher:
             return None
         with torch.no_grad():
-            if student is None or CACHED not in batch:
-                return self._says(self.teacher, roles, batch)
-            said = restored(self.kept, batch[CACHED], student)
-            said.model = roles.get(self.teacher)
-            return said
+            return self.taught(role, roles, batch, said)
+
+    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+        """What teaches `role` on a batch, without gradient: the teacher, or what it said when its cache was filled.
+
+        A scheme may return several roles' signals by name, of which every term with a teacher then takes the mean.
+
+        Args:
+            said: by `role` on the batch, where `learner_first` or a cache asks for it, and in the dry run.
+        """
+        if said is None or CACHED not in batch:
+            return self.says(self.teacher, roles, batch)
+        kept = restored(self.kept, batch[CACHED], said)
+        kept.model = roles.get(self.teacher)
+        return kept
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"objective": self.objective}
+        """The objective, and one of each peer."""
+        return {"objective" if role == self.role else f"objective-{role}": o for role, o in self.objectives.items()}
 
     def state_dict(self) -> Mapping[str, Any]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
+        """What a report should say of the training that is over, in eval mode without gradients on a training batch."""
+        return {}
+
+
+def known_as(role: str) -> str:
+    """The name by which a recipe's ``lr_scale`` knows a role: ``teacher`` or ``student``."""
+    return "teacher" if is_teacher(role) else "student"
 
 
 def probe(method: Method, roles: Roles, batch: Batch, streams: Streams) -> dict[str, LossOut]:

@@ -26,6 +26,10 @@ from .resample import WAYS, Way, choose, pair
 from .signals import OUTPUTS, Signal, Signals
 from .streams import Streams
 
+UNBUILT = "learns weights: call build() before the first step"
+#: What teaches on a batch: one role's signals, several roles' by name, or nothing.
+Taught = Signals | Mapping[str, Signals] | None
+
 
 @dataclass(frozen=True)
 class Part:
@@ -59,6 +63,10 @@ class LossOut:
         """The loss of this batch alone, for a loop of your own on one process."""
         terms = [part.weight * part.total / safe(part.count) for part in self.parts.values() if part.weight]
         return torch.stack(terms).sum()
+
+    def named(self, role: str) -> LossOut:
+        """The same, for the log of a step in which several roles learn."""
+        return LossOut({f"{role}/{name}": part for name, part in self.parts.items()})
 
     def __add__(self, other: LossOut) -> LossOut:
         if both := self.parts.keys() & other.parts.keys():
@@ -302,17 +310,26 @@ class Objective(nn.Module):
         return term.term.projector == "linear"
 
     def forward(
-        self, student: Signals, teacher: Signals | None = None, *, step: int = 0, ranks: Ranks | None = None
+        self, student: Signals, teacher: Taught = None, *, step: int = 0, ranks: Ranks | None = None
     ) -> LossOut:
-        """The parts of all terms whose scheduled weight is not zero at `step`."""
-        if self.asked.name != "fixed" and self.balance is None:
-            raise UserError(f"balance {self.asked.name} learns weights: call build() before the first step")
+        """The parts of all terms whose scheduled weight is not zero at `step`.
+
+        Of several teachers, given by name, each term with a teacher has a part for each; together they have its weight.
+        """
+        if self.asked.name != "fixed" and (self.balance is None or isinstance(teacher, Mapping)):
+            reason = "knows one teacher: leave it out" if self.balance else UNBUILT
+            raise UserError(f"balance {self.asked.name} {reason}")
         parts = {}
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
-            if weight > 0:
-                total, count, unit = self._term(term, student, teacher, ranks or Ranks(), step / self.steps)
-                parts[term.name] = Part(total, count, weight, unit)
+            if weight <= 0:
+                continue
+            several = teacher if isinstance(teacher, Mapping) and term.spec.needs_teacher else {"": teacher}
+            for who, one in several.items():
+                assert not isinstance(one, Mapping)
+                total, count, unit = self._term(term, student, one, ranks or Ranks(), step / self.steps)
+                name, unit = (f"{term.name}/{who}", f"{unit} of {who}") if who else (term.name, unit)
+                parts[name] = Part(total, count, weight / len(several), unit)
         if not parts:
             raise UserError(f"every term's weight is 0 at step {step} of {self.steps}: there is nothing to learn from")
         return LossOut(parts if self.balance is None else self._balanced(self.balance, parts, student, step, ranks))

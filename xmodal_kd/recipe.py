@@ -21,12 +21,13 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 from .adapter import Strict
 from .balance import Balance
 from .errors import UserError, nearest
+from .reading import Loader, Path_, marks
+from .reading import override as put
 from .rooms import shipped
 from .schedules import Schedule
 from .teacher_cache.config import CacheSpec
 
 M = TypeVar("M", bound=BaseModel)
-Path_ = tuple[str | int, ...]
 
 
 class Optimizer(Strict):
@@ -79,6 +80,14 @@ class MethodSpec(Strict):
 
     name: str
     params: dict[str, Any] = Field(default_factory=dict)
+
+
+class SchemeSpec(MethodSpec):
+    """Who teaches whom, by registered name; its parameters are checked by the scheme itself. A name alone will do."""
+
+
+class CompressSpec(MethodSpec):
+    """One way to make the student smaller, by registered name, with its parameters. A name alone will do."""
 
 
 def _labels(wanted: int | str) -> int | str:
@@ -163,8 +172,14 @@ class Recipe(Strict):
     """CPU threads of torch; more are seldom faster for small models and change the last bits of a result."""
     data: dict[str, Any]
     teacher: Teacher | None = None
+    teachers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Teacher] = Field(default_factory=dict)
+    """Further teachers by name, for schemes with several; the role of one is ``teacher-<name>``."""
     student: ModelSpec
     method: MethodSpec = MethodSpec(name="distil")
+    scheme: SchemeSpec | None = None
+    """Who teaches whom where it is not the teacher the student: ``list schemes``."""
+    compress: tuple[CompressSpec, ...] = ()
+    """What makes the student smaller, in order: ``list compress``. Its control is made as small."""
     objective: tuple[Term, ...] = ()
     """What trains a teacher, and the student of the methods that have no loss of their own."""
     balance: Balance = Balance()
@@ -181,10 +196,29 @@ class Recipe(Strict):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""
 
-    @field_validator("method", "balance", mode="before")
+    @field_validator("method", "scheme", "balance", mode="before")
     @classmethod
     def _named(cls, spec: Any) -> Any:
         return {"name": spec} if isinstance(spec, str) else spec
+
+    @field_validator("compress", mode="before")
+    @classmethod
+    def _several(cls, specs: Any) -> Any:
+        several = specs if isinstance(specs, list | tuple) else [] if specs is None else [specs]
+        return [cls._named(spec) for spec in several]
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Recipe:
+        if self.scheme is not None and self.method.name != "distil":
+            raise ValueError(f"the method {self.method.name!r} has no scheme: leave one of the two out")
+        if self.teachers and (self.teacher is None or self.scheme is None):
+            raise ValueError("teachers: they stand beside a teacher, and a scheme says how they share the teaching")
+        return self
+
+    def taught_by(self) -> dict[str, Teacher]:
+        """The teachers that the recipe names, by role."""
+        first = {} if self.teacher is None else {"teacher": self.teacher}
+        return first | {f"teacher-{name}": teacher for name, teacher in self.teachers.items()}
 
     @field_validator("objective")
     @classmethod
@@ -281,56 +315,6 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice and reads ``on`` and ``1e-3`` as YAML 1.2 does.
-
-    YAML 1.1 takes the key ``on`` of a term for the boolean true, and 1e-3 for text.
-    """
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    written: set[str] = set()
-    for key_node, _ in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, "a key is a word, not a list", key_node.start_mark)
-        if key_node.value in written:
-            problem = f"key {key_node.value!r} is written twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        written.add(key_node.value)
-    loader.flatten_mapping(node)  # after that a key may stand twice: merged by <<, then overridden
-    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _marks(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, int]]:
-    """Line of every key and list entry."""
-    yield path, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from _marks(value, (*path, key.value))
-            yield (*path, key.value), key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _marks(value, (*path, i))
-
-
 def find(name: str) -> Path:
     """A recipe's file, given by path or by the name of one that ships with the package (``speech/fsdd``)."""
     path = Path(name)
@@ -347,8 +331,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     source = find(name)
     try:
         text = source.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        content = yaml.load(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
+        content = yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
@@ -358,34 +342,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):
         raise UserError(f"{source}:1: a recipe is a mapping of keys, not {type(content).__name__}")
-    if isinstance(content.get("method"), str):  # so that --set finds its parameters
-        content["method"] = {"name": content["method"]}
+    for key in ("method", "scheme"):  # so that --set finds their parameters
+        if isinstance(content.get(key), str):
+            content[key] = {"name": content[key]}
     applied = {}
     for override in overrides:
-        key, value = _override(content, override)
+        key, value = put(content, override)
         applied[key] = value
-    lines = dict(_marks(node)) if node is not None else {}
+    lines = dict(marks(node)) if node is not None else {}
     return Loaded(validate(Recipe, content, at=(), source=source, lines=lines), source, lines, applied)
-
-
-def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r}: write key=value, for example train.steps=500")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
-    path: list[Any] = [int(part) if part.isdecimal() else part for part in key.split(".")]
-    *parents, last = path
-    place: Any = content
-    for part in parents:
-        try:
-            place = place[part] if isinstance(place, list) else place.setdefault(part, {})
-        except (IndexError, TypeError, AttributeError):
-            raise UserError(f"--set {override!r}: there is no {part!r} to go into") from None
-    try:
-        place[last] = value
-    except (IndexError, TypeError):
-        raise UserError(f"--set {override!r}: there is no {last!r} to set") from None
-    return key, value

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
-from .adapter import Adapter, ControlSpec, NoControl, Source, UntrainedControl, adapter_class
+from .adapter import Adapter, ControlSpec, NoControl, Source, adapter_class, is_teacher
 from .capture import find_modules, split
+from .compress import COMPRESSIONS, Compression
+from .controls import control_spec, self_training_spec, without_teacher
 from .errors import UserError
 from .inputs import reads_labels
-from .method import METHODS, Method
+from .lessons import Lesson
+from .method import METHODS, Distil, Method
 from .objective import Objective, spec_of
-from .recipe import Loaded, MethodSpec, Recipe, Term, Train
+from .reading import Path_
+from .recipe import Loaded, Recipe, Teacher, Term, Train
 from .scarce import Scarce, chosen
+from .schemes import SCHEMES, Scheme
 from .signals import OUTPUTS
 from .streams import Streams
 
@@ -25,89 +32,137 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     return kind(data, streams, batch_size or loaded.recipe.train.batch_size)
 
 
-def build(adapter: Adapter, loaded: Loaded, role: str, streams: Streams) -> nn.Module:
-    """A fresh model; control and student share initial weights because they share their stream."""
+def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
+    """Every training of a run, and every model that it loads, in order: what teaches stands before whom it teaches.
+
+    Raises:
+        UserError: the recipe's scheme, method or compression lacks what it needs, or no term trains a teacher.
+    """
     recipe = loaded.recipe
-    if role == "teacher":
-        assert recipe.teacher is not None and recipe.teacher.model is not None
-        name, params, at = recipe.teacher.model, recipe.teacher.params, ("teacher", "params")
-    else:
-        name, params, at = recipe.student.model, recipe.student.params, ("student", "params")
-    checked = loaded.validate(adapter.models[name].Config, params, at)
-    with streams.forked("init", "teacher" if role == "teacher" else "student"):
-        return adapter.build(role, name, checked.model_dump())
+    found = [_teacher(recipe, role, spec) for role, spec in recipe.taught_by().items()]
+    student = _student(loaded, tuple(lesson.role for lesson in found))
+    control, alone = control_spec(recipe), without_teacher(recipe.objective)
+    if isinstance(control, ControlSpec):
+        untaught = replace(student, method=Distil, settings=None, teachers=())
+        found.append(replace(untaught, role="control", terms=_terms(recipe, alone)))
+    found += _planned(loaded, student)
+    if isinstance(twin := self_training_spec(recipe, _is_scarce(adapter, recipe)), ControlSpec):
+        taught = replace(student, method=Distil, settings=None, teachers=("control",))
+        found.append(replace(taught, role="self_training", terms=_terms(recipe, twin)))
+    return [_compressed(loaded, lesson) for lesson in found]
 
 
-def make_method(
-    loaded: Loaded, adapter: Adapter, train: Train, terms: Sequence[Term], streams: Streams, role: str = "student"
-) -> Method:
-    """What trains a role: the recipe's method the student, the default one the others."""
-    wanted = loaded.recipe.method if role == "student" else MethodSpec(name="distil")
-    if wanted.name == "distil" and not terms:
+def twin_of(recipe: Recipe, adapter: Adapter) -> ControlSpec | NoControl | None:
+    """What the second control learns from; `self_training_spec` of the run."""
+    return self_training_spec(recipe, _is_scarce(adapter, recipe))
+
+
+def _teacher(recipe: Recipe, role: str, spec: Teacher) -> Lesson:
+    first, _, name = role.partition("-")
+    at: Path_ = ("teachers", name, "params") if name else (first, "params")
+    if spec.path is not None:
+        return Lesson(role, None, {}, at, path=spec.path)
+    terms = _terms(recipe, without_teacher(recipe.objective))
+    if not terms:
+        raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
+    return Lesson(role, spec.model, spec.params, at, terms, spec.train, init=role)
+
+
+def _student(loaded: Loaded, teachers: tuple[str, ...]) -> Lesson:
+    recipe = loaded.recipe
+    kind = METHODS[recipe.method.name]
+    if kind is Distil and not recipe.objective:
         raise UserError("objective: nothing to learn: give at least one term")
-    kind = METHODS[wanted.name]
-    params = loaded.validate(kind.Params, wanted.params, ("method", "params"))
-    teacher = {"teacher": "control"} if role == "self_training" else {}
-    objective = Objective(terms, steps=train.steps, balance=loaded.recipe.balance)
-    made: Method = kind(adapter, objective, train, streams, role=role, params=params, **teacher)
-    return made
+    return Lesson(
+        "student", recipe.student.model, recipe.student.params, ("student", "params"), recipe.objective, recipe.train,
+        teachers, method=kind, settings=loaded.validate(kind.Params, recipe.method.params, ("method", "params")),
+    )  # fmt: skip
 
 
-def control_spec(recipe: Recipe) -> ControlSpec | UntrainedControl | NoControl:
-    """What stands beside the student, or why nothing does."""
-    if not recipe.control:
-        return NoControl("the recipe asks for none")
-    if recipe.teacher is None:
-        return NoControl("without a teacher the student is its own control")
-    if METHODS[recipe.method.name].control == "teacher":
-        return UntrainedControl()
-    return without_teacher(recipe.objective)
+def _planned(loaded: Loaded, student: Lesson) -> Sequence[Lesson]:
+    """The student's training, and what its scheme puts before it."""
+    spec = loaded.recipe.scheme
+    if spec is None:
+        return [student]
+    kind = SCHEMES[spec.name]
+    kind.refuse(loaded.recipe)
+    if not any(spec_of(term).needs_teacher for term in loaded.recipe.objective):
+        raise UserError(f"scheme {spec.name}: no term of the objective learns from a teacher: add one, as kd")
+    return kind.plan(loaded.validate(kind.Params, spec.params, ("scheme", "params")), loaded.recipe, student)
 
 
-def without_teacher(terms: Sequence[Term]) -> ControlSpec | NoControl:
-    """The terms that stand without a teacher."""
-    alone = tuple(t.name or t.loss for t in terms if t.weight > 0 and not Objective([t]).needs_teacher)
-    return ControlSpec(alone) if alone else NoControl("every term of the objective needs the teacher")
+def _compressed(loaded: Loaded, lesson: Lesson) -> Lesson:
+    """The training of the student and of what must be as small as it."""
+    if lesson.role in ("student", "control", "self_training"):
+        for kind, params in compressions(loaded):
+            lesson = kind.plan(params, loaded.recipe, lesson)
+    return lesson
 
 
-def self_training_spec(recipe: Recipe, scarce: bool) -> ControlSpec | NoControl | None:
-    """The terms by which the frozen control teaches the student's twin, or why nothing does; None: nobody asked.
+def compressions(loaded: Loaded) -> Iterator[tuple[type[Compression], Any]]:
+    """What the recipe compresses by, with checked parameters."""
+    for number, spec in enumerate(loaded.recipe.compress):
+        kind = COMPRESSIONS[spec.name]
+        yield kind, loaded.validate(kind.Params, spec.params, ("compress", number, "params"))
 
-    With few labels a student also learns from samples without labels, which its control never sees. Of what it gains,
-    a student that learns from the control on the same samples has a part without any better teacher. It takes the
-    terms of what the roles answer: the control has no features of the teacher's, and none of its heads.
+
+def starts_taught(recipe: Recipe) -> bool:
+    """Whether student and control start from a teacher's weights, so that a run without it has another control."""
+    schemes = [] if recipe.scheme is None else [SCHEMES[recipe.scheme.name].starts_taught]
+    return any([*schemes, *(COMPRESSIONS[spec.name].starts_taught for spec in recipe.compress)])
+
+
+def _terms(recipe: Recipe, spec: ControlSpec | NoControl) -> tuple[Term, ...]:
+    names = spec.terms if isinstance(spec, ControlSpec) else ()
+    return tuple(term for term in recipe.objective if (term.name or term.loss) in names)
+
+
+def _is_scarce(adapter: Adapter, recipe: Recipe) -> bool:
+    source = adapter.data("train")
+    return len(labelled_by(source, recipe, "student")) < len(source)
+
+
+# ---------------------------------------------------------------- models and methods
+
+
+def build(adapter: Adapter, loaded: Loaded, lesson: Lesson, streams: Streams, role: str | None = None) -> nn.Module:
+    """A fresh model; control and student share initial weights because they share their stream.
 
     Args:
-        scarce: whether the student learns from samples without labels.
-    Raises:
-        UserError: the recipe asks for what cannot be.
+        role: of a peer, which has a stream of its own.
     """
-    if recipe.self_training is False or not (recipe.self_training or scarce):
-        return None
-    spec = _self_training(recipe)
-    if recipe.self_training and isinstance(spec, NoControl):
-        raise UserError(f"self_training: {spec.reason}: leave it out")
-    return spec
+    assert lesson.model is not None
+    checked = loaded.validate(adapter.models[lesson.model].Config, lesson.params, lesson.at)
+    with streams.forked("init", role or lesson.init):
+        return adapter.build(role or lesson.role, lesson.model, checked.model_dump())
 
 
-def _self_training(recipe: Recipe) -> ControlSpec | NoControl:
-    control = control_spec(recipe)
-    if recipe.teacher is None:
-        return NoControl("without a teacher there is nothing that it could be compared with")
-    if recipe.method.name != "distil":
-        return NoControl(f"the method {recipe.method.name!r} is not distil")
-    if not isinstance(control, ControlSpec):
-        return NoControl(f"there is no control to learn from{'' if recipe.control else ' (control: false)'}")
-    taught = [t for t in recipe.objective if spec_of(t).needs_teacher and _of_answers(t)]
-    if not taught:
-        return NoControl("no term compares what student and teacher answer, and the control has no features to compare")
-    kept = {*control.terms, *(t.name or t.loss for t in taught)}
-    return ControlSpec(tuple(name for t in recipe.objective if (name := t.name or t.loss) in kept))
+def models_of(
+    adapter: Adapter, loaded: Loaded, lesson: Lesson, streams: Streams, stand: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """The roles that a training starts with: what learns first, then its peers, then what teaches.
+
+    Args:
+        stand: roles of earlier lessons.
+    """
+    models = {lesson.role: build(adapter, loaded, lesson, streams)}
+    for start in lesson.starts:
+        models[lesson.role] = start(models[lesson.role], stand)
+    models |= {peer: build(adapter, loaded, lesson, streams, peer) for peer in lesson.peers}
+    return models | {role: stand[role] for role in lesson.teachers}
 
 
-def _of_answers(term: Term) -> bool:
-    """Whether a term asks of the teacher only what every role answers: no features, and none of its modules."""
-    return term.weight > 0 and term.head is None and OUTPUTS.issuperset(term.signals("teacher"))
+def make_method(loaded: Loaded, adapter: Adapter, lesson: Lesson, streams: Streams) -> Method:
+    """What trains a lesson's roles."""
+    train = lesson.steps
+    objective = Objective(lesson.terms, steps=train.steps, balance=loaded.recipe.balance)
+    more: dict[str, Any] = {"peers": lesson.peers} if lesson.peers else {}
+    if lesson.teachers and issubclass(lesson.method, Distil):
+        more["teacher"] = lesson.teachers[0]
+    made: Method = lesson.method(adapter, objective, train, streams, role=lesson.role, params=lesson.settings, **more)
+    if isinstance(made, Scheme):
+        made.teachers = lesson.teachers
+    return made
 
 
 # ---------------------------------------------------------------- samples and labels
@@ -124,16 +179,20 @@ def training_source(adapter: Adapter, recipe: Recipe, role: str, batch_size: int
     """
     source = adapter.data("train")
     known = labelled_by(source, recipe, role)
-    if len(known) == len(source):
+    if len(known) < len(source):
+        size = batch_size or _train_of(recipe, role).batch_size
+        source = Scarce(source, known, size, Streams(recipe.seed), pool=_has_pool(recipe, role))
+    if recipe.scheme is None or is_teacher(role):
         return source
-    size = batch_size or _train_of(recipe, role).batch_size
-    return Scarce(source, known, size, Streams(recipe.seed), pool=_has_pool(recipe, role))
+    kind = SCHEMES[recipe.scheme.name]
+    return kind.source(kind.Params.model_validate(recipe.scheme.params), source, adapter)
 
 
 def labelled_by(source: Source, recipe: Recipe, role: str) -> Sequence[int]:
     """Indexes of the samples whose labels `role` may look at; all where no loss reads labels."""
-    taught = role == "teacher" and recipe.teacher is not None
-    wanted, key = (recipe.teacher.labels, "teacher.labels") if taught else (recipe.labels, "labels")  # type: ignore[union-attr]
+    teacher = recipe.taught_by().get(role)
+    wanted = recipe.labels if teacher is None else teacher.labels
+    key = "labels" if teacher is None else f"{role.replace('-', 's.')}.labels"
     if not any(reads_labels(term, spec_of(term)) for term in recipe.objective):
         if wanted is not None:
             raise UserError(f"{key}: no term of the objective reads labels: leave it out")
@@ -148,26 +207,31 @@ def labelled_by(source: Source, recipe: Recipe, role: str) -> Sequence[int]:
 
 
 def _has_pool(recipe: Recipe, role: str) -> bool:
-    return recipe.teacher is not None and role not in ("teacher", "control")
+    taught = recipe.teacher is not None or recipe.scheme is not None
+    return taught and role != "control" and not is_teacher(role)
 
 
 def _train_of(recipe: Recipe, role: str) -> Train:
-    if role != "teacher" or recipe.teacher is None or recipe.teacher.train is None:
-        return recipe.train
-    return recipe.teacher.train
+    teacher = recipe.taught_by().get(role)
+    return recipe.train if teacher is None or teacher.train is None else teacher.train
 
 
 # ---------------------------------------------------------------- what the terms name
 
 
-def find_all(role: str, model: nn.Module, objective: Objective) -> None:
-    """Every module that the terms name is there, and no more than one where a term compares one pair."""
+def find_all(role: str, model: nn.Module, objective: Objective, side: str | None = None) -> None:
+    """Every module that the terms name is there, and no more than one where a term compares one pair.
+
+    Args:
+        side: "student" or "teacher" of the terms, where the role does not say so.
+    """
+    side = side or ("teacher" if is_teacher(role) else "student")
     for term in objective:
-        if role == "teacher" and term.term.head is not None:
+        if side == "teacher" and term.term.head is not None:
             _find(role, model, term.term.head)
-        if role == "teacher" and not term.spec.needs_teacher:
+        if side == "teacher" and not term.spec.needs_teacher:
             continue
-        for feature in set(term.term.signals(role)) - OUTPUTS:
+        for feature in set(term.term.signals(side)) - OUTPUTS:
             found = _find(role, model, split(feature)[0])
             if len(found) > 1 and not term.spec.many:
                 raise UserError(

@@ -16,29 +16,33 @@ from pydantic import BaseModel
 from torch import nn
 
 from . import flops, report
-from .adapter import ControlSpec, Source, UntrainedControl, adapter_class
+from .adapter import Source, UntrainedControl, adapter_class, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
+from .controls import control_spec
 from .engine import Engine
 from .errors import UserError
+from .lessons import Lesson
 from .loader import steps
 from .method import METHODS, Method, Stage, probe
 from .objective import Objective, spec_of
 from .optim import build_optimizer, scaling
 from .ranks import ranks_of
-from .recipe import Loaded, M, Term, Train
+from .recipe import Loaded, M
 from .roles import (
     build,
-    control_spec,
+    compressions,
     find_all,
     labelled_by,
+    lessons,
     make_adapter,
     make_method,
-    self_training_spec,
+    models_of,
     training_source,
-    without_teacher,
+    twin_of,
 )
 from .scarce import Scarce, facts
+from .schemes import Scheme
 from .setup import check_trackers, make_accelerator
 from .streams import Streams
 from .teacher_cache.session import Session, check
@@ -83,30 +87,32 @@ class Run:
         check_trackers(self.recipe.trackers)
         for i, term in enumerate(self.recipe.objective):
             self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
-        objective, teacher = Objective(self.recipe.objective), self.recipe.teacher
-        if teacher is not None:
-            loaded = (
-                self._load("teacher") if teacher.path else build(self.adapter, self.loaded, "teacher", self.streams)
-            )
-            find_all("teacher", loaded, objective)
-        elif self.options.only == "teacher":
+        self.lessons = lessons(self.loaded, self.adapter)
+        self.twin = twin_of(self.recipe, self.adapter)
+        if self.options.only == "teacher" and self.recipe.teacher is None:
             raise UserError("--only teacher: the recipe has no teacher")
-        student = build(self.adapter, self.loaded, "student", self.streams)
-        find_all("student", student, objective)
-        method = make_method(self.loaded, self.adapter, self.recipe.train, self.recipe.objective, self.streams)
-        for role in ("teacher",) * (teacher is not None and teacher.path is None) + ("student",):
-            source = training_source(self.adapter, self.recipe, role)
-        self.twin = self_training_spec(self.recipe, scarce=isinstance(source, Scarce))
-        method.check({"student": student} | ({"teacher": loaded} if teacher is not None else {}))
+        objective, seen = Objective(self.recipe.objective), dict[str, nn.Module]()
+        teaching = {role for lesson in self.lessons for role in lesson.teachers}
+        for lesson in self.lessons:
+            role = lesson.role
+            seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
+            if not is_teacher(role) and lesson.terms == self.recipe.objective:
+                find_all(role, seen[role], objective)
+            if role in teaching and role != "control":
+                find_all(role, seen[role], objective, "teacher")
+            if not lesson.path:
+                training_source(self.adapter, self.recipe, role)
+        student = next(lesson for lesson in self.lessons if lesson.role == "student")
+        method = make_method(self.loaded, self.adapter, student, self.streams)
+        method.check({role: seen[role] for role in ("student", *student.teachers)})
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
-        build_optimizer(mine, {"student": student})
+        build_optimizer(mine, {"student": seen["student"]})
         check(self.recipe, self.adapter)
 
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
-        teacher = self.recipe.teacher
-        path = teacher.path if role == "teacher" and teacher is not None else None
         if role not in self.models:
+            path = next((lesson.path for lesson in self.lessons if lesson.role == role), None)
             self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
         return self.models[role]
 
@@ -145,16 +151,12 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """All parts in order. Returns the report, or ``{}`` after ``--only``."""
-        if self.recipe.teacher is not None:
-            self._role("teacher")
-        if self.options.only == "teacher":
+        for lesson in self.lessons:
+            if self.options.only is None or lesson.role == self.options.only:
+                self._role(lesson)
+        if self.options.only is not None:
             return {}
         spec = control_spec(self.recipe)
-        if isinstance(spec, ControlSpec):
-            self._role("control")
-        self._role("student")
-        if isinstance(self.twin, ControlSpec):
-            self._role("self_training")
         self.accelerator.state.destroy_process_group()
         if not self.main:
             return {}
@@ -178,41 +180,44 @@ class Run:
 
     # ---------------------------------------------------------------- one role
 
-    def _role(self, role: str) -> None:
+    def _role(self, lesson: Lesson) -> None:
         """Train (or load), save and score a role, unless that is done."""
-        teacher = self.recipe.teacher
+        role = lesson.role
         folder = self.out / role
         if role in self.state["roles"]:
             self._load(role)
             return
-        if role == "teacher" and teacher is not None and teacher.path is not None:
+        if lesson.path is not None:
             self._load(role)
-            entry: dict[str, Any] = {"path": str(teacher.path)}
+            entry: dict[str, Any] = {"path": str(lesson.path)}
         else:
-            entry = self._fit(role)
+            entry = self._fit(lesson)
             if self.main:
                 self.adapter.save(role, self.models[role], folder)
         if self.main:
             entry |= self._score(role)
             if role == "student":
-                entry["export"] = dict(self.adapter.export(self.models[role], folder))
+                entry["export"] = self._export(folder)
             self.state["roles"][role] = entry
             write_json(self.out / STATE, self.state)
         self.accelerator.wait_for_everyone()
 
-    def _fit(self, role: str) -> dict[str, Any]:
-        train = self._train(role)
-        terms = self._terms(role)
+    def _export(self, folder: Path) -> dict[str, Any]:
+        found = dict(self.adapter.export(self.models["student"], folder))
+        for kind, params in compressions(self.loaded):
+            found |= kind.export(params, self.adapter, self.models["student"], folder)
+        return found
+
+    def _fit(self, lesson: Lesson) -> dict[str, Any]:
+        role, train = lesson.role, lesson.steps
         self.accelerator = make_accelerator(
             self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
         )
         self.accelerator.init_trackers(role)
-        models = {role: build(self.adapter, self.loaded, role, self.streams)}
-        method = make_method(self.loaded, self.adapter, train, terms, self.streams, role)
-        if role == "student" and "teacher" in self.models:
-            models["teacher"] = self._teacher_for(method)
-        if role == "self_training":
-            models["control"] = self.models["control"]
+        models = models_of(self.adapter, self.loaded, lesson, self.streams, self.models)
+        method = make_method(self.loaded, self.adapter, lesson, self.streams)
+        changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
+        models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(lesson.teachers)}
         adapter = self.adapter
         if train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
@@ -233,52 +238,41 @@ class Run:
             with disk_errors(self.out / "logs"):
                 tracker.finish()
         self.models[role] = models[role]
-        if "teacher" in models:  # which the method may have replaced
-            models["teacher"] = self.models["teacher"]
+        models |= {teacher: self.models[teacher] for teacher in lesson.teachers}  # which the method may have replaced
         scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
-        return scarce | built | {
+        return scarce | built | self._told(method, models, cache) | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(role, method, models, cache),
+                "flops_per_step": self._step_flops(lesson, method, models, cache),
                 **cache.facts(models, at.samples),
             }
         }  # fmt: skip
 
-    def _teacher_for(self, method: Method) -> nn.Module:
-        """The teacher, or a copy where the method changes it."""
-        changed = any("teacher" in stage.saves | stage.trains for stage in method.stages())
-        return copy.deepcopy(self.models["teacher"]) if changed else self.models["teacher"]
+    def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
+        """What a scheme has to say of its training."""
+        if not isinstance(method, Scheme):
+            return {}
+        for model in models.values():
+            model.eval()
+        with torch.no_grad(), self.streams.forked("facts"):
+            found = dict(method.facts(models, self._batch(cache.source)))
+        return {"scheme": found} if found else {}
 
     def _save_stage(self, role: str) -> Callable[[Stage, nn.Module], None]:
         """What each of several stages made is a model of its own, beside the last one's."""
         return lambda stage, model: self.adapter.save(role, model, self.out / role / stage.name)
-
-    def _train(self, role: str) -> Train:
-        if role != "teacher":
-            return self.recipe.train
-        assert self.recipe.teacher is not None and self.recipe.teacher.train is not None
-        return self.recipe.teacher.train
-
-    def _terms(self, role: str) -> list[Term]:
-        terms = self.recipe.objective
-        if role == "student":
-            return list(terms)
-        spec = self.twin if role == "self_training" else without_teacher(terms)
-        if not isinstance(spec, ControlSpec):
-            raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
-        return [term for term in terms if (term.name or term.loss) in spec.terms]
 
     def _seconds_left(self) -> float | None:
         if self.options.max_minutes is None:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, role: str, method: Any, models: dict[str, nn.Module], cache: Session) -> float:
+    def _step_flops(self, lesson: Lesson, method: Any, models: dict[str, nn.Module], cache: Session) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
-        source = training_source(self.adapter, self.recipe, role, self.recipe.train.batch_size)
+        source = training_source(self.adapter, self.recipe, lesson.role, self.recipe.train.batch_size)
         source = cache.source if cache.reading is not None else source
         return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
 
@@ -337,6 +331,8 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
     if loaded.recipe.teacher is not None:
         content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
+    for name, teacher in loaded.recipe.teachers.items():
+        content["teachers"][name] = _absolute(teacher).model_dump(mode="json")
     return content
 
 

@@ -18,12 +18,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from .catalogue import adapters, first_line
+from .compress import COMPRESSIONS
 from .losses import LOSSES
 from .method import METHODS
 from .objective import spec_of
-from .recipe import MethodSpec, ModelSpec, Recipe, Teacher, Term
+from .recipe import CompressSpec, MethodSpec, ModelSpec, Recipe, SchemeSpec, Teacher, Term
 from .registry import Registry
 from .rooms import modality, modality_names
+from .schemes import SCHEMES
 
 Json = dict[str, Any]
 #: An object of one's own, which --allow-import lets a recipe name; what parameters it takes is not known here.
@@ -54,6 +56,8 @@ def recipe_schema() -> Json:
     losses = {name: spec_of(Term(loss=name)) for name in LOSSES}
     kinds: list[type[BaseModel]] = [Recipe, Teacher, ModelSpec, MethodSpec, Term]
     kinds += [spec.params for spec in losses.values()] + [METHODS[name].Params for name in METHODS]
+    kinds += [SchemeSpec, CompressSpec, *(SCHEMES[name].Params for name in SCHEMES)]
+    kinds += [COMPRESSIONS[name].Params for name in COMPRESSIONS]
     for room in rooms.values():
         kinds += [room.Data, *(room.models[name].Config for name in room.models)]
     references, found = models_json_schema(
@@ -75,6 +79,17 @@ def recipe_schema() -> Json:
     method["allOf"] = [_when("name", name, METHODS[name].Params, refs) for name in METHODS]
     recipe["properties"]["method"] |= {"anyOf": [*named, refs[MethodSpec]]}
     recipe["properties"]["method"].pop("$ref", None)
+    for key, kinds_, spec in (("scheme", SCHEMES, SchemeSpec), ("compress", COMPRESSIONS, CompressSpec)):
+        named = _names(kinds_, {name: first_line(kinds_[name]) for name in kinds_})
+        part(spec)["properties"]["name"] |= {"anyOf": named}
+        part(spec)["allOf"] = [_when("name", name, kinds_[name].Params, refs) for name in kinds_]
+        one = [*named, refs[spec]]
+        recipe["properties"][key] = {
+            "description": recipe["properties"][key]["description"],
+            "anyOf": [*one, {"type": "null"}]
+            if key == "scheme"
+            else [*one, {"type": "array", "items": {"anyOf": one}}],
+        }
     summaries = {name: first_line(modality(name)) for name in modality_names()}
     recipe["properties"]["modality"] |= {"anyOf": [*_constants(summaries), IMPORT]}
     recipe["allOf"] = []

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
+from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.checkpoint import digest, read_json
 from xmodal_kd.errors import RunError, UserError
@@ -82,7 +82,7 @@ class DiffusionAdapter(Adapter):
         names = self.class_labels
         classes = len(names) if names is not None else None
         if model == "like_teacher":
-            if self.teacher is None or role == "teacher":
+            if self.teacher is None or is_teacher(role):
                 raise UserError(f"{role}.model: like_teacher is a student's, and needs a teacher in the recipe")
             net = build_like(self.teacher.net, classes)
         else:
@@ -95,7 +95,7 @@ class DiffusionAdapter(Adapter):
 
     def _prediction(self, role: str) -> str:
         """A student predicts what its teacher does, but never epsilon, from which a few-step sampler cannot tell x."""
-        if role == "teacher" or self.teacher is None:
+        if is_teacher(role) or self.teacher is None:
             return self.config.process.prediction
         return "v_prediction" if self.teacher.prediction == "epsilon" else self.teacher.prediction
 
@@ -106,7 +106,7 @@ class DiffusionAdapter(Adapter):
         return Process.cosine(wanted.steps) if wanted.schedule == "cosine" else Process.linear(wanted.steps)
 
     def load(self, role: str, folder: Path) -> Denoiser:
-        sampling = Sampling(**self.config.sampling.model_dump()) if role == "teacher" else None
+        sampling = Sampling(**self.config.sampling.model_dump()) if is_teacher(role) else None
         model = load_denoiser(folder, sampling=sampling)
         if model.shape != self.shape:
             raise UserError(f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}")
@@ -127,7 +127,7 @@ class DiffusionAdapter(Adapter):
         for split in SPLITS:  # fewer than can be measured
             if (count := len(load_split(self.config, split))) < FEWEST:
                 raise UserError(f"data: {count} {split} samples are too few to measure with: give at least {FEWEST}")
-        if role == "teacher":
+        if is_teacher(role):
             self.teacher = model
         return model
 

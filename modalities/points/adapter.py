@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score
+from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.memory import Cache
@@ -100,7 +100,7 @@ class PointsAdapter(Adapter):
     # ---------------------------------------------------------------- models
 
     def view(self, role: str) -> View:
-        return self.config.teacher if role == "teacher" else self.config.student
+        return self.config.teacher if is_teacher(role) else self.config.student
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         kind, sees = MODELS[model], self.view(role).sees
@@ -143,9 +143,9 @@ class PointsAdapter(Adapter):
         Beside them ``labels``, ``class_weight`` (of the label; of the teacher's answer on its rows), ``voxels`` and
         ``supervoxels`` (regions; below 0 none).
         """
-        if role == "teacher" and not model.training:
+        if is_teacher(role) and not model.training:
             return self._teaches(model, batch, features)
-        side = batch["teacher" if role == "teacher" else "student"]
+        side = batch["teacher" if is_teacher(role) else "student"]
         layout, labels = _layout(side), side["labels"]
         out = Signals(batch["ids"])
         for name, rows in self._rows(model, side, features).items():
@@ -203,7 +203,7 @@ class PointsAdapter(Adapter):
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """The forward pass: the views that it needs are there."""
-        return _forward(model, batch["teacher" if role == "teacher" else "student"])
+        return _forward(model, batch["teacher" if is_teacher(role) else "student"])
 
     # ---------------------------------------------------------------- evaluation and export
 
@@ -231,7 +231,7 @@ class PointsAdapter(Adapter):
                 matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
                 own.add(answer[here], confidence[here], labels[here], distance[here])
                 scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
-        metrics = shared.metrics() | ({} if role == "teacher" else {"miou_own": own.metrics()["miou"]})
+        metrics = shared.metrics() | ({} if is_teacher(role) else {"miou_own": own.metrics()["miou"]})
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
@@ -296,7 +296,7 @@ def _essence(view: View, sensor: str) -> dict[str, Any]:
 
 
 def _side(role: str) -> str:
-    return "teacher" if role == "teacher" else "student"
+    return "teacher" if is_teacher(role) else "student"
 
 
 def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tensor:

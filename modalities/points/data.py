@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from xmodal_kd.adapter import is_teacher
 from xmodal_kd.errors import UserError
 from xmodal_kd.memory import Cache
 from xmodal_kd.streams import Streams
@@ -114,7 +115,7 @@ class PointsSource:
     @property
     def repeats(self) -> bool:
         """Whether the teacher sees the same of a training frame every time."""
-        return self.split == "train" and self.data.teacher_view == "clean" and self.learns != "teacher"
+        return self.split == "train" and self.data.teacher_view == "clean" and not is_teacher(self.learns)
 
     def _augmented(self, seen: Seen, view: View, side: str, at: tuple[str, int, int]) -> Seen:
         """Both sides are turned alike where both see the scan; what they drop is each side's own."""

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation
+from xmodal_kd.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.registry import Registry
@@ -92,7 +92,7 @@ class SpeechAdapter(Adapter):
 
     def _registered(self, role: str, model: AcousticModel, symbols: Sequence[str]) -> AcousticModel:
         self._names[role] = symbols
-        if role != "teacher":
+        if not is_teacher(role):
             self.stride = model.stride
         return model
 
@@ -110,7 +110,7 @@ class SpeechAdapter(Adapter):
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and captured features as rows of frames on the student's grid, ``labels`` as rows of tokens."""
-        teaches = role in ("teacher", "control") and not model.training
+        teaches = role != "student" and not model.training
         view = batch["clean"] if teaches and self.config.teacher_view == "clean" else batch["features"]
         with capture(model, features) as taken:
             logits, lengths = model(view, batch["lengths"])

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from ..adapter import ControlSpec, NoControl
-from ..errors import UserError
-from ..recipe import Term, Train
-from ..roles import control_spec, make_method, self_training_spec, training_source, without_teacher
-from ..scarce import Scarce
+from ..roles import make_method, models_of
 from ..setup import peak_memory
-from .subject import Finding, Subject
+from .subject import Finding, Subject, changes
 from .trial import STEPS, Seen, Trial, brief
 
 #: Roles that are the student again.
@@ -43,14 +38,16 @@ def training(subject: Subject) -> Iterator[Finding]:
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(subject.device)
     done = []
-    for role, train, terms in _trainings(subject):
-        models: dict[str, nn.Module] = {role: copy.deepcopy(subject.roles["student" if role in AGAIN else role])}
-        models[role].requires_grad_(True) if role == "teacher" else None
-        method = make_method(subject.loaded, subject.adapter, train, terms, subject.streams, role)
-        if role == "student" and "teacher" in subject.roles:
-            models["teacher"] = subject.teacher_for(method)
-        if role == "self_training":
-            models["control"] = copy.deepcopy(subject.student)
+    stand = dict(subject.roles)
+    for lesson in subject.lessons:
+        if lesson.path is not None:
+            continue
+        role, train = lesson.role, lesson.steps
+        models = models_of(subject.adapter, subject.loaded, lesson, subject.streams, stand)
+        models = {name: model.to(subject.device) for name, model in models.items()}
+        method = make_method(subject.loaded, subject.adapter, lesson, subject.streams)
+        models |= {name: copy.deepcopy(models[name]) for name in lesson.teachers if changes(method, name)}
+        stand[role] = copy.deepcopy(models[role])
         with subject.trial(brief(method), models, train, train.precision) as trial:
             trial.fit()
             done.append(Rehearsed(role, [stage.steps for stage in method.stages()], trial.seen))
@@ -60,24 +57,6 @@ def training(subject: Subject) -> Iterator[Finding]:
             yield from _sound(role, trial, idle)
     yield _memory(subject)
     yield _time(done)
-
-
-def _trainings(subject: Subject) -> Iterator[tuple[str, Train, list[Term]]]:
-    """Role, recipe part and terms of every training of the run, in its order."""
-    recipe = subject.recipe
-    alone = without_teacher(recipe.objective)
-    without = [t for t in recipe.objective if isinstance(alone, ControlSpec) and (t.name or t.loss) in alone.terms]
-    if recipe.teacher is not None and recipe.teacher.path is None:
-        if isinstance(alone, NoControl):
-            raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
-        assert recipe.teacher.train is not None
-        yield "teacher", recipe.teacher.train, without
-    if isinstance(control_spec(recipe), ControlSpec):
-        yield "control", recipe.train, without
-    yield "student", recipe.train, list(recipe.objective)
-    twin = self_training_spec(recipe, isinstance(training_source(subject.adapter, recipe, "student"), Scarce))
-    if isinstance(twin, ControlSpec):
-        yield "self_training", recipe.train, [t for t in recipe.objective if (t.name or t.loss) in twin.terms]
 
 
 def _idle(trial: Trial) -> tuple[str, ...]:

@@ -15,14 +15,15 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..adapter import Adapter, Batch
+from ..adapter import Adapter, Batch, is_teacher
 from ..clock import Clock
+from ..lessons import Lesson
 from ..loader import steps
 from ..method import Context, Method, Stage
 from ..objective import Objective, Part
 from ..ranks import Ranks
 from ..recipe import Loaded, Recipe, Train
-from ..roles import build, labelled_by, make_adapter, make_method, training_source
+from ..roles import build, labelled_by, lessons, make_adapter, make_method, models_of, training_source
 from ..setup import make_accelerator
 from ..signals import Signals
 from ..streams import Streams
@@ -58,6 +59,16 @@ class Subject:
     @property
     def recipe(self) -> Recipe:
         return self.loaded.recipe
+
+    @cached_property
+    def lessons(self) -> list[Lesson]:
+        """The trainings of the run."""
+        return lessons(self.loaded, self.adapter)
+
+    @property
+    def lesson(self) -> Lesson:
+        """The student's training."""
+        return next(lesson for lesson in self.lessons if lesson.role == "student")
 
     @property
     def student(self) -> nn.Module:
@@ -97,16 +108,17 @@ class Subject:
 
     def method(self, adapter: Adapter | None = None) -> Method:
         """The recipe's method anew, so that no check finds what another left."""
-        recipe = self.recipe
-        return make_method(self.loaded, adapter or self.adapter, recipe.train, recipe.objective, self.streams)
+        return make_method(self.loaded, adapter or self.adapter, self.lesson, self.streams)
 
     @contextmanager
     def stages(self, adapter: Adapter | None = None) -> Iterator[Iterator[Entered]]:
         """Every stage of the student's training in turn, entered as the engine does it, of copies of the models."""
         method = self.method(adapter)
-        roles = {"student": copy.deepcopy(self.student)}
-        if "teacher" in self.roles:
-            roles["teacher"] = self.teacher_for(method)
+        roles = models_of(self.adapter, self.loaded, self.lesson, self.streams, self.roles)
+        roles = {name: model.to(self.device) for name, model in roles.items()} | {
+            "student": copy.deepcopy(self.student)
+        }
+        roles |= {name: copy.deepcopy(roles[name]) for name in self.lesson.teachers if changes(method, name)}
         with self.trial(method, roles, self.recipe.train, "fp32") as trial:
             yield (Entered(trial, trial.enter(i, self.batch), self.batch) for i in range(len(method.stages())))
         self.put_back()
@@ -123,11 +135,6 @@ class Subject:
                 method, training_source(adapter, self.recipe, role), roles, train, streams=self.streams,
                 folder=Path(folder), quiet=True, accelerator=make_accelerator(self.wanted, precision), target=role,
             )  # fmt: skip
-
-    def teacher_for(self, method: Method) -> nn.Module:
-        """The teacher, or a copy where the method changes it, as in a run."""
-        changed = any("teacher" in stage.saves | stage.trains for stage in method.stages())
-        return copy.deepcopy(self.roles["teacher"]) if changed else self.roles["teacher"]
 
     def put_back(self) -> None:
         """Modes and gradients as `prepare` left them."""
@@ -155,19 +162,25 @@ class Entered(NamedTuple):
         return self.trial.learning(self.stage)
 
 
+def changes(method: Method, role: str) -> bool:
+    """Whether a method's stages change `role`, which then must be a copy, as in a run."""
+    return any(role in stage.saves | stage.trains for stage in method.stages())
+
+
 def prepare(loaded: Loaded, device: str) -> Subject:
     """Build the roles as a run would; a teacher that the recipe would train is checked with its initial weights."""
     recipe, streams = loaded.recipe, Streams(loaded.recipe.seed)
     torch.set_num_threads(recipe.threads)
     accelerator = make_accelerator(device, recipe.train.precision)
     adapter = make_adapter(loaded, streams)
-    roles: dict[str, nn.Module] = {}
-    if recipe.teacher is not None:
-        path = recipe.teacher.path
-        roles["teacher"] = adapter.load("teacher", path) if path else build(adapter, loaded, "teacher", streams)
-        roles["teacher"].requires_grad_(False)
-    roles["student"] = build(adapter, loaded, "student", streams)
-    subject = Subject(loaded, adapter, roles, streams, device)
+    subject = Subject(loaded, adapter, {}, streams, device)
+    roles, student = subject.roles, subject.lesson
+    for lesson in subject.lessons:
+        if lesson.role in student.teachers or is_teacher(lesson.role):
+            path = lesson.path
+            roles[lesson.role] = adapter.load(lesson.role, path) if path else build(adapter, loaded, lesson, streams)
+            roles[lesson.role].requires_grad_(False)
+    roles["student"] = models_of(adapter, loaded, student, streams, roles)["student"]
     adapter.begin("student", labelled_by(adapter.data("train"), recipe, "student"))
     for model in roles.values():
         model.to(accelerator.device)

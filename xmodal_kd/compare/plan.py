@@ -15,12 +15,13 @@ from itertools import product
 from typing import Any
 
 from ..adapter import ControlSpec, NoControl, UntrainedControl, adapter_class
+from ..controls import control_spec
 from ..errors import UserError, nearest
 from ..losses import LOSSES
 from ..method import METHODS
 from ..objective import Objective, spec_of
 from ..recipe import Loaded, Term, find, load
-from ..roles import control_spec
+from ..roles import starts_taught
 from ..runner import resolved
 from ..signals import OUTPUTS
 
@@ -63,6 +64,10 @@ class Arm:
     def weighted(self, weight: float) -> Arm:
         """The same arm with another weight on its loss; its name stays."""
         return replace(self, sets=(*self.sets, f"objective.{self.term}.weight={weight!r}"))
+
+
+#: What makes any recipe one of the default method and at most one teacher.
+_WITHOUT = ("method=distil", "scheme=null", "teachers={}")
 
 
 @dataclass(frozen=True)
@@ -201,11 +206,17 @@ class Plan:
 
     def cell(self, arm: Arm, seed: int, more: Sequence[str] = ()) -> Cell:
         """The run of an arm: its student only, but for a control that takes no training."""
-        inside = isinstance(self.control_of(arm), UntrainedControl)
+        inside = self._inside(arm)
         off = self._no_twin(arm)
         budget = () if arm.steps is None else (f"train.steps={arm.steps}",)
         sets = (*self.sets, *arm.sets, *budget, *more, *off, f"seed={seed}", f"control={str(inside).lower()}")
         return Cell(f"{arm.name}, seed {seed}", self.recipe, sets, self.teacher(arm, seed))
+
+    def _inside(self, arm: Arm) -> bool:
+        """Whether the control is a role of the arm's own run: it is not trained, or starts from a teacher's weights."""
+        spec = self.control_of(arm)
+        taught = starts_taught(read(self.recipe, [*self.sets, *arm.sets]).recipe)
+        return isinstance(spec, UntrainedControl) or (taught and isinstance(spec, ControlSpec))
 
     def _no_twin(self, arm: Arm) -> tuple[str, ...]:
         """Self-training stands on a control of the same run, and no cell has one."""
@@ -214,12 +225,11 @@ class Plan:
 
     def control(self, arm: Arm, seed: int) -> Cell | None:
         """The arm's control as a run of its own: the student without a teacher. None where it is not trained."""
-        spec = self.control_of(arm)
-        if not isinstance(spec, ControlSpec):
+        if self._inside(arm) or not isinstance(self.control_of(arm), ControlSpec):
             return None
         recipe = read(self.recipe, [*self.sets, *arm.sets]).recipe
         clean = recipe.cache is not None and recipe.cache.view == "clean"  # a replay is of its data as well
-        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *(["cache=null"] if clean else []), "method=distil",
+        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *(["cache=null"] if clean else []), *_WITHOUT,
                 f"objective={_written(_alone(recipe.objective))}", "teacher=null",
                 f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"control, seed {seed}", self.recipe, sets)
@@ -236,7 +246,7 @@ class Plan:
         seed = seed if self.teacher_per_seed else self.seeds[0]
         # of the student alone: they change nothing of its teacher
         own = tuple(f"{key}=null" for key in ("labels", "cache") if getattr(loaded.recipe, key) is not None)
-        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *own, "method=distil",
+        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *own, *_WITHOUT, "compress=[]",
                 f"objective={_written(_alone(loaded.recipe.objective))}",
                 f"student={student}", f"train={train}", f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"teacher, seed {seed}", self.recipe, sets, only_teacher=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..adapter import ControlSpec, NoControl, Score, UntrainedControl
+from ..adapter import ControlSpec, NoControl, Score, UntrainedControl, is_teacher
 from ..recipe import Loaded
 from ..setup import machine, peak_memory, versions
 from ..stats import gap_closed, paired_interval, ratio
 
-ORDER = ("teacher", "control", "self_training", "student")
+#: Of roles in tables; what a scheme trains on the way stands between the controls and the student.
+ORDER = {"teacher": 0, "control": 2, "self_training": 3, "student": 5}
 SHOWN = ("parameters", "flops_per_sample", "latency", "metrics", "dev_metrics", "examples")
 
 
@@ -24,7 +25,8 @@ def content(
 ) -> dict[str, Any]:  # fmt: skip
     """The content of ``report.json`` of the run in `out`."""
     recipe = loaded.recipe
-    roles = {role: state["roles"][role] for role in ORDER if role in state["roles"]}
+    places = {role: ORDER.get(role, 1 if is_teacher(role) else 4) for role in state["roles"]}
+    roles = {role: state["roles"][role] for role in sorted(places, key=lambda role: places[role])}
     scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
     if "teacher" not in roles:
         gap: tuple[float | None, str | None] = (None, "there is no teacher")
@@ -41,6 +43,9 @@ def content(
         "overrides": dict(loaded.overrides),
         "modality": recipe.modality,
         "method": recipe.method.name,
+        "scheme": None if recipe.scheme is None else recipe.scheme.model_dump(mode="json"),
+        "compress": [spec.model_dump(mode="json") for spec in recipe.compress],
+        "taught": {role: entry["scheme"] for role, entry in roles.items() if "scheme" in entry},
         "seed": recipe.seed,
         "versions": versions(),
         **machine(accelerator),

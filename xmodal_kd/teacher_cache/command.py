@@ -11,7 +11,7 @@ import torch
 from ..errors import UserError
 from ..loader import steps
 from ..recipe import Loaded, load
-from ..roles import build, labelled_by, make_method, training_source
+from ..roles import labelled_by, make_method, models_of, training_source
 from ..runner import STATE, Options, Run, resolved
 from .session import Session
 
@@ -29,9 +29,9 @@ def fill(recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet:
     resume = (folder / STATE).is_file()
     run = Run(loaded, Options(folder, device, resume, only="teacher", quiet=quiet))
     run.execute()
-    train, terms = loaded.recipe.train, loaded.recipe.objective
-    student = build(run.adapter, loaded, "student", run.streams).to(run.accelerator.device)
-    method = make_method(loaded, run.adapter, train, terms, run.streams)
+    train, lesson = loaded.recipe.train, next(one for one in run.lessons if one.role == "student")
+    student = models_of(run.adapter, loaded, lesson, run.streams, run.models)["student"].to(run.accelerator.device)
+    method = make_method(loaded, run.adapter, lesson, run.streams)
     run.adapter.begin("student", labelled_by(run.adapter.data("train"), loaded.recipe, "student"))
     source = training_source(run.adapter, loaded.recipe, "student")
     session = Session.of(run, "student", run.adapter, source, method, train, resolved(loaded)["data"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..adapter import Adapter, Source
+from ..adapter import Adapter, Source, is_teacher
 from ..errors import UserError
 from ..method import METHODS, Distil, Method
 from ..ranks import ranks_of
@@ -79,7 +79,7 @@ class Session:
             data: the resolved data section of the recipe.
         """
         spec, inner = run.recipe.cache, source.inner if isinstance(source, Scarce) else source
-        if spec is None or role == "teacher":
+        if spec is None or is_teacher(role):
             return cls(source)
         kinds = 2 if isinstance(source, Scarce) else 1
         if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:

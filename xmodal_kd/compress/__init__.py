@@ -1,0 +1,7 @@
+"""What makes a student smaller before, while or after it learns, by name."""
+
+from __future__ import annotations
+
+from .base import COMPRESSIONS, Compression
+
+__all__ = ["COMPRESSIONS", "Compression"]

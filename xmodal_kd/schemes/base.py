@@ -1,0 +1,70 @@
+"""What a scheme is: the default method with other teachers than the recipe's one, and the trainings that this takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from ..adapter import Adapter, Source
+from ..errors import UserError
+from ..lessons import Lesson
+from ..method import Distil
+from ..recipe import Recipe
+from ..registry import Registry
+
+SCHEMES: Registry[type[Scheme]] = Registry("scheme")
+
+
+class Scheme(Distil):
+    """Base of the schemes. The recipe's objective says how a student learns, the scheme from whom.
+
+    A scheme that only orders trainings overrides `plan`; one whose teachers learn too, or are made of the batch, also
+    what it needs of `Distil`. The first line of its docstring is shown by ``list schemes``.
+    """
+
+    #: Source of the method.
+    paper: ClassVar[str]
+    year: ClassVar[int]
+    family: ClassVar[Literal["several teachers", "chain", "online", "self", "continual"]]
+    #: Whether the recipe has a teacher: it must, it may, or it cannot.
+    recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "needed"
+    #: Whether several teachers of the recipe are used.
+    several: ClassVar[bool] = False
+    #: Whether student and control start from weights of a teacher: a control without that teacher would be another.
+    starts_taught: ClassVar[bool] = False
+    cacheable: ClassVar[bool] = False
+    #: Roles of the recipe and of earlier trainings that teach; set by the run.
+    teachers: tuple[str, ...] = ()
+    #: Inspired by the paper rather than the paper's method.
+    experimental: ClassVar[bool] = False
+
+    @classmethod
+    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+        """The trainings in the place of the student's own, in order; the last one is the student's.
+
+        Args:
+            params: the scheme's, checked.
+            student: its training as it would be without a scheme, the recipe's teachers teaching.
+        Raises:
+            UserError: the recipe lacks what the scheme needs.
+        """
+        return [replace(student, method=cls, settings=params)]
+
+    @classmethod
+    def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
+        """The data of its trainings, made of the student's (pairs of a class, two views of a sample)."""
+        return source
+
+    @classmethod
+    def refuse(cls, recipe: Recipe) -> None:
+        """Raises `UserError` where the recipe's teachers or terms do not suit the scheme."""
+        name = recipe.scheme.name if recipe.scheme else cls.__name__
+        if cls.recipe_teacher == "needed" and recipe.teacher is None:
+            raise UserError(f"scheme {name}: it needs a teacher, and the recipe has none")
+        if cls.recipe_teacher == "none" and recipe.teacher is not None:
+            raise UserError(f"scheme {name}: its teachers come out of the training itself: leave teacher out")
+        if recipe.teachers and not cls.several:
+            raise UserError(f"scheme {name}: it has one teacher: leave teachers out")
+        if recipe.cache is not None:
+            raise UserError(f"scheme {name}: what teaches is not the recipe's teacher alone: leave cache out")

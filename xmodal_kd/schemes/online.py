@@ -1,0 +1,59 @@
+"""Online schemes: students that teach each other while they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from ..adapter import Batch, Strict
+from ..lessons import Lesson
+from ..method import Roles
+from ..objective import Taught
+from ..recipe import Recipe
+from ..signals import Signals
+from .base import SCHEMES, Scheme
+
+
+class Peers(Strict):
+    peers: int = Field(1, ge=1)
+    """Students beside the one that is kept, each with initial weights of its own."""
+
+
+class Group(Scheme):
+    """Base of the schemes whose students are each other's teachers; the run's student is kept, its peers are not."""
+
+    recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "none"
+    family = "online"
+
+    @classmethod
+    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+        peers = tuple(f"peer-{number}" for number in range(1, params.peers + 1))
+        return [replace(student, method=cls, settings=params, peers=peers)]
+
+    def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
+        """How often peers answer another class than the student, of its valid rows."""
+        answers = {}
+        for role in self.learners:
+            found = self.says(role, dict(roles), batch)
+            answers[role] = found.rows("logits")[found["logits"].layout.mask].argmax(dim=-1)
+        differ = {peer: (answers[peer] != answers[self.role]).float().mean().item() for peer in self.peers}
+        return {"disagreement": differ}
+
+
+@SCHEMES.register("dml")
+class Mutual(Group):
+    """Students learn together, each from the labels and from what every other one says.
+
+    Zhang et al., "Deep Mutual Learning", CVPR 2018, eq. 7: the mean over the others of the term with a teacher (kd at
+    temperature 1), the students stepped in turn, each after the others' latest step.
+    """
+
+    Params: ClassVar[type[Strict]] = Peers
+    paper, year = "Deep Mutual Learning", 2018
+
+    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+        return {other: self.says(other, roles, batch, of="teacher") for other in self.learners if other != role}
