@@ -25,22 +25,131 @@ from xmodal_kd.errors import UserError
 Ints = NDArray[np.int64]
 #: The shape of the output is that of the input, element by element.
 ELEMENTWISE = frozenset(
-    """gelu relu relu_ silu sigmoid tanh leaky_relu elu softplus hardswish hardsigmoid mish dropout dropout_ dropout1d
-    dropout2d feature_dropout alpha_dropout abs neg exp log sqrt rsqrt pow clamp clip nan_to_num masked_fill masked_fill_
-    to float double half bfloat16 type type_as contiguous clone detach requires_grad_ add add_ sub sub_ mul mul_ div div_
-    true_divide rsub where lerp addcmul maximum minimum __add__ __radd__ __iadd__ __sub__ __rsub__ __mul__ __rmul__
-    __imul__ __truediv__ __neg__ __pow__ cpu cuda""".split()
+    [
+        "gelu",
+        "relu",
+        "relu_",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "leaky_relu",
+        "elu",
+        "softplus",
+        "hardswish",
+        "hardsigmoid",
+        "mish",
+        "dropout",
+        "dropout_",
+        "dropout1d",
+        "dropout2d",
+        "feature_dropout",
+        "alpha_dropout",
+        "abs",
+        "neg",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "pow",
+        "clamp",
+        "clip",
+        "nan_to_num",
+        "masked_fill",
+        "masked_fill_",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "type_as",
+        "contiguous",
+        "clone",
+        "detach",
+        "requires_grad_",
+        "add",
+        "add_",
+        "sub",
+        "sub_",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "true_divide",
+        "rsub",
+        "where",
+        "lerp",
+        "addcmul",
+        "maximum",
+        "minimum",
+        "__add__",
+        "__radd__",
+        "__iadd__",
+        "__sub__",
+        "__rsub__",
+        "__mul__",
+        "__rmul__",
+        "__imul__",
+        "__truediv__",
+        "__neg__",
+        "__pow__",
+        "cpu",
+        "cuda",
+    ]
 )
 #: Elements go elsewhere and stay what they are; only the first argument, or a list there, holds channels.
 MOVES = frozenset(
-    """view reshape flatten unflatten transpose swapaxes permute movedim squeeze unsqueeze expand expand_as repeat
-    chunk split tensor_split unbind __getitem__ select narrow index_select cat concat stack pad roll flip t
-    pad_sequence repeat_interleave view_as reshape_as __get__""".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "transpose",
+        "swapaxes",
+        "permute",
+        "movedim",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+        "repeat",
+        "chunk",
+        "split",
+        "tensor_split",
+        "unbind",
+        "__getitem__",
+        "select",
+        "narrow",
+        "index_select",
+        "cat",
+        "concat",
+        "stack",
+        "pad",
+        "roll",
+        "flip",
+        "t",
+        "pad_sequence",
+        "repeat_interleave",
+        "view_as",
+        "reshape_as",
+        "__get__",
+    ]
 )
 #: Channels are dimension 1 and stay, the others change their size.
 POOLS = frozenset(
-    """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_max_pool1d adaptive_max_pool2d interpolate""".split()
+    [
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "interpolate",
+    ]
 )
 CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
 

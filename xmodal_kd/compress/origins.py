@@ -81,9 +81,7 @@ def _chosen(path: str, mine: int, theirs: int, layers: Layers) -> list[int]:
             return chosen
         raise UserError(f"layers {layers!r} leaves the last of {path!r} without one: say uniform, last, or which")
     if len(layers) != mine or not all(0 <= n < theirs for n in layers):
-        raise UserError(
-            f"layers {list(layers)}: {path!r} needs {mine} of the teacher's 0 to {theirs - 1}"
-        )
+        raise UserError(f"layers {list(layers)}: {path!r} needs {mine} of the teacher's 0 to {theirs - 1}")
     return list(layers)
 
 

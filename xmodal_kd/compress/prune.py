@@ -1,7 +1,7 @@
 """Which channels of a teacher a narrower student of the same class keeps: as many as its own sizes say, the best ones.
 
 Importance is that of the filters that write a channel: the sum of their absolute weights (Li et al., ICLR 2017) or how
-much the loss would change without them, to first order (Molchanov et al., CVPR 2019, eq. 9).
+much the loss would change without them, to first order (Molchanov et al., CVPR 2019).
 """
 
 from __future__ import annotations
@@ -92,18 +92,17 @@ def taylor(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> di
     return {name: (gradients[name] * weights[name]).detach() for name in weights if name in gradients}
 
 
-def importance(channels: Channels, parts: Mapping[str, Tensor], *, square: bool = False) -> Floats:
-    """``(numbers,)`` of each channel by its number: the sum of `parts` over the rows that write it.
+def importance(channels: Channels, parts: Mapping[str, Tensor]) -> Floats:
+    """``(numbers,)`` of each channel by its number: the magnitude of the sum of `parts` over the rows that write it.
 
     Args:
         parts: of matrices and kernels, in the weights' own shapes; vectors write nothing.
-        square: of that sum, for parts that have signs.
     """
     found = np.zeros(len(channels.parent))
     for name, part in parts.items():
         if part.dim() > 1:
             np.add.at(found, channels.entries(name, 0), part.double().flatten(1).sum(dim=1).cpu().numpy())
-    return found**2 if square else found
+    return np.abs(found)
 
 
 # ---------------------------------------------------------------- choice

@@ -45,6 +45,7 @@ def content(
         "method": recipe.method.name,
         "scheme": None if recipe.scheme is None else recipe.scheme.model_dump(mode="json"),
         "compress": [spec.model_dump(mode="json") for spec in recipe.compress],
+        "compressed": {role: entry["compressed"] for role, entry in roles.items() if "compressed" in entry},
         "taught": {role: entry["scheme"] for role, entry in roles.items() if "scheme" in entry},
         "seed": recipe.seed,
         "versions": versions(),

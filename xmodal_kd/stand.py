@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .ranks import Ranks
+
 #: Under which a network holds what stands between its weights and its forward pass.
 NAME = "compressed"
 
@@ -45,6 +47,9 @@ class Stand(nn.Module):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
                 model._forward_hooks_always_called.pop(key, None)
+
+    def settle(self, ranks: Ranks) -> None:
+        """Told when all losses of a step were computed and all of its optimizers have stepped, on every rank."""
 
     def _before(self, model: nn.Module, args: Any) -> None:
         self._depth += 1
