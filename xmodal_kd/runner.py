@@ -210,7 +210,10 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> dict[str, Any]:
-        found = dict(self.adapter.export(self.models["student"], folder))
+        plain = self.models["student"]
+        for kind, params in compressions(self.loaded):
+            plain = kind.plain(params, plain)
+        found = dict(self.adapter.export(plain, folder))
         for kind, params in compressions(self.loaded):
             found |= kind.export(params, self.adapter, self.models["student"], folder)
         return found

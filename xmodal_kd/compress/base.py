@@ -107,6 +107,11 @@ class Compression:
         """Put back into a model that was loaded from `folder` what `save` wrote there."""
 
     @classmethod
+    def plain(cls, params: Any, model: nn.Module) -> nn.Module:
+        """A trained model as the modality exports it: without what its exporter cannot express."""
+        return model
+
+    @classmethod
     def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """What was measured of what is small in the trained student's `folder`, for the report."""
         return {}

@@ -6,7 +6,7 @@ its bucket only. What `decode` makes of codes is what the network computes with,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -66,7 +66,7 @@ def assign(units: Float[Tensor, " n"], points: Float[Tensor, " levels"]) -> UInt
     """Which point is nearest to each weight; of two as near, the lower one."""
     places, order = points.detach().sort()
     between = (places[1:] + places[:-1]) / 2
-    return cast(Tensor, order[torch.bucketize(units, between)].to(torch.uint8))
+    return order[torch.bucketize(units, between)].to(torch.uint8)
 
 
 def encode_at(weight: Tensor, points: Float[Tensor, " levels"], bucket: int) -> Coded:
@@ -90,7 +90,7 @@ def quantiles(weight: Tensor, bits: int, bucket: int) -> Float[Tensor, " levels"
     units, _, _ = scaled(weight, bucket)
     levels = 2**bits
     at = ((torch.arange(levels, device=units.device) + 0.5) * len(units) / levels).long()
-    return cast(Tensor, units.sort().values[at.clamp(max=len(units) - 1)])
+    return units.sort().values[at.clamp(max=len(units) - 1)]
 
 
 class _Straight(torch.autograd.Function):
@@ -107,7 +107,8 @@ class _Straight(torch.autograd.Function):
 
 def straight_through(weight: Tensor, values: Tensor) -> Tensor:
     """`values`, whose gradient is given to `weight` as it is (Bengio, Léonard, Courville, 2013)."""
-    return cast(Tensor, _Straight.apply(weight, values))
+    out: Tensor = _Straight.apply(weight, values)  # type: ignore[no-untyped-call]
+    return out
 
 
 # ---------------------------------------------------------------- bits to bytes

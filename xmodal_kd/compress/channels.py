@@ -179,8 +179,16 @@ class Channels(TorchFunctionMode):
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """While a forward pass of `model` runs, and not for what its caller does with the output."""
-        before = model.register_forward_pre_hook(lambda *_: self.__enter__() and None)
-        after = model.register_forward_hook(lambda *_: self.__exit__(None, None, None), always_call=True)
+        mode: Any = self
+
+        def enter(*_: Any) -> None:
+            mode.__enter__()
+
+        def leave(*_: Any) -> None:
+            mode.__exit__(None, None, None)
+
+        before = model.register_forward_pre_hook(enter)
+        after = model.register_forward_hook(leave, always_call=True)
         try:
             yield
         finally:

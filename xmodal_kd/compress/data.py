@@ -20,7 +20,7 @@ from ..streams import Streams
 def batches(
     adapter: Adapter, samples: int, size: int, device: torch.device, *, labelled: bool = False
 ) -> Iterator[Batch]:
-    """So many samples of the train split, evenly over it, as the first epoch augments them; fewer where it has fewer."""
+    """So many samples of the train split, or all, evenly over it, as the first epoch augments them."""
     source = adapter.data("train")
     known = list(getattr(source, "labelled", range(len(source)))) if labelled else list(range(len(source)))
     number = min(samples, len(known))
@@ -34,7 +34,7 @@ def gradients(adapter: Adapter, lesson: Lesson, model: nn.Module, samples: int) 
     """Of the terms without a teacher at a trained model's weights: their sum over batches of the training's size.
 
     Args:
-        model: of the teacher's role; a copy in train mode, whose gradients are read, and which must not batch-normalise.
+        model: of the teacher's role, a copy: it is put in train mode and keeps gradients.
     """
     spec = without_teacher(lesson.terms)
     if not isinstance(spec, ControlSpec):

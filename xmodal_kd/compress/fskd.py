@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +19,8 @@ from .base import COMPRESSIONS, Compression, earlier, record
 from .data import batches
 from .origins import Origin
 
+#: Runs a model on a batch.
+Forward = Callable[[nn.Module, Batch], Any]
 #: Layers into which a matrix on their output can be absorbed: every output is a weighted sum of all inputs, and a bias.
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -39,9 +40,9 @@ def solve(
 ) -> Float[Tensor, "d c"]:  # fmt: skip
     """``argmin over Q of sum_n ||t_n - Q s_n||^2 + ridge ||Q||^2`` from ``sum s s^T`` and ``sum t s^T``, float64."""
     wide = squares.double() + ridge * torch.eye(len(squares), dtype=torch.float64, device=squares.device)
-    return torch.linalg.lstsq(
-        wide, products.double().T, driver="gelsd" if wide.device.type == "cpu" else None
-    ).solution.T
+    driver = "gelsd" if wide.device.type == "cpu" else None
+    found: Tensor = torch.linalg.lstsq(wide, products.double().T, driver=driver).solution
+    return found.T
 
 
 @torch.no_grad()
@@ -81,13 +82,13 @@ def _listening(model: nn.Module, path: str, said: list[Tensor]) -> Iterator[None
         handle.remove()
 
 
-def _order(model: nn.Module, forward: Callable[[nn.Module], Any]) -> list[str]:
+def _order(model: nn.Module, forward: Forward, batch: Batch) -> list[str]:
     """Paths of the layers that can absorb a matrix, as they are called; those called twice say two things: left out."""
     heard: list[str] = []
     paths = [p for p, m in model.named_modules() if isinstance(m, DENSE) and getattr(m, "groups", 1) == 1]
     handles = [model.get_submodule(p).register_forward_hook(lambda *_, p=p: heard.append(p)) for p in paths]
     try:
-        forward(model)
+        forward(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -97,7 +98,7 @@ def _order(model: nn.Module, forward: Callable[[nn.Module], Any]) -> list[str]:
 @torch.no_grad()
 def repair(
     student: nn.Module, teacher: nn.Module, origins: Mapping[str, Origin],
-    forward: Callable[[nn.Module, Batch], Any], inputs: Sequence[Batch], ridge: float,
+    forward: Forward, inputs: Sequence[Batch], ridge: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Layer by layer, in the order of the forward pass, make a student say what its teacher says of the same input.
 
@@ -112,42 +113,45 @@ def repair(
         For each layer ``layer``, and ``before``, ``after``: squared error a row over the teacher's squares.
     """
     found = []
-    for path in _order(student, lambda model: forward(model, inputs[0])):
+    for path in _order(student, forward, inputs[0]):
         origin = origins[f"{path}.weight"]
         theirs, channels = origin.name.removesuffix(".weight"), origin.kept[0] if origin.kept else None
-        squares = products = None
-        energy = 0.0
+        sums = _Sums()
         for batch in inputs:
-            s, t = (
-                _heard(model, at, partial(forward, batch=batch)) for model, at in ((student, path), (teacher, theirs))
-            )
-            t = t if channels is None else t[:, channels.to(t.device)]
-            valid = s.isfinite().all(dim=1) & t.isfinite().all(dim=1)
-            s, t = s[valid], t[valid]
-            squares = s.T @ s if squares is None else squares + s.T @ s
-            products = t.T @ s if products is None else products + t.T @ s
-            energy += float((t**2).sum())
-        assert squares is not None and products is not None
-        q = solve(squares, products, ridge)
-        before, after = (_error(matrix, squares, products, energy) for matrix in (torch.eye(len(q)).to(q), q))
+            t = _heard(teacher, theirs, forward, batch)
+            sums.add(_heard(student, path, forward, batch), t if channels is None else t[:, channels.to(t.device)])
+        q = solve(sums.squares, sums.products, ridge)
+        before, after = sums.error(torch.eye(len(q)).to(q)), sums.error(q)
         absorb(student.get_submodule(path), q)
         found.append({"layer": path, "before": before, "after": after})
     return found
 
 
-def _heard(model: nn.Module, path: str, forward: Callable[[nn.Module], Any]) -> Tensor:
+def _heard(model: nn.Module, path: str, forward: Forward, batch: Batch) -> Tensor:
     said: list[Tensor] = []
     with _listening(model, path, said):
-        forward(model)
+        forward(model, batch)
     if not said:
         raise UserError(f"fskd: layer {path!r} is not called in a forward pass of the teacher")
     return said[0]
 
 
-def _error(q: Tensor, squares: Tensor, products: Tensor, energy: float) -> float:
-    """``sum ||t - Q s||^2 / sum ||t||^2``, from the sums."""
-    error = energy - 2 * float((q * products).sum()) + float(((q @ squares) * q).sum())
-    return max(0.0, error) / max(energy, 1e-30)
+class _Sums:
+    """What least squares need of rows that come batch by batch."""
+
+    def __init__(self) -> None:
+        self.squares, self.products, self.energy = torch.zeros(()), torch.zeros(()), 0.0
+
+    def add(self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> None:
+        valid = student.isfinite().all(dim=1) & teacher.isfinite().all(dim=1)  # padding may hold anything
+        s, t = student[valid], teacher[valid]
+        self.squares, self.products = s.T @ s + self.squares.to(s), t.T @ s + self.products.to(s)
+        self.energy += float((t**2).sum())
+
+    def error(self, q: Tensor) -> float:
+        """``sum ||t - Q s||^2 / sum ||t||^2``."""
+        error = self.energy - 2 * float((q * self.products).sum()) + float(((q @ self.squares) * q).sum())
+        return max(0.0, error) / max(self.energy, 1e-30)
 
 
 @COMPRESSIONS.register("fskd")

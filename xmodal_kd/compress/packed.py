@@ -1,4 +1,4 @@
-"""A compressed model's weights in one file, as codes: ``packed.safetensors``, which answers exactly as what was trained.
+"""A compressed model's weights in one file, as codes: ``packed.safetensors``, which answers as what was trained.
 
 Names and shapes are those of the model that the folder's card names, so the file holds numbers only: all codes, all
 numbers that turn codes into weights, and all weights that are kept whole, each laid end to end in the order of the
@@ -40,7 +40,8 @@ def weight_of(coded: Coded | Scaled) -> Tensor:
     if isinstance(coded, Coded):
         return decode(coded)
     whole = coded.codes.float() - (2 ** (coded.bits - 1) - 1)
-    return (whole.reshape(coded.shape[0], -1) * coded.scale[:, None]).reshape(coded.shape)
+    rows: Tensor = whole.reshape(coded.shape[0], -1) * coded.scale[:, None]
+    return rows.reshape(coded.shape)
 
 
 def write(path: Path, model: nn.Module, coded: Mapping[str, Coded | Scaled], more: Mapping[str, Tensor]) -> int:

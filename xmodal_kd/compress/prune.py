@@ -65,7 +65,7 @@ def sizes(found: Sequence[Group], wanted: Mapping[Slot, int]) -> list[int]:
         unknown = [(i, times) for i, times in parts if kept[i] is None]
         left = wanted[slot] - sum(times * (kept[i] or 0) for i, times in parts)
         whole = sum(times * len(found[i].channels) for i, times in unknown)
-        for i, times in unknown:  # more than one: in the proportion that they have in the teacher
+        for i, _ in unknown:  # more than one: in the proportion that they have in the teacher
             kept[i] = round(left * len(found[i].channels) / whole)
     numbers = [len(g.channels) if k is None else k for g, k in zip(found, kept, strict=True)]
     for slot, parts in sums.items():

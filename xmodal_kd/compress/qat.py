@@ -7,9 +7,10 @@ ranges of those before it, the first one not at all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,7 +34,7 @@ class Aware(Strict):
     activations: Literal[8] | None = 8
     """Bits of what the layers take in, with a range for each layer; None: activations stay float32."""
     layers: dict[str, Literal[4, 8]] = Field(default_factory=dict)
-    """Globs of weights or modules with other bits; the first that matches counts."""
+    """``first``, ``last`` or globs of weights or modules with other bits; the first match counts."""
     full: tuple[str, ...] = ()
     """What stays float32: ``first``, ``last``, globs of weights or modules. Vectors always do."""
     averaging: float = Field(0.01, gt=0, le=1)
@@ -91,7 +92,7 @@ class FakeWeights(Codes):
     def made(self, name: str, weight: Tensor) -> Tensor:
         most, scale = 2 ** (self.bits[name] - 1) - 1, scale_of(weight, self.bits[name])
         zeros = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
-        return cast(Tensor, torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -most, most))
+        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -most, most)
 
     def taken(self, number: int, x: Tensor) -> Tensor:
         """What a layer takes in, noted while training, quantised where there is a range."""
@@ -212,6 +213,14 @@ class Qat(Compression):
         noted = record(model)
         noted.coded, noted.more = packed.read(folder / packed.PACKED, model)
         fix(model, cls._layers(params, model), noted.more[SCALE], noted.more[ZERO])
+
+    @classmethod
+    def plain(cls, params: Any, model: nn.Module) -> nn.Module:
+        """A copy that takes in activations as they are: a rounding that falls the other way is no error of a file."""
+        plain = copy.deepcopy(model)
+        for layer in plain.modules():
+            unhook(layer)
+        return plain
 
     @classmethod
     def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:

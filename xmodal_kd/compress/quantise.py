@@ -28,7 +28,7 @@ class Quantised(Strict):
     bits: Bits = 4
     """Of each weight."""
     layers: dict[str, Bits] = Field(default_factory=dict)
-    """Globs of weights or modules (``blocks.0.*``) with other bits; the first that matches counts."""
+    """``first``, ``last`` or globs of weights or modules (``blocks.0.*``) with other bits; the first match counts."""
     points: Literal["even", "learned"] = "even"
     """``even``: method 1, the gradient goes straight through to weights that are trained. ``learned``: method 2, the
     weights stay as they start and the points that they are rounded to are trained."""
@@ -93,11 +93,12 @@ def chosen(model: nn.Module, bits: int, layers: Mapping[str, int], full: Sequenc
         raise UserError(f"compress: {type(model).__name__} has no matrices or kernels that could be quantised")
     ends = {"first": weights[0].rpartition(".")[0], "last": weights[-1].rpartition(".")[0]}
     kept = [ends.get(pattern, pattern) for pattern in full]
-    for pattern in [*kept, *layers]:
+    other = {ends.get(pattern, pattern): b for pattern, b in layers.items()}
+    for pattern in [*kept, *other]:
         if not any(_matches(name, pattern) for name in weights):
             raise UserError(f"compress: {pattern!r} is none of the student's weights{nearest(pattern, weights)}")
     found = {
-        name: next((b for pattern, b in layers.items() if _matches(name, pattern)), bits)
+        name: next((b for pattern, b in other.items() if _matches(name, pattern)), bits)
         for name in weights
         if not any(_matches(name, pattern) for pattern in kept)
     }
@@ -115,8 +116,8 @@ def _matches(name: str, pattern: str) -> bool:
 class Quantise(Compression):
     """Few-bit weights, trained as they are used: rounded with a straight-through gradient, or to learned points.
 
-    Polino, Pascanu, Alistarh, "Model compression via distillation and quantization", ICLR 2018. The paper's objective is
-    0.3 of the labels' and 0.7 of kd at temperature 2. Learned points need weights that were trained before.
+    Polino, Pascanu, Alistarh, "Model compression via distillation and quantization", ICLR 2018. The paper's objective
+    is 0.3 of the labels' and 0.7 of kd at temperature 2. Learned points need weights that were trained before.
     """
 
     Params: ClassVar[type[Strict]] = Quantised
@@ -178,7 +179,8 @@ def settle(model: nn.Module) -> None:
         owner, key = owner_of(model, name)
         weight: Any = owner._parameters[key]
         coded = codes.coded(name, weight)
-        coded = type(coded)(*(x.detach() if isinstance(x, Tensor) else x for x in coded))
+        if isinstance(coded, Coded) and coded.points is not None:
+            coded = coded._replace(points=coded.points.detach().clone())
         weight.copy_(packed.weight_of(coded))
         record(model).coded[name] = coded
 
