@@ -37,6 +37,7 @@ def content(
     return {
         "schema": 1,
         **begun(loaded, state, metric),
+        "compressed": {role: entry["compressed"] for role, entry in roles.items() if "compressed" in entry},
         "taught": {role: entry["scheme"] for role, entry in roles.items() if "scheme" in entry},
         **machine(accelerator),
         "control": _control(spec),
