@@ -38,8 +38,9 @@ class Source(Protocol):
     """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing.
 
     Where only some samples of the train split have labels, it says which by an attribute ``labelled``, a sequence of
-    their indexes; without it all have. Where labels are scarce, `sample` is asked for passes over the data in the place
-    of epochs.
+    their indexes; without it all have. Where every sample is of one class, it may say so by an attribute ``classes``,
+    each sample's number, which pairs of a class are made by. Where labels are scarce, `sample` is asked for passes over
+    the data in the place of epochs.
     """
 
     def __len__(self) -> int: ...
@@ -161,6 +162,10 @@ class Adapter(Protocol):
         A cache finds them by its content. All of the sample, unless the modality knows that a part is enough.
         """
         return sample
+
+    def views_differ(self) -> str | None:
+        """Why row i of a training sample is not the same thing in two augmentations; None where it is."""
+        return None
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """What whoever uses `model` computes for `batch`, all of it: the report gives its latency for one sample."""

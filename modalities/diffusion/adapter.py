@@ -155,6 +155,9 @@ class DiffusionAdapter(Adapter):
             _add(out, name, only_call(name, calls))
         return out
 
+    def views_differ(self) -> str | None:
+        return "each has a noise and a time of its own, which decide what is predicted: choose ema_teacher"
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """A sample at the role's own budget, from the batch's noise."""
         return cast(Denoiser, model).sample(batch["noise"], batch.get("labels"))

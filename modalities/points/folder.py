@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,10 @@ def load_model(folder: Path) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
-def check_classes(folder: Path, card: Card) -> None:
-    """Raises `UserError` that names the first class in which a saved model differs from what this room labels."""
-    for at, (theirs, ours) in enumerate(zip(card.classes, CLASSES, strict=False)):
+def check_classes(folder: Path, card: Card, wanted: Sequence[str] = CLASSES) -> None:
+    """Raises `UserError` that names the first class in which a saved model differs from what is `wanted` of it."""
+    for at, (theirs, ours) in enumerate(zip(card.classes, wanted, strict=False)):
         if theirs != ours:
             raise UserError(f"{folder}: its class {at} is {theirs!r}, here it is {ours!r}: map its outputs first")
-    if len(card.classes) != len(CLASSES):
-        raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(CLASSES)}")
+    if len(card.classes) != len(wanted):
+        raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(wanted)}")

@@ -45,6 +45,8 @@ class SpeechData(Strict):
     dev_speakers: tuple[str, ...] = ()
     test_speakers: tuple[str, ...] = ()
     tokens: Kind = "words"
+    #: A saved teacher's vocabulary: the student's, or one of its own, which the term `uhc` compares by symbols.
+    vocabulary: Literal["same", "by_name"] = "same"
     features: Features = Features()
     compose: Compose | None = None
     augment: Augment = Augment()

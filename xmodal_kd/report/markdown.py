@@ -216,10 +216,9 @@ def _curve(curve: Sequence[Mapping[str, Any]], name: str) -> str:
     """Every role at every budget it was measured at."""
     if not curve:
         return ""
-    budgets = [key for key in curve[0] if key != "metrics"]
-    metrics = [
-        key for key, value in curve[0]["metrics"].items() if isinstance(value, int | float) and key not in budgets
-    ]
+    budgets = [key for key in dict.fromkeys(key for point in curve for key in point) if key != "metrics"]
+    numbers = {k for point in curve for k, value in point["metrics"].items() if isinstance(value, int | float)}
+    metrics = sorted(numbers - set(budgets))
     head = [*budgets, *sorted(metrics, key=lambda key: key != name)]
     rows = [
         [number(point.get(k)) if k in budgets else number(point["metrics"].get(k)) for k in head] for point in curve
