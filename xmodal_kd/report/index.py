@@ -69,10 +69,7 @@ def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> st
     cells = "".join(f'<th class="sortable{" figure" if i > 2 else ""}">{escape(h)}</th>' for i, h in enumerate(head))
     rows = "".join(f"<tr>{''.join(_row(place, content, name, roles, folder))}</tr>" for place, content in runs)
     marks = [mark for run in runs for mark in _marks(run, name, folder)]
-    if len(runs) > 1:
-        plot = interval_plot(marks, x=f"student of each run: {name} on test")
-    else:
-        plot = role_plot(runs[0][1])
+    plot = interval_plot(marks, x=f"student of each run: {name} on test") if len(runs) > 1 else role_plot(runs[0][1])
     return (
         f"<section><h2>{escape(modality)}</h2><p class='note'>{escape(name)} on test, {'less' if lower else 'more'} is "
         "better. A click on a heading sorts.</p><div class='scroll'><table>"
