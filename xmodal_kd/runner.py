@@ -177,15 +177,9 @@ class Run:
             models = {role: self.models[role].eval() for role in self.state["roles"]}
             panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
-            self.loaded,
-            self.state,
-            spec,
-            self.adapter.metric,
-            self.adapter.describe(),
-            self.accelerator,
-            self.out,
+            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out,
             self.twin,
-        )
+        )  # fmt: skip
         self._card("student", content)
         report.write(self.out, content)  # last: whoever finds the page finds all
         return content
