@@ -21,8 +21,11 @@ from .reading import Path_
 from .recipe import Loaded, Recipe, Teacher, Term, Train
 from .scarce import Scarce, chosen
 from .schemes import SCHEMES, Scheme
-from .signals import OUTPUTS
+from .signals import OUTPUTS, of_teacher
 from .streams import Streams
+
+#: The student, and what must be as small as it.
+COMPRESSED = frozenset({"student", "control", "self_training"})
 
 
 def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None) -> Adapter:
@@ -94,15 +97,14 @@ def _planned(loaded: Loaded, student: Lesson) -> Sequence[Lesson]:
 
 def _compressed(loaded: Loaded, lesson: Lesson) -> Lesson:
     """The training of the student and of what must be as small as it."""
-    if lesson.role in ("student", "control", "self_training"):
-        for kind, params in compressions(loaded):
-            lesson = kind.plan(params, loaded.recipe, lesson)
+    for kind, params in compressions(loaded, lesson.role):
+        lesson = kind.plan(params, loaded.recipe, lesson)
     return lesson
 
 
-def compressions(loaded: Loaded) -> Iterator[tuple[type[Compression], Any]]:
-    """What the recipe compresses by, with checked parameters."""
-    for number, spec in enumerate(loaded.recipe.compress):
+def compressions(loaded: Loaded, role: str = "student") -> Iterator[tuple[type[Compression], Any]]:
+    """What the recipe compresses a role by, with checked parameters."""
+    for number, spec in enumerate(loaded.recipe.compress if role in COMPRESSED else ()):
         kind = COMPRESSIONS[spec.name]
         yield kind, loaded.validate(kind.Params, spec.params, ("compress", number, "params"))
 
@@ -149,6 +151,9 @@ def models_of(
     models = {lesson.role: build(adapter, loaded, lesson, streams)}
     for start in lesson.starts:
         models[lesson.role] = start(models[lesson.role], stand)
+    for kind, params in compressions(loaded, lesson.role):
+        with streams.forked("compress", kind.__name__):
+            models[lesson.role] = kind.start(params, adapter, lesson, models[lesson.role], stand)
     models |= {peer: build(adapter, loaded, lesson, streams, peer) for peer in lesson.peers}
     return models | {role: stand[role] for role in lesson.teachers}
 
@@ -228,12 +233,13 @@ def find_all(role: str, model: nn.Module, objective: Objective, side: str | None
     """
     side = side or ("teacher" if is_teacher(role) else "student")
     for term in objective:
-        if side == "teacher" and term.term.head is not None:
+        if side == "teacher" and term.term.head is not None and not role.startswith("teacher-"):
             _find(role, model, term.term.head)
         if side == "teacher" and not term.spec.needs_teacher:
             continue
         for feature in set(term.term.signals(side)) - OUTPUTS:
-            found = _find(role, model, split(feature)[0])
+            path = feature if side == "student" else of_teacher(role, feature)
+            found = _find(role, model, split(path)[0]) if path is not None else []
             if len(found) > 1 and not term.spec.many:
                 raise UserError(
                     f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "
