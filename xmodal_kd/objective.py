@@ -197,7 +197,9 @@ def _selects(spec: LossSpec, term: Term) -> None:
             f"term {term.name or term.loss!r}: weights are for losses that give a value a row, and "
             f"{spec.name!r} gives one {'an item' if spec.reduction == 'items' else 'a batch'}: leave weights out"
         )
-    if term.min_confidence is not None and not (spec.needs_teacher and term.signals("teacher") == ("logits",)):
+    if term.min_confidence is not None and not (
+        spec.needs_teacher and [s.rpartition("/")[2] for s in term.signals("teacher")] == ["logits"]
+    ):
         raise UserError(
             f"term {term.name or term.loss!r}: min_confidence asks how sure the teacher is of its class: "
             "only terms that compare with a teacher's logits can have it"
@@ -248,7 +250,7 @@ class Objective(nn.Module):
     def features(self, role: str) -> list[str]:
         """Module paths (or globs) whose output the terms compare, for the adapter to capture."""
         terms = [t for t in self if role == "student" or t.spec.needs_teacher]
-        return sorted({path for t in terms for path in t.term.signals(role) if path not in OUTPUTS})
+        return sorted({path for t in terms for path in t.term.signals(role) if path.rpartition("/")[2] not in OUTPUTS})
 
     def build(self, student: Signals, teacher: Signals | None, streams: Streams) -> Objective:
         """Make what these signals ask for: projectors, modules, resampling, learned weights. Returns self.

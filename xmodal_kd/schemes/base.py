@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
+
+from torch import nn
 
 from ..adapter import Adapter, Source
 from ..errors import UserError
@@ -50,6 +52,21 @@ class Scheme(Distil):
             UserError: the recipe lacks what the scheme needs.
         """
         return [replace(student, method=cls, settings=params)]
+
+    @classmethod
+    def prepare(cls, params: Any, lesson: Lesson) -> Lesson:
+        """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
+        return lesson
+
+    @classmethod
+    def sections(cls, params: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Data sections of other tasks among the parameters, by their keys."""
+        return {}
+
+    @classmethod
+    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+        """What a report should say of all roles of a run that is over, in eval mode without gradients."""
+        return {}
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
