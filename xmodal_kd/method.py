@@ -25,6 +25,7 @@ from .ranks import Ranks
 from .recipe import Train
 from .registry import Registry
 from .signals import Signals, Taught
+from .stand import standing
 from .streams import Key, Streams
 from .teacher_cache.entries import CACHED, Kept, restored
 
@@ -184,6 +185,9 @@ class Distil:
         for role in self.learners:
             out = self.loss(role, roles, batch, ctx)
             yield role, out if role == self.role else out.named(role)
+        for role in self.learners:  # reached once a step, when its last loss has been dealt with
+            if (stand := standing(roles[role])) is not None:
+                stand.settle(ctx.ranks)
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         """Of one learner on a batch."""
@@ -205,7 +209,11 @@ class Distil:
             of: "student" or "teacher", where that is not so.
         """
         side = of or ("student" if role in self.learners else "teacher")
-        said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
+        return self.heard(role, roles, batch, self.objective.features(side))
+
+    def heard(self, role: str, roles: Roles, batch: Batch, features: Sequence[str]) -> Signals:
+        """What a role says of a batch, these features included."""
+        said = self.adapter.signals(role, roles[role], batch, features)
         said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 

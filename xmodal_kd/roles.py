@@ -24,6 +24,9 @@ from .schemes import SCHEMES, Scheme
 from .signals import OUTPUTS, of_teacher
 from .streams import Streams
 
+#: The student, and what must be as small as it.
+COMPRESSED = frozenset({"student", "control", "self_training"})
+
 
 def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None) -> Adapter:
     """The recipe's adapter, its ``data`` section checked against what the modality declares."""
@@ -126,15 +129,14 @@ def _prepared(loaded: Loaded, lesson: Lesson) -> Lesson:
 
 def _compressed(loaded: Loaded, lesson: Lesson) -> Lesson:
     """The training of the student and of what must be as small as it."""
-    if lesson.role in ("student", "control", "self_training"):
-        for kind, params in compressions(loaded):
-            lesson = kind.plan(params, loaded.recipe, lesson)
+    for kind, params in compressions(loaded, lesson.role):
+        lesson = kind.plan(params, loaded.recipe, lesson)
     return lesson
 
 
-def compressions(loaded: Loaded) -> Iterator[tuple[type[Compression], Any]]:
-    """What the recipe compresses by, with checked parameters."""
-    for number, spec in enumerate(loaded.recipe.compress):
+def compressions(loaded: Loaded, role: str = "student") -> Iterator[tuple[type[Compression], Any]]:
+    """What the recipe compresses a role by, with checked parameters."""
+    for number, spec in enumerate(loaded.recipe.compress if role in COMPRESSED else ()):
         kind = COMPRESSIONS[spec.name]
         yield kind, loaded.validate(kind.Params, spec.params, ("compress", number, "params"))
 
@@ -181,6 +183,9 @@ def models_of(
     models = {lesson.role: build(adapter, loaded, lesson, streams)}
     for start in lesson.starts:
         models[lesson.role] = start(models[lesson.role], stand)
+    for kind, params in compressions(loaded, lesson.role):
+        with streams.forked("compress", kind.__name__):
+            models[lesson.role] = kind.start(params, adapter, lesson, models[lesson.role], stand)
     models |= {peer: build(adapter, loaded, lesson, streams, peer) for peer in lesson.peers}
     return models | {role: stand[role] for role in lesson.teachers}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,10 +15,11 @@ from accelerate.utils import send_to_device
 from pydantic import BaseModel
 from torch import nn
 
-from . import flops, report
+from . import cards, flops, panels, report
 from .adapter import Adapter, Source, UntrainedControl, adapter_class, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
+from .compress.base import record
 from .controls import control_spec
 from .engine import Engine
 from .errors import UserError
@@ -80,6 +81,8 @@ class Run:
         self.main = self.ranks.main
         self.adapter = make_adapter(loaded, self.streams)
         self.models: dict[str, nn.Module] = {}
+        #: What trained the student, where that is a scheme.
+        self.scheme: Scheme | None = None
         self._look_ahead()
         self.state = self._open()
 
@@ -103,6 +106,8 @@ class Run:
                 find_all(teacher, seen[teacher], objective, "teacher")
             if not lesson.path:
                 training_source(self._other_task(lesson) or self.adapter, self.recipe, role)
+            for kind, params in compressions(self.loaded, role):
+                kind.check(params, self.adapter, seen[role], seen)
         for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
             other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
         student = next(lesson for lesson in self.lessons if lesson.role == "student")
@@ -117,6 +122,8 @@ class Run:
         if role not in self.models:
             path = next((lesson.path for lesson in self.lessons if lesson.role == role), None)
             self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
+            for kind, params in compressions(self.loaded, role):
+                kind.restore(params, self.models[role], self.out / role)
         return self.models[role]
 
     def _open(self) -> dict[str, Any]:
@@ -168,6 +175,9 @@ class Run:
         if "overview" not in self.state:
             self.state["overview"] = self._overview()
             write_json(self.out / STATE, self.state)
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            models = {role: self.models[role].eval() for role in self.state["roles"]}
+            panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
             self.loaded,
             self.state,
@@ -178,8 +188,16 @@ class Run:
             self.out,
             self.twin,
         )
-        report.write(self.out, content)
+        self._card("student", content)
+        report.write(self.out, content)  # last: whoever finds the page finds all
         return content
+
+    def _card(self, role: str, content: Mapping[str, Any]) -> None:
+        """What people read of a saved model; the student's says what its teachers' say of licences."""
+        entries, folder = self.state["roles"], self.out / role
+        teachers = [Path(entry.get("path", self.out / name)) for name, entry in entries.items() if is_teacher(name)]
+        about = self.adapter.about(role, self.models[role], folder)
+        cards.write(folder, role, about, content, resolved(self.loaded)["data"], teachers)
 
     # ---------------------------------------------------------------- one role
 
@@ -197,16 +215,26 @@ class Run:
             entry = self._fit(lesson)
             if self.main:
                 self.adapter.save(role, self.models[role], folder)
+                for kind, params in compressions(self.loaded, role):
+                    kind.save(params, self.models[role], folder)
         if self.main:
             entry |= self._score(role)
             if role == "student":
                 entry["export"] = self._export(folder)
+                entry["curve"] = entry["export"].pop("curve", [])
             self.state["roles"][role] = entry
+            if is_teacher(role) and lesson.path is None:
+                self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
             write_json(self.out / STATE, self.state)
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> dict[str, Any]:
-        found = dict(self.adapter.export(self.models["student"], folder))
+        plain = self.models["student"]
+        for kind, params in compressions(self.loaded):
+            plain = kind.plain(params, plain)
+        found = dict(self.adapter.export(plain, folder))
+        if self.scheme is not None:
+            found |= self.scheme.export(self.models["student"], self.adapter, folder)
         for kind, params in compressions(self.loaded):
             found |= kind.export(params, self.adapter, self.models["student"], folder)
         return found
@@ -243,11 +271,14 @@ class Run:
             with disk_errors(self.out / "logs"):
                 tracker.finish()
         self.models[role] = models[role]
+        for kind, params in compressions(self.loaded, role):
+            kind.finish(params, models[role])
         models |= {teacher: self.models[teacher] for teacher in lesson.teachers}  # which the method may have replaced
         scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
-        return scarce | built | self._told(method, models, cache) | {
+        small = {"compressed": dict(record(models[role]).facts)} if record(models[role]).facts else {}
+        return scarce | built | small | self._told(method, models, cache) | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
@@ -266,6 +297,7 @@ class Run:
         """What a scheme has to say of its training."""
         if not isinstance(method, Scheme):
             return {}
+        self.scheme = method
         for model in models.values():
             model.eval()
         with torch.no_grad(), self.streams.forked("facts"):
@@ -352,6 +384,8 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
             key: _absolute(loaded.validate(kind, one, ("scheme", "params", key))).model_dump(mode="json")
             for key, one in sections
         }
+    for number, (_, params) in enumerate(compressions(loaded)):
+        content["compress"][number]["params"] = _absolute(params).model_dump(mode="json")
     for name, teacher in loaded.recipe.teachers.items():
         content["teachers"][name] = _absolute(teacher).model_dump(mode="json")
     return content

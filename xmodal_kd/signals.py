@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -64,9 +65,8 @@ class Layout:
 
     @classmethod
     def dense(cls, kind: Kind, items: int, grid: tuple[int, ...], device: torch.device | str = "cpu") -> Layout:
-        """Every cell of every item's grid is valid."""
-        item = torch.arange(items, device=device).repeat_interleave(prod(grid))
-        return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items, grid, full=True)
+        """Every cell of every item's grid is valid. Equal ones are the same object, as shapes of batches recur."""
+        return _dense(kind, items, grid, str(device))
 
     @classmethod
     def padded(cls, kind: Kind, lengths: Tensor, steps: int) -> Layout:
@@ -94,6 +94,13 @@ class Layout:
             and self.items == other.items
             and (self.item is other.item or torch.equal(self.item, other.item))
         )
+
+
+@lru_cache(maxsize=8)
+def _dense(kind: Kind, items: int, grid: tuple[int, ...], device: str) -> Layout:
+    item = torch.arange(items, device=device)
+    item = item.repeat_interleave(prod(grid)) if grid else item
+    return Layout(kind, torch.ones_like(item, dtype=torch.bool), item, items, grid, full=True)
 
 
 class Signal(NamedTuple):

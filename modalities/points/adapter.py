@@ -18,20 +18,25 @@ from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.label_sets import brought, columns
 from xmodal_kd.memory import Cache
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+from .about import about
+from .augment import MOVES
 from .config import PointsData, View
 from .data import PointsSource
 from .export import export
-from .folder import check_classes, load_model, save_model
+from .folder import check_classes, load_card, load_model, save_model
 from .frame import CLASSES
 from .frames import Recorded
-from .metrics import Tally, miou
+from .metrics import Tally, miou, miou_interval
 from .models import MODELS
 from .overview import overview
 from .projection import Trap, projected, warned
+from .show import show
 from .simulator.sensors import SENSORS
 from .views import CHANNELS, KINDS, see
 
@@ -214,6 +219,12 @@ class PointsAdapter(Adapter):
             self._class_weight = torch.from_numpy(np.where(count > 0, weight, 1.0)).float()
         return self._class_weight.to(device)
 
+    def views_differ(self) -> str | None:
+        view, augment = self.config.student, self.config.augment
+        moved = [name for name in MOVES[view.sees] if getattr(augment, name)]
+        found = [f"data.augment.{name}" for name in moved] + ["data.student.points"] * (view.sees == "points")
+        return f"{found[0]} moves rows: leave it out" if found else None
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """The forward pass: the views that it needs are there."""
         return _forward(model, _side(role, batch))
@@ -229,7 +240,7 @@ class PointsAdapter(Adapter):
 
     def measure(self, role: str, model: nn.Module, source: PointsSource) -> Evaluation:
         device = next(model.parameters()).device
-        shared, own, scores = Tally(CLASSES), Tally(CLASSES), []
+        shared, own, scores, matrices = Tally(CLASSES), Tally(CLASSES), [], []
         for batch in batches(source, device):
             said = self.signals(role, model, batch)
             rows, layout = said["logits"]
@@ -244,11 +255,20 @@ class PointsAdapter(Adapter):
                 matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
                 own.add(answer[here], confidence[here], labels[here], distance[here])
                 scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
+                matrices.append(matrix)
         metrics = shared.metrics() | ({} if is_teacher(role) else {"miou_own": own.metrics()["miou"]})
+        if interval := miou_interval([matrix for matrix in matrices if matrix.any()]):
+            metrics |= {"miou_interval": interval, "miou_interval_over": "frames"}
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, models, folder)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(load_card(folder))
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX beside the weights, for the models that ONNX can express."""

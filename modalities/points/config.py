@@ -89,6 +89,8 @@ class PointsData(Strict):
     sources: Source = "simulator"
     path: Path | None = None
     """The folder of recorded frames, in the layout of its data set."""
+    license: str | None = None
+    """Of the frames, which models made from them inherit: stands on their cards, as Hugging Face names it."""
     sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
     """Of the simulator; for recorded frames, whose number of beams and field of view."""
     scenes: Scenes = Scenes()

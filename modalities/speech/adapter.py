@@ -16,10 +16,13 @@ from xmodal_kd.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
 from xmodal_kd.label_sets import brought, columns
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+from .about import about
 from .align import fit_frames, pool_features, pool_posteriors
 from .corpora import SpeechData, build_tokens
 from .data import Sample, SpeechSource
@@ -29,6 +32,7 @@ from .folder import load_model, save_model
 from .losses import ctc  # noqa: F401 - registers the loss
 from .models import MODELS, AcousticModel
 from .score import score
+from .show import show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
@@ -151,6 +155,9 @@ class SpeechAdapter(Adapter):
         """The view that it hears, and the stride of the grid that its frames are brought to."""
         return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features
 
+    def views_differ(self) -> str | None:
+        return None if self.config.augment.speed is None else "data.augment.speed changes their frames: leave it out"
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """The forward pass on features that are there."""
         return model(batch["clean"], batch["lengths"])
@@ -187,6 +194,12 @@ class SpeechAdapter(Adapter):
         evaluation = score(references, hypotheses, keys, speakers)
         audio = sum(item.seconds for item in source.items)
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime."""

@@ -54,6 +54,8 @@ class SpeechData(Strict):
     teacher_view: Literal["clean", "shared"] = "clean"
     #: Longer training utterances are left out, and reported.
     max_seconds: float = Field(default=30.0, gt=0)
+    #: Of the recordings, which models made from them inherit: stands on their cards, as Hugging Face names it.
+    license: str | None = None
     #: Classes of similar duration that training batches are drawn from: 1 is no bucketing.
     buckets: int = Field(default=10, ge=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import fskd, qat, quantise, starts
 from .base import COMPRESSIONS, Compression
 
-__all__ = ["COMPRESSIONS", "Compression"]
+__all__ = ["COMPRESSIONS", "Compression", "fskd", "qat", "quantise", "starts"]

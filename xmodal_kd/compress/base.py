@@ -1,23 +1,58 @@
-"""What a way of compression is: a change to the trainings of student and control, and to what is exported."""
+"""What a way of compression is: a change to how student and control start, compute and are written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter import Adapter, Strict
+from ..errors import UserError
 from ..lessons import Lesson
+from ..method import Distil
 from ..recipe import Recipe
 from ..registry import Registry
+from .origins import Origins
 
 COMPRESSIONS: Registry[type[Compression]] = Registry("compression")
 
 
+@dataclass
+class Record:
+    """What is known of a model that was compressed, beside its weights.
+
+    Attributes:
+        origins: where its initial weights come from; empty for those of a fresh model.
+        coded: by name what its weights are written as, once it is trained.
+        more: further tensors that are written with them.
+        facts: for the report.
+    """
+
+    origins: Origins = field(default_factory=dict)
+    coded: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def record(model: nn.Module) -> Record:
+    """The record of a model, made when it is first asked for; a copy of the model has a copy of it."""
+    found: Any = getattr(model, "compression", None)
+    if found is None:
+        found = Record()
+        model.compression = found
+    return found  # type: ignore[no-any-return]
+
+
 class Compression:
-    """Base of the ways of compression. The first line of a docstring is shown by ``list compress``."""
+    """Base of the ways of compression. The first line of a docstring is shown by ``list compress``.
+
+    Of one run's student and what must be as small as it (`roles.COMPRESSED`), in this order: `plan` before anything is
+    built, `check` before anything is trained, `start` when its training begins or goes on, `finish` when it is over,
+    `save` with its weights, `restore` when these are loaded, `export` of the student alone.
+    """
 
     Params: ClassVar[type[Strict]]
     #: Source of the method.
@@ -25,6 +60,8 @@ class Compression:
     year: ClassVar[int]
     #: Whether student and control start from weights of the teacher: a control without that teacher would be another.
     starts_taught: ClassVar[bool] = False
+    #: Whether what it starts from are weights that were trained before.
+    trained: ClassVar[bool] = False
     #: Inspired by the paper rather than the paper's method.
     experimental: ClassVar[bool] = False
 
@@ -35,9 +72,52 @@ class Compression:
         Raises:
             UserError: the recipe lacks what it needs.
         """
+        if not issubclass(lesson.method, Distil):
+            raise UserError(f"compress: the method {recipe.method.name!r} makes its own student: leave one of them out")
+        if cls.starts_taught and recipe.teacher is None:
+            raise UserError("compress: the student would start from weights of its teacher, and the recipe has none")
         return lesson
 
     @classmethod
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+        """Raises `UserError` for a fresh model that cannot start so; `stand` are the roles, trained or not."""
+
+    @classmethod
+    def start(
+        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+    ) -> nn.Module:
+        """What is trained in the place of a model with its initial weights, which may be the same object.
+
+        Args:
+            lesson: the training that begins or goes on.
+            stand: roles of earlier trainings.
+        """
+        return model
+
+    @classmethod
+    def finish(cls, params: Any, model: nn.Module) -> None:
+        """Leave a trained model as it is to be used: its own class and state, with the weights it computes with."""
+
+    @classmethod
+    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
+        """Write what else a compressed model is beside its weights in `folder`."""
+
+    @classmethod
+    def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
+        """Put back into a model that was loaded from `folder` what `save` wrote there."""
+
+    @classmethod
+    def plain(cls, params: Any, model: nn.Module) -> nn.Module:
+        """A trained model as the modality exports it: without what its exporter cannot express."""
+        return model
+
+    @classmethod
     def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """Write what is small of the trained student into `folder`; returns what was measured, for the report."""
+        """What was measured of what is small in the trained student's `folder`, for the report."""
         return {}
+
+
+def earlier(recipe: Recipe, kind: type[Compression]) -> list[type[Compression]]:
+    """What stands before one way of compression in a recipe's list."""
+    kinds = [COMPRESSIONS[spec.name] for spec in recipe.compress]
+    return kinds[: kinds.index(kind)]

@@ -1,0 +1,52 @@
+"""Training samples that a compression looks at before the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from ..adapter import Adapter, Batch, ControlSpec
+from ..controls import without_teacher
+from ..errors import UserError
+from ..lessons import Lesson
+from ..objective import Objective
+from ..ranks import Ranks
+from ..streams import Streams
+
+
+def batches(
+    adapter: Adapter, samples: int, size: int, device: torch.device, *, labelled: bool = False
+) -> Iterator[Batch]:
+    """So many samples of the train split, or all, evenly over it, as the first epoch augments them."""
+    source = adapter.data("train")
+    known = list(getattr(source, "labelled", range(len(source)))) if labelled else list(range(len(source)))
+    number = min(samples, len(known))
+    chosen = [known[i * len(known) // number] for i in range(number)]
+    for start in range(0, number, size):
+        made = source.collate([source.sample(i, 0) for i in chosen[start : start + size]])
+        yield send_to_device(made, device)
+
+
+def gradients(adapter: Adapter, lesson: Lesson, model: nn.Module, samples: int) -> dict[str, Tensor]:
+    """Of the terms without a teacher at a trained model's weights: their sum over batches of the training's size.
+
+    Args:
+        model: of the teacher's role, a copy: it is put in train mode and keeps gradients.
+    """
+    spec = without_teacher(lesson.terms)
+    if not isinstance(spec, ControlSpec):
+        raise UserError(f"width_prune: importance taylor: {spec.reason}: use importance l1")
+    objective = Objective([term for term in lesson.terms if (term.name or term.loss) in spec.terms])
+    device = next(model.parameters()).device
+    model.train()
+    for batch in batches(adapter, samples, lesson.steps.batch_size, device, labelled=True):
+        said = adapter.signals("teacher", model, batch, objective.features("student"))
+        said.model, said.labelled = model, batch.get("labelled")
+        if not objective.built:
+            objective.build(said, None, Streams(0))
+            objective.to(device)
+        objective(said, None, step=0, ranks=Ranks()).value().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

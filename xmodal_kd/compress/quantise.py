@@ -1,0 +1,210 @@
+"""Quantised distillation (Polino, Pascanu, Alistarh, ICLR 2018): a student that computes with few-bit weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..adapter import Adapter, Strict
+from ..errors import RunError, UserError, nearest
+from ..lessons import Lesson
+from ..recipe import Recipe
+from ..stand import Stand, owner_of, standing
+from . import packed
+from .base import COMPRESSIONS, Compression, earlier, record
+from .buckets import Coded, decode, encode, encode_at, quantiles, straight_through
+
+Bits = Literal[2, 4, 8]
+
+
+class Quantised(Strict):
+    bits: Bits = 4
+    """Of each weight."""
+    layers: dict[str, Bits] = Field(default_factory=dict)
+    """``first``, ``last`` or globs of weights or modules (``blocks.0.*``) with other bits; the first match counts."""
+    points: Literal["even", "learned"] = "even"
+    """``even``: method 1, the gradient goes straight through to weights that are trained. ``learned``: method 2, the
+    weights stay as they start and the points that they are rounded to are trained."""
+    bucket: int = Field(256, gt=0)
+    """Weights that share a range."""
+    full: tuple[str, ...] = ("first", "last")
+    """What stays float32: the first and the last layer, globs of weights or modules. Vectors always do."""
+
+
+class Codes(Stand):
+    """Stands before weights that are computed with as codes."""
+
+    @abstractmethod
+    def coded(self, name: str, weight: Tensor) -> Coded | packed.Scaled:
+        """The codes that a weight is written as."""
+
+
+class Even(Codes):
+    """Polino et al., section 3 (method 1): ``Q(w)`` forward, the gradient of ``Q(w)`` for ``w``."""
+
+    def __init__(self, bits: Mapping[str, int], bucket: int) -> None:
+        super().__init__(list(bits))
+        self.bits, self.bucket = dict(bits), bucket
+
+    def coded(self, name: str, weight: Tensor) -> Coded:
+        return encode(weight, self.bits[name], self.bucket)
+
+    def made(self, name: str, weight: Tensor) -> Tensor:
+        return straight_through(weight, decode(self.coded(name, weight)))
+
+
+class Learned(Codes):
+    """Polino et al., section 4 (method 2): points are learned, weights stay; each is rounded to the nearest point.
+
+    Args:
+        model: whose weights the points start from, at their quantiles.
+    """
+
+    def __init__(self, bits: Mapping[str, int], bucket: int, model: nn.Module) -> None:
+        super().__init__(list(bits))
+        self.bucket = bucket
+        weights = dict(model.named_parameters())
+        self.points = nn.ParameterList(nn.Parameter(quantiles(weights[n], b, bucket)) for n, b in bits.items())
+        for name in bits:
+            weights[name].requires_grad_(False)
+
+    def coded(self, name: str, weight: Tensor) -> Coded:
+        return encode_at(weight, self.points[self.names.index(name)], self.bucket)
+
+    def made(self, name: str, weight: Tensor) -> Tensor:
+        return decode(self.coded(name, weight))
+
+
+def chosen(model: nn.Module, bits: int, layers: Mapping[str, int], full: Sequence[str]) -> dict[str, int]:
+    """Bits of each weight that is quantised: matrices and kernels, in the model's order.
+
+    Raises:
+        UserError: a glob of `layers` or `full` matches nothing, or nothing is left.
+    """
+    weights = [name for name, weight in model.named_parameters() if weight.dim() > 1]
+    if not weights:
+        raise UserError(f"compress: {type(model).__name__} has no matrices or kernels that could be quantised")
+    ends = {"first": weights[0].rpartition(".")[0], "last": weights[-1].rpartition(".")[0]}
+    kept = [ends.get(pattern, pattern) for pattern in full]
+    other = {ends.get(pattern, pattern): b for pattern, b in layers.items()}
+    for pattern in [*kept, *other]:
+        if not any(_matches(name, pattern) for name in weights):
+            raise UserError(f"compress: {pattern!r} is none of the student's weights{nearest(pattern, weights)}")
+    found = {
+        name: next((b for pattern, b in other.items() if _matches(name, pattern)), bits)
+        for name in weights
+        if not any(_matches(name, pattern) for pattern in kept)
+    }
+    if not found:
+        raise UserError("compress: full leaves nothing to quantise: name fewer layers there")
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a glob means a weight, or the module that holds it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+@COMPRESSIONS.register("quantise")
+class Quantise(Compression):
+    """Few-bit weights, trained as they are used: rounded with a straight-through gradient, or to learned points.
+
+    Polino, Pascanu, Alistarh, "Model compression via distillation and quantization", ICLR 2018. The paper's objective
+    is 0.3 of the labels' and 0.7 of kd at temperature 2. Learned points need weights that were trained before.
+    """
+
+    Params: ClassVar[type[Strict]] = Quantised
+    paper, year = "Model compression via distillation and quantization", 2018
+
+    @classmethod
+    def plan(cls, params: Any, recipe: Recipe, lesson: Lesson) -> Lesson:
+        trained = any(kind.trained for kind in earlier(recipe, cls))
+        if params.points == "learned" and not trained:
+            raise UserError(
+                "compress quantise: learned points stand for weights that were trained before: put pretrained, "
+                "layer_copy or width_prune before it, or use points: even"
+            )
+        return super().plan(params, recipe, lesson)
+
+    @classmethod
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+        chosen(model, params.bits, params.layers, params.full)
+
+    @classmethod
+    def start(
+        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+    ) -> nn.Module:
+        bits = chosen(model, params.bits, params.layers, params.full)
+        alone(model)
+        codes = Learned(bits, params.bucket, model) if params.points == "learned" else Even(bits, params.bucket)
+        codes.attach(model)
+        return model
+
+    @classmethod
+    def finish(cls, params: Any, model: nn.Module) -> None:
+        settle(model)
+
+    @classmethod
+    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
+        packed.write(folder / packed.PACKED, model, record(model).coded, {})
+
+    @classmethod
+    def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
+        record(model).coded, _ = packed.read(folder / packed.PACKED, model)
+
+    @classmethod
+    def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        return {packed.PACKED: measured(cls, params, adapter, model, folder)}
+
+
+def alone(model: nn.Module) -> None:
+    if standing(model) is not None:
+        raise UserError("compress: a student is quantised in one way: leave one of quantise and qat out")
+
+
+@torch.no_grad()
+def settle(model: nn.Module) -> None:
+    """Give a model the weights that it computes with, and keep their codes in its record."""
+    codes = standing(model)
+    assert isinstance(codes, Codes)
+    codes.detach(model)
+    for name in codes.names:
+        owner, key = owner_of(model, name)
+        weight: Any = owner._parameters[key]
+        coded = codes.coded(name, weight)
+        if isinstance(coded, Coded) and coded.points is not None:
+            coded = coded._replace(points=coded.points.detach().clone())
+        weight.copy_(packed.weight_of(coded))
+        record(model).coded[name] = coded
+
+
+@torch.no_grad()
+def measured(kind: type[Compression], params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Size and test metrics of the packed file in `folder`, read anew into a loaded model.
+
+    Raises:
+        RunError: a weight that is read differs from the model's in any bit.
+    """
+    path = folder / packed.PACKED
+    again = adapter.load("student", folder).eval()
+    for value in again.state_dict().values():
+        value.zero_()
+    kind.restore(params, again, folder)
+    again = again.to(next(model.parameters()).device)
+    for name, value in model.state_dict().items():
+        if not torch.equal(value, again.state_dict()[name]):
+            raise RunError(f"{path}: {name!r} is read as other numbers than were written")
+    return {
+        "bytes": path.stat().st_size,
+        "bytes_float32": sum(value.numel() * value.element_size() for value in model.state_dict().values()),
+        "quantised": sum(len(one.codes) for one in record(model).coded.values()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "metrics": adapter.evaluate("student", again, "test").metrics,
+    }
