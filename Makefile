@@ -1,11 +1,11 @@
-# make test: set up .venv and run all checks. Needs git, make, Python 3.11 or 3.12 with its venv module.
+# make quickstart: set up .venv and show all three modalities. make test: run all checks. Either needs git, make, Python 3.11 or 3.12 with its venv module.
 VENV := .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install system test lint unit smoke clean
+.PHONY: install system quickstart assets test lint unit smoke clean
 
 install: $(STAMP)
 
@@ -23,6 +23,19 @@ system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $(LIBRARIES); \
 	else echo "a system library is missing: on Debian and Ubuntu, as root: apt-get install $(LIBRARIES)"; exit 1; fi
 	@$(BIN)/python -c "import soundfile, torchaudio, open3d"
+
+# one small run of each modality on data and teachers that are in assets; what is finished is not run again, and what
+# was killed goes on. Two at once: make -j2 quickstart
+QUICKSTART := $(patsubst %,runs/quickstart/%/report.html,speech diffusion points)
+quickstart: $(QUICKSTART)
+	@$(BIN)/xmodal-kd report runs/quickstart --index
+
+$(QUICKSTART): runs/quickstart/%/report.html: | install
+	$(BIN)/xmodal-kd run quickstart/$* --resume
+
+# the teachers of the quickstart, trained anew: about seven minutes on one idle core
+assets: install
+	$(BIN)/python assets/make_teachers.py
 
 test: install lint unit
 

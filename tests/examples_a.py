@@ -25,6 +25,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "pkd": ((6,) * 3, (6,) * 6),
     "reviewkd": ((6, 4), (9, 5)),
     "tinybert": ((6,) * 7, (12,) * 13),
+    "triplet_votes": ((6,), (9, 5, 7)),
 }
 
 
@@ -57,6 +58,13 @@ def regression(batch: Batch, seed: int) -> Batch:
     return batch | {"labels": rows(batch, batch["student"].shape[1], 1000 * seed + 500)}
 
 
+def partly(batch: Batch, seed: int) -> Batch:
+    """The batch of a teacher that knows neither class 0 nor, of every other row, class 3."""
+    teacher = batch["teacher"].clone()
+    teacher[:, 0] = teacher[::2, 3] = -torch.inf
+    return batch | {"teacher": teacher}
+
+
 @cache
 def statistics() -> Path:
     """A file of what `lelp` knows of 40 embeddings of two classes."""
@@ -69,7 +77,8 @@ def statistics() -> Path:
 
 #: Changes of the random batch ``(batch, seed) -> batch`` for a loss whose rows have a form of their own.
 EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for name in SHAPES} | {
-    "bounded_reg": regression
+    "bounded_reg": regression,
+    "uhc": partly,
 }
 #: Hyper-parameters under every setting, where the defaults make tests slow or do not fit the random batch.
 PARAMS: dict[str, dict[str, Any]] = {

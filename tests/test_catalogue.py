@@ -15,6 +15,8 @@ from xmodal_kd.losses.base import INPUTS
 FIELDS = {
     "losses": {"name", "summary", "paper", "year", "family", "needs", "reduction", "parameters"},
     "methods": {"name", "summary"},
+    "schemes": {"name", "summary", "paper", "year", "family", "teacher"},
+    "compress": {"name", "summary", "paper", "year"},
     "models": {"name", "modality", "summary"},
     "datasets": {"name", "modality", "summary"},
     "modalities": {"name", "summary"},

@@ -168,7 +168,18 @@ def test_control_and_student_start_alike_and_see_the_same(trained: Path) -> None
 
 def test_run_folder(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert {"recipe.yaml", "report.json", "report.md", "teacher", "control", "student", "checkpoints", "logs"} <= names
+    assert {
+        "recipe.yaml",
+        "report.json",
+        "report.md",
+        "report.html",
+        "panels.json",
+        "teacher",
+        "control",
+        "student",
+        "checkpoints",
+        "logs",
+    } <= names
     assert "on: body" in (trained / "recipe.yaml").read_text().replace("'on'", "on")
 
 
@@ -183,10 +194,16 @@ def test_eval_again(trained: Path, capfd: Capture) -> None:
 
 def test_report_again(trained: Path, capfd: Capture) -> None:
     (trained / "report.md").unlink()
+    (trained / "report.html").unlink()
     assert call(["report", str(trained), "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == read_json(trained / "report.json")
     assert call(["report", str(trained)]) == 0
     assert capfd.readouterr().out.strip() == (trained / "report.md").read_text().strip()
+    page = (trained / "report.html").read_text()
+    assert call(["report", str(trained), "--show", "--allow-import", "toy"]) == 0
+    assert (trained / "report.html").read_text() == page  # the toy has nothing to show
+    assert call(["report", "--index", str(trained.parent)]) == 0
+    assert 'href="run/report.html"' in (trained.parent / "index.html").read_text()
 
 
 def test_a_bar_in_a_text_leaves_the_reports_table_whole(trained: Path) -> None:

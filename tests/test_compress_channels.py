@@ -120,7 +120,7 @@ def test_channels_that_are_one_change_places_unheard(name: str) -> None:
 
 
 def _touches_input_or_output(name: str, group: prune.Group) -> bool:
-    """Channels of the data and of the classes have places of their own; so has a point's x, y, z."""
+    """Channels of the data and of the classes have places of their own."""
     return any(
         (slot[0].startswith("head") and slot[1] == 0) or (len(group.slots) == 1 and slot[1] == 1)
         for slot in group.slots

@@ -97,6 +97,8 @@ class Data(Strict):
     double: bool = False
     equal: bool = False
     """All items of one length."""
+    single: bool = False
+    """All items of one row, so that an item has one class."""
     broken: int | None = None
     """Index of a training sample that cannot be read."""
     nan: int | None = None
@@ -118,6 +120,10 @@ class ToySource:
     def labelled(self) -> Sequence[int]:
         return range(len(self) - (self.config.unlabelled if self.split == "train" else 0))
 
+    @property
+    def classes(self) -> list[int] | None:
+        return [int(self.sample(i, 0).labels) for i in range(len(self))] if self.config.single else None
+
     def plan(self, epoch: int) -> Sequence[Sequence[int]]:
         order = self.streams.numpy("order", self.split, epoch).permutation(len(self)).tolist()
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
@@ -127,6 +133,7 @@ class ToySource:
             raise UserError(f"toy-{index}: cannot be read")
         draw = Streams(0).torch(self.split, index)  # the data are the same for every seed
         rows = LONGEST if self.config.equal else int(torch.randint(2, LONGEST + 1, (), generator=draw))
+        rows = 1 if self.config.single else rows
         x = torch.randn(rows, WIDTH, generator=draw)
         labels = (x[:, 0] * x[:, 1] > 0).long() + 2 * (x[:, 2] + x[:, 3] > 0).long()
         noise = torch.randn(rows, WIDTH, generator=self.streams.torch("noise", self.split, epoch, index))

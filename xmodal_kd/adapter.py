@@ -13,8 +13,10 @@ from torch import nn
 
 from .checkpoint import read_json
 from .errors import UserError
+from .panels import Panel
 from .registry import Registry, import_object
 from .rooms import modality
+from .saved import CARD, About
 from .signals import Signals
 from .streams import Streams
 
@@ -36,8 +38,9 @@ class Source(Protocol):
     """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing.
 
     Where only some samples of the train split have labels, it says which by an attribute ``labelled``, a sequence of
-    their indexes; without it all have. Where labels are scarce, `sample` is asked for passes over the data in the place
-    of epochs.
+    their indexes; without it all have. Where every sample is of one class, it may say so by an attribute ``classes``,
+    each sample's number, which pairs of a class are made by. Where labels are scarce, `sample` is asked for passes over
+    the data in the place of epochs.
     """
 
     def __len__(self) -> int: ...
@@ -160,6 +163,10 @@ class Adapter(Protocol):
         """
         return sample
 
+    def views_differ(self) -> str | None:
+        """Why row i of a training sample is not the same thing in two augmentations; None where it is."""
+        return None
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """What whoever uses `model` computes for `batch`, all of it: the report gives its latency for one sample."""
         return self.signals(role, model, batch)
@@ -178,9 +185,17 @@ class Adapter(Protocol):
         """Measured once, when all roles of the run in `folder` are there; pictures go into it."""
         return Overview()
 
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        """What to look at or listen to on the page of the run in `folder`: a few samples, and nothing is measured."""
+        return ()
+
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         """Write a folder that `load` reads: safetensors and JSON."""
         ...
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        """What the card of the saved model in `folder` says beside what the run knows: what it is, how it is used."""
+        return About(role.capitalize())
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """Make the saved student in `folder` deployable; returns what was measured on it, for the report."""
@@ -196,7 +211,7 @@ class Adapter(Protocol):
 
     def declared(self, folder: Path) -> Mapping[str, Any]:
         """Metrics on test that the card of a saved model declares, for ``check --gate``."""
-        card = folder / "card.json"
+        card = folder / CARD
         return read_json(card).get("metrics", {}) if card.is_file() else {}
 
     def describe(self) -> Mapping[str, Any]:

@@ -225,10 +225,28 @@ def evaluate(
 
 
 @app.command()
-def report(folder: RunFolder, json_: AsJson = False) -> None:
-    """Show a finished run, and write its report.md anew."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run; with --index one that holds runs.")],
+    index: Annotated[bool, typer.Option("--index", help="Write index.html, which compares the runs below.")] = False,
+    show: Annotated[
+        bool,
+        typer.Option("--show", help="Take what the page shows (sound, samples, clouds) from the models anew."),
+    ] = False,
+    allow_import: Imports = None,
+    json_: AsJson = False,
+) -> None:
+    """Show a finished run, and write its report.md and report.html anew."""
     from . import report as reports
 
+    _allow(allow_import)
+    if index:
+        found = reports.write_index(folder)
+        print(json.dumps({"index": str(found)})) if json_ else reports.show_runs(folder, found)
+        return
+    if show:
+        from .finished import show_again
+
+        show_again(folder)
     content = reports.load(folder)
     reports.write(folder, content)
     print(json.dumps(content) if json_ else reports.markdown(content))
@@ -285,7 +303,7 @@ def _show_report(report: dict[str, Any], folder: Path) -> None:
     out.print(table)
     gap = report["gap_closed"]
     out.print(f"gap closed: {100 * gap:.0f} %" if gap is not None else f"gap closed: not stated: {report['reason']}")
-    out.print(f"report: {folder / 'report.md'}   student: {folder / 'student'}", soft_wrap=True)
+    out.print(f"report: {folder / 'report.html'}   student: {folder / 'student'}", soft_wrap=True)
 
 
 def _console() -> Any:

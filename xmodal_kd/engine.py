@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -31,7 +31,8 @@ from .checkpoint import (
 )
 from .clock import Clock
 from .errors import RunError, UserError
-from .gradients import Turn
+from .faults import sound
+from .gradients import Turn, stepped
 from .interrupt import Interrupted, Stop
 from .method import Context, Ema, Method, Stage
 from .objective import LossOut
@@ -79,6 +80,7 @@ class Engine:
         self.checkpoints = Checkpoints(folder, train.keep)
         self.clock, self.log = Clock(self.device), RunLog(folder)
         self.at = Progressed()
+        self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
         self.optimizers: Mapping[str, Optimizer] = {}
         self.averages: dict[str, Ema] = {}
         self._trainable = {id(p) for model in roles.values() for p in model.parameters() if p.requires_grad}
@@ -155,9 +157,10 @@ class Engine:
         values: dict[str, Any] = {}
         with self.clock.step(self.at.total % CLOCK_EVERY == CLOCK_EVERY - 1):
             running = [self._losses(stage, batch, i) for i, batch in enumerate(micros)]
+            watched = self._watched(stage)
             while (name := self._turn(running, micros, values)) is not None:
                 with self.clock.time("optimizer"):
-                    values[f"grad_norm/{name}"] = self._update(self.optimizers[name])
+                    values |= self._update(name, watched)
             self._average()
         self.at.step += 1
         self.at.total += 1
@@ -172,7 +175,7 @@ class Engine:
         while True:
             # dropout draws from the global generator: seeded here, a resumed step draws what it drew before
             self.streams.seed_torch("dropout", stage.name, self.at.step, micro, turn)
-            with self.accelerator.autocast():
+            with self._autocast():
                 item = next(losses, None)
             if item is None:
                 return
@@ -189,7 +192,7 @@ class Engine:
             if item is None:
                 return None
             name, out = item
-            self._check(out, batch)
+            sound(out, batch, self.target, self.at.step)
             turn = turn or Turn(parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
             with self.clock.time("backward"):
                 turn.add(out)
@@ -201,37 +204,19 @@ class Engine:
         scaler = self.accelerator.scaler
         return loss if scaler is None else scaler.scale(loss)
 
-    def _update(self, optimizer: Optimizer) -> float:
-        """Clip and step the bare optimizer (Accelerate's wrapper costs more than 100 microseconds a step)."""
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        limit = self.train.clip if self.train.clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(parameters(optimizer), limit)
-        if scaler is not None:
-            scaler.step(optimizer)
-            scaler.update()
-        elif not bool(torch.isfinite(norm)):
-            raise RunError(f"{self.target}: the gradient became {norm.item()} at step {self.at.step}: lower the lr")
-        else:
-            optimizer.step()
-        return float(norm)
+    def _watched(self, stage: Stage) -> bool:
+        """Whether the step's gradients are measured though nothing is clipped: what is logged or kept must be sound."""
+        step = self.at.step + 1
+        return self._logged(step, stage.steps) or step % self._checkpoint_every(stage) == 0
 
-    def _check(self, out: LossOut, batch: Batch) -> None:
-        """Stop at the first NaN or Inf, with the name of the term, or of the sample that brought it."""
-        totals = torch.stack([part.total.detach().float() for part in out.parts.values()])
-        if bool(torch.isfinite(totals).all()):
-            return
-        term = next(key for key, part in out.parts.items() if not bool(torch.isfinite(part.total)))
-        for key, value in batch.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                bad = (~torch.isfinite(value.reshape(len(value), -1)).all(dim=1)).nonzero()[0].item()
-                names = batch.get("keys", batch["ids"])
-                raise UserError(f"sample {names[bad]}: its {key} hold NaN or Inf (seen at step {self.at.step})")
-        raise RunError(
-            f"{self.target}: term {term!r} became NaN or Inf at step {self.at.step}, though its batch is finite: "
-            "lower train.optimizer.lr or the term's weight"
-        )
+    def _update(self, name: str, watched: bool) -> dict[str, float]:
+        """Clip and step the bare optimizer (Accelerate's wrapper costs more than 100 microseconds a step)."""
+        norm = stepped(self.optimizers[name], self.accelerator.scaler, self.train.clip, watched)
+        if norm is None:
+            return {}
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            raise RunError(f"{self.target}: the gradient became {norm} at step {self.at.step}: lower the lr")
+        return {f"grad_norm/{name}": norm}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -270,17 +255,23 @@ class Engine:
 
     def _milestones(self, stage: Stage, shown: Bar) -> None:
         done = self.at.step == stage.steps
-        every = self.train.eval_every or max(1, stage.steps // 10)
+        every = self._every(stage)
         if self.evaluate is not None and (done or self.at.step % every == 0):
             self._evaluate(stage, shown)
             done = done or self.at.stopped_early
         reason = self.stop.reason
         stopping = self.ranks.any(reason is not None)
-        if done or stopping or self.at.step % (self.train.checkpoint_every or every) == 0:
+        if done or stopping or self.at.step % self._checkpoint_every(stage) == 0:
             self.save()
         if stopping:
             self.ranks.barrier()  # a launcher ends all processes when the first one leaves
             raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
+
+    def _every(self, stage: Stage) -> int:
+        return self.train.eval_every or max(1, stage.steps // 10)
+
+    def _checkpoint_every(self, stage: Stage) -> int:
+        return self.train.checkpoint_every or self._every(stage)
 
     def _evaluate(self, stage: Stage, shown: Bar) -> None:
         assert self.evaluate is not None
@@ -313,15 +304,18 @@ class Engine:
             self.at.stopped_early = True
 
     def _log(self, values: Mapping[str, Any], steps: int, shown: Bar) -> None:
-        self.at.split = self.clock.split() or self.at.split
-        if self.at.total % LOG_EVERY and self.at.step not in (1, steps):
+        if not self._logged(self.at.step, steps):
             return
+        self.at.split = self.clock.split() or self.at.split
         if not self.ranks.main:
             return
         numbers = {name: float(value) for name, value in values.items()}
         shown.update(self.at.total, {name: value for name, value in numbers.items() if "/" not in name})
         self._track(numbers)
         self.log.append(self.at.total, numbers)
+
+    def _logged(self, step: int, steps: int) -> bool:
+        return (self.at.total + step - self.at.step) % LOG_EVERY == 0 or step in (1, steps)
 
     def _track(self, numbers: Mapping[str, float]) -> None:
         with disk_errors(Path(self.accelerator.logging_dir or "logs")):

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from . import recipe
-from .adapter import Evaluation
+from . import panels, recipe
+from .adapter import Adapter, Evaluation
 from .checkpoint import read_json
 from .errors import RunError, UserError
 from .recipe import Loaded
@@ -25,22 +26,37 @@ def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
     return recipe.load(str(folder / RECIPE)), read_json(folder / STATE)
 
 
+def show_again(folder: Path) -> None:
+    """The panels of a run's page anew, from its models and data."""
+    models, adapter, streams = _models(folder, "cpu")
+    with torch.no_grad(), streams.forked("evaluate"):
+        panels.write(folder, adapter.show(models, folder))
+
+
 def evaluate_again(folder: Path, split: str, device: str) -> dict[str, Any]:
     """Metrics of every role that a run left, on `split`."""
+    models, adapter, streams = _models(folder, device)
+    found: dict[str, Any] = {}
+    for role, model in models.items():
+        with torch.no_grad(), streams.forked("evaluate"):
+            evaluation: Evaluation = adapter.evaluate(role, model, split)
+        found[role] = evaluation.metrics
+    return found
+
+
+def _models(folder: Path, device: str) -> tuple[dict[str, nn.Module], Adapter, Streams]:
+    """Every role that a run left, in eval mode."""
     loaded, state = saved_run(folder)
     torch.set_num_threads(loaded.recipe.threads)
     accelerator, streams = make_accelerator(device, "fp32"), Streams(loaded.recipe.seed)
     adapter = make_adapter(loaded, streams)
-    found: dict[str, Any] = {}
+    models = {}
     for role in state["roles"]:
         path = state["roles"][role].get("path", folder / role)
-        model = adapter.load(role, Path(path)).to(accelerator.device).eval()
-        with torch.no_grad(), streams.forked("evaluate"):
-            evaluation: Evaluation = adapter.evaluate(role, model, split)
-        found[role] = evaluation.metrics
-    if not found:
+        models[role] = adapter.load(role, Path(path)).to(accelerator.device).eval()
+    if not models:
         raise RunError(f"{folder}: no role is finished yet: --resume the run first")
-    return found
+    return models, adapter, streams
 
 
 def export_again(folder: Path) -> dict[str, Any]:

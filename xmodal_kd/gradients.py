@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
 
 from .objective import LossOut, Part, safe
+from .optim import parameters
 from .ranks import Ranks
 
 
@@ -26,7 +30,7 @@ class Turn:
         self.parameters, self.micros, self.ranks, self.scale = parameters, micros, ranks, scale
         self.sums: dict[str, Part] = {}
         self.kept: dict[str, list[Tensor | None]] = {}
-        self.counts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.counts: dict[str, tuple[Tensor, Tensor | float]] = {}
         # dropped here and not after the last step: the backward pass that follows takes the same memory again, where a
         # large model otherwise pays 17 % of its step for new pages
         for parameter in parameters:
@@ -35,15 +39,15 @@ class Turn:
     def add(self, out: LossOut) -> None:
         if self.micros == 1:
             self.counts = self._over_ranks(out.parts)
-            terms = [_weighted(part) / safe(self.counts[name][1]) for name, part in out.parts.items() if part.weight]
-            self.scale(torch.stack(terms).sum()).backward()
+            terms = [_share(part, self.counts[name][1]) for name, part in out.parts.items() if part.weight]
+            self.scale(sum(terms[1:], terms[0])).backward()
             return
         units: dict[str, list[Tensor]] = {}
         for name, part in out.parts.items():
             if part.weight:
                 units.setdefault(part.unit, []).append(_weighted(part))
             before = self.sums.get(name)
-            total, count = part.total.detach(), part.count.detach()
+            total, count = part.total.detach(), _fixed(part.count)
             if before is not None:
                 total, count = total + before.total, count + before.count
             self.sums[name] = replace(part, total=total, count=count)
@@ -62,20 +66,32 @@ class Turn:
         self.ranks.sum_gradients(self.parameters)
         return {name: total / safe(count) for name, (total, count) in self.counts.items()}
 
-    def _over_ranks(self, parts: Mapping[str, Part]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _over_ranks(self, parts: Mapping[str, Part]) -> dict[str, tuple[Tensor, Tensor | float]]:
         """Totals and counts, in one exchange."""
         if self.ranks.world == 1:
             return {name: (part.total.detach(), part.count) for name, part in parts.items()}
-        both = torch.stack([torch.stack([p.total.detach().float(), p.count.float()]) for p in parts.values()])
+        both = torch.stack([
+            torch.stack([p.total.detach().float(), torch.as_tensor(p.count, device=p.total.device).float()])
+            for p in parts.values()
+        ])  # fmt: skip
         both = self.ranks.sum(both)
         return {name: (both[i, 0], both[i, 1]) for i, name in enumerate(parts)}
 
-    def _combine(self, counts: Mapping[str, Tensor]) -> None:
+    def _combine(self, counts: Mapping[str, Tensor | float]) -> None:
         for i, parameter in enumerate(self.parameters):
             parameter.grad = None
             for unit, grads in self.kept.items():
                 if (grad := grads[i]) is not None:
-                    parameter.grad = _plus(parameter.grad, grad / safe(counts[unit]).to(grad.dtype))
+                    parameter.grad = _plus(parameter.grad, (grad / safe(counts[unit])).to(grad.dtype))
+
+
+def _share(part: Part, count: Tensor | float) -> Tensor:
+    """What a part of a whole batch adds to its loss: one operation where its count is a number."""
+    return _weighted(part) / safe(count) if isinstance(count, Tensor) else part.total * (part.weight / safe(count))
+
+
+def _fixed(count: Tensor | float) -> Tensor | float:
+    return count.detach() if isinstance(count, Tensor) else count
 
 
 def _weighted(part: Part) -> Tensor:
@@ -86,3 +102,26 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
+
+
+def stepped(optimizer: Optimizer, scaler: GradScaler | None, clip: float | None, watched: bool) -> float | None:
+    """Clip the gradients of `optimizer` to the norm `clip` and step it, unless the norm is not finite.
+
+    Returns:
+        their norm before; None where nothing is clipped and it was not asked for (`watched`), for it takes time.
+    """
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm: float | None = None
+    if clip is not None or watched:
+        learning = parameters(optimizer)
+        total = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+        norm = float(total)
+        if clip is not None and norm > clip:
+            nn.utils.clip_grads_with_norm_(learning, clip, total)
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+    elif norm is None or math.isfinite(norm):
+        optimizer.step()
+    return norm

@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 from .adapter import Adapter, Batch, Strict, is_teacher
 from .clock import Clock
 from .errors import UserError
-from .objective import LossOut, Objective, Taught
+from .objective import LossOut, Objective
 from .optim import build_optimizer, scaling
 from .ranks import Ranks
 from .recipe import Train
 from .registry import Registry
-from .signals import Signals
+from .signals import Signals, Taught
 from .stand import standing
 from .streams import Key, Streams
 from .teacher_cache.entries import CACHED, Kept, restored
@@ -209,7 +209,11 @@ class Distil:
             of: "student" or "teacher", where that is not so.
         """
         side = of or ("student" if role in self.learners else "teacher")
-        said = self.adapter.signals(role, roles[role], batch, self.objective.features(side))
+        return self.heard(role, roles, batch, self.objective.features(side))
+
+    def heard(self, role: str, roles: Roles, batch: Batch, features: Sequence[str]) -> Signals:
+        """What a role says of a batch, these features included."""
+        said = self.adapter.signals(role, roles[role], batch, features)
         said.model, said.labelled = roles[role], batch.get("labelled")
         return said
 

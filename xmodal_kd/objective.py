@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -19,16 +20,12 @@ from .balance import Balance, GradNorm, Uncertainty, make
 from .errors import UserError, nearest
 from .inputs import Given, collect, compared, gather, named, rows_in, taught
 from .losses import LOSSES, LossSpec
-from .losses.base import full_precision
+from .losses.base import full_precision, without_autocast
 from .ranks import Ranks
 from .recipe import Term
 from .resample import WAYS, Way, choose, pair
-from .signals import OUTPUTS, Signal, Signals
+from .signals import OUTPUTS, Signal, Signals, Taught
 from .streams import Streams
-
-UNBUILT = "learns weights: call build() before the first step"
-#: What teaches on a batch: one role's signals, several roles' by name, or nothing.
-Taught = Signals | Mapping[str, Signals] | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Part:
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor | float
     weight: float
     unit: str
 
@@ -57,7 +54,7 @@ class LossOut:
     @classmethod
     def mean(cls, name: str, values: Tensor, weight: float = 1.0) -> LossOut:
         """A single part from one value a sample: what a method with a loss of its own returns."""
-        return cls({name: Part(values.sum(), values.new_tensor(float(values.numel())), weight, name)})
+        return cls({name: Part(values.sum(), float(values.numel()), weight, name)})
 
     def value(self) -> Tensor:
         """The loss of this batch alone, for a loop of your own on one process."""
@@ -74,9 +71,9 @@ class LossOut:
         return LossOut({**self.parts, **other.parts})
 
 
-def safe(count: Tensor) -> Tensor:
+def safe(count: Tensor | float) -> Tensor | float:
     """A count to divide by, above 0 where nothing was counted: the total is 0 then, and so is the mean."""
-    return count.clamp(min=1e-6)
+    return count.clamp(min=1e-6) if isinstance(count, Tensor) else max(count, 1e-6)
 
 
 def spec_of(term: Term) -> LossSpec:
@@ -160,7 +157,7 @@ class _Compiled(nn.Module):
         ]
         return out | ({"resample": resampled} if resampled else {})
 
-    @property
+    @cached_property
     def unit(self) -> str:
         """Terms of equal unit count the same rows: same signals, same masks."""
         if self.spec.reduction == "items" or self.term.weights is not None:
@@ -317,16 +314,16 @@ class Objective(nn.Module):
         Of several teachers, given by name, each term with a teacher has a part for each; together they have its weight.
         """
         if self.asked.name != "fixed" and (self.balance is None or isinstance(teacher, Mapping)):
-            reason = "knows one teacher: leave it out" if self.balance else UNBUILT
+            reason = "knows one teacher: leave it out" if self.balance else "learns weights: call build() first"
             raise UserError(f"balance {self.asked.name} {reason}")
         parts = {}
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
             if weight <= 0:
                 continue
-            several = teacher if isinstance(teacher, Mapping) and term.spec.needs_teacher else {"": teacher}
+            alone = None if isinstance(teacher, Mapping) else teacher
+            several = teacher if isinstance(teacher, Mapping) and term.spec.needs_teacher else {"": alone}
             for who, one in several.items():
-                assert not isinstance(one, Mapping)
                 total, count, unit = self._term(term, student, one, ranks or Ranks(), step / self.steps)
                 name, unit = (f"{term.name}/{who}", f"{unit} of {who}") if who else (term.name, unit)
                 parts[name] = Part(total, count, weight / len(several), unit)
@@ -348,12 +345,12 @@ class Objective(nn.Module):
 
     def _term(
         self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks, progress: float
-    ) -> tuple[Tensor, Tensor, str]:
+    ) -> tuple[Tensor, Tensor | float, str]:
         """Total, count and what was counted: a loss that leaves out some of its rows counts as no other does."""
         projected = term.projector is not None
         given = collect(term.name, term.term, term.spec, student, teacher, progress, projected, term.ways)
         some = given["student"][0] if term.spec.many else given["student"]
-        with torch.autocast(some.device.type, enabled=False):
+        with without_autocast(some.device.type):
             if term.projector is not None:
                 given["student"] = term.projector(given["student"])
             if term.spec.reduction == "batch":
@@ -369,9 +366,9 @@ class Objective(nn.Module):
         if "weights" in given:
             weights = given["weights"].to(out.dtype)
             return (weights * out).sum(), weights.sum(), term.unit
-        return out.sum(), out.new_tensor(float(out.numel())), term.unit
+        return out.sum(), float(out.numel()), term.unit
 
-    def _batch(self, term: _Compiled, given: Given, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    def _batch(self, term: _Compiled, given: Given, ranks: Ranks) -> tuple[Tensor, float]:
         """A loss over all ranks' rows: every rank computes the same value and keeps its own rows' gradient.
 
         Each reports 1/world of the value with the whole gradient, so that the sum over ranks is right for both.
@@ -380,11 +377,11 @@ class Objective(nn.Module):
         if rows_in(gathered) < 2:  # no relation to learn from: nothing to add, the graph stays intact
             rows = gathered["student"]
             total = torch.stack([x.sum() for x in (rows if isinstance(rows, list) else [rows])]).sum()
-            return total * 0.0, total.new_zeros((), dtype=torch.float32)
+            return total * 0.0, 0.0
         value = self._call(term, gathered, share=1 / ranks.world)
         if ranks.world > 1:
             value = value / ranks.world + (value - value.detach()) * (1 - 1 / ranks.world)
-        return value, value.new_tensor(1 / ranks.world)
+        return value, 1 / ranks.world
 
     def _call(self, term: _Compiled, given: Given, share: float = 1.0) -> Any:
         """The loss's values. A module's parameters get `share` of the gradient: that of one rank of several."""

@@ -21,7 +21,7 @@ from .reading import Path_
 from .recipe import Loaded, Recipe, Teacher, Term, Train
 from .scarce import Scarce, chosen
 from .schemes import SCHEMES, Scheme
-from .signals import OUTPUTS
+from .signals import OUTPUTS, of_teacher
 from .streams import Streams
 
 #: The student, and what must be as small as it.
@@ -42,6 +42,7 @@ def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
         UserError: the recipe's scheme, method or compression lacks what it needs, or no term trains a teacher.
     """
     recipe = loaded.recipe
+    twin = twin_of(recipe, adapter)
     found = [_teacher(recipe, role, spec) for role, spec in recipe.taught_by().items()]
     student = _student(loaded, tuple(lesson.role for lesson in found))
     control, alone = control_spec(recipe), without_teacher(recipe.objective)
@@ -49,7 +50,7 @@ def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
         untaught = replace(student, method=Distil, settings=None, teachers=())
         found.append(replace(untaught, role="control", terms=_terms(recipe, alone)))
     found += _planned(loaded, student)
-    if isinstance(twin := self_training_spec(recipe, _is_scarce(adapter, recipe)), ControlSpec):
+    if isinstance(twin, ControlSpec):
         taught = replace(student, method=Distil, settings=None, teachers=("control",))
         found.append(replace(taught, role="self_training", terms=_terms(recipe, twin)))
     return [_compressed(loaded, lesson) for lesson in found]
@@ -232,12 +233,13 @@ def find_all(role: str, model: nn.Module, objective: Objective, side: str | None
     """
     side = side or ("teacher" if is_teacher(role) else "student")
     for term in objective:
-        if side == "teacher" and term.term.head is not None:
+        if side == "teacher" and term.term.head is not None and not role.startswith("teacher-"):
             _find(role, model, term.term.head)
         if side == "teacher" and not term.spec.needs_teacher:
             continue
         for feature in set(term.term.signals(side)) - OUTPUTS:
-            found = _find(role, model, split(feature)[0])
+            path = feature if side == "student" else of_teacher(role, feature)
+            found = _find(role, model, split(path)[0]) if path is not None else []
             if len(found) > 1 and not term.spec.many:
                 raise UserError(
                     f"objective, {role}: {feature!r} names {len(found)} modules ({', '.join(found[:4])}): "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from pydantic import BaseModel
 from torch import nn
 
-from . import flops, report
+from . import cards, flops, panels, report
 from .adapter import Source, UntrainedControl, adapter_class, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
@@ -79,6 +79,8 @@ class Run:
         self.main = self.ranks.main
         self.adapter = make_adapter(loaded, self.streams)
         self.models: dict[str, nn.Module] = {}
+        #: What trained the student, where that is a scheme.
+        self.scheme: Scheme | None = None
         self._look_ahead()
         self.state = self._open()
 
@@ -92,15 +94,14 @@ class Run:
         self.twin = twin_of(self.recipe, self.adapter)
         if self.options.only == "teacher" and self.recipe.teacher is None:
             raise UserError("--only teacher: the recipe has no teacher")
-        objective, seen = Objective(self.recipe.objective), dict[str, nn.Module]()
-        teaching = {role for lesson in self.lessons for role in lesson.teachers}
+        seen: dict[str, nn.Module] = {}
         for lesson in self.lessons:
-            role = lesson.role
+            role, objective = lesson.role, Objective(lesson.terms)
             seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
-            if not is_teacher(role) and lesson.terms == self.recipe.objective:
+            if not is_teacher(role):
                 find_all(role, seen[role], objective)
-            if role in teaching and role != "control":
-                find_all(role, seen[role], objective, "teacher")
+            for teacher in set(lesson.teachers) - {"control"}:
+                find_all(teacher, seen[teacher], objective, "teacher")
             if not lesson.path:
                 training_source(self.adapter, self.recipe, role)
             for kind, params in compressions(self.loaded, role):
@@ -170,6 +171,9 @@ class Run:
         if "overview" not in self.state:
             self.state["overview"] = self._overview()
             write_json(self.out / STATE, self.state)
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            models = {role: self.models[role].eval() for role in self.state["roles"]}
+            panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
             self.loaded,
             self.state,
@@ -180,8 +184,16 @@ class Run:
             self.out,
             self.twin,
         )
-        report.write(self.out, content)
+        self._card("student", content)
+        report.write(self.out, content)  # last: whoever finds the page finds all
         return content
+
+    def _card(self, role: str, content: Mapping[str, Any]) -> None:
+        """What people read of a saved model; the student's says what its teachers' say of licences."""
+        entries, folder = self.state["roles"], self.out / role
+        teachers = [Path(entry.get("path", self.out / name)) for name, entry in entries.items() if is_teacher(name)]
+        about = self.adapter.about(role, self.models[role], folder)
+        cards.write(folder, role, about, content, resolved(self.loaded)["data"], teachers)
 
     # ---------------------------------------------------------------- one role
 
@@ -205,7 +217,10 @@ class Run:
             entry |= self._score(role)
             if role == "student":
                 entry["export"] = self._export(folder)
+                entry["curve"] = entry["export"].pop("curve", [])
             self.state["roles"][role] = entry
+            if is_teacher(role) and lesson.path is None:
+                self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
             write_json(self.out / STATE, self.state)
         self.accelerator.wait_for_everyone()
 
@@ -214,6 +229,8 @@ class Run:
         for kind, params in compressions(self.loaded):
             plain = kind.plain(params, plain)
         found = dict(self.adapter.export(plain, folder))
+        if self.scheme is not None:
+            found |= self.scheme.export(self.models["student"], self.adapter, folder)
         for kind, params in compressions(self.loaded):
             found |= kind.export(params, self.adapter, self.models["student"], folder)
         return found
@@ -268,6 +285,7 @@ class Run:
         """What a scheme has to say of its training."""
         if not isinstance(method, Scheme):
             return {}
+        self.scheme = method
         for model in models.values():
             model.eval()
         with torch.no_grad(), self.streams.forked("facts"):

@@ -7,8 +7,9 @@ library of losses serves all modalities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,8 @@ from .errors import UserError, nearest
 Kind = Literal["sample", "frame", "pixel", "point", "region", "token"]
 #: What a role answers, by the name of its signal: class scores, or the values of a regression. All else is a feature.
 OUTPUTS = frozenset({"logits", "prediction"})
+#: Of each of several teachers: how much it counts in a row.
+WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,8 @@ class Layout:
 
     @classmethod
     def dense(cls, kind: Kind, items: int, grid: tuple[int, ...], device: torch.device | str = "cpu") -> Layout:
-        """Every cell of every item's grid is valid."""
-        item = torch.arange(items, device=device).repeat_interleave(prod(grid))
-        return cls(kind, torch.ones_like(item, dtype=torch.bool), item, items, grid, full=True)
+        """Every cell of every item's grid is valid. Equal ones are the same object, as shapes of batches recur."""
+        return _dense(kind, items, grid, str(device))
 
     @classmethod
     def padded(cls, kind: Kind, lengths: Tensor, steps: int) -> Layout:
@@ -92,6 +94,13 @@ class Layout:
             and self.items == other.items
             and (self.item is other.item or torch.equal(self.item, other.item))
         )
+
+
+@lru_cache(maxsize=8)
+def _dense(kind: Kind, items: int, grid: tuple[int, ...], device: str) -> Layout:
+    item = torch.arange(items, device=device)
+    item = item.repeat_interleave(prod(grid)) if grid else item
+    return Layout(kind, torch.ones_like(item, dtype=torch.bool), item, items, grid, full=True)
 
 
 class Signal(NamedTuple):
@@ -180,3 +189,26 @@ class Signals:
         for tag, view in self._views.items():
             out.add_view(tag, view.detach())
         return out
+
+
+#: What teaches on a batch: one role's signals, several roles' by name, or nothing.
+Taught = Signals | Mapping[str, Signals] | None
+
+
+# ---------------------------------------------------------------- signals of one of several teachers
+
+
+def teacher_name(role: str) -> str:
+    """By which terms know a role that teaches beside others: ``camera`` for ``teacher-camera``, else the role."""
+    return role.removeprefix("teacher-")
+
+
+def of_teacher(role: str, signal: str) -> str | None:
+    """The module of a teacher that a term's signal means, None where it means another teacher's or no module.
+
+    A path alone is the first teacher's; ``camera/encoder.out`` that of the teacher called so.
+    """
+    whose, slash, rest = signal.partition("/")
+    if slash:
+        return rest if whose == teacher_name(role) and rest not in (*OUTPUTS, WEIGHT) else None
+    return None if signal in OUTPUTS or role.startswith("teacher-") else signal

@@ -17,11 +17,15 @@ from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score, is_te
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.checkpoint import digest, read_json
 from xmodal_kd.errors import RunError, UserError
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
+from xmodal_kd.stats import t_interval
 from xmodal_kd.streams import Streams
 
 from . import consistency, progressive  # noqa: F401 - they register their methods
+from .card import about
 from .classifier import Classifier, train_classifier
 from .config import FEWEST, SPLITS, DiffusionData
 from .data import DiffusionSource, Images, load_split
@@ -35,6 +39,7 @@ from .overview import overview
 from .pipeline import SAMPLER, load_denoiser, save_pipeline
 from .process import Process
 from .reload import reload_gates
+from .show import show
 from .solvers import SOLVERS, most_steps
 
 
@@ -150,6 +155,9 @@ class DiffusionAdapter(Adapter):
             _add(out, name, only_call(name, calls))
         return out
 
+    def views_differ(self) -> str | None:
+        return "each has a noise and a time of its own, which decide what is predicted: choose ema_teacher"
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """A sample at the role's own budget, from the batch's noise."""
         return cast(Denoiser, model).sample(batch["noise"], batch.get("labels"))
@@ -186,6 +194,9 @@ class DiffusionAdapter(Adapter):
         how = model.sampling
         metrics |= {"nfe": how.nfe, "solver": how.solver, "steps": how.steps}
         metrics["seconds_per_image"] = seconds / draws / self.config.samples
+        _, low, high = t_interval([m[self.metric[0]] for m in found])
+        if low is not None:
+            metrics |= {f"{self.metric[0]}_interval": [low, high], f"{self.metric[0]}_interval_over": "draws of noise"}
         scores = [Score(f"draw-{draw}", split, m[self.metric[0]], 1.0) for draw, m in enumerate(found)]
         return Evaluation(metrics, scores)
 
@@ -230,6 +241,9 @@ class DiffusionAdapter(Adapter):
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, {role: cast(Denoiser, model) for role, model in models.items()}, folder)
 
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, {role: cast(Denoiser, model) for role, model in models.items()}, folder)
+
     # ---------------------------------------------------------------- files
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
@@ -250,6 +264,9 @@ class DiffusionAdapter(Adapter):
         if self.config.license is not None:
             known["license"] = self.config.license
         save_pipeline(model, folder, {**facts, **known})
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(read_json(folder / SAMPLER))
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""

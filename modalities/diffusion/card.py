@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from xmodal_kd.saved import About
+
 #: Facts with a line of their own, in this order.
 MADE = ("role", "teacher", "data", "seed", "parameters", "measured_with")
 SOLVERS = {
@@ -34,11 +36,21 @@ def card(about: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front(about: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def about(about: Mapping[str, Any]) -> About:
+    """The parts of the card that hang on the sampler alone; the run adds metrics and licences."""
+    use = f"{_snippet(about)}\n\nOr `xmodal-kd sample path/to/this/folder --steps {about['steps']} -n 64`."
+    return About("Few-step diffusion sampler" if about["facts"].get("role") != "teacher" else "Diffusion sampler",
+                 _what(about), use, _kind(about))  # fmt: skip
+
+
+def _kind(about: Mapping[str, Any]) -> dict[str, Any]:
     kind = "class-conditional-image-generation" if about["classes"] else "unconditional-image-generation"
     front: dict[str, Any] = {"library_name": "diffusers", "tags": ["diffusion", "distillation", "few-step", kind]}
-    if not about["classes"]:
-        front["pipeline_tag"] = kind
+    return front if about["classes"] else {**front, "pipeline_tag": kind}
+
+
+def _front(about: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    front = _kind(about)
     if "license" in facts:
         front["license"] = facts["license"]
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"

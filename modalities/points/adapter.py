@@ -16,21 +16,27 @@ from torch.nn import functional as F
 from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
+from xmodal_kd.label_sets import brought, columns
 from xmodal_kd.memory import Cache
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+from .about import about
+from .augment import MOVES
 from .config import PointsData, View
 from .data import PointsSource
 from .export import export
-from .folder import check_classes, load_model, save_model
+from .folder import check_classes, load_card, load_model, save_model
 from .frame import CLASSES
 from .frames import Recorded
-from .metrics import Tally, miou
+from .metrics import Tally, miou, miou_interval
 from .models import MODELS
 from .overview import overview
 from .projection import Trap, projected, warned
+from .show import show
 from .simulator.sensors import SENSORS
 from .views import CHANNELS, KINDS, see
 
@@ -100,29 +106,31 @@ class PointsAdapter(Adapter):
     # ---------------------------------------------------------------- models
 
     def view(self, role: str) -> View:
-        return self.config.teacher if is_teacher(role) else self.config.student
+        return self.config.view(role)
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         kind, sees = MODELS[model], self.view(role).sees
         if kind.view != sees:
-            raise UserError(f"{role}: model {model!r} sees {kind.view}, data.{_side(role)}.sees says {sees}")
+            raise UserError(f"{role}: model {model!r} sees {kind.view}, {_key(role)}.sees says {sees}")
         config = kind.Config.model_validate(params)
-        built = kind(config, channels=CHANNELS[sees], classes=len(CLASSES))
+        classes = self.view(role).classes or CLASSES
+        built = kind(config, channels=CHANNELS[sees], classes=len(classes))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
-        return built
+        return answering(built, classes)
 
     def load(self, role: str, folder: Path) -> nn.Module:
         model, card = load_model(folder)
-        check_classes(folder, card)
+        classes = self.view(role).classes or CLASSES
+        check_classes(folder, card, classes)
         asked, trained = _essence(self.view(role), self.config.sensor), _essence(card.view, card.sensor)
         for key in asked:
             if asked[key] != trained.get(key):
                 raise UserError(
-                    f"{folder}: this {role} was trained with {key} {trained.get(key)}, data.{_side(role)}.{key} says "
+                    f"{folder}: this {role} was trained with {key} {trained.get(key)}, {_key(role)}.{key} says "
                     f"{asked[key]}: make them agree"
                 )
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
-        return model
+        return answering(model, classes)
 
     def class_names(self, role: str) -> Sequence[str]:
         return CLASSES
@@ -131,8 +139,8 @@ class PointsAdapter(Adapter):
         view = self.view(role)
         card: Mapping[str, Any] = model.card  # type: ignore[assignment]
         save_model(folder, model, {
-            **card, "channels": CHANNELS[view.sees], "classes": CLASSES, "view": view, "image": self.config.image,
-            "sensor": self.config.sensor, "role": role,
+            **card, "channels": CHANNELS[view.sees], "classes": view.classes or CLASSES, "view": view,
+            "image": self.config.image, "sensor": self.config.sensor, "role": role,
         })  # fmt: skip
 
     # ---------------------------------------------------------------- signals
@@ -144,13 +152,13 @@ class PointsAdapter(Adapter):
         ``supervoxels`` (regions; below 0 none).
         """
         if is_teacher(role) and not model.training:
-            return self._teaches(model, batch, features)
-        side = batch["teacher" if is_teacher(role) else "student"]
+            return self._teaches(role, model, batch, features)
+        side = _side(role, batch)
         layout, labels = _layout(side), side["labels"]
         out = Signals(batch["ids"])
         for name, rows in self._rows(model, side, features).items():
             out.add(name, rows, layout)
-        known = _layout(side, labels >= 0)
+        known = _layout(side, self._known(role, labels))
         out.add("labels", labels, known)
         out.add("class_weight", self._weights(labels.device)[labels.clamp(min=0)], known)
         for name in ("voxels", "supervoxels"):
@@ -158,20 +166,30 @@ class PointsAdapter(Adapter):
                 out.add(name, side[name], layout)
         return out
 
-    def _teaches(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> Signals:
-        """The teacher's rows, brought to the student's."""
-        match, own = batch["match"], batch["student"]
+    def _known(self, role: str, labels: Tensor) -> Tensor:
+        """Which rows have a label that `role` may learn: a teacher of some classes sees no others."""
+        classes = self.view(role).classes
+        if classes is None:
+            return labels >= 0
+        return torch.isin(labels, torch.tensor([CLASSES.index(name) for name in classes], device=labels.device))
+
+    def _teaches(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str]) -> Signals:
+        """A teacher's rows, brought to the student's."""
+        side, own = _side(role, batch), batch["student"]
+        match = side.get("match", batch["match"])
         out = Signals(batch["ids"])
         layout = _layout(own, match.reached)
-        for name, rows in self._frozen_rows(model, batch, features).items():
+        for name, rows in self._frozen_rows(model, side, batch, features).items():
             out.add(name, match.gather(rows)[0], layout)
         answers = out.rows("logits").argmax(dim=-1)
         out.add("class_weight", self._weights(answers.device)[answers], layout)
         return out.add("labels", own["labels"], _layout(own, own["labels"] >= 0))
 
-    def _frozen_rows(self, model: nn.Module, batch: Batch, features: Sequence[str]) -> dict[str, Tensor]:
+    def _frozen_rows(
+        self, model: nn.Module, side: Mapping[str, Any], batch: Batch, features: Sequence[str]
+    ) -> dict[str, Tensor]:
         """A frozen teacher's own rows: remembered for the training frames, where it sees them as they are."""
-        side, ids = batch["teacher"], batch["ids"].tolist()
+        ids = batch["ids"].tolist()
         if not batch["repeats"] or side["inputs"].ndim != 4:
             return self._rows(model, side, features)
         weights = sum(p._version for p in model.parameters())  # an average's change in place
@@ -201,9 +219,15 @@ class PointsAdapter(Adapter):
             self._class_weight = torch.from_numpy(np.where(count > 0, weight, 1.0)).float()
         return self._class_weight.to(device)
 
+    def views_differ(self) -> str | None:
+        view, augment = self.config.student, self.config.augment
+        moved = [name for name in MOVES[view.sees] if getattr(augment, name)]
+        found = [f"data.augment.{name}" for name in moved] + ["data.student.points"] * (view.sees == "points")
+        return f"{found[0]} moves rows: leave it out" if found else None
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """The forward pass: the views that it needs are there."""
-        return _forward(model, batch["teacher" if is_teacher(role) else "student"])
+        return _forward(model, _side(role, batch))
 
     # ---------------------------------------------------------------- evaluation and export
 
@@ -216,7 +240,7 @@ class PointsAdapter(Adapter):
 
     def measure(self, role: str, model: nn.Module, source: PointsSource) -> Evaluation:
         device = next(model.parameters()).device
-        shared, own, scores = Tally(CLASSES), Tally(CLASSES), []
+        shared, own, scores, matrices = Tally(CLASSES), Tally(CLASSES), [], []
         for batch in batches(source, device):
             said = self.signals(role, model, batch)
             rows, layout = said["logits"]
@@ -231,11 +255,20 @@ class PointsAdapter(Adapter):
                 matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
                 own.add(answer[here], confidence[here], labels[here], distance[here])
                 scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
+                matrices.append(matrix)
         metrics = shared.metrics() | ({} if is_teacher(role) else {"miou_own": own.metrics()["miou"]})
+        if interval := miou_interval([matrix for matrix in matrices if matrix.any()]):
+            metrics |= {"miou_interval": interval, "miou_interval_over": "frames"}
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
         return overview(self, models, folder)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(load_card(folder))
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX beside the weights, for the models that ONNX can express."""
@@ -295,8 +328,24 @@ def _essence(view: View, sensor: str) -> dict[str, Any]:
     return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns
 
 
-def _side(role: str) -> str:
-    return "teacher" if is_teacher(role) else "student"
+def _side(role: str, batch: Batch) -> Mapping[str, Any]:
+    """What of a batch a role sees."""
+    found: Mapping[str, Any] = batch["others"].get(role) or batch["teacher" if is_teacher(role) else "student"]
+    return found
+
+
+def _key(role: str) -> str:
+    """Where the recipe says what a role sees."""
+    return f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
+
+
+def answering(model: nn.Module, classes: Sequence[str]) -> nn.Module:
+    """`model`, whose outputs mean `classes`, answering in scores of all classes: -inf of what it does not know."""
+    if tuple(classes) == CLASSES:
+        return model
+    wanted = columns(CLASSES, classes, "the teacher")
+    model.register_forward_hook(lambda module, inputs, scores: brought(scores, wanted, dim=1))
+    return model
 
 
 def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tensor:

@@ -67,6 +67,10 @@ READ = {
 }
 
 
+#: Those of them after which row i is no longer what it was; what drops a cell of an image leaves the others in place.
+MOVES = {"range": ("rotate", "flip"), "points": ("drop", "shuffle"), "image": ("flip", "crop")}
+
+
 @dataclass(frozen=True)
 class Augmented:
     """A view after augmentation.

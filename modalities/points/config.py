@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from xmodal_kd.adapter import Strict
+from xmodal_kd.adapter import Strict, is_teacher
+from xmodal_kd.errors import nearest
+from xmodal_kd.signals import teacher_name
 
 from .augment import Augment
+from .frame import CLASSES
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"]
 Sees = Literal["range", "image", "points"]
@@ -30,11 +33,17 @@ class View(Strict):
     """Scans that are brought into one frame by their poses, the current one and those before it."""
     points: Count = 4096
     """At most so many points where a set of points is seen, drawn anew at every epoch."""
+    classes: tuple[str, ...] | None = None
+    """Of a teacher that tells only some classes apart: their names, of `frame.CLASSES`; None: all."""
 
     @model_validator(mode="after")
     def _fits(self) -> View:
         if self.sees == "image" and (self.beams is not None or self.sweeps > 1):
             raise ValueError("an image has no beams and no sweeps")
+        if unknown := sorted(set(self.classes or ()) - set(CLASSES)):
+            raise ValueError(f"no class is called {unknown[0]!r}{nearest(unknown[0], CLASSES)}")
+        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError("classes: give at least two, each once")
         return self
 
 
@@ -80,6 +89,8 @@ class PointsData(Strict):
     sources: Source = "simulator"
     path: Path | None = None
     """The folder of recorded frames, in the layout of its data set."""
+    license: str | None = None
+    """Of the frames, which models made from them inherit: stands on their cards, as Hugging Face names it."""
     sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
     """Of the simulator; for recorded frames, whose number of beams and field of view."""
     scenes: Scenes = Scenes()
@@ -93,6 +104,8 @@ class PointsData(Strict):
     real: tuple[Folder, ...] = ()
     """Recorded frames on which all roles are measured at the end, against the teacher and against labelled boxes."""
     teacher: View = View()
+    teachers: dict[str, View] = Field(default_factory=dict)
+    """What further teachers of the recipe see, by their names; one that is not here sees what the teacher sees."""
     student: View = View(beams=16)
     teacher_view: Literal["clean", "augmented"] = "clean"
     """Whether a frozen teacher sees a frame as it is, or with the student's augmentation."""
@@ -105,6 +118,12 @@ class PointsData(Strict):
     supervoxels: Count = 4
     """Of PVKD's, drawn for each scan by difficulty: the signal ``supervoxels``."""
     augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _student_knows_all(self) -> PointsData:
+        if self.student.classes is not None:
+            raise ValueError("student.classes: a student tells all classes apart: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> PointsData:
@@ -136,4 +155,15 @@ class PointsData(Strict):
 
     @property
     def needs_pictures(self) -> bool:
-        return "image" in (self.teacher.sees, self.student.sees)
+        return any(view.sees == "image" for view in self.views)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every side's."""
+        return self.teacher, *self.teachers.values(), self.student
+
+    def view(self, role: str) -> View:
+        """What a role of the run sees."""
+        if not is_teacher(role):
+            return self.student
+        return self.teachers.get(teacher_name(role), self.teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from xmodal_kd.memory import Cache
 from xmodal_kd.streams import Streams
 
 from .config import PointsData, View
+from .correspondence import Correspondence, from_elements
 from .correspondence import collate as collate_matches
-from .correspondence import from_elements
 from .frame import CLASSES, UNLABELLED
 from .frames import Frames, frames_of
 from .regions import VOXELS, cells, supervoxels
@@ -35,10 +35,12 @@ class Moment:
     key: str
     teacher: Seen
     student: Seen
+    others: Mapping[str, Seen]
+    """By further teachers that see something of their own, by role."""
 
     @property
     def nbytes(self) -> int:
-        return self.teacher.nbytes + self.student.nbytes
+        return sum(seen.nbytes for seen in (self.teacher, self.student, *self.others.values()))
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Sample:
 
     Attributes:
         supervoxel: ``(rows,)`` of the student, 0 to K - 1, or -1.
+        others: what further teachers see, by role, where that is not what the teacher sees.
     """
 
     index: int
@@ -54,6 +57,7 @@ class Sample:
     student: Seen
     teacher: Seen
     supervoxel: Int[np.ndarray, " rows"]
+    others: Mapping[str, Seen]
 
 
 class PointsSource:
@@ -97,20 +101,31 @@ class PointsSource:
 
     def _make(self, index: int) -> Moment:
         frames, data = self.frames[index], self.data
-        return Moment(frames[0].key, see(frames, data.teacher, data), see(frames, data.student, data))
+        others = {role: see(frames, view, data) for role, view in self._others.items()}
+        return Moment(frames[0].key, see(frames, data.teacher, data), see(frames, data.student, data), others)
 
     def sample(self, index: int, epoch: int) -> Sample:
         if self.split != "train":
             return self.clean(index)
         moment, at, data = self.moment(index), (self.split, epoch, index), self.data
         student = self._augmented(moment.student, data.student, "student", at)
-        if self.repeats:
-            teacher = self._clean(moment.teacher, data.teacher, index)
-        else:
-            teacher = self._augmented(moment.teacher, data.teacher, "teacher", at)
+        teacher, *others = (
+            self._clean(seen, view, index) if self.repeats else self._augmented(seen, view, side, at)
+            for side, (seen, view) in self._teachers(moment).items()
+        )
         labels = student.labels if index in self.known else np.full_like(student.labels, UNLABELLED)
         drawn = supervoxels(student.xyz, labels, data.supervoxels, self.streams.numpy("supervoxels", *at))
-        return Sample(index, moment.key, student, teacher, drawn)
+        return Sample(index, moment.key, student, teacher, drawn, dict(zip(self._others, others, strict=True)))
+
+    @property
+    def _others(self) -> dict[str, View]:
+        """Further teachers' own views, by role."""
+        return {f"teacher-{name}": view for name, view in self.data.teachers.items()}
+
+    def _teachers(self, moment: Moment) -> dict[str, tuple[Seen, View]]:
+        """What each teacher sees of a moment, the first one's first."""
+        others = {role: (moment.others[role], view) for role, view in self._others.items()}
+        return {"teacher": (moment.teacher, self.data.teacher), **others}
 
     @property
     def repeats(self) -> bool:
@@ -125,11 +140,10 @@ class PointsSource:
     def clean(self, index: int) -> Sample:
         """A frame as it is."""
         moment = self.moment(index)
-        student, teacher = (
-            self._clean(moment.student, self.data.student, index),
-            self._clean(moment.teacher, self.data.teacher, index),
-        )
-        return Sample(index, moment.key, student, teacher, np.full(student.rows, -1))
+        student = self._clean(moment.student, self.data.student, index)
+        teacher, *others = (self._clean(seen, view, index) for seen, view in self._teachers(moment).values())
+        empty = np.full(student.rows, -1)
+        return Sample(index, moment.key, student, teacher, empty, dict(zip(self._others, others, strict=True)))
 
     def _clean(self, seen: Seen, view: View, index: int) -> Seen:
         return thinned(seen, view.points, self.streams.numpy("thin", self.split, index))
@@ -140,15 +154,19 @@ class PointsSource:
         ``ids`` (b,), ``keys``; ``student`` and ``teacher``: what each sees, with ``inputs`` (b, c, h, w) or
         (points, 4), ``lengths`` (b,) rows of each frame, ``labels``, ``valid`` (rows,), and of the student's rows
         ``distance``, ``voxels``, ``supervoxels`` (rows,), ``xyz`` (rows, 3); ``match``: from the teacher's rows to the
-        student's; ``repeats``: whether the teacher sees these frames the same way every time.
+        student's; ``repeats``: whether the teacher sees these frames the same way every time; ``others``: the like of
+        ``teacher`` for each further teacher with a view of its own, by role, with its ``match`` inside.
         """
-        matches = [from_elements(s.teacher.element, s.student.element, s.teacher.rows, s.student.rows) for s in samples]
         return {
+            "others": {
+                role: _side(seen := [s.others[role] for s in samples]) | {"match": _match(seen, samples)}
+                for role in self._others
+            },
             "ids": torch.tensor([s.index for s in samples]),
             "keys": [s.key for s in samples],
             "student": _side([s.student for s in samples]) | self._places(samples),
             "teacher": _side([s.teacher for s in samples]),
-            "match": collate_matches(matches),
+            "match": _match([s.teacher for s in samples], samples),
             "repeats": self.repeats,
         }
 
@@ -174,6 +192,12 @@ class PointsSource:
 
     def describe(self) -> dict[str, Any]:
         return {"split": self.split, "frames": len(self), "labelled": len(self.labelled)} | self.frames.describe()
+
+
+def _match(seen: Sequence[Seen], samples: Sequence[Sample]) -> Correspondence:
+    """From the rows of what a teacher has seen of each sample to the student's."""
+    pairs = zip(seen, samples, strict=True)
+    return collate_matches([from_elements(x.element, s.student.element, x.rows, s.student.rows) for x, s in pairs])
 
 
 def _side(seen: Sequence[Seen]) -> dict[str, Tensor]:

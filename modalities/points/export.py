@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from xmodal_kd import onnx
 from xmodal_kd.clock import latency
 from xmodal_kd.errors import UserError
+from xmodal_kd.saved import WEIGHTS
 
-from .folder import WEIGHTS, Card, load_card
+from .folder import Card, load_card
 from .simulator.sensors import SENSORS
 
 FP32 = "model.onnx"

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
-from xmodal_kd.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
+from xmodal_kd import saved
+from xmodal_kd.checkpoint import load_weights, read_tensors, write_json, write_tensors
 from xmodal_kd.errors import UserError
+from xmodal_kd.saved import CARD, WEIGHTS, explain, read_card
 
 from .config import View
 from .frame import CLASSES
 from .models import MODELS
 
-CARD, WEIGHTS = "card.json", "model.safetensors"
 
+class Card(saved.Card):
+    """What ``card.json`` says: all that a segmenter needs beside its weights."""
 
-class Card(BaseModel):
-    """What ``card.json`` says: all that a segmenter needs beside its weights. Further keys are kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    format: int = Field(1, ge=1, le=1)
     modality: str = Field(pattern="^points$")
-    model: str
-    """Name in `MODELS`."""
-    params: dict[str, Any]
     channels: int = Field(gt=0)
     classes: tuple[str, ...]
     """What each output means, in order."""
@@ -50,15 +44,7 @@ def save_model(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> Path:
 
 def load_card(folder: Path) -> Card:
     """The card of a saved segmenter. Raises `UserError` that names what is missing or wrong."""
-    path = folder / CARD
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: a saved segmenter is a folder with {CARD}")
-    if not path.is_file():
-        raise UserError(f"{folder}: not a saved segmenter: it has no {CARD}")
-    try:
-        return Card.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from error
+    return read_card(folder, Card, "segmenter")
 
 
 def load_model(folder: Path) -> tuple[nn.Module, Card]:
@@ -72,21 +58,15 @@ def load_model(folder: Path) -> tuple[nn.Module, Card]:
     try:
         model = kind(kind.Config.model_validate(card.params), channels=card.channels, classes=len(card.classes))
     except ValidationError as error:
-        raise UserError(f"{folder / CARD}: params.{_first(error)}") from error
+        raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
     load_weights(model, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return model.eval(), card
 
 
-def check_classes(folder: Path, card: Card) -> None:
-    """Raises `UserError` that names the first class in which a saved model differs from what this room labels."""
-    for at, (theirs, ours) in enumerate(zip(card.classes, CLASSES, strict=False)):
+def check_classes(folder: Path, card: Card, wanted: Sequence[str] = CLASSES) -> None:
+    """Raises `UserError` that names the first class in which a saved model differs from what is `wanted` of it."""
+    for at, (theirs, ours) in enumerate(zip(card.classes, wanted, strict=False)):
         if theirs != ours:
             raise UserError(f"{folder}: its class {at} is {theirs!r}, here it is {ours!r}: map its outputs first")
-    if len(card.classes) != len(CLASSES):
-        raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(CLASSES)}")
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint of pydantic as ``key: what is wrong``."""
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if len(card.classes) != len(wanted):
+        raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(wanted)}")

@@ -38,7 +38,7 @@ class Frames(Protocol):
 
 def frames_of(data: PointsData, split: str) -> Frames:
     """The frames of a split of the recipe."""
-    sweeps = max(data.teacher.sweeps, data.student.sweeps)
+    sweeps = max(view.sweeps for view in data.views)
     found: Frames
     if data.sources == "simulator":
         found = Simulated(data, split, sweeps)
@@ -61,7 +61,7 @@ class Simulated:
 
     def __init__(self, data: PointsData, split: str, sweeps: int) -> None:
         self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
-        self.sensor = SENSORS[data.sensor].with_columns(max(data.teacher.columns, data.student.columns))
+        self.sensor = SENSORS[data.sensor].with_columns(max(view.columns for view in data.views))
         self.camera = None
         if data.needs_pictures:
             self.camera = CameraSpec(height=data.image[0], width=data.image[1])

@@ -36,6 +36,19 @@ def miou(matrix: Int[np.ndarray, "c c"]) -> float:
     return float(iou(matrix)[there].mean()) if there.any() else float("nan")
 
 
+def miou_interval(matrices: Sequence[Int[np.ndarray, "c c"]], *, resamples: int = 1000) -> list[float] | None:
+    """95 % percentile bootstrap of `miou` over frames, of the confusion matrix of each; None for fewer than two.
+
+    It says what other frames would have done to this model; nothing of other training seeds.
+    """
+    if len(matrices) < 2:
+        return None
+    n, stacked = len(matrices), np.stack(matrices).astype(np.int64)
+    drawn = np.random.Generator(np.random.Philox(0)).multinomial(n, np.full(n, 1 / n), size=resamples)
+    found = [miou(np.tensordot(weights, stacked, axes=1)) for weights in drawn]
+    return [float(end) for end in np.nanpercentile(found, [2.5, 97.5])]
+
+
 def balanced_agreement(matrix: Int[np.ndarray, "c c"]) -> float:
     """Mean over the reference's classes of the share of their rows that is given the same class; NaN without rows."""
     total = matrix.sum(axis=1)

@@ -63,7 +63,7 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
     total = len(SENSORS[adapter.config.sensor].elevations)
     for share in SHARES if seers else ():
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
-        config = adapter.config.model_copy(update={"teacher": view, "student": view})
+        config = adapter.config.model_copy(update={"teacher": view, "teachers": {}, "student": view})
         source = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)
         for role, model in seers.items():
             console.print(f"beams  {total // share} {role}", highlight=False)

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from xmodal_kd.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.capture import capture, only_call
 from xmodal_kd.errors import UserError
+from xmodal_kd.label_sets import brought, columns
+from xmodal_kd.panels import Panel
 from xmodal_kd.registry import Registry
+from xmodal_kd.saved import About
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
 
+from .about import about
 from .align import fit_frames, pool_features, pool_posteriors
 from .corpora import SpeechData, build_tokens
 from .data import Sample, SpeechSource
@@ -28,6 +32,7 @@ from .folder import load_model, save_model
 from .losses import ctc  # noqa: F401 - registers the loss
 from .models import MODELS, AcousticModel
 from .score import score
+from .show import show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
@@ -55,6 +60,8 @@ class SpeechAdapter(Adapter):
         self.stride = 4
         self._sources: dict[str, SpeechSource] = {}
         self._names: dict[str, Sequence[str]] = {}
+        #: Of a role with a vocabulary of its own, which of its classes each of ours is.
+        self._columns: dict[str, tuple[int, ...]] = {}
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
@@ -81,14 +88,16 @@ class SpeechAdapter(Adapter):
                     f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says {value!r}"
                 )
         symbols = tuple(card.tokens["symbols"])
-        if symbols != self.tokens.symbols:
+        if symbols != self.tokens.symbols and is_teacher(role) and self.config.vocabulary == "by_name":
+            self._columns[role] = columns(self.tokens.symbols, symbols, f"{folder}: its {role}")
+        elif symbols != self.tokens.symbols:
             at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
             where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
                 f"{len(symbols)} classes there, {len(self.tokens)} here"
             )  # fmt: skip
             raise UserError(f"{folder}: its {role} writes another vocabulary than the training texts: {where}")
         model.card = {"model": card.model, "params": card.params}
-        return self._registered(role, model, symbols)
+        return self._registered(role, model, self.tokens.symbols)
 
     def _registered(self, role: str, model: AcousticModel, symbols: Sequence[str]) -> AcousticModel:
         self._names[role] = symbols
@@ -97,7 +106,7 @@ class SpeechAdapter(Adapter):
         return model
 
     def class_names(self, role: str) -> Sequence[str]:
-        """Symbols by class, as `role` was built or saved with; the blank is class 0."""
+        """Symbols by class, as what `role` says is brought to; the blank is class 0."""
         return self._names[role]
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
@@ -118,14 +127,19 @@ class SpeechAdapter(Adapter):
         factor = self._factor(role, model)
         if factor > 1:
             logits, lengths = pool_posteriors(logits, lengths, factor)
+        logits = self._ours(role, fit_frames(logits, lengths, grid))
         layout = Layout.padded("frame", grid, int(grid.max()))
-        out = Signals(batch["ids"]).add("logits", fit_frames(logits, lengths, grid), layout)
+        out = Signals(batch["ids"]).add("logits", logits, layout)
         for name, calls in taken.items():
             rows = rearrange(only_call(name, calls), f"{model.axes(name.partition(':')[0])} -> b t c")  # type: ignore[operator]
             out.add(name, fit_frames(pool_features(rows, batch["lengths"], grid), grid, grid), layout)
         targets = batch["targets"]
         out.add("labels", targets.reshape(-1), Layout.padded("token", batch["target_lengths"], targets.shape[1]))
         return out
+
+    def _ours(self, role: str, logits: Tensor) -> Tensor:
+        """Scores of our symbols, -inf of those that a role does not know."""
+        return brought(logits, self._columns[role]) if role in self._columns else logits
 
     def _factor(self, role: str, model: nn.Module) -> int:
         """How many of a teacher's frames one of the student's covers."""
@@ -141,6 +155,9 @@ class SpeechAdapter(Adapter):
         """The view that it hears, and the stride of the grid that its frames are brought to."""
         return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features
 
+    def views_differ(self) -> str | None:
+        return None if self.config.augment.speed is None else "data.augment.speed changes their frames: leave it out"
+
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """The forward pass on features that are there."""
         return model(batch["clean"], batch["lengths"])
@@ -150,7 +167,12 @@ class SpeechAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Greedy word errors on `split`, and ``rtf``: seconds of computing, features excluded, a second of audio."""
         device = next(model.parameters()).device
-        return self._evaluate(lambda x, n: model(x.to(device), n.to(device)), split)
+
+        def recognise(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            logits, frames = model(features.to(device), lengths.to(device))
+            return self._ours(role, logits), frames
+
+        return self._evaluate(recognise, split)
 
     def _evaluate(self, recognise: Any, split: str) -> Evaluation:
         source = self.data(split)
@@ -172,6 +194,12 @@ class SpeechAdapter(Adapter):
         evaluation = score(references, hypotheses, keys, speakers)
         audio = sum(item.seconds for item in source.items)
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime."""

@@ -45,6 +45,8 @@ class SpeechData(Strict):
     dev_speakers: tuple[str, ...] = ()
     test_speakers: tuple[str, ...] = ()
     tokens: Kind = "words"
+    #: A saved teacher's vocabulary: the student's, or one of its own, which the term `uhc` compares by symbols.
+    vocabulary: Literal["same", "by_name"] = "same"
     features: Features = Features()
     compose: Compose | None = None
     augment: Augment = Augment()
@@ -52,6 +54,8 @@ class SpeechData(Strict):
     teacher_view: Literal["clean", "shared"] = "clean"
     #: Longer training utterances are left out, and reported.
     max_seconds: float = Field(default=30.0, gt=0)
+    #: Of the recordings, which models made from them inherit: stands on their cards, as Hugging Face names it.
+    license: str | None = None
     #: Classes of similar duration that training batches are drawn from: 1 is no bucketing.
     buckets: int = Field(default=10, ge=1)
 

@@ -6,27 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
-from xmodal_kd.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
+from xmodal_kd import saved
+from xmodal_kd.checkpoint import load_weights, read_tensors, write_json, write_tensors
 from xmodal_kd.errors import UserError
+from xmodal_kd.saved import CARD, WEIGHTS, explain, read_card
 
 from .models import MODELS, AcousticModel
 
-CARD, WEIGHTS = "card.json", "model.safetensors"
 
+class Card(saved.Card):
+    """What ``card.json`` says: all that a recogniser needs beside its weights."""
 
-class Card(BaseModel):
-    """What ``card.json`` says: all that a recogniser needs beside its weights. Further keys are kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    format: int = Field(1, ge=1, le=1)
     modality: str = Field(pattern="^speech$")
-    model: str
-    """Name in `MODELS`."""
-    params: dict[str, Any]
     features: dict[str, Any]
     tokens: dict[str, Any]
     sample_rate: int = Field(gt=0)
@@ -64,15 +58,7 @@ def save_model(
 
 def load_card(folder: Path | str) -> Card:
     """The card of a saved recogniser. Raises `UserError` that names what is missing or wrong."""
-    path = Path(folder) / CARD
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder: a saved recogniser is a folder with {CARD}")
-    if not path.is_file():
-        raise UserError(f"{folder}: not a saved recogniser: it has no {CARD}")
-    try:
-        return Card.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error)}") from error
+    return read_card(Path(folder), Card, "recogniser")
 
 
 def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
@@ -96,9 +82,3 @@ def _build(card: Card, path: Path) -> AcousticModel:
         raise UserError(f"{path}: params.{explain(error)}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: features.mels or tokens.symbols is missing or wrong ({error})") from error
-
-
-def explain(error: ValidationError) -> str:
-    """The first complaint of pydantic as ``key: what is wrong``."""
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from xmodal_kd.errors import UserError
+from xmodal_kd.saved import CARD, explain
 
 from .audio import blocks, duration
 from .decode import beam, spikes
 from .export import FP32, INT8, OnnxModel
 from .features import Features, Frontend
-from .folder import CARD, explain, load_card, load_model
+from .folder import load_card, load_model
 from .stream import Model, Stream
 from .tokens import SPACE, Tokens
 

@@ -36,6 +36,7 @@ from .logit_losses import (
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
+from .several_losses import triplet_votes, uhc
 from .structure_losses import cc, darkrank, darkrank_soft, ickd, ifvd, intra_kd, lsp, rcka, skd_pair
 from .target_losses import bounded_reg, ctkd, lelp, mlkd
 from .transformer_losses import distilbert, minilm, minilmv2, mobilebert, pkd, tinybert
@@ -108,6 +109,8 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "srrl": srrl,
     "tfkd_reg": tfkd_reg,
     "tinybert": tinybert,
+    "triplet_votes": triplet_votes,
+    "uhc": uhc,
     "vid": vid,
     "weighted_ce": weighted_ce,
     "wsld": wsld,
@@ -192,6 +195,8 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "srrl": [{}, {"weight": 0.0, "norm": "layer"}, {"pool": False}, {"norm": "none", "weight": 2.0}],
     "tfkd_reg": [{}, {"temperature": 1.0}, {"temperature": 40.0, "correct": 0.9}, {"temperature": 0.2, "correct": 0.5}],
     "tinybert": [{}, {"heads": 2}, {"layers": "last"}, {"layers": "skip"}],
+    "triplet_votes": [{}, {"margin": 0.2}, {"margin": 5.0}],
+    "uhc": [{}, {"temperature": 4.0}, {"temperature": 0.5}],
     "vid": [{}, {"variance": 1.0, "eps": 0.1}],
     "weighted_ce": [{}, {"background": 2, "background_weight": 0.5}, {"background_weight": 1.0}],
     "wsld": [{}, {"temperature": 1.0}, {"temperature": 4.0}],

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
 from math import prod
@@ -204,6 +205,9 @@ def loss(
     return add
 
 
+_NOTHING = nullcontext()
+
+
 def _precise(fn: F) -> F:
     """`fn` in at least float32 whatever its inputs and the autocast: a KL of bf16 rows can come out negative.
 
@@ -215,10 +219,15 @@ def _precise(fn: F) -> F:
     def call(*inputs: Any, **params: Any) -> Any:
         device = next(_tensors(inputs)).device.type
         given = [_detached(x) if name == "teacher" else x for name, x in zip(names, inputs, strict=False)]
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             return fn(*(full_precision(x) for x in given), **params)
 
     return call  # type: ignore[return-value]
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """No autocast inside, which costs nothing where there is none."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 
 
 def _in_chunks(fn: F) -> F:

@@ -37,8 +37,7 @@ def ce(
     Without smoothing, ``-log p_s[y]``. The label's own class has its part of the even share, as in section 7.
     """
     _check(student, labels)
-    log_p = F.log_softmax(student, dim=-1)
-    return -(1 - smoothing) * _at(log_p, labels) - smoothing * log_p.mean(dim=-1)
+    return F.cross_entropy(student, labels, reduction="none", label_smoothing=smoothing)
 
 
 @loss(

@@ -24,9 +24,7 @@ def content(
     twin: ControlSpec | NoControl | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of ``report.json`` of the run in `out`."""
-    recipe = loaded.recipe
-    places = {role: ORDER.get(role, 1 if is_teacher(role) else 4) for role in state["roles"]}
-    roles = {role: state["roles"][role] for role in sorted(places, key=lambda role: places[role])}
+    roles = _ordered(state)
     scores = {name: [Score(**s) for s in entry["scores"]] for name, entry in roles.items()}
     if "teacher" not in roles:
         gap: tuple[float | None, str | None] = (None, "there is no teacher")
@@ -34,29 +32,19 @@ def content(
         gap = (None, spec.reason)
     else:
         gap = gap_closed(scores["teacher"], scores["control"], scores["student"])
-    name, lower = metric
     overview = state["overview"]
     trained = {role: entry["training"] for role, entry in roles.items() if "training" in entry}
     return {
         "schema": 1,
-        "recipe": str(loaded.source),
-        "overrides": dict(loaded.overrides),
-        "modality": recipe.modality,
-        "method": recipe.method.name,
-        "scheme": None if recipe.scheme is None else recipe.scheme.model_dump(mode="json"),
-        "compress": [spec.model_dump(mode="json") for spec in recipe.compress],
+        **begun(loaded, state, metric),
         "compressed": {role: entry["compressed"] for role, entry in roles.items() if "compressed" in entry},
         "taught": {role: entry["scheme"] for role, entry in roles.items() if "scheme" in entry},
-        "seed": recipe.seed,
-        "versions": versions(),
         **machine(accelerator),
-        "metric": {"name": name, "lower_is_better": lower},
-        "roles": {role: {key: entry[key] for key in SHOWN if key in entry} for role, entry in roles.items()},
         "control": _control(spec),
         "self_training": None if twin is None else _control(twin),
         "labels": {role: entry["labels"] for role, entry in roles.items() if "labels" in entry},
         "objective": {role: one for role, entry in roles.items() if any((one := entry.get("objective", {})).values())},
-        "curve": overview["curve"],
+        "curve": [*overview["curve"], *roles["student"].get("curve", [])],
         "facts": overview["facts"],
         "pictures": overview["pictures"],
         "gap_closed": gap[0],
@@ -68,6 +56,29 @@ def content(
         "export": roles["student"].get("export", {}),
         "artifacts": {role: str(out / role) for role in roles if (out / role).exists()},
     }
+
+
+def begun(loaded: Loaded, state: Mapping[str, Any], metric: tuple[str, bool]) -> dict[str, Any]:
+    """What is known of a run before it is finished: what it is, and the roles that were measured so far."""
+    recipe, (name, lower), roles = loaded.recipe, metric, _ordered(state)
+    return {
+        "recipe": str(loaded.source),
+        "overrides": dict(loaded.overrides),
+        "modality": recipe.modality,
+        "method": recipe.method.name,
+        "scheme": None if recipe.scheme is None else recipe.scheme.model_dump(mode="json"),
+        "compress": [spec.model_dump(mode="json") for spec in recipe.compress],
+        "seed": recipe.seed,
+        "versions": versions(),
+        "metric": {"name": name, "lower_is_better": lower},
+        "roles": {role: {key: entry[key] for key in SHOWN if key in entry} for role, entry in roles.items()},
+    }
+
+
+def _ordered(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of each role, the teachers first."""
+    places = {role: ORDER.get(role, 1 if is_teacher(role) else 4) for role in state["roles"]}
+    return {role: state["roles"][role] for role in sorted(places, key=lambda role: places[role])}
 
 
 def _control(spec: ControlSpec | UntrainedControl | NoControl) -> dict[str, Any]:

@@ -11,20 +11,20 @@ def markdown(content: Mapping[str, Any]) -> str:
     name, roles = content["metric"]["name"], content["roles"]
     parts = [
         f"# {content['modality']}: {content['recipe']}",
-        f"Seed {content['seed']}, {content['device']} ({content['device_name']}), {content['threads']} thread(s), "
-        f"{content['processes']} process(es).",
+        f"Seed {content['seed']}, {content['device']} ({content['device_name']}), "
+        f"{counted(content['threads'], 'thread')}, {counted(content['processes'], 'process', 'processes')}.",
         _overrides(content["overrides"]),
         "## Result",
-        _table(
+        table(
             ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample"],
-            [_result_row(role, entry, name) for role, entry in roles.items()],
+            [result_row(role, entry, name) for role, entry in roles.items()],
         ),
-        _gap(content),
+        gap(content),
         _labels(content.get("labels", {})),
         _details(roles, name),
         _by_group(roles, name),
         "## Cost",
-        _table(
+        table(
             ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
@@ -44,27 +44,31 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _number(value: Any) -> str:
+def counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def number(value: Any) -> str:
     if isinstance(value, float) and 0 < abs(value) < 5e-5:
         return f"{value:.1e}"
     return f"{value:.4f}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
-def _result_row(role: str, entry: Mapping[str, Any], name: str) -> list[str]:
+def result_row(role: str, entry: Mapping[str, Any], name: str) -> list[str]:
     metrics = entry["metrics"]
     interval = metrics.get(f"{name}_interval")
     shown = f"{interval[0]:.4f} – {interval[1]:.4f} (over {metrics[f'{name}_interval_over']})" if interval else "–"
     return [
         role,
         f"{entry['parameters']:,}",
-        _number(metrics[name]),
+        number(metrics[name]),
         shown,
-        _number(entry["dev_metrics"][name]),
+        number(entry["dev_metrics"][name]),
         f"{entry['flops_per_sample'] / 1e9:.4f}",
     ]
 
@@ -84,7 +88,9 @@ def _latency(roles: Mapping[str, Any]) -> str:
         return ""
     shown = ", ".join(f"{role} {one['median_ms']:.3g} ({one['p95_ms']:.3g})" for role, one in found.items())
     threads = next(iter(found.values()))["threads"]
-    return f"Latency of the first test sample alone, {threads} thread(s), median ms (95th percentile): {shown}."
+    return (
+        f"Latency of the first test sample alone, {counted(threads, 'thread')}, median ms (95th percentile): {shown}."
+    )
 
 
 def _cache(cache: Mapping[str, Any] | None) -> str:
@@ -143,7 +149,7 @@ def _lead(gain: Mapping[str, Any] | None, reference: str) -> str:
     return f"{said} (95 % interval over the test items {low:+.4f} to {high:+.4f}). "
 
 
-def _gap(content: Mapping[str, Any]) -> str:
+def gap(content: Mapping[str, Any]) -> str:
     lead = _lead(content["gain"], "Control") + _lead(content.get("gain_over_self_training"), "Self-training")
     if content["gap_closed"] is None:
         return f"{lead}Gap closed: not stated, because {content['reason']}."
@@ -175,7 +181,7 @@ def _objective(objective: Mapping[str, Any]) -> str:
             lines.append(f"- {role}, {term['term']}: {'; '.join(made)}")
         if "balance" in one:
             balance = one["balance"]
-            weights = ", ".join(f"{term} {_number(weight)}" for term, weight in balance["weights"].items())
+            weights = ", ".join(f"{term} {number(weight)}" for term, weight in balance["weights"].items())
             at = f", gradients of `{balance['layer']}`" if "layer" in balance else ""
             lines.append(f"- {role}: weights by {balance['name']}{at}, at the last step: {weights}")
     return "## What the objective built\n\n" + "\n".join(lines) if lines else ""
@@ -184,9 +190,13 @@ def _objective(objective: Mapping[str, Any]) -> str:
 def _details(roles: Mapping[str, Any], name: str) -> str:
     """The other plain metrics: what kinds of errors there are."""
     metrics = {role: entry["metrics"] for role, entry in roles.items()}
-    shown = [key for key, value in metrics["student"].items() if isinstance(value, int | float | str) and key != name]
-    rows = [[role, *(_number(found.get(key)) for key in shown)] for role, found in metrics.items()]
-    return _table(["role", *shown], rows) if shown else ""
+    shown = [
+        key
+        for key, value in metrics["student"].items()
+        if isinstance(value, int | float | str) and key not in (name, f"{name}_interval_over")
+    ]
+    rows = [[role, *(number(found.get(key)) for key in shown)] for role, found in metrics.items()]
+    return table(["role", *shown], rows) if shown else ""
 
 
 def _overrides(overrides: Mapping[str, Any]) -> str:
@@ -198,28 +208,27 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
     groups = sorted({group for entry in roles.values() for group in entry["metrics"].get(key, {})})
     if len(groups) < 2:
         return ""
-    rows = [[role, *(_number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
-    return _table(["role", *groups], rows)
+    rows = [[role, *(number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
+    return table(["role", *groups], rows)
 
 
 def _curve(curve: Sequence[Mapping[str, Any]], name: str) -> str:
     """Every role at every budget it was measured at."""
     if not curve:
         return ""
-    budgets = [key for key in curve[0] if key != "metrics"]
-    metrics = [
-        key for key, value in curve[0]["metrics"].items() if isinstance(value, int | float) and key not in budgets
-    ]
+    budgets = [key for key in dict.fromkeys(key for point in curve for key in point) if key != "metrics"]
+    numbers = {k for point in curve for k, value in point["metrics"].items() if isinstance(value, int | float)}
+    metrics = sorted(numbers - set(budgets))
     head = [*budgets, *sorted(metrics, key=lambda key: key != name)]
     rows = [
-        [_number(point.get(k)) if k in budgets else _number(point["metrics"].get(k)) for k in head] for point in curve
+        [number(point.get(k)) if k in budgets else number(point["metrics"].get(k)) for k in head] for point in curve
     ]
-    return "## At every budget\n\n" + _table(head, rows)
+    return "## At every budget\n\n" + table(head, rows)
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    lines = [f"- {key}: {', '.join(f'{k} {_number(v)}' for k, v in value.items())}" if isinstance(value, dict)
-             else f"- {key}: {_number(value)}" for key, value in facts.items()]  # fmt: skip
+    lines = [f"- {key}: {', '.join(f'{k} {number(v)}' for k, v in value.items())}" if isinstance(value, dict)
+             else f"- {key}: {number(value)}" for key, value in facts.items()]  # fmt: skip
     return "## What measured it\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -233,9 +242,9 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     files = {key: {**e, **e.get("metrics", {})} for key, e in export.items() if "bytes" in e}
     keys = (name, "steps", "reload_difference", "milliseconds")
     measured = [key for key in keys if any(key in e for e in files.values())]
-    rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(_number(e.get(k)) for k in measured)] for key, e in files.items()]
-    table = _table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
-    return "\n\n".join(["## Export", table, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
+    rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(number(e.get(k)) for k in measured)] for key, e in files.items()]
+    sizes = table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
+    return "\n\n".join(["## Export", sizes, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
 
 
 def _left_out(data: Mapping[str, Any]) -> str:
@@ -253,4 +262,4 @@ def _examples(roles: Mapping[str, Any]) -> str:
     if not examples or "hypothesis" not in examples[0]:
         return ""
     rows = [[e["key"], e["reference"], e["hypothesis"] or "(nothing)"] for e in examples]
-    return "## Where the student errs most\n\n" + _table(["item", "reference", "student"], rows)
+    return "## Where the student errs most\n\n" + table(["item", "reference", "student"], rows)

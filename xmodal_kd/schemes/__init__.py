@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import chains, online
+from . import chains, ensembles, exits, online, self_distillation, several
 from .base import SCHEMES, Scheme
 
-__all__ = ["SCHEMES", "Scheme", "chains", "online"]
+__all__ = ["SCHEMES", "Scheme", "chains", "ensembles", "exits", "online", "self_distillation", "several"]

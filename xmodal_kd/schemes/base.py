@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from torch import nn
 
 from ..adapter import Adapter, Source
 from ..errors import UserError
@@ -55,6 +58,13 @@ class Scheme(Distil):
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
         """The data of its trainings, made of the student's (pairs of a class, two views of a sample)."""
         return source
+
+    def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
+        """Write what the scheme made beside the student into `folder`; returns what was measured, for the report.
+
+        Rows of the report's curve stand under ``curve``: see `Overview`.
+        """
+        return {}
 
     @classmethod
     def refuse(cls, recipe: Recipe) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter import Batch, Strict
 from ..lessons import Lesson
 from ..method import Roles
-from ..objective import Taught
 from ..recipe import Recipe
-from ..signals import Signals
+from ..signals import Signals, Taught
 from .base import SCHEMES, Scheme
 
 
@@ -35,13 +35,25 @@ class Group(Scheme):
         return [replace(student, method=cls, settings=params, peers=peers)]
 
     def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
-        """How often peers answer another class than the student, of its valid rows."""
-        answers = {}
+        """``disagreement`` of each pair of students: the share of valid rows for which they answer different classes.
+
+        Where the answer is a regression, the root mean square of their difference.
+        """
+        output, answers = self.adapter.output, dict[str, Tensor]()
         for role in self.learners:
-            found = self.says(role, dict(roles), batch)
-            answers[role] = found.rows("logits")[found["logits"].layout.mask].argmax(dim=-1)
-        differ = {peer: (answers[peer] != answers[self.role]).float().mean().item() for peer in self.peers}
-        return {"disagreement": differ}
+            rows, layout = self.says(role, dict(roles), batch)[output]
+            answers[role] = rows[layout.mask]
+        differ = _classes if output == "logits" else _values
+        pairs = combinations(self.learners, 2)
+        return {"disagreement": {f"{a} and {b}": differ(answers[a], answers[b]) for a, b in pairs}}
+
+
+def _classes(one: Tensor, other: Tensor) -> float:
+    return (one.argmax(dim=-1) != other.argmax(dim=-1)).float().mean().item()
+
+
+def _values(one: Tensor, other: Tensor) -> float:
+    return (one - other).float().square().mean().sqrt().item()
 
 
 @SCHEMES.register("dml")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from xmodal_kd import panels
 from xmodal_kd.checkpoint import digest
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
@@ -67,6 +68,17 @@ def test_the_report_has_the_curve_the_control_and_the_pictures(done: Path) -> No
     assert all((done / path).stat().st_size > 1000 for path in report["pictures"].values())
     assert report["gain"]["interval"][0] <= report["gain"]["difference"] <= report["gain"]["interval"][1]
     assert "## At every budget" in (done / "report.md").read_text()
+
+
+def test_the_page_shows_the_samples_of_every_sampler(done: Path) -> None:
+    [panel] = panels.read(done)
+    cells = {row["name"]: set(row["cells"]) for row in panel.content["rows"]}
+    assert panel.content["columns"][0] == "student, ddim"
+    assert {"student, ddim", "teacher, ddim"} <= cells["1 evaluation"] & cells["2 evaluations"]
+    assert "teacher, heun" in cells["4 evaluations"]
+    page = (done / "report.html").read_text()
+    assert page.count("<td><img ") == sum(map(len, cells.values()))
+    assert 'class="picture"' not in page  # the page draws the curve and the samples itself
 
 
 def test_every_stage_is_a_pipeline_of_its_own(done: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from xmodal_kd.errors import UserError
 from xmodal_kd.recipe import Recipe, load
-from xmodal_kd.roles import build, make_adapter
+from xmodal_kd.roles import build, lessons, make_adapter
 from xmodal_kd.streams import Streams
 from xmodal_kd.teacher_cache.content import Contents
 from xmodal_kd.teacher_cache.session import check
@@ -25,8 +25,8 @@ def smoke(*sets: str) -> tuple[Recipe, Any]:
     )
     loaded = load("smoke/speech", [*small, *sets])
     adapter = make_adapter(loaded, Streams(1))
-    for role in ("teacher", "student"):
-        build(adapter, loaded, role, Streams(1))
+    for lesson in (one for one in lessons(loaded, adapter) if one.role in ("teacher", "student")):
+        build(adapter, loaded, lesson, Streams(1))
     return loaded.recipe, adapter
 
 

@@ -1,0 +1,115 @@
+"""Trainings of the toy adapter's schemes, built from recipes as a run builds them; one of the processes of a test."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from xmodal_kd.checkpoint import digest, write_tensors
+from xmodal_kd.engine import Engine
+from xmodal_kd.recipe import Loaded, load
+from xmodal_kd.registry import allowed_imports
+from xmodal_kd.roles import lessons, make_adapter, make_method, models_of, training_source
+from xmodal_kd.setup import make_accelerator
+from xmodal_kd.streams import Streams
+
+Content = dict[str, Any]
+MODEL = {"model": "mlp", "params": {"width": 8}}
+TEACHER = {"model": "mlp", "params": {"width": 24}, "train": {"steps": 4, "batch_size": 8}}
+HINT = {"loss": "hint", "on": "body"}
+
+#: For each scheme what a recipe changes; several recipes of one scheme differ behind a space.
+EXAMPLES: dict[str, Content] = {
+    "assistants": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"assistants": [{"model": "mlp", "params": {"width": 12}}]}},
+    },
+    "born_again": {"scheme": {"params": {"generations": 1}}},
+    "tfkd_self": {},
+    "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
+    "one": {"scheme": {"params": {"on": "body.0", "shared": ["body.0"], "ramp": 0.5}}},
+    "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
+    "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},
+    "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},
+    "cs_kd": {"objective": [HINT]},
+    "cs_kd single": {"data": {"single": True}},
+    "ddgsd": {"scheme": {"params": {"on": "body", "mmd": 0.5}}, "objective": [HINT]},
+    "ema_teacher": {"scheme": {"params": {"decay": 0.5}}, "objective": [HINT]},
+    "ps_kd": {"scheme": {"params": {"every": 2}}},
+}
+
+
+def content(example: str, **train: Any) -> Content:
+    """The recipe of an example, as data."""
+    changed, name = EXAMPLES[example], example.partition(" ")[0]
+    settings = {"steps": 4, "batch_size": 8, "optimizer": {"lr": 2e-2}, "checkpoint_every": 1, "schedule": {}}
+    return {
+        "modality": "toy:ToyAdapter", "seed": 3, "student": MODEL, **changed,
+        "data": {"train": 16, "noise": 0.3, **changed.get("data", {})},
+        "scheme": {"name": name, **changed.get("scheme", {})},
+        "objective": [
+            {"loss": "test_ce"}, {"loss": "kd", "params": {"temperature": 2.0}}, *changed.get("objective", []),
+        ],
+        "train": {**settings, **train}, "trackers": [],
+    }  # fmt: skip
+
+
+def loaded(folder: Path, made: Content) -> Loaded:
+    allowed_imports.add("toy")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"recipe{os.environ.get('RANK', '')}.yaml"  # each of several processes has its own
+    path.write_text(yaml.safe_dump(made))
+    return load(str(path))
+
+
+def engine(folder: Path, made: Content) -> Engine:
+    """Of the student's training; roles of earlier ones have their initial weights."""
+    recipe = loaded(folder, made)
+    streams = Streams(recipe.recipe.seed)
+    adapter = make_adapter(recipe, streams)
+    stand: dict[str, nn.Module] = {}
+    for lesson in lessons(recipe, adapter):
+        models = models_of(adapter, recipe, lesson, streams, stand)
+        stand[lesson.role] = models[lesson.role]
+        if lesson.role == "student":
+            break
+    method = make_method(recipe, adapter, lesson, streams)
+    method.check(models)
+    train = lesson.steps
+    return Engine(
+        method, training_source(adapter, recipe.recipe, "student"), models, train, streams=streams,
+        accelerator=make_accelerator("cpu", train.precision), folder=folder / "run", quiet=True,
+    )  # fmt: skip
+
+
+def weights(built: Engine) -> dict[str, str]:
+    owners = {**built.roles, **built.method.modules()}
+    return {name: digest(model.state_dict().items()) for name, model in owners.items()}
+
+
+def learnt(built: Engine) -> dict[str, torch.Tensor]:
+    owners = {**built.roles, **built.method.modules()}
+    return {f"{n}.{key}": copy.deepcopy(x) for n, owner in owners.items() for key, x in owner.state_dict().items()}
+
+
+def main(folder: Path, examples: Sequence[str]) -> None:
+    """One of two processes, or the only one."""
+    torch.set_num_threads(1)
+    for example in examples:
+        made = content(example)
+        made["data"]["double"] = True  # Adam makes steps of rounding where a gradient is almost 0
+        built = engine(folder / example, made)
+        built.fit()
+        write_tensors(folder / example / f"rank{built.ranks.rank}.safetensors", learnt(built))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

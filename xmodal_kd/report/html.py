@@ -1,0 +1,196 @@
+"""``report.html``: one file that shows a run without network, library or server."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .. import panels
+from ..runlog import read as read_log
+from .draw import aligned, draw
+from .markdown import markdown
+from .plots import ROLES, Line, interval_plot, line_plot, series
+from .prose import sections
+
+#: What a browser may load: nothing from anywhere. Pictures, sound and script are inside the page.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:"
+#: Utterances of the table of errors.
+EXAMPLES = 8
+Section = tuple[str, str, str]
+
+
+def html(content: Mapping[str, Any], folder: Path) -> str:
+    """The page of the run in `folder`, of what is there: its logs, pictures, panels and recipe."""
+    name, said = short(str(content["recipe"])), sections(markdown(content))
+    parts = [part for part in _sections(content, folder, said) if part[2]]
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in parts)
+    body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{inside}</section>' for key, title, inside in parts)
+    head = (
+        f'<p class="eyebrow">{escape(content["modality"])} · {escape(content["method"])} · seed {content["seed"]}</p>'
+        f"<h1>{escape(name)}</h1>{''.join(said[''][:1])}"
+    )
+    return page(f"{name} · {content['modality']}", f"<header class='top'>{head}</header><nav>{links}</nav>{body}")
+
+
+def page(title: str, body: str) -> str:
+    """A whole document."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
+        f'content="light dark"><link rel="icon" href="data:,"><style>{_asset("page.css")}</style></head><body>'
+        f'<button id="theme" aria-label="light or dark">◐</button><main>{body}</main>'
+        f"<script>{_asset('page.js')}</script></body></html>\n"
+    )
+
+
+def short(recipe: str) -> str:
+    """``speech/fsdd`` of a recipe's path."""
+    path = Path(recipe)
+    return f"{path.parent.name}/{path.stem}" if path.parent.name not in ("", ".", "recipes") else path.stem
+
+
+def _asset(name: str) -> str:
+    return (files("xmodal_kd.report") / name).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _sections(content: Mapping[str, Any], folder: Path, said: Mapping[str, list[str]]) -> Iterator[Section]:
+    """Key, title and HTML of each part; of a part that has nothing to show, no HTML."""
+    shown = panels.read(folder)
+    yield "result", "Result", _result(content) + "".join(said.get("Result", ()))
+    for i, panel in enumerate(shown):
+        yield f"panel-{i}", panel.title, draw(panel)
+    yield "errors", "Where the student errs most", _errors(content["roles"])
+    yield "budgets", "At every budget", _budgets(content) + _folded("All numbers", said.get("At every budget", ()))
+    yield "learning", "Learning", _learning(content, folder)
+    yield "cost", "Cost", "".join(said.get("Cost", ()))
+    hidden = {caption for panel in shown for caption in panel.replaces}
+    yield "pictures", "Pictures", _pictures({k: v for k, v in content["pictures"].items() if k not in hidden}, folder)
+    for key, title in (("judge", "What measured it"), ("export", "Export"), ("left-out", "Left out")):
+        yield key, title, "".join(said.get(title, ()))
+    yield "recipe", "Recipe", "".join(said[""][1:]) + _recipe(folder)
+    yield "versions", "Versions", "".join(said.get("Versions", ()))
+
+
+def _result(content: Mapping[str, Any]) -> str:
+    """The main metric of every role with its interval, and what the student is beside its teacher."""
+    name, lower = content["metric"]["name"], content["metric"]["lower_is_better"]
+    rows = [
+        (role, role, float(entry["metrics"][name]), entry["metrics"].get(f"{name}_interval"))
+        for role, entry in content["roles"].items()
+    ]
+    plot = interval_plot(rows, x=f"{name} on test, {'less' if lower else 'more'} is better")
+    tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in _tiles(content))
+    return f'<div class="hero">{plot}<div class="tiles">{tiles}</div></div>'
+
+
+def _tiles(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    roles, gap = content["roles"], content["gap_closed"]
+    if gap is not None:
+        yield f"{100 * gap:.0f} %", "of the gap from control to teacher closed"
+    if "teacher" in roles:
+        for key, what in (("parameters", "fewer parameters than the teacher"), ("flops_per_sample", "fewer FLOPs")):
+            ratio = roles["teacher"][key] / max(roles["student"][key], 1)
+            if ratio > 1.05:
+                yield f"{ratio:.3g}×", what
+        times = [roles[role].get("latency", {}).get("median_ms") for role in ("teacher", "student")]
+        if all(times) and times[0] > 1.05 * times[1]:
+            yield f"{times[0] / times[1]:.3g}×", "faster on one sample"
+    yield f"{roles['student']['parameters']:,}", "parameters"
+
+
+def _errors(roles: Mapping[str, Any]) -> str:
+    """The student's worst items aligned with their references, where items are texts."""
+    examples = [e for e in roles["student"].get("examples", ()) if "hypothesis" in e and "reference" in e][:EXAMPLES]
+    others = {
+        role: {e["key"]: e["hypothesis"] for e in entry.get("examples", ()) if "hypothesis" in e}
+        for role, entry in roles.items() if role != "student"
+    }  # fmt: skip
+    shown = "".join(
+        f'<article class="item"><header><h3>{escape(e["key"])}</h3></header>'
+        + aligned(e["reference"], {
+            **{role: found[e["key"]] for role, found in others.items() if e["key"] in found},
+            "student": e["hypothesis"],
+        }) + "</article>"
+        for e in examples
+    )  # fmt: skip
+    return f'<div class="pairs">{shown}</div>' if shown else ""
+
+
+def _budgets(content: Mapping[str, Any]) -> str:
+    """The main metric of every role against its budget; what else a point is told apart by makes a line of its own."""
+    curve, name = content["curve"], content["metric"]["name"]
+    budgets = [key for key, value in curve[0].items() if isinstance(value, int | float)] if curve else []
+    if not budgets:
+        return ""
+    budget = budgets[0]
+    lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for point in curve:
+        kind = (str(point["role"]), *(v for k, v in point.items() if isinstance(v, str) and k != "role"))
+        if isinstance(value := point["metrics"].get(name), int | float):
+            lines.setdefault(kind, []).append((float(point[budget]), float(value)))
+    seen: dict[str, int] = {}
+    drawn = []
+    for kind, points in lines.items():
+        seen[kind[0]] = seen.get(kind[0], -1) + 1
+        drawn.append(Line(" ".join(kind), kind[0], sorted(points), dash=seen[kind[0]], dots=True))
+    floor = content["facts"].get("floor", {})
+    level = floor.get(name) if isinstance(floor, Mapping) else None
+    return f'<div class="wide">{line_plot(drawn, x=budget, y=f"{name} on test", powers=True, floor=level)}</div>'
+
+
+def _learning(content: Mapping[str, Any], folder: Path) -> str:
+    """The metric on dev, then a plot for each term of the objective; what the optimizer did is folded away."""
+    name = content["metric"]["name"]
+    logs = {role: read_log(folder / "checkpoints" / role / "log.jsonl") for role in ROLES}
+    dev = [
+        Line(role, role, [(e["step"], e[name]) for e in cost["dev"] if e.get(name) is not None], dots=True)
+        for role, cost in content["cost"].items() if isinstance(cost, Mapping) and cost.get("dev")
+    ]  # fmt: skip
+    keys = dict.fromkeys(key for entries in logs.values() for entry in entries for key in entry if key != "step")
+    terms = [key for key in keys if "/" not in key]
+    plots = [line_plot(dev, x="step", y=f"{name} on dev"), *(_logged(logs, key) for key in terms)]
+    others = [_logged(logs, key) for key in keys if "/" in key]
+    return _grid(plots) + _folded("Gradient norms and learning rates", [_grid(others)] if any(others) else [])
+
+
+def _logged(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
+    lines = []
+    for role, entries in logs.items():
+        raw, smooth = series(entries, key)
+        lines += [Line(role, role, raw, raw=True), Line(role, role, smooth)]
+    return line_plot(lines, x="step", y=key)
+
+
+def _grid(plots: Sequence[str]) -> str:
+    return f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
+
+
+def _pictures(pictures: Mapping[str, str], folder: Path) -> str:
+    """Those that are there and that a browser shows; a click shows one at its own size."""
+    there = {caption: folder / path for caption, path in pictures.items() if (folder / path).suffix == ".png"}
+    return "".join(
+        f'<figure class="picture"><figcaption>{escape(caption)}</figcaption><div class="scroll"><img decoding="async" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" alt="{escape(caption)}"></div>'
+        "</figure>"
+        for caption, path in there.items() if path.is_file()
+    )  # fmt: skip
+
+
+def _recipe(folder: Path) -> str:
+    path = folder / "recipe.yaml"
+    return _folded("The resolved recipe", [f"<pre>{escape(path.read_text())}</pre>"]) if path.is_file() else ""
+
+
+def _folded(title: str, blocks: Sequence[str]) -> str:
+    return f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>" if blocks else ""
+
+
+__all__ = ["html", "page", "short"]

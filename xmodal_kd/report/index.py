@@ -1,0 +1,111 @@
+"""``index.html``: the runs below a folder side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import read_json, write_bytes
+from ..errors import UserError
+from .html import html, page, short
+from .plots import ROLES, interval_plot, number
+
+NAME = "index.html"
+Run = tuple[Path, dict[str, Any]]
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The finished runs below `folder`, with their reports. Raises `UserError` where there is none."""
+    from . import load
+
+    runs = [(path.parent, load(path.parent)) for path in sorted(folder.rglob("report.json")) if _is_run(path)]
+    if not runs:
+        raise UserError(f"{folder}: holds no finished run (no report.json below it)")
+    return runs
+
+
+def write_index(folder: Path) -> Path:
+    """Write ``index.html`` in `folder`, and the page of each run that has none newer than its report.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    runs = find_runs(folder)
+    for place, content in runs:
+        made = place / "report.html"
+        if not made.is_file() or made.stat().st_mtime < (place / "report.json").stat().st_mtime:
+            write_bytes(made, html(content, place).encode())
+    write_bytes(folder / NAME, index(runs, folder).encode())
+    return folder / NAME
+
+
+def index(runs: Sequence[Run], folder: Path) -> str:
+    """The page: for each modality and metric a plot and a table of its runs."""
+    ordered = sorted(runs, key=lambda run: (*_kind(run), str(run[0])))
+    parts = [_group(kind, list(found), folder) for kind, found in groupby(ordered, key=_kind)]
+    head = f'<header class="top"><p class="eyebrow">runs</p><h1>{escape(folder.resolve().name)}</h1><p>{len(runs)} '
+    return page(f"{folder.resolve().name}: runs", f"{head}finished runs.</p></header><nav></nav>{''.join(parts)}")
+
+
+def _is_run(path: Path) -> bool:
+    content = read_json(path)
+    return isinstance(content, Mapping) and "metric" in content and "roles" in content and "modality" in content
+
+
+def _kind(run: Run) -> tuple[str, str, bool]:
+    metric = run[1]["metric"]
+    return str(run[1]["modality"]), str(metric["name"]), bool(metric["lower_is_better"])
+
+
+def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> str:
+    modality, name, lower = kind
+    roles = [role for role in ROLES if any(role in content["roles"] for _, content in runs)]
+    head = ["run", "recipe", "method", "seed", *(f"{role}" for role in roles), "gain over control", "gap closed",
+            "parameters", "ms a sample", "minutes"]  # fmt: skip
+    cells = "".join(f'<th class="sortable{" figure" if i > 2 else ""}">{escape(h)}</th>' for i, h in enumerate(head))
+    rows = "".join(f"<tr>{''.join(_row(place, content, name, roles, folder))}</tr>" for place, content in runs)
+    marks = [mark for run in runs for mark in _marks(run, name, folder)]
+    plot = interval_plot(marks, x=f"student of each run: {name} on test") if len(runs) > 1 else ""
+    return (
+        f"<section><h2>{escape(modality)}</h2><p class='note'>{escape(name)} on test, {'less' if lower else 'more'} is "
+        "better. A click on a heading sorts.</p><div class='scroll'><table>"
+        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div><div class='wide'>{plot}</div></section>"
+    )
+
+
+def _row(place: Path, content: Mapping[str, Any], name: str, roles: Sequence[str], folder: Path) -> Iterator[str]:
+    where, entries = place.relative_to(folder).as_posix(), content["roles"]
+    link = "report.html" if where == "." else f"{where}/report.html"
+    yield f'<td><a href="{escape(link)}">{escape(where)}</a></td>'
+    yield f"<td>{escape(short(str(content['recipe'])))}</td><td>{escape(str(content['method']))}</td>"
+    yield _figure(content["seed"])
+    for role in roles:
+        yield _figure(entries.get(role, {}).get("metrics", {}).get(name))
+    gain, gap = content["gain"], content["gap_closed"]
+    interval = f" ({gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f})" if gain and gain["interval"] else ""
+    yield _figure(gain and gain["difference"], f"{gain['difference']:+.4f}{interval}" if gain else "")
+    yield _figure(gap, "" if gap is None else f"{100 * gap:.0f} %")
+    student, cost = entries["student"], content["cost"].get("student") or {}
+    yield _figure(student["parameters"], f"{student['parameters']:,}")
+    yield _figure(student.get("latency", {}).get("median_ms"))
+    yield _figure(None if "seconds" not in cost else cost["seconds"] / 60)
+
+
+def _figure(value: Any, shown: str = "") -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return '<td class="figure">–</td>'
+    return f'<td class="figure" data-value="{value}">{escape(shown or number(value))}</td>'
+
+
+def _marks(run: Run, name: str, folder: Path) -> Iterator[tuple[str, str, float, Any]]:
+    place, content = run
+    metrics = content["roles"]["student"]["metrics"]
+    where = place.relative_to(folder).as_posix()
+    yield where[-28:], "student", float(metrics[name]), metrics.get(f"{name}_interval")
+
+
+__all__ = ["find_runs", "index", "write_index"]

@@ -1,0 +1,92 @@
+"""Training data of schemes that need several samples of a class in a batch, or two views of a sample."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ..adapter import Batch, Source
+from ..scarce import Scarce
+
+#: Where a batch holds its other view.
+OTHER = "other view"
+#: Far from every epoch that a training comes to: its augmentations are the second view's.
+ELSEWHERE = 1 << 30
+
+
+class _Around:
+    """A source that changes what another one says."""
+
+    def __init__(self, inner: Source) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        return self.inner.plan(epoch)
+
+    def sample(self, index: int, epoch: int) -> Any:
+        return self.inner.sample(index, epoch)
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        return self.inner.collate(samples)
+
+
+class Pair(NamedTuple):
+    """A sample augmented twice."""
+
+    one: Any
+    other: Any
+
+
+class TwoViews(_Around):
+    """Every sample in two augmentations: the batch is the first one's, with the second one's under `OTHER`."""
+
+    def sample(self, index: int, epoch: int) -> Pair:
+        return Pair(self.inner.sample(index, epoch), self.inner.sample(index, epoch + ELSEWHERE))
+
+    def collate(self, samples: Sequence[Pair]) -> Batch:
+        one, other = (self.inner.collate(side) for side in zip(*samples, strict=True))
+        return {**one, OTHER: other}
+
+
+def two_views(source: Source) -> Source:
+    """`source` with two views; where labels are scarce, around the samples: there a pass stands for the epoch."""
+    if not isinstance(source, Scarce):
+        return TwoViews(source)
+    out = copy.copy(source)
+    out.inner = TwoViews(source.inner)
+    return out
+
+
+class Pairs(_Around):
+    """Batches of pairs of a class: the samples 2i and 2i + 1 of a batch are different ones of the same class.
+
+    An epoch holds every sample once, and once more one of each class of an odd number. Where the source does not say
+    of which class a sample is (attribute ``classes``), because a sample holds rows of several, its own batches stay.
+    """
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        batches = [list(batch) for batch in self.inner.plan(epoch)]
+        classes = getattr(self.inner, "classes", None)
+        if classes is None:
+            return batches
+        order = [index for batch in batches for index in batch]
+        pairs, waiting, first = [], dict[int, int](), dict[int, int]()
+        for index in order:
+            kind = int(classes[index])
+            first.setdefault(kind, index)
+            if (mate := waiting.pop(kind, None)) is None:
+                waiting[kind] = index
+            else:
+                pairs.append((mate, index))
+        pairs += [(index, first[kind]) for kind, index in waiting.items()]
+        size = max(1, max(map(len, batches)) // 2)
+        return [[i for pair in pairs[at : at + size] for i in pair] for at in range(0, len(pairs), size)]

@@ -1,0 +1,240 @@
+"""Online ensembles: students that learn from a mixture of what all of them say, as branches of one network or apart."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from ..adapter import Batch, Strict
+from ..errors import UserError
+from ..method import Context, Roles, Stage
+from ..objective import LossOut, Objective, Part
+from ..signals import OUTPUTS, Signals, Taught
+from .base import SCHEMES
+from .online import Group
+from .rows import mixed, pooled, replaced, sound, terms_of, weighed
+from .sharing import share, together
+
+
+class Branches(Strict):
+    """What the online ensembles have in common."""
+
+    on: str
+    """Path of the module whose output, averaged over each sample's rows, decides who is listened to."""
+    shared: tuple[str, ...] = ()
+    """Paths of the modules that all students share (branch form); none: each is a network of its own (network form)."""
+    ramp: float = Field(80 / 300, ge=0, le=1)
+    """Share of the steps over which the weight of the terms with a teacher rises as exp(-5 (1 - progress)^2)."""
+
+
+class Ensemble(Group):
+    """Base: all students are stepped together, by one optimizer, towards targets made of all of their answers.
+
+    In the branch form the shared modules run once for each student, and their BatchNorm sees a batch as often.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        wrong = [t for t in terms_of(self.objective, taught=True) if not OUTPUTS.issuperset(t.signals("teacher"))]
+        if wrong:
+            raise UserError(
+                f"term {wrong[0].name or wrong[0].loss!r}: an ensemble of answers has no features to learn from: "
+                "compare answers, or use the scheme dml"
+            )
+        #: What weighs the answers; made when the width of its input is known.
+        self.mixer: nn.Module | None = None
+
+    @abstractmethod
+    def mixer_of(self, width: int) -> nn.Module: ...
+
+    @abstractmethod
+    def targets(self, said: Mapping[str, Signals]) -> Mapping[str, Signals]:
+        """What teaches each learner. The objective cuts it from the graph."""
+
+    @abstractmethod
+    def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
+        """What trains `mixer`."""
+
+    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        share(roles[self.role], [roles[peer] for peer in self.peers], self.params.shared)
+        if self.mixer is None:
+            with torch.no_grad(), self.streams.forked("dry run"):
+                rows = sound(self.says(self.role, roles, batch)[self.params.on])
+            with self.streams.forked("scheme", "mixer"):
+                self.mixer = self.mixer_of(rows.shape[1]).to(rows)
+        super().begin(stage, roles, batch)  # builds the objectives
+        owners: list[dict[str, nn.Module]] = [
+            {"student": roles[role], "objective": self.objectives[role]} for role in self.learners
+        ]
+        return {self.role: together(self.train.optimizer, [*owners, {"scheme": self.mixer}])}
+
+    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+        return self.heard(role, roles, batch, sorted({*self.objective.features("student"), self.params.on}))
+
+    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+        """For the dry run alone: in `losses` every student speaks once."""
+        return self.targets({one: self.says(one, roles, batch) for one in self.learners})[role]
+
+    def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        with ctx.clock.time("student"):
+            said = {role: self.says(role, roles, batch) for role in self.learners}
+        with ctx.clock.time("teacher"):
+            targets = self.targets(said)
+        with ctx.clock.time("loss"):
+            out = self.mixing(said, targets, ctx)
+            for role in self.learners:
+                objective = self.objectives[role]
+                one = objective(said[role], targets[role], step=ctx.step, ranks=ctx.ranks)
+                one = weighed(one, objective, taught=self.ramp(ctx))
+                out += one if role == self.role else one.named(role)
+        yield self.role, out
+
+    def ramp(self, ctx: Context) -> float:
+        """exp(-5 (1 - min(t / ramp, 1))^2) with t the share of the steps that are done."""
+        end = self.params.ramp * ctx.stage.steps
+        progress = 1.0 if end <= 0 else min(1.0, ctx.step / end)
+        return math.exp(-5 * (1 - progress) ** 2)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {**super().modules(), **({} if self.mixer is None else {"scheme": self.mixer})}
+
+
+# ---------------------------------------------------------------- ONE
+
+
+class Gate(nn.Module):
+    """Weights of the branches of each item, a softmax of its features: ``(b, c)`` to ``(b, m)``."""
+
+    def __init__(self, width: int, branches: int) -> None:
+        super().__init__()
+        self.scores = nn.Linear(width, branches)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scores(features).softmax(dim=-1)  # type: ignore[no-any-return]
+
+
+class OneParams(Branches):
+    peers: int = Field(2, ge=1)
+    """Branches beside the one that is kept."""
+
+
+@SCHEMES.register("one")
+class NativeEnsemble(Ensemble):
+    """Branches learn from the labels and from their gated ensemble, which learns from the labels too.
+
+    Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018: z_e = sum_i g_i z_i with the gate
+    g = softmax(W f) of the shared trunk's features f, and the loss sum_i CE(z_i) + CE(z_e) + T^2 sum_i KL(z_e || z_i).
+    The terms of the objective stand for CE and KL (kd at temperature 3); those without a teacher that read the answer
+    alone are the ensemble's. Three branches; ramp of 80 of 300 epochs. The student is the branch that is kept.
+    """
+
+    Params: ClassVar[type[Strict]] = OneParams
+    paper, year = "Knowledge Distillation by On-the-Fly Native Ensemble", 2018
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        alone = [t for t in terms_of(self.objective, taught=False) if OUTPUTS.issuperset(t.signals("student"))]
+        if not alone:
+            raise UserError("scheme one: no term without a teacher reads the answers, so nothing can train the gate")
+        #: Of the ensemble's own answer.
+        self.ensemble = Objective(alone, steps=self.train.steps)
+
+    def mixer_of(self, width: int) -> nn.Module:
+        return Gate(width, len(self.learners))
+
+    def targets(self, said: Mapping[str, Signals]) -> Mapping[str, Signals]:
+        assert self.mixer is not None
+        output, mine = self.adapter.output, said[self.role]
+        gate = self.mixer(pooled(mine[self.params.on]))
+        rows = mixed([sound(said[role][output]) for role in self.learners], gate, mine.layout(output).item)
+        return dict.fromkeys(self.learners, replaced(mine, {output: rows}))
+
+    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        found = super().begin(stage, roles, batch)
+        if not self.ensemble.built:
+            with torch.no_grad(), self.streams.forked("dry run"):
+                self.ensemble.build(self.says(self.role, roles, batch), None, self.streams)
+        if any(True for _ in self.ensemble.parameters()):
+            raise UserError("scheme one: a term without a teacher learns parameters of its own: leave it out")
+        return found
+
+    def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
+        out: LossOut = self.ensemble(targets[self.role], step=ctx.step, ranks=ctx.ranks)
+        return out.named("ensemble")
+
+
+# ---------------------------------------------------------------- OKDDip
+
+
+class Attention(nn.Module):
+    """Whom of its peers each listens to: features ``(b, m, d)`` to weights ``(b, m, m)`` that sum to 1 over the last.
+
+    alpha_ab = softmax_b (W_q h_a . W_k h_b), both of them to an eighth of the width and without bias.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        narrow = max(1, width // 8)
+        self.query, self.key = (nn.Linear(width, narrow, bias=False) for _ in range(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores = self.query(features) @ self.key(features).transpose(1, 2)
+        return scores.softmax(dim=-1)  # type: ignore[no-any-return]
+
+
+class DiverseParams(Branches):
+    peers: int = Field(3, ge=1)
+    """Auxiliary students; the leader, which is kept, comes on top."""
+    temperature: float = Field(3.0, gt=0)
+    """Of the loss by which the attention learns: that of the objective's kd."""
+
+
+@SCHEMES.register("okddip")
+class DiversePeers(Ensemble):
+    """Peers learn each from a mixture of its own, the leader, which is kept, from the mean of them all.
+
+    Chen et al., "Online Knowledge Distillation with Diverse Peers", AAAI 2020: t_a = sum_b alpha_ab z_b over the peers,
+    with the asymmetric attention of `Attention` on features h, and the loss sum_a CE(z_a) + CE(z_L) + w T^2 (sum_a
+    KL(t_a || z_a) + KL(mean_a z_a || z_L)) with w the ramp. T 3, three peers and a leader, 80 of 300 epochs.
+
+    In the released code gradients flow through all of a target, which is how W_q and W_k learn. Here the scores in a
+    target are held; alpha learns by sum_a T^2 KL(t_a || z_a) with z held, a part of the log called ``attention``.
+    """
+
+    Params: ClassVar[type[Strict]] = DiverseParams
+    paper, year = "Online Knowledge Distillation with Diverse Peers", 2020
+
+    def mixer_of(self, width: int) -> nn.Module:
+        return Attention(width)
+
+    def targets(self, said: Mapping[str, Signals]) -> Mapping[str, Signals]:
+        assert self.mixer is not None
+        output = self.adapter.output
+        answers = [sound(said[peer][output]).detach() for peer in self.peers]
+        weights = self.mixer(torch.stack([pooled(said[peer][self.params.on]) for peer in self.peers], dim=1))
+        found = {
+            peer: replaced(said[peer], {output: mixed(answers, weights[:, a], said[peer].layout(output).item)})
+            for a, peer in enumerate(self.peers)
+        }
+        return {**found, self.role: replaced(said[self.role], {output: torch.stack(answers).mean(dim=0)})}
+
+    def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
+        """sum_a T^2 KL(t_a || z_a) with z held: of the weights in t_a alone."""
+        output, t = self.adapter.output, self.params.temperature
+        parts = {}
+        for peer in self.peers:
+            valid = targets[peer].layout(output).mask
+            aim = (targets[peer].rows(output)[valid] / t).log_softmax(dim=-1)
+            now = (sound(said[peer][output]).detach()[valid] / t).log_softmax(dim=-1)
+            values = t**2 * F.kl_div(now, aim, reduction="none", log_target=True).sum(dim=-1)
+            count = values.new_tensor(float(len(values)))
+            parts[f"{peer}/attention"] = Part(values.sum(), count, self.ramp(ctx), f"{output} of {peer}")
+        return LossOut(parts)

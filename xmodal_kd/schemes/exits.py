@@ -1,0 +1,203 @@
+"""Exits from the middle of the student, taught by its end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from .. import flops
+from ..adapter import Adapter, Batch, Strict
+from ..capture import split
+from ..clock import latency
+from ..early_exit import Exits, Route, early, leaves
+from ..errors import UserError
+from ..method import Context, Roles, Stage, known_as
+from ..objective import LossOut, Objective
+from ..optim import build_optimizer
+from ..signals import OUTPUTS, Signals
+from .base import SCHEMES
+from .rows import replaced, sound, terms_of, weighed
+from .self_distillation import SelfTeaching
+
+#: Under which the student holds its exits while it learns, so that its average and its best on dev have theirs.
+HELD = "early_exits"
+#: Seconds that measuring the latency of an exit may take, and by how much its answer may differ from what was trained.
+LATENCY, TOLERANCE = 2.0, 1e-3
+
+
+class ExitParams(Strict):
+    exits: tuple[str, ...] = Field(min_length=1)
+    """Paths of the modules after which the student can be left, in its order."""
+    feature: str
+    """Path of the module whose output the exits imitate, the input of the student's head; terms may compare it."""
+    labels: float = Field(0.7, ge=0)
+    """Weight at the exits of the terms without a teacher; the student's own answer learns from these alone, by 1."""
+
+
+@SCHEMES.register("byot")
+class OwnTeacher(SelfTeaching):
+    """The student's last layer teaches exits after its earlier ones, from any of which it can then answer.
+
+    Zhang et al., "Be Your Own Teacher", ICCV 2019: at exit i (1 - a) CE_i + a T^2 KL(p_deepest || p_i) + b ||F_i -
+    F_deepest||^2, at the end CE. Here ``labels`` is 1 - a (0.7), kd (weight a = 0.3, T 3) and hint on ``feature``
+    (weight b = 0.03) are terms of the recipe. An exit is a bottleneck and a head that see each row alone
+    (`early_exit.Exit`).
+
+    The exits are saved beside the student, each is exported as a model that does not compute what lies behind it, and
+    the report's curve has accuracy and latency of each. The control has no exits.
+    """
+
+    Params: ClassVar[type[Strict]] = ExitParams
+    paper, year = "Be Your Own Teacher", 2019
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        alone = terms_of(self.objective, taught=False)
+        if not alone:
+            raise UserError("scheme byot: no term without a teacher trains the last layer: add one")
+        self.exits: Exits | None = None
+        self.routes: list[Route | str] = []
+        whole = Objective(alone, steps=self.train.steps, balance=self.objective.asked)
+        self.objectives = {self.role: whole} | {one: copy.deepcopy(self.objective) for one in self.names}
+
+    @property
+    def names(self) -> list[str]:
+        """Of the exits, from the first."""
+        return [f"exit-{number}" for number in range(1, len(self.params.exits) + 1)]
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        known = dict(roles[self.role].named_modules())
+        allowed = {*OUTPUTS, self.params.feature}
+        for path in (*self.params.exits, split(self.params.feature)[0]):
+            if path not in known:
+                raise UserError(f"scheme byot: the student has no module {path!r}")
+        for term in terms_of(self.objective, taught=True):
+            if other := [on for side in ("student", "teacher") for on in term.signals(side) if on not in allowed]:
+                raise UserError(
+                    f"term {term.name or term.loss!r}: an exit has answers and {self.params.feature!r}, no {other[0]!r}"
+                )
+
+    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        student = roles[self.role]
+        with torch.no_grad(), self.streams.forked("dry run"):
+            said = self.says(self.role, roles, batch)
+            if self.exits is None:
+                self.exits = self._made(said)
+        student.add_module(HELD, self.exits)
+        with torch.set_grad_enabled(self.objective.reads_gradients), self.streams.forked("dry run"):
+            said = self.says(self.role, roles, batch)
+            for name, heard in {self.role: said, **self._said(said)}.items():
+                if not self.objectives[name].built:
+                    self.objectives[name].build(heard, said, self.streams)
+        owners: dict[str, nn.Module] = {known_as(self.role): student, "objective": self.objectives[self.role]}
+        owners |= {f"objective-{name}": self.objectives[name] for name in self.names}
+        return {self.role: build_optimizer(self.train.optimizer, owners)}
+
+    def _made(self, said: Signals) -> Exits:
+        output, deepest = said[self.adapter.output], said[self.params.feature]
+        for path in self.params.exits:
+            if not said.layout(path).same_rows(output.layout):
+                raise UserError(
+                    f"scheme byot: exit {path!r} has {len(said.layout(path))} rows, the answer {len(output.layout)}: "
+                    "choose modules whose rows are the answer's"
+                )
+        shapes = [(said.rows(p).shape[1], deepest.rows.shape[1], output.rows.shape[1]) for p in self.params.exits]
+        with self.streams.forked("scheme", "exits"):
+            return Exits(self.params.exits, shapes).to(sound(output))
+
+    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+        wanted = {*self.objective.features("student"), *self.params.exits, self.params.feature}
+        return self.heard(role, roles, batch, sorted(wanted))
+
+    def _said(self, said: Signals) -> dict[str, Signals]:
+        """What each exit says: its answer and its imitation of the deepest features, in their places."""
+        assert self.exits is not None
+        found = {}
+        for number, (name, path) in enumerate(zip(self.names, self.params.exits, strict=True)):
+            features, answer = self.exits[number].both(sound(said[path]))
+            found[name] = replaced(said, {self.adapter.output: answer, self.params.feature: features})
+        return found
+
+    def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
+        with ctx.clock.time("student"):
+            said = self.says(role, roles, batch)
+            heard = self._said(said)
+        with ctx.clock.time("loss"):
+            out: LossOut = self.objectives[role](said, step=ctx.step, ranks=ctx.ranks)
+            for name, exit_said in heard.items():
+                objective = self.objectives[name]
+                one = objective(exit_said, said, step=ctx.step, ranks=ctx.ranks)
+                out += weighed(one, objective, alone=self.params.labels).named(name)
+        return out
+
+    # ---------------------------------------------------------------- what becomes of the exits
+
+    def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
+        """Takes the exits off the student, which is then the model that the recipe names; finds the way to each."""
+        assert self.exits is not None
+        student = roles[self.role]
+        if hasattr(student, HELD):
+            delattr(student, HELD)
+        self.exits.eval()
+        self.routes = [self._route(student, number, batch) for number in range(len(self.exits))]
+        closed = {name: route for name, route in zip(self.names, self.routes, strict=True) if isinstance(route, str)}
+        return {"closed": closed} if closed else {}
+
+    def _route(self, student: nn.Module, number: int, batch: Batch) -> Route | str:
+        """The way to an exit, or why the model cannot be left there."""
+        assert self.exits is not None
+        path, output = self.params.exits[number], self.adapter.output
+
+        def run(model: nn.Module, features: Sequence[str] = ()) -> Signals:
+            return self.adapter.signals(self.role, model, batch, features)
+
+        try:
+            route = leaves(student, path, run, self.exits[number].shape[0])
+            found = sound(run(early(student, self.exits[number], route))[output])
+        except UserError as error:
+            return str(error)
+        except Exception as error:  # whatever a model does that is given other shapes than it expects
+            return f"exit {path!r}: what lies behind it cannot be passed by ({type(error).__name__})"
+        expected = self.exits[number].both(sound(run(student, [path])[path]))[1]
+        mask = run(student)[output].layout.mask
+        difference = float((found - expected)[mask].abs().max()) if found.shape == expected.shape else float("inf")
+        return route if difference < TOLERANCE else f"exit {path!r}: the model computes more behind it than modules"
+
+    def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
+        """The exits' weights, each exit as an exported model in a folder of its own, and the curve."""
+        assert self.exits is not None
+        self.exits.cpu()
+        self.exits.save(folder, [route if isinstance(route, Route) else None for route in self.routes])
+        found: dict[str, Any] = {}
+        curve = []
+        for number, route in enumerate(self.routes):
+            if isinstance(route, str):
+                continue
+            small, name = early(model.cpu(), self.exits[number], route).eval(), self.names[number]
+            made = adapter.export(small, folder / name)
+            found |= {f"{name}/{key}": value for key, value in made.items() if "bytes" in value}
+            curve.append({"role": self.role, "exit": route.path, **measured(adapter, self.role, small)})
+        curve.append({"role": self.role, "exit": "end", **measured(adapter, self.role, model.cpu().eval())})
+        return {**found, "curve": curve}
+
+
+def measured(adapter: Adapter, role: str, model: nn.Module) -> dict[str, Any]:
+    """Cost and test metrics of a model on the CPU: of one answer to the first test sample."""
+    source = adapter.data("test")
+    batch = source.collate([source.sample(0, 0)])
+    with torch.no_grad():
+        time = latency(lambda: adapter.answer(role, model, batch), limit=LATENCY)
+        metrics = adapter.evaluate(role, model, "test").metrics
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": flops.forward(model, lambda: adapter.answer(role, model, batch)),
+        "median_ms": time["median_ms"],
+        "metrics": metrics,
+    }

@@ -1,0 +1,84 @@
+"""Signals made of others: answers in the place of a role's own, features of whole items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..losses.base import full_precision, item_mean
+from ..objective import LossOut, Objective
+from ..recipe import Term
+from ..signals import Layout, Signal, Signals
+
+
+def replaced(said: Signals, rows: Mapping[str, Tensor], mask: Tensor | None = None) -> Signals:
+    """`said` with other rows under some names, which lie where the output's or their own did.
+
+    Args:
+        mask: ``(n,)`` bool: rows of these signals that are valid only if they are there too.
+    """
+    out = Signals(said.ids)
+    out.model, out.labelled = said.model, said.labelled
+    for name in said:
+        signal = said[name]
+        out.add(name, rows.get(name, signal.rows), _fewer(signal.layout, mask if name in rows else None))
+    return out
+
+
+def _fewer(layout: Layout, mask: Tensor | None) -> Layout:
+    if mask is None:
+        return layout
+    return Layout(layout.kind, layout.mask & mask, layout.item, layout.items, layout.grid)
+
+
+def sound(signal: Signal) -> Tensor:
+    """Rows in at least float32, 0 where they are not valid: padding may be NaN, whose gradient is NaN even by 0."""
+    rows, layout = signal
+    rows = full_precision(rows)
+    return rows if layout.full else torch.where(layout.mask[:, None], rows, torch.zeros_like(rows))
+
+
+def pooled(signal: Signal) -> Tensor:
+    """``(b, c)``: the mean of each item's valid rows; 0 for an item without any."""
+    rows, layout = signal
+    valid = full_precision(rows[layout.mask])
+    return item_mean(valid, layout.item[layout.mask], layout.items)
+
+
+def mixed(answers: Sequence[Tensor], weights: Tensor, item: Tensor) -> Tensor:
+    """``(n, k)``: sum over answers j of ``weights[item, j]`` times theirs.
+
+    Args:
+        answers: ``(n, k)`` each, all finite.
+        weights: ``(b, m)`` of every item.
+        item: ``(n,)`` the item of each row.
+    """
+    rows = weights[item]
+    return torch.stack([rows[:, j, None] * answer for j, answer in enumerate(answers)]).sum(dim=0)
+
+
+# ---------------------------------------------------------------- parts of an objective
+
+
+def terms_of(objective: Objective, *, taught: bool) -> tuple[Term, ...]:
+    """The terms that compare with a teacher, or those that do not."""
+    return tuple(term.term for term in objective if term.spec.needs_teacher == taught)
+
+
+def weighed(out: LossOut, objective: Objective, *, taught: float = 1.0, alone: float = 1.0) -> LossOut:
+    """`out` with the weights of the terms with a teacher, and of those without, times a factor each."""
+    needs = {term.name: term.spec.needs_teacher for term in objective}
+
+    def factor(part: str) -> float:
+        name = next((name for name in sorted(needs, key=len, reverse=True) if part == name or _of(part, name)), None)
+        return 1.0 if name is None else taught if needs[name] else alone
+
+    return LossOut({name: replace(part, weight=part.weight * factor(name)) for name, part in out.parts.items()})
+
+
+def _of(part: str, term: str) -> bool:
+    """Whether a part is one teacher's share of a term."""
+    return part.startswith(f"{term}/")
