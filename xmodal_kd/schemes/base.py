@@ -37,6 +37,8 @@ class Scheme(Distil):
     #: Whether student and control start from weights of a teacher: a control without that teacher would be another.
     starts_taught: ClassVar[bool] = False
     cacheable: ClassVar[bool] = False
+    #: Whether what teaches learns or follows the student: a term may start at its least value.
+    moving: ClassVar[bool] = False
     #: Roles of the recipe and of earlier trainings that teach; set by the run.
     teachers: tuple[str, ...] = ()
     #: Inspired by the paper rather than the paper's method.
@@ -53,6 +55,21 @@ class Scheme(Distil):
             UserError: the recipe lacks what the scheme needs.
         """
         return [replace(student, method=cls, settings=params)]
+
+    @classmethod
+    def prepare(cls, params: Any, lesson: Lesson) -> Lesson:
+        """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
+        return lesson
+
+    @classmethod
+    def sections(cls, params: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Data sections of other tasks among the parameters, by their keys."""
+        return {}
+
+    @classmethod
+    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+        """What a report should say of all roles of a run that is over, in eval mode without gradients."""
+        return {}
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
