@@ -1,6 +1,6 @@
-"""Schemes and compression on connected digits of an unheard speaker: who teaches whom, and how small a student may be.
+"""Schemes and compression on connected digits of an unheard speaker: who teaches whom, how small a student may be.
 
-    python benchmarks/schemes.py --data FOLDER --teacher RUN/teacher --out runs/schemes [--arms "direct;dml"] [--seeds 3]
+    python benchmarks/schemes.py --data FOLDER --teacher RUN/teacher --out runs/schemes [--arms "direct;dml"]
 
 Each arm is a recipe with settings, by seeds, all with one teacher; students without it share one control a seed, found
 in the arm "direct". Every cell is a run through the command line: a stopped benchmark goes on where it was. Writes one
