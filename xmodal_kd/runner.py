@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import send_to_device
-from pydantic import BaseModel
 from torch import nn
 
 from . import cards, flops, panels, report
-from .adapter import Source, UntrainedControl, adapter_class, is_teacher
+from .adapter import Adapter, Source, UntrainedControl, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
 from .compress.base import record
@@ -29,7 +28,8 @@ from .method import METHODS, Method, Stage, probe
 from .objective import Objective, spec_of
 from .optim import build_optimizer, scaling
 from .ranks import ranks_of
-from .recipe import Loaded, M
+from .recipe import Loaded
+from .resolving import changed, resolved
 from .roles import (
     build,
     compressions,
@@ -39,6 +39,8 @@ from .roles import (
     make_adapter,
     make_method,
     models_of,
+    other_task,
+    scheme_of,
     training_source,
     twin_of,
 )
@@ -98,14 +100,16 @@ class Run:
         for lesson in self.lessons:
             role, objective = lesson.role, Objective(lesson.terms)
             seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
-            if not is_teacher(role):
-                find_all(role, seen[role], objective)
             for teacher in set(lesson.teachers) - {"control"}:
                 find_all(teacher, seen[teacher], objective, "teacher")
+            if not is_teacher(role):
+                find_all(role, seen[role], objective)
             if not lesson.path:
-                training_source(self.adapter, self.recipe, role)
+                training_source(self._other_task(lesson) or self.adapter, self.recipe, role)
             for kind, params in compressions(self.loaded, role):
                 kind.check(params, self.adapter, seen[role], seen)
+        for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
+            other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
         student = next(lesson for lesson in self.lessons if lesson.role == "student")
         method = make_method(self.loaded, self.adapter, student, self.streams)
         method.check({role: seen[role] for role in ("student", *student.teachers)})
@@ -142,7 +146,9 @@ class Run:
             if not self.options.resume:
                 raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
             if state["fingerprint"] != print_:
-                raise UserError(f"{self.out} was started with another recipe ({_difference(self.out, self.loaded)})")
+                raise UserError(
+                    f"{self.out} was started with another recipe ({changed(self.out / RECIPE, self.loaded)})"
+                )
             return state
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -175,15 +181,9 @@ class Run:
             models = {role: self.models[role].eval() for role in self.state["roles"]}
             panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
-            self.loaded,
-            self.state,
-            spec,
-            self.adapter.metric,
-            self.adapter.describe(),
-            self.accelerator,
-            self.out,
+            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out,
             self.twin,
-        )
+        )  # fmt: skip
         self._card("student", content)
         report.write(self.out, content)  # last: whoever finds the page finds all
         return content
@@ -241,22 +241,24 @@ class Run:
             self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
         )
         self.accelerator.init_trackers(role)
+        other = self._other_task(lesson)
+        mine = other or self.adapter
         models = models_of(self.adapter, self.loaded, lesson, self.streams, self.models)
-        method = make_method(self.loaded, self.adapter, lesson, self.streams)
+        method = make_method(self.loaded, mine, lesson, self.streams)
         changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
         models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(lesson.teachers)}
-        adapter = self.adapter
-        if train.batch_size != self.recipe.train.batch_size:
+        adapter = mine
+        if other is None and train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
-        for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
+        for one in (mine, *([] if adapter is mine else [adapter])):
             one.begin(role, known)
         cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
         engine = Engine(
             method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
-            evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
+            evaluate=lambda model: mine.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
             finished=self._save_stage(role) if len(method.stages()) > 1 else None,
         )  # fmt: skip
@@ -280,6 +282,12 @@ class Run:
                 **cache.facts(models, at.samples),
             }
         }  # fmt: skip
+
+    def _other_task(self, lesson: Lesson) -> Adapter | None:
+        """The data of a training that is not of the recipe's task."""
+        if lesson.data is None:
+            return None
+        return other_task(self.loaded, self.adapter, *lesson.data, lesson.steps.batch_size)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
         """What a scheme has to say of its training."""
@@ -319,10 +327,13 @@ class Run:
         write_json(self.out / STATE, self.state)
 
     def _overview(self) -> dict[str, Any]:
+        models = {role: self.models[role].eval() for role in self.state["roles"]}
         with torch.no_grad(), self.streams.forked("evaluate"):
-            found = self.adapter.overview({role: self.models[role].eval() for role in self.state["roles"]}, self.out)
+            found = self.adapter.overview(models, self.out)
+            scheme = scheme_of(self.loaded)
+            facts = {} if scheme is None else scheme[0].overview(scheme[1], self.adapter, models)
         pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
-        return {"curve": list(found.curve), "facts": dict(found.facts), "pictures": pictures}
+        return {"curve": list(found.curve), "facts": {**found.facts, **facts}, "pictures": pictures}
 
     def _batch(self, source: Source) -> Any:
         [batch] = next(steps(source))
@@ -351,51 +362,3 @@ class Run:
         batch = send_to_device(source.collate([source.sample(0, 0)]), device)
         found = latency(lambda: self.adapter.answer(role, model, batch), device=device, limit=LATENCY)
         return found | {"threads": torch.get_num_threads()}
-
-
-def resolved(loaded: Loaded) -> dict[str, Any]:
-    """The recipe with all defaults and with absolute paths, so that a run folder can be used from anywhere."""
-    content = loaded.recipe.model_dump(mode="json", exclude={"out"})
-    data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
-    content["data"] = _absolute(data).model_dump(mode="json")
-    if loaded.recipe.cache is not None:
-        content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
-    if loaded.recipe.teacher is not None:
-        content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
-    for number, (_, params) in enumerate(compressions(loaded)):
-        content["compress"][number]["params"] = _absolute(params).model_dump(mode="json")
-    for name, teacher in loaded.recipe.teachers.items():
-        content["teachers"][name] = _absolute(teacher).model_dump(mode="json")
-    return content
-
-
-def _absolute(section: M) -> M:
-    return section.model_copy(update={name: _with_absolute_paths(value) for name, value in section})
-
-
-def _with_absolute_paths(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.expanduser().absolute()
-    if isinstance(value, tuple):
-        return tuple(map(_with_absolute_paths, value))
-    return _absolute(value) if isinstance(value, BaseModel) else value
-
-
-def _difference(out: Path, loaded: Loaded) -> str:
-    """The first key in which the recipe that a run was started with differs from this one."""
-    before = _flat(yaml.safe_load((out / RECIPE).read_text()))
-    now = _flat(resolved(loaded))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith("trackers"):
-            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-    return "its data or defaults have changed"
-
-
-def _flat(content: Any, at: str = "") -> dict[str, Any]:
-    if isinstance(content, dict | list):
-        pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        return {k: v for key, value in pairs for k, v in _flat(value, f"{at}.{key}".lstrip(".")).items()}
-    return {at: content}
-
-
-__all__ = ["RECIPE", "STATE", "Options", "Run", "resolved"]
