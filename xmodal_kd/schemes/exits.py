@@ -187,21 +187,24 @@ class OwnTeacher(SelfTeaching):
                 shutil.copy(card, folder / name)
             made = adapter.export(small, folder / name)
             found |= {f"{name}/{key}": value for key, value in made.items() if "bytes" in value}
-            curve.append({"role": self.role, "exit": route.path, **measured(adapter, self.role, small)})
-        curve.append({"role": self.role, "exit": "end", **measured(adapter, self.role, model.cpu().eval())})
+            curve.append(measured(adapter, self.role, small, number + 1))
+        curve.append(measured(adapter, self.role, model.cpu().eval(), len(self.routes) + 1))
         return {**found, "curve": curve}
 
 
-def measured(adapter: Adapter, role: str, model: nn.Module) -> dict[str, Any]:
-    """Cost and test metrics of a model on the CPU: of one answer to the first test sample."""
+def measured(adapter: Adapter, role: str, model: nn.Module, number: int) -> dict[str, Any]:
+    """A point of the curve: latency and cost on the CPU of one answer to the first test sample, metrics on test.
+
+    Args:
+        number: of the exit; the student's own answer is the last one.
+    """
     source = adapter.data("test")
     batch = source.collate([source.sample(0, 0)])
     with torch.no_grad():
         time = latency(lambda: adapter.answer(role, model, batch), limit=LATENCY)
         metrics = adapter.evaluate(role, model, "test").metrics
     return {
+        "role": role, "median_ms": time["median_ms"], "exit": number,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": flops.forward(model, lambda: adapter.answer(role, model, batch)),
-        "median_ms": time["median_ms"],
-        "metrics": metrics,
-    }
+        "flops": flops.forward(model, lambda: adapter.answer(role, model, batch)), "metrics": metrics,
+    }  # fmt: skip
