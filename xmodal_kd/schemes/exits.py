@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from .. import flops
 from ..adapter import Adapter, Batch, Strict
-from ..capture import split
 from ..clock import latency
 from ..early_exit import Exits, Route, early, leaves
 from ..errors import UserError
@@ -74,11 +73,8 @@ class OwnTeacher(SelfTeaching):
         return [f"exit-{number}" for number in range(1, len(self.params.exits) + 1)]
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        known = dict(roles[self.role].named_modules())
         allowed = {*OUTPUTS, self.params.feature}
-        for path in (*self.params.exits, split(self.params.feature)[0]):
-            if path not in known:
-                raise UserError(f"scheme byot: the student has no module {path!r}")
+        self.find(roles[self.role], [*self.params.exits, self.params.feature])
         for term in terms_of(self.objective, taught=True):
             if other := [on for side in ("student", "teacher") for on in term.signals(side) if on not in allowed]:
                 raise UserError(
