@@ -170,21 +170,20 @@ class OwnTeacher(SelfTeaching):
     def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
         """The exits' weights, each exit as an exported model in a folder of its own, and the curve."""
         assert self.exits is not None
-        self.exits.cpu()
         self.exits.save(folder, [route if isinstance(route, Route) else None for route in self.routes])
         found: dict[str, Any] = {}
         curve = []
         for number, route in enumerate(self.routes):
             if isinstance(route, str):
                 continue
-            small, name = early(model.cpu(), self.exits[number], route).eval(), self.names[number]
+            small, name = early(model, self.exits[number], route).cpu().eval(), self.names[number]
             (folder / name).mkdir(exist_ok=True)
             for card in folder.glob("card.json"):  # what the files of an export are read by
                 shutil.copy(card, folder / name)
             made = adapter.export(small, folder / name)
             found |= {f"{name}/{key}": value for key, value in made.items() if "bytes" in value}
             curve.append(measured(adapter, self.role, small, number + 1))
-        curve.append(measured(adapter, self.role, model.cpu().eval(), len(self.routes) + 1))
+        curve.append(measured(adapter, self.role, copy.deepcopy(model).cpu().eval(), len(self.routes) + 1))
         return {**found, "curve": curve}
 
 
