@@ -1,10 +1,10 @@
 """Every scheme in every modality, for a few steps: which pairs run to a report, and which are refused with what reason.
 
-    python benchmarks/schemes.py                                all pairs, about a quarter of an hour on an idle CPU
-    python benchmarks/schemes.py --only byot dml --rooms points
+    python benchmarks/scheme_matrix.py                                all pairs, about a quarter of an hour on an idle CPU
+    python benchmarks/scheme_matrix.py --only byot dml --rooms points
 
 It shows that a scheme works with an adapter, not what it is worth: models and steps are as small as they can be.
-Written to ``benchmarks/results/schemes.json``; what was not asked for stays as it was there.
+Written to ``benchmarks/results/scheme_matrix.json``; what was not asked for stays as it was there.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(SCHEMES))
     parser.add_argument("--rooms", nargs="*", default=list(ROOMS))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "schemes.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "scheme_matrix.json")
     asked = parser.parse_args()
     held = json.loads(asked.out.read_text()) if asked.out.exists() else []
     results = {(row["modality"], row["scheme"]): row for row in held}
