@@ -30,7 +30,7 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
             key: _absolute(loaded.validate(kind, one, ("scheme", "params", key))).model_dump(mode="json")
             for key, one in sections
         }
-    for number, (_, params) in enumerate(compressions(loaded)):
+    for number, (_, params) in enumerate(compressions(loaded).ways):
         content["compress"][number]["params"] = _absolute(params).model_dump(mode="json")
     for name, teacher in loaded.recipe.teachers.items():
         content["teachers"][name] = _absolute(teacher).model_dump(mode="json")

@@ -18,7 +18,6 @@ from . import cards, flops, panels, report
 from .adapter import Adapter, Source, UntrainedControl, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
-from .compress.base import record
 from .controls import control_spec
 from .engine import Engine
 from .errors import UserError
@@ -106,8 +105,7 @@ class Run:
                 find_all(role, seen[role], objective)
             if not lesson.path:
                 training_source(self._other_task(lesson) or self.adapter, self.recipe, role)
-            for kind, params in compressions(self.loaded, role):
-                kind.check(params, self.adapter, seen[role], seen)
+            compressions(self.loaded, role).check(self.adapter, seen[role], seen)
         for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
             other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
         student = next(lesson for lesson in self.lessons if lesson.role == "student")
@@ -122,8 +120,7 @@ class Run:
         if role not in self.models:
             path = next((lesson.path for lesson in self.lessons if lesson.role == role), None)
             self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
-            for kind, params in compressions(self.loaded, role):
-                kind.restore(params, self.models[role], self.out / role)
+            compressions(self.loaded, role).restore(self.models[role], self.out / role)
         return self.models[role]
 
     def _open(self) -> dict[str, Any]:
@@ -211,8 +208,7 @@ class Run:
             entry = self._fit(lesson)
             if self.main:
                 self.adapter.save(role, self.models[role], folder)
-                for kind, params in compressions(self.loaded, role):
-                    kind.save(params, self.models[role], folder)
+                compressions(self.loaded, role).save(self.models[role], folder)
         if self.main:
             entry |= self._score(role)
             if role == "student":
@@ -225,14 +221,9 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> dict[str, Any]:
-        plain = self.models["student"]
-        for kind, params in compressions(self.loaded):
-            plain = kind.plain(params, plain)
-        found = dict(self.adapter.export(plain, folder))
+        found = compressions(self.loaded).export(self.adapter, self.models["student"], folder)
         if self.scheme is not None:
             found |= self.scheme.export(self.models["student"], self.adapter, folder)
-        for kind, params in compressions(self.loaded):
-            found |= kind.export(params, self.adapter, self.models["student"], folder)
         return found
 
     def _fit(self, lesson: Lesson) -> dict[str, Any]:
@@ -267,13 +258,11 @@ class Run:
             with disk_errors(self.out / "logs"):
                 tracker.finish()
         self.models[role] = models[role]
-        for kind, params in compressions(self.loaded, role):
-            kind.finish(params, models[role])
+        small = compressions(self.loaded, role).finish(models[role])
         models |= {teacher: self.models[teacher] for teacher in lesson.teachers}  # which the method may have replaced
         scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
-        small = {"compressed": dict(record(models[role]).facts)} if record(models[role]).facts else {}
         return scarce | built | small | self._told(method, models, cache) | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
