@@ -24,6 +24,7 @@ from xmodal_kd.streams import Streams
 Content = dict[str, Any]
 MODEL = {"model": "mlp", "params": {"width": 8}}
 TEACHER = {"model": "mlp", "params": {"width": 24}, "train": {"steps": 4, "batch_size": 8}}
+SEVERAL = {"teacher": TEACHER, "teachers": {"wide": {**TEACHER, "params": {"width": 32}}}}
 HINT = {"loss": "hint", "on": "body"}
 
 #: For each scheme what a recipe changes; several recipes of one scheme differ behind a space.
@@ -32,6 +33,11 @@ EXAMPLES: dict[str, Content] = {
         "teacher": TEACHER,
         "scheme": {"params": {"assistants": [{"model": "mlp", "params": {"width": 12}}]}},
     },
+    "average": SEVERAL,
+    "you": SEVERAL | {"scheme": {"params": {"on": "body", "teachers": "body"}}},
+    "ca_mkd": SEVERAL,
+    "ae_kd": SEVERAL,
+    "uhc": SEVERAL | {"objective": [{"loss": "uhc"}]},
     "born_again": {"scheme": {"params": {"generations": 1}}},
     "tfkd_self": {},
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},

@@ -70,7 +70,9 @@ def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
 
 @EACH
 def test_accumulation_gives_the_same_weights(tmp_path: Path, example: str) -> None:
-    """But for what a scheme compares over a batch."""
+    """But for what a scheme compares, or weighs its teachers by, over a batch."""
+    if example in ("ae_kd", "you"):
+        pytest.skip("one weight a teacher, or one draw of triplets, a micro-batch")
     trained = []
     for accumulate in (1, 2):
         made = content(example, accumulate=accumulate)
@@ -124,7 +126,7 @@ def test_whole_run(tmp_path: Path, example: str, capsys: pytest.CaptureFixture[s
 def test_recipes_that_do_not_suit_are_refused_in_a_line(tmp_path: Path, name: str) -> None:
     made = content(name)
     if SCHEMES[name].recipe_teacher == "needed":
-        del made["teacher"]
+        made = {key: value for key, value in made.items() if key not in ("teacher", "teachers")}
         reason = "it needs a teacher"
     elif SCHEMES[name].recipe_teacher == "none":
         made["teacher"] = {"model": "mlp", "train": {"steps": 1}}
