@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from .adapter import Adapter, ControlSpec, NoControl, Source, adapter_class, is_teacher
 from .capture import find_modules, split
-from .compress import COMPRESSIONS, Compression
+from .compress import COMPRESSIONS, Compression, Ways
 from .controls import control_spec, self_training_spec, without_teacher
 from .errors import UserError
 from .inputs import reads_labels
@@ -129,16 +129,18 @@ def _prepared(loaded: Loaded, lesson: Lesson) -> Lesson:
 
 def _compressed(loaded: Loaded, lesson: Lesson) -> Lesson:
     """The training of the student and of what must be as small as it."""
-    for kind, params in compressions(loaded, lesson.role):
-        lesson = kind.plan(params, loaded.recipe, lesson)
-    return lesson
+    return compressions(loaded, lesson.role).plan(loaded.recipe, lesson)
 
 
-def compressions(loaded: Loaded, role: str = "student") -> Iterator[tuple[type[Compression], Any]]:
+def compressions(loaded: Loaded, role: str = "student") -> Ways:
     """What the recipe compresses a role by, with checked parameters."""
-    for number, spec in enumerate(loaded.recipe.compress if role in COMPRESSED else ()):
-        kind = COMPRESSIONS[spec.name]
-        yield kind, loaded.validate(kind.Params, spec.params, ("compress", number, "params"))
+    specs = enumerate(loaded.recipe.compress if role in COMPRESSED else ())
+    return Ways(tuple(_way(loaded, number, spec.name, spec.params) for number, spec in specs))
+
+
+def _way(loaded: Loaded, number: int, name: str, params: Any) -> tuple[type[Compression], Any]:
+    kind = COMPRESSIONS[name]
+    return kind, loaded.validate(kind.Params, params, ("compress", number, "params"))
 
 
 def starts_taught(recipe: Recipe) -> bool:
@@ -183,9 +185,8 @@ def models_of(
     models = {lesson.role: build(adapter, loaded, lesson, streams)}
     for start in lesson.starts:
         models[lesson.role] = start(models[lesson.role], stand)
-    for kind, params in compressions(loaded, lesson.role):
-        with streams.forked("compress", kind.__name__):
-            models[lesson.role] = kind.start(params, adapter, lesson, models[lesson.role], stand)
+    ways = compressions(loaded, lesson.role)
+    models[lesson.role] = ways.start(adapter, lesson, models[lesson.role], stand, streams)
     models |= {peer: build(adapter, loaded, lesson, streams, peer) for peer in lesson.peers}
     return models | {role: stand[role] for role in lesson.teachers}
 

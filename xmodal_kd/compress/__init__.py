@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from . import fskd, qat, quantise, starts
-from .base import COMPRESSIONS, Compression
+from .base import COMPRESSIONS, Compression, Ways
 
-__all__ = ["COMPRESSIONS", "Compression", "fskd", "qat", "quantise", "starts"]
+__all__ = ["COMPRESSIONS", "Compression", "Ways", "fskd", "qat", "quantise", "starts"]

@@ -15,6 +15,7 @@ from ..lessons import Lesson
 from ..method import Distil
 from ..recipe import Recipe
 from ..registry import Registry
+from ..streams import Streams
 from .origins import Origins
 
 COMPRESSIONS: Registry[type[Compression]] = Registry("compression")
@@ -62,6 +63,8 @@ class Compression:
     starts_taught: ClassVar[bool] = False
     #: Whether what it starts from are weights that were trained before.
     trained: ClassVar[bool] = False
+    #: Whether it stands between the weights and the forward pass.
+    stands: ClassVar[bool] = False
     #: Inspired by the paper rather than the paper's method.
     experimental: ClassVar[bool] = False
 
@@ -74,6 +77,9 @@ class Compression:
         """
         if not issubclass(lesson.method, Distil):
             raise UserError(f"compress: the method {recipe.method.name!r} makes its own student: leave one of them out")
+        kinds = [COMPRESSIONS[spec.name] for spec in recipe.compress]
+        if cls.stands and kinds.index(cls) < len(kinds) - 1:
+            raise UserError("compress: quantise, or qat, is the last of the list, and there is only one of the two")
         if cls.starts_taught and recipe.teacher is None:
             raise UserError("compress: the student would start from weights of its teacher, and the recipe has none")
         return lesson
@@ -121,3 +127,52 @@ def earlier(recipe: Recipe, kind: type[Compression]) -> list[type[Compression]]:
     """What stands before one way of compression in a recipe's list."""
     kinds = [COMPRESSIONS[spec.name] for spec in recipe.compress]
     return kinds[: kinds.index(kind)]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """All that one role is compressed by, in order: each with its parameters."""
+
+    ways: tuple[tuple[type[Compression], Any], ...]
+
+    def plan(self, recipe: Recipe, lesson: Lesson) -> Lesson:
+        for kind, params in self.ways:
+            lesson = kind.plan(params, recipe, lesson)
+        return lesson
+
+    def check(self, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+        for kind, params in self.ways:
+            kind.check(params, adapter, model, stand)
+
+    def start(
+        self, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module], streams: Streams
+    ) -> nn.Module:
+        for kind, params in self.ways:
+            with streams.forked("compress", kind.__name__):
+                model = kind.start(params, adapter, lesson, model, stand)
+        return model
+
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        """What the report should say of it."""
+        for kind, params in self.ways:
+            kind.finish(params, model)
+        facts = dict(record(model).facts) if self.ways else {}
+        return {"compressed": facts} if facts else {}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        for kind, params in self.ways:
+            kind.save(params, model, folder)
+
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        for kind, params in self.ways:
+            kind.restore(params, model, folder)
+
+    def export(self, adapter: Adapter, model: nn.Module, folder: Path) -> dict[str, Any]:
+        """What the modality exports of the student, and what is small of it."""
+        plain = model
+        for kind, params in self.ways:
+            plain = kind.plain(params, plain)
+        found = dict(adapter.export(plain, folder))
+        for kind, params in self.ways:
+            found |= kind.export(params, adapter, model, folder)
+        return found

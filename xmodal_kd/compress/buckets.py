@@ -80,7 +80,7 @@ def decode(coded: Coded) -> Tensor:
     """The tensor; its gradient reaches `Coded.points`: ``dL/dp_j = sum of span(i) dL/dQ_i over what is assigned j``."""
     n, bucket = len(coded.codes), coded.bucket
     index = coded.codes.long()
-    levels = index / float(2**coded.bits - 1) if coded.points is None else coded.points[index]
+    levels = index.to(coded.low.dtype) / (2**coded.bits - 1) if coded.points is None else coded.points[index]
     low, span = (x.repeat_interleave(bucket)[:n] for x in (coded.low, coded.span))
     return (levels * span + low).reshape(coded.shape)
 

@@ -176,6 +176,7 @@ class Fskd(Compression):
         return super().plan(params, recipe, lesson)
 
     @classmethod
+    @torch.no_grad()
     def start(
         cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:

@@ -178,17 +178,17 @@ def partitions(teacher: Channels, student: Channels, names: Mapping[str, str]) -
     Args:
         names: the teacher's name of each of the student's weights.
     """
-    counts = {(kind, _place(student, blocks, names)): len(blocks) for kind, blocks in _current(student)}
+    counts = {(kind, _place(student, blocks, names)): len(blocks) for kind, blocks in current(student)}
     own = {name: name for name in teacher.state}
     found: dict[tuple[str, frozenset[Slot]], Partition] = {}
-    for kind, blocks in _current(teacher):
+    for kind, blocks in current(teacher):
         key = (kind, _place(teacher, blocks, own))
         if key in counts:  # not of a layer that the student lacks
             found[key] = kind, blocks, counts[key]
     return list(found.values())
 
 
-def _current(channels: Channels) -> list[tuple[str, list[Ints]]]:
+def current(channels: Channels) -> list[tuple[str, list[Ints]]]:
     """Partitions by what their channels have become since."""
     return [(kind, [np.unique(channels._roots(b[b > 0])) for b in blocks]) for kind, blocks in channels.partitions]
 

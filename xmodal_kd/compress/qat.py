@@ -22,7 +22,7 @@ from ..ranks import Ranks
 from ..stand import standing
 from . import packed
 from .base import COMPRESSIONS, Compression, record
-from .quantise import Codes, alone, chosen, measured, settle
+from .quantise import Codes, chosen, measured, settle
 
 #: Names of the tensors of activations in a packed file: one scale and one zero point a layer.
 SCALE, ZERO = "activation_scale", "activation_zero"
@@ -173,6 +173,7 @@ class Qat(Compression):
     Params: ClassVar[type[Strict]] = Aware
     paper = "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
     year = 2018
+    stands = True
 
     @classmethod
     def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
@@ -182,7 +183,6 @@ class Qat(Compression):
     def start(
         cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
-        alone(model)
         bits = chosen(model, params.bits, params.layers, params.full)
         FakeWeights(bits, cls._layers(params, model), params.averaging).attach(model)
         return model

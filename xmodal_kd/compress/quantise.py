@@ -122,6 +122,7 @@ class Quantise(Compression):
 
     Params: ClassVar[type[Strict]] = Quantised
     paper, year = "Model compression via distillation and quantization", 2018
+    stands = True
 
     @classmethod
     def plan(cls, params: Any, recipe: Recipe, lesson: Lesson) -> Lesson:
@@ -142,7 +143,6 @@ class Quantise(Compression):
         cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
-        alone(model)
         codes = Learned(bits, params.bucket, model) if params.points == "learned" else Even(bits, params.bucket)
         codes.attach(model)
         return model
@@ -162,11 +162,6 @@ class Quantise(Compression):
     @classmethod
     def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         return {packed.PACKED: measured(cls, params, adapter, model, folder)}
-
-
-def alone(model: nn.Module) -> None:
-    if standing(model) is not None:
-        raise UserError("compress: a student is quantised in one way: leave one of quantise and qat out")
 
 
 @torch.no_grad()
