@@ -20,7 +20,7 @@ from xmodal_kd.checkpoint import read_json, read_tensors, write_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
 from xmodal_kd.recipe import load
-from xmodal_kd.runner import resolved
+from xmodal_kd.resolving import resolved
 
 COMMANDS = (
     "run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache",

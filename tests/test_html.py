@@ -113,7 +113,7 @@ def test_index_compares_runs_and_links_their_pages(run: Path) -> None:
     made = report.write_index(run.parent)
     text = made.read_text()
     assert 'href="tiny/report.html"' in text and 'href="deeper/second/report.html"' in text
-    assert (other / "report.html").is_file() and "2 finished runs" in text and "+0.2000 (+0.1000 to +0.3000)" in text
+    assert (other / "report.html").is_file() and "2 finished runs" in text and "+0.200 (+0.100 to +0.300)" in text
 
 
 def test_index_of_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

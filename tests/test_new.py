@@ -12,8 +12,8 @@ from xmodal_kd.adapter import adapter_class
 from xmodal_kd.cli import call
 from xmodal_kd.commands import starting, template
 from xmodal_kd.recipe import load
+from xmodal_kd.resolving import resolved
 from xmodal_kd.rooms import modality_names, shipped
-from xmodal_kd.runner import resolved
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -74,5 +74,5 @@ def test_check_passes_on_recordings_of_ones_own(tmp_path: Path, capfd: pytest.Ca
 
 
 def test_tab_completes_names() -> None:
-    assert starting(shipped)("smoke/s") == ["smoke/speech"]
+    assert starting(shipped)("smoke/sp") == ["smoke/speech"]
     assert starting(modality_names)("") == modality_names()

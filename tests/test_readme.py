@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,13 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
 def test_python_examples_run(code: str) -> None:
-    if "from transformers" in code:
-        pytest.importorskip("transformers", reason="of use to those who have transformers, which nothing here needs")
-    exec(compile(code, "README.md", "exec"), {})
+    guests = [name for name in ("transformers", "lightning") if re.search(rf"^(from|import) {name}\b", code, re.M)]
+    with warnings.catch_warnings():
+        if guests:
+            warnings.simplefilter("ignore")  # theirs of each other
+        for name in guests:
+            pytest.importorskip(name, reason=f"of use to those who have {name}, which nothing here needs")
+        exec(compile(code, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"xmodal-kd ([a-z]+)", TEXT))))

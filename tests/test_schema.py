@@ -12,8 +12,8 @@ import yaml
 from xmodal_kd.cli import call
 from xmodal_kd.reading import Loader
 from xmodal_kd.recipe import load
+from xmodal_kd.resolving import resolved
 from xmodal_kd.rooms import shipped
-from xmodal_kd.runner import resolved
 from xmodal_kd.schema import recipe_schema
 
 jsonschema = pytest.importorskip("jsonschema", reason="the schema is tried with the package jsonschema")

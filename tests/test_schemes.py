@@ -135,3 +135,42 @@ def test_recipes_that_do_not_suit_are_refused_in_a_line(tmp_path: Path, name: st
     with pytest.raises(UserError, match=reason) as caught:
         engine(tmp_path, made)
     assert f"scheme {name}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@EACH
+def test_half_precision(tmp_path: Path, example: str) -> None:
+    made = content(example, precision="bf16", steps=2)
+    built = engine(tmp_path, made)
+    built.fit()
+    assert all(torch.isfinite(value).all() for value in learnt(built).values())
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if not example.startswith("cs_kd")])
+def test_scarce_labels(tmp_path: Path, example: str) -> None:
+    """Samples without labels learn from whoever teaches."""
+    built = engine(tmp_path, content(example) | {"labels": 4})
+    seen: list[bool] = []
+    losses = built.method.losses
+
+    def watched(batch: Any, *more: Any) -> Any:
+        seen.extend(batch["labelled"].tolist())
+        return losses(batch, *more)
+
+    built.method.losses = watched  # type: ignore[method-assign]
+    built.fit()
+    assert any(seen) and not all(seen)
+
+
+@pytest.mark.parametrize("balance", ["uncertainty", "gradnorm"])
+@pytest.mark.parametrize("example", ["okddip", "one", "byot", "cs_kd", "ema_teacher", "ps_kd"])
+def test_learned_weights(tmp_path: Path, example: str, balance: str) -> None:
+    made = content(example, accumulate=2) | {"balance": balance}
+    whole = engine(tmp_path / "whole", made)
+    whole.fit()
+    stopped = engine(tmp_path / "stopped", made)
+    _stop_after(stopped, 2)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    again = engine(tmp_path / "stopped", made)
+    again.fit(resume=True)
+    assert weights(again) == weights(whole)

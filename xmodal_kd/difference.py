@@ -16,6 +16,7 @@ from . import report as reports
 from .adapter import Score
 from .checkpoint import read_json
 from .errors import UserError
+from .resolving import flat
 from .runner import RECIPE, STATE
 from .stats import drawn_together, ratio
 
@@ -53,7 +54,7 @@ def difference(a: Path, b: Path) -> dict[str, Any]:
         UserError: a folder that holds no finished run.
     """
     one, other = _Finished.read(a), _Finished.read(b)
-    recipe = _differing(_flat(_by_name(one.recipe)), _flat(_by_name(other.recipe)))
+    recipe = _differing(flat(_by_name(one.recipe)), flat(_by_name(other.recipe)))
     return {
         "runs": {"a": str(a), "b": str(b)},
         "recipe": recipe,
@@ -72,12 +73,6 @@ def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A term that is put in front of the others must not make them all differ."""
     terms = {term.get("name") or term["loss"]: term for term in recipe.get("objective", ())}
     return {**recipe, "objective": terms}
-
-
-def _flat(content: Any, at: str = "") -> dict[str, Any]:
-    if isinstance(content, dict) and content:
-        return {k: v for key, value in content.items() for k, v in _flat(value, f"{at}.{key}".lstrip(".")).items()}
-    return {at: content}
 
 
 def _pair(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Pair:

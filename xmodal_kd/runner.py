@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import send_to_device
-from pydantic import BaseModel
 from torch import nn
 
 from . import cards, flops, panels, report
-from .adapter import Source, UntrainedControl, adapter_class, is_teacher
+from .adapter import Source, UntrainedControl, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
 from .controls import control_spec
@@ -28,7 +27,8 @@ from .method import METHODS, Method, Stage, probe
 from .objective import Objective, spec_of
 from .optim import build_optimizer, scaling
 from .ranks import ranks_of
-from .recipe import Loaded, M
+from .recipe import Loaded
+from .resolving import changed, resolved
 from .roles import (
     build,
     compressions,
@@ -97,10 +97,10 @@ class Run:
         for lesson in self.lessons:
             role, objective = lesson.role, Objective(lesson.terms)
             seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
-            if not is_teacher(role):
-                find_all(role, seen[role], objective)
             for teacher in set(lesson.teachers) - {"control"}:
                 find_all(teacher, seen[teacher], objective, "teacher")
+            if not is_teacher(role):
+                find_all(role, seen[role], objective)
             if not lesson.path:
                 training_source(self.adapter, self.recipe, role)
             compressions(self.loaded, role).check(self.adapter, seen[role], seen)
@@ -139,7 +139,9 @@ class Run:
             if not self.options.resume:
                 raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
             if state["fingerprint"] != print_:
-                raise UserError(f"{self.out} was started with another recipe ({_difference(self.out, self.loaded)})")
+                raise UserError(
+                    f"{self.out} was started with another recipe ({changed(self.out / RECIPE, self.loaded)})"
+                )
             return state
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -172,15 +174,9 @@ class Run:
             models = {role: self.models[role].eval() for role in self.state["roles"]}
             panels.write(self.out, self.adapter.show(models, self.out))
         content = report.content(
-            self.loaded,
-            self.state,
-            spec,
-            self.adapter.metric,
-            self.adapter.describe(),
-            self.accelerator,
-            self.out,
+            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out,
             self.twin,
-        )
+        )  # fmt: skip
         self._card("student", content)
         report.write(self.out, content)  # last: whoever finds the page finds all
         return content
@@ -340,51 +336,3 @@ class Run:
         batch = send_to_device(source.collate([source.sample(0, 0)]), device)
         found = latency(lambda: self.adapter.answer(role, model, batch), device=device, limit=LATENCY)
         return found | {"threads": torch.get_num_threads()}
-
-
-def resolved(loaded: Loaded) -> dict[str, Any]:
-    """The recipe with all defaults and with absolute paths, so that a run folder can be used from anywhere."""
-    content = loaded.recipe.model_dump(mode="json", exclude={"out"})
-    data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
-    content["data"] = _absolute(data).model_dump(mode="json")
-    if loaded.recipe.cache is not None:
-        content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
-    if loaded.recipe.teacher is not None:
-        content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
-    for number, (_, params) in enumerate(compressions(loaded).ways):
-        content["compress"][number]["params"] = _absolute(params).model_dump(mode="json")
-    for name, teacher in loaded.recipe.teachers.items():
-        content["teachers"][name] = _absolute(teacher).model_dump(mode="json")
-    return content
-
-
-def _absolute(section: M) -> M:
-    return section.model_copy(update={name: _with_absolute_paths(value) for name, value in section})
-
-
-def _with_absolute_paths(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.expanduser().absolute()
-    if isinstance(value, tuple):
-        return tuple(map(_with_absolute_paths, value))
-    return _absolute(value) if isinstance(value, BaseModel) else value
-
-
-def _difference(out: Path, loaded: Loaded) -> str:
-    """The first key in which the recipe that a run was started with differs from this one."""
-    before = _flat(yaml.safe_load((out / RECIPE).read_text()))
-    now = _flat(resolved(loaded))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith("trackers"):
-            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-    return "its data or defaults have changed"
-
-
-def _flat(content: Any, at: str = "") -> dict[str, Any]:
-    if isinstance(content, dict | list):
-        pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        return {k: v for key, value in pairs for k, v in _flat(value, f"{at}.{key}".lstrip(".")).items()}
-    return {at: content}
-
-
-__all__ = ["RECIPE", "STATE", "Options", "Run", "resolved"]

@@ -138,6 +138,8 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                 text = f"{term}: {first:.4g} to {last:.4g} in {REPEATS} steps"
                 if last < first or abs(last) < 1e-6:
                     yield Finding("overfit", "pass", text)
+                elif getattr(entered.trial.method, "moving", False):
+                    yield Finding("overfit", "warn", text, "what teaches is the student itself, near which it starts")
                 else:
                     advice = "is its gradient right, and the learning rate not far too high?"
                     yield Finding("overfit", "fail", text, advice)

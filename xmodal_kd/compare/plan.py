@@ -21,8 +21,8 @@ from ..losses import LOSSES
 from ..method import METHODS
 from ..objective import Objective, spec_of
 from ..recipe import Loaded, Term, find, load
+from ..resolving import resolved
 from ..roles import starts_taught
-from ..runner import resolved
 from ..signals import OUTPUTS
 
 #: The arm that is the recipe as it stands.

@@ -81,14 +81,19 @@ def _sections(content: Mapping[str, Any], folder: Path, said: Mapping[str, list[
 
 def _result(content: Mapping[str, Any]) -> str:
     """The main metric of every role with its interval, and what the student is beside its teacher."""
+    plot = role_plot(content)
+    tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in _tiles(content))
+    return f'<div class="hero">{plot}<div class="tiles">{tiles}</div></div>'
+
+
+def role_plot(content: Mapping[str, Any]) -> str:
+    """The main metric of every role of a run on test, with its interval where there is one."""
     name, lower = content["metric"]["name"], content["metric"]["lower_is_better"]
     rows = [
         (role, role, float(entry["metrics"][name]), entry["metrics"].get(f"{name}_interval"))
         for role, entry in content["roles"].items()
     ]
-    plot = interval_plot(rows, x=f"{name} on test, {'less' if lower else 'more'} is better")
-    tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in _tiles(content))
-    return f'<div class="hero">{plot}<div class="tiles">{tiles}</div></div>'
+    return interval_plot(rows, x=f"{name} on test, {'less' if lower else 'more'} is better")
 
 
 def _tiles(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -193,4 +198,4 @@ def _folded(title: str, blocks: Sequence[str]) -> str:
     return f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>" if blocks else ""
 
 
-__all__ = ["html", "page", "short"]
+__all__ = ["html", "page", "role_plot", "short"]

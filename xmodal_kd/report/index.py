@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint import read_json, write_bytes
 from ..errors import UserError
-from .html import html, page, short
+from .html import html, page, role_plot, short
 from .plots import ROLES, interval_plot, number
 
 NAME = "index.html"
@@ -69,7 +69,7 @@ def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> st
     cells = "".join(f'<th class="sortable{" figure" if i > 2 else ""}">{escape(h)}</th>' for i, h in enumerate(head))
     rows = "".join(f"<tr>{''.join(_row(place, content, name, roles, folder))}</tr>" for place, content in runs)
     marks = [mark for run in runs for mark in _marks(run, name, folder)]
-    plot = interval_plot(marks, x=f"student of each run: {name} on test") if len(runs) > 1 else ""
+    plot = interval_plot(marks, x=f"student of each run: {name} on test") if len(runs) > 1 else role_plot(runs[0][1])
     return (
         f"<section><h2>{escape(modality)}</h2><p class='note'>{escape(name)} on test, {'less' if lower else 'more'} is "
         "better. A click on a heading sorts.</p><div class='scroll'><table>"
@@ -86,8 +86,8 @@ def _row(place: Path, content: Mapping[str, Any], name: str, roles: Sequence[str
     for role in roles:
         yield _figure(entries.get(role, {}).get("metrics", {}).get(name))
     gain, gap = content["gain"], content["gap_closed"]
-    interval = f" ({gain['interval'][0]:+.4f} to {gain['interval'][1]:+.4f})" if gain and gain["interval"] else ""
-    yield _figure(gain and gain["difference"], f"{gain['difference']:+.4f}{interval}" if gain else "")
+    interval = f" ({gain['interval'][0]:+.3f} to {gain['interval'][1]:+.3f})" if gain and gain["interval"] else ""
+    yield _figure(gain and gain["difference"], f"{gain['difference']:+.3f}{interval}" if gain else "")
     yield _figure(gap, "" if gap is None else f"{100 * gap:.0f} %")
     student, cost = entries["student"], content["cost"].get("student") or {}
     yield _figure(student["parameters"], f"{student['parameters']:,}")

@@ -32,6 +32,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _cache(content["cost"].get("student", {}).get("cache")),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _objective(content.get("objective", {})),
+        _taught(content.get("taught", {})),
         _curve(content["curve"], name),
         _facts(content["facts"]),
         _pictures(content["pictures"]),
@@ -210,6 +211,18 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
         return ""
     rows = [[role, *(number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
     return table(["role", *groups], rows)
+
+
+def _taught(taught: Mapping[str, Any]) -> str:
+    """What a scheme found out about its trainings: how far peers disagree, which exits are closed."""
+    lines = [f"- {role}, {key}: {_said(value)}" for role, facts in taught.items() for key, value in facts.items()]
+    return "## What the scheme says\n\n" + "\n".join(lines) if lines else ""
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(one)}" for key, one in value.items())
+    return ", ".join(map(_said, value)) if isinstance(value, list | tuple) else _number(value)
 
 
 def _curve(curve: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -181,6 +182,9 @@ class OwnTeacher(SelfTeaching):
             if isinstance(route, str):
                 continue
             small, name = early(model.cpu(), self.exits[number], route).eval(), self.names[number]
+            (folder / name).mkdir(exist_ok=True)
+            for card in folder.glob("card.json"):  # what the files of an export are read by
+                shutil.copy(card, folder / name)
             made = adapter.export(small, folder / name)
             found |= {f"{name}/{key}": value for key, value in made.items() if "bytes" in value}
             curve.append({"role": self.role, "exit": route.path, **measured(adapter, self.role, small)})

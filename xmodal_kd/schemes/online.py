@@ -28,6 +28,7 @@ class Group(Scheme):
 
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "none"
     family = "online"
+    moving: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
@@ -41,7 +42,8 @@ class Group(Scheme):
         """
         output, answers = self.adapter.output, dict[str, Tensor]()
         for role in self.learners:
-            rows, layout = self.says(role, dict(roles), batch)[output]
+            # all as the student, so that all are shown the same view
+            rows, layout = self.says(self.role, {self.role: roles[role]}, batch)[output]
             answers[role] = rows[layout.mask]
         differ = _classes if output == "logits" else _values
         pairs = combinations(self.learners, 2)

@@ -30,6 +30,7 @@ class SelfTeaching(Scheme):
 
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "none"
     family = "self"
+    moving: ClassVar[bool] = True
 
 
 # ---------------------------------------------------------------- CS-KD

@@ -11,8 +11,9 @@ import torch
 from ..errors import UserError
 from ..loader import steps
 from ..recipe import Loaded, load
+from ..resolving import resolved
 from ..roles import labelled_by, make_method, models_of, training_source
-from ..runner import STATE, Options, Run, resolved
+from ..runner import STATE, Options, Run
 from .session import Session
 
 

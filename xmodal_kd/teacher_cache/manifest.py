@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoint import digest, read_json, write_json
 from ..errors import UserError
+from ..resolving import flat
 from .codecs import codec_of
 from .entries import Kept
 
@@ -60,7 +61,7 @@ class Manifest:
         if not path.is_file():
             return
         there = read_json(path)
-        mine, theirs = _flat(self.identity()), _flat({key: there.get(key) for key in self.identity()})
+        mine, theirs = flat(self.identity()), flat({key: there.get(key) for key in self.identity()})
         for key in sorted(mine.keys() | theirs.keys(), key=lambda key: not key.startswith("schema")):
             if mine.get(key) != theirs.get(key):
                 raise UserError(
@@ -81,10 +82,3 @@ class Manifest:
             for name, k in self.signals.items()
         }
         write_json(folder / FILE, {**self.identity(), "signals": signals})
-
-
-def _flat(content: Any, at: str = "") -> dict[str, Any]:
-    """Leaves by dotted key, as the error names them."""
-    if isinstance(content, Mapping):
-        return {k: v for key, value in content.items() for k, v in _flat(value, f"{at}.{key}".lstrip(".")).items()}
-    return {at: content}
