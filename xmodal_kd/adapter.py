@@ -134,6 +134,9 @@ class Adapter(Protocol):
     output: ClassVar[str] = "logits"
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
+    #: What it was built with.
+    streams: Streams
+    batch_size: int
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 

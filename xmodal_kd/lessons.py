@@ -31,6 +31,7 @@ class Lesson:
         init: stream of its initial weights; what shares one starts alike.
         method: what trains it, and its parameters.
         starts: what makes its initial weights of fresh ones, in order.
+        data: key and content of a data section among the scheme's parameters, where it learns another task.
         peers: roles of the same model that learn beside it and are not kept; the initial weights of each are its own.
     """
 
@@ -47,6 +48,7 @@ class Lesson:
     settings: Strict | None = None
     starts: tuple[Start, ...] = ()
     peers: tuple[str, ...] = ()
+    data: tuple[str, Mapping[str, Any]] | None = None
 
     @property
     def steps(self) -> Train:

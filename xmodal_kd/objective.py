@@ -249,7 +249,7 @@ class Objective(nn.Module):
     def features(self, role: str) -> list[str]:
         """Module paths (or globs) whose output the terms compare, for the adapter to capture."""
         terms = [t for t in self if role == "student" or t.spec.needs_teacher]
-        return sorted({path for t in terms for path in t.term.signals(role) if path not in OUTPUTS})
+        return sorted({path for t in terms for path in t.term.signals(role) if path.rpartition("/")[2] not in OUTPUTS})
 
     def build(self, student: Signals, teacher: Signals | None, streams: Streams) -> Objective:
         """Make what these signals ask for: projectors, modules, resampling, learned weights. Returns self.

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from .adapter import adapter_class
 from .recipe import Loaded, M
-from .roles import compressions
+from .roles import compressions, scheme_of
 
 
 def resolved(loaded: Loaded) -> dict[str, Any]:
@@ -23,7 +23,14 @@ def resolved(loaded: Loaded) -> dict[str, Any]:
         content["cache"] = _absolute(loaded.recipe.cache).model_dump(mode="json")
     if loaded.recipe.teacher is not None:
         content["teacher"] = _absolute(loaded.recipe.teacher).model_dump(mode="json")
-    for number, (_, params) in enumerate(compressions(loaded)):
+    if (scheme := scheme_of(loaded)) is not None:
+        sections = scheme[0].sections(scheme[1]).items()
+        kind = adapter_class(loaded.recipe.modality).Data
+        content["scheme"]["params"] |= {
+            key: _absolute(loaded.validate(kind, one, ("scheme", "params", key))).model_dump(mode="json")
+            for key, one in sections
+        }
+    for number, (_, params) in enumerate(compressions(loaded).ways):
         content["compress"][number]["params"] = _absolute(params).model_dump(mode="json")
     for name, teacher in loaded.recipe.teachers.items():
         content["teachers"][name] = _absolute(teacher).model_dump(mode="json")

@@ -35,6 +35,21 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     return kind(data, streams, batch_size or loaded.recipe.train.batch_size)
 
 
+def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, Any], batch_size: int) -> Adapter:
+    """An adapter of a data section among the scheme's parameters. Raises `UserError` where its classes are others."""
+    kind = type(adapter)
+    made = kind(loaded.validate(kind.Data, data, ("scheme", "params", key)), adapter.streams, batch_size)
+    student = _student(loaded, ())
+    if adapter.output == "logits":
+        for one in (adapter, made):
+            build(one, loaded, student, adapter.streams)
+        ours, theirs = adapter.class_names("student"), made.class_names("student")
+        if list(ours) != list(theirs):
+            name = next(iter(sorted(set(ours) ^ set(theirs))), "their order")
+            raise UserError(f"scheme.params.{key}: both tasks share one list of classes: they differ in {name!r}")
+    return made
+
+
 def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
     """Every training of a run, and every model that it loads, in order: what teaches stands before whom it teaches.
 
@@ -49,11 +64,12 @@ def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
     if isinstance(control, ControlSpec):
         untaught = replace(student, method=Distil, settings=None, teachers=())
         found.append(replace(untaught, role="control", terms=_terms(recipe, alone)))
-    found += _planned(loaded, student)
+    planned, after = _planned(loaded, student), list[Lesson]()
     if isinstance(twin, ControlSpec):
         taught = replace(student, method=Distil, settings=None, teachers=("control",))
-        found.append(replace(taught, role="self_training", terms=_terms(recipe, twin)))
-    return [_compressed(loaded, lesson) for lesson in found]
+        after = [replace(taught, role="self_training", terms=_terms(recipe, twin))]
+    found, after = ([_prepared(loaded, lesson) for lesson in some] for some in (found, after))
+    return [_compressed(loaded, lesson) for lesson in [*found, *planned, *after]]
 
 
 def twin_of(recipe: Recipe, adapter: Adapter) -> ControlSpec | NoControl | None:
@@ -83,16 +99,32 @@ def _student(loaded: Loaded, teachers: tuple[str, ...]) -> Lesson:
     )  # fmt: skip
 
 
-def _planned(loaded: Loaded, student: Lesson) -> Sequence[Lesson]:
-    """The student's training, and what its scheme puts before it."""
+def scheme_of(loaded: Loaded) -> tuple[type[Scheme], Any] | None:
+    """The recipe's scheme, if it has one, with checked parameters."""
     spec = loaded.recipe.scheme
     if spec is None:
-        return [student]
+        return None
     kind = SCHEMES[spec.name]
+    return kind, loaded.validate(kind.Params, spec.params, ("scheme", "params"))
+
+
+def _planned(loaded: Loaded, student: Lesson) -> Sequence[Lesson]:
+    """The student's training, and what its scheme puts before it."""
+    if (scheme := scheme_of(loaded)) is None:
+        return [student]
+    kind, params = scheme
     kind.refuse(loaded.recipe)
     if not any(spec_of(term).needs_teacher for term in loaded.recipe.objective):
-        raise UserError(f"scheme {spec.name}: no term of the objective learns from a teacher: add one, as kd")
-    return kind.plan(loaded.validate(kind.Params, spec.params, ("scheme", "params")), loaded.recipe, student)
+        assert loaded.recipe.scheme is not None
+        name = loaded.recipe.scheme.name
+        raise UserError(f"scheme {name}: no term of the objective learns from a teacher: add one, as kd")
+    return kind.plan(params, loaded.recipe, student)
+
+
+def _prepared(loaded: Loaded, lesson: Lesson) -> Lesson:
+    """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
+    scheme = scheme_of(loaded)
+    return lesson if scheme is None else scheme[0].prepare(scheme[1], lesson)
 
 
 def _compressed(loaded: Loaded, lesson: Lesson) -> Lesson:

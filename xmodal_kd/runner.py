@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from . import cards, flops, panels, report
-from .adapter import Source, UntrainedControl, is_teacher
+from .adapter import Adapter, Source, UntrainedControl, is_teacher
 from .checkpoint import disk_errors, read_json, write_bytes, write_json
 from .clock import latency
 from .controls import control_spec
@@ -38,6 +38,8 @@ from .roles import (
     make_adapter,
     make_method,
     models_of,
+    other_task,
+    scheme_of,
     training_source,
     twin_of,
 )
@@ -102,8 +104,10 @@ class Run:
             if not is_teacher(role):
                 find_all(role, seen[role], objective)
             if not lesson.path:
-                training_source(self.adapter, self.recipe, role)
+                training_source(self._other_task(lesson) or self.adapter, self.recipe, role)
             compressions(self.loaded, role).check(self.adapter, seen[role], seen)
+        for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
+            other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
         student = next(lesson for lesson in self.lessons if lesson.role == "student")
         method = make_method(self.loaded, self.adapter, student, self.streams)
         method.check({role: seen[role] for role in ("student", *student.teachers)})
@@ -228,22 +232,24 @@ class Run:
             self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
         )
         self.accelerator.init_trackers(role)
+        other = self._other_task(lesson)
+        mine = other or self.adapter
         models = models_of(self.adapter, self.loaded, lesson, self.streams, self.models)
-        method = make_method(self.loaded, self.adapter, lesson, self.streams)
+        method = make_method(self.loaded, mine, lesson, self.streams)
         changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
         models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(lesson.teachers)}
-        adapter = self.adapter
-        if train.batch_size != self.recipe.train.batch_size:
+        adapter = mine
+        if other is None and train.batch_size != self.recipe.train.batch_size:
             adapter = make_adapter(self.loaded, self.streams, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
-        for one in (self.adapter, *([] if adapter is self.adapter else [adapter])):
+        for one in (mine, *([] if adapter is mine else [adapter])):
             one.begin(role, known)
         cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
         engine = Engine(
             method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
-            evaluate=lambda model: self.adapter.evaluate(role, model, "dev").metrics,
+            evaluate=lambda model: mine.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
             finished=self._save_stage(role) if len(method.stages()) > 1 else None,
         )  # fmt: skip
@@ -265,6 +271,12 @@ class Run:
                 **cache.facts(models, at.samples),
             }
         }  # fmt: skip
+
+    def _other_task(self, lesson: Lesson) -> Adapter | None:
+        """The data of a training that is not of the recipe's task."""
+        if lesson.data is None:
+            return None
+        return other_task(self.loaded, self.adapter, *lesson.data, lesson.steps.batch_size)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
         """What a scheme has to say of its training."""
@@ -304,10 +316,13 @@ class Run:
         write_json(self.out / STATE, self.state)
 
     def _overview(self) -> dict[str, Any]:
+        models = {role: self.models[role].eval() for role in self.state["roles"]}
         with torch.no_grad(), self.streams.forked("evaluate"):
-            found = self.adapter.overview({role: self.models[role].eval() for role in self.state["roles"]}, self.out)
+            found = self.adapter.overview(models, self.out)
+            scheme = scheme_of(self.loaded)
+            facts = {} if scheme is None else scheme[0].overview(scheme[1], self.adapter, models)
         pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
-        return {"curve": list(found.curve), "facts": dict(found.facts), "pictures": pictures}
+        return {"curve": list(found.curve), "facts": {**found.facts, **facts}, "pictures": pictures}
 
     def _batch(self, source: Source) -> Any:
         [batch] = next(steps(source))

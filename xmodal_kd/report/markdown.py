@@ -222,7 +222,7 @@ def _taught(taught: Mapping[str, Any]) -> str:
 def _said(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_said(one)}" for key, one in value.items())
-    return ", ".join(map(_said, value)) if isinstance(value, list | tuple) else _number(value)
+    return ", ".join(map(_said, value)) if isinstance(value, list | tuple) else number(value)
 
 
 def _curve(curve: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import chains, ensembles, exits, online, self_distillation, several
+from . import chains, continual, ensembles, exits, online, self_distillation, several
 from .base import SCHEMES, Scheme
 
-__all__ = ["SCHEMES", "Scheme", "chains", "ensembles", "exits", "online", "self_distillation", "several"]
+__all__ = ["SCHEMES", "Scheme", "chains", "continual", "ensembles", "exits", "online", "self_distillation", "several"]

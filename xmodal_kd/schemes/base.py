@@ -57,6 +57,21 @@ class Scheme(Distil):
         return [replace(student, method=cls, settings=params)]
 
     @classmethod
+    def prepare(cls, params: Any, lesson: Lesson) -> Lesson:
+        """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
+        return lesson
+
+    @classmethod
+    def sections(cls, params: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Data sections of other tasks among the parameters, by their keys."""
+        return {}
+
+    @classmethod
+    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+        """What a report should say of all roles of a run that is over, in eval mode without gradients."""
+        return {}
+
+    @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
         """The data of its trainings, made of the student's (pairs of a class, two views of a sample)."""
         return source
