@@ -41,9 +41,9 @@ HEAD = """# Methods
 Every method of the two surveys that this project follows, and the baselines that they compare with. Made by
 `python docs/methods.py`; a test fails where it is stale, so edit `docs/methods.yaml` or what it is made of.
 
-- **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an arrangement does it.
-  *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give in full. *Not
-  built*: there is nothing, or only what is near.
+- **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an
+  arrangement does it. *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give
+  in full. *Not built*: there is nothing, or only what is near.
 - **needs**: what a term of it must be given. **ran in**: modalities of shipped recipes, and of comparisons, that use
   it; every loss runs in the tests on random rows besides. Both stand at the first method that names a loss.
 - **measured**: against the same student without the teacher, or as it says; brackets are 95 % intervals over seeds.
@@ -52,7 +52,7 @@ Every method of the two surveys that this project follows, and the baselines tha
 
 
 def registered() -> dict[str, Any]:
-    """Losses and methods of the package by name, those of modalities included; ``scheme:<name>``, ``compress:<name>``."""
+    """What is registered, by name, that of modalities too: losses, methods, ``scheme:<name>``, ``compress:<name>``."""
     for name in modality_names():
         for part in ("losses", "adapter"):
             module = f"xmodal_kd.modalities.{name}.{part}"
