@@ -24,6 +24,7 @@ from xmodal_kd.streams import Streams
 Content = dict[str, Any]
 MODEL = {"model": "mlp", "params": {"width": 8}}
 TEACHER = {"model": "mlp", "params": {"width": 24}, "train": {"steps": 4, "batch_size": 8}}
+SEVERAL = {"teacher": TEACHER, "teachers": {"wide": {**TEACHER, "params": {"width": 32}}}}
 HINT = {"loss": "hint", "on": "body"}
 #: Three teachers, a term on the feature of one of which is weighed as its answers are.
 SEVERAL: Content = {

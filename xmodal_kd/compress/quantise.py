@@ -190,7 +190,7 @@ def measured(kind: type[Compression], params: Any, adapter: Adapter, model: nn.M
     path = folder / packed.PACKED
     again = adapter.load("student", folder).eval()
     for value in again.state_dict().values():
-        value.zero_()
+        value.zero_()  # so that what is measured comes from the packed file
     kind.restore(params, again, folder)
     again = again.to(next(model.parameters()).device)
     for name, value in model.state_dict().items():
