@@ -25,6 +25,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 
+from xmodal_kd.compress import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.method import METHODS
 from xmodal_kd.rooms import modality_names, shipped
@@ -56,7 +57,10 @@ def registered() -> dict[str, Any]:
             module = f"xmodal_kd.modalities.{name}.{part}"
             if find_spec(module) is not None:
                 importlib.import_module(module)
-    things = {**{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES}}
+    things = {
+        **{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES},
+        **{name: COMPRESSIONS[name] for name in COMPRESSIONS},
+    }  # fmt: skip
     return {name: thing for name, thing in things.items() if thing.__module__.startswith("xmodal_kd.")}
 
 
@@ -76,6 +80,9 @@ def ran() -> dict[str, set[str]]:
         recipe = yaml.safe_load(path.read_text())
         method = recipe.get("method", "distil")
         names = [method if isinstance(method, str) else method["name"]]
+        compress = recipe.get("compress", [])
+        several = compress if isinstance(compress, list) else [compress]
+        names += [one if isinstance(one, str) else one["name"] for one in several]
         names += [term["loss"] for part in (recipe, recipe.get("teacher", {})) for term in part.get("objective", [])]
         for name in names:
             found[name].add(recipe["modality"])
