@@ -189,3 +189,16 @@ def test_peers_are_trained_from_weights_of_their_own(tmp_path: Path) -> None:
         loaded(tmp_path, content("okddip")), make_adapter(loaded(tmp_path, content("okddip")), Streams(3))
     )
     assert planned[-1].peers == ("peer-1", "peer-2", "peer-3")
+
+
+@pytest.mark.parametrize(("example", "key", "value"), [
+    ("one", "on", "bodi"), ("okddip", "shared", ["bodi"]), ("byot", "exits", ["bodi"]), ("byot", "feature", "bodi"),
+    ("ddgsd", "on", "bodi"),
+])  # fmt: skip
+def test_misspelt_modules_are_found_before_anything_is_trained(
+    tmp_path: Path, example: str, key: str, value: object
+) -> None:
+    made = content(example)
+    made["scheme"] = made["scheme"] | {"params": made["scheme"]["params"] | {key: value}}
+    with pytest.raises(UserError, match=r"scheme.* no module 'bodi' in Net.*nearest: body"):
+        engine(tmp_path, made)

@@ -161,6 +161,9 @@ class TwoViewed(SelfTeaching):
             raise UserError(f"scheme ddgsd: two views of a sample have no rows in common: {reason}")
         return two_views(source)
 
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        self.find(roles[self.role], [self.params.on] if self.params.on is not None else [])
+
     def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
         """For the dry run; in `loss` both views speak once."""
         return self.says(role, roles, _other(batch))
