@@ -25,9 +25,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 
+from xmodal_kd.compress import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.method import METHODS
 from xmodal_kd.rooms import modality_names, shipped
+from xmodal_kd.schemes import SCHEMES
 from xmodal_kd.stats import Interval, t_interval
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,8 @@ HEAD = """# Methods
 Every method of the two surveys that this project follows, and the baselines that they compare with. Made by
 `python docs/methods.py`; a test fails where it is stale, so edit `docs/methods.yaml` or what it is made of.
 
-- **here**: registered losses and methods (`xmodal-kd list losses`, `list methods`), or how an arrangement does it.
+- **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, `list methods`,
+  `list schemes`, `list compress`), or how an arrangement does it.
   *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give in full. *Not
   built*: there is nothing, or only what is near.
 - **needs**: what a term of it must be given. **ran in**: modalities of shipped recipes, and of comparisons, that use
@@ -50,13 +53,15 @@ Every method of the two surveys that this project follows, and the baselines tha
 
 
 def registered() -> dict[str, Any]:
-    """Losses and methods of the package by name, those of modalities included."""
+    """Losses and methods of the package by name, those of modalities included; ``scheme:NAME``, ``compress:NAME``."""
     for name in modality_names():
         for part in ("losses", "adapter"):
             module = f"xmodal_kd.modalities.{name}.{part}"
             if find_spec(module) is not None:
                 importlib.import_module(module)
     things = {**{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES}}
+    things |= {f"scheme:{name}": SCHEMES[name] for name in SCHEMES}
+    things |= {f"compress:{name}": COMPRESSIONS[name] for name in COMPRESSIONS}
     return {name: thing for name, thing in things.items() if thing.__module__.startswith("xmodal_kd.")}
 
 
@@ -76,6 +81,7 @@ def ran() -> dict[str, set[str]]:
         recipe = yaml.safe_load(path.read_text())
         method = recipe.get("method", "distil")
         names = [method if isinstance(method, str) else method["name"]]
+        names += [f"{key}:{name}" for key in ("scheme", "compress") for name in _named(recipe.get(key))]
         names += [term["loss"] for part in (recipe, recipe.get("teacher", {})) for term in part.get("objective", [])]
         for name in names:
             found[name].add(recipe["modality"])
@@ -83,6 +89,12 @@ def ran() -> dict[str, set[str]]:
         for arm in result["arms"]:
             found[arm["name"]].add(result["modality"])
     return found
+
+
+def _named(spec: Any) -> list[str]:
+    """Names in a recipe's section that may be a name, one with parameters, or several of either."""
+    several = spec if isinstance(spec, list) else [] if spec is None else [spec]
+    return [one if isinstance(one, str) else one["name"] for one in several]
 
 
 def compared() -> Iterator[tuple[Path, Row]]:
@@ -167,9 +179,16 @@ def homes(table: list[dict[str, Any]]) -> dict[str, str]:
 def state(row: Row) -> str:
     if not (row.get("here") or row.get("how")):
         return "not built"
-    if any(name in LOSSES and LOSSES[name].experimental for name in row.get("here", "").split()):
+    if any(_experimental(name) for name in row.get("here", "").split()):
         return "experimental"
     return "partly" if row.get("part") else "built"
+
+
+def _experimental(name: str) -> bool:
+    kind, _, short = name.rpartition(":")
+    if kind:
+        return bool((SCHEMES[short] if kind == "scheme" else COMPRESSIONS[short]).experimental)
+    return name in LOSSES and LOSSES[name].experimental
 
 
 def page() -> str:
@@ -200,7 +219,7 @@ def page() -> str:
 
 
 def _here(row: Row, things: Mapping[str, Any]) -> str:
-    links = ", ".join(f"[`{name}`]({lives(things[name])})" for name in row.get("here", "").split())
+    links = ", ".join(f"[`{n.replace(':', ': ')}`]({lives(things[n])})" for n in row.get("here", "").split())
     return "; ".join(text for text in (links, row.get("how"), row.get("note")) if text)
 
 
