@@ -1,6 +1,6 @@
 """Every scheme in every modality, for a few steps: which pairs run to a report, and which are refused with what reason.
 
-    python benchmarks/scheme_matrix.py                                all pairs, about a quarter of an hour on an idle CPU
+    python benchmarks/scheme_matrix.py                  all pairs, about a quarter of an hour on an idle CPU
     python benchmarks/scheme_matrix.py --only byot dml --rooms points
 
 It shows that a scheme works with an adapter, not what it is worth: models and steps are as small as they can be.

@@ -1,6 +1,6 @@
-"""Schemes and compression on connected digits of an unheard speaker: who teaches whom, and how small a student may be.
+"""Schemes and compression on connected digits of an unheard speaker: who teaches whom, how small a student may be.
 
-    python benchmarks/schemes.py --data FOLDER --teacher RUN/teacher --out runs/schemes [--arms "direct;dml"] [--seeds 3]
+    python benchmarks/schemes.py --data FOLDER --teacher RUN/teacher --out runs/schemes [--arms "direct;dml"]
 
 Each arm is a recipe with settings, by seeds, all with one teacher; students without it share one control a seed, found
 in the arm "direct". Every cell is a run through the command line: a stopped benchmark goes on where it was. Writes one
@@ -24,12 +24,10 @@ KD = "{loss: kd, weight: 0.3, params: {temperature: 1.0}}"
 ALONE = ("control=false",)
 #: Of a student that is its own or its peers' teacher.
 UNTAUGHT = ("teacher=null", f"objective=[{{loss: ctc}}, {KD}]")
-HALF = (
-    "student={model: conformer, params: {width: 48, heads: 2, feed_forward: 96, layers: 5}}",
-    "train.optimizer.lr=1e-3",
-)
 ASSISTANT = "{model: conv, params: {width: 64, lookahead: 4}}"
 FSDD = "speech/fsdd"
+#: Recipes without a teacher.
+OWN = ("speech/okddip", "speech/exits")
 #: Arm: a recipe, what is set in it, and in whose cells its control is.
 ARMS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "direct": (FSDD, (), "direct"),
@@ -43,11 +41,11 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "born_again": (FSDD, (*UNTAUGHT, "scheme={name: born_again, params: {generations: 1}}"), "direct"),
     "ema_teacher": (FSDD, (*UNTAUGHT, *ALONE, "scheme=ema_teacher"), "direct"),
     "exits": ("speech/exits", ALONE, "direct"),
-    "8 bits": (FSDD, (*ALONE, "compress={name: quantise, params: {bits: 8}}"), "direct"),
-    "4 bits": (FSDD, ("compress={name: quantise, params: {bits: 4}}",), "4 bits"),
-    "2 bits": (FSDD, (*ALONE, "compress={name: quantise, params: {bits: 2}}"), "direct"),
-    "half teacher": (FSDD, (*HALF, "compress=width_prune"), "half teacher"),
-    "half teacher, repaired": (FSDD, (*HALF, *ALONE, "compress=[width_prune, fskd]"), "half teacher"),
+    "8 bits": ("speech/quantised", (*ALONE, "compress.params.bits=8"), "direct"),
+    "4 bits": ("speech/quantised", (), "4 bits"),
+    "2 bits": ("speech/quantised", (*ALONE, "compress.params.bits=2"), "direct"),
+    "half teacher": ("speech/repaired", ("train.steps=200", "compress=width_prune"), "half teacher"),
+    "half teacher, repaired": ("speech/repaired", ("train.steps=200", *ALONE), "half teacher"),
 }  # fmt: skip
 
 
@@ -55,7 +53,7 @@ def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     recipe, sets, _ = ARMS[name]
     out = args.out / name.replace(", ", "-").replace(" ", "-").replace("%", "percent") / f"seed-{seed}"
     if not (out / "report.json").exists():
-        taught = () if "teacher=null" in sets or recipe != FSDD else (f"teacher={{path: {args.teacher}}}",)
+        taught = () if "teacher=null" in sets or recipe in OWN else (f"teacher={{path: {args.teacher}}}",)
         budget = (f"data.path={args.data}", f"train.steps={args.steps}", f"seed={seed}")
         run(recipe, [*SPLIT, *budget, *taught, *sets, *args.set], out)
     report = json.loads((out / "report.json").read_text())
