@@ -31,6 +31,7 @@ def made(folder: Path, kind: str, steps: int = 5) -> Engine:
     )  # fmt: skip
     toy = adapter(batch_size=12)
     models = roles(toy, student={"dropout": 0.0})
+    models["teacher"].requires_grad_(False)  # as a training leaves it
     lesson = Lesson("student", "mlp", {}, ("student", "params"), TERMS, config, ("teacher",))
     for name, params in KINDS[kind]:
         way = COMPRESSIONS[name]

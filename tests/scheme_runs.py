@@ -24,7 +24,18 @@ from xmodal_kd.streams import Streams
 Content = dict[str, Any]
 MODEL = {"model": "mlp", "params": {"width": 8}}
 TEACHER = {"model": "mlp", "params": {"width": 24}, "train": {"steps": 4, "batch_size": 8}}
+SEVERAL = {"teacher": TEACHER, "teachers": {"wide": {**TEACHER, "params": {"width": 32}}}}
 HINT = {"loss": "hint", "on": "body"}
+#: Three teachers, a term on the feature of one of which is weighed as its answers are.
+SEVERAL: Content = {
+    "teacher": TEACHER,
+    "teachers": {name: TEACHER | {"params": {"width": width}} for name, width in (("wide", 32), ("thin", 12))},
+    "objective": [HINT, {"loss": "hint", "on": {"student": "body", "teacher": "thin/body"}, "name": "thin",
+                         "weights": "thin/weight", "weight": 0.5}],
+}  # fmt: skip
+#: Of schemes that start as the old model.
+KEEPING: Content = {"teacher": TEACHER | {"params": {"width": 8}}}
+OLD = {"train": 12, "dev": 4, "test": 6, "noise": 0.5}
 
 #: For each scheme what a recipe changes; several recipes of one scheme differ behind a space.
 EXAMPLES: dict[str, Content] = {
@@ -44,6 +55,13 @@ EXAMPLES: dict[str, Content] = {
     "ddgsd": {"scheme": {"params": {"on": "body", "mmd": 0.5}}, "objective": [HINT]},
     "ema_teacher": {"scheme": {"params": {"decay": 0.5}}, "objective": [HINT]},
     "ps_kd": {"scheme": {"params": {"every": 2}}},
+    "average": SEVERAL,
+    "you": SEVERAL | {"scheme": {"params": {"on": "body", "teachers": "body", "margin": 0.1}}},
+    "ca_mkd": SEVERAL,
+    "ae_kd": SEVERAL | {"scheme": {"params": {"cap": 2.0}}},
+    "uhc": SEVERAL | {"objective": [{"loss": "uhc", "weight": 0.5}]},
+    "lwf": KEEPING | {"scheme": {"params": {"old": OLD}}},
+    "pdr": KEEPING | {"scheme": {"params": {"old": OLD, "exemplars": 5, "per_batch": 4, "labelled": True}}},
 }
 
 

@@ -149,17 +149,23 @@ def test_queries_are_one_with_their_keys_by_heads() -> None:
     assert [len(blocks) for kind, blocks in channels.partitions if kind == "heads"] == [2, 2]
 
 
-def test_what_cannot_be_followed_is_said_in_one_line() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Linear(3, 4)
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, written: bool) -> Tensor:
+        if not written:
             return torch.cumsum(self.a(x), dim=1)
+        y = torch.zeros(2, 4)
+        y[:, [3, 2, 1, 0]] = self.a(x)
+        return y
 
-    with pytest.raises(UserError, match="cannot be followed through 'cumsum'"):
-        followed(Odd(), (torch.ones(2, 3),))
+
+@pytest.mark.parametrize(("written", "said"), [(False, "'cumsum'"), (True, "'__setitem__'")])
+def test_what_cannot_be_followed_is_said_in_one_line(written: bool, said: str) -> None:
+    with pytest.raises(UserError, match=f"cannot be followed through {said}"):
+        followed(Odd(), (torch.ones(2, 3), written))
 
 
 # ---------------------------------------------------------------- choice

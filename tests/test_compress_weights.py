@@ -132,6 +132,17 @@ def test_copies_stand_alone_and_errors_leave_the_weights_in_place() -> None:
     assert standing(twin) is not None
 
 
+def test_a_weight_that_two_layers_share_is_one() -> None:
+    model = net()
+    model.reader = nn.Linear(8, 8, bias=False)
+    model.reader.weight = model.middle.weight
+    Even(chosen(model, 2, {}, ("first", "last")), 16).attach(model)
+    x = torch.randn(4, 6)
+    expected = model(x)
+    settle(model)
+    assert torch.equal(model(x), expected) and model.reader.weight is model.middle.weight
+
+
 def test_learned_points_are_all_that_learns_of_a_weight() -> None:
     model = net()
     Learned({"middle.weight": 2}, 16, model).attach(model)

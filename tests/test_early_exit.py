@@ -114,8 +114,8 @@ def test_a_run_saves_exits_that_load_and_answer_alike(tmp_path: Path, capsys: py
     assert call(["run", str(tmp_path / "recipe.yaml"), "--out", str(out), "--allow-import", "toy", "--quiet"]) == 0
     report = read_json(out / "report.json")
     points = [point for point in report["curve"] if point["role"] == "student"]
-    assert [point["exit"] for point in points] == ["body.0", "body.1", "end"]
-    assert "body.1" in (out / "report.md").read_text()
+    assert [point["exit"] for point in points] == [1, 2, 3]
+    assert "| exit |" in (out / "report.md").read_text() and "median_ms" in (out / "report.html").read_text()
     assert {"exit-1/exported.safetensors", "exit-2/exported.safetensors"} <= report["export"].keys()
     toy = adapter(train=16, noise=0.3)
     student = toy.load("student", out / "student")

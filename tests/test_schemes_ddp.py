@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from test_ddp import HERE, ROOT, environment, port
 
 #: Peers in turn, branches that share modules, exits, pairs, two views with a loss over the batch, followers of the
-#: student.
-EXAMPLES = ("dml", "okddip branches", "byot", "cs_kd", "ddgsd", "ema_teacher", "ps_kd")
+#: student; teachers weighed by row and by batch, orders of samples, a loss a teacher, exemplars beside new samples.
+EXAMPLES = (
+    "dml", "okddip branches", "byot", "cs_kd", "ddgsd", "ema_teacher", "ps_kd", "ca_mkd", "ae_kd", "you", "uhc", "pdr",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import several_worker as worker
+import several_teachers as worker
 import torch
-from safetensors.torch import load_file
-from test_ddp import HERE, ROOT, environment, port
 from torch import Tensor, nn
 from toy import RECIPE, ToyAdapter
 
 from xmodal_kd.adapter import Batch
 from xmodal_kd.check import check
-from xmodal_kd.checkpoint import digest, read_json
+from xmodal_kd.checkpoint import read_json
 from xmodal_kd.cli import call
 from xmodal_kd.errors import UserError
-from xmodal_kd.interrupt import Interrupted
 from xmodal_kd.loader import steps
 from xmodal_kd.objective import Objective
 from xmodal_kd.recipe import Term, load
@@ -32,8 +25,6 @@ from xmodal_kd.roles import lessons, make_adapter
 from xmodal_kd.schemes import aggregate
 from xmodal_kd.signals import Layout, Signals
 from xmodal_kd.streams import Streams
-
-NAMES = list(worker.KINDS)
 
 
 class Seers(ToyAdapter):
@@ -71,62 +62,6 @@ class Learned(ToyAdapter):
 def first_batch(toy: Any) -> Batch:
     [batch] = next(steps(toy.data("train")))
     return batch
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_student_learns_and_the_teachers_stay(tmp_path: Path, name: str) -> None:
-    built = worker.made(name, tmp_path)
-    before = {role: digest(built.roles[role].state_dict().items()) for role in built.roles}
-    at = built.fit()
-    assert at.total == 6
-    for role in worker.TEACHERS:
-        assert digest(built.roles[role].state_dict().items()) == before[role], role
-        assert not built.roles[role].training
-    assert digest(built.roles["student"].state_dict().items()) != before["student"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_resumes_to_the_bit(tmp_path: Path, name: str) -> None:
-    whole = worker.made(name, tmp_path / "whole", every=1)
-    whole.fit()
-    for step in (1, 4):
-        stopped = worker.made(name, tmp_path / f"stopped{step}", every=1)
-        _stop_after(stopped, step)
-        with pytest.raises(Interrupted):
-            stopped.fit()
-        again = worker.made(name, tmp_path / f"stopped{step}", every=1)
-        again.fit(resume=True)
-        for owner, other in ((whole.roles["student"], again.roles["student"]), (whole.method, again.method)):
-            mine, theirs = (getattr(x, "objective", x).state_dict().items() for x in (owner, other))
-            assert digest(mine) == digest(theirs), step
-
-
-def _stop_after(built: Any, step: int) -> None:
-    milestones = built._milestones
-
-    def patched(*args: Any) -> None:
-        if built.at.total == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        milestones(*args)
-
-    built._milestones = patched
-
-
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
-    program = [sys.executable, str(HERE / "several_worker.py"), str(tmp_path / "two")]
-    running = [
-        subprocess.Popen(program, env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT)
-        for rank in range(2)
-    ]
-    worker.main(tmp_path / "one")
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
-    for one in sorted((tmp_path / "one").glob("*.safetensors")):
-        expected = load_file(one)
-        for rank in range(2):
-            found = load_file(tmp_path / "two" / one.name.replace("-0", f"-{rank}"))
-            for key, value in found.items():
-                torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=2e-6, msg=f"{one.stem} {key}")
 
 
 @pytest.mark.parametrize("name", ["average", "ca_mkd", "ae_kd"])

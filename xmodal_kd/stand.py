@@ -27,6 +27,7 @@ class Stand(nn.Module):
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = tuple(names)
+        self._places: dict[str, tuple[str, ...]] = {}
         self._held: list[tuple[nn.Module, str, Any]] = []
         self._depth = 0
 
@@ -36,6 +37,9 @@ class Stand(nn.Module):
 
     def attach(self, model: nn.Module) -> None:
         """Bound methods as hooks: a deep copy of the model has a deep copy of this."""
+        every = list(model.named_parameters(remove_duplicate=False))
+        own = {name: parameter for name, parameter in every if name in self.names}
+        self._places = {name: tuple(n for n, p in every if p is own[name]) for name in self.names}
         model.add_module(NAME, self)
         model.register_forward_pre_hook(self._before)
         model.register_forward_hook(self._after, always_call=True)
@@ -55,11 +59,11 @@ class Stand(nn.Module):
         self._depth += 1
         if self._depth > 1:  # a model that calls itself
             return
-        owners = [owner_of(model, name) for name in self.names]
-        found = [
-            (owner, key, self.made(name, owner._parameters[key]))  # type: ignore[arg-type]
-            for name, (owner, key) in zip(self.names, owners, strict=True)
-        ]
+        found = []
+        for name, places in self._places.items():
+            owner, key = owner_of(model, name)
+            value = self.made(name, owner._parameters[key])  # type: ignore[arg-type]
+            found += [(*owner_of(model, place), value) for place in places]
         self._held = [(owner, key, owner._parameters[key]) for owner, key, _ in found]
         for owner, key, value in found:
             owner._parameters[key] = value  # type: ignore[assignment]

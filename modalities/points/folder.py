@@ -1,4 +1,4 @@
-"""A saved segmenter: ``model.safetensors`` and ``card.json``, complete in themselves. Nothing is unpickled."""
+"""A saved segmenter: ``card.json`` and ``model.safetensors`` or ``packed.safetensors``. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from xmodal_kd import saved
-from xmodal_kd.checkpoint import load_weights, read_tensors, write_json, write_tensors
+from xmodal_kd.checkpoint import write_json, write_tensors
+from xmodal_kd.compress.folder import load
 from xmodal_kd.errors import UserError
 from xmodal_kd.saved import CARD, WEIGHTS, explain, read_card
 
@@ -59,7 +60,7 @@ def load_model(folder: Path) -> tuple[nn.Module, Card]:
         model = kind(kind.Config.model_validate(card.params), channels=card.channels, classes=len(card.classes))
     except ValidationError as error:
         raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
-    load_weights(model, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    load(model, folder / WEIGHTS)
     return model.eval(), card
 
 

@@ -1,4 +1,4 @@
-"""A saved recogniser: ``model.safetensors`` and ``card.json``, complete in themselves. Nothing is unpickled."""
+"""A saved recogniser: ``card.json`` and ``model.safetensors`` or ``packed.safetensors``. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from xmodal_kd import saved
-from xmodal_kd.checkpoint import load_weights, read_tensors, write_json, write_tensors
+from xmodal_kd.checkpoint import write_json, write_tensors
+from xmodal_kd.compress.folder import load
 from xmodal_kd.errors import UserError
 from xmodal_kd.saved import CARD, WEIGHTS, explain, read_card
 
@@ -69,7 +70,7 @@ def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
     """
     card, path = load_card(folder), Path(folder) / WEIGHTS
     model = _build(card, Path(folder) / CARD)
-    load_weights(model, read_tensors(path), path)
+    load(model, path)
     return model.eval(), card
 
 

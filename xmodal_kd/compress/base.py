@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,6 +134,9 @@ class Ways:
     """All that one role is compressed by, in order: each with its parameters."""
 
     ways: tuple[tuple[type[Compression], Any], ...]
+
+    def __iter__(self) -> Iterator[tuple[type[Compression], Any]]:
+        return iter(self.ways)
 
     def plan(self, recipe: Recipe, lesson: Lesson) -> Lesson:
         for kind, params in self.ways:

@@ -150,7 +150,7 @@ class Channels(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        if not _has_rows(out):
+        if not _has_rows(out) and name != "__setitem__":
             return out
         rule = RULES.get(name)
         if rule is not None:

@@ -30,6 +30,7 @@ def batches(
         yield send_to_device(made, device)
 
 
+@torch.enable_grad()
 def gradients(adapter: Adapter, lesson: Lesson, model: nn.Module, samples: int) -> dict[str, Tensor]:
     """Of the terms without a teacher at a trained model's weights: their sum over batches of the training's size.
 
@@ -41,7 +42,7 @@ def gradients(adapter: Adapter, lesson: Lesson, model: nn.Module, samples: int) 
         raise UserError(f"width_prune: importance taylor: {spec.reason}: use importance l1")
     objective = Objective([term for term in lesson.terms if (term.name or term.loss) in spec.terms])
     device = next(model.parameters()).device
-    model.train()
+    model.train().requires_grad_(True)  # the role was frozen, perhaps
     for batch in batches(adapter, samples, lesson.steps.batch_size, device, labelled=True):
         said = adapter.signals("teacher", model, batch, objective.features("student"))
         said.model, said.labelled = model, batch.get("labelled")
@@ -49,4 +50,4 @@ def gradients(adapter: Adapter, lesson: Lesson, model: nn.Module, samples: int) 
             objective.build(said, None, Streams(0))
             objective.to(device)
         objective(said, None, step=0, ranks=Ranks()).value().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}

@@ -8,7 +8,7 @@ ranges of those before it, the first one not at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -161,6 +161,25 @@ def fix(model: nn.Module, layers: tuple[str, ...], scales: Tensor, zeros: Tensor
             model.get_submodule(path).register_forward_pre_hook(Fixed(scale, zero))
 
 
+def unpack(model: nn.Module, path: Path) -> None:
+    """Give a model the weights of a packed file, and the ranges of activations if it holds some.
+
+    Raises:
+        UserError: as `packed.read`.
+    """
+    noted = record(model)
+    noted.coded, noted.more = packed.read(path, model)
+    for layer in model.modules():
+        unhook(layer)
+    if SCALE in noted.more:
+        fix(model, _owners(noted.coded), noted.more[SCALE], noted.more[ZERO])
+
+
+def _owners(names: Iterable[str]) -> tuple[str, ...]:
+    """Paths of the layers that hold weights, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
 @COMPRESSIONS.register("qat")
 class Qat(Compression):
     """Weights and activations as whole numbers, trained through torch's fake quantisation.
@@ -184,14 +203,8 @@ class Qat(Compression):
         cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
-        FakeWeights(bits, cls._layers(params, model), params.averaging).attach(model)
+        FakeWeights(bits, _owners(bits) if params.activations else (), params.averaging).attach(model)
         return model
-
-    @staticmethod
-    def _layers(params: Any, model: nn.Module) -> tuple[str, ...]:
-        """The layers whose weights are quantised, each once."""
-        names = chosen(model, params.bits, params.layers, params.full) if params.activations else {}
-        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
     @classmethod
     def finish(cls, params: Any, model: nn.Module) -> None:
@@ -201,7 +214,7 @@ class Qat(Compression):
         scales, zeros = affine(*stand.ranges)
         scales = torch.where(called, scales, 0.0)
         settle(model)
-        record(model).more = {SCALE: scales, ZERO: torch.where(called, zeros, 0)}
+        record(model).more = {SCALE: scales, ZERO: torch.where(called, zeros, 0)} if stand.layers else {}
         fix(model, stand.layers, scales, zeros)
 
     @classmethod
@@ -210,9 +223,7 @@ class Qat(Compression):
 
     @classmethod
     def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
-        noted = record(model)
-        noted.coded, noted.more = packed.read(folder / packed.PACKED, model)
-        fix(model, cls._layers(params, model), noted.more[SCALE], noted.more[ZERO])
+        unpack(model, folder / packed.PACKED)
 
     @classmethod
     def plain(cls, params: Any, model: nn.Module) -> nn.Module:

@@ -130,12 +130,21 @@ def _errors(roles: Mapping[str, Any]) -> str:
 
 
 def _budgets(content: Mapping[str, Any]) -> str:
-    """The main metric of every role against its budget; what else a point is told apart by makes a line of its own."""
-    curve, name = content["curve"], content["metric"]["name"]
-    budgets = [key for key, value in curve[0].items() if isinstance(value, int | float)] if curve else []
-    if not budgets:
-        return ""
-    budget = budgets[0]
+    """The main metric of every role against its budget; what else a point is told apart by makes a line of its own.
+
+    A point's budget is its first number: function evaluations, beams, milliseconds.
+    """
+    name, plots = content["metric"]["name"], dict[str, list[Mapping[str, Any]]]()
+    for point in content["curve"]:
+        budget = next((key for key, value in point.items() if isinstance(value, int | float)), None)
+        if budget is not None:
+            plots.setdefault(budget, []).append(point)
+    floor = content["facts"].get("floor", {})
+    level = floor.get(name) if isinstance(floor, Mapping) else None
+    return "".join(_budget(budget, points, name, level) for budget, points in plots.items())
+
+
+def _budget(budget: str, curve: Sequence[Mapping[str, Any]], name: str, level: float | None) -> str:
     lines: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for point in curve:
         kind = (str(point["role"]), *(v for k, v in point.items() if isinstance(v, str) and k != "role"))
@@ -146,9 +155,8 @@ def _budgets(content: Mapping[str, Any]) -> str:
     for kind, points in lines.items():
         seen[kind[0]] = seen.get(kind[0], -1) + 1
         drawn.append(Line(" ".join(kind), kind[0], sorted(points), dash=seen[kind[0]], dots=True))
-    floor = content["facts"].get("floor", {})
-    level = floor.get(name) if isinstance(floor, Mapping) else None
-    return f'<div class="wide">{line_plot(drawn, x=budget, y=f"{name} on test", powers=True, floor=level)}</div>'
+    whole = all(isinstance(point[budget], int) for point in curve)
+    return f'<div class="wide">{line_plot(drawn, x=budget, y=f"{name} on test", powers=whole, floor=level)}</div>'
 
 
 def _learning(content: Mapping[str, Any], folder: Path) -> str:

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..losses.base import full_precision
+
 #: Cross entropies are cut off here: an impossible transcript would else weigh by inf / inf.
 WORST = 1e4
 
@@ -26,7 +28,7 @@ def mixture(
     A teacher's rows of weight 0 may hold anything, NaN included; where all weights are 0 the scores are 0.
     """
     held = weights > 0
-    rows = [torch.where(here[:, None], z, 0.0).float() for z, here in zip(scores, held, strict=True)]
+    rows = [full_precision(torch.where(here[:, None], z, 0.0)) for z, here in zip(scores, held, strict=True)]
     log_q = torch.stack([F.log_softmax(z / temperature, dim=-1) for z in rows])
     log_w = torch.where(held, weights, 1.0).log().where(held, -torch.inf)
     mixed = temperature * torch.logsumexp(log_q + log_w[..., None], dim=0)
@@ -80,7 +82,7 @@ def min_norm(gram: Float[Tensor, "m m"], cap: float) -> list[float]:
         slope = [sum(g[j][k] * w[k] for k in range(m)) for j in range(m)]
         up = min((j for j in range(m) if w[j] < most - 1e-15), key=lambda j: slope[j], default=None)
         down = max((j for j in range(m) if w[j] > 1e-15), key=lambda j: slope[j], default=None)
-        if up is None or down is None or slope[down] - slope[up] <= 1e-12 * scale:
+        if up is None or down is None or slope[down] - slope[up] <= 1e-15 * scale:
             break
         curve = g[up][up] + g[down][down] - 2 * g[up][down]
         room = min(most - w[up], w[down])
@@ -92,8 +94,8 @@ def min_norm(gram: Float[Tensor, "m m"], cap: float) -> list[float]:
 
 def gradients(student: Float[Tensor, "n c"], scores: Sequence[Float[Tensor, "n c"]], temperature: float) -> Tensor:
     """``(m, n, c)`` of ``T^2 KL(q_j || p)`` with respect to the student's scores, over T: ``p - q_j``."""
-    p = torch.softmax(student.float() / temperature, dim=-1)
-    return torch.stack([p - torch.softmax(z.float() / temperature, dim=-1) for z in scores])
+    p = torch.softmax(full_precision(student) / temperature, dim=-1)
+    return torch.stack([p - torch.softmax(full_precision(z) / temperature, dim=-1) for z in scores])
 
 
 # ---------------------------------------------------------------- how sure a teacher is of what is true
@@ -101,7 +103,7 @@ def gradients(student: Float[Tensor, "n c"], scores: Sequence[Float[Tensor, "n c
 
 def cross_entropy(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Of each row with its label; 0 where that is below 0."""
-    return F.cross_entropy(scores.float(), labels.clamp(min=0), reduction="none").where(labels >= 0, 0.0)
+    return F.cross_entropy(full_precision(scores), labels.clamp(min=0), reduction="none").where(labels >= 0, 0.0)
 
 
 def transcript_entropy(
@@ -112,7 +114,7 @@ def transcript_entropy(
 
     Per label and not per sequence, so that long utterances do not always come down to their best teacher alone.
     """
-    log_p = F.log_softmax(scores.float(), dim=-1).transpose(0, 1)
+    log_p = F.log_softmax(full_precision(scores), dim=-1).transpose(0, 1)
     targets = labels.clamp(min=0)
     found = F.ctc_loss(log_p, targets, frames, lengths, blank=blank, reduction="none", zero_infinity=False)
     return (found / lengths.clamp(min=1)).clamp(max=WORST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from ..adapter import Adapter, Source
+from ..capture import find_modules, split
 from ..errors import UserError
 from ..lessons import Lesson
 from ..method import Distil
@@ -82,6 +83,16 @@ class Scheme(Distil):
         Rows of the report's curve stand under ``curve``: see `Overview`.
         """
         return {}
+
+    def find(self, model: nn.Module, paths: Iterable[str]) -> None:
+        """Raises `UserError` with the nearest names for the first of `paths` that is no module of `model`."""
+        for path in paths:
+            try:
+                found = find_modules(model, split(path)[0])
+            except UserError as error:
+                raise UserError(f"scheme: {error}") from None
+            if len(found) > 1:
+                raise UserError(f"scheme: {path!r} names {len(found)} modules ({', '.join(found[:4])}): name one")
 
     @classmethod
     def refuse(cls, recipe: Recipe) -> None:

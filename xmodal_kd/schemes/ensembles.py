@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,11 @@ class Ensemble(Group):
             )
         #: What weighs the answers; made when the width of its input is known.
         self.mixer: nn.Module | None = None
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        student = roles[self.role]
+        self.find(student, [self.params.on])
+        share(student, [copy.deepcopy(student)], self.params.shared)
 
     @abstractmethod
     def mixer_of(self, width: int) -> nn.Module: ...

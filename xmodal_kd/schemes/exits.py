@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from .. import flops
 from ..adapter import Adapter, Batch, Strict
-from ..capture import split
 from ..clock import latency
 from ..early_exit import Exits, Route, early, leaves
 from ..errors import UserError
@@ -74,11 +73,8 @@ class OwnTeacher(SelfTeaching):
         return [f"exit-{number}" for number in range(1, len(self.params.exits) + 1)]
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        known = dict(roles[self.role].named_modules())
         allowed = {*OUTPUTS, self.params.feature}
-        for path in (*self.params.exits, split(self.params.feature)[0]):
-            if path not in known:
-                raise UserError(f"scheme byot: the student has no module {path!r}")
+        self.find(roles[self.role], [*self.params.exits, self.params.feature])
         for term in terms_of(self.objective, taught=True):
             if other := [on for side in ("student", "teacher") for on in term.signals(side) if on not in allowed]:
                 raise UserError(
@@ -174,34 +170,36 @@ class OwnTeacher(SelfTeaching):
     def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
         """The exits' weights, each exit as an exported model in a folder of its own, and the curve."""
         assert self.exits is not None
-        self.exits.cpu()
         self.exits.save(folder, [route if isinstance(route, Route) else None for route in self.routes])
         found: dict[str, Any] = {}
         curve = []
         for number, route in enumerate(self.routes):
             if isinstance(route, str):
                 continue
-            small, name = early(model.cpu(), self.exits[number], route).eval(), self.names[number]
+            small, name = early(model, self.exits[number], route).cpu().eval(), self.names[number]
             (folder / name).mkdir(exist_ok=True)
             for card in folder.glob("card.json"):  # what the files of an export are read by
                 shutil.copy(card, folder / name)
             made = adapter.export(small, folder / name)
             found |= {f"{name}/{key}": value for key, value in made.items() if "bytes" in value}
-            curve.append({"role": self.role, "exit": route.path, **measured(adapter, self.role, small)})
-        curve.append({"role": self.role, "exit": "end", **measured(adapter, self.role, model.cpu().eval())})
+            curve.append(measured(adapter, self.role, small, number + 1))
+        curve.append(measured(adapter, self.role, copy.deepcopy(model).cpu().eval(), len(self.routes) + 1))
         return {**found, "curve": curve}
 
 
-def measured(adapter: Adapter, role: str, model: nn.Module) -> dict[str, Any]:
-    """Cost and test metrics of a model on the CPU: of one answer to the first test sample."""
+def measured(adapter: Adapter, role: str, model: nn.Module, number: int) -> dict[str, Any]:
+    """A point of the curve: latency and cost on the CPU of one answer to the first test sample, metrics on test.
+
+    Args:
+        number: of the exit; the student's own answer is the last one.
+    """
     source = adapter.data("test")
     batch = source.collate([source.sample(0, 0)])
     with torch.no_grad():
         time = latency(lambda: adapter.answer(role, model, batch), limit=LATENCY)
         metrics = adapter.evaluate(role, model, "test").metrics
     return {
+        "role": role, "median_ms": time["median_ms"], "exit": number,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": flops.forward(model, lambda: adapter.answer(role, model, batch)),
-        "median_ms": time["median_ms"],
-        "metrics": metrics,
-    }
+        "flops": flops.forward(model, lambda: adapter.answer(role, model, batch)), "metrics": metrics,
+    }  # fmt: skip

@@ -293,7 +293,7 @@ class Agreed(Several):
         student = torch.where(held.any(dim=0)[:, None], said.rows("logits"), 0.0)
         slopes = aggregate.gradients(student, rows, self.temperature) * held[..., None]
         gram = self._ranks.sum(torch.einsum("inc,jnc->ij", slopes, slopes))
-        weights = seen * seen.new_tensor(aggregate.min_norm(gram, self.params.cap), dtype=torch.float32)[:, None]
+        weights = seen * slopes.new_tensor(aggregate.min_norm(gram, self.params.cap))[:, None]
         whole = weights.sum(dim=0)
         return torch.where(whole > 0, weights / whole.clamp(min=1e-12), aggregate.equal(seen))
 

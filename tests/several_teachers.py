@@ -1,15 +1,13 @@
-"""Three teachers and a student on toy data, by each scheme; as a program, one of two processes that train it."""
+"""Three teachers and a student on toy data, by each scheme."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from toy import ToyAdapter, adapter, engine
 
-from xmodal_kd.checkpoint import write_tensors
 from xmodal_kd.engine import Engine
 from xmodal_kd.objective import Objective
 from xmodal_kd.recipe import On, Optimizer, Term, Train
@@ -68,17 +66,3 @@ def made(
         folder, config, toy=toy, models=models(toy, dropout), method=method, metric=("loss", True),
         evaluate=lambda model: toy.evaluate("student", model, "dev").metrics,
     )  # fmt: skip
-
-
-def main(folder: Path) -> None:
-    """Schemes that weigh rows, the whole batch, and pairs of samples, the first of them in micro-batches."""
-    torch.set_num_threads(1)
-    for name, accumulate in (("ca_mkd", 2), ("ae_kd", 1), ("you", 1), ("uhc", 2)):
-        built = made(name, folder / name, accumulate=accumulate, dropout=0.0)
-        built.fit()
-        learnt = {**built.roles["student"].state_dict(), **built.method.modules()["objective"].state_dict()}
-        write_tensors(folder / f"{name}-{built.ranks.rank}.safetensors", learnt)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,0 +1,23 @@
+"""Weights of a saved folder, plain or packed: its card and ``packed.safetensors`` alone will do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ..checkpoint import load_weights, read_tensors
+from . import packed, qat
+
+
+def load(model: nn.Module, path: Path) -> None:
+    """Give a model the weights of `path`, or where that is not kept, of the packed file beside it.
+
+    Raises:
+        UserError: both are missing, or the file is damaged or another model's.
+    """
+    small = path.with_name(packed.PACKED)
+    if path.exists() or not small.exists():
+        load_weights(model, read_tensors(path), path)
+    else:
+        qat.unpack(model, small)
