@@ -58,16 +58,9 @@ def registered() -> dict[str, Any]:
             module = f"xmodal_kd.modalities.{name}.{part}"
             if find_spec(module) is not None:
                 importlib.import_module(module)
-<<<<<<< HEAD
     things: dict[str, Any] = {name: METHODS[name] for name in METHODS} | {name: LOSSES[name].fn for name in LOSSES}
     things |= {f"scheme:{name}": SCHEMES[name] for name in SCHEMES}
     things |= {f"compress:{name}": COMPRESSIONS[name] for name in COMPRESSIONS}
-=======
-    things = {
-        **{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES},
-        **{name: COMPRESSIONS[name] for name in COMPRESSIONS},
-    }  # fmt: skip
->>>>>>> compress
     return {name: thing for name, thing in things.items() if thing.__module__.startswith("xmodal_kd.")}
 
 
@@ -87,13 +80,7 @@ def ran() -> dict[str, set[str]]:
         recipe = yaml.safe_load(path.read_text())
         method = recipe.get("method", "distil")
         names = [method if isinstance(method, str) else method["name"]]
-<<<<<<< HEAD
         names += [f"{key}:{name}" for key in ("scheme", "compress") for name in _named(recipe.get(key))]
-=======
-        compress = recipe.get("compress", [])
-        several = compress if isinstance(compress, list) else [compress]
-        names += [one if isinstance(one, str) else one["name"] for one in several]
->>>>>>> compress
         names += [term["loss"] for part in (recipe, recipe.get("teacher", {})) for term in part.get("objective", [])]
         for name in names:
             found[name].add(recipe["modality"])
