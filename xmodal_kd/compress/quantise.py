@@ -196,10 +196,13 @@ def measured(kind: type[Compression], params: Any, adapter: Adapter, model: nn.M
     for name, value in model.state_dict().items():
         if not torch.equal(value, again.state_dict()[name]):
             raise RunError(f"{path}: {name!r} is read as other numbers than were written")
+    size, parameters = path.stat().st_size, sum(parameter.numel() for parameter in model.parameters())
+    quantised = sum(len(one.codes) for one in record(model).coded.values())
     return {
-        "bytes": path.stat().st_size,
+        "bytes": size,
         "bytes_float32": sum(value.numel() * value.element_size() for value in model.state_dict().values()),
-        "quantised": sum(len(one.codes) for one in record(model).coded.values()),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "quantised": quantised,
+        "parameters": parameters,
+        "note": f"{quantised:,} of {parameters:,} parameters as codes, {8 * size / parameters:.1f} bits each in all",
         "metrics": adapter.evaluate("student", again, "test").metrics,
     }

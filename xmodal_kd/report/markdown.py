@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 
@@ -32,6 +33,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _cache(content["cost"].get("student", {}).get("cache")),
         f"Peak memory {content['cost']['peak_memory_bytes'] / 2**20:.0f} MiB. {_references(content)}",
         _objective(content.get("objective", {})),
+        _compressed(content.get("compressed", {}), name),
         _taught(content.get("taught", {})),
         _curve(content["curve"], name),
         _facts(content["facts"]),
@@ -211,6 +213,19 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
         return ""
     rows = [[role, *(number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
     return table(["role", *groups], rows)
+
+
+def _compressed(compressed: Mapping[str, Any], name: str) -> str:
+    """What the students were before they were trained: as pruned, and as repaired."""
+    lines = []
+    for role, facts in compressed.items():
+        told = facts["fskd"]
+        before, after = (fmean(layer[key] for layer in told["layers"]) for key in ("before", "after"))
+        line = f"- {role}: error of its {len(told['layers'])} layers {number(before)}, repaired {number(after)}"
+        if "pruned" in told:
+            line += f"; {name} (test) {number(told['pruned'][name])}, repaired {number(told['repaired'][name])}"
+        lines.append(f"{line}; {told['samples']} samples")
+    return "## Before the training\n\n" + "\n".join(lines) if lines else ""
 
 
 def _taught(taught: Mapping[str, Any]) -> str:
