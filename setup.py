@@ -1,6 +1,6 @@
 """Only the package list: automatic discovery cannot rename folders, and a new modality should edit no list."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 setup(
     packages=[
@@ -8,5 +8,6 @@ setup(
         "xmodal_kd.modalities",
         *(f"xmodal_kd.modalities.{name}" for name in find_packages("modalities")),
         "xmodal_kd.recipes",
+        *(f"xmodal_kd.recipes.{name}" for name in find_namespace_packages("recipes")),
     ]
 )

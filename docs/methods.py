@@ -29,6 +29,7 @@ from xmodal_kd.compress import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.method import METHODS
 from xmodal_kd.rooms import modality_names, shipped
+from xmodal_kd.schemes import SCHEMES
 from xmodal_kd.stats import Interval, t_interval
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +41,9 @@ HEAD = """# Methods
 Every method of the two surveys that this project follows, and the baselines that they compare with. Made by
 `python docs/methods.py`; a test fails where it is stale, so edit `docs/methods.yaml` or what it is made of.
 
-- **here**: registered losses and methods (`xmodal-kd list losses`, `list methods`), or how an arrangement does it.
-  *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give in full. *Not
-  built*: there is nothing, or only what is near.
+- **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an
+  arrangement does it. *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give
+  in full. *Not built*: there is nothing, or only what is near.
 - **needs**: what a term of it must be given. **ran in**: modalities of shipped recipes, and of comparisons, that use
   it; every loss runs in the tests on random rows besides. Both stand at the first method that names a loss.
 - **measured**: against the same student without the teacher, or as it says; brackets are 95 % intervals over seeds.
@@ -51,16 +52,15 @@ Every method of the two surveys that this project follows, and the baselines tha
 
 
 def registered() -> dict[str, Any]:
-    """Losses and methods of the package by name, those of modalities included."""
+    """What is registered, by name, that of modalities too: losses, methods, ``scheme:<name>``, ``compress:<name>``."""
     for name in modality_names():
         for part in ("losses", "adapter"):
             module = f"xmodal_kd.modalities.{name}.{part}"
             if find_spec(module) is not None:
                 importlib.import_module(module)
-    things = {
-        **{name: METHODS[name] for name in METHODS}, **{name: LOSSES[name].fn for name in LOSSES},
-        **{name: COMPRESSIONS[name] for name in COMPRESSIONS},
-    }  # fmt: skip
+    things: dict[str, Any] = {name: METHODS[name] for name in METHODS} | {name: LOSSES[name].fn for name in LOSSES}
+    things |= {f"scheme:{name}": SCHEMES[name] for name in SCHEMES}
+    things |= {f"compress:{name}": COMPRESSIONS[name] for name in COMPRESSIONS}
     return {name: thing for name, thing in things.items() if thing.__module__.startswith("xmodal_kd.")}
 
 
@@ -80,16 +80,20 @@ def ran() -> dict[str, set[str]]:
         recipe = yaml.safe_load(path.read_text())
         method = recipe.get("method", "distil")
         names = [method if isinstance(method, str) else method["name"]]
-        compress = recipe.get("compress", [])
-        several = compress if isinstance(compress, list) else [compress]
-        names += [one if isinstance(one, str) else one["name"] for one in several]
+        names += [f"{key}:{name}" for key in ("scheme", "compress") for name in _named(recipe.get(key))]
         names += [term["loss"] for part in (recipe, recipe.get("teacher", {})) for term in part.get("objective", [])]
         for name in names:
             found[name].add(recipe["modality"])
     for _, result in compared():
         for arm in result["arms"]:
-            found[arm["name"]].add(result["modality"])
+            found[arm["name"].partition("@")[0]].add(result["modality"])
     return found
+
+
+def _named(specs: Any) -> list[str]:
+    """Names in a recipe's section of a scheme or of ways of compression."""
+    several = specs if isinstance(specs, list) else [specs] if specs else []
+    return [spec if isinstance(spec, str) else spec["name"] for spec in several]
 
 
 def compared() -> Iterator[tuple[Path, Row]]:
@@ -112,7 +116,8 @@ def measured() -> dict[str, list[str]]:
             if entry["difference"]:
                 change = bracketed(Interval(**entry["difference"]), 4, sign="+")
                 verdict = entry["verdict"] or "no verdict"
-                found[entry["arm"]].append(f"{Path(result['recipe']).stem}: {metric} {change}, {verdict}")
+                name = entry["arm"].partition("@")[0]
+                found[name].append(f"{Path(result['recipe']).stem}: {metric} {change}, {verdict}")
     return found
 
 
@@ -174,9 +179,15 @@ def homes(table: list[dict[str, Any]]) -> dict[str, str]:
 def state(row: Row) -> str:
     if not (row.get("here") or row.get("how")):
         return "not built"
-    if any(name in LOSSES and LOSSES[name].experimental for name in row.get("here", "").split()):
+    if any(_experimental(name) for name in row.get("here", "").split()):
         return "experimental"
     return "partly" if row.get("part") else "built"
+
+
+def _experimental(name: str) -> bool:
+    kind, _, short = name.rpartition(":")
+    table: Any = {"": LOSSES, "scheme": SCHEMES, "compress": COMPRESSIONS}[kind]
+    return short in table and table[short].experimental
 
 
 def page() -> str:
@@ -190,7 +201,8 @@ def page() -> str:
     states = [state(row) for row in rows]
     counts = ", ".join(f"{states.count(word)} {word}" for word in ("built", "partly", "experimental", "not built"))
     losses = sum(name in LOSSES for name in things)
-    lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses are registered.", ""]
+    others = f"{len(SCHEMES)} schemes and {len(COMPRESSIONS)} ways of compression"
+    lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses, {others} are registered.", ""]
     for family in table:
         lines += [f"## {family['family']}", "", "| method | paper | state | here | needs | ran in | measured |"]
         lines.append("|---|---|---|---|---|---|---|")

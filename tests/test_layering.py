@@ -108,5 +108,6 @@ def test_the_package_list_equals_the_folders(monkeypatch: pytest.MonkeyPatch) ->
     runpy.run_path(str(ROOT / "setup.py"))
     roots = ((CORE, "xmodal_kd"), (ADAPTERS, "xmodal_kd.modalities"), (RECIPES, "xmodal_kd.recipes"))
     folders = {package_of(path, folder, name) for folder, name in roots for path in sources(folder)}
+    folders |= {package_of(path, RECIPES, "xmodal_kd.recipes") for path in RECIPES.rglob("*.yaml")}
     assert set(given["packages"]) == folders
     assert not {name.split(".")[0] for name in given["packages"]} - {"xmodal_kd"}, "tests and assets are not shipped"
