@@ -9,6 +9,7 @@ from xmodal_kd.modalities.points.metrics import (
     iou,
     majority_agreement,
     miou,
+    miou_interval,
 )
 
 NAMES = ("ground", "car", "person")
@@ -68,3 +69,14 @@ def test_points_in_boxes_count_where_boxes_are_labelled() -> None:
     predicted, inside = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)
     assert in_boxes(predicted, inside, np.ones(4, bool)) == {"hits": 1, "predicted": 2, "inside": 2}
     assert in_boxes(predicted, inside, np.array([0, 1, 1, 1], bool)) == {"hits": 0, "predicted": 1, "inside": 1}
+
+
+def test_the_interval_of_miou_is_over_frames() -> None:
+    rng = np.random.default_rng(0)
+    frames = [confusion(np.where(rng.random(200) < 0.7, y, 1 - y), y, 2) for y in rng.integers(0, 2, (20, 200))]
+    found = miou_interval(frames)
+    assert found is not None
+    low, high = found
+    assert low < miou(np.sum(frames, axis=0)) < high and high - low < 0.1
+    assert miou_interval(frames) == [low, high], "the same frames, the same interval"
+    assert miou_interval(frames[:1]) is None
