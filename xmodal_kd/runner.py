@@ -104,7 +104,7 @@ class Run:
             if not is_teacher(role):
                 find_all(role, seen[role], objective)
             if not lesson.path:
-                training_source(self._other_task(lesson) or self.adapter, self.recipe, role)
+                training_source(self._data_of(lesson), self.recipe, role)
             compressions(self.loaded, role).check(self.adapter, seen[role], seen)
         for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
             other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
@@ -232,15 +232,14 @@ class Run:
             self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
         )
         self.accelerator.init_trackers(role)
-        other = self._other_task(lesson)
-        mine = other or self.adapter
+        mine = self._data_of(lesson)
         models = models_of(self.adapter, self.loaded, lesson, self.streams, self.models)
         method = make_method(self.loaded, mine, lesson, self.streams)
         changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
         models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(lesson.teachers)}
         adapter = mine
-        if other is None and train.batch_size != self.recipe.train.batch_size:
-            adapter = make_adapter(self.loaded, self.streams, train.batch_size)
+        if train.batch_size != self.recipe.train.batch_size:
+            adapter = self._data_of(lesson, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (mine, *([] if adapter is mine else [adapter])):
@@ -267,16 +266,17 @@ class Run:
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
                 "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
-                "flops_per_step": self._step_flops(lesson, method, models, cache),
+                "flops_per_step": self._step_flops(role, mine, method, models, cache),
                 **cache.facts(models, at.samples),
             }
         }  # fmt: skip
 
-    def _other_task(self, lesson: Lesson) -> Adapter | None:
-        """The data of a training that is not of the recipe's task."""
-        if lesson.data is None:
-            return None
-        return other_task(self.loaded, self.adapter, *lesson.data, lesson.steps.batch_size)
+    def _data_of(self, lesson: Lesson, batch_size: int | None = None) -> Adapter:
+        """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
+        size = self.recipe.train.batch_size if batch_size is None else batch_size
+        if lesson.data is not None:
+            return other_task(self.loaded, self.adapter, *lesson.data, size)
+        return self.adapter if batch_size is None else make_adapter(self.loaded, self.streams, size)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
         """What a scheme has to say of its training."""
@@ -298,9 +298,11 @@ class Run:
             return None
         return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
 
-    def _step_flops(self, lesson: Lesson, method: Any, models: dict[str, nn.Module], cache: Session) -> float:
+    def _step_flops(
+        self, role: str, adapter: Adapter, method: Any, models: dict[str, nn.Module], cache: Session
+    ) -> float:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
-        source = training_source(self.adapter, self.recipe, lesson.role, self.recipe.train.batch_size)
+        source = training_source(adapter, self.recipe, role, self.recipe.train.batch_size)
         source = cache.source if cache.reading is not None else source
         return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
 

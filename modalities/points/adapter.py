@@ -276,8 +276,8 @@ class PointsAdapter(Adapter):
 
     def traps(self, batch: Batch) -> Iterator[Trap]:
         """Of pictures: points against their bounds, frames on which the teacher is silent, what readers warned of."""
-        frames = self.data("train").frames
-        yield from projected([frames[i][0] for i in batch["ids"].tolist()])
+        frames = self.data("train").frames  # ids behind them are of samples that a scheme added
+        yield from projected([frames[i][0] for i in batch["ids"].tolist() if i < len(frames)])
         silent = (torch.bincount(batch["match"].item, minlength=batch["match"].items) == 0).nonzero().flatten().tolist()
         if silent:
             found = (
