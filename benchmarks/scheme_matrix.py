@@ -61,7 +61,7 @@ ROOMS = {"speech": SPEECH, "points": POINTS, "diffusion": DIFFUSION}
 PLACES = {
     "speech": ("norm", ["subsample", "blocks.0"], "blocks.0"),
     "points": ("features", ["encoder"], "decoder.0"),
-    "diffusion": ("net.mid_block", ["net.conv_in"], "net.down_blocks.0"),
+    "diffusion": ("net.mid_block", ["net.time_embedding"], "net.conv_in"),
 }
 
 

@@ -205,6 +205,25 @@ def test_unets_keep_as_many_channels_of_every_norm_group() -> None:
         assert set(mine.tolist()) <= set(group.tolist())
 
 
+class Joined(nn.Module):
+    """A norm over two tensors behind each other, whose groups are those of neither."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 2 * width, 1), nn.Conv1d(3, width, 1)
+        self.norm, self.head = nn.GroupNorm(4, 3 * width), nn.Conv1d(3 * width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.cat([self.a(x), self.b(x)], dim=1)))  # type: ignore[no-any-return]
+
+
+def test_norm_groups_across_a_concatenation_bind_nothing() -> None:
+    big, small = random(Joined(8)), random(Joined(4))
+    pruned(big, small, (torch.linspace(-2, 2, 30).sin().reshape(2, 3, 5),))
+    best = big.state_dict()["b.weight"].abs().sum(dim=(1, 2)).argsort(descending=True)[:4].sort().values
+    assert torch.equal(small.state_dict()["b.weight"], big.state_dict()["b.weight"][best])
+
+
 def test_dead_hidden_channels_are_the_ones_that_go() -> None:
     """A teacher of which a student's worth is alive: the student answers as it does."""
     big, small = speech("conv", width=8, dilations=(1, 2)), speech("conv", width=8, dilations=(1, 2), expansion=1)

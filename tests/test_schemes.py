@@ -64,7 +64,7 @@ def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
         made["teacher"] = made["teacher"] | made["student"]
     whole = engine(tmp_path / "whole", made)
     whole.fit()
-    for step in (1, 2, 3):
+    for step in (1, 3):
         stopped = engine(tmp_path / str(step), made)
         _stop_after(stopped, step)
         with pytest.raises(Interrupted):
@@ -170,7 +170,7 @@ def test_scarce_labels(tmp_path: Path, example: str) -> None:
 
 
 @pytest.mark.parametrize("balance", ["uncertainty", "gradnorm"])
-@pytest.mark.parametrize("example", ["okddip", "one", "byot", "cs_kd", "ema_teacher", "ps_kd"])
+@pytest.mark.parametrize("example", ["okddip branches", "byot", "ps_kd"])
 def test_learned_weights(tmp_path: Path, example: str, balance: str) -> None:
     made = content(example, accumulate=2) | {"balance": balance}
     whole = engine(tmp_path / "whole", made)

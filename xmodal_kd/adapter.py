@@ -29,7 +29,13 @@ def is_teacher(role: str) -> bool:
 
 
 class Strict(BaseModel):
-    """Base of every part of a recipe: frozen, and unknown keys are errors."""
+    """Base of every part of a recipe: frozen, and unknown keys are errors.
+
+    >>> class Config(Strict):
+    ...     width: int = 16
+    >>> Config(width=8)
+    Config(width=8)
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -63,6 +69,9 @@ class Score:
     """One test item's share of the main metric, for intervals and paired comparisons.
 
     The metric over items is sum(errors) / sum(units): words for a WER, pixels for an accuracy.
+
+    >>> Score("utterance-7", group="anna", errors=1, units=4).errors
+    1
     """
 
     item: str
@@ -73,7 +82,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one role on one split, the main one first scored by item."""
+    """Metrics of one role on one split, the main one first scored by item.
+
+    >>> Evaluation({"wer": 0.25}, [Score("utterance-7", "anna", 1, 4)]).metrics["wer"]
+    0.25
+    """
 
     metrics: dict[str, Any]
     scores: Sequence[Score] = ()

@@ -50,6 +50,9 @@ class Stage:
         ema: roles that the engine updates after each step as averages of others (consistency targets, mean teachers);
             a role that does not exist yet starts as a copy of its source, as `begin` left it.
         saves: frozen roles whose weights `begin` changes, so that a checkpoint must hold them too.
+
+    >>> Stage("student", 100, frozenset({"student"})).saves
+    frozenset()
     """
 
     name: str

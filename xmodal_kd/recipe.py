@@ -48,6 +48,12 @@ class EarlyStop(Strict):
 
 
 class Train(Strict):
+    """How a role is trained.
+
+    >>> Train(steps=100, optimizer={"name": "sgd", "lr": 0.1}).optimizer.name
+    'sgd'
+    """
+
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
     """Samples an optimizer step sees, over all ranks and micro-batches."""
@@ -130,7 +136,11 @@ class On(Strict):
 
 
 class Term(Strict):
-    """One weighted loss of the objective."""
+    """One weighted loss of the objective.
+
+    >>> Term(loss="hint", on="body", weight=0.5).signals("teacher")
+    ('body',)
+    """
 
     loss: str
     on: str | Paths | On = "logits"
@@ -164,7 +174,12 @@ class Term(Strict):
 
 
 class Recipe(Strict):
-    """A run: who teaches whom, on what, and how it is measured."""
+    """A run: who teaches whom, on what, and how it is measured.
+
+    >>> recipe = Recipe(modality="speech", data={}, student={"model": "conv"}, train={"steps": 100})
+    >>> recipe.method.name, recipe.train.batch_size, recipe.control
+    ('distil', 32, True)
+    """
 
     modality: str
     seed: int = Field(1, ge=0)

@@ -31,6 +31,11 @@ class Registry(Generic[T]):
     """A table of one kind of thing.
 
     Third parties add to it by the entry-point group ``xmodal_kd.<kind>``, with underscores for spaces.
+
+    >>> shapes = Registry("shape")
+    >>> shapes.add("round", "a circle")
+    >>> shapes["round"], list(shapes)
+    ('a circle', ['round'])
     """
 
     def __init__(self, kind: str) -> None:

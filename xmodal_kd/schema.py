@@ -37,6 +37,8 @@ class _Explained(GenerateJsonSchema):
 
     def model_schema(self, schema: Any) -> Json:
         made = super().model_schema(schema)
+        if "description" in made:  # an example in Python helps nobody who writes YAML
+            made["description"] = made["description"].partition(">>>")[0].rstrip()
         notes = _notes(schema["cls"])
         for key, field in made.get("properties", {}).items():
             if key in notes:

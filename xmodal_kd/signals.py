@@ -37,6 +37,10 @@ class Layout:
         items: number of items in the batch (an item may have no row at all).
         grid: shape of one item's rows where they form a grid, so that n = items * prod(grid); else None.
         full: every row is known to be valid, so that nothing need be gathered.
+
+    >>> layout = Layout.padded("frame", torch.tensor([2, 1]), 3)  # two items, three rows each, of which 2 and 1 count
+    >>> layout.mask.tolist(), layout.item.tolist()
+    ([True, True, False, True, False, False], [0, 0, 0, 1, 1, 1])
     """
 
     kind: Kind

@@ -151,8 +151,8 @@ def _blocks(
         return whole
     for kind, blocks, wanted in sorted(partitions, key=lambda p: p[0] != "heads"):
         parts = [np.intersect1d(block, group.channels) for block in blocks]
-        if sum(map(len, parts)) != len(group.channels):
-            continue
+        if sum(map(len, parts)) != len(group.channels) or len(set(map(len, parts))) > 1:
+            continue  # of other channels, or of these and others behind each other
         staying = [part for part in parts if alive[part].all()]
         if kind == "norm" and (wanted != len(blocks) or number % wanted):
             continue
