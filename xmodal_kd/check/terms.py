@@ -145,6 +145,7 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                     yield Finding("overfit", "fail", text, advice)
             objective = entered.trial.method.modules().get("objective")
             built = getattr(objective, "built", False)
+    tried |= {part.partition("/")[0] for part in tried}  # a part for each of several teachers
     for silent in (t.name for t in subject.objective if built and t.name not in tried):
         yield Finding("overfit", "warn", f"{silent}: its weight is 0 at the first step, so it was not tried")
 
