@@ -68,7 +68,7 @@ EXAMPLES: dict[str, Content] = {
 def content(example: str, **train: Any) -> Content:
     """The recipe of an example, as data."""
     changed, name = EXAMPLES[example], example.partition(" ")[0]
-    settings = {"steps": 4, "batch_size": 8, "optimizer": {"lr": 2e-2}, "checkpoint_every": 1, "schedule": {}}
+    settings = {"steps": 4, "batch_size": 8, "optimizer": {"lr": 2e-2}, "checkpoint_every": 4, "schedule": {}}
     return {
         "modality": "toy:ToyAdapter", "seed": 3, "student": MODEL, **changed,
         "data": {"train": 16, "noise": 0.3, **changed.get("data", {})},
