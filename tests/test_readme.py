@@ -74,8 +74,9 @@ def test_commands_that_need_no_data_of_yours_run(tmp_path: Path, monkeypatch: py
     )
     assert call(["new", "speech", "mine.yaml"]) == 0
     assert call(["schema"]) == 0
+    splits = ("train", "dev", "test")
     speakers = [
-        f"data.{split}_speakers=[{name}]" for split, name in zip(SPLITS, ("anna", "brian", "carla"), strict=True)
+        f"data.{split}_speakers=[{name}]" for split, name in zip(splits, ("anna", "brian", "carla"), strict=True)
     ]
     sets = ["data.sources=fsdd", f"data.path={ROOT / 'assets/digits'}", *speakers, "train.steps=1", "teacher=null",
             "objective=[{loss: ctc}]", "data.features.sample_rate=8000", "data.tokens=words"]  # fmt: skip
