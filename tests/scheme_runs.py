@@ -67,7 +67,7 @@ EXAMPLES: dict[str, Content] = {
 
 def content(example: str, **train: Any) -> Content:
     """The recipe of an example, as data."""
-    changed, name = EXAMPLES[example], example.partition(" ")[0]
+    changed, name = copy.deepcopy(EXAMPLES[example]), example.partition(" ")[0]  # a caller may change what it is given
     settings = {"steps": 4, "batch_size": 8, "optimizer": {"lr": 2e-2}, "checkpoint_every": 4, "schedule": {}}
     return {
         "modality": "toy:ToyAdapter", "seed": 3, "student": MODEL, **changed,
