@@ -90,8 +90,6 @@ def recipe(room: str, scheme: str) -> Content:
         made["teacher"] = teacher
     if kind.several:
         made["teachers"] = {"other": teacher}
-    if scheme == "pdr":
-        made["teachers"] = {"expert": teacher}
     if scheme == "uhc":
         made["objective"] = [*base["objective"][:1], {"loss": "uhc"}]
     return made

@@ -118,6 +118,12 @@ class OwnTeacher(SelfTeaching):
         assert self.exits is not None
         found = {}
         for number, (name, path) in enumerate(zip(self.names, self.params.exits, strict=True)):
+            for other in (self.adapter.output, self.params.feature):
+                if len(said.rows(other)) != len(said.rows(path)):
+                    raise UserError(
+                        f"scheme byot: {path!r} has {len(said.rows(path))} rows and {other!r} {len(said.rows(other))}: "
+                        "take modules of the answer's resolution"
+                    )
             features, answer = self.exits[number].both(sound(said[path]))
             found[name] = replaced(said, {self.adapter.output: answer, self.params.feature: features})
         return found
