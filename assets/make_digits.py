@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from xmodal_kd.modalities.speech import audio
-from xmodal_kd.modalities.speech.manifests import DIGITS
+from xmodal_kd.modalities.speech.data import audio
+from xmodal_kd.modalities.speech.data.manifests import DIGITS
 
 RATE = 8000
 #: Name: espeak-ng voice, pitch (0-99), words a minute.

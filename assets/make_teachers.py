@@ -12,11 +12,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from xmodal_kd.cards import README
-from xmodal_kd.cli import call
-from xmodal_kd.recipe import load
-from xmodal_kd.roles import make_adapter
-from xmodal_kd.streams import Streams
+from xmodal_kd.cli.main import call
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.report.model_cards import README
+from xmodal_kd.run.roles import make_adapter
+from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.teacher_cache.content import Contents
 
 MODALITIES = ("diffusion", "points", "speech")

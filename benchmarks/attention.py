@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xmodal_kd import attention as ours
-from xmodal_kd.peak import peak_bytes
+from xmodal_kd.models import attention as ours
+from xmodal_kd.runtime.peak_memory import peak_bytes
 
 HERE = Path(__file__).parent
 Rows = tuple[Tensor, Tensor, Tensor]

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import Term
-from xmodal_kd.setup import versions
-from xmodal_kd.signals import Layout, Signals
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Term
+from xmodal_kd.runtime.device import versions
+from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.teacher_cache.codecs import Codec, Half, Int8, TopK, row_bytes
 from xmodal_kd.teacher_cache.entries import Kept, packed, restored, written
 from xmodal_kd.teacher_cache.store import Store

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from xmodal_kd.stats import Interval, t_interval
+from xmodal_kd.report.statistics import Interval, t_interval
 
 
 def run(recipe: str, sets: Iterable[str], out: Path, *more: str) -> None:

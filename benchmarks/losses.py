@@ -31,8 +31,8 @@ from torch.nn import functional as F
 
 from xmodal_kd.losses import LOSSES, LossSpec
 from xmodal_kd.losses.subclasses import save_statistics, subclass_statistics
-from xmodal_kd.peak import peak_bytes
-from xmodal_kd.progress import bar
+from xmodal_kd.runtime.peak_memory import peak_bytes
+from xmodal_kd.runtime.progress import bar
 
 HERE = Path(__file__).parent
 

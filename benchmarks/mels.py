@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import torch
 
-from xmodal_kd.modalities.speech.features import FLOOR, Features, Frontend
+from xmodal_kd.modalities.speech.data.features import FLOOR, Features, Frontend
 
 SIDE = 16
 CONFIG = Features(sample_rate=8000, mels=SIDE, window_ms=64, hop_ms=60, normalise="none")

@@ -55,7 +55,7 @@ def speed(args: argparse.Namespace, repeats: int = 7, samples: int = 200) -> dic
     """Seconds of `samples` samples by the teacher and by every stage's student, in turn, medians over `repeats`."""
     import torch
 
-    from xmodal_kd.modalities.diffusion.pipeline import load_denoiser
+    from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser
 
     torch.set_num_threads(1)
     stages = sorted((args.out / f"{Path(args.recipes[0]).stem}-{args.seeds[0]}" / "student").glob("steps-*"))

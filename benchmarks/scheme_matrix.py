@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from xmodal_kd.checkpoint import read_json
+from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.schemes import SCHEMES
 
 HERE = Path(__file__).parent

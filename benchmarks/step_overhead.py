@@ -105,15 +105,15 @@ class Case:
         return step
 
     def engine(self, folder: Path, *, cached: bool = False) -> Step:
-        from xmodal_kd.adapter import Batch
-        from xmodal_kd.engine import Engine
-        from xmodal_kd.method import Distil
-        from xmodal_kd.objective import Objective
-        from xmodal_kd.progress import bar
-        from xmodal_kd.recipe import Optimizer, Term, Train
-        from xmodal_kd.setup import make_accelerator
-        from xmodal_kd.signals import Layout, Signals
-        from xmodal_kd.streams import Streams
+        from xmodal_kd.adapter.adapter import Batch
+        from xmodal_kd.objective.objective import Objective
+        from xmodal_kd.recipe.recipe import Optimizer, Term, Train
+        from xmodal_kd.runtime.device import make_accelerator
+        from xmodal_kd.runtime.progress import bar
+        from xmodal_kd.runtime.random_streams import Streams
+        from xmodal_kd.signals.signals import Layout, Signals
+        from xmodal_kd.training.engine import Engine
+        from xmodal_kd.training.method import Distil
 
         class Rows:
             """An adapter of rows and nothing else."""
@@ -292,7 +292,7 @@ def main() -> None:
     if args.serve:
         serve()
         return
-    from xmodal_kd.setup import versions
+    from xmodal_kd.runtime.device import versions
 
     torch.set_num_threads(1)
     elsewhere = Elsewhere(args.torchdistill) if args.torchdistill else None

@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is
 
 from xmodal_kd.compress import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
-from xmodal_kd.method import METHODS
-from xmodal_kd.rooms import modality_names, shipped
+from xmodal_kd.report.statistics import Interval, t_interval
+from xmodal_kd.runtime.discovery import modality_names, shipped
 from xmodal_kd.schemes import SCHEMES
-from xmodal_kd.stats import Interval, t_interval
+from xmodal_kd.training.method import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGE, TABLE, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/methods.yaml", ROOT / "benchmarks/results"

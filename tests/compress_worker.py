@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from toy import TERMS, adapter, engine, roles
 
-from xmodal_kd.checkpoint import write_tensors
 from xmodal_kd.compress import COMPRESSIONS
-from xmodal_kd.engine import Engine
-from xmodal_kd.lessons import Lesson
-from xmodal_kd.recipe import Optimizer, Train
-from xmodal_kd.schedules import Schedule
+from xmodal_kd.recipe.recipe import Optimizer, Train
+from xmodal_kd.recipe.schedules import Schedule
+from xmodal_kd.runtime.checkpoint import write_tensors
+from xmodal_kd.training.engine import Engine
+from xmodal_kd.training.role_plan import Lesson
 
 #: Ways of compression, in order, with their parameters.
 KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {

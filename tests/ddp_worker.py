@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from toy import RELATION, TERMS, ToyAdapter, adapter, engine, roles
 
-from xmodal_kd.balance import Balance
-from xmodal_kd.checkpoint import write_tensors
-from xmodal_kd.method import Distil
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import Optimizer, Term, Train
-from xmodal_kd.scarce import Scarce
-from xmodal_kd.schedules import Schedule
+from xmodal_kd.objective.balance import Balance
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Optimizer, Term, Train
+from xmodal_kd.recipe.schedules import Schedule
+from xmodal_kd.runtime.checkpoint import write_tensors
+from xmodal_kd.training.label_budget import Scarce
+from xmodal_kd.training.method import Distil
 
 #: Terms whose count is no number of rows of the batch.
 CHOSEN = (

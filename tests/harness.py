@@ -14,8 +14,8 @@ from oracles.losses import ORACLES, SETTINGS
 from torch import Tensor, nn
 
 from xmodal_kd.losses import LOSSES, LossSpec
-from xmodal_kd.recipe import Term
-from xmodal_kd.signals import Layout, Signals
+from xmodal_kd.recipe.recipe import Term
+from xmodal_kd.signals.signals import Layout, Signals
 
 Batch = dict[str, Any]
 Settings = dict[str, Any]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.diffusion.data import DiffusionData, load_split
+from xmodal_kd.modalities.diffusion.data.source import DiffusionData, load_split
+from xmodal_kd.runtime.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 #: What `grey` calls eight images.

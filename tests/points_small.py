@@ -11,15 +11,15 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Batch
-from xmodal_kd.cli import call
+from xmodal_kd.adapter.adapter import Batch
+from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.points.adapter import PointsAdapter
-from xmodal_kd.modalities.points.config import PointsData
-from xmodal_kd.modalities.points.data import PointsSource
-from xmodal_kd.modalities.points.simulator.cast import simulate
-from xmodal_kd.modalities.points.simulator.sensors import SENSORS
-from xmodal_kd.modalities.points.simulator.write import write_semantickitti
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.points.data.config import PointsData
+from xmodal_kd.modalities.points.data.simulator.cast import simulate
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
+from xmodal_kd.modalities.points.data.simulator.write import write_semantickitti
+from xmodal_kd.modalities.points.data.source import PointsSource
+from xmodal_kd.runtime.random_streams import Streams
 
 COLUMNS = 64
 IMAGE = (24, 64)
@@ -84,7 +84,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def drive(folder: Path, frames: int = 4, *, sequence: int = 0, camera: bool = False, index: int = 0) -> Path:
     """A SemanticKITTI folder with one more sequence of simulated frames in it."""
-    from xmodal_kd.modalities.points.simulator.camera import CameraSpec
+    from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
 
     spec = CameraSpec(height=IMAGE[0], width=IMAGE[1]) if camera else None
     sensor = SENSORS["hdl64e"].with_columns(COLUMNS)

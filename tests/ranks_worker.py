@@ -14,7 +14,7 @@ from torch import nn
 
 import xmodal_kd
 from xmodal_kd.losses.connectors import RowNorm
-from xmodal_kd.ranks import ProcessRanks, Ranks
+from xmodal_kd.runtime.distributed import ProcessRanks, Ranks
 
 
 def normed(rows: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:

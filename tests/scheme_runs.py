@@ -13,13 +13,13 @@ import torch
 import yaml
 from torch import nn
 
-from xmodal_kd.checkpoint import digest, write_tensors
-from xmodal_kd.engine import Engine
-from xmodal_kd.recipe import Loaded, load
-from xmodal_kd.registry import allowed_imports
-from xmodal_kd.roles import lessons, make_adapter, make_method, models_of, training_source
-from xmodal_kd.setup import make_accelerator
-from xmodal_kd.streams import Streams
+from xmodal_kd.recipe.recipe import Loaded, load
+from xmodal_kd.run.roles import lessons, make_adapter, make_method, models_of, training_source
+from xmodal_kd.runtime.checkpoint import digest, write_tensors
+from xmodal_kd.runtime.device import make_accelerator
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import allowed_imports
+from xmodal_kd.training.engine import Engine
 
 Content = dict[str, Any]
 MODEL = {"model": "mlp", "params": {"width": 8}}

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from toy import ToyAdapter, adapter, engine
 
-from xmodal_kd.engine import Engine
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import On, Optimizer, Term, Train
-from xmodal_kd.schedules import Schedule
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import On, Optimizer, Term, Train
+from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.schemes import SCHEMES
+from xmodal_kd.training.engine import Engine
 
 #: Roles by the width of their network.
 TEACHERS = {"teacher": 24, "teacher-wide": 32, "teacher-thin": 12}

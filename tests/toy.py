@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation, Score, Strict
-from xmodal_kd.capture import capture
-from xmodal_kd.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
-from xmodal_kd.engine import Engine
-from xmodal_kd.errors import UserError
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Score, Strict
 from xmodal_kd.losses import LOSSES, loss
 from xmodal_kd.losses.base import item_mean
-from xmodal_kd.method import Distil
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import Term, Train
-from xmodal_kd.registry import Registry
-from xmodal_kd.setup import make_accelerator
-from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.streams import Streams
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Term, Train
+from xmodal_kd.runtime.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
+from xmodal_kd.runtime.device import make_accelerator
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import Registry
+from xmodal_kd.signals.capture import capture
+from xmodal_kd.signals.signals import Layout, Signals
+from xmodal_kd.training.engine import Engine
+from xmodal_kd.training.method import Distil
 
 Models = dict[str, nn.Module]
 WIDTH, CLASSES, LONGEST = 6, 4, 5

@@ -14,25 +14,25 @@ xmodal_kd`` costs nothing.
 **Stability.** Before 1.0 a minor version may change these names, and says so in CHANGELOG.md; a patch never does. From
 1.0 on they follow semantic versioning. The same holds for what a recipe may say, for the keys of ``report.json``,
 ``compare.json`` and every ``--json``, and for the files of a saved student. Everything else (modules, whatever starts
-with an underscore, the text of messages) may change at any time. The context manager `xmodal_kd.capture.capture` is
-public too: a package cannot hold it under its module's name.
+with an underscore, the text of messages) may change at any time. The context manager `capture` of
+`xmodal_kd.signals.capture` is public too.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter import Adapter, Batch, Evaluation, Score, Source, Strict
-    from .engine import Engine
-    from .errors import RunError, UserError
+    from .adapter.adapter import Adapter, Batch, Evaluation, Score, Source, Strict
     from .losses import LOSSES, loss
-    from .method import METHODS, Context, Distil, Method, Stage
-    from .objective import LossOut, Objective
-    from .recipe import Recipe, Term, Train
-    from .registry import Registry
-    from .setup import make_accelerator
-    from .signals import Layout, Signals
-    from .streams import Streams
+    from .objective.objective import LossOut, Objective
+    from .recipe.recipe import Recipe, Term, Train
+    from .runtime.device import make_accelerator
+    from .runtime.errors import RunError, UserError
+    from .runtime.random_streams import Streams
+    from .runtime.registry import Registry
+    from .signals.signals import Layout, Signals
+    from .training.engine import Engine
+    from .training.method import METHODS, Context, Distil, Method, Stage
 
 __version__ = "0.1.0"
 
@@ -67,17 +67,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapter": ("Adapter", "Batch", "Evaluation", "Score", "Source", "Strict"),
-    "engine": ("Engine",),
-    "errors": ("RunError", "UserError"),
+    "adapter.adapter": ("Adapter", "Batch", "Evaluation", "Score", "Source", "Strict"),
+    "training.engine": ("Engine",),
+    "runtime.errors": ("RunError", "UserError"),
     "losses": ("LOSSES", "loss"),
-    "method": ("METHODS", "Context", "Distil", "Method", "Stage"),
-    "objective": ("LossOut", "Objective"),
-    "recipe": ("Recipe", "Term", "Train"),
-    "registry": ("Registry",),
-    "setup": ("make_accelerator",),
-    "signals": ("Layout", "Signals"),
-    "streams": ("Streams",),
+    "training.method": ("METHODS", "Context", "Distil", "Method", "Stage"),
+    "objective.objective": ("LossOut", "Objective"),
+    "recipe.recipe": ("Recipe", "Term", "Train"),
+    "runtime.registry": ("Registry",),
+    "runtime.device": ("make_accelerator",),
+    "signals.signals": ("Layout", "Signals"),
+    "runtime.random_streams": ("Streams",),
 }
 
 

@@ -1,6 +1,6 @@
 """``python -m xmodal_kd``, which is what ``accelerate launch -m`` starts."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,34 +13,34 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
-from xmodal_kd.capture import capture, only_call
-from xmodal_kd.checkpoint import digest, read_json
-from xmodal_kd.errors import RunError, UserError
-from xmodal_kd.panels import Panel
-from xmodal_kd.registry import Registry
-from xmodal_kd.saved import About
-from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.stats import t_interval
-from xmodal_kd.streams import Streams
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
+from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.report.statistics import t_interval
+from xmodal_kd.runtime.checkpoint import digest, read_json
+from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import Registry
+from xmodal_kd.signals.capture import capture, only_call
+from xmodal_kd.signals.signals import Layout, Signals
 
-from . import consistency, progressive  # noqa: F401 - they register their methods
-from .card import about
-from .classifier import Classifier, train_classifier
-from .config import FEWEST, SPLITS, DiffusionData
-from .data import DiffusionSource, Images, load_split
-from .denoiser import Denoiser, Sampling
-from .judge import Judge
-from .lint import lint
+from .data.config import FEWEST, SPLITS, DiffusionData
+from .data.source import DiffusionSource, Images, load_split
+from .evaluate.classifier import Classifier, train_classifier
+from .evaluate.judge import Judge
+from .evaluate.metrics import paired_error
+from .evaluate.overview import overview
+from .export.card import about
+from .export.pipeline import SAMPLER, load_denoiser, save_pipeline
+from .export.reload_gate import reload_gates
+from .export.scheduler_lint import lint
 from .losses import denoising  # noqa: F401 - registers the loss
-from .metrics import paired_error
-from .models import MODELS, build_like, build_unet
-from .overview import overview
-from .pipeline import SAMPLER, load_denoiser, save_pipeline
-from .process import Process
-from .reload import reload_gates
-from .show import show
-from .solvers import SOLVERS, most_steps
+from .methods import consistency, progressive  # noqa: F401 - they register their methods
+from .models.denoiser import Denoiser, Sampling
+from .models.networks import MODELS, build_like, build_unet
+from .models.process import Process
+from .models.solvers import SOLVERS, most_steps
+from .show.panels import show
 
 
 class DiffusionAdapter(Adapter):

@@ -2,4 +2,4 @@
 asked for."""
 
 ADAPTER = "adapter:PointsAdapter"
-COMMANDS = "commands"
+COMMANDS = "use.commands"

@@ -13,32 +13,32 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
-from xmodal_kd.capture import capture, only_call
-from xmodal_kd.errors import UserError
-from xmodal_kd.label_sets import brought, columns
-from xmodal_kd.memory import Cache
-from xmodal_kd.panels import Panel
-from xmodal_kd.registry import Registry
-from xmodal_kd.saved import About
-from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.streams import Streams
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
+from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import Registry
+from xmodal_kd.signals.capture import capture, only_call
+from xmodal_kd.signals.class_mapping import brought, columns
+from xmodal_kd.signals.signals import Layout, Signals
 
-from .about import about
-from .augment import MOVES
-from .config import PointsData, View
-from .data import PointsSource
-from .export import export
-from .folder import check_classes, load_card, load_model, save_model
-from .frame import CLASSES
-from .frames import Recorded
-from .metrics import Tally, miou, miou_interval
+from .data.config import PointsData, View
+from .data.frame import CLASSES
+from .data.frames import Recorded
+from .data.simulator.sensors import SENSORS
+from .data.source import PointsSource
+from .evaluate.metrics import Tally, miou, miou_interval
+from .evaluate.overview import overview
+from .export.card import about
+from .export.onnx import export
+from .export.saved_folder import check_classes, load_card, load_model, save_model
 from .models import MODELS
-from .overview import overview
-from .projection import Trap, projected, warned
-from .show import show
-from .simulator.sensors import SENSORS
-from .views import CHANNELS, KINDS, see
+from .show.panels import show
+from .views.augment import MOVES
+from .views.projection import Trap, projected, warned
+from .views.views import CHANNELS, KINDS, see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30

@@ -12,27 +12,27 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Adapter, Batch, Evaluation, is_teacher
-from xmodal_kd.capture import capture, only_call
-from xmodal_kd.errors import UserError
-from xmodal_kd.label_sets import brought, columns
-from xmodal_kd.panels import Panel
-from xmodal_kd.registry import Registry
-from xmodal_kd.saved import About
-from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.streams import Streams
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
+from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import Registry
+from xmodal_kd.signals.capture import capture, only_call
+from xmodal_kd.signals.class_mapping import brought, columns
+from xmodal_kd.signals.signals import Layout, Signals
 
-from .about import about
-from .align import fit_frames, pool_features, pool_posteriors
-from .corpora import SpeechData, build_tokens
-from .data import Sample, SpeechSource
-from .decode import greedy
-from .export import FP32, INT8, OnnxModel, export_onnx, quantise
-from .folder import load_model, save_model
-from .losses import ctc  # noqa: F401 - registers the loss
+from .data.corpora import SpeechData, build_tokens
+from .data.source import Sample, SpeechSource
+from .evaluate.decode import greedy
+from .evaluate.score import score
+from .export.card import about
+from .export.onnx import FP32, INT8, OnnxModel, export_onnx, quantise
+from .export.saved_folder import load_model, save_model
+from .losses.ctc import ctc  # noqa: F401 - registers the loss
+from .losses.frame_alignment import fit_frames, pool_features, pool_posteriors
 from .models import MODELS, AcousticModel
-from .score import score
-from .show import show
+from .show.panels import show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64

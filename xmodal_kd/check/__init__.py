@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import RunError, UserError
-from ..recipe import Loaded
+from ..recipe.recipe import Loaded
+from ..runtime.errors import RunError, UserError
 from . import cached, data, rehearsal, saved, terms
 from .subject import Finding, Status, Subject, prepare
 

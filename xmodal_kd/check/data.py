@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapter import Batch, is_teacher
-from ..roles import find_all, labelled_by
-from ..signals import OUTPUTS
+from ..adapter.adapter import Batch, is_teacher
+from ..run.roles import find_all, labelled_by
+from ..signals.signals import OUTPUTS
 from .subject import Finding, Subject
 
 SPLITS = ("train", "dev", "test")

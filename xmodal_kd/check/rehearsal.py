@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..roles import make_method, models_of
-from ..setup import peak_memory
+from ..run.roles import make_method, models_of
+from ..runtime.device import peak_memory
 from .subject import Finding, Subject, changes
 from .trial import STEPS, Seen, Trial, brief
 

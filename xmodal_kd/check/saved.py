@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import read_json
+from ..runtime.checkpoint import read_json
 from .subject import Finding, Subject
 
 #: A metric may be this share of the declared one worse, and at least `LEAST`.

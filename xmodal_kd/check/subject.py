@@ -15,18 +15,18 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..adapter import Adapter, Batch, is_teacher
-from ..clock import Clock
-from ..lessons import Lesson
-from ..loader import steps
-from ..method import Context, Method, Stage
-from ..objective import Objective, Part
-from ..ranks import Ranks
-from ..recipe import Loaded, Recipe, Train
-from ..roles import build, labelled_by, lessons, make_adapter, make_method, models_of, training_source
-from ..setup import make_accelerator
-from ..signals import Signals
-from ..streams import Streams
+from ..adapter.adapter import Adapter, Batch, is_teacher
+from ..objective.objective import Objective, Part
+from ..recipe.recipe import Loaded, Recipe, Train
+from ..run.roles import build, labelled_by, lessons, make_adapter, make_method, models_of, training_source
+from ..runtime.device import make_accelerator
+from ..runtime.distributed import Ranks
+from ..runtime.random_streams import Streams
+from ..runtime.timing import Clock
+from ..signals.signals import Signals
+from ..training.loader import steps
+from ..training.method import Context, Method, Stage
+from ..training.role_plan import Lesson
 from .trial import Trial
 
 Status = Literal["pass", "warn", "fail"]

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Batch
-from ..inputs import reads_labels
-from ..objective import Part, safe
-from ..optim import named_parameters
-from ..signals import Signals
+from ..adapter.adapter import Adapter, Batch
+from ..objective.loss_inputs import reads_labels
+from ..objective.objective import Part, safe
+from ..signals.signals import Signals
+from ..training.optim import named_parameters
 from .subject import Entered, Finding, Subject
 
 #: Steps on one repeated batch within which every term should fall.

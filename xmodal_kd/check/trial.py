@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..adapter import Batch
-from ..checkpoint import digest
-from ..engine import Engine
-from ..method import Method, Stage
-from ..optim import named_parameters, parameters
-from ..progress import Bar
+from ..adapter.adapter import Batch
+from ..runtime.checkpoint import digest
+from ..runtime.progress import Bar
+from ..training.engine import Engine
+from ..training.method import Method, Stage
+from ..training.optim import named_parameters, parameters
 
 #: Optimizer steps of each stage; two show what moves, the others are timed.
 STEPS = 4

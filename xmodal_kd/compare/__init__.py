@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..adapter import adapter_class
-from ..errors import UserError
-from ..runner import Options, Run
+from ..adapter.adapter import adapter_class
+from ..run.runner import Options, Run
+from ..runtime.errors import UserError
 from . import budget
 from .cells import Pool, Settings, Stopped
 from .plan import Arm, Cell, Plan

@@ -16,9 +16,9 @@ from typing import Any
 
 from ..check.subject import prepare
 from ..check.trial import brief
-from ..checkpoint import read_json, write_json
-from ..errors import UserError
-from ..recipe import Loaded
+from ..recipe.recipe import Loaded
+from ..runtime.checkpoint import read_json, write_json
+from ..runtime.errors import UserError
 from .cells import Pool
 from .plan import Arm, Plan
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from time import sleep
 from typing import IO, Protocol
 
-from ..checkpoint import disk_errors, read_json
-from ..runner import STATE
+from ..run.runner import STATE
+from ..runtime.checkpoint import disk_errors, read_json
 from .plan import Cell, read, shared_cache
 from .progress import Progress
 

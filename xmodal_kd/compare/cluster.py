@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 from .cells import Process
 
 #: Status of a cell whose node or actor is gone.

@@ -10,8 +10,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from ..errors import UserError
-from ..progress import console
+from ..runtime.errors import UserError
+from ..runtime.progress import console
 from . import Plan, Pool, Search, Settings, Stopped, compare, table
 
 EQUAL, LAUNCHERS = ("steps", "time"), ("process", "ray")

@@ -14,16 +14,16 @@ from hashlib import blake2b
 from itertools import product
 from typing import Any
 
-from ..adapter import ControlSpec, NoControl, UntrainedControl, adapter_class
-from ..controls import control_spec
-from ..errors import UserError, nearest
+from ..adapter.adapter import ControlSpec, NoControl, UntrainedControl, adapter_class
 from ..losses import LOSSES
-from ..method import METHODS
-from ..objective import Objective, spec_of
-from ..recipe import Loaded, Term, find, load
-from ..resolving import resolved
-from ..roles import starts_taught
-from ..signals import OUTPUTS
+from ..objective.objective import Objective, spec_of
+from ..recipe.recipe import Loaded, Term, find, load
+from ..run.controls import control_spec
+from ..run.resolved_recipe import resolved
+from ..run.roles import starts_taught
+from ..runtime.errors import UserError, nearest
+from ..signals.signals import OUTPUTS
+from ..training.method import METHODS
 
 #: The arm that is the recipe as it stands.
 RECIPE = "recipe"

@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from ..progress import console
+from ..runtime.progress import console
 from .plan import Cell
 
 #: Seconds between looks into the cells' logs.

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..checkpoint import disk_errors, write_bytes, write_json
-from ..progress import console
+from ..runtime.checkpoint import disk_errors, write_bytes, write_json
+from ..runtime.progress import console
 
 Content = Mapping[str, Any]
 

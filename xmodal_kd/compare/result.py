@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Score, UntrainedControl, adapter_class
-from ..checkpoint import read_json
-from ..runner import STATE
+from ..adapter.adapter import Score, UntrainedControl, adapter_class
+from ..run.runner import STATE
+from ..runtime.checkpoint import read_json
 from .cells import Pool
 from .plan import Arm, Cell, Plan
 from .statistics import ALPHA, FEWEST, BySeed, Comparison, Measured, family, summary

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapter import Score
-from ..stats import drawn_together, holm, paired_t, t_interval
+from ..adapter.adapter import Score
+from ..report.statistics import drawn_together, holm, paired_t, t_interval
 
 #: Family-wise rate of false verdicts.
 ALPHA = 0.05

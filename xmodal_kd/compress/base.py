@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Strict
-from ..errors import UserError
-from ..lessons import Lesson
-from ..method import Distil
-from ..recipe import Recipe
-from ..registry import Registry
-from ..streams import Streams
+from ..adapter.adapter import Adapter, Strict
+from ..recipe.recipe import Recipe
+from ..runtime.errors import UserError
+from ..runtime.random_streams import Streams
+from ..runtime.registry import Registry
+from ..training.method import Distil
+from ..training.role_plan import Lesson
 from .origins import Origins
 
 COMPRESSIONS: Registry[type[Compression]] = Registry("compression")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xmodal_kd.errors import UserError
+from xmodal_kd.runtime.errors import UserError
 
 Ints = NDArray[np.int64]
 #: The shape of the output is that of the input, element by element.

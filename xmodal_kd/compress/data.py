@@ -8,13 +8,13 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Batch, ControlSpec
-from ..controls import without_teacher
-from ..errors import UserError
-from ..lessons import Lesson
-from ..objective import Objective
-from ..ranks import Ranks
-from ..streams import Streams
+from ..adapter.adapter import Adapter, Batch, ControlSpec
+from ..objective.objective import Objective
+from ..run.controls import without_teacher
+from ..runtime.distributed import Ranks
+from ..runtime.errors import UserError
+from ..runtime.random_streams import Streams
+from ..training.role_plan import Lesson
 
 
 def batches(

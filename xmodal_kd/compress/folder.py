@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoint import load_weights, read_tensors
+from ..runtime.checkpoint import load_weights, read_tensors
 from . import packed, qat
 
 

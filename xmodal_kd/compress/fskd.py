@@ -11,10 +11,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Batch, Strict
-from ..errors import UserError
-from ..lessons import Lesson
-from ..recipe import Recipe
+from ..adapter.adapter import Adapter, Batch, Strict
+from ..recipe.recipe import Recipe
+from ..runtime.errors import UserError
+from ..training.role_plan import Lesson
 from .base import COMPRESSIONS, Compression, earlier, record
 from .data import batches
 from .origins import Origin

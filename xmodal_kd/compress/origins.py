@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.layers import LayerMap, layer_pairs
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.signals.layer_map import LayerMap, layer_pairs
 
 #: What is kept of each dimension of a tensor: indexes, or None for all.
 Kept = tuple[Tensor | None, ...]

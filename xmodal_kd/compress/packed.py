@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..checkpoint import write_bytes
-from ..errors import UserError
+from ..runtime.checkpoint import write_bytes
+from ..runtime.errors import UserError
 from .buckets import Coded, buckets, decode, pack, unpack
 
 PACKED = "packed.safetensors"

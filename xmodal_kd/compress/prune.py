@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xmodal_kd.errors import UserError
+from xmodal_kd.runtime.errors import UserError
 
 from .channels import Channels, Ints
 from .origins import Kept

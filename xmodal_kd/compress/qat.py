@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Strict
-from ..lessons import Lesson
-from ..ranks import Ranks
-from ..stand import standing
+from ..adapter.adapter import Adapter, Strict
+from ..models.weight_swap import standing
+from ..runtime.distributed import Ranks
+from ..training.role_plan import Lesson
 from . import packed
 from .base import COMPRESSIONS, Compression, record
 from .quantise import Codes, chosen, measured, settle

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Strict
-from ..errors import RunError, UserError, nearest
-from ..lessons import Lesson
-from ..recipe import Recipe
-from ..stand import Stand, owner_of, standing
+from ..adapter.adapter import Adapter, Strict
+from ..models.weight_swap import Stand, owner_of, standing
+from ..recipe.recipe import Recipe
+from ..runtime.errors import RunError, UserError, nearest
+from ..training.role_plan import Lesson
 from . import packed
 from .base import COMPRESSIONS, Compression, earlier, record
 from .buckets import Coded, decode, encode, encode_at, quantiles, straight_through

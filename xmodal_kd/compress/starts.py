@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ..adapter import Adapter, Strict
-from ..checkpoint import load_weights, read_tensors
-from ..errors import UserError
-from ..lessons import Lesson
-from ..recipe import Recipe
+from ..adapter.adapter import Adapter, Strict
+from ..recipe.recipe import Recipe
+from ..runtime.checkpoint import load_weights, read_tensors
+from ..runtime.errors import UserError
+from ..training.role_plan import Lesson
 from . import origins, prune
 from .base import COMPRESSIONS, Compression, record
 from .channels import Channels

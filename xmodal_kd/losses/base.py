@@ -45,7 +45,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 
-from ..registry import Registry
+from ..runtime.registry import Registry
 from . import blocks
 
 Reduction = Literal["rows", "items", "batch"]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..layers import LayerMap, layer_pairs
+from ..signals.layer_map import LayerMap, layer_pairs
 from .base import loss, same_shape
 
 
@@ -38,8 +38,8 @@ def pkd(
     at temperatures of 5 to 20.
 
     Args:
-        layers: which student layer learns from which teacher layer, see `xmodal_kd.layers`. The paper found ``skip``
-            better than ``last``.
+        layers: which student layer learns from which teacher layer, see `xmodal_kd.signals.layer_map`. The paper found
+            ``skip`` better than ``last``.
     """
     pairs = layer_pairs(layers, len(student), len(teacher))
     return torch.stack([_apart(student[m - 1], teacher[n - 1]) for m, n in pairs]).sum(dim=0)

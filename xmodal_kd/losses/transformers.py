@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import LayerMap, layer_pairs
+from ..signals.layer_map import LayerMap, layer_pairs
 from .base import item_mean, loss, same_rows, same_shape
 
 T = TypeVar("T")

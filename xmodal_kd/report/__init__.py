@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import read_json, write_bytes, write_json
-from ..errors import UserError
+from ..runtime.checkpoint import read_json, write_bytes, write_json
+from ..runtime.errors import UserError
 from .content import begun, content
 from .html import html
 from .index import find_runs, write_index

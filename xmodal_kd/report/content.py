@@ -8,10 +8,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..adapter import ControlSpec, NoControl, Score, UntrainedControl, is_teacher
-from ..recipe import Loaded
-from ..setup import machine, peak_memory, versions
-from ..stats import gap_closed, paired_interval, ratio
+from ..adapter.adapter import ControlSpec, NoControl, Score, UntrainedControl, is_teacher
+from ..recipe.recipe import Loaded
+from ..runtime.device import machine, peak_memory, versions
+from .statistics import gap_closed, paired_interval, ratio
 
 #: Of roles in tables; what a scheme trains on the way stands between the controls and the student.
 ORDER = {"teacher": 0, "control": 2, "self_training": 3, "student": 5}

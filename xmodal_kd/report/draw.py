@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..panels import Panel
+from ..adapter.panels import Panel
 from .align import columns
 from .plots import colour
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .. import panels
-from ..runlog import read as read_log
+from ..adapter import panels
+from ..runtime.run_log import read as read_log
 from .draw import aligned, draw
 from .markdown import markdown
 from .plots import ROLES, Line, interval_plot, line_plot, series

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import read_json, write_bytes
-from ..errors import UserError
+from ..runtime.checkpoint import read_json, write_bytes
+from ..runtime.errors import UserError
 from .html import html, page, role_plot, short
 from .plots import ROLES, interval_plot, number
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from ..adapter import Adapter, Source
-from ..capture import find_modules, split
-from ..errors import UserError
-from ..lessons import Lesson
-from ..method import Distil
-from ..recipe import Recipe
-from ..registry import Registry
+from ..adapter.adapter import Adapter, Source
+from ..recipe.recipe import Recipe
+from ..runtime.errors import UserError
+from ..runtime.registry import Registry
+from ..signals.capture import find_modules, split
+from ..training.method import Distil
+from ..training.role_plan import Lesson
 
 SCHEMES: Registry[type[Scheme]] = Registry("scheme")
 

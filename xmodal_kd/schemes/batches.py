@@ -6,8 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..adapter import Batch, Source
-from ..scarce import Scarce
+from ..adapter.adapter import Batch, Source
+from ..training.label_budget import Scarce
 
 #: Where a batch holds its other view.
 OTHER = "other view"

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..adapter import Strict
-from ..errors import UserError
-from ..lessons import Lesson
-from ..method import Distil
-from ..recipe import ModelSpec, Recipe, Train
+from ..adapter.adapter import Strict
+from ..recipe.recipe import ModelSpec, Recipe, Train
+from ..runtime.errors import UserError
+from ..training.method import Distil
+from ..training.role_plan import Lesson
 from .base import SCHEMES, Scheme
 
 

@@ -15,15 +15,15 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ..adapter import Adapter, Batch, Source, Strict
-from ..errors import UserError
-from ..lessons import Lesson
-from ..method import Distil, Roles
-from ..objective import spec_of
-from ..recipe import Labels, On, Recipe, Term
-from ..scarce import Scarce, Shown, chosen
-from ..signals import OUTPUTS, Layout, Signals, Taught
-from ..streams import Streams
+from ..adapter.adapter import Adapter, Batch, Source, Strict
+from ..objective.objective import spec_of
+from ..recipe.recipe import Labels, On, Recipe, Term
+from ..runtime.errors import UserError
+from ..runtime.random_streams import Streams
+from ..signals.signals import OUTPUTS, Layout, Signals, Taught
+from ..training.label_budget import Scarce, Shown, chosen
+from ..training.method import Distil, Roles
+from ..training.role_plan import Lesson
 from .base import SCHEMES, Scheme
 
 #: The expert of the new task: a further teacher, so that it is trained on the new task's data alone.

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ..adapter import Batch, Strict
-from ..errors import UserError
-from ..method import Context, Roles, Stage
-from ..objective import LossOut, Objective, Part
-from ..signals import OUTPUTS, Signals, Taught
+from ..adapter.adapter import Batch, Strict
+from ..objective.objective import LossOut, Objective, Part
+from ..runtime.errors import UserError
+from ..signals.signals import OUTPUTS, Signals, Taught
+from ..training.method import Context, Roles, Stage
 from .base import SCHEMES
 from .online import Group
 from .rows import mixed, pooled, replaced, sound, terms_of, weighed

@@ -13,15 +13,15 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from .. import flops
-from ..adapter import Adapter, Batch, Strict
-from ..clock import latency
-from ..early_exit import Exits, Route, early, leaves
-from ..errors import UserError
-from ..method import Context, Roles, Stage, known_as
-from ..objective import LossOut, Objective
-from ..optim import build_optimizer
-from ..signals import OUTPUTS, Signals
+from ..adapter.adapter import Adapter, Batch, Strict
+from ..models.early_exit import Exits, Route, early, leaves
+from ..objective.objective import LossOut, Objective
+from ..runtime import flops
+from ..runtime.errors import UserError
+from ..runtime.timing import latency
+from ..signals.signals import OUTPUTS, Signals
+from ..training.method import Context, Roles, Stage, known_as
+from ..training.optim import build_optimizer
 from .base import SCHEMES
 from .rows import replaced, sound, terms_of, weighed
 from .self_distillation import SelfTeaching

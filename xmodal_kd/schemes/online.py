@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..adapter import Batch, Strict
-from ..lessons import Lesson
-from ..method import Roles
-from ..recipe import Recipe
-from ..signals import Signals, Taught
+from ..adapter.adapter import Batch, Strict
+from ..recipe.recipe import Recipe
+from ..signals.signals import Signals, Taught
+from ..training.method import Roles
+from ..training.role_plan import Lesson
 from .base import SCHEMES, Scheme
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..losses.base import full_precision, item_mean
-from ..objective import LossOut, Objective
-from ..recipe import Term
-from ..signals import Layout, Signal, Signals
+from ..objective.objective import LossOut, Objective
+from ..recipe.recipe import Term
+from ..signals.signals import Layout, Signal, Signals
 
 
 def replaced(said: Signals, rows: Mapping[str, Tensor], mask: Tensor | None = None) -> Signals:

@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..adapter import Adapter, Batch, Source, Strict
-from ..errors import UserError
-from ..lessons import Lesson
-from ..method import Context, Distil, Ema, Roles, Stage
-from ..objective import LossOut, Part
-from ..ranks import Ranks
-from ..recipe import Recipe
-from ..scarce import Scarce
-from ..signals import Signals, Taught
+from ..adapter.adapter import Adapter, Batch, Source, Strict
+from ..objective.objective import LossOut, Part
+from ..recipe.recipe import Recipe
+from ..runtime.distributed import Ranks
+from ..runtime.errors import UserError
+from ..signals.signals import Signals, Taught
+from ..training.label_budget import Scarce
+from ..training.method import Context, Distil, Ema, Roles, Stage
+from ..training.role_plan import Lesson
 from .base import SCHEMES, Scheme
 from .batches import OTHER, Pairs, two_views
 from .rows import pooled, replaced, terms_of, weighed

@@ -19,14 +19,14 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..adapter import Batch, Strict
-from ..errors import UserError, nearest
-from ..lessons import Lesson
-from ..method import Context, Roles
-from ..objective import LossOut, Objective
-from ..ranks import Ranks
-from ..recipe import On, Recipe, Term
-from ..signals import OUTPUTS, WEIGHT, Layout, Signals, Taught, of_teacher, teacher_name
+from ..adapter.adapter import Batch, Strict
+from ..objective.objective import LossOut, Objective
+from ..recipe.recipe import On, Recipe, Term
+from ..runtime.distributed import Ranks
+from ..runtime.errors import UserError, nearest
+from ..signals.signals import OUTPUTS, WEIGHT, Layout, Signals, Taught, of_teacher, teacher_name
+from ..training.method import Context, Roles
+from ..training.role_plan import Lesson
 from . import aggregate
 from .base import SCHEMES, Scheme
 

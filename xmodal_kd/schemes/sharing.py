@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import UserError, nearest
-from ..optim import build_optimizer
-from ..recipe import Optimizer as Config
+from ..recipe.recipe import Optimizer as Config
+from ..runtime.errors import UserError, nearest
+from ..training.optim import build_optimizer
 
 
 def share(model: nn.Module, others: Sequence[nn.Module], paths: Sequence[str]) -> None:

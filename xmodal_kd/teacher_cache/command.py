@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..loader import steps
-from ..recipe import Loaded, load
-from ..resolving import resolved
-from ..roles import labelled_by, make_method, models_of, training_source
-from ..runner import STATE, Options, Run
+from ..recipe.recipe import Loaded, load
+from ..run.resolved_recipe import resolved
+from ..run.roles import labelled_by, make_method, models_of, training_source
+from ..run.runner import STATE, Options, Run
+from ..runtime.errors import UserError
+from ..training.loader import steps
 from .session import Session
 
 

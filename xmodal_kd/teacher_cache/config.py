@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..adapter import Strict
+from ..adapter.adapter import Strict
 
 
 class CacheSpec(Strict):

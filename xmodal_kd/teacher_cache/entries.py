@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..signals import Kind, Layout, Signal, Signals
+from ..runtime.errors import UserError
+from ..signals.signals import Kind, Layout, Signal, Signals
 from .codecs import Array, Codec
 
 _HEAD = struct.Struct("<IIB")  # valid rows, rows that the item must have, flags and axes

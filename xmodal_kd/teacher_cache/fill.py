@@ -15,15 +15,15 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..adapter import Adapter, Batch, Source
-from ..errors import UserError
-from ..loader import share, steps
-from ..objective import Objective
-from ..progress import bar
-from ..ranks import Ranks
-from ..scarce import Scarce
-from ..signals import Signals
-from ..streams import Streams
+from ..adapter.adapter import Adapter, Batch, Source
+from ..objective.objective import Objective
+from ..runtime.distributed import Ranks
+from ..runtime.errors import UserError
+from ..runtime.progress import bar
+from ..runtime.random_streams import Streams
+from ..signals.signals import Signals
+from ..training.label_budget import Scarce
+from ..training.loader import share, steps
 from .codecs import Codec, Half, Int8, TopK, row_bytes
 from .config import CacheSpec
 from .entries import Kept, written

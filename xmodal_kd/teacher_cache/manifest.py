@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import digest, read_json, write_json
-from ..errors import UserError
-from ..resolving import flat
+from ..run.resolved_recipe import flat
+from ..runtime.checkpoint import digest, read_json, write_json
+from ..runtime.errors import UserError
 from .codecs import codec_of
 from .entries import Kept
 

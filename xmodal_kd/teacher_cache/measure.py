@@ -13,10 +13,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..adapter import Batch
-from ..method import Distil
-from ..objective import safe
-from ..signals import Signals
+from ..adapter.adapter import Batch
+from ..objective.objective import safe
+from ..signals.signals import Signals
+from ..training.method import Distil
 from .codecs import Int8, row_bytes
 from .entries import CACHED, Kept, restored
 from .manifest import entry_key

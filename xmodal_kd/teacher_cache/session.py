@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..adapter import Adapter, Source, is_teacher
-from ..errors import UserError
-from ..method import METHODS, Distil, Method
-from ..ranks import ranks_of
-from ..recipe import Recipe, Train
-from ..scarce import Scarce
+from ..adapter.adapter import Adapter, Source, is_teacher
+from ..recipe.recipe import Recipe, Train
+from ..runtime.distributed import ranks_of
+from ..runtime.errors import UserError
+from ..training.label_budget import Scarce
+from ..training.method import METHODS, Distil, Method
 from .config import CacheSpec
 from .entries import Kept
 from .fill import Filled, Filler, Key
@@ -25,7 +25,7 @@ from .source import CachedSource, Replayed, Seeing
 from .store import Store, alone
 
 if TYPE_CHECKING:
-    from ..runner import Run
+    from ..run.runner import Run
 
 #: Samples looked at to see whether what the teacher sees changes from epoch to epoch.
 LOOKED_AT = 8

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..adapter import Adapter, Batch, Source
-from ..errors import UserError
+from ..adapter.adapter import Adapter, Batch, Source
+from ..runtime.errors import UserError
 from .config import CacheSpec
 from .content import Contents
 from .entries import CACHED, Kept, packed

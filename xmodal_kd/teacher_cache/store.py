@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import lmdb
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 
 #: An environment's first size; it grows by doubling. Files are sparse: what is not used costs nothing.
 FIRST_SIZE = 1 << 28

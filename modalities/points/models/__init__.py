@@ -11,7 +11,7 @@ A model of a grid is called as ``model(x)``, one of points as ``model(points, le
 
 from __future__ import annotations
 
-from xmodal_kd.registry import Registry
+from xmodal_kd.runtime.registry import Registry
 
 from .point_transformer import PointTransformer
 from .scene import SceneModel, View

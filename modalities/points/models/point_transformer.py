@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from xmodal_kd.adapter import Strict
-from xmodal_kd.attention import attention
-from xmodal_kd.errors import UserError
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.models.attention import attention
+from xmodal_kd.runtime.errors import UserError
 
 from .scene import SceneModel, View
 from .serial import Windows, windows

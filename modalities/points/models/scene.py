@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from xmodal_kd.adapter import Strict
+from xmodal_kd.adapter.adapter import Strict
 
 View = Literal["range", "image", "points"]
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.adapter import Strict
-from xmodal_kd.errors import UserError
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.runtime.errors import UserError
 
 from .scene import SceneModel, View
 

@@ -10,7 +10,7 @@ Every model is built as ``cls(config, mels=, classes=)``, is called as ``model(f
 
 from __future__ import annotations
 
-from xmodal_kd.registry import Registry
+from xmodal_kd.runtime.registry import Registry
 
 from .conformer import ConformerCTC
 from .conv import ConvCTC

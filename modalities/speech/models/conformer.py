@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.models.conformer import ConformerLayer
 
-from xmodal_kd.adapter import Strict
-from xmodal_kd.attention import attention
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.models.attention import attention
 
 from .frames import AcousticModel, Subsample, frame_mask, masked
 

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.adapter import Strict
+from xmodal_kd.adapter.adapter import Strict
 
-from ..stream import Stream
 from .frames import AcousticModel, Subsample, frame_mask, masked
+from .streaming import Stream
 
 
 class ConvConfig(Strict):

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.adapter import Strict
-from xmodal_kd.errors import UserError
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.runtime.errors import UserError
 
 STRIDE = 4
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.models import UNetConfig, build_unet
-from xmodal_kd.modalities.diffusion.process import Process
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
+from xmodal_kd.modalities.diffusion.models.process import Process
 
 Make = Callable[..., Denoiser]
 
@@ -35,7 +35,7 @@ def make() -> Make:
 @pytest.fixture
 def student(make: Make, tmp_path: Path) -> Path:
     """A saved class-conditional student of 4 steps."""
-    from xmodal_kd.modalities.diffusion.pipeline import save_pipeline
+    from xmodal_kd.modalities.diffusion.export.pipeline import save_pipeline
 
     names = ["zero", "one", "two"]
     return save_pipeline(make(Process.cosine(64), classes=3, class_names=names), tmp_path / "student", {})

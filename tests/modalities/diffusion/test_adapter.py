@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from xmodal_kd import panels
-from xmodal_kd.checkpoint import digest
-from xmodal_kd.cli import call
-from xmodal_kd.errors import UserError
+from xmodal_kd.adapter import panels
+from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
-from xmodal_kd.modalities.diffusion.config import DiffusionData
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.models import UNetConfig, build_unet
-from xmodal_kd.modalities.diffusion.pipeline import load_denoiser, save_pipeline
-from xmodal_kd.modalities.diffusion.process import Process
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.diffusion.data.config import DiffusionData
+from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.runtime.checkpoint import digest
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 
 SMALL = [
     "data.samples=24", "data.draws=2", "data.batch=24", "data.sampling.steps=4", "teacher.params.channels=[8, 16]",
@@ -191,7 +191,7 @@ def test_roles_see_the_same_noise_and_the_control_is_the_best_solver() -> None:
 
 
 def _as(model: Denoiser, how: Sampling) -> Denoiser:
-    from xmodal_kd.modalities.diffusion.overview import sampled
+    from xmodal_kd.modalities.diffusion.evaluate.overview import sampled
 
     return sampled(model, how)
 

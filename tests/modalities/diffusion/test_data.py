@@ -9,10 +9,10 @@ from image_files import NAMES, SPLITS, arrays, edm, folder, grey, picture, read,
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.loader import steps
-from xmodal_kd.modalities.diffusion.data import DiffusionData, DiffusionSource, load_split
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.diffusion.data.source import DiffusionData, DiffusionSource, load_split
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.training.loader import steps
 
 # Digits
 

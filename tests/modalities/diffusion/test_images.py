@@ -15,7 +15,7 @@ import torch
 from image_files import NAMES, SPLITS, arrays, edm, encoded, everything, folder, grey, picture, read, refused
 from PIL import Image
 
-from xmodal_kd.modalities.diffusion.data import DiffusionData, load_split
+from xmodal_kd.modalities.diffusion.data.source import DiffusionData, load_split
 
 CIFAR = Path(os.environ.get("XMODAL_KD_DATA", Path(__file__).parents[4] / "shared/data")) / "cifar10"
 

@@ -14,9 +14,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from xmodal_kd.errors import RunError, UserError
-from xmodal_kd.modalities.diffusion import classifier as module
-from xmodal_kd.modalities.diffusion.classifier import (
+from xmodal_kd.modalities.diffusion.evaluate import classifier as module
+from xmodal_kd.modalities.diffusion.evaluate.classifier import (
     PIXEL_CLUSTERS,
     RECIPE,
     Classifier,
@@ -24,7 +23,8 @@ from xmodal_kd.modalities.diffusion.classifier import (
     train_classifier,
     weight_hash,
 )
-from xmodal_kd.modalities.diffusion.judge import Judge
+from xmodal_kd.modalities.diffusion.evaluate.judge import Judge
+from xmodal_kd.runtime.errors import RunError, UserError
 
 SAMPLES = 300
 
@@ -83,7 +83,7 @@ def test_train_features_have_a_mean_square_of_one(judge: Judge, digits: dict[str
 
 
 def test_the_floor_is_measured_like_any_set(judge: Judge, digits: dict[str, Images]) -> None:
-    from xmodal_kd.streams import Streams
+    from xmodal_kd.runtime.random_streams import Streams
 
     chosen = Streams(0).numpy("floor").permutation(1000)[:SAMPLES]
     found = judge.measure(digits["train"].tensor(chosen))

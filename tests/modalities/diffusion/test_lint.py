@@ -14,9 +14,9 @@ from diffusers import (
     LCMScheduler,
 )
 
-from xmodal_kd.checkpoint import read_json, write_json
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.diffusion.lint import Finding, lint, lint_scheduler
+from xmodal_kd.modalities.diffusion.export.scheduler_lint import Finding, lint, lint_scheduler
+from xmodal_kd.runtime.checkpoint import read_json, write_json
+from xmodal_kd.runtime.errors import UserError
 
 TRAILING: dict[str, Any] = {"timestep_spacing": "trailing", "clip_sample": False, "prediction_type": "v_prediction"}
 

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_samples import Adapter, Source, denoiser
 
-from xmodal_kd.checkpoint import digest
-from xmodal_kd.engine import Engine, Interrupted
-from xmodal_kd.errors import UserError
-from xmodal_kd.method import METHODS, Context, Stage
-from xmodal_kd.modalities.diffusion import consistency, progressive
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.process import Process
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import Term, Train
-from xmodal_kd.schedules import Schedule
-from xmodal_kd.setup import make_accelerator
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.diffusion.methods import consistency, progressive
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Term, Train
+from xmodal_kd.recipe.schedules import Schedule
+from xmodal_kd.runtime.checkpoint import digest
+from xmodal_kd.runtime.device import make_accelerator
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.training.engine import Engine, Interrupted
+from xmodal_kd.training.method import METHODS, Context, Stage
 
 SHAPES = [(3,), (2, 4), (1, 2, 2), (2, 2, 2, 2)]
 PROCESS = Process.cosine(64)
@@ -67,8 +67,8 @@ def said_by(model: Denoiser, shape: Sequence[int]) -> Callable[[np.ndarray, floa
 
 
 def context(stage: Stage, step: int = 0) -> Context:
-    from xmodal_kd.clock import Clock
-    from xmodal_kd.ranks import Ranks
+    from xmodal_kd.runtime.distributed import Ranks
+    from xmodal_kd.runtime.timing import Clock
 
     return Context(stage, step, 0, Streams(1), Clock(torch.device("cpu")), Ranks())
 

@@ -11,8 +11,8 @@ from scipy.linalg import sqrtm
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from xmodal_kd.modalities.diffusion import metrics
-from xmodal_kd.modalities.diffusion.metrics import Gaussian
+from xmodal_kd.modalities.diffusion.evaluate import metrics
+from xmodal_kd.modalities.diffusion.evaluate.metrics import Gaussian
 
 
 def normal(seed: int, *shape: int) -> Tensor:

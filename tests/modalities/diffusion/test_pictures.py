@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xmodal_kd.modalities.diffusion.curves import draw_curve, lines
-from xmodal_kd.modalities.diffusion.pictures import as_heat, as_pixels, contact_sheet, grid, write_grid
+from xmodal_kd.modalities.diffusion.show.curves import draw_curve, lines
+from xmodal_kd.modalities.diffusion.show.pictures import as_heat, as_pixels, contact_sheet, grid, write_grid
 
 
 def test_pixels_are_clipped_rounded_and_grey_or_coloured() -> None:

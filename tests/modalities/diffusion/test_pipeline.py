@@ -24,13 +24,13 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from xmodal_kd.checkpoint import read_json, write_json
-from xmodal_kd.errors import RunError, UserError
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.models import MODELS, UNetConfig, build_like, build_unet
-from xmodal_kd.modalities.diffusion.pipeline import load_denoiser, save_pipeline
-from xmodal_kd.modalities.diffusion.process import Process
-from xmodal_kd.modalities.diffusion.schedulers import schedule_of, scheduler_for
+from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
+from xmodal_kd.modalities.diffusion.export.schedulers import schedule_of, scheduler_for
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.networks import MODELS, UNetConfig, build_like, build_unet
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.runtime.checkpoint import read_json, write_json
+from xmodal_kd.runtime.errors import RunError, UserError
 
 Make = Callable[..., Denoiser]
 Capture = pytest.CaptureFixture[str]

@@ -8,8 +8,8 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from oracles import diffusion as oracle
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.diffusion.process import Process
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.runtime.errors import UserError
 
 KINDS = ("epsilon", "sample", "v_prediction")
 PAIRS = list(permutations(KINDS, 2))

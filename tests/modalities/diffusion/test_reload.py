@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal_kd.checkpoint import read_json, write_json
-from xmodal_kd.errors import RunError
-from xmodal_kd.modalities.diffusion import reload as gate
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.pipeline import load_denoiser, save_pipeline
-from xmodal_kd.modalities.diffusion.process import Process
-from xmodal_kd.modalities.diffusion.reload import PIPELINE, TRAINER, reload_gate, reload_gates
+from xmodal_kd.modalities.diffusion.export import reload_gate as gate
+from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
+from xmodal_kd.modalities.diffusion.export.reload_gate import PIPELINE, TRAINER, reload_gate, reload_gates
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.runtime.checkpoint import read_json, write_json
+from xmodal_kd.runtime.errors import RunError
 
 Make = Callable[..., Denoiser]
 #: diffusers 0.42 makes arrays of tensors in a way that numpy 2 warns of.

@@ -13,10 +13,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
-from xmodal_kd.cli import call
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.pipeline import save_pipeline
-from xmodal_kd.modalities.diffusion.process import Process
+from xmodal_kd.cli.main import call
+from xmodal_kd.modalities.diffusion.export.pipeline import save_pipeline
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.process import Process
 
 Make = Callable[..., Denoiser]
 Capture = pytest.CaptureFixture[str]

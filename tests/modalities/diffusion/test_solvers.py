@@ -6,9 +6,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from oracles import diffusion as oracle
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.diffusion.process import Process
-from xmodal_kd.modalities.diffusion.solvers import SOLVERS, evaluations, solve
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.modalities.diffusion.models.solvers import SOLVERS, evaluations, solve
+from xmodal_kd.runtime.errors import UserError
 
 MEAN = np.array([0.3, -0.6, 0.0, 0.9])
 VARIANCE = np.array([0.25, 0.01, 1.0, 2.0])

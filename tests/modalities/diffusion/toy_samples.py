@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.process import Process
-from xmodal_kd.signals import Layout, Signals
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.signals.signals import Layout, Signals
 
 
 class Net(nn.Module):

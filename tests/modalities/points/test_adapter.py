@@ -14,16 +14,16 @@ from accelerate import Accelerator
 from points_small import COLUMNS, IMAGE, SMALLEST, VIEWS, adapter, batch_of, smallest
 from torch import Tensor, nn
 
-from xmodal_kd.checkpoint import digest, read_json, write_json
-from xmodal_kd.engine import Engine
-from xmodal_kd.errors import UserError
-from xmodal_kd.method import Distil
 from xmodal_kd.modalities.points.adapter import PointsAdapter, batches
-from xmodal_kd.modalities.points.frame import CLASSES
-from xmodal_kd.modalities.points.metrics import Tally, confusion, miou
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import Optimizer, Term, Train
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.points.data.frame import CLASSES
+from xmodal_kd.modalities.points.evaluate.metrics import Tally, confusion, miou
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Optimizer, Term, Train
+from xmodal_kd.runtime.checkpoint import digest, read_json, write_json
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.training.engine import Engine
+from xmodal_kd.training.method import Distil
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from xmodal_kd.modalities.points import augment as A
-from xmodal_kd.modalities.points.augment import Augment, apply_image, apply_points, apply_range
-from xmodal_kd.modalities.points.correspondence import collate, collate_row_maps, from_elements
-from xmodal_kd.modalities.points.frame import UNLABELLED, Scan
-from xmodal_kd.modalities.points.range_image import azimuths, column_of, range_image
+from xmodal_kd.modalities.points.data.frame import UNLABELLED, Scan
+from xmodal_kd.modalities.points.views import augment as A
+from xmodal_kd.modalities.points.views.augment import Augment, apply_image, apply_points, apply_range
+from xmodal_kd.modalities.points.views.correspondence import collate, collate_row_maps, from_elements
+from xmodal_kd.modalities.points.views.range_image import azimuths, column_of, range_image
 
 ROWS, COLUMNS = 4, 16
 SEEDS = range(5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from xmodal_kd.modalities.points.config import Folder, Frames, PointsData, View
+from xmodal_kd.modalities.points.data.config import Folder, Frames, PointsData, View
 
 RECORDED: dict[str, Any] = {
     "sources": "semantickitti", "path": "drives", "train": {"last": 4}, "dev": {"first": 4, "last": 6},

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal_kd.modalities.points.correspondence import Correspondence, collate, collate_row_maps, from_elements, spread
+from xmodal_kd.modalities.points.views.correspondence import (
+    Correspondence,
+    collate,
+    collate_row_maps,
+    from_elements,
+    spread,
+)
 
 SEEDS = range(6)
 

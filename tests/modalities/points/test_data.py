@@ -11,15 +11,15 @@ import pytest
 import torch
 from points_small import COLUMNS, VIEWS, batch_of, equal, points_data
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.loader import steps
-from xmodal_kd.modalities.points.correspondence import Correspondence
-from xmodal_kd.modalities.points.data import PointsSource, Sample
-from xmodal_kd.modalities.points.frame import CLASSES
-from xmodal_kd.modalities.points.frames import Joined, Recorded
-from xmodal_kd.modalities.points.regions import MINOR, VOXELS
-from xmodal_kd.scarce import Scarce
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.points.data.frame import CLASSES
+from xmodal_kd.modalities.points.data.frames import Joined, Recorded
+from xmodal_kd.modalities.points.data.source import PointsSource, Sample
+from xmodal_kd.modalities.points.views.correspondence import Correspondence
+from xmodal_kd.modalities.points.views.regions import MINOR, VOXELS
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.training.label_budget import Scarce
+from xmodal_kd.training.loader import steps
 
 PAIRS = [
     ("scan", "sparse"), ("scan", "image"), ("image", "sparse"), ("scan", "points"), ("points", "sparse"),

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from xmodal_kd import onnx
-from xmodal_kd.adapter import Strict
-from xmodal_kd.modalities.points import export as module
-from xmodal_kd.modalities.points.config import View
-from xmodal_kd.modalities.points.export import FP32, export, size, wave
-from xmodal_kd.modalities.points.folder import WEIGHTS, load_card, load_model, save_model
-from xmodal_kd.modalities.points.frame import CLASSES
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.modalities.points.data.config import View
+from xmodal_kd.modalities.points.data.frame import CLASSES
+from xmodal_kd.modalities.points.export import onnx as module
+from xmodal_kd.modalities.points.export.onnx import FP32, export, size, wave
+from xmodal_kd.modalities.points.export.saved_folder import WEIGHTS, load_card, load_model, save_model
 from xmodal_kd.modalities.points.models import MODELS
+from xmodal_kd.models import onnx
 from xmodal_kd.report.markdown import _export
 
 

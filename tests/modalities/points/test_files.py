@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.files import read_points
+from xmodal_kd.modalities.points.data.files import read_points
+from xmodal_kd.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
 XYZ = RNG.normal(0, 10, (50, 3)).astype(np.float32)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.frame import UNLABELLED, Box, Frame, Scan
-from xmodal_kd.modalities.points.fuse import fuse, knows_moving, moving_points
+from xmodal_kd.modalities.points.data.frame import UNLABELLED, Box, Frame, Scan
+from xmodal_kd.modalities.points.data.fuse import fuse, knows_moving, moving_points
+from xmodal_kd.runtime.errors import UserError
 
 
 def pose(x, yaw):

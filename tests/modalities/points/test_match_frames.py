@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal_kd.modalities.points.augment import Augment, apply_range
-from xmodal_kd.modalities.points.correspondence import from_elements
-from xmodal_kd.modalities.points.frame import Camera, Scan
-from xmodal_kd.modalities.points.range_image import azimuths, range_image
-from xmodal_kd.modalities.points.visibility import visible
+from xmodal_kd.modalities.points.data.frame import Camera, Scan
+from xmodal_kd.modalities.points.views.augment import Augment, apply_range
+from xmodal_kd.modalities.points.views.correspondence import from_elements
+from xmodal_kd.modalities.points.views.range_image import azimuths, range_image
+from xmodal_kd.modalities.points.views.visibility import visible
 
 ROOT = Path(__file__).parents[3]
 FRAMES = [f"{i:06d}" for i in range(6)]

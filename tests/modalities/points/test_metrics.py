@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xmodal_kd.modalities.points.metrics import (
+from xmodal_kd.modalities.points.evaluate.metrics import (
     Tally,
     balanced_agreement,
     confusion,

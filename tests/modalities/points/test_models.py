@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd import flops
-from xmodal_kd.capture import capture, only_call
-from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.points.models import MODELS, SceneModel
 from xmodal_kd.modalities.points.models.serial import cut, morton, windows
+from xmodal_kd.runtime import flops
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.signals.capture import capture, only_call
 
 CLASSES = 8
 

@@ -12,11 +12,11 @@ import torch
 from points_small import COLUMNS, adapter, smallest
 from torch import Tensor, nn
 
-from xmodal_kd.modalities.points.config import Folder
-from xmodal_kd.modalities.points.frame import CLASSES, Frame
-from xmodal_kd.modalities.points.overview import CAR, _names, answers, density, recorded
-from xmodal_kd.modalities.points.simulator.cast import simulate
-from xmodal_kd.modalities.points.simulator.sensors import SENSORS
+from xmodal_kd.modalities.points.data.config import Folder
+from xmodal_kd.modalities.points.data.frame import CLASSES, Frame
+from xmodal_kd.modalities.points.data.simulator.cast import simulate
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
+from xmodal_kd.modalities.points.evaluate.overview import CAR, _names, answers, density, recorded
 
 
 class Always(nn.Module):

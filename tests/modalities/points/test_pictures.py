@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_kd.modalities.points.frame import CLASSES, Camera, Frame, Picture, Scan
-from xmodal_kd.modalities.points.palette import COLOURS, FAINT, colours, legend
-from xmodal_kd.modalities.points.pictures import (
+from xmodal_kd.modalities.points.data.frame import CLASSES, Camera, Frame, Picture, Scan
+from xmodal_kd.modalities.points.show.palette import COLOURS, FAINT, colours, legend
+from xmodal_kd.modalities.points.show.pictures import (
     GAP,
     HEAD,
     SIDE,

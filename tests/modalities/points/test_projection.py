@@ -12,9 +12,9 @@ from PIL import Image
 
 from xmodal_kd.check import data
 from xmodal_kd.check.subject import Finding, Subject, prepare
-from xmodal_kd.modalities.points.frame import Camera, Frame
-from xmodal_kd.modalities.points.projection import projected, warned
-from xmodal_kd.recipe import load
+from xmodal_kd.modalities.points.data.frame import Camera, Frame
+from xmodal_kd.modalities.points.views.projection import projected, warned
+from xmodal_kd.recipe.recipe import load
 
 SMALL = (
     "data.scenes={train: 2, dev: 2, test: 2}", "data.student={sees: image}", "data.image=[32, 96]",

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.frame import Scan
-from xmodal_kd.modalities.points.range_image import CHANNELS, SCALES, azimuths, column_of, range_image
+from xmodal_kd.modalities.points.data.frame import Scan
+from xmodal_kd.modalities.points.views.range_image import CHANNELS, SCALES, azimuths, column_of, range_image
+from xmodal_kd.runtime.errors import UserError
 
 
 def at(azimuth, elevation, distance):

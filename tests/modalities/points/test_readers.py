@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.frame import CLASSES
-from xmodal_kd.modalities.points.readers import READERS, Kitti, KittiRaw, NuScenes, SemanticKitti
-from xmodal_kd.modalities.points.readers.base import in_view
+from xmodal_kd.modalities.points.data.frame import CLASSES
+from xmodal_kd.modalities.points.data.readers import READERS, Kitti, KittiRaw, NuScenes, SemanticKitti
+from xmodal_kd.modalities.points.data.readers.base import in_view
+from xmodal_kd.runtime.errors import UserError
 
 #: Real calibration, rounded: P2, R0_rect and Tr_velo_to_cam of KITTI object 000001.
 P2 = "721.5377 0 609.5593 44.85728 0 721.5377 172.854 0.2163791 0 0 1 0.002745884"

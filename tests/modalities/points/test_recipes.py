@@ -9,16 +9,16 @@ import pytest
 import yaml
 from points_small import SETS, Inside
 
-from xmodal_kd.cli import call
+from xmodal_kd.cli.main import call
 from xmodal_kd.compare import Plan, Pool, Settings, compare
 from xmodal_kd.compare import cells as cells_module
 from xmodal_kd.modalities.points.adapter import PointsAdapter
-from xmodal_kd.modalities.points.config import PointsData
+from xmodal_kd.modalities.points.data.config import PointsData
 from xmodal_kd.modalities.points.models import MODELS
-from xmodal_kd.objective import Objective
-from xmodal_kd.recipe import load
-from xmodal_kd.roles import build, find_all, lessons, training_source
-from xmodal_kd.streams import Streams
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.run.roles import build, find_all, lessons, training_source
+from xmodal_kd.runtime.random_streams import Streams
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "recipes/points").glob("*.yaml"))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from xmodal_kd.modalities.points.frame import CLASSES
-from xmodal_kd.modalities.points.regions import HEIGHT, RADIUS, SUPERVOXELS, VOXELS, cells, supervoxels
+from xmodal_kd.modalities.points.data.frame import CLASSES
+from xmodal_kd.modalities.points.views.regions import HEIGHT, RADIUS, SUPERVOXELS, VOXELS, cells, supervoxels
 
 PERSON = CLASSES.index("person")
 

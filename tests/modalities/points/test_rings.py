@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.files import read_points
-from xmodal_kd.modalities.points.frame import Scan
-from xmodal_kd.modalities.points.readers import Kitti, KittiRaw
-from xmodal_kd.modalities.points.rings import find_rings, keep_beams, rings_by_elevation, rings_by_order, thin
+from xmodal_kd.modalities.points.data.files import read_points
+from xmodal_kd.modalities.points.data.frame import Scan
+from xmodal_kd.modalities.points.data.readers import Kitti, KittiRaw
+from xmodal_kd.modalities.points.data.rings import find_rings, keep_beams, rings_by_elevation, rings_by_order, thin
+from xmodal_kd.runtime.errors import UserError
 
 EVEN = np.radians(np.linspace(15, -15, 16))
 #: Two blocks of lasers with spacings of their own, as an HDL-64E has.

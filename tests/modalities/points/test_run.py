@@ -17,9 +17,9 @@ import yaml
 from points_small import SETS, run
 
 import xmodal_kd
-from xmodal_kd.checkpoint import digest, read_json, read_tensors, write_json
-from xmodal_kd.cli import call
-from xmodal_kd.modalities.points.folder import load_card
+from xmodal_kd.cli.main import call
+from xmodal_kd.modalities.points.export.saved_folder import load_card
+from xmodal_kd.runtime.checkpoint import digest, read_json, read_tensors, write_json
 
 ROOT = Path(xmodal_kd.__file__).parents[1]
 ALONE = ("control=false", "self_training=false")

@@ -15,23 +15,23 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from xmodal_kd.adapter import Strict
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points import segment_command
-from xmodal_kd.modalities.points.calibration import read_camera, read_picture
-from xmodal_kd.modalities.points.clouds import read_ply
-from xmodal_kd.modalities.points.commands import COMMANDS
-from xmodal_kd.modalities.points.config import PointsData, View
-from xmodal_kd.modalities.points.files import read_points
-from xmodal_kd.modalities.points.folder import save_model
-from xmodal_kd.modalities.points.frame import CLASSES, UNLABELLED, Camera, Frame, Picture, Scan
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.modalities.points.data.calibration import read_camera, read_picture
+from xmodal_kd.modalities.points.data.config import PointsData, View
+from xmodal_kd.modalities.points.data.files import read_points
+from xmodal_kd.modalities.points.data.frame import CLASSES, UNLABELLED, Camera, Frame, Picture, Scan
+from xmodal_kd.modalities.points.data.ply_pcd import read_ply
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
+from xmodal_kd.modalities.points.export.ply import write_ply
+from xmodal_kd.modalities.points.export.saved_folder import save_model
 from xmodal_kd.modalities.points.models import MODELS
-from xmodal_kd.modalities.points.output import SUFFIXES, shares, stem
-from xmodal_kd.modalities.points.palette import COLOURS
-from xmodal_kd.modalities.points.ply import write_ply
-from xmodal_kd.modalities.points.segment import Segmenter, uncalibrated
-from xmodal_kd.modalities.points.simulator.sensors import SENSORS
-from xmodal_kd.modalities.points.views import see
+from xmodal_kd.modalities.points.show.palette import COLOURS
+from xmodal_kd.modalities.points.use import segment_command
+from xmodal_kd.modalities.points.use.commands import COMMANDS
+from xmodal_kd.modalities.points.use.output import SUFFIXES, shares, stem
+from xmodal_kd.modalities.points.use.segment import Segmenter, uncalibrated
+from xmodal_kd.modalities.points.views.views import see
+from xmodal_kd.runtime.errors import UserError
 
 #: From the LiDAR's axes to those of a camera at its place.
 AHEAD = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
@@ -259,7 +259,7 @@ def test_impossible_calibrations(tmp_path: Path, changes: dict[str, object], mes
 
 
 def test_a_kitti_calibration_puts_the_camera_where_the_reader_puts_it(kitti: Path, kitti_raw: Path) -> None:
-    from xmodal_kd.modalities.points.readers import READERS
+    from xmodal_kd.modalities.points.data.readers import READERS
 
     part = kitti / "training"
     frame = READERS["kitti"](part).frame(2)

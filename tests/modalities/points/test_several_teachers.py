@@ -9,11 +9,11 @@ import pytest
 import torch
 from points_small import VIEWS, adapter, batch_of, equal, run, smallest
 
-from xmodal_kd.checkpoint import read_json
-from xmodal_kd.errors import UserError
 from xmodal_kd.modalities.points.adapter import PointsAdapter
-from xmodal_kd.modalities.points.config import PointsData
-from xmodal_kd.modalities.points.frame import CLASSES
+from xmodal_kd.modalities.points.data.config import PointsData
+from xmodal_kd.modalities.points.data.frame import CLASSES
+from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.errors import UserError
 
 CAMERA = {"teachers": {"camera": VIEWS["image"]}}
 FEW = ("tree", "car", "ground")
@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused(more: dict[str, Any], reason: str) -> None:
 
 def test_a_scan_and_a_camera_teach_a_sparse_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole run: every teacher is trained on its own view, scored, and weighs as the mean says."""
-    monkeypatch.setattr("xmodal_kd.runner.LATENCY", 0.01)
+    monkeypatch.setattr("xmodal_kd.run.runner.LATENCY", 0.01)
     camera = "{camera: {model: image_unet, params: {width: 4, levels: 2}, train: {steps: 2, batch_size: 4}}}"
     sets = [
         "scheme=average", f"teachers={camera}", "data.teachers={camera: {sees: image, columns: 64}}",

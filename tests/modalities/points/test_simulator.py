@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points import open3d
-from xmodal_kd.modalities.points.frame import CLASSES, UNLABELLED, Frame
-from xmodal_kd.modalities.points.simulator.camera import CameraSpec
-from xmodal_kd.modalities.points.simulator.cast import simulate
-from xmodal_kd.modalities.points.simulator.families import FAMILIES
-from xmodal_kd.modalities.points.simulator.mesh import Mesh
-from xmodal_kd.modalities.points.simulator.sensors import SENSORS, sensor
-from xmodal_kd.modalities.points.simulator.shapes import Material, Shape, ball, cars, cuboid, limb, people, trucks
-from xmodal_kd.modalities.points.simulator.street import LENGTH, Street
-from xmodal_kd.modalities.points.simulator.world import SPAN, World
+from xmodal_kd.modalities.points.data import open3d
+from xmodal_kd.modalities.points.data.frame import CLASSES, UNLABELLED, Frame
+from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
+from xmodal_kd.modalities.points.data.simulator.cast import simulate
+from xmodal_kd.modalities.points.data.simulator.families import FAMILIES
+from xmodal_kd.modalities.points.data.simulator.mesh import Mesh
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS, sensor
+from xmodal_kd.modalities.points.data.simulator.shapes import Material, Shape, ball, cars, cuboid, limb, people, trucks
+from xmodal_kd.modalities.points.data.simulator.street import LENGTH, Street
+from xmodal_kd.modalities.points.data.simulator.world import SPAN, World
+from xmodal_kd.runtime.errors import UserError
 
 SMALL = sensor("hdl64e", 128)
 TINY = sensor("vlp16", 96)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_kd.cli import call
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.frame import CLASSES, Scan
-from xmodal_kd.modalities.points.simulator.camera import CameraSpec
-from xmodal_kd.modalities.points.simulator.cast import simulate
-from xmodal_kd.modalities.points.simulator.sensors import sensor
-from xmodal_kd.modalities.points.simulator.write import label_ids, write_semantickitti
+from xmodal_kd.cli.main import call
+from xmodal_kd.modalities.points.data.frame import CLASSES, Scan
+from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
+from xmodal_kd.modalities.points.data.simulator.cast import simulate
+from xmodal_kd.modalities.points.data.simulator.sensors import sensor
+from xmodal_kd.modalities.points.data.simulator.write import label_ids, write_semantickitti
+from xmodal_kd.runtime.errors import UserError
 
 
 def table(path: Path) -> np.ndarray:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from points_small import COLUMNS, IMAGE, VIEWS, points_data
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points.augment import Augment
-from xmodal_kd.modalities.points.config import PointsData, View
-from xmodal_kd.modalities.points.frame import UNLABELLED, Camera, Frame, Picture, Scan
-from xmodal_kd.modalities.points.range_image import SCALES, azimuths
-from xmodal_kd.modalities.points.simulator.camera import CameraSpec
-from xmodal_kd.modalities.points.simulator.cast import simulate
-from xmodal_kd.modalities.points.simulator.sensors import SENSORS
-from xmodal_kd.modalities.points.views import Seen, augmented, fitted, see, thinned
+from xmodal_kd.modalities.points.data.config import PointsData, View
+from xmodal_kd.modalities.points.data.frame import UNLABELLED, Camera, Frame, Picture, Scan
+from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
+from xmodal_kd.modalities.points.data.simulator.cast import simulate
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
+from xmodal_kd.modalities.points.views.augment import Augment
+from xmodal_kd.modalities.points.views.range_image import SCALES, azimuths
+from xmodal_kd.modalities.points.views.views import Seen, augmented, fitted, see, thinned
+from xmodal_kd.runtime.errors import UserError
 
 EVERYTHING = Augment(rotate=True, flip=True, drop=0.2, shuffle=True, crop=0.75)
 KINDS = list(VIEWS)

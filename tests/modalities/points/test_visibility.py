@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xmodal_kd.modalities.points.frame import Camera
-from xmodal_kd.modalities.points.visibility import point_index, visible
+from xmodal_kd.modalities.points.data.frame import Camera
+from xmodal_kd.modalities.points.views.visibility import point_index, visible
 
 #: LiDAR axes (x forward, y left, z up) to the camera's (x right, y down, z forward).
 AXES = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])

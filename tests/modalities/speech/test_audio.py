@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech import audio
+from xmodal_kd.modalities.speech.data import audio
+from xmodal_kd.runtime.errors import UserError
 
 
 def tone(seconds=1.0, rate=16000, hertz=440.0):

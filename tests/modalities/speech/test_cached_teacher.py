@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.recipe import Recipe, load
-from xmodal_kd.roles import build, lessons, make_adapter
-from xmodal_kd.streams import Streams
+from xmodal_kd.recipe.recipe import Recipe, load
+from xmodal_kd.run.roles import build, lessons, make_adapter
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.teacher_cache.content import Contents
 from xmodal_kd.teacher_cache.session import check
 

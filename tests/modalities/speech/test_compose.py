@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech.augment import add_noise, change_speed, coloured_noise, rms
-from xmodal_kd.modalities.speech.compose import Compose, Composer
-from xmodal_kd.modalities.speech.manifests import read_fsdd
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.speech.data.augment import add_noise, change_speed, coloured_noise, rms
+from xmodal_kd.modalities.speech.data.compose import Compose, Composer
+from xmodal_kd.modalities.speech.data.manifests import read_fsdd
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 
 SPLITS = {"train": ("anna", "brian", "carla"), "dev": ("duncan",), "test": ("edith", "frank")}
 

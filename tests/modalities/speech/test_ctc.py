@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from xmodal_kd.errors import UserError
 from xmodal_kd.losses.base import LOSSES
-from xmodal_kd.modalities.speech.align import fit_frames, pool_posteriors
-from xmodal_kd.modalities.speech.losses import ctc
+from xmodal_kd.modalities.speech.losses.ctc import ctc
+from xmodal_kd.modalities.speech.losses.frame_alignment import fit_frames, pool_posteriors
+from xmodal_kd.runtime.errors import UserError
 
 
 def collapse(path: tuple[int, ...], blank: int) -> list[int]:

@@ -11,12 +11,12 @@ import soundfile as sf
 import torch
 from pydantic import ValidationError
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.memory import Cache
-from xmodal_kd.modalities.speech.augment import Augment, spec_augment
-from xmodal_kd.modalities.speech.data import SpeechData, SpeechSource, build_tokens, utterances
-from xmodal_kd.modalities.speech.tokens import Tokens
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.speech.data.augment import Augment, spec_augment
+from xmodal_kd.modalities.speech.data.source import SpeechData, SpeechSource, build_tokens, utterances
+from xmodal_kd.modalities.speech.data.tokens import Tokens
+from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 
 SPEAKERS = {
     "train_speakers": ("anna", "brian", "carla"),

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech.decode import beam, greedy, spikes
+from xmodal_kd.modalities.speech.evaluate.decode import beam, greedy, spikes
+from xmodal_kd.runtime.errors import UserError
 
 
 def all_sequences(logits: Tensor, blank: int) -> dict[tuple[int, ...], float]:

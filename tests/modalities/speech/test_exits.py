@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from xmodal_kd.checkpoint import read_json
-from xmodal_kd.cli import call
-from xmodal_kd.early_exit import load_early
-from xmodal_kd.modalities.speech.export import OnnxModel
-from xmodal_kd.modalities.speech.folder import load_model
-from xmodal_kd.modalities.speech.transcribe import Recogniser
+from xmodal_kd.cli.main import call
+from xmodal_kd.modalities.speech.export.onnx import OnnxModel
+from xmodal_kd.modalities.speech.export.saved_folder import load_model
+from xmodal_kd.modalities.speech.use.transcribe import Recogniser
+from xmodal_kd.models.early_exit import load_early
+from xmodal_kd.runtime.checkpoint import read_json
 
 STEPS = ["train.steps=2", "scheme.params.exits=[blocks.1]", "data.compose.utterances={train: 32, dev: 4, test: 4}"]
 

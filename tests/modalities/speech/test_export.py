@@ -9,10 +9,10 @@ import onnx
 import pytest
 import torch
 
-from xmodal_kd.errors import RunError, UserError
-from xmodal_kd.modalities.speech import export
-from xmodal_kd.modalities.speech.export import FP32, INT8, OnnxModel, export_onnx, quantise
+from xmodal_kd.modalities.speech.export import onnx as export
+from xmodal_kd.modalities.speech.export.onnx import FP32, INT8, OnnxModel, export_onnx, quantise
 from xmodal_kd.modalities.speech.models import MODELS
+from xmodal_kd.runtime.errors import RunError, UserError
 
 MELS, CLASSES = 40, 11
 

@@ -6,9 +6,9 @@ import torch
 from pydantic import ValidationError
 from torchaudio.transforms import MelSpectrogram
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech import audio
-from xmodal_kd.modalities.speech.features import FLOOR, PRIOR, PRIOR_FRAMES, Features, Frontend
+from xmodal_kd.modalities.speech.data import audio
+from xmodal_kd.modalities.speech.data.features import FLOOR, PRIOR, PRIOR_FRAMES, Features, Frontend
+from xmodal_kd.runtime.errors import UserError
 
 
 def noise(samples, seed=0):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from xmodal_kd.check import check
-from xmodal_kd.checkpoint import read_json
-from xmodal_kd.cli import call
-from xmodal_kd.recipe import load
+from xmodal_kd.cli.main import call
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.runtime.checkpoint import read_json
 
 SMALL = (
     "data.compose.utterances={train: 24, dev: 4, test: 4}", "labels=25%", "trackers=[]",

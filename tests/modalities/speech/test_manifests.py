@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech.corpora import SpeechData, utterances
-from xmodal_kd.modalities.speech.manifests import read_fsdd, read_librispeech, read_manifest
+from xmodal_kd.modalities.speech.data.corpora import SpeechData, utterances
+from xmodal_kd.modalities.speech.data.manifests import read_fsdd, read_librispeech, read_manifest
+from xmodal_kd.runtime.errors import UserError
 
 
 def line(**changes):

@@ -7,14 +7,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech.decode import greedy
-from xmodal_kd.modalities.speech.losses import ctc
+from xmodal_kd.modalities.speech.evaluate.decode import greedy
+from xmodal_kd.modalities.speech.losses.ctc import ctc
 from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
 from xmodal_kd.modalities.speech.models.conformer import SelfAttention
 from xmodal_kd.modalities.speech.models.conv import ConvConfig
 from xmodal_kd.modalities.speech.models.frames import frame_mask
-from xmodal_kd.modalities.speech.stream import Stream
+from xmodal_kd.modalities.speech.models.streaming import Stream
+from xmodal_kd.runtime.errors import UserError
 
 MELS, CLASSES = 8, 5
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from xmodal_kd.checkpoint import read_json
-from xmodal_kd.cli import call
+from xmodal_kd.cli.main import call
 from xmodal_kd.compress.base import record
 from xmodal_kd.compress.packed import PACKED
-from xmodal_kd.modalities.speech.export import OnnxModel
-from xmodal_kd.modalities.speech.folder import load_model
-from xmodal_kd.modalities.speech.transcribe import Recogniser
-from xmodal_kd.recipe import load
-from xmodal_kd.roles import build, compressions, lessons, make_adapter, models_of
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.speech.export.onnx import OnnxModel
+from xmodal_kd.modalities.speech.export.saved_folder import load_model
+from xmodal_kd.modalities.speech.use.transcribe import Recogniser
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.run.roles import build, compressions, lessons, make_adapter, models_of
+from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.random_streams import Streams
 
 SHORT = ["train.steps=3", "teacher.train.steps=3", "data.compose.utterances={train: 32, dev: 4, test: 4}"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xmodal_kd.adapter import Score
-from xmodal_kd.modalities.speech.score import interval, score
+from xmodal_kd.adapter.adapter import Score
+from xmodal_kd.modalities.speech.evaluate.score import interval, score
 
 
 def test_errors_by_hand() -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from xmodal_kd.modalities.speech.adapter import SpeechAdapter
-from xmodal_kd.modalities.speech.corpora import SpeechData
-from xmodal_kd.modalities.speech.show import SHOWN
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.speech.data.corpora import SpeechData
+from xmodal_kd.modalities.speech.show.panels import SHOWN
+from xmodal_kd.runtime.random_streams import Streams
 
 
 def test_what_is_shown_is_what_is_heard_and_said(digits: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from itertools import groupby, product
 
 import pytest
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech.tokens import BLANK, Tokens, normalise
+from xmodal_kd.modalities.speech.data.tokens import BLANK, Tokens, normalise
+from xmodal_kd.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.speech import transcribe as module
-from xmodal_kd.modalities.speech.audio import read, resample
-from xmodal_kd.modalities.speech.commands import COMMANDS
-from xmodal_kd.modalities.speech.decode import greedy
-from xmodal_kd.modalities.speech.export import INT8, export_onnx, quantise
-from xmodal_kd.modalities.speech.features import Features, Frontend
-from xmodal_kd.modalities.speech.folder import CARD, WEIGHTS, load_card, load_model, save_model
+from xmodal_kd.modalities.speech.data.audio import read, resample
+from xmodal_kd.modalities.speech.data.features import Features, Frontend
+from xmodal_kd.modalities.speech.evaluate.decode import greedy
+from xmodal_kd.modalities.speech.export.onnx import INT8, export_onnx, quantise
+from xmodal_kd.modalities.speech.export.saved_folder import CARD, WEIGHTS, load_card, load_model, save_model
 from xmodal_kd.modalities.speech.models import MODELS
-from xmodal_kd.modalities.speech.transcribe import Recogniser
+from xmodal_kd.modalities.speech.use import transcribe as module
+from xmodal_kd.modalities.speech.use.commands import COMMANDS
+from xmodal_kd.modalities.speech.use.transcribe import Recogniser
+from xmodal_kd.runtime.errors import UserError
 
 WORDS = {"kind": "words", "symbols": ["<blank>", "one", "three", "two"]}
 RATE = 8000

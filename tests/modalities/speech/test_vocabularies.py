@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from xmodal_kd.adapter import Batch
-from xmodal_kd.checkpoint import read_json
-from xmodal_kd.cli import call
-from xmodal_kd.errors import UserError
+from xmodal_kd.adapter.adapter import Batch
+from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.adapter import SpeechAdapter
-from xmodal_kd.modalities.speech.tokens import Tokens
-from xmodal_kd.recipe import load
-from xmodal_kd.roles import make_adapter
-from xmodal_kd.streams import Streams
+from xmodal_kd.modalities.speech.data.tokens import Tokens
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.run.roles import make_adapter
+from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 
 SMALL = ("data.compose.utterances={train: 12, dev: 4, test: 4}", "trackers=[]", "threads=1")
 
@@ -85,7 +85,7 @@ def test_a_vocabulary_of_nothing_in_common_is_refused(digits: Path, tmp_path: Pa
 def test_two_teachers_of_half_the_digits_teach_all(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xmodal_kd.runner.LATENCY", 0.01)
+    monkeypatch.setattr("xmodal_kd.run.runner.LATENCY", 0.01)
     made = adapter(digits)
     blank, *words = made.tokens.symbols
     for name, known in (("low", words[:5]), ("high", words[5:])):

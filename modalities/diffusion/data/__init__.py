@@ -1,0 +1,1 @@
+"""Images and other arrays: folders, zips, the batches of a split."""

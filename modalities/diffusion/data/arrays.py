@@ -1,0 +1,78 @@
+"""Samples that are no images: an .npz of floats of any shape, for mel-spectrograms, point clouds and the like."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmodal_kd.runtime.errors import UserError
+
+from .images import Images
+from .stores import class_names, one_line
+
+
+def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | None = None) -> Images:
+    """``x`` (n, ...) floats in [-1, 1]; optional ``labels`` (n,) integers 0 to k-1 and ``classes`` (k,) text.
+
+    Written with ``numpy.savez``. Pickled objects are refused: they could run code.
+
+    Args:
+        classes: what classes are called where the file only numbers them.
+    Raises:
+        UserError: it names the file and what is wrong in it.
+    """
+    if path.is_dir() or not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not an .npz file (numpy.savez writes one)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held: dict[str, npt.NDArray[Any]] = {
+                name: file[name] for name in ("x", "labels", "classes") if name in file
+            }
+            names = ", ".join(file.files) or "nothing"
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read: arrays of numbers are expected ({one_line(error)})") from error
+    if "x" not in held:
+        raise UserError(f"{path} has no array 'x' (it holds {names})")
+    x = _samples(held["x"], path)
+    keys = [str(i) for i in range(len(x))]
+    if "labels" not in held:
+        if conditional:
+            raise UserError(f"{path}: conditional needs labels: it has no array 'labels' (it holds {names})")
+        return Images(x, None, None, keys)
+    labels, found = _labels(held, len(x), path, classes)
+    return Images(x, labels, found, keys)
+
+
+def _samples(x: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float32]:
+    if not np.issubdtype(x.dtype, np.floating):
+        raise UserError(f"{path}: 'x' is {x.dtype}; floats in [-1, 1] are expected: scale it first")
+    if x.ndim < 2 or x.size == 0:
+        raise UserError(f"{path}: 'x' has shape {x.shape}; (samples, ...) is expected, none of them empty")
+    if not np.isfinite(x).all():
+        bad = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(axis=1)))
+        raise UserError(f"{path}: sample {bad} of 'x' has values that are not finite")
+    low, high = float(x.min()), float(x.max())
+    if low < -1 or high > 1:
+        raise UserError(f"{path}: 'x' lies in [{low:.4g}, {high:.4g}]; it must lie in [-1, 1]: scale it first")
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _labels(
+    held: Mapping[str, npt.NDArray[Any]], count: int, path: Path, classes: tuple[str, ...] | None
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    labels, names = held["labels"], held.get("classes")
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{path}: 'labels' is {labels.dtype} of shape {labels.shape}; integers of shape ({count},) are expected"
+        )
+    if names is not None:
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise UserError(f"{path}: 'classes' must be one axis of text, got {names.dtype} of shape {names.shape}")
+        classes = tuple(map(str, names))
+    return labels.astype(np.int64), class_names(labels, classes, str(path))

@@ -1,0 +1,248 @@
+"""Where images lie: a folder, or a zip in the EDM convention. Names of images, their bytes, and their labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from xmodal_kd.runtime.errors import UserError
+
+#: What is taken for an image, by the end of its name; everything else is passed over, as torchvision does.
+EXTENSIONS = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".tga", ".jp2",
+}  # fmt: skip
+LABELS = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Class index of each image by name, and what the classes are called."""
+
+    index: dict[str, int]
+    names: tuple[str, ...]
+
+
+class Store(Protocol):
+    """Images by name (a relative path with slashes), in natural order."""
+
+    names: Sequence[str]
+
+    def read(self, name: str) -> bytes: ...
+
+    def where(self, name: str) -> str:
+        """What an error message calls it."""
+        ...
+
+    def labelling(self, classes: tuple[str, ...] | None) -> Labelling | None:
+        """Labels, if there are any. `classes` names them where the store itself does not."""
+        ...
+
+
+class Folder:
+    """Images at any depth below `path`, links followed, hidden files and folders not.
+
+    Labels are those of its dataset.json, or else, if every image lies in a subfolder, the names of the first-level
+    subfolders, numbered in alphabetical order as torchvision's ImageFolder does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_file():
+            raise UserError(f"{path} is a file, not a folder (a zip is read by sources: edm)")
+        found = []
+        for folder, below, files in os.walk(path, followlinks=True):
+            below[:] = [name for name in below if not _hidden(name)]
+            found += [(Path(folder) / name).relative_to(path).as_posix() for name in files]
+        self.names = _images(found)
+        if not self.names:
+            raise UserError(f"{path} has no images below it (their names end in {_extensions()})")
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.where(name)}: not readable ({error.strerror})") from error
+
+    def where(self, name: str) -> str:
+        return str(self.path / name)
+
+    def labelling(self, classes: tuple[str, ...] | None) -> Labelling | None:
+        if (self.path / LABELS).is_file():
+            return parse_labels(self.read(LABELS), self.where(LABELS), self.names, classes)
+        if not all("/" in name for name in self.names):
+            return None
+        folders = {name: name.partition("/")[0] for name in self.names}
+        numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values())))}
+        return Labelling({name: numbers[folder] for name, folder in folders.items()}, tuple(numbers))
+
+    def unlabelled(self) -> str:
+        """Why `labelling` is None, and what to do."""
+        loose = next(name for name in self.names if "/" not in name)
+        return f"{self.path}: conditional needs labels: a subfolder for each class ({loose} is in none), or {LABELS}"
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Zip:
+    """A zip, stored or compressed, of images and dataset.json: the convention of NVIDIA's EDM and StyleGAN."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a zip (sources: folder reads it)")
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path} is not a zip, or a broken one ({error})") from error
+        except OSError as error:
+            raise UserError(f"{path} is not readable ({error.strerror})") from error
+        self._all = self._zip.namelist()
+        self.names = _images([name for name in self._all if not any(map(_hidden, name.split("/")))])
+        if not self.names:
+            self._zip.close()
+            raise UserError(f"{path} holds no images (their names end in {_extensions()})")
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(name)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"{self.where(name)}: cannot be read from the zip ({one_line(error)})") from error
+
+    def where(self, name: str) -> str:
+        return f"{self.path}: {name}"
+
+    def labelling(self, classes: tuple[str, ...] | None) -> Labelling | None:
+        if LABELS not in self._all:
+            return None
+        return parse_labels(self.read(LABELS), self.where(LABELS), self.names, classes)
+
+    def unlabelled(self) -> str:
+        """Why `labelling` is None, and what to do."""
+        deeper = next((name for name in self._all if name.endswith(f"/{LABELS}")), None)
+        if LABELS in self._all:
+            why = f"the labels of its {LABELS} are null"
+        elif deeper:
+            why = f"its {LABELS} must lie at the top, not at {deeper}"
+        else:
+            why = f"it has no {LABELS}"
+        return f"{self.path}: conditional needs labels: {why}"
+
+    def __enter__(self) -> Zip:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._zip.close()
+
+
+def parse_labels(text: bytes, where: str, names: Sequence[str], classes: tuple[str, ...] | None) -> Labelling | None:
+    """A dataset.json: ``{"labels": [[name, class], ...] or null, "classes": [name, ...] (optional)}``.
+
+    Classes that it does not name are called after `classes`, or else after their numbers.
+
+    Raises:
+        UserError: not such a JSON, a name without an image, an image without a label, numbers that are not 0 to k-1.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: a JSON object with 'labels' is expected")
+    pairs = content.get("labels")
+    if pairs is None:
+        return None
+    index = _by_name(pairs, where)
+    known = set(names)
+    if missing := next((name for name in index if name not in known), None):
+        raise UserError(f"{where}: it labels {missing!r}, which is not there")
+    if bare := next((name for name in names if name not in index), None):
+        raise UserError(f"{where}: {bare!r} has no label")
+    declared = _classes(content.get("classes"), where)
+    return Labelling(index, class_names(list(index.values()), declared or classes, where))
+
+
+def _by_name(pairs: Any, where: str) -> dict[str, int]:
+    if not isinstance(pairs, list):
+        raise UserError(f"{where}: 'labels' must be a list of [name, class], or null")
+    index: dict[str, int] = {}
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise UserError(f"{where}: each of its 'labels' must be [name, class], got {str(pair)[:80]}")
+        name, label = pair[0].replace("\\", "/").removeprefix("./"), pair[1]
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise UserError(f"{where}: the label of {name!r} must be a class number, got {str(label)[:80]}")
+        if index.setdefault(name, label) != label:
+            raise UserError(f"{where}: {name!r} has two labels, {index[name]} and {label}")
+    return index
+
+
+def _classes(names: Any, where: str) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{where}: 'classes' must be a list of names")
+    return tuple(names)
+
+
+def class_names(
+    labels: Sequence[int] | npt.NDArray[np.int64], names: tuple[str, ...] | None, where: str
+) -> tuple[str, ...]:
+    """`names`, or numbers where there are none, for `labels`, which must be 0 to k-1 (`UserError` if not).
+
+    Without names, a number that no sample has is a hole in the numbering, and an error; with names, one that is rare.
+    """
+    used = {int(label) for label in np.unique(np.asarray(labels))}
+    if names is None:
+        if used != set(range(len(used))):
+            raise UserError(f"{where}: labels must be 0 to k-1 without a hole, got {_some(sorted(used))}")
+        return tuple(map(str, range(len(used))))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{where}: two classes are called {twice!r}")
+    if wrong := sorted(label for label in used if not 0 <= label < len(names)):
+        raise UserError(f"{where}: of {len(names)} classes, labels must be 0 to {len(names) - 1}, got {_some(wrong)}")
+    return names
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, short and on one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+
+
+def _hidden(name: str) -> bool:
+    """Also the folder that macOS puts into its zips."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _images(names: Sequence[str]) -> list[str]:
+    found = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and not _hidden(name.split("/")[-1])]
+    return sorted(found, key=_natural)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Numbers inside names by value: 9.png before 10.png."""
+    return [int(part) if part.isascii() and part.isdigit() else part for part in re.split("([0-9]+)", name)], name
+
+
+def _extensions() -> str:
+    return " ".join(sorted(EXTENSIONS))

@@ -1,0 +1,88 @@
+"""Teacher and students over the whole curve of step counts, and what they make of the same noise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from xmodal_kd.adapter.adapter import Overview
+from xmodal_kd.runtime.progress import console
+
+from ..export.pipeline import load_denoiser
+from ..methods.progressive import PREFIX
+from ..models.denoiser import LCM, Denoiser, Sampling
+from ..models.solvers import SOLVERS, most_steps
+from ..show.curves import draw_curve
+from ..show.pictures import contact_sheet
+
+if TYPE_CHECKING:
+    from ..adapter import DiffusionAdapter
+
+#: Samples of the same noise shown of each.
+SHOWN = 16
+#: Beyond so many evaluations the better solvers no longer differ from the teacher's own.
+MOST_NFE = 16
+
+
+def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: Path) -> Overview:
+    """All points of the curve on test, each with its paired error against the teacher at its full step count."""
+    teacher = models.get("teacher")
+    curve: list[dict[str, Any]] = []
+    rows: list[tuple[str, Tensor]] = []
+    full: list[Tensor] = []
+    if teacher is not None:
+        full = [adapter.sample(teacher, draw)[0] for draw in range(adapter.config.draws)]
+    for role, model in points(models, folder):
+        how = model.sampling
+        console.print(f"curve  {role} {how.solver} {how.nfe} evaluations", highlight=False)
+        found = adapter.measure(model, "test", full).metrics
+        curve.append({"role": role, "solver": how.solver, "nfe": how.nfe, "metrics": found})
+        rows.append((f"{role}, {how.solver}, {how.nfe}", adapter.sample(model, 0, SHOWN)[0].cpu()))
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    judge = adapter.judge("test", next(models["student"].parameters()).device)
+    heat = adapter.config.sources == "arrays"
+    contact_sheet(pictures / "same_noise.png", rows, "The same noise through every sampler", heat=heat)
+    floor = judge.facts()["floor"][adapter.metric[0]]
+    draw_curve(pictures / "curve.png", curve, adapter.metric[0], floor=floor)
+    return Overview(curve, judge.facts(), {
+        "Quality against network evaluations": pictures / "curve.png",
+        "The same noise through every sampler": pictures / "same_noise.png",
+    })  # fmt: skip
+
+
+def points(models: Mapping[str, Denoiser], folder: Path) -> Iterator[tuple[str, Denoiser]]:
+    """Teacher by every solver at every power of two up to its own steps, then the students."""
+    teacher, student = models.get("teacher"), models["student"]
+    device = next(student.parameters()).device
+    if teacher is not None:
+        yield "teacher", teacher
+        for solver in SOLVERS:
+            for nfe in _powers(teacher.nfe if solver == teacher.sampling.solver else min(MOST_NFE, teacher.nfe)):
+                how = Sampling(solver, most_steps(solver, nfe))
+                if how != teacher.sampling and (solver == "ddim" or nfe > 1):  # with one step all solvers are DDIM
+                    yield "teacher", sampled(teacher, how)
+    if student.sampling.solver == LCM:
+        for steps in _powers(min(8, student.sampling.original)):
+            yield "student", sampled(student, Sampling(LCM, steps, student.sampling.original))
+        return
+    stages = sorted((folder / "student").glob(f"{PREFIX}*"), key=lambda path: -int(path.name.removeprefix(PREFIX)))
+    for path in stages:
+        yield "student", load_denoiser(path).to(device).eval()
+    if not stages:
+        yield "student", student
+
+
+def sampled(model: Denoiser, how: Sampling) -> Denoiser:
+    """The same network, sampled in another way."""
+    other = copy.copy(model)
+    other.sampling = how
+    return other
+
+
+def _powers(most: int) -> Sequence[int]:
+    return [2**i for i in range(most.bit_length()) if 2**i <= most]

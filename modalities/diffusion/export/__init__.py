@@ -1,0 +1,1 @@
+"""Pipelines as diffusers loads them: weights, scheduler, card, lint and reload gate."""

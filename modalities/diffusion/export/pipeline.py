@@ -1,0 +1,271 @@
+"""A denoiser as a diffusers pipeline folder, written and read. Nothing is pickled, nothing unpickled.
+
+A saved student needs diffusers and nothing of this package: ``model_index.json``, ``unet/``, ``scheduler/``. Beside
+them lie ``sampler.json``, which says how many steps it was made for (diffusers has no field for that), and a card.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConsistencyModelPipeline, UNet2DModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xmodal_kd.runtime.checkpoint import disk_errors, load_weights, read_json, write_bytes, write_json
+from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.progress import console
+
+from ..models.denoiser import LCM, Denoiser, Sampling
+from ..models.process import PREDICTIONS, Process
+from .card import card
+from .scheduler_lint import lint
+from .schedulers import saveable, scheduler_for
+from .weights import read_weights
+
+INDEX, SAMPLER, README = "model_index.json", "sampler.json", "README.md"
+UNET, SCHEDULER = "unet", "scheduler"
+#: alpha^2 at the last timestep of a schedule that leaves none there: solvers divide by it (diffusers' own remedy).
+FLOOR = 2.0**-24
+
+
+class Card(BaseModel):
+    """What ``sampler.json`` says. Further keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    format: int = Field(1, ge=1, le=1)
+    solver: str
+    steps: int = Field(ge=1)
+    original: int = Field(0, ge=0)
+    timesteps: tuple[int, ...]
+    """Those that the network is asked at."""
+    nfe: int = Field(ge=1)
+    prediction: str
+    shape: tuple[int, ...]
+    classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    T: int = Field(ge=2)
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it was measured: not as diffusers will sample it where that has no such solver (Heun's method)."""
+        if measured := self.facts.get("measured_with"):
+            return Sampling(measured["solver"], measured["steps"])
+        return Sampling(self.solver, self.steps, self.original)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, Any] | None = None) -> Path:
+    """Write a folder that ``diffusers.DiffusionPipeline.from_pretrained`` and `load_denoiser` read.
+
+    Whatever else lies in the folder stays. While it is written over it has no ``model_index.json``, so a half-written
+    folder is no pipeline.
+
+    Args:
+        facts: how the model came to be, for ``sampler.json`` and the card (see `card`); JSON values.
+
+    Raises:
+        UserError: the network is no `UNet2DModel`, or the process has no signal left at its last timestep.
+        RunError: the written pipeline would not sample as the trainer does (see `lint`).
+    """
+    folder, net = Path(folder), denoiser.net
+    if not isinstance(net, UNet2DModel):
+        raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
+    if not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
+        net.register_to_config(sample_size=denoiser.shape[-1])
+    saved = saveable(denoiser.sampling, denoiser.process)
+    about = describe(denoiser, saved, facts or {})
+    place = folder.absolute()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with disk_errors(folder):
+        for rest in place.parent.glob(f".{place.name}.*.tmp"):  # of a killed process
+            shutil.rmtree(rest, ignore_errors=True)
+        try:
+            scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
+            ConsistencyModelPipeline(net, scheduler).save_pretrained(temporary, safe_serialization=True)
+            write_json(temporary / SAMPLER, about.model_dump())
+            write_bytes(temporary / README, card(about.model_dump()).encode())
+            if found := [finding for finding in lint(temporary) if finding.status == "fail"]:
+                raise RunError(f"{folder}: the saved pipeline would sample otherwise: {found[0]}")
+            _publish(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def describe(denoiser: Denoiser, sampling: Sampling, facts: Mapping[str, Any]) -> Card:
+    """The card of a denoiser that is saved to be sampled so."""
+    told = dict(facts)
+    if sampling != denoiser.sampling:  # Heun's method
+        told["measured_with"] = {"solver": denoiser.sampling.solver, "steps": denoiser.sampling.steps}
+    return Card(
+        solver=sampling.solver, steps=sampling.steps, original=sampling.original, nfe=sampling.nfe,
+        timesteps=sampling.times(denoiser.process)[:-1], prediction=denoiser.prediction, shape=denoiser.shape,
+        classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T, facts=told,
+    )  # fmt: skip
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Move a complete pipeline to its place; over an older one the index, which makes it a pipeline, comes last."""
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    (folder / INDEX).unlink(missing_ok=True)
+    for name in (UNET, SCHEDULER, SAMPLER, README, INDEX):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        (temporary / name).replace(folder / name)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_denoiser(folder: Path | str, *, sampling: Sampling | None = None, quiet: bool = False) -> Denoiser:
+    """The denoiser of a diffusers pipeline folder, ours or another's, on the CPU in eval mode, in float32.
+
+    Args:
+        sampling: how it is to be sampled; None: as its ``sampler.json`` says, else by DDIM with 64 steps, a consistency
+            model of another's (LCMScheduler) with 4.
+        quiet: say nothing of the scheduler's traps (see `lint`).
+
+    Raises:
+        UserError: one line about what is missing, damaged, or cannot be distilled.
+    """
+    folder = Path(folder)
+    _check_index(folder)
+    own = _own_card(folder)
+    process, prediction, config = _process(folder)
+    net = _unet(folder, process.T)
+    if own and (own.T, own.prediction) != (process.T, prediction):
+        raise UserError(
+            f"{folder}: {SAMPLER} says {own.prediction} on {own.T} timesteps, its scheduler {prediction} on {process.T}"
+        )
+    size, channels = net.config.sample_size, net.config.in_channels
+    shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
+    classes: int | None = net.config.num_class_embeds
+    names = own.class_names if own and own.classes == classes else None
+    try:
+        how = sampling or (own.sampling if own else _sampling(config, process))
+        how.times(process)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    if not quiet and (found := lint(folder, steps=how.steps if own else None)):
+        text = f"{folder}: in diffusers' own hands: {'; '.join(map(str, found))}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return Denoiser(net, process, prediction, shape, classes=classes, class_names=names, sampling=how).eval()
+
+
+def _check_index(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: a diffusers pipeline is a folder with {INDEX}, downloaded before")
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder}: not a diffusers pipeline: it has no {INDEX}")
+    index = _object(folder / INDEX)
+    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
+    if "unet" not in parts:
+        raise UserError(f"{folder / INDEX}: names no unet, only {', '.join(sorted(parts)) or 'nothing'}")
+    if parts["unet"] != "UNet2DModel":
+        raise UserError(f"{folder / INDEX}: its unet is a {parts['unet']}: only UNet2DModel can be distilled")
+    if "scheduler" not in parts:
+        raise UserError(f"{folder / INDEX}: names no scheduler: the noise schedule is unknown")
+    if more := sorted(set(parts) - {"unet", "scheduler"}):
+        raise UserError(f"{folder / INDEX}: has {', '.join(more)} beside unet and scheduler: this cannot be distilled")
+
+
+def _own_card(folder: Path) -> Card | None:
+    path = folder / SAMPLER
+    if not path.is_file():
+        return None
+    try:
+        return Card.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _process(folder: Path) -> tuple[Process, str, dict[str, Any]]:
+    """The process, the prediction type and the configuration of the folder's scheduler."""
+    path = folder / SCHEDULER / "scheduler_config.json"
+    config = _object(path)
+    prediction = config.get("prediction_type", "epsilon")
+    if config.get("use_flow_sigmas") or prediction == "flow_prediction":
+        raise UserError(f"{path}: flow matching is not variance preserving: it cannot be distilled by these methods")
+    if prediction not in PREDICTIONS:
+        raise UserError(f"{path}: prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    try:
+        process = Process.from_scheduler(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: its schedule is damaged: {error}") from error
+    table = process.alphas_cumprod
+    if float(table[-1]) == 0:
+        if prediction == "epsilon":
+            raise UserError(
+                f"{path}: cannot be distilled: epsilon prediction with zero terminal SNR: at the last timestep nothing "
+                "is known of x; use a teacher with v_prediction or sample"
+            )
+        last = table[-1:].clone().fill_(min(FLOOR, float(table[-2]) / 4))
+        process = Process(torch.cat([table[:-1], last]))
+    return process, prediction, config
+
+
+def _sampling(config: Mapping[str, Any], process: Process) -> Sampling:
+    if config.get("_class_name") == "LCMScheduler":
+        original = int(config.get("original_inference_steps", 50))
+        return Sampling(LCM, min(4, original), original)
+    return Sampling("ddim", min(64, process.T))
+
+
+def _unet(folder: Path, timesteps: int) -> UNet2DModel:
+    path = folder / UNET / "config.json"
+    config = _object(path)
+    _check_unet(path, config, timesteps)
+    try:
+        net = UNet2DModel.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
+    except Exception as error:  # whatever a damaged configuration makes of the layers
+        raise UserError(f"{path}: no UNet2DModel can be built from it: {' '.join(str(error).split())}") from error
+    weights, source = read_weights(folder / UNET, net.state_dict())
+    load_weights(net, weights, source)
+    return net
+
+
+def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
+    """Raises `UserError` for a network that our samplers and losses would misread."""
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise UserError(f"{path}: is a {config['_class_name']}: only UNet2DModel can be distilled")
+    inner, outer, size = config.get("in_channels", 3), config.get("out_channels", 3), config.get("sample_size")
+    if outer == 2 * inner:
+        raise UserError(f"{path}: its {outer} output channels hold a learned variance too: this cannot be distilled")
+    if outer != inner:
+        raise UserError(f"{path}: {inner} channels in and {outer} out: the network is conditioned on something else")
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2:
+        raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
+    if sides[0] != sides[1]:
+        raise UserError(f"{path}: images of {sides[0]} x {sides[1]}: only square ones can be distilled")
+    if (kind := config.get("class_embed_type")) is not None:
+        raise UserError(f"{path}: class_embed_type {kind!r}: only plain class labels are understood")
+    if config.get("time_embedding_type", "positional") == "fourier":
+        raise UserError(f"{path}: time_embedding_type 'fourier' belongs to networks that take sigmas, not timesteps")
+    known = config.get("num_train_timesteps")
+    if config.get("time_embedding_type") == "learned" and (known or 0) < timesteps:
+        raise UserError(f"{path}: its embedding has {known} timesteps, its scheduler {timesteps}")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON object belongs here, not {type(content).__name__}")
+    return content
+
+
+__all__ = ["Card", "load_denoiser", "save_pipeline"]

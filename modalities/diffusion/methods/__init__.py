@@ -1,0 +1,1 @@
+"""Few-step methods: progressive distillation, consistency distillation and training."""

@@ -1,0 +1,159 @@
+"""Consistency models on a variance-preserving process: by distillation, or from data alone.
+
+The consistency function and its sampler are those that diffusers' LCMScheduler applies (see `Denoiser.consistency`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal_kd.adapter.adapter import Batch, Strict
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.training.method import METHODS, Context, Ema, Roles, Stage
+
+from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
+from ..models.process import Process, expand
+from ..models.solvers import ddim_step, heun_step
+from .few_step import STUDENT, FewStep, FewStepParams, denoisers
+
+STAGE = "consistency"
+
+
+class ConsistencyParams(FewStepParams):
+    grid: int = Field(64, ge=2)
+    """Times N on which the model is made consistent, and among which its sampler chooses; must divide T."""
+    steps: int = Field(2, ge=1)
+    """Of the sampler by which the student is evaluated and saved; it can be sampled in any number up to `grid`."""
+    distance: Literal["l2", "huber"] = "huber"
+    """Squared error, or pseudo-Huber with c = 0.00054 sqrt(dimensions) (Song and Dhariwal, 2023)."""
+
+
+class DistillationParams(ConsistencyParams):
+    decay: float = Field(0.95, ge=0, lt=1)
+    """Of the target, an average of the student's weights."""
+    solver: Literal["ddim", "heun"] = "ddim"
+    """By which the teacher goes one step down."""
+
+
+class EasyParams(ConsistencyParams):
+    q: float = Field(2.0, gt=1)
+    """How far apart t and r are: r / t starts at about 1 - 1/q and moves towards 1 as q^-(stage + 1).
+
+    Where q^-doublings falls far below 1/256 the loss divides rounding errors by nearly nothing.
+    """
+    doublings: int = Field(8, ge=1)
+    """Stages, of equal length."""
+    mean: float = -1.1
+    std: float = Field(2.0, gt=0)
+    """Of log(sigma / alpha), which is drawn normal."""
+
+
+class _Consistency(FewStep):
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Also of the grid: a teacher's training is too long to find afterwards that its timesteps do not suit."""
+        super().check(roles)
+        grid, steps, T = self.params.grid, self.params.steps, denoisers(roles)[0].process.T
+        if T % grid:
+            near = min((n for n in range(2, T + 1) if T % n == 0), key=lambda n: abs(n - grid))
+            raise UserError(f"method.params.grid: {grid} does not divide the teacher's {T} timesteps: take {near}")
+        if steps > grid:
+            raise UserError(f"method.params.steps: {steps} is more than method.params.grid ({grid})")
+
+    def own_stages(self) -> Sequence[Stage]:
+        return [Stage(STAGE, self.train.steps, STUDENT)]
+
+    def prepare(self, stage: Stage, roles: Roles) -> None:
+        teacher, student = denoisers(roles)
+        consistency_grid(teacher.process, self.params.grid)
+        student.sampling = Sampling(LCM, self.params.steps, self.params.grid)
+        student.sampling.times(student.process)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """``(b,)`` distances of samples ``(b, ...)``."""
+        squares = (a - b).flatten(1).square()
+        return squares.mean(dim=1) if self.params.distance == "l2" else pseudo_huber(squares)
+
+
+@METHODS.register("consistency")
+class Consistency(_Consistency):
+    """Consistency distillation: neighbours on the teacher's path map to one sample (Song et al., 2023, algorithm 2)."""
+
+    Params: ClassVar[type[Strict]] = DistillationParams
+
+    def own_stages(self) -> Sequence[Stage]:
+        return [Stage(STAGE, self.train.steps, STUDENT, ema={"target": Ema("student", self.params.decay)})]
+
+    def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
+        (teacher, student), labels = denoisers(roles), batch.get("labels")
+        target = roles["target"]
+        assert isinstance(target, Denoiser)
+        with ctx.clock.time("teacher"), torch.no_grad():
+            z, t, z_after, after = neighbours(teacher, batch, self.params.grid, self.params.solver)
+            aim = target.consistency(z_after, after, labels)
+        with ctx.clock.time("student"):
+            said = student.consistency(z, t, labels)
+        return self.distance(said, aim)
+
+
+@METHODS.register("ect")
+class Ect(_Consistency):
+    """Easy consistency tuning: consistency from data alone, started as the teacher (Geng et al., 2024)."""
+
+    Params: ClassVar[type[Strict]] = EasyParams
+
+    def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
+        (_, student), labels, process = denoisers(roles), batch.get("labels"), denoisers(roles)[1].process
+        s, r = self.levels(process, batch["u"], ctx)
+        z, t = at_level(process, batch, s)
+        z_after, after = at_level(process, batch, r)
+        dropout = ("dropout of both", ctx.stage.name, ctx.step, ctx.micro)  # both sides drop the same units
+        with ctx.clock.time("teacher"), torch.no_grad(), ctx.streams.forked(*dropout):
+            aim = student.consistency(z_after, after, labels)
+        with ctx.clock.time("student"):
+            ctx.streams.seed_torch(*dropout)
+            said = student.consistency(z, t, labels)
+        return self.distance(said, aim) / (s - r).to(said)
+
+    def levels(self, process: Process, u: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """sigma / alpha of both sides, ``(b,)`` each in float64; 0 is the clean sample."""
+        s = (self.params.mean + self.params.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))).exp()
+        top = process.sigma(process.T - 1) / process.alpha(process.T - 1)
+        s = s.clamp(max=float(top))
+        stage = min(self.params.doublings - 1, ctx.step * self.params.doublings // ctx.stage.steps)
+        share = 1 - self.params.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-s))
+        return s, (s * share).clamp(min=0)
+
+
+def neighbours(teacher: Denoiser, batch: Batch, steps: int, solver: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A noisy sample z at a time t of the grid, and where the teacher's path goes from it in one step of the grid."""
+    process, x, labels = teacher.process, batch["x"], batch.get("labels")
+    times = torch.tensor(consistency_grid(process, steps)[::-1], device=x.device)
+    i = (batch["u"] * steps).long().clamp(max=steps - 1)
+    t, after = times[i + 1], times[i]
+    z = process.add_noise(x, batch["noise"], t)
+    seen = teacher.predict_x(z, t, labels)
+    euler = ddim_step(process, z, seen, t, after)
+    if solver == "ddim":
+        return z, t, euler, after
+    corrected = teacher.predict_x(euler, after.clamp(min=0), labels)
+    moved = heun_step(process, z, seen, euler, corrected, t, after.clamp(min=0))
+    ends = (after < 0) | (t == process.T - 1)  # as in `solvers.solve`
+    return z, t, torch.where(expand(ends, z).bool(), euler, moved), after
+
+
+def at_level(process: Process, batch: Batch, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch's samples with its noise at sigma / alpha = s, and their times; -1 where s is 0."""
+    t = process.time_of(s)
+    return process.add_noise(batch["x"], batch["noise"], t), t
+
+
+def pseudo_huber(squares: Tensor) -> Tensor:
+    """sqrt(sum of squares + c^2) - c of ``(b, d)``, c = 0.00054 sqrt(d)."""
+    c = 0.00054 * math.sqrt(squares.shape[1])
+    return (squares.sum(dim=1) + c**2).sqrt() - c

@@ -1,0 +1,1 @@
+"""Networks, diffusion processes and solvers, and the denoiser that joins them."""

@@ -1,0 +1,112 @@
+"""Networks of the recipe: a diffusers `UNet2DModel` of given widths, or another like the teacher's.
+
+The entries of `MODELS` are not networks themselves: what they build is diffusers' own class, so that a saved student
+loads where this package is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from diffusers import UNet2DModel
+from pydantic import Field
+
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.registry import Registry
+
+from .process import Prediction
+
+#: Width of an attention head, where the block's width allows it.
+HEAD = 8
+
+MODELS: Registry[Any] = Registry("model")
+
+
+class UNetConfig(Strict):
+    """The defaults hold 0.18 million parameters."""
+
+    channels: tuple[int, ...] = (16, 32)
+    """Width of each level; the resolution halves from one to the next."""
+    layers: int = Field(1, ge=1)
+    """Residual blocks a level."""
+    attention: Literal["lowest", "none"] = "lowest"
+    """Self-attention at the lowest resolution, or nowhere."""
+    groups: int = Field(8, ge=1)
+    """Of the group norms; divides every width."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    prediction: Prediction | None = None
+    """What the network predicts; None: what ``data.process.prediction``, or the teacher, says."""
+
+
+class LikeTeacherConfig(Strict):
+    prediction: Prediction | None = None
+    """As `UNetConfig.prediction`."""
+
+
+def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) -> UNet2DModel:
+    """A UNet with fresh weights from the global torch generator.
+
+    Args:
+        shape: ``(c, h, w)`` of a sample, h = w.
+        classes: how many it is conditioned on; None for an unconditional one.
+
+    Raises:
+        UserError: the shape is not square, does not halve often enough, or the groups do not divide a width.
+    """
+    size = _square(shape)
+    widths, factor = config.channels, 2 ** (len(config.channels) - 1)
+    if not widths or min(widths) < 1:
+        raise UserError(f"model channels {list(widths)}: give one or more positive widths")
+    if size % factor:
+        raise UserError(
+            f"model channels {list(widths)}: {len(widths)} levels need a side that {factor} divides, not {size}: "
+            "use fewer levels"
+        )
+    if (odd := next((width for width in widths if width % config.groups), None)) is not None:
+        raise UserError(f"model groups {config.groups} do not divide the width {odd}: choose another of the two")
+    attends = config.attention == "lowest"
+    lowest = "Attn" if attends else ""
+    down = [*["DownBlock2D"] * (len(widths) - 1), f"{lowest}DownBlock2D"]
+    up = [f"{lowest}UpBlock2D", *["UpBlock2D"] * (len(widths) - 1)]
+    return UNet2DModel(
+        sample_size=size, in_channels=shape[0], out_channels=shape[0], block_out_channels=widths,
+        layers_per_block=config.layers, down_block_types=tuple(down), up_block_types=tuple(up), add_attention=attends,
+        attention_head_dim=HEAD if widths[-1] % HEAD == 0 else widths[-1], norm_num_groups=config.groups,
+        dropout=config.dropout, num_class_embeds=classes,
+    )  # fmt: skip
+
+
+def build_like(net: UNet2DModel, classes: int | None) -> UNet2DModel:
+    """Another UNet of `net`'s configuration with fresh weights, for `classes` classes."""
+    config = {key: value for key, value in net.config.items() if not key.startswith("_")}
+    size = config["sample_size"]
+    config["sample_size"] = size if isinstance(size, int) else _square((config["in_channels"], *size))
+    return UNet2DModel(**config | {"num_class_embeds": classes})
+
+
+def _square(shape: Sequence[int]) -> int:
+    """Height = width of ``(c, h, w)``."""
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise UserError(f"samples of shape {tuple(shape)}: a UNet is made for square images (channels, size, size)")
+    return shape[1]
+
+
+@MODELS.register("unet")
+class UNet:
+    """diffusers' UNet2DModel of given widths, with attention at the lowest resolution or none."""
+
+    Config: ClassVar[type[Strict]] = UNetConfig
+    build = staticmethod(build_unet)
+
+
+@MODELS.register("like_teacher")
+class LikeTeacher:
+    """Another network of the teacher's own configuration, as progressive distillation starts from."""
+
+    Config: ClassVar[type[Strict]] = LikeTeacherConfig
+    build = staticmethod(build_like)
+
+
+__all__ = ["MODELS", "LikeTeacher", "LikeTeacherConfig", "UNet", "UNetConfig", "build_like", "build_unet"]

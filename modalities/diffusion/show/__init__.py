@@ -1,0 +1,1 @@
+"""Samples as pictures and curves, and on a run's page."""

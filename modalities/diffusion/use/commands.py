@@ -1,0 +1,63 @@
+"""The diffusion modality's own commands. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def sample(
+    student: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's student folder, one of its steps-... folders, or any diffusers pipeline of a UNet2DModel."
+        ),
+    ],
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sampling steps. A run of progressive distillation has a student for each of its step counts; a "
+            "consistency student takes any up to those it was trained on, a teacher any up to its timesteps. "
+            "Unless said, what the folder was made for.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise: the same seed gives the same samples.")] = 0,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Name or number of one class. Unless said, a class-conditional model makes all in turn."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the samples.")] = Path("samples"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the samples of an earlier call in that folder.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Draw samples from a diffusion model: a grid, and each image by itself.
+
+    Writes grid.png and images/00000.png, 00001.png, ...; of data that are no images also samples.npz.
+
+    Example: xmodal-kd sample runs/digits/student --steps 4 -n 64 --seed 0 --label 3
+    """
+    from .sample import draw
+
+    found = draw(student, steps, count, seed, label, out, overwrite=overwrite, device=device, quiet=json_)
+    if json_:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(
+        f"{found['count']} samples of {found['solver']}, {found['nfe']} network evaluations each, "
+        f"{found['milliseconds']:.1f} ms a sample"
+    )
+    typer.echo(f"grid: {found['grid']}   images: {found['images']}")
+    if "arrays" in found:
+        typer.echo(f"arrays: {found['arrays']}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"sample": sample}

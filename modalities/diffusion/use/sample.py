@@ -1,0 +1,160 @@
+"""What ``xmodal-kd sample`` does: find the model for a number of steps, sample it, write what came out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xmodal_kd.runtime.checkpoint import read_json, write_bytes
+from xmodal_kd.runtime.device import make_accelerator
+from xmodal_kd.runtime.errors import UserError, nearest
+from xmodal_kd.runtime.progress import Bar, bar
+
+from ..export.pipeline import INDEX, SAMPLER, load_denoiser
+from ..models.denoiser import LCM, Denoiser, Sampling
+from ..show.pictures import pixels_of, write_grid, write_image
+
+#: Samples drawn at once. The noise of a call depends on it, so that it is no option.
+BATCH = 64
+STAGE = "steps-"
+GRID, IMAGES, ARRAYS = "grid.png", "images", "samples.npz"
+
+
+def draw(
+    student: Path, steps: int | None, count: int, seed: int, label: str | None, out: Path, *,
+    overwrite: bool = False, device: str = "auto", quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Sample and write; returns what was done. Raises `UserError` for each kind of misuse."""
+    check_folder(out, overwrite)
+    place = stage(student, steps)
+    denoiser = load_denoiser(place, quiet=True)
+    if steps is not None:
+        denoiser.sampling = with_steps(denoiser, steps, place)
+    wanted = labels(denoiser, label, count, place)
+    denoiser.to(make_accelerator(device, "fp32").device)
+    began = perf_counter()
+    samples = run(denoiser, wanted, count, seed, quiet=quiet)
+    seconds = perf_counter() - began
+    how = denoiser.sampling
+    said = {"model": str(place), "count": count, "seed": seed, "label": label, "solver": how.solver, "steps": how.steps}
+    timing = {"nfe": how.nfe, "seconds": seconds, "milliseconds": 1e3 * seconds / count}
+    return said | timing | write(out, samples, wanted, arrays=is_array(place, denoiser))
+
+
+def stage(folder: Path, steps: int | None) -> Path:
+    """The pipeline for `steps`: of progressive distillation each step count has its own, in ``steps-32`` and so on."""
+    stages = {
+        int(path.name.removeprefix(STAGE)): path
+        for path in folder.glob(f"{STAGE}*")
+        if path.name.removeprefix(STAGE).isdigit() and (path / INDEX).is_file()
+    }
+    if not stages or steps is None:
+        return folder if (folder / INDEX).is_file() or not stages else stages[min(stages)]
+    if (folder / SAMPLER).is_file():
+        stages.setdefault(int(read_json(folder / SAMPLER).get("steps", 0)), folder)
+    if steps not in stages:
+        there = ", ".join(str(known) for known in sorted(stages, reverse=True))
+        raise UserError(f"{folder}: no student of {steps} steps: there are students of {there}")
+    return stages[steps]
+
+
+def with_steps(denoiser: Denoiser, steps: int, place: Path) -> Sampling:
+    """The model's own sampler with other steps. Raises `UserError` for more than there are."""
+    how = Sampling(denoiser.sampling.solver, steps, denoiser.sampling.original)
+    most = how.original if how.solver == LCM else denoiser.process.T
+    if steps > most:
+        raise UserError(f"--steps {steps}: {place} takes at most {most}")
+    return how
+
+
+def labels(denoiser: Denoiser, label: str | None, count: int, place: Path) -> Tensor | None:
+    """``(count,)`` of the class asked for, or of all in turn; None for an unconditional model."""
+    if denoiser.classes is None:
+        if label is not None:
+            raise UserError(f"--label {label}: {place} is not conditioned on classes: leave it out")
+        return None
+    if label is None:
+        return torch.arange(count) % denoiser.classes
+    names = list(denoiser.class_names or ())
+    if label in names:
+        return torch.full((count,), names.index(label))
+    if label.isdecimal() and int(label) < denoiser.classes:
+        return torch.full((count,), int(label))
+    known = nearest(label, names) if names else ""
+    raise UserError(f"--label {label}: {place} has the classes 0 to {denoiser.classes - 1}{known}")
+
+
+def run(denoiser: Denoiser, wanted: Tensor | None, count: int, seed: int, *, quiet: bool) -> Tensor:
+    """``(count, *shape)`` on the CPU. One CPU generator gives all noise, so devices differ by rounding only.
+
+    Up to 64 samples are those of the saved pipeline called with the same generator.
+    """
+    device = next(denoiser.parameters()).device
+    generator, made = torch.Generator().manual_seed(seed), []
+    total = -(-count // BATCH) * denoiser.nfe
+    with bar("sample", total, quiet=quiet or total == denoiser.nfe < BATCH) as shown, _counted(denoiser, shown):
+        for start in range(0, count, BATCH):
+            part = slice(start, min(start + BATCH, count))
+            noise = torch.randn(part.stop - part.start, *denoiser.shape, generator=generator).to(device)
+            given = None if wanted is None else wanted[part].to(device)
+            made.append(denoiser.sample(noise, given, generator=generator).float().cpu())
+    return torch.cat(made)
+
+
+class _counted:
+    """Each network evaluation moves the bar on by one."""
+
+    def __init__(self, denoiser: Denoiser, shown: Bar) -> None:
+        self.net, self.shown, self.done = denoiser.net, shown, 0
+
+    def __enter__(self) -> None:
+        self.handle = self.net.register_forward_hook(self.step)
+
+    def step(self, *_: Any) -> None:
+        self.done += 1
+        self.shown.update(self.done, {})
+
+    def __exit__(self, *_: Any) -> None:
+        self.handle.remove()
+
+
+def is_array(place: Path, denoiser: Denoiser) -> bool:
+    """Whether the samples are no images: a recipe's data of arrays, or neither one nor three channels."""
+    about = read_json(place / SAMPLER) if (place / SAMPLER).is_file() else {}
+    return about.get("facts", {}).get("data") == "arrays" or denoiser.shape[0] not in (1, 3)
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"--out {out}: is not empty: name another folder, or add --overwrite")
+
+
+def write(out: Path, samples: Tensor, wanted: Tensor | None, *, arrays: bool) -> dict[str, str]:
+    """The files of a call, in place of those of an earlier one; returns their paths by name."""
+    for old in _earlier(out):
+        old.unlink()
+    paths = {"grid": str(write_grid(out / GRID, samples, heat=arrays)), "images": str(out / IMAGES)}
+    for i, pixels in enumerate(pixels_of(samples, arrays)):
+        grey = not arrays and samples.shape[1] == 1
+        write_image(out / IMAGES / f"{i:05d}.png", Image.fromarray(pixels[..., 0] if grey else pixels))
+    if arrays:
+        buffer, x = io.BytesIO(), samples.numpy()
+        np.savez(buffer, x=x) if wanted is None else np.savez(buffer, x=x, labels=wanted.numpy())
+        write_bytes(out / ARRAYS, buffer.getvalue())
+        paths["arrays"] = str(out / ARRAYS)
+    return paths
+
+
+def _earlier(out: Path) -> Iterator[Path]:
+    yield from (path for path in (out / GRID, out / ARRAYS) if path.is_file())
+    yield from (path for path in (out / IMAGES).glob("*.png") if path.stem.isdecimal())

@@ -1,0 +1,169 @@
+"""The recipe's ``data`` section: where frames come from, and what teacher and student see of them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from xmodal_kd.adapter.adapter import Strict, is_teacher
+from xmodal_kd.runtime.errors import nearest
+from xmodal_kd.signals.signals import teacher_name
+
+from ..views.augment import Augment
+from .frame import CLASSES
+
+Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"]
+Sees = Literal["range", "image", "points"]
+Count = Annotated[int, Field(gt=0)]
+
+
+class View(Strict):
+    """What one side sees of a frame."""
+
+    sees: Sees = "range"
+    """The scan as a range image, the photograph, or the scan as a set of points."""
+    beams: Count | None = None
+    """Of the sensor's, evenly spaced; None: all. An image has none."""
+    columns: Count = 256
+    """Of the range image, over the full turn."""
+    sweeps: Count = 1
+    """Scans that are brought into one frame by their poses, the current one and those before it."""
+    points: Count = 4096
+    """At most so many points where a set of points is seen, drawn anew at every epoch."""
+    classes: tuple[str, ...] | None = None
+    """Of a teacher that tells only some classes apart: their names, of `frame.CLASSES`; None: all."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> View:
+        if self.sees == "image" and (self.beams is not None or self.sweeps > 1):
+            raise ValueError("an image has no beams and no sweeps")
+        if unknown := sorted(set(self.classes or ()) - set(CLASSES)):
+            raise ValueError(f"no class is called {unknown[0]!r}{nearest(unknown[0], CLASSES)}")
+        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError("classes: give at least two, each once")
+        return self
+
+
+class Scenes(Strict):
+    """How many simulated moments, each of a world of its own; the splits are separate families of worlds."""
+
+    train: Count = 160
+    dev: Count = 48
+    test: Count = 96
+
+
+class Frames(Strict):
+    """Frames of a folder, by their place in its order: from `first` up to, and without, `last`."""
+
+    first: Annotated[int, Field(ge=0)] = 0
+    last: Count | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Frames:
+        if self.last is not None and self.last <= self.first:
+            raise ValueError(f"no frames from {self.first} up to {self.last}: last is not among them")
+        return self
+
+    def overlaps(self, other: Frames) -> bool:
+        """Whether a frame is among both."""
+        ends = [frames.last if frames.last is not None else float("inf") for frames in (self, other)]
+        return self.first < ends[1] and other.first < ends[0]
+
+
+class Folder(Strict):
+    """Recorded frames."""
+
+    sources: Source
+    path: Path
+    frames: Frames = Frames()
+    repeat: Count = 1
+    """How often they stand among the training frames, so that a few are not lost among many."""
+
+
+class PointsData(Strict):
+    """Frames, and who sees what of them."""
+
+    sources: Source = "simulator"
+    path: Path | None = None
+    """The folder of recorded frames, in the layout of its data set."""
+    license: str | None = None
+    """Of the frames, which models made from them inherit: stands on their cards, as Hugging Face names it."""
+    sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
+    """Of the simulator; for recorded frames, whose number of beams and field of view."""
+    scenes: Scenes = Scenes()
+    """Of the simulator."""
+    train: Frames | None = None
+    """Of recorded frames, as `dev` and `test`: splits by time, which must not overlap."""
+    dev: Frames | None = None
+    test: Frames | None = None
+    unlabelled: Folder | None = None
+    """Recorded frames without labels, which join the training frames."""
+    real: tuple[Folder, ...] = ()
+    """Recorded frames on which all roles are measured at the end, against the teacher and against labelled boxes."""
+    teacher: View = View()
+    teachers: dict[str, View] = Field(default_factory=dict)
+    """What further teachers of the recipe see, by their names; one that is not here sees what the teacher sees."""
+    student: View = View(beams=16)
+    teacher_view: Literal["clean", "augmented"] = "clean"
+    """Whether a frozen teacher sees a frame as it is, or with the student's augmentation."""
+    image: tuple[Count, Count] = (96, 320)
+    """Height and width that photographs are brought to."""
+    pixel_labels: Literal["points", "all"] = "points"
+    """Pixels with a label: those where a point is seen, as in labelled recordings, or all that the simulator knows."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Exponent of (commonest class / class) in the signal ``class_weight``; 0: all classes weigh the same."""
+    supervoxels: Count = 4
+    """Of PVKD's, drawn for each scan by difficulty: the signal ``supervoxels``."""
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _student_knows_all(self) -> PointsData:
+        if self.student.classes is not None:
+            raise ValueError("student.classes: a student tells all classes apart: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _complete(self) -> PointsData:
+        if self.sources == "simulator":
+            if given := next((n for n in ("path", "train", "dev", "test") if getattr(self, n) is not None), None):
+                raise ValueError(f"{given} is of recorded frames: the simulator has scenes")
+            self._apart()
+            return self
+        if self.path is None:
+            raise ValueError(f"sources {self.sources} needs path, the folder of its frames")
+        if self.train is None or self.dev is None or self.test is None:
+            raise ValueError("recorded frames need train, dev and test, each a range of frames")
+        if any(a.overlaps(b) for a, b in combinations((self.train, self.dev, self.test), 2)):
+            raise ValueError("train, dev and test overlap")
+        self._apart()
+        return self
+
+    def _apart(self) -> None:
+        """Frames without labels that are learnt from are none of those that are measured on."""
+        if self.unlabelled is None:
+            return
+        measured = {f"real.{i}": (folder.path, folder.frames) for i, folder in enumerate(self.real)}
+        for split, frames in (("dev", self.dev), ("test", self.test)):
+            if self.path is not None and frames is not None:
+                measured[split] = self.path, frames
+        for name, (path, frames) in measured.items():
+            if path == self.unlabelled.path and frames.overlaps(self.unlabelled.frames):
+                raise ValueError(f"unlabelled and {name} overlap")
+
+    @property
+    def needs_pictures(self) -> bool:
+        return any(view.sees == "image" for view in self.views)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every side's."""
+        return self.teacher, *self.teachers.values(), self.student
+
+    def view(self, role: str) -> View:
+        """What a role of the run sees."""
+        if not is_teacher(role):
+            return self.student
+        return self.teachers.get(teacher_name(role), self.teacher)

@@ -1,0 +1,167 @@
+"""One scan from one file: KITTI and nuScenes records, PLY, PCD, NPZ.
+
+Labels are kept only from NPZ, which holds our own classes; what a PLY calls a label belongs to somebody else's.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmodal_kd.runtime.errors import UserError
+
+from .frame import CLASSES, UNLABELLED, Scan
+from .ply_pcd import read_pcd, read_ply
+
+NUSCENES_BEAMS = 32
+#: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
+NUSCENES_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+#: Numbers of lasers that sensors have: a file that names ring 60 as its last comes from 64.
+BEAMS = (4, 8, 16, 32, 40, 64, 80, 128)
+#: What columns are called by the programs that write them, lower case.
+NAMES = {
+    "intensity": ("intensity", "scalar_intensity", "reflectance", "reflectivity", "remission", "i"),
+    "ring": ("ring", "scalar_ring", "laser_id", "laser", "channel"),
+}
+
+
+def read_points(path: Path | str) -> Scan:
+    """The scan of a file, by the end of its name, with intensities 0 to 1 and ring 0 the highest.
+
+    ==============  ================================================================================================
+    ``.bin``        KITTI: float32 records x, y, z, intensity (0 to 1); no rings (see `rings.find_rings`)
+    ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 lowest of 32), turned to our axes
+    ``.ply .pcd``   columns x, y, z, and where there are any an intensity and a ring
+    ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
+    ==============  ================================================================================================
+
+    In all but ``.pcd.bin`` intensities are divided by 255 if one is above 1, and rings are turned over if the higher
+    numbers look upwards.
+
+    Raises:
+        UserError: a file that is missing, not of these, cut, empty, or holds NaN or infinite values; it names the file.
+    """
+    path = Path(path)
+    suffix = ".pcd.bin" if path.name.lower().endswith(".pcd.bin") else path.suffix.lower()
+    if suffix not in READERS:
+        raise UserError(f"{path}: unknown kind of point cloud {suffix!r} (known: {' '.join(READERS)})")
+    if not path.is_file():
+        raise UserError(f"{path}: {'it is a folder, not a file' if path.is_dir() else 'no such file'}")
+    try:
+        return READERS[suffix](path)
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror or error})") from error
+
+
+def records(path: Path, fields: int) -> npt.NDArray[np.float32]:
+    """``(n, fields)`` little-endian float32, x, y and z first.
+
+    Raises:
+        UserError: the length is no multiple of the record, no record, NaN or infinite values.
+    """
+    size = path.stat().st_size
+    if size % (4 * fields):
+        raise UserError(f"{path}: {size} bytes are no multiple of a record of {4 * fields} (float32 x {fields})")
+    table = np.fromfile(path, "<f4").reshape(-1, fields)
+    check_finite(table, path)
+    return table
+
+
+def check_finite(table: npt.NDArray[Any], path: Path) -> None:
+    """`UserError` for no points, or for some that are not finite."""
+    if not len(table):
+        raise UserError(f"{path}: the scan is empty")
+    if bad := int((~np.isfinite(table)).any(axis=1).sum()):
+        raise UserError(f"{path}: {bad} of {len(table)} points are NaN or infinite: remove them first")
+
+
+def _kitti(path: Path) -> Scan:
+    table = records(path, 4)
+    return Scan(table[:, :3].copy(), _unit(table[:, 3]))
+
+
+def _nuscenes(path: Path) -> Scan:
+    table = records(path, 5)
+    ring = table[:, 4].astype(np.int64)
+    if (ring != table[:, 4]).any() or ring.min() < 0 or ring.max() >= NUSCENES_BEAMS:
+        raise UserError(f"{path}: its fifth column is no ring of 0 to {NUSCENES_BEAMS - 1}: not a nuScenes scan")
+    intensity = np.clip(table[:, 3] / 255, 0, 1)
+    xyz = table[:, :3] @ NUSCENES_TURN.T.astype(np.float32)
+    return Scan(xyz, intensity, NUSCENES_BEAMS - 1 - ring, NUSCENES_BEAMS)
+
+
+def _columns(read: Callable[[Path], Mapping[str, npt.NDArray[Any]]]) -> Callable[[Path], Scan]:
+    def scan(path: Path) -> Scan:
+        columns = {name.lower(): column for name, column in read(path).items()}
+        if missing := [name for name in "xyz" if name not in columns]:
+            raise UserError(f"{path}: it has no column {missing[0]!r} (it has {', '.join(columns) or 'none'})")
+        chosen = {key: next((columns[n] for n in names if n in columns), None) for key, names in NAMES.items()}
+        xyz = np.stack([columns[name] for name in "xyz"], axis=1)
+        return _scan(path, xyz, chosen["intensity"], chosen["ring"])
+
+    return scan
+
+
+def _npz(path: Path) -> Scan:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {key: found[key] for key in found.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: not an NPZ of plain arrays, or a broken one") from error
+    name = next((key for key in ("xyz", "points") if key in arrays), None)
+    if name is None:
+        raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {', '.join(arrays) or 'none'})")
+    points = arrays[name]
+    if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {name!r} must be numbers (n, 3 or more), got {points.dtype} {points.shape}")
+    for key in ("intensity", "ring", "labels"):
+        if key in arrays and (arrays[key].shape != (len(points),) or arrays[key].dtype.kind not in "fiu"):
+            raise UserError(
+                f"{path}: {key!r} must be {len(points)} numbers, got {arrays[key].dtype} {arrays[key].shape}"
+            )
+    fourth = points[:, 3] if points.shape[1] > 3 else None
+    scan = _scan(path, points[:, :3], arrays.get("intensity", fourth), arrays.get("ring"))
+    if "labels" not in arrays:
+        return scan
+    labels = arrays["labels"].astype(np.int64)
+    if len(wrong := np.unique(labels[(labels < UNLABELLED) | (labels >= len(CLASSES))])):
+        raise UserError(f"{path}: label {wrong[0]} is out of range ({UNLABELLED} for none, 0 to {len(CLASSES) - 1})")
+    return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, labels)
+
+
+def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None, ring: npt.NDArray[Any] | None) -> Scan:
+    """A scan of columns that may be of any type."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        xyz = np.ascontiguousarray(xyz, dtype=np.float32)
+        intensity = np.zeros(len(xyz), np.float32) if intensity is None else intensity.astype(np.float32)
+    check_finite(np.column_stack([xyz, intensity]), path)
+    if ring is None:
+        return Scan(xyz, _unit(intensity))
+    numbers = ring.astype(np.int64)
+    if (numbers != ring).any() or numbers.min() < 0:
+        raise UserError(f"{path}: its rings must be whole numbers from 0")
+    beams = next((count for count in BEAMS if numbers.max() < count), int(numbers.max()) + 1)
+    elevation = np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1]))
+    upwards = float(np.mean((numbers - numbers.mean()) * (elevation - elevation.mean()))) > 0
+    return Scan(xyz, _unit(intensity), beams - 1 - numbers if upwards else numbers, beams)
+
+
+def _unit(intensity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """0 to 1 of what is either that or 0 to 255."""
+    scale = 255 if len(intensity) and intensity.max() > 1 else 1
+    unit: npt.NDArray[np.float32] = np.clip(intensity / np.float32(scale), 0, 1)
+    return unit
+
+
+READERS: dict[str, Callable[[Path], Scan]] = {
+    ".bin": _kitti,
+    ".pcd.bin": _nuscenes,
+    ".ply": _columns(read_ply),
+    ".pcd": _columns(read_pcd),
+    ".npz": _npz,
+}

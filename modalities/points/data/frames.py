@@ -1,0 +1,177 @@
+"""The frames of a split: simulated, recorded, or labelled ones joined by recorded ones without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from xmodal_kd.runtime.errors import UserError
+
+from .config import Folder, PointsData
+from .frame import Frame
+from .readers import READERS
+from .rings import find_rings
+from .simulator.camera import CameraSpec
+from .simulator.cast import simulate
+from .simulator.sensors import SENSORS
+
+
+class Frames(Protocol):
+    """Moments by index, each with the sweeps before it."""
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        """Indexes of those with labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> list[Frame]:
+        """The newest frame first."""
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def frames_of(data: PointsData, split: str) -> Frames:
+    """The frames of a split of the recipe."""
+    sweeps = max(view.sweeps for view in data.views)
+    found: Frames
+    if data.sources == "simulator":
+        found = Simulated(data, split, sweeps)
+    else:
+        assert data.path is not None
+        folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
+        found = Recorded(folder, data.sensor, sweeps=sweeps, pictures=data.needs_pictures)
+        if split != "train" and not found.labelled:
+            raise UserError(
+                f"{data.path}: {data.sources} has no labels by point, so nothing can be measured on {split}"
+            )
+    if split == "train" and data.unlabelled is not None:
+        more = Recorded(data.unlabelled, data.sensor, sweeps=sweeps, pictures=data.needs_pictures)
+        return Joined(found, more)
+    return found
+
+
+class Simulated:
+    """Moments of simulated worlds, each of a world of its own; the split is the family of worlds."""
+
+    def __init__(self, data: PointsData, split: str, sweeps: int) -> None:
+        self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
+        self.sensor = SENSORS[data.sensor].with_columns(max(view.columns for view in data.views))
+        self.camera = None
+        if data.needs_pictures:
+            self.camera = CameraSpec(height=data.image[0], width=data.image[1])
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        return range(self.size)
+
+    def __getitem__(self, index: int) -> list[Frame]:
+        return simulate(self.split, index, self.sensor, camera=self.camera, sweeps=self.sweeps)
+
+    def describe(self) -> dict[str, Any]:
+        return {"sources": "simulator", "family": self.split, "sensor": self.sensor.name}
+
+
+class Recorded:
+    """Frames of a folder, in its order."""
+
+    def __init__(self, folder: Folder, sensor: str, *, sweeps: int = 1, pictures: bool = False) -> None:
+        self.folder, self.sweeps, self.pictures = folder, sweeps, pictures
+        self.beams = len(SENSORS[sensor].elevations)
+        self.reader = READERS[folder.sources](Path(folder.path))
+        first, last = folder.frames.first, folder.frames.last
+        if (last or first + 1) > len(self.reader):
+            raise UserError(
+                f"{folder.path}: frames {first} to {'the end' if last is None else last} of {len(self.reader)}: "
+                "first and last count from 0, last is not among them"
+            )
+        self.indexes = range(first, len(self.reader) if last is None else last)
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        return range(len(self)) if self.reader.classes else ()
+
+    def __getitem__(self, index: int) -> list[Frame]:
+        """The newest frame first; the first ones of a drive have fewer before them."""
+        at = self.indexes[index]
+        sweeps = [self._frame(at, self.pictures)]
+        for back in range(at - 1, max(at - self.sweeps, -1), -1):
+            if _drive(self.reader.keys[back]) != _drive(self.reader.keys[at]):
+                break
+            sweeps.append(self._frame(back, pictures=False))
+        return sweeps
+
+    def _frame(self, at: int, pictures: bool) -> Frame:
+        frame = self.reader.frame(at, pictures=pictures)
+        return frame if frame.scan.ring is not None else replace(frame, scan=find_rings(frame.scan, self.beams))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "sources": self.folder.sources, "first": self.indexes[0], "last": self.indexes[-1],
+            "warnings": list(self.reader.warnings),
+        }  # fmt: skip
+
+
+class Kept:
+    """Frames that are made once: for looking at the same ones in several ways."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self._made: dict[int, list[Frame]] = {}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        return self.frames.labelled
+
+    def __getitem__(self, index: int) -> list[Frame]:
+        if index not in self._made:
+            self._made[index] = self.frames[index]
+        return self._made[index]
+
+    def describe(self) -> dict[str, Any]:
+        return self.frames.describe()
+
+
+def _drive(key: str) -> str:
+    """The part of a frame's key that it shares with the sweeps before it."""
+    return key.rpartition("/")[0]
+
+
+class Joined:
+    """Labelled frames, and behind them others whose labels, if they have any, nobody looks at."""
+
+    def __init__(self, labelled: Frames, others: Recorded) -> None:
+        self.parts = labelled, others
+
+    def __len__(self) -> int:
+        return len(self.parts[0]) + self.parts[1].folder.repeat * len(self.parts[1])
+
+    @cached_property
+    def labelled(self) -> Sequence[int]:
+        return self.parts[0].labelled
+
+    def __getitem__(self, index: int) -> list[Frame]:
+        known, others = self.parts
+        return known[index] if index < len(known) else others[(index - len(known)) % len(others)]
+
+    def describe(self) -> dict[str, Any]:
+        return self.parts[0].describe() | {
+            "unlabelled": self.parts[1].describe() | {"repeat": self.parts[1].folder.repeat}
+        }
+
+
+__all__ = ["Frames", "Joined", "Kept", "Recorded", "Simulated", "frames_of"]

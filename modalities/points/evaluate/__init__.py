@@ -1,0 +1,1 @@
+"""IoU, calibration, agreement; what takes all roles to see."""

@@ -1,0 +1,1 @@
+"""A saved segmenter: folder, card, ONNX, labelled point files."""

@@ -1,0 +1,1 @@
+"""Points as pictures, and on a run's page."""

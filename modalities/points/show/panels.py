@@ -1,0 +1,44 @@
+"""Clouds on a run's page: what each role makes of a frame's points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from xmodal_kd.adapter.panels import Panel, clouds
+
+from ..data.frame import CLASSES, Frame
+from ..evaluate.overview import answers
+from .palette import COLOURS
+
+if TYPE_CHECKING:
+    from ..adapter import PointsAdapter
+
+
+def show(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
+    """The first test frame, and the last of each folder of recorded frames."""
+    frames = adapter.data("test").frames[0]
+    made = [_cloud(frames[0], answers(adapter, models, frames), "The first frame of the test split.")]
+    for recorded in adapter.real:
+        moment = recorded[len(recorded) - 1]
+        source = recorded.folder.sources
+        made.append(_cloud(moment[0], answers(adapter, models, moment), f"A recorded frame ({source})."))
+    return made
+
+
+def _cloud(frame: Frame, said: Mapping[str, np.ndarray], note: str) -> Panel:
+    """Held against the labels, or against the teacher where there are none."""
+    views, reference, labels = dict(said), "teacher" if "teacher" in said else None, frame.scan.labels
+    if labels is not None and (labels >= 0).any():
+        views, reference = {"labels": labels} | views, "labels"
+    note += " A role shows the points that its own view holds: fewer beams, fewer points."
+    return clouds(
+        f"Points of {frame.key}", frame.scan.xyz, views, classes=CLASSES, colours=COLOURS, reference=reference,
+        note=note, replaces=["mIoU against the beams of the scan"],
+    )  # fmt: skip
+
+
+__all__ = ["show"]

@@ -1,0 +1,106 @@
+"""What ``xmodal-kd segment`` writes and says of one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xmodal_kd.runtime.errors import UserError
+
+from ..data.calibration import read_picture
+from ..data.files import read_points
+from ..data.frame import CLASSES, Picture, Scan
+from ..data.readers.base import read_rgb
+from ..export.ply import write_ply
+from ..show.palette import FAINT
+from ..show.pictures import above, in_photograph, in_view, painted, sheet, strip_panels, strips, write_picture
+from .segment import Segmented, Segmenter, uncalibrated
+
+#: Metres to the edge of the two views from above.
+NEAR, FAR = 15.0, 40.0
+#: Ends of the names of scans; the longest that fits is cut.
+SUFFIXES = (".pcd.bin", ".bin", ".ply", ".pcd", ".npz")
+
+
+def stem(scan: Path) -> str:
+    """The name of a scan's results: its own without the end."""
+    ending = next((end for end in SUFFIXES if scan.name.lower().endswith(end)), "")
+    return scan.name[: len(scan.name) - len(ending)]
+
+
+def check_names(scans: Sequence[Path], out: Path) -> None:
+    """Raises `UserError` where results would overwrite each other, or a scan."""
+    names: dict[str, Path] = {}
+    for scan in scans:
+        name = stem(scan)
+        if name in names:
+            raise UserError(f"{scan} and {names[name]} would both be written to {out / name}.ply: segment them apart")
+        names[name] = scan
+        if (out / f"{name}.ply").resolve() == scan.resolve():
+            raise UserError(f"{scan}: its result would overwrite it: choose another folder with --out")
+
+
+def process(
+    segmenter: Segmenter, path: Path, out: Path, *, image: Path | None = None, calibration: Path | None = None,
+    beams: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Segment one file, write its PLY and its PNG; returns what ``--json`` prints.
+
+    ``path``, ``points``, ``shares`` (of the labelled points, by class, largest first; of the labelled pixels where no
+    point has a label), ``confidence`` (mean), ``labelled`` and ``seen`` (shares of the points: with a label, by the
+    model itself), ``ply``, ``png``, ``notes``.
+
+    Raises:
+        UserError: a file is missing or broken, or the model cannot see it.
+    """
+    scan = read_points(path)
+    picture = _picture(scan, image, calibration)
+    found = segmenter.segment(scan, picture=picture, beams=beams)
+    name, classes, known = stem(path), segmenter.classes, found.labels >= 0
+    ply = write_ply(out / f"{name}.ply", scan.xyz, found.labels, found.confidence, classes)
+    png = write_picture(out / f"{name}.png", page(scan, found, picture, classes, segmenter.view.columns))
+    counted = found.labels[known] if known.any() or found.pixels is None else found.pixels.ravel()
+    return {
+        "path": str(path), "points": len(scan), "shares": shares(counted, classes),
+        "confidence": float(found.confidence[known].mean()) if known.any() else None,
+        "labelled": float(known.mean()), "seen": float(found.seen.mean()), "ply": str(ply), "png": str(png),
+        "notes": list(found.notes),
+    }  # fmt: skip
+
+
+def _picture(scan: Scan, image: Path | None, calibration: Path | None) -> Picture | None:
+    if image is None:
+        return None
+    return uncalibrated(read_rgb(image)) if calibration is None else read_picture(image, calibration, scan)
+
+
+def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Share of each class that occurs, the largest first."""
+    count = np.bincount(labels, minlength=len(classes))
+    return {classes[i]: float(count[i] / count.sum()) for i in np.argsort(-count, kind="stable") if count[i]}
+
+
+def page(
+    scan: Scan, found: Segmented, picture: Picture | None, classes: Sequence[str] = CLASSES, columns: int = 256
+) -> Image.Image:
+    """Range images, two views from above, and the photograph with its pixels' and its points' labels."""
+    panels = strip_panels(strips(scan, {"class": found.labels}, columns))
+    views = [above(scan.xyz, found.labels, reach) for reach in (FAR, NEAR)]
+    both = Image.new("RGB", (2 * views[0].width + 1, views[0].height), FAINT)  # a line between the two
+    for view, left in zip(views, (0, views[0].width + 1), strict=True):
+        both.paste(view, (left, 0))
+    panels.append((f"from above, {FAR:g} m and {NEAR:g} m each way", both))
+    if picture is not None and found.pixels is not None:
+        panels.append(("pixels", painted(picture.rgb, found.pixels)))
+    if picture is not None:
+        seen, uv = in_view(scan, picture)
+        if len(seen):
+            panels.append(("points in the photograph", in_photograph(picture.rgb, uv, found.labels[seen])))
+    return sheet(panels, 1, "", classes)
+
+
+__all__ = ["SUFFIXES", "check_names", "page", "process", "shares", "stem"]

@@ -1,0 +1,173 @@
+"""A saved student as a segmenter of scans: a class for every point, whatever of them the model itself sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from xmodal_kd.runtime.errors import UserError
+
+from ..data.config import PointsData, View
+from ..data.frame import UNLABELLED, Camera, Frame, Picture, Scan
+from ..data.rings import find_rings
+from ..data.simulator.sensors import SENSORS, Sensor
+from ..export.saved_folder import load_model
+from ..views.views import Seen, see
+
+#: Metres from the sensor within which returns are from the vehicle that carries it.
+VEHICLE = 1.0
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What a model makes of a scan.
+
+    Attributes:
+        labels: ``(n,)`` class of each point; -1 for returns from the vehicle itself, and, of models that see
+            photographs, outside them or hidden in them.
+        confidence: ``(n,)`` probability that the model gives its class, 0 where there is none.
+        seen: ``(n,)`` whether the model itself saw the point; others have the answer of the nearest that it saw.
+        pixels: ``(h, w)`` class of each pixel of the photograph, of models that see photographs.
+        notes: what was done to the scan so that the model could see it.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    confidence: Float[np.ndarray, " n"]
+    seen: Bool[np.ndarray, " n"]
+    pixels: Int[np.ndarray, "h w"] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Segmenter:
+    """Segments with what ``save_model`` left in a folder, and with nothing else.
+
+    Args:
+        device: that the model runs on.
+
+    Raises:
+        UserError: the folder is not a saved segmenter.
+    """
+
+    def __init__(self, folder: Path | str, device: str = "cpu") -> None:
+        self.model, self.card = load_model(Path(folder))
+        self.model.to(device)
+        self.classes, self.view, self.sensor = self.card.classes, self.card.view, SENSORS[self.card.sensor]
+        self._data = PointsData.model_validate(
+            {"sensor": self.card.sensor, "student": self.view, "image": self.card.image}
+        )
+
+    def segment(self, scan: Scan, *, picture: Picture | None = None, beams: int | None = None) -> Segmented:
+        """A class for every point.
+
+        Args:
+            scan: as the sensor saw it, with all beams; those that the model was not trained on are left out.
+            picture: for a model that sees photographs.
+            beams: lasers of the sensor, where the scan does not know its rings; None: as many as the sensor has that
+                the model was trained on.
+
+        Raises:
+            UserError: the scan is empty or lies out of view, a photograph is needed, or rings cannot be found.
+        """
+        if not len(scan):
+            raise UserError("the scan is empty")
+        if self.view.sees == "image":
+            return self._pixels(scan, picture)
+        scan, notes = prepared(scan, self.view, self.sensor, beams)
+        outside = np.flatnonzero(scan.distance >= VEHICLE)
+        if len(outside) < len(scan):
+            notes += (f"{len(scan) - len(outside)} points within {VEHICLE:g} m are the vehicle itself: no label",)
+        if not len(outside):
+            raise UserError(f"all {len(scan)} points lie within {VEHICLE:g} m of the sensor: nothing to segment")
+        found = Segmented(np.full(len(scan), UNLABELLED), np.zeros(len(scan)), np.zeros(len(scan), bool), notes=notes)
+        seen = self._see(scan[outside])
+        here = seen.element >= 0
+        if not here.any():
+            raise UserError(f"no point is in the model's view: {VEHICLE:g} to {self.sensor.max_range:g} m are needed")
+        rows, sure = self._points(seen) if self.view.sees == "points" else self._answer(seen.inputs[None])
+        # hidden points of a cell, beams and ranges that the model does not see: as the nearest point that it sees
+        element, xyz = seen.element.copy(), scan.xyz[outside]
+        if not here.all():
+            element[~here] = element[here][cKDTree(xyz[here]).query(xyz[~here])[1]]
+        found.labels[outside], found.confidence[outside], found.seen[outside] = rows[element], sure[element], here
+        return found
+
+    def _see(self, scan: Scan, picture: Picture | None = None) -> Seen:
+        return see([Frame("scan", scan, pictures=() if picture is None else (picture,))], self.view, self._data)
+
+    def _pixels(self, scan: Scan, picture: Picture | None) -> Segmented:
+        if picture is None:
+            raise UserError("this model sees photographs: give one (--image), and a calibration to label points")
+        seen = self._see(scan, picture)
+        rows, sure = self._answer(seen.inputs[None])
+        height, width = picture.rgb.shape[:2]
+        small = Image.fromarray(rows.reshape(self.card.image).astype(np.uint8))
+        pixels = np.asarray(small.resize((width, height), Image.Resampling.NEAREST)).astype(np.int64)
+        here = seen.element >= 0
+        labels = np.where(here, rows[seen.element], UNLABELLED)
+        return Segmented(labels, np.where(here, sure[seen.element], 0.0), here, pixels)
+
+    def _points(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+        """Class and confidence of each point.
+
+        The model was trained on so many points drawn from a scan. So the scan is dealt into sets of about that size,
+        each spread over all of it, rather than given whole or thinned evenly, at a density that the model never saw.
+        """
+        rows = seen.rows
+        labels, confidence = np.empty(rows, dtype=np.int64), np.empty(rows)
+        order = np.random.default_rng(0).permutation(rows)
+        for part in np.array_split(order, -(-rows // self.view.points)):
+            part.sort()  # in the order of the file
+            chosen = seen.inputs[torch.from_numpy(part)]
+            labels[part], confidence[part] = self._answer(chosen, torch.tensor([len(part)]))
+        return labels, confidence
+
+    @torch.no_grad()
+    def _answer(self, *inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        device = next(self.model.parameters()).device
+        logits = self.model(*(value.to(device) for value in inputs))
+        sure, best = torch.softmax(logits.float(), dim=1).max(dim=1)
+        return best.reshape(-1).cpu().numpy(), sure.reshape(-1).double().cpu().numpy()
+
+
+def prepared(scan: Scan, view: View, sensor: Sensor, beams: int | None) -> tuple[Scan, tuple[str, ...]]:
+    """The scan with the rings that a view needs, and what was done to it."""
+    wanted, notes = view.beams or (len(sensor.elevations) if view.sees == "range" else None), list[str]()
+    if view.sweeps > 1:
+        return scan, (f"the model was trained on {view.sweeps} fused sweeps and is given one",)
+    if wanted is None:
+        return scan, ()
+    if scan.ring is None:
+        scan = find_rings(scan, beams or len(sensor.elevations))
+        notes.append(f"the file does not name rings: {scan.beams} were looked for")
+    assert scan.beams is not None
+    if view.beams and scan.beams > wanted and scan.beams % wanted == 0:
+        notes.append(f"{wanted} of {scan.beams} beams are shown to the model, other points take the nearest's class")
+    elif scan.beams != wanted:
+        notes.append(f"the scan has {scan.beams} beams, the model knows {wanted}: bands of elevation stand for them")
+        scan = banded(scan, wanted, sensor)
+    return scan, tuple(notes)
+
+
+def banded(scan: Scan, rows: int, sensor: Sensor) -> Scan:
+    """The scan with a ring for each of `rows` equal bands of the sensor's elevations; the outer ones have no end."""
+    low, high = float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01
+    up = np.arcsin(np.clip(scan.xyz[:, 2] / np.maximum(scan.distance, 1e-6), -1, 1))
+    band = np.floor((high - up) * (rows / (high - low))).astype(np.int64)
+    return replace(scan, ring=np.clip(band, 0, rows - 1), beams=rows)
+
+
+def uncalibrated(rgb: np.ndarray) -> Picture:
+    """A photograph of which nobody knows what it shows of the scan: all points lie behind its camera."""
+    behind = np.diag([1.0, 1.0, 0.0, 1.0])
+    behind[2, 3] = -1
+    return Picture(Camera(np.eye(3), behind, *rgb.shape[:2]), rgb)
+
+
+__all__ = ["Segmented", "Segmenter", "prepared", "uncalibrated"]

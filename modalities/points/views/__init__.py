@@ -1,0 +1,1 @@
+"""What one side sees of a frame, and which of its rows shows which point of another view."""

@@ -1,0 +1,1 @@
+"""Recordings and transcripts: files, manifests, features, augmentation, the batches of a split."""

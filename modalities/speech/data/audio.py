@@ -1,0 +1,142 @@
+"""Audio files as mono float32 waves, through soundfile only: torchaudio's own load needs FFmpeg.
+
+A wave is a 1-D float32 array in [-1, 1]. A file that cannot be trusted (cut, empty, not finite) is a `UserError` of
+one line that names it: half a recording beside a whole transcript would teach a recogniser to invent words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+from numpy.typing import NDArray
+from scipy.signal import firwin, resample_poly
+
+from xmodal_kd.runtime.errors import UserError
+
+Wave = NDArray[np.float32]
+
+#: Taps of the resampling filter on either side of its centre, in periods of the slower of the two rates.
+HALF_TAPS = 10
+#: A WAV writer that cannot seek back (a pipe) leaves about this in the header: no promise, so nothing is missing.
+UNKNOWN_SIZE = 0x7FFF0000
+
+
+def read(path: Path | str) -> tuple[Wave, int]:
+    """The whole of a file as ``(samples,)`` float32 mono (channels are averaged), and its sample rate in Hz.
+
+    Raises:
+        UserError: the file is missing, not audio, cut short, empty, or holds NaN or Inf.
+    """
+    with _opened(path) as file:
+        wave = _mono(file.read(dtype="float32", always_2d=True), path)
+        _check_count(len(wave), file.frames, path)
+        return wave, int(file.samplerate)
+
+
+def duration(path: Path | str) -> float:
+    """Seconds of audio by the header, without decoding. Raises `UserError` as `read` does, NaN excepted."""
+    with _opened(path) as file:
+        return float(file.frames / file.samplerate)
+
+
+def blocks(path: Path | str, seconds: float, sample_rate: int | None = None) -> Iterator[Wave]:
+    """Chunks of about `seconds` of a long file, never the whole in memory; at `sample_rate` Hz if one is given.
+
+    Joined, they are what `read` (and `resample`) give: each chunk is resampled with its neighbours' edges in view.
+    """
+    with _opened(path) as file:
+        rate = int(file.samplerate)
+        up, down = _ratio(rate, sample_rate or rate)
+        # Chunks begin at multiples of `down` input samples, where an input and an output sample coincide.
+        size = max(1, round(seconds * rate / down)) * down
+        context = 0 if up == down else (HALF_TAPS * max(up, down) // (up * down) + 1) * down
+        done, held, head = 0, np.zeros(0, np.float32), 0
+        while len(block := file.read(size, dtype="float32", always_2d=True)):
+            done += len(block)
+            held = np.concatenate([held, _mono(block, path)])
+            # The last `context` samples wait for what follows them; those before are final.
+            ready = (len(held) - head - context) // down * down
+            if ready > 0:
+                yield _resampled(held, up, down)[head * up // down : (head + ready) * up // down]
+                start = max(0, head + ready - context)
+                held, head = held[start:], head + ready - start
+        _check_count(done, file.frames, path)
+        if len(held) > head:
+            yield _resampled(held, up, down)[head * up // down :]
+
+
+def resample(wave: Wave, old: int, new: int) -> Wave:
+    """`wave` of `old` Hz at `new` Hz, by a polyphase low-pass filter; ``ceil(samples * new / old)`` samples."""
+    return _resampled(wave, *_ratio(old, new))
+
+
+def _resampled(wave: Wave, up: int, down: int) -> Wave:
+    if up == down or not len(wave):
+        return wave
+    out: Wave = resample_poly(wave, up, down, window=_filter(up, down)).astype(np.float32, copy=False)
+    return out
+
+
+def _ratio(old: int, new: int) -> tuple[int, int]:
+    divisor = gcd(old, new)
+    return new // divisor, old // divisor
+
+
+@lru_cache(maxsize=64)
+def _filter(up: int, down: int) -> Wave:
+    """The low-pass filter that `resample_poly` would design anew on every call (Kaiser, beta 5)."""
+    widest = max(up, down)
+    taps: Wave = firwin(2 * HALF_TAPS * widest + 1, 1 / widest, window=("kaiser", 5.0)).astype(np.float32)
+    return taps
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    """A soundfile reader of a file that is there, is audio, is not empty and whose header keeps its promise."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: {'a folder' if Path(path).is_dir() else 'no such file'}: an audio file is expected")
+    if Path(path).stat().st_size == 0:
+        raise UserError(f"{path}: empty: it holds no bytes")
+    try:
+        with sf.SoundFile(path) as file:
+            _check_header(file, path)
+            yield file
+    except sf.LibsndfileError as error:
+        reason = str(error.error_string).rstrip(".")
+        if "lost sync" in reason or "unknown error" in reason:
+            raise UserError(f"{path}: truncated or corrupt audio ({reason})") from error
+        raise UserError(f"{path}: not an audio file that can be read ({reason})") from error
+
+
+def _check_header(file: Any, path: Path | str) -> None:
+    # libsndfile shrinks the frame count of a cut WAV or AIFF to what is there, and tells only in its log.
+    found = re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info)
+    if found and int(found[2]) < int(found[1]) < UNKNOWN_SIZE:
+        raise UserError(f"{path}: truncated: its header promises {found[1]} bytes of audio, it holds {found[2]}")
+    # an Ogg file may end without its mark (a recorded broadcast), but then it ends with a whole page
+    cut_page = "lacks an end-of-stream bit" in file.extra_info and "Junk after the last page" in file.extra_info
+    if cut_page or "ended unexpectedly" in file.extra_info:
+        raise UserError(f"{path}: truncated: the stream has no end")
+    if file.frames == 0:
+        raise UserError(f"{path}: empty: it holds no samples")
+
+
+def _check_count(samples: int, promised: int, path: Path | str) -> None:
+    if samples < promised:
+        raise UserError(f"{path}: truncated: its header promises {promised} samples, it holds {samples}")
+
+
+def _mono(frames: NDArray[np.float32], path: Path | str) -> Wave:
+    """``(samples, channels)`` averaged over channels."""
+    wave: Wave = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(wave).all():
+        raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is NaN or Inf")
+    return wave

@@ -1,0 +1,124 @@
+"""Augmentation of waves and features. All randomness comes from the generator given, so a stream's key replays it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field
+from scipy.fft import irfft, next_fast_len, rfft
+from torch import Tensor
+
+from xmodal_kd.adapter.adapter import Strict
+
+from .audio import Wave, resample
+
+
+def ordered(value: tuple[float, float]) -> tuple[float, float]:
+    """Validates a range."""
+    if value[0] > value[1]:
+        raise ValueError(f"a range is (least, most), got {value}")
+    return value
+
+
+def _within(least: float, most: float) -> AfterValidator:
+    def check(value: tuple[float, float]) -> tuple[float, float]:
+        if not least <= value[0] <= value[1] <= most:
+            raise ValueError(f"a range within {least:g} and {most:g} is expected, got {value}")
+        return value
+
+    return AfterValidator(check)
+
+
+#: (least, most), drawn uniformly.
+Range = Annotated[tuple[float, float], AfterValidator(ordered)]
+SpeedRange = Annotated[tuple[float, float], _within(0.1, 10)]
+GainRange = Annotated[tuple[float, float], _within(1e-3, 1e3)]
+MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
+
+
+class Augment(Strict):
+    """What happens to a training utterance. A range of None is off.
+
+    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `noise_snr_db` and
+    the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is a share of the mels
+    or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
+    """
+
+    speed: SpeedRange | None = None
+    gain_db: Range | None = None
+    noise_snr_db: Range | None = None
+    #: Exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
+    noise_colour: Range = (0.0, 2.0)
+    freq_masks: int = Field(default=2, ge=0)
+    freq_width: float = Field(default=0.15, ge=0)
+    time_masks: int = Field(default=2, ge=0)
+    time_width: float = Field(default=0.05, ge=0)
+
+    @property
+    def waves(self) -> bool:
+        """Whether anything happens to waves, so that features cannot be computed once."""
+        return not (self.speed is None and self.gain_db is None and self.noise_snr_db is None)
+
+    @property
+    def masks(self) -> bool:
+        return self.freq_masks > 0 or self.time_masks > 0
+
+    @property
+    def fastest(self) -> float:
+        """The highest speed, at which an utterance has the fewest frames."""
+        return 1.0 if self.speed is None else round(100 * self.speed[1]) / 100  # as `change_speed` rounds
+
+
+def perturb(wave: Wave, config: Augment, rng: np.random.Generator) -> Wave:
+    """Speed and gain: what every role hears."""
+    if config.speed is not None:
+        wave = change_speed(wave, rng.uniform(*config.speed))
+    if config.gain_db is not None:
+        wave = wave * np.float32(10 ** (rng.uniform(*config.gain_db) / 20))
+    return wave
+
+
+def change_speed(wave: Wave, factor: float) -> Wave:
+    """Tempo and pitch times `factor`, to the nearest percent; ``ceil(samples / factor)`` samples."""
+    return resample(wave, round(100 * factor), 100)
+
+
+def add_noise(wave: Wave, snr_db: float, rng: np.random.Generator, *, colour: float = 1.0, level: float = 0.0) -> Wave:
+    """`wave` with noise `snr_db` below `level`, the RMS of its speech (0: the RMS of the whole wave)."""
+    scale = (level or rms(wave)) * 10 ** (-snr_db / 20)
+    return wave + np.float32(scale) * coloured_noise(len(wave), colour, rng)
+
+
+def coloured_noise(samples: int, colour: float, rng: np.random.Generator) -> Wave:
+    """``(samples,)`` of RMS 1 whose power falls as 1 / frequency**colour: 0 white, 1 pink, 2 brown."""
+    size = next_fast_len(max(samples, 16), real=True)
+    spectrum = rfft(rng.standard_normal(size, dtype=np.float32))
+    # Flat below 1/200 of the sample rate: brown noise would else be a rumble nobody hears, whatever its SNR.
+    frequency = np.maximum(np.arange(len(spectrum)), size / 200)
+    noise = irfft(spectrum * frequency ** (-colour / 2), size)[:samples]
+    return (noise / max(rms(noise), 1e-12)).astype(np.float32)  # type: ignore[no-any-return]
+
+
+def rms(wave: Wave) -> float:
+    return float(np.sqrt(np.mean(np.square(wave), dtype=np.float64))) if len(wave) else 0.0
+
+
+def spec_augment(features: Tensor, config: Augment, rng: np.random.Generator) -> Tensor:
+    """``(t, mels)`` with bands of mels and stretches of time set to the utterance's mean of each mel; a new tensor."""
+    frames, mels = features.shape
+    hidden = torch.zeros(frames, mels, dtype=torch.bool)
+    for _ in range(config.freq_masks):
+        hidden[:, _span(mels, config.freq_width, rng)] = True
+    for _ in range(config.time_masks):
+        hidden[_span(frames, config.time_width, rng)] = True
+    return torch.where(hidden, features.mean(dim=0), features)
+
+
+def _span(size: int, width: float, rng: np.random.Generator) -> slice:
+    """A stretch of 0 to `width` (share or count) of `size` positions, anywhere among them."""
+    widest = int(width * size) if width < 1 else min(int(width), size)
+    length = int(rng.integers(widest + 1))
+    start = int(rng.integers(size - length + 1))
+    return slice(start, start + length)

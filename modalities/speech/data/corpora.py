@@ -1,0 +1,152 @@
+"""The data section of a speech recipe, and the recordings of its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.runtime.errors import UserError, nearest
+
+from .augment import Augment
+from .compose import Compose
+from .features import Features
+from .manifests import Utterance, read_fsdd, read_librispeech, read_manifest
+from .tokens import Kind, Tokens
+
+SPLITS = ("train", "dev", "test")
+SourceName = Literal["fsdd", "manifest", "librispeech"]
+_ONE = {"enum": list(get_args(SourceName))}
+#: One name stands for a list of one.
+Sources = Annotated[
+    tuple[SourceName, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}, mode="validation"),
+]
+
+
+class SpeechData(Strict):
+    """Where the recordings are, how they are split, and what a recogniser hears and writes.
+
+    With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
+    folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``.
+    """
+
+    sources: Sources
+    #: The folder of the one source; of several, the folder that holds a folder named after each.
+    path: Path
+    train_speakers: tuple[str, ...] = ()
+    dev_speakers: tuple[str, ...] = ()
+    test_speakers: tuple[str, ...] = ()
+    tokens: Kind = "words"
+    #: A saved teacher's vocabulary: the student's, or one of its own, which the term `uhc` compares by symbols.
+    vocabulary: Literal["same", "by_name"] = "same"
+    features: Features = Features()
+    compose: Compose | None = None
+    augment: Augment = Augment()
+    #: What the teacher hears of a training batch: its ``clean`` features, or the ``features`` that the student hears.
+    teacher_view: Literal["clean", "shared"] = "clean"
+    #: Longer training utterances are left out, and reported.
+    max_seconds: float = Field(default=30.0, gt=0)
+    #: Of the recordings, which models made from them inherit: stands on their cards, as Hugging Face names it.
+    license: str | None = None
+    #: Classes of similar duration that training batches are drawn from: 1 is no bucketing.
+    buckets: int = Field(default=10, ge=1)
+
+    @property
+    def speakers(self) -> dict[str, tuple[str, ...]]:
+        """The speakers listed for each split."""
+        return {"train": self.train_speakers, "dev": self.dev_speakers, "test": self.test_speakers}
+
+    @property
+    def by_speaker(self) -> bool:
+        return any(self.speakers.values())
+
+    @model_validator(mode="after")
+    def _check_speakers(self) -> SpeechData:
+        for (one, here), (other, there) in combinations(self.speakers.items(), 2):
+            if both := sorted(set(here) & set(there)):
+                raise ValueError(f"{one}_speakers and {other}_speakers: {both[0]!r} is in both")
+        if "fsdd" in self.sources and not self.by_speaker:
+            raise ValueError("train_speakers: fsdd has no splits of its own: list speakers for train, dev and test")
+        return self
+
+
+def utterances(data: SpeechData, split: str) -> list[Utterance]:
+    """The recordings of `split`, sorted.
+
+    Raises:
+        UserError: it names the key of `data` that is at fault: a path that does not exist, a speaker that nobody is,
+            a split without recordings, a recording in two splits.
+    """
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
+    if not data.path.expanduser().exists():
+        where = "" if data.path.expanduser().is_absolute() else f" in {Path.cwd()}, where this was called"
+        raise UserError(f"data.path: {data.path} does not exist{where}")
+    if data.by_speaker and not data.speakers[split]:
+        raise UserError(f"data.{split}_speakers: the {split} split is empty: list at least one speaker")
+    found = [utterance for name in data.sources for utterance in _source(data, name, split)]
+    if data.by_speaker:
+        _check_known(data, {utterance.speaker for utterance in found})
+        found = [utterance for utterance in found if utterance.speaker in data.speakers[split]]
+    if not found:
+        raise UserError(f"data.path: {data.path} has no utterance for the {split} split")
+    return found
+
+
+def build_tokens(data: SpeechData) -> Tokens:
+    """The vocabulary of the training split's texts."""
+    return Tokens.build(data.tokens, (utterance.text for utterance in utterances(data, "train")))
+
+
+def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utterance]:
+    folder = data.path.expanduser()
+    several = len(data.sources) > 1
+    if several:
+        folder /= name
+        if not folder.is_dir():
+            raise UserError(f"data.path: of several sources, {name!r} is expected at {folder}")
+    readers = {"fsdd": lambda: read_fsdd(folder), "manifest": lambda: _manifests(data, folder, split)}
+    found = readers.get(name, lambda: _librispeech(data, folder, split))()
+    for utterance in found:
+        yield replace(utterance, key=f"{name}/{utterance.key}") if several else utterance
+
+
+def _manifests(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
+    if data.by_speaker:
+        files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
+        return [utterance for file in files for utterance in read_manifest(file)]
+    present = {name: folder / f"{name}.jsonl" for name in SPLITS if (folder / f"{name}.jsonl").is_file()}
+    if split not in present:
+        raise UserError(f"data.path: {folder / split}.jsonl is missing; without speaker lists it is the {split} split")
+    read = {name: read_manifest(file) for name, file in present.items()}
+    here = {utterance.file for utterance in read[split]}
+    for name, others in read.items():
+        if name != split and (both := next((other.key for other in others if other.file in here), None)):
+            raise UserError(
+                f"data.path: {both!r} is in {split}.jsonl and in {name}.jsonl: a split must not see another"
+            )
+    return read[split]
+
+
+def _librispeech(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
+    if data.by_speaker:
+        return read_librispeech(folder)
+    parts = sorted(part for part in folder.glob(f"{split}*") if part.is_dir())
+    if not parts:
+        raise UserError(f"data.path: {folder} has no folder {split}*; without speaker lists that is the {split} split")
+    return [utterance for part in parts for utterance in read_librispeech(part)]
+
+
+def _check_known(data: SpeechData, known: set[str]) -> None:
+    for split, listed in data.speakers.items():
+        for speaker in listed:
+            if speaker not in known:
+                raise UserError(f"data.{split}_speakers: no recording of {speaker!r}{nearest(speaker, known)}")

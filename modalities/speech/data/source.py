@@ -1,0 +1,238 @@
+"""Batches of features and targets: the `Source` of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+
+from .audio import Wave
+from .augment import add_noise, perturb, spec_augment
+from .compose import Composer
+from .corpora import SpeechData, build_tokens, utterances
+from .features import Frontend
+from .manifests import Utterance
+from .tokens import Tokens
+
+__all__ = ["Item", "Sample", "SpeechData", "SpeechSource", "build_tokens", "utterances"]
+
+#: Bytes of features (of waves, where augmentation changes them) that one source keeps in memory; past that they are
+#: computed anew. 1 GiB is 18 hours of 40 mels at 100 frames a second.
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Item:
+    """An utterance before its audio is read. `seconds` are right to within `margin`; `wave()` renders it."""
+
+    key: str
+    text: str
+    speaker: str
+    seconds: float
+    margin: float
+    wave: Callable[[], Wave]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance as a model hears it.
+
+    Attributes:
+        clean: ``(t, mels)`` features that share the tempo and gain of `features`, but none of its noise or masks.
+        features: ``(t, mels)`` augmented features; the very tensor `clean` when nothing differs.
+        target: symbol numbers.
+    """
+
+    index: int
+    key: str
+    text: str
+    speaker: str
+    clean: Tensor
+    features: Tensor
+    target: list[int]
+
+
+class SpeechSource:
+    """The utterances of one split, as functions of (epoch, index).
+
+    Training utterances that CTC could not align (too few frames for their text, at the highest speed that augmentation
+    may draw) or that are longer than ``data.max_seconds`` are in `left_out` with the reason, and in no plan. Dev and
+    test keep every utterance: a WER that skips the hard ones would flatter.
+
+    Args:
+        streams: of the run; order and augmentation are drawn from it.
+        stride: frames to one output frame of the models, for what CTC can align.
+    Raises:
+        UserError: a text that `tokens` cannot spell (it names the utterance), a split that is or becomes empty, and
+            whatever `utterances` finds wrong with the data.
+    """
+
+    def __init__(
+        self, data: SpeechData, split: str, tokens: Tokens, streams: Streams, batch_size: int, stride: int = 4
+    ) -> None:
+        self.data, self.split, self.tokens, self.streams = data, split, tokens, streams
+        self.batch_size, self.stride = batch_size, stride
+        self.frontend = Frontend(data.features)
+        self.left_out: list[tuple[str, str]] = []
+        self.items: list[Item] = []
+        self.targets: list[list[int]] = []
+        for item in _items(data, split, streams):
+            self._take(item)
+        if not self.items:
+            key, reason = self.left_out[0]
+            raise UserError(f"data: every utterance of the {split} split is left out; the first, {key}: {reason}")
+        self._memory: Cache[Any] = Cache(MEMORY)
+
+    def _take(self, item: Item) -> None:
+        """Keep an utterance, or leave it out and say why."""
+        try:
+            target = self.tokens.encode(item.text)
+        except UserError as error:
+            raise UserError(f"{self.split} utterance {item.key}: {error}") from error
+        reason = self._unfit(item, target) if self.split == "train" else None
+        if reason is not None:
+            self.left_out.append((item.key, reason))
+            return
+        self.items.append(item)
+        self.targets.append(target)
+
+    def _unfit(self, item: Item, target: Sequence[int]) -> str | None:
+        if item.seconds > self.data.max_seconds:
+            return f"{item.seconds:.1f} s is longer than data.max_seconds ({self.data.max_seconds:g})"
+        shortest = (item.seconds - item.margin) / self.data.augment.fastest
+        # 1e-6: seconds times rate gives back the samples, not one less by rounding
+        frames = self.frontend.frames(int(shortest * self.data.features.sample_rate + 1e-6))
+        return self._unaligned(frames, target)
+
+    def _unaligned(self, frames: int, target: Sequence[int]) -> str | None:
+        needed, there = self.tokens.min_frames(target), -(-frames // self.stride)
+        return f"its text needs {needed} output frames, its audio gives {there}" if needed > there else None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, every sample once. Training: similar durations together, in random order, all of
+        `batch_size` but one that may be smaller, anywhere. Dev and test: by duration, the last may be smaller."""
+        by_length = sorted(range(len(self)), key=lambda i: (self.items[i].seconds, i))
+        if self.split != "train":
+            return [by_length[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
+        rng = self.streams.numpy("order", epoch)
+        buckets = np.array_split(by_length, min(self.data.buckets, len(self)))
+        order = np.concatenate([rng.permutation(bucket) for bucket in buckets])
+        sizes = [self.batch_size] * (len(self) // self.batch_size)
+        if rest := len(self) % self.batch_size:
+            # Anywhere among the durations, so that no duration is always in the small batch.
+            sizes.insert(int(rng.integers(len(sizes) + 1)), rest)
+        batches = np.split(order, np.cumsum(sizes)[:-1])
+        return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """One utterance, augmented by the streams of (split, epoch, index) if this is the training split.
+
+        Raises `UserError` that names a file which cannot be read, or is shorter than it was said to be.
+        """
+        item, target = self.items[index], self.targets[index]
+        if self.split != "train":
+            clean = features = self._remembered(index)
+        else:
+            clean, features = self._augmented(index, epoch)
+            if reason := self._unaligned(len(clean), target):
+                raise UserError(f"train utterance {item.key}: {reason}: is the duration in its manifest right?")
+        return Sample(index, item.key, self.tokens.normalise(item.text), item.speaker, clean, features, target)
+
+    def _augmented(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The clean and the augmented view of a training utterance."""
+        augment, path = self.data.augment, (self.split, epoch, index)
+        if augment.waves:
+            clean, features = self._heard(index, self.streams.numpy("augment", *path))
+        else:
+            clean = features = self._remembered(index)
+        if augment.masks:
+            features = spec_augment(features, augment, self.streams.numpy("specaugment", *path))
+        return clean, features
+
+    def _heard(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Features of the perturbed wave, without and with noise."""
+        augment = self.data.augment
+        wave = perturb(self._memory.get(index, self.items[index].wave), augment, rng)
+        clean = self.frontend(torch.from_numpy(wave))
+        if augment.noise_snr_db is None:
+            return clean, clean
+        noisy = add_noise(wave, rng.uniform(*augment.noise_snr_db), rng, colour=rng.uniform(*augment.noise_colour))
+        return clean, self.frontend(torch.from_numpy(noisy))
+
+    def _remembered(self, index: int) -> Tensor:
+        """Features of the wave as it is, computed once."""
+
+        def compute() -> Tensor:
+            return self.frontend(torch.from_numpy(self.items[index].wave()))
+
+        return self._memory.get(index, compute)  # type: ignore[no-any-return]
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """A batch of b utterances.
+
+        ``ids`` (b,) int64, ``clean`` and ``features`` (b, T, mels) float32 padded with zeros, and one tensor where no
+        sample's views differ; ``lengths`` (b,) int64 valid frames; ``targets`` (b, L) int64 padded with -1;
+        ``target_lengths`` (b,) int64; ``keys``, ``texts`` (normalised), ``speakers`` lists of text.
+        """
+        clean = pad_sequence([sample.clean for sample in samples], batch_first=True)
+        same = all(sample.features is sample.clean for sample in samples)
+        targets = [torch.tensor(sample.target, dtype=torch.int64) for sample in samples]
+        return {
+            "ids": torch.tensor([sample.index for sample in samples]),
+            "clean": clean,
+            "features": clean if same else pad_sequence([sample.features for sample in samples], batch_first=True),
+            "lengths": torch.tensor([len(sample.clean) for sample in samples]),
+            "targets": pad_sequence(targets, batch_first=True, padding_value=-1),
+            "target_lengths": torch.tensor([len(target) for target in targets]),
+            "keys": [sample.key for sample in samples],
+            "texts": [sample.text for sample in samples],
+            "speakers": [sample.speaker for sample in samples],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the report; of what was left out, the number and the first 20."""
+        return {
+            "split": self.split,
+            "utterances": len(self),
+            "hours": sum(item.seconds for item in self.items) / 3600,
+            "speakers": sorted({item.speaker for item in self.items}),
+            "left_out": len(self.left_out),
+            "left_out_examples": [{"key": key, "reason": reason} for key, reason in self.left_out[:20]],
+        }
+
+
+def _items(data: SpeechData, split: str, streams: Streams) -> list[Item]:
+    """The utterances of a split as they are recorded, or as they are composed."""
+    found, rate = utterances(data, split), data.features.sample_rate
+    if data.compose is not None:
+        return _composed(Composer(data.compose, found, streams, split, rate))
+    return [_recorded(utterance, rate) for utterance in found]
+
+
+def _recorded(utterance: Utterance, rate: int) -> Item:
+    # A header counts samples, a manifest rounds, usually to a millisecond.
+    margin = 0.0 if utterance.duration is None else 1e-3
+    wave = partial(utterance.wave, rate)
+    return Item(utterance.key, utterance.text, utterance.speaker, utterance.seconds(), margin, wave)
+
+
+def _composed(composer: Composer) -> list[Item]:
+    items = []
+    for i in range(len(composer)):
+        made = composer.composition(i)
+        wave = partial(composer.wave, i)
+        items.append(Item(made.key, made.text, made.speaker, composer.seconds(made), 1e-3, wave))
+    return items

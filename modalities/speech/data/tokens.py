@@ -1,0 +1,120 @@
+"""What a recogniser writes: words or characters, with the CTC blank as symbol 0."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal, cast, get_args
+
+from xmodal_kd.runtime.errors import UserError
+
+Kind = Literal["words", "characters"]
+
+BLANK = "<blank>"
+#: How a space is written among characters.
+SPACE = "|"
+
+
+def normalise(text: str) -> str:
+    """The form that WER is computed on: lower case, words of letters, digits and apostrophes, single spaces.
+
+    Hyphens and dashes part words (``helter-skelter`` is two); other punctuation is dropped.
+
+    >>> normalise("Red-Eye's face,  he said.")
+    "red eye's face he said"
+    """
+    text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+    kept = (_kept(character) for character in text)
+    return " ".join(word for word in "".join(kept).split() if word.strip("'"))
+
+
+def _kept(character: str) -> str:
+    category = unicodedata.category(character)
+    if character == "'" or category[0] in "LMN":
+        return character
+    return " " if category == "Pd" or character.isspace() else ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A vocabulary. Symbol 0 is the blank; the rest are sorted, so that one training set gives one order.
+
+    >>> digits = Tokens.build("words", ["one two", "two nine"])
+    >>> digits.symbols, digits.encode("two two")
+    (('<blank>', 'nine', 'one', 'two'), [3, 3])
+    """
+
+    kind: Kind
+    symbols: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"tokens: kind {self.kind!r} is neither of {', '.join(get_args(Kind))}")
+        if not self.symbols or self.symbols[0] != BLANK:
+            raise UserError(f"tokens: symbol 0 must be {BLANK!r}, not {self.symbols[:1]}")
+        if len(set(self.symbols)) != len(self.symbols):
+            raise UserError("tokens: a symbol occurs twice")
+
+    @classmethod
+    def build(cls, kind: Kind, texts: Iterable[str]) -> Tokens:
+        """The symbols that occur in `texts`, which must be the training texts only.
+
+        Raises `UserError` for digits among characters: "7" says nothing about how it is spoken.
+        """
+        found: set[str] = set()
+        for text in texts:
+            pieces = _pieces(kind, text)
+            if kind == "characters" and (digit := next((p for p in pieces if p.isnumeric()), None)):
+                raise UserError(f"tokens: {digit!r} in {text!r}: characters need numbers written as words")
+            found.update(pieces)
+        return cls(kind, (BLANK, *sorted(found)))
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    def normalise(self, text: str) -> str:
+        return normalise(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Symbol numbers of `text`, which is normalised first. Raises `UserError` that names an unknown symbol."""
+        pieces = _pieces(self.kind, text)
+        unknown = next((piece for piece in pieces if piece not in self._index), None)
+        if unknown is not None:
+            raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text has it")
+        return [self._index[piece] for piece in pieces]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`. Blanks are skipped; repeats are kept, for they are the decoder's to merge."""
+        symbols = [self.symbols[i] for i in ids if i != 0]
+        if self.kind == "words":
+            return " ".join(symbols)
+        return " ".join(word for word in "".join(symbols).split(SPACE) if word)
+
+    @staticmethod
+    def min_frames(ids: Sequence[int]) -> int:
+        """Output frames that a CTC path of `ids` needs: one each, and a blank between equal neighbours."""
+        return len(ids) + sum(a == b for a, b in pairwise(ids))
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": self.kind, "symbols": self.symbols}, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokens:
+        try:
+            record = json.loads(text)
+            return cls(cast(Kind, record["kind"]), tuple(record["symbols"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"tokens: not a vocabulary written by to_json ({error})") from error
+
+
+def _pieces(kind: Kind, text: str) -> list[str]:
+    text = normalise(text)
+    return text.split() if kind == "words" else list(text.replace(" ", SPACE))

@@ -1,0 +1,1 @@
+"""A saved recogniser: folder, card, ONNX in float32 and int8."""

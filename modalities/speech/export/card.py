@@ -1,0 +1,43 @@
+"""What the card of a saved recogniser says."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from xmodal_kd.adapter.saved_model import About
+
+from ..data.corpora import SpeechData
+from ..data.tokens import Tokens
+
+USE = """```sh
+xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
+```
+
+takes audio files of any sample rate and length, with `pip install 'xmodal-kd[speech]'`. From Python:
+
+```python
+from xmodal_kd.modalities.speech.use.transcribe import Recogniser
+
+print(Recogniser("path/to/this/folder").transcribe("recording.wav")["text"])
+```
+
+`model.onnx` and `model.int8.onnx`, where they lie here, take `features` (batch, time, mels) and `lengths` (batch,) and
+give `logits` and `logit_lengths`; class 0 is the blank. `card.json` says what the features are."""
+
+
+def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
+    """A CTC model: what it hears, what it writes, how long it waits."""
+    features, stride = data.features, int(model.stride)  # type: ignore[arg-type]
+    seconds = features.hop / features.sample_rate
+    field = getattr(model, "receptive_field", None)
+    waits = "It needs the whole utterance." if field is None else (
+        f"An answer hangs on {field[0] * seconds:.2f} s before and {field[1] * seconds:.2f} s after it."
+    )  # fmt: skip
+    what = (
+        f"It writes what is said in {tokens.kind} ({len(tokens.symbols) - 1} of them beside the blank), a frame every "
+        f"{1000 * stride * seconds:.0f} ms of audio at {features.sample_rate} Hz, decoded greedily. {waits}"
+    )
+    return About("CTC speech recogniser", what, USE, {"pipeline_tag": "automatic-speech-recognition"})
+
+
+__all__ = ["about"]

@@ -1,0 +1,85 @@
+"""A saved recogniser: ``card.json`` and ``model.safetensors`` or ``packed.safetensors``. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from torch import nn
+
+from xmodal_kd.adapter import saved_model as saved
+from xmodal_kd.adapter.saved_model import CARD, WEIGHTS, explain, read_card
+from xmodal_kd.compress.folder import load
+from xmodal_kd.runtime.checkpoint import write_json, write_tensors
+from xmodal_kd.runtime.errors import UserError
+
+from ..models import MODELS, AcousticModel
+
+
+class Card(saved.Card):
+    """What ``card.json`` says: all that a recogniser needs beside its weights."""
+
+    modality: str = Field(pattern="^speech$")
+    features: dict[str, Any]
+    tokens: dict[str, Any]
+    sample_rate: int = Field(gt=0)
+    stride: int = Field(gt=0)
+    """Feature frames an output frame."""
+    receptive_field: tuple[int, int] | None = None
+    """Feature frames seen before and after an output frame; None where the model sees the whole utterance."""
+
+
+def save_model(
+    folder: Path | str, model_name: str, params: Mapping[str, Any], model: nn.Module,
+    features: Mapping[str, Any], tokens: Mapping[str, Any], extra: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write a folder that `load_model` and `Recogniser` read.
+
+    Args:
+        model_name: name in `MODELS`; `params` are its parameters.
+        features: the front end's configuration, with ``sample_rate`` and ``mels`` among it.
+        tokens: ``{"kind", "symbols"}``, the blank first.
+        extra: whatever else the card should say; it may not contradict what the card says already.
+    """
+    folder = Path(folder)
+    card = {
+        "format": 1, "modality": "speech", "model": model_name, "params": dict(params),
+        "features": dict(features), "tokens": dict(tokens), "sample_rate": features["sample_rate"],
+        "stride": model.stride, "receptive_field": getattr(model, "receptive_field", None),
+    }  # fmt: skip
+    if clash := sorted(set(card) & set(extra or {})):
+        raise ValueError(f"extra may not set {', '.join(clash)} of the card")
+    # each file appears whole or not at all, and the card, which makes it a recogniser, comes last
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_json(folder / CARD, card | dict(extra or {}))
+    return folder
+
+
+def load_card(folder: Path | str) -> Card:
+    """The card of a saved recogniser. Raises `UserError` that names what is missing or wrong."""
+    return read_card(Path(folder), Card, "recogniser")
+
+
+def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
+    """The model of a saved folder, in eval mode on the CPU, and its card.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights are not those of the model that the card names.
+    """
+    card, path = load_card(folder), Path(folder) / WEIGHTS
+    model = _build(card, Path(folder) / CARD)
+    load(model, path)
+    return model.eval(), card
+
+
+def _build(card: Card, path: Path) -> AcousticModel:
+    cls = MODELS[card.model]
+    try:
+        config = cls.Config.model_validate(card.params)
+        return cls(config, mels=int(card.features["mels"]), classes=len(card.tokens["symbols"]))
+    except ValidationError as error:
+        raise UserError(f"{path}: params.{explain(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: features.mels or tokens.symbols is missing or wrong ({error})") from error

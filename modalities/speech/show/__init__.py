@@ -1,0 +1,1 @@
+"""Utterances on a run's page."""

@@ -1,0 +1,70 @@
+"""What `list` shows: every kind of thing, with one line each, and the paper of each loss."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from xmodal_kd.cli.catalogue import KINDS, catalogue
+from xmodal_kd.losses import LOSSES, loss
+from xmodal_kd.losses.base import INPUTS
+from xmodal_kd.runtime.errors import UserError
+
+FIELDS = {
+    "losses": {"name", "summary", "paper", "year", "family", "needs", "reduction", "parameters"},
+    "methods": {"name", "summary"},
+    "schemes": {"name", "summary", "paper", "year", "family", "teacher"},
+    "compress": {"name", "summary", "paper", "year"},
+    "models": {"name", "modality", "summary"},
+    "datasets": {"name", "modality", "summary"},
+    "modalities": {"name", "summary"},
+    "recipes": {"name", "summary"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_has_its_fields_and_one_line(kind: str) -> None:
+    rows = [row for row in catalogue(kind) if not row["name"].startswith("test_")]
+    assert rows
+    names = [(row.get("modality"), row["name"]) for row in rows]
+    assert len(set(names)) == len(names) and names == sorted(names, key=lambda n: (n[0] or "", n[1]))
+    for row in rows:
+        assert FIELDS[kind] <= row.keys()
+        assert row["summary"] and "\n" not in row["summary"], row["name"]
+    assert json.loads(json.dumps(rows)) == rows, "as --json prints it"
+
+
+def test_losses_name_their_paper_and_what_they_need() -> None:
+    rows = {row["name"]: row for row in catalogue("losses")}
+    assert {"kd", "logit_mse", "hint", "at", "cka", "dist", "ctc"} <= rows.keys(), "those of the modalities too"
+    for name, row in rows.items():
+        if not name.startswith("test_"):
+            assert row["paper"] and row["year"] > 1950 and row["needs"], name
+    assert rows["dmkd"]["experimental"] and rows["dmkd"]["summary"].startswith("Experimental. Inspired by")
+    assert all(row["experimental"] == (row["confidence"] == "C") for row in rows.values())
+    assert rows["kd"]["parameters"]["temperature"] == 4.0 and "teacher" in rows["kd"]["needs"]
+    assert "labels" in rows["ctc"]["needs"] and "teacher" not in rows["ctc"]["needs"]
+
+
+def test_a_required_parameter_can_be_listed() -> None:
+    @loss("test_required", reduction="rows", family="test", paper="", year=2026)
+    def required(student: Any, teacher: Any, *, margin: float) -> Any:
+        """A margin that has no default."""
+
+    assert json.loads(json.dumps(LOSSES["test_required"].describe()))["parameters"] == {"margin": None}
+
+
+def test_a_loss_that_asks_for_what_nobody_has_fails_at_import() -> None:
+    with pytest.raises(TypeError, match=r"'test_bad' asks for unknown inputs \['logits'\]; .*behind a \*"):
+
+        @loss("test_bad", reduction="rows", family="test", paper="", year=2026)
+        def bad(logits: Any) -> Any: ...
+
+    assert "test_bad" not in LOSSES and "student" in INPUTS
+
+
+def test_an_unknown_list_offers_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"list 'loses': there is no such list \(nearest: losses"):
+        catalogue("loses")

@@ -1,0 +1,290 @@
+"""Attention over batches and ragged rows, against the sum written out; and when another operator is trusted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from xmodal_kd.models import attention as module
+from xmodal_kd.models.attention import attention, kernel_for
+
+HEADS, WIDTH = 2, 8
+
+
+def rows(*shape: int, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=random).requires_grad_()
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """One item, ``(n, h, d)`` and ``(m, h, d)``: the formula."""
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(dim=-1).nan_to_num(0.0)
+    return torch.einsum("hnm,mhe->nhe", weights, v)
+
+
+def item_by_item(q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], **kwargs: Any) -> Tensor:
+    parts = zip(q.split(own), k.split(seen), v.split(seen), strict=True)
+    return torch.cat([by_hand(*part, **kwargs) for part in parts])
+
+
+def agree(run: Callable[..., Tensor], expected: Callable[..., Tensor], *leaves: Tensor) -> None:
+    """Results and gradients of both."""
+    found, wanted = run(*leaves), expected(*leaves)
+    torch.testing.assert_close(found, wanted)
+    weight = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(9))
+    for a, b in zip(
+        torch.autograd.grad(found, leaves, weight), torch.autograd.grad(wanted, leaves, weight), strict=True
+    ):
+        assert torch.isfinite(a).all()
+        torch.testing.assert_close(a, b)
+
+
+def ragged(own: list[int], seen: list[int], value: int = WIDTH) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        rows(sum(own), HEADS, WIDTH, seed=1), rows(sum(seen), HEADS, WIDTH, seed=2),
+        rows(sum(seen), HEADS, value, seed=3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_a_batch_is_its_items(scale: float | None) -> None:
+    q, k, v = rows(3, 5, HEADS, WIDTH, seed=1), rows(3, 7, HEADS, WIDTH, seed=2), rows(3, 7, HEADS, 4, seed=3)
+
+    def expected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([by_hand(*item, scale=scale) for item in zip(q, k, v, strict=True)])
+
+    agree(lambda q, k, v: attention(q, k, v, scale=scale), expected, q, k, v)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 7), (3, 1, 1, 7), (3, HEADS, 5, 7), (1, HEADS, 1, 7)])
+def test_masks_of_every_shape(shape: tuple[int, ...]) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(4)) < 0.6
+    q, k, v = rows(3, 5, HEADS, WIDTH, seed=1), rows(3, 7, HEADS, WIDTH, seed=2), rows(3, 7, HEADS, 4, seed=3)
+    each = mask.expand(3, HEADS, 5, 7)
+
+    def expected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([by_hand(*item) for item in zip(q, k, v, each, strict=True)])
+
+    agree(lambda q, k, v: attention(q, k, v, mask=mask), expected, q, k, v)
+
+
+def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient() -> None:
+    q, k, v = (rows(2, 3, HEADS, WIDTH, seed=i) for i in range(3))
+    mask = torch.tensor([[True, True, False], [False, False, False]])[:, None, None]
+    out = attention(q, k, v, mask=mask)
+    assert out[1].abs().max() == 0 < out[0].abs().min()
+    out.square().sum().backward()
+    for x in (q, k, v):
+        assert torch.isfinite(x.grad).all() and x.grad[1].abs().max() == 0
+    assert k.grad[0, 2].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "seen"),
+    [
+        ([4, 4, 4], [4, 4, 4]),
+        ([3, 5, 1, 5, 3], [3, 5, 1, 5, 3]),
+        ([3, 5, 2], [1, 4, 6]),
+        ([3, 0, 2, 0], [3, 0, 2, 0]),
+        ([3, 2, 0], [4, 0, 5]),
+        ([2], [7]),
+        (list(range(1, 25)), list(range(24, 0, -1))),
+        ([0, *range(1, 25)], [3, *range(24, 1, -1), 0]),
+    ],
+    ids=["equal", "some", "pairs", "empty items", "no keys", "one item", "many", "many and no keys"],
+)
+@pytest.mark.parametrize("most", [16, 0], ids=["grouped", "padded"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_ragged_rows_are_their_items(
+    own: list[int], seen: list[int], as_tensor: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.MOST_GROUPS, "cpu", most)
+    lengths = (torch.tensor(own), torch.tensor(seen)) if as_tensor else (own, seen)
+    agree(
+        lambda q, k, v: attention(q, k, v, lengths=lengths),
+        lambda q, k, v: item_by_item(q, k, v, own, seen),
+        *ragged(own, seen, value=4),
+    )
+
+
+def test_one_list_of_lengths_serves_queries_and_keys() -> None:
+    q, k, v = ragged([3, 5], [3, 5])
+    assert torch.equal(attention(q, k, v, lengths=[3, 5]), attention(q, k, v, lengths=([3, 5], [3, 5])))
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_nothing_at_all_keeps_its_graph(lengths: list[int]) -> None:
+    q, k, v = ragged([0], [0])
+    out = attention(q, k, v, lengths=lengths)
+    assert out.shape == (0, HEADS, WIDTH) and out.requires_grad
+    out.sum().backward()
+    assert q.grad.shape == q.shape
+
+
+@pytest.mark.parametrize("own", [[4, 4], [3, 5], list(range(1, 25))], ids=["equal", "grouped", "padded"])
+def test_dropout_keeps_the_mean_and_draws_from_the_global_generator(
+    own: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.MOST_GROUPS, "cpu", 16)
+    q, k, v = (x.detach() for x in ragged(own, own))
+    torch.manual_seed(0)
+    first = attention(q, k, v, lengths=own, dropout=0.5)
+    torch.manual_seed(0)
+    assert torch.equal(first, attention(q, k, v, lengths=own, dropout=0.5))
+    mean = torch.stack([attention(q, k, v, lengths=own, dropout=0.2) for _ in range(400)]).mean(0)
+    assert (mean - attention(q, k, v, lengths=own)).abs().mean() < 0.05 < (first - mean).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lengths": [3, 3]}, "8 queries, but 2 lengths that sum to 6"),
+        ({"lengths": ([3, 5], [2, 5])}, "8 keys, but 2 lengths that sum to 7"),
+        ({"lengths": ([3, 5], [8])}, "2 items of queries, but of 1 of keys"),
+        ({"lengths": [-1, 9]}, "lengths"),
+        ({"lengths": [3, 5], "mask": torch.ones(1, dtype=torch.bool)}, "not both"),
+        ({}, "or give lengths"),
+    ],
+)
+def test_what_does_not_fit_is_refused(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(*ragged([3, 5], [3, 5]), **kwargs)
+
+
+def test_a_batch_with_lengths_is_refused() -> None:
+    q = rows(2, 4, HEADS, WIDTH, seed=1)
+    with pytest.raises(ValueError, match=r"takes \(total, heads, width\)"):
+        attention(q, q, q, lengths=[4, 4])
+
+
+class Fake:
+    """xformers.ops as far as it is used, on any device. `spoil` changes its result."""
+
+    def __init__(self, spoil: Callable[[Tensor], Tensor]) -> None:
+        self.spoil, self.calls = spoil, []
+        self.fmha = SimpleNamespace(BlockDiagonalMask=SimpleNamespace(from_seqlens=self.from_seqlens))
+
+    def from_seqlens(self, own: list[int], seen: list[int], *, device: torch.device) -> tuple[list[int], list[int]]:
+        return own, seen
+
+    def memory_efficient_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Any, p: float, scale: float | None
+    ) -> Tensor:  # fmt: skip
+        assert q.shape[0] == 1 and q.dim() == 4
+        self.calls.append((attn_bias, p, scale, q.dtype))
+        return self.spoil(item_by_item(q[0], k[0], v[0], *attn_bias, scale=scale))[None]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    kernel_for.cache_clear()
+    yield
+    kernel_for.cache_clear()
+
+
+def install(patch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor] = lambda out: out) -> Fake:
+    """A fake xformers, tried on this device too."""
+    fake, package, ops = Fake(spoil), ModuleType("xformers"), ModuleType("xformers.ops")
+    ops.__dict__.update(memory_efficient_attention=fake.memory_efficient_attention, fmha=fake.fmha)
+    package.__dict__["ops"] = ops
+    patch.setitem(sys.modules, "xformers", package)
+    patch.setitem(sys.modules, "xformers.ops", ops)
+    patch.setattr(module, "KERNEL_DEVICES", frozenset({"cpu"}))
+    return fake
+
+
+def test_an_operator_that_agrees_is_used_and_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch)
+    state = torch.get_rng_state()
+    for _ in range(2):
+        agree(
+            lambda q, k, v: attention(q, k, v, lengths=([3, 5, 0], [2, 7, 0]), scale=0.4),
+            lambda q, k, v: item_by_item(q, k, v, [3, 5], [2, 7], scale=0.4),
+            *ragged([3, 5], [2, 7]),
+        )
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(fake.calls) == 3 and fake.calls[1:] == [(([3, 5], [2, 7]), 0.0, 0.4, torch.float64)] * 2
+
+
+def test_the_probe_works_where_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, (q, k, v) = install(monkeypatch), ragged([3, 5], [3, 5])
+    with torch.inference_mode():
+        attention(q, k, v, lengths=[3, 5], dropout=0.25)
+    assert [call[1] for call in fake.calls] == [0.0, 0.25]
+
+
+def test_equal_and_keyless_items_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch)
+    attention(*ragged([4, 4], [4, 4]), lengths=[4, 4])
+    attention(*ragged([4, 3], [4, 0]), lengths=([4, 3], [4, 0]))
+    assert fake.calls == []
+
+
+def refuse(out: Tensor) -> Tensor:
+    raise NotImplementedError("No operator found for `memory_efficient_attention_forward`\nwith many lines")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (refuse, "No operator found"),
+        (lambda out: out.detach(), "does not require grad"),
+        (lambda out: out.detach() + 0 * out, "gradient of q differs"),
+        (lambda out: 1.1 * out, "result differs"),
+        (lambda out: out * torch.nan, "result differs"),
+    ],
+    ids=["refuses", "no graph", "no gradient", "wrong", "nan"],
+)
+def test_an_operator_that_fails_is_not_used_and_why_is_said_once(
+    spoil: Callable[[Tensor], Tensor], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, spoil)
+    with caplog.at_level(logging.DEBUG, module.__name__):
+        for _ in range(2):
+            agree(
+                lambda q, k, v: attention(q, k, v, lengths=[3, 5]),
+                lambda q, k, v: item_by_item(q, k, v, [3, 5], [3, 5]),
+                *ragged([3, 5], [3, 5]),
+            )
+    assert len(caplog.records) == 1 and reason in caplog.text and "\nwith many" not in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["xformers", "xformers.ops"])
+def test_without_the_package_torch_does_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert kernel_for(torch.device("cpu"), torch.float32, 8, 8) is None
+
+
+def test_the_kernel_gets_the_precision_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, (q, k, v) = install(monkeypatch), ragged([3, 5], [3, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(q.float(), k.bfloat16(), v.float(), lengths=[3, 5])
+    assert out.dtype == torch.bfloat16 and {call[3] for call in fake.calls} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_cuda_ragged_rows_are_their_items(dtype: torch.dtype) -> None:
+    own, seen = [3, 70, 1, 33], [9, 70, 5, 12]
+    leaves = [x.detach().to("cuda", dtype).requires_grad_() for x in ragged(own, seen)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    found, wanted = attention(*leaves, lengths=(own, seen)), item_by_item(*exact, own, seen)
+    weight = torch.randn_like(wanted)
+    pairs = zip(
+        [found, *torch.autograd.grad(found, leaves, weight.to(dtype))],
+        [wanted, *torch.autograd.grad(wanted, exact, weight)],
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a.double(), b, atol=module.TOLERANCE[dtype] * float(b.abs().max()), rtol=0)

@@ -1,0 +1,250 @@
+"""The contract of a modality: the only place that knows what a batch holds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from ..runtime.checkpoint import read_json
+from ..runtime.discovery import modality
+from ..runtime.errors import UserError
+from ..runtime.random_streams import Streams
+from ..runtime.registry import Registry, import_object
+from ..signals.signals import Signals
+from .panels import Panel
+from .saved_model import CARD, About
+
+Batch = Mapping[str, Any]
+
+
+def is_teacher(role: str) -> bool:
+    """Whether a role is the recipe's teacher or a further one, ``teacher-<name>``; all others are students."""
+    return role == "teacher" or role.startswith("teacher-")
+
+
+class Strict(BaseModel):
+    """Base of every part of a recipe: frozen, and unknown keys are errors.
+
+    >>> class Config(Strict):
+    ...     width: int = 16
+    >>> Config(width=8)
+    Config(width=8)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Source(Protocol):
+    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing.
+
+    Where only some samples of the train split have labels, it says which by an attribute ``labelled``, a sequence of
+    their indexes; without it all have. Where every sample is of one class, it may say so by an attribute ``classes``,
+    each sample's number, which pairs of a class are made by. Where labels are scarce, `sample` is asked for passes over
+    the data in the place of epochs.
+    """
+
+    def __len__(self) -> int: ...
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        """The global batches of an epoch, each a list of sample indexes."""
+        ...
+
+    def sample(self, index: int, epoch: int) -> Any:
+        """One sample, augmented by the streams of (epoch, index). Raises `UserError` naming it if it is broken."""
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """A batch of tensors, with ``ids`` ``(b,)`` among them; padding is the adapter's affair."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One test item's share of the main metric, for intervals and paired comparisons.
+
+    The metric over items is sum(errors) / sum(units): words for a WER, pixels for an accuracy.
+
+    >>> Score("utterance-7", group="anna", errors=1, units=4).errors
+    1
+    """
+
+    item: str
+    group: str
+    errors: float
+    units: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one role on one split, the main one first scored by item.
+
+    >>> Evaluation({"wer": 0.25}, [Score("utterance-7", "anna", 1, 4)]).metrics["wer"]
+    0.25
+    """
+
+    metrics: dict[str, Any]
+    scores: Sequence[Score] = ()
+    #: Anything worth showing in the report: transcripts, paths of pictures.
+    examples: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What takes several roles or several budgets to see.
+
+    Attributes:
+        curve: a role measured at one budget each: ``{"role", the budget's name, "metrics"}``, for example at
+            ``"nfe": 4`` or ``"beams": 16``.
+        facts: what one must know to read the metrics: of the judge, not of a role.
+        pictures: files by caption.
+    """
+
+    curve: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoControl:
+    """Why no control can exist."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """The control: same student, initial weights, data and steps, trained with the terms that need no teacher."""
+
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UntrainedControl:
+    """The control is the teacher itself within the student's budget: what its user has without distillation."""
+
+
+class Adapter(Protocol):
+    """What the core asks of a modality. Built from its own part of a recipe, checked against `Data`.
+
+    A class that names this one as its base inherits the answers of a modality that has no budgets.
+    """
+
+    #: pydantic models of the recipe's ``data`` section and of whatever else this modality declares.
+    Data: ClassVar[type[Strict]]
+    #: Models by name, each a class with a ``Config`` (pydantic) built as ``cls(config, **shapes)``.
+    models: ClassVar[Registry[Any]]
+    #: What its data section can read, by name, with a line each.
+    datasets: ClassVar[Mapping[str, str]]
+    #: Main metric and whether less is better: ``("wer", True)``.
+    metric: ClassVar[tuple[str, bool]]
+    #: The signal that says what a role answers, one of `signals.OUTPUTS`.
+    output: ClassVar[str] = "logits"
+    #: The class that stands for no label (CTC), where there is one.
+    blank: ClassVar[int | None] = None
+    #: What it was built with.
+    streams: Streams
+    batch_size: int
+
+    def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
+
+    def data(self, split: str) -> Source:
+        """``train``, ``dev`` or ``test``."""
+        ...
+
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
+        """A fresh model of a role; initial weights come from the global torch generator, seeded by the caller."""
+        ...
+
+    def load(self, role: str, folder: Path) -> nn.Module:
+        """A saved model, checked against this data: sample rate, features, class order, blank."""
+        ...
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """What `role` says about `batch`: `output`, ``labels``, and one signal for each captured module path."""
+        ...
+
+    def teacher_sees(self, sample: Any) -> Any:
+        """What of a sample decides a frozen teacher's signals, the rows that they lie on included.
+
+        A cache finds them by its content. All of the sample, unless the modality knows that a part is enough.
+        """
+        return sample
+
+    def views_differ(self) -> str | None:
+        """Why row i of a training sample is not the same thing in two augmentations; None where it is."""
+        return None
+
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
+        """What whoever uses `model` computes for `batch`, all of it: the report gives its latency for one sample."""
+        return self.signals(role, model, batch)
+
+    def class_names(self, role: str) -> Sequence[str]:
+        """What each output of `role` means, in order; `check` compares teacher and data."""
+        ...
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation: ...
+
+    def untrained_control(self, teacher: nn.Module, student: nn.Module) -> nn.Module:
+        """The teacher as its user would run it within the student's budget, for methods whose control that is."""
+        raise UserError("this modality has no budget that a teacher could be held to: choose another method")
+
+    def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
+        """Measured once, when all roles of the run in `folder` are there; pictures go into it."""
+        return Overview()
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        """What to look at or listen to on the page of the run in `folder`: a few samples, and nothing is measured."""
+        return ()
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        """Write a folder that `load` reads: safetensors and JSON."""
+        ...
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        """What the card of the saved model in `folder` says beside what the run knows: what it is, how it is used."""
+        return About(role.capitalize())
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        """Make the saved student in `folder` deployable; returns what was measured on it, for the report."""
+        ...
+
+    def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
+        """Traps in the folder of a saved teacher, for `check`: status, what it is, what to do."""
+        return ()
+
+    def traps(self, batch: Batch) -> Iterable[tuple[Literal["pass", "warn", "fail"], str, str]]:
+        """What only this modality looks for in a training batch, for `check`: status, what it is, what to do."""
+        return ()
+
+    def declared(self, folder: Path) -> Mapping[str, Any]:
+        """Metrics on test that the card of a saved model declares, for ``check --gate``."""
+        card = folder / CARD
+        return read_json(card).get("metrics", {}) if card.is_file() else {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts about the data for the report: hours, speakers, what was left out and why."""
+        ...
+
+
+def adapter_class(name: str) -> type[Adapter]:
+    """The adapter of a modality folder, or of an allowed import path ``package.module:Class``."""
+    if ":" in name:
+        return import_object(name, "modality")  # type: ignore[return-value]
+    path: str = modality(name).ADAPTER
+    module, _, attribute = path.partition(":")
+    try:
+        found = importlib.import_module(f"xmodal_kd.modalities.{name}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("xmodal_kd"):
+            raise
+        raise UserError(f"modality {name!r} needs {error.name!r}: pip install 'xmodal-kd[{name}]'") from error
+    return getattr(found, attribute)  # type: ignore[no-any-return]

@@ -1,0 +1,76 @@
+"""A saved model: ``card.json``, all that is needed beside the weights to build it again, and what its card tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..runtime.checkpoint import read_json
+from ..runtime.errors import UserError
+
+CARD, WEIGHTS = "card.json", "model.safetensors"
+
+
+class Card(BaseModel):
+    """What every ``card.json`` says; a modality adds what its models need. Further keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    format: int = Field(1, ge=1, le=1)
+    modality: str
+    model: str
+    """Registered name."""
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a modality says of a saved model, for the card that people read (`cards`).
+
+    Attributes:
+        title: the card's heading.
+        what: a paragraph: what it takes, what it gives.
+        use: how it is run, in Markdown.
+        front: further keys of the front matter: ``library_name``, ``pipeline_tag``, ``tags``.
+    """
+
+    title: str
+    what: str = ""
+    use: str = ""
+    front: Mapping[str, Any] = field(default_factory=dict)
+
+
+C = TypeVar("C", bound=Card)
+
+
+def read_card(folder: Path, kind: type[C], what: str) -> C:
+    """The card of a saved model, as `kind` reads it.
+
+    Args:
+        what: a saved model of this modality in words, for messages: ``"recogniser"``.
+
+    Raises:
+        UserError: it names what is missing or wrong.
+    """
+    path = folder / CARD
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: a saved {what} is a folder with {CARD}")
+    if not path.is_file():
+        raise UserError(f"{folder}: not a saved {what}: it has no {CARD}")
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as ``key: what is wrong``."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+__all__ = ["CARD", "WEIGHTS", "About", "Card", "explain", "read_card"]

@@ -1,0 +1,95 @@
+"""Commands that train nothing, behind their options. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..runtime.discovery import modality, modality_names
+from ..runtime.errors import UserError
+
+
+def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Answers a shell's Tab: those of `names` that start with what is typed."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def new(
+    modality_: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODALITY",
+            help=f"One of {', '.join(modality_names())}.",
+            autocompletion=starting(modality_names),
+        ),
+    ],
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; else MODALITY.yaml; - is the screen.")] = None,
+) -> None:
+    """Write a commented recipe to start from: complete, and every key that one changes first is explained.
+
+    Example: xmodal-kd new points streets.yaml
+    """
+    text = template(modality_)
+    path = file or Path(f"{modality_}.yaml")
+    if str(path) == "-":
+        print(text, end="")
+        return
+    try:
+        with path.open("x", encoding="utf-8") as out:
+            out.write(text.replace("THIS_FILE", str(path)).replace("<name>", path.stem))
+    except FileExistsError:
+        raise UserError(f"{path} is there already: name another file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    print(f"{path} is written; next: xmodal-kd check {path}")
+
+
+def template(name: str) -> str:
+    """The commented recipe that a modality brings as ``template.yaml``. Raises `UserError` where there is none."""
+    [folder, *_] = modality(name).__path__
+    path = Path(folder) / "template.yaml"
+    if not path.is_file():
+        raise UserError(f"modality {name!r} brings no template.yaml: start from one of: xmodal-kd list recipes")
+    return path.read_text(encoding="utf-8")
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    b: Annotated[Path, typer.Argument(help="Another's; differences are B - A.")],
+    json_: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """What differs between two runs: recipe, versions, metrics by role with intervals, cost.
+
+    Intervals are over test items that both runs have, drawn together: they hold the two trained models fixed and say
+    nothing of other seeds (for that: compare).
+
+    Example: xmodal-kd diff runs/fsdd runs/mine
+    """
+    from ..compare.run_diff import difference, show
+
+    found = difference(a, b)
+    if json_:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, from which editors complete and explain keys.
+
+    An editor with a YAML language server takes it up where a recipe says
+    "# yaml-language-server: $schema=recipe.schema.json", as those of the command new do.
+
+    Example: xmodal-kd schema > recipe.schema.json
+    """
+    from ..run.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
+
+
+#: By name; `cli` adds them to the program.
+COMMANDS: Mapping[str, Callable[..., None]] = {"new": new, "schema": schema, "diff": diff}

@@ -1,0 +1,388 @@
+"""The program ``xmodal-kd``: errors are one line, status 0 done, 1 a failed run or check, 2 bad input, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .. import __version__
+from ..runtime.discovery import modality, modality_names, shipped
+from ..runtime.errors import RunError, UserError
+from ..runtime.progress import console
+from .commands import COMMANDS, starting
+
+app = typer.Typer(
+    name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Knowledge distillation across modalities: train a compact student and prove what its teacher added.",
+    epilog="Start with: xmodal-kd run smoke/speech --out runs/first",
+)  # fmt: skip
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file, or the name of a shipped one (see: list recipes).", autocompletion=starting(shipped)
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. train.steps=500. Repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
+]
+
+#: What `list` lists.
+LISTS = ("losses", "methods", "models", "modalities", "datasets", "recipes")
+#: What a table of `list` has room for on a terminal.
+SHOWN = ("name", "modality", "summary", "paper", "year")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; else the recipe's out, else runs/<name>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a stopped run left off, to the same bit.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="'teacher': train the teacher and stop.")] = None,
+    device: Device = "auto",
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop with a checkpoint after so many minutes; --resume goes on.")
+    ] = None,
+    allow_import: Imports = None,
+    json_: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train teacher (where the recipe trains one), control and student; evaluate, report, export.
+
+    Example: xmodal-kd run speech/fsdd --set data.path=recordings --set train.steps=500 --out runs/mine
+    """
+    from ..recipe.recipe import load
+    from ..run.runner import Options, Run
+
+    _allow(allow_import)
+    if only not in (None, "teacher"):
+        raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
+    loaded = load(recipe, set_ or ())
+    folder = out or loaded.recipe.out or Path("runs") / loaded.source.stem
+    started = Run(loaded, Options(folder, device, resume, only, max_minutes, quiet))
+    report = started.execute()
+    if json_ and started.main:
+        print(json.dumps(report))
+    elif report:
+        _show_report(report, folder)
+
+
+@app.command()
+def check(
+    recipe: RecipeName,
+    set_: Sets = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Also measure the saved teacher against the metric that it declares.")
+    ] = False,
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
+) -> None:
+    """Look for what would spoil a run, on real batches, before it starts. Status 1 if anything fails."""
+    from ..check import check as run_checks
+    from ..recipe.recipe import load
+
+    _allow(allow_import)
+    findings = run_checks(load(recipe, set_ or ()), device, gate)
+    if json_:
+        print(json.dumps([finding.to_json() for finding in findings]))
+    else:
+        table = Table("check", "", "found", "what to do")
+        colour = {"pass": "green", "warn": "yellow", "fail": "red"}
+        for f in findings:
+            table.add_row(f.check, f"[{colour[f.status]}]{f.status}[/]", escape(f.found), escape(f.advice))
+        _console().print(table)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    recipe: RecipeName,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Arms, comma-separated. LOSS, LOSS@MODULE or LOSS@MODULE=WEIGHT puts that loss, with its defaults, in "
+            "the place of all terms that need the teacher: kd, kd=0.3, hint@encoder.3, at@encoder.3/blocks.7 "
+            "(student/teacher), a+b for several modules. Or the name of a method; or 'recipe', the recipe as it is."
+        ),
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2", help="Arms by values of a key, e.g. train.ema=0.9,0.99. Repeatable: product."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm, counted from the recipe's seed.")] = 3,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of all cells; else runs/compare-<name>.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at once, each a process with the recipe's threads.")] = 1,
+    reference: Annotated[str | None, typer.Option(help="Arm to compare with, beside the control; else kd.")] = None,
+    teacher_per_seed: Annotated[bool, typer.Option("--teacher-per-seed", help="Else one teacher for all.")] = False,
+    search: Annotated[
+        str | None, typer.Option(metavar="weight=W1,W2", help="Choose each loss's weight on dev before.")
+    ] = None,
+    search_steps: Annotated[int | None, typer.Option(min=1, help="Of each search run; else train.steps.")] = None,
+    search_seed: Annotated[int | None, typer.Option(min=0, help="Not a measured one; else the first + 1000.")] = None,
+    equal: Annotated[str, typer.Option(help="What the arms share with the control: steps, or time.")] = "steps",
+    launcher: Annotated[str, typer.Option(help="process, or ray: on RAY_ADDRESS, else here.")] = "process",
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Compare methods, losses or settings by seeds, beside the control: intervals, verdicts, cost.
+
+    The control is always an arm; what is finished is reused, so the same command goes on where it was stopped.
+
+    Example: xmodal-kd compare speech/fsdd --methods kd,dist,hint@body --seeds 3 --jobs 2 --out runs/losses
+    """
+    from ..compare.command import main
+
+    _allow(allow_import)
+    main(
+        recipe, set_ or (), out, methods=methods, axes=axis or (), seeds=seeds, jobs=jobs, reference=reference,
+        teacher_per_seed=teacher_per_seed, search=search, search_steps=search_steps, search_seed=search_seed,
+        equal=equal, launcher=launcher, device=device, imports=allow_import or (), json_=json_, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def cache(
+    recipe: RecipeName,
+    set_: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; else the recipe's out, else runs/<name>.")] = None,
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run the teacher once over all that the student will see, and store its signals; a kill costs a second of it.
+
+    The section cache of the recipe says where and how (of a recipe without one: cache={}, all defaults). The run that
+    reads them is the same command with run, and --resume where it is the same folder.
+
+    Example: xmodal-kd cache speech/fsdd --set data.path=recordings --set cache={top_k: 4} --out runs/mine
+    """
+    from ..teacher_cache.command import fill, lines
+
+    _allow(allow_import)
+    found = fill(recipe, set_ or (), out, device, quiet)
+    if json_:
+        print(json.dumps(found))
+    else:
+        print("\n".join(lines(found)))
+
+
+@app.command("eval")
+def evaluate(
+    folder: RunFolder,
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    device: Device = "auto",
+    allow_import: Imports = None,
+    json_: AsJson = False,
+) -> None:
+    """Measure the roles of a run again."""
+    from ..run.rerun import evaluate_again
+
+    _allow(allow_import)
+    found = evaluate_again(folder, split, device)
+    if json_:
+        print(json.dumps(found))
+    else:
+        for role, metrics in found.items():
+            print(f"{role}\t{_plain(metrics)}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run; with --index one that holds runs.")],
+    index: Annotated[bool, typer.Option("--index", help="Write index.html, which compares the runs below.")] = False,
+    show: Annotated[
+        bool,
+        typer.Option("--show", help="Take what the page shows (sound, samples, clouds) from the models anew."),
+    ] = False,
+    allow_import: Imports = None,
+    json_: AsJson = False,
+) -> None:
+    """Show a finished run, and write its report.md and report.html anew."""
+    from .. import report as reports
+
+    _allow(allow_import)
+    if index:
+        found = reports.write_index(folder)
+        print(json.dumps({"index": str(found)})) if json_ else reports.show_runs(folder, found)
+        return
+    if show:
+        from ..run.rerun import show_again
+
+        show_again(folder)
+    content = reports.load(folder)
+    reports.write(folder, content)
+    print(json.dumps(content) if json_ else reports.markdown(content))
+
+
+@app.command()
+def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = False) -> None:
+    """Export the student of a finished run again, and measure what was exported."""
+    from ..run.rerun import export_again
+
+    _allow(allow_import)
+    found = export_again(folder)
+    if json_:
+        print(json.dumps(found))
+    else:
+        for name, entry in found.items():
+            print(f"{name}\t{_plain(entry)}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=starting(lambda: LISTS))],
+    json_: AsJson = False,
+) -> None:
+    """What there is, a line each; --json tells more (of a loss: what it needs, its parameters)."""
+    from .catalogue import catalogue
+
+    rows = catalogue(what)
+    if json_:
+        print(json.dumps(rows))
+        return
+    shown = [key for key in rows[0] if key in SHOWN] if rows else ["nothing"]
+    table = Table(*shown)
+    for row in rows:
+        table.add_row(*(escape(str(row[key])) for key in shown))
+    _console().print(table)
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    """Numbers and words on one line, without lists and tables; of a ``metrics`` table, what is in it."""
+    flat = {**values, **values.get("metrics", {})}
+    shown = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in flat.items() if not isinstance(v, dict | list)}
+    return "  ".join(f"{key} {value}" for key, value in shown.items())
+
+
+def _show_report(report: dict[str, Any], folder: Path) -> None:
+    name = report["metric"]["name"]
+    table = Table("role", "parameters", f"{name} (test)", f"{name} (dev)")
+    for role, entry in report["roles"].items():
+        table.add_row(
+            role, f"{entry['parameters']:,}", f"{entry['metrics'][name]:.4f}", f"{entry['dev_metrics'][name]:.4f}"
+        )
+    out = _console()
+    out.print(table)
+    gap = report["gap_closed"]
+    out.print(f"gap closed: {100 * gap:.0f} %" if gap is not None else f"gap closed: not stated: {report['reason']}")
+    out.print(f"report: {folder / 'report.html'}   student: {folder / 'student'}", soft_wrap=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _allow(packages: list[str] | None) -> None:
+    from ..runtime.registry import allowed_imports
+
+    allowed_imports.update(packages or ())
+    if packages and "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+for _verb, _function in COMMANDS.items():
+    app.command(_verb)(_function)
+
+
+def _modality_commands() -> None:
+    """Each modality brings its own verbs (``transcribe``); their heavy imports wait until one is used."""
+    for name in modality_names():
+        path: str | None = getattr(modality(name), "COMMANDS", None)
+        if path is None:
+            continue
+        commands: dict[str, Callable[..., None]] = importlib.import_module(
+            f"xmodal_kd.modalities.{name}.{path}"
+        ).COMMANDS
+        for verb, function in commands.items():
+            app.command(verb)(function)
+
+
+_modality_commands()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `arguments` as of a shell; exits with the status."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: list[str]) -> int:
+    """Run a command line and return its exit status; errors are one line on stderr."""
+    from ..runtime.interrupt import Interrupted
+
+    if "--debug" in arguments:
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except Interrupted as stopped:
+        _line(f"{stopped}; a checkpoint is there: the same command with --resume goes on")
+        return 130 if stopped.reason == "interrupted" else 0
+    except KeyboardInterrupt:
+        _line("interrupted; --resume goes on from the last checkpoint")
+        return 130
+    except UserError as error:
+        return _failed(error, 2, arguments)
+    except RunError as error:
+        return _failed(error, 1, arguments)
+    except typer.Exit as leave:
+        return int(leave.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            _line(f"error: {error.format_message()} (see --help)")
+            return 2
+        return _failed(error, 1, arguments)
+
+
+def _failed(error: Exception, status: int, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        raise error
+    kind = "" if isinstance(error, UserError | RunError) else f"{type(error).__name__}: "
+    text = " ".join(str(error).split())
+    _line(f"error: {kind}{text}" + ("" if isinstance(error, UserError | RunError) else " (--debug shows where)"))
+    return status
+
+
+def _line(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+__all__ = ["app", "call", "main"]

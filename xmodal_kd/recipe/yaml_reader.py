@@ -1,0 +1,87 @@
+"""YAML as recipes are written in it: strict, with the line of every key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from ..runtime.errors import UserError
+
+Path_ = tuple[str | int, ...]
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice and reads ``on`` and ``1e-3`` as YAML 1.2 does.
+
+    YAML 1.1 takes the key ``on`` of a term for the boolean true, and 1e-3 for text.
+    """
+
+
+def _unique_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    written: set[str] = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a word, not a list", key_node.start_mark)
+        if key_node.value in written:
+            problem = f"key {key_node.value!r} is written twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        written.add(key_node.value)
+    loader.flatten_mapping(node)  # after that a key may stand twice: merged by <<, then overridden
+    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def marks(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, int]]:
+    """Line of every key and list entry."""
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from marks(value, (*path, key.value))
+            yield (*path, key.value), key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from marks(value, (*path, i))
+
+
+def override(content: dict[str, Any], text: str) -> tuple[str, Any]:
+    """Put ``a.b=value`` into `content`; returns key and value. Raises `UserError` for what cannot be set."""
+    key, equals, wanted = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text!r}: write key=value, for example train.steps=500")
+    try:
+        value = yaml.load(wanted, Loader=Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text!r}: {wanted!r} is not a YAML value") from None
+    path: list[Any] = [int(part) if part.isdecimal() else part for part in key.split(".")]
+    *parents, last = path
+    place: Any = content
+    for part in parents:
+        try:
+            place = place[part] if isinstance(place, list) else place.setdefault(part, {})
+        except (IndexError, TypeError, AttributeError):
+            raise UserError(f"--set {text!r}: there is no {part!r} to go into") from None
+    try:
+        place[last] = value
+    except (IndexError, TypeError):
+        raise UserError(f"--set {text!r}: there is no {last!r} to set") from None
+    return key, value

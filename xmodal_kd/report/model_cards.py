@@ -1,0 +1,120 @@
+"""The card of a saved model: ``README.md`` with Hugging Face's front matter, written once its metrics are known.
+
+A model inherits the licences of what it learned from: those of its own data, and those that its teacher's card names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..adapter.adapter import is_teacher
+from ..adapter.saved_model import CARD, About
+from ..runtime.checkpoint import read_json, write_bytes, write_json
+from .html import short
+from .markdown import gap, number, result_row, table
+
+README = "README.md"
+
+
+def write(
+    folder: Path, role: str, about: About, content: Mapping[str, Any], data: Mapping[str, Any], teachers: Sequence[Path]
+) -> None:
+    """Write the card of the model in `folder`; ``card.json``, where there is one, gets metrics and licences too.
+
+    Args:
+        content: of ``report.json``, or as much of it as is known: the ``roles`` that were measured.
+        data: the recipe's ``data`` section; its ``license`` is that of what the model learned from.
+        teachers: folders of the run's saved teachers; a teacher's own card does not look at them.
+    """
+    inherited = [] if is_teacher(role) else [name for teacher in teachers for name in licences(teacher)]
+    own = [str(data["license"])] if data.get("license") else []
+    every = list(dict.fromkeys([*own, *inherited]))
+    parts = [
+        _front(about, content, every),
+        f"# {about.title}",
+        about.what,
+        f"## How to use it\n\n{about.use}" if about.use else "",
+        "## What it reaches\n\n" + _reached(content, role),
+        "## How it was made\n\n" + _made(content, role, data),
+        "## Licences\n\n" + _licences(own, inherited, role),
+        "## Versions\n\n" + ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
+    ]
+    write_bytes(folder / README, ("\n\n".join(part for part in parts if part) + "\n").encode())
+    if (folder / CARD).is_file():
+        facts = {"metrics": reached(content, role), "license": every, "recipe": short(str(content["recipe"]))}
+        write_json(folder / CARD, read_json(folder / CARD) | facts)
+
+
+def reached(content: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """The main metric of `role` on test, and its interval: what ``check --gate`` measures again."""
+    name, metrics = content["metric"]["name"], content["roles"][role]["metrics"]
+    return {key: metrics[key] for key in (name, f"{name}_interval") if key in metrics}
+
+
+def licences(folder: Path) -> list[str]:
+    """The licences that the card of a saved model names, by its front matter; none where there is no card."""
+    found = front(folder).get("license") or []
+    return [found] if isinstance(found, str) else [str(one) for one in found]
+
+
+def front(folder: Path) -> dict[str, Any]:
+    """The front matter of a model's card, ``{}`` where there is none that can be read."""
+    path = folder / README
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        found = yaml.safe_load(text.split("---\n")[1])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _front(about: About, content: Mapping[str, Any], every: Sequence[str]) -> str:
+    tags = ["knowledge-distillation", "xmodal-kd", *about.front.get("tags", ())]
+    found: dict[str, Any] = {**about.front, "tags": tags, "metrics": [content["metric"]["name"]]}
+    if every:
+        found["license"] = every[0] if len(every) == 1 else list(every)
+    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---"
+
+
+def _reached(content: Mapping[str, Any], role: str) -> str:
+    name, better = content["metric"]["name"], "less" if content["metric"]["lower_is_better"] else "more"
+    head = ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample", "ms a sample"]
+    rows = [
+        [*result_row(key, entry, name), number(entry.get("latency", {}).get("median_ms"))]
+        for key, entry in content["roles"].items()
+    ]
+    said = [table(head, rows), f"This is the {role}. Of {name}, {better} is better."]
+    if role == "student" and "gap_closed" in content:
+        said.append(gap(content))
+    return "\n\n".join(said)
+
+
+def _made(content: Mapping[str, Any], role: str, data: Mapping[str, Any]) -> str:
+    sources = data.get("sources", "of its modality")
+    lines = [
+        f"- **recipe**: `{short(str(content['recipe']))}`"
+        + "".join(f", `{key}={'null' if value is None else value}`" for key, value in content["overrides"].items()),
+        f"- **method**: {content['method'] if role == 'student' else 'its own labels, without a teacher'}",
+        f"- **data**: {', '.join(sources) if isinstance(sources, list | tuple) else sources}",
+        f"- **seed**: {content['seed']}",
+    ]
+    sizes = [f"{entry['parameters']:,} parameters" for name, entry in content["roles"].items() if is_teacher(name)]
+    if sizes and not is_teacher(role):
+        lines.insert(2, f"- **teacher**: {', '.join(sizes)}")
+    return "\n".join(lines)
+
+
+def _licences(own: Sequence[str], inherited: Sequence[str], role: str) -> str:
+    said = [f"- of the data it learned from: {', '.join(own) or 'not stated (`data.license` in the recipe)'}"]
+    if not is_teacher(role):
+        said.append(f"- inherited from its teacher: {', '.join(inherited) or 'the card of its teacher names none'}")
+    return "\n".join(said)
+
+
+__all__ = ["README", "front", "licences", "reached", "write"]

@@ -1,0 +1,358 @@
+"""A whole run: teacher, control, student; evaluate; report; export. Every finished part survives a kill."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import send_to_device
+from torch import nn
+
+from .. import report
+from ..adapter import panels
+from ..adapter.adapter import Adapter, Source, UntrainedControl, is_teacher
+from ..objective.objective import Objective, spec_of
+from ..recipe.recipe import Loaded
+from ..report import model_cards as cards
+from ..runtime import flops
+from ..runtime.checkpoint import disk_errors, read_json, write_bytes, write_json
+from ..runtime.device import check_trackers, make_accelerator
+from ..runtime.distributed import ranks_of
+from ..runtime.errors import UserError
+from ..runtime.random_streams import Streams
+from ..runtime.timing import latency
+from ..schemes import Scheme
+from ..teacher_cache.session import Session, check
+from ..training.engine import Engine
+from ..training.label_budget import Scarce, facts
+from ..training.loader import steps
+from ..training.method import METHODS, Method, Stage, probe
+from ..training.optim import build_optimizer, scaling
+from ..training.role_plan import Lesson
+from .controls import control_spec
+from .resolved_recipe import changed, resolved
+from .roles import (
+    build,
+    compressions,
+    find_all,
+    labelled_by,
+    lessons,
+    make_adapter,
+    make_method,
+    models_of,
+    other_task,
+    scheme_of,
+    training_source,
+    twin_of,
+)
+
+STATE, RECIPE = "state.json", "recipe.yaml"
+#: Seconds that measuring the latency of a role may take.
+LATENCY = 2.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the recipe."""
+
+    out: Path
+    device: str = "auto"
+    resume: bool = False
+    only: str | None = None
+    max_minutes: float | None = None
+    quiet: bool = False
+
+
+class Run:
+    """One recipe in one folder."""
+
+    def __init__(self, loaded: Loaded, options: Options) -> None:
+        self.loaded, self.recipe, self.options = loaded, loaded.recipe, options
+        self.out = options.out
+        self.streams = Streams(self.recipe.seed)
+        self.began = monotonic()
+        self.accelerator = make_accelerator(options.device, self.recipe.train.precision)
+        torch.set_num_threads(self.recipe.threads)
+        self.ranks = ranks_of(self.accelerator)
+        self.main = self.ranks.main
+        self.adapter = make_adapter(loaded, self.streams)
+        self.models: dict[str, nn.Module] = {}
+        #: What trained the student, where that is a scheme.
+        self.scheme: Scheme | None = None
+        self._look_ahead()
+        self.state = self._open()
+
+    def _look_ahead(self) -> None:
+        """Find misspelt names of losses, methods, models and modules now, not after hours of training a teacher."""
+        METHODS[self.recipe.method.name]
+        check_trackers(self.recipe.trackers)
+        for i, term in enumerate(self.recipe.objective):
+            self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
+        self.lessons = lessons(self.loaded, self.adapter)
+        self.twin = twin_of(self.recipe, self.adapter)
+        if self.options.only == "teacher" and self.recipe.teacher is None:
+            raise UserError("--only teacher: the recipe has no teacher")
+        seen: dict[str, nn.Module] = {}
+        for lesson in self.lessons:
+            role, objective = lesson.role, Objective(lesson.terms)
+            seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
+            for teacher in set(lesson.teachers) - {"control"}:
+                find_all(teacher, seen[teacher], objective, "teacher")
+            if not is_teacher(role):
+                find_all(role, seen[role], objective)
+            if not lesson.path:
+                training_source(self._data_of(lesson), self.recipe, role)
+            compressions(self.loaded, role).check(self.adapter, seen[role], seen)
+        for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
+            other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
+        student = next(lesson for lesson in self.lessons if lesson.role == "student")
+        method = make_method(self.loaded, self.adapter, student, self.streams)
+        method.check({role: seen[role] for role in ("student", *student.teachers)})
+        mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
+        build_optimizer(mine, {"student": seen["student"]})
+        check(self.recipe, self.adapter)
+
+    def _load(self, role: str) -> nn.Module:
+        """A role that is saved: in this run's folder, or where the recipe says."""
+        if role not in self.models:
+            path = next((lesson.path for lesson in self.lessons if lesson.role == role), None)
+            self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
+            compressions(self.loaded, role).restore(self.models[role], self.out / role)
+        return self.models[role]
+
+    def _open(self) -> dict[str, Any]:
+        """Start a run folder, or go on in one: the main process looks, all obey."""
+        found: dict[str, Any] | UserError = {}
+        if self.main:
+            try:
+                found = self._look_and_open()
+            except UserError as error:
+                found = error
+        found = self.ranks.share(found)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _look_and_open(self) -> dict[str, Any]:
+        path, print_ = self.out / STATE, self.recipe.fingerprint()
+        if path.exists():
+            state: dict[str, Any] = read_json(path)
+            if not self.options.resume:
+                raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
+            if state["fingerprint"] != print_:
+                raise UserError(
+                    f"{self.out} was started with another recipe ({changed(self.out / RECIPE, self.loaded)})"
+                )
+            return state
+        with disk_errors(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            # the recipe is written first: a folder that holds nothing else is a run that was killed at its start
+            rest = [found for found in self.out.iterdir() if found.name != RECIPE and found.suffix != ".tmp"]
+        if rest:
+            raise UserError(f"{self.out} is not empty and not a run: choose another --out")
+        state = {"fingerprint": print_, "roles": {}}
+        write_bytes(self.out / RECIPE, yaml.safe_dump(resolved(self.loaded), sort_keys=False).encode())
+        write_json(path, state)
+        return state
+
+    def execute(self) -> dict[str, Any]:
+        """All parts in order. Returns the report, or ``{}`` after ``--only``."""
+        for lesson in self.lessons:
+            if self.options.only is None or lesson.role == self.options.only:
+                self._role(lesson)
+        if self.options.only is not None:
+            return {}
+        spec = control_spec(self.recipe)
+        self.accelerator.state.destroy_process_group()
+        if not self.main:
+            return {}
+        if isinstance(spec, UntrainedControl):
+            self._untrained_control()
+        if "overview" not in self.state:
+            self.state["overview"] = self._overview()
+            write_json(self.out / STATE, self.state)
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            models = {role: self.models[role].eval() for role in self.state["roles"]}
+            panels.write(self.out, self.adapter.show(models, self.out))
+        content = report.content(
+            self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out,
+            self.twin,
+        )  # fmt: skip
+        self._card("student", content)
+        report.write(self.out, content)  # last: whoever finds the page finds all
+        return content
+
+    def _card(self, role: str, content: Mapping[str, Any]) -> None:
+        """What people read of a saved model; the student's says what its teachers' say of licences."""
+        entries, folder = self.state["roles"], self.out / role
+        teachers = [Path(entry.get("path", self.out / name)) for name, entry in entries.items() if is_teacher(name)]
+        about = self.adapter.about(role, self.models[role], folder)
+        cards.write(folder, role, about, content, resolved(self.loaded)["data"], teachers)
+
+    # ---------------------------------------------------------------- one role
+
+    def _role(self, lesson: Lesson) -> None:
+        """Train (or load), save and score a role, unless that is done."""
+        role = lesson.role
+        folder = self.out / role
+        if role in self.state["roles"]:
+            self._load(role)
+            return
+        if lesson.path is not None:
+            self._load(role)
+            entry: dict[str, Any] = {"path": str(lesson.path)}
+        else:
+            entry = self._fit(lesson)
+            if self.main:
+                self.adapter.save(role, self.models[role], folder)
+                compressions(self.loaded, role).save(self.models[role], folder)
+        if self.main:
+            entry |= self._score(role)
+            if role == "student":
+                entry["export"] = self._export(folder)
+                entry["curve"] = entry["export"].pop("curve", [])
+            self.state["roles"][role] = entry
+            if is_teacher(role) and lesson.path is None:
+                self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
+            write_json(self.out / STATE, self.state)
+        self.accelerator.wait_for_everyone()
+
+    def _export(self, folder: Path) -> dict[str, Any]:
+        found = compressions(self.loaded).export(self.adapter, self.models["student"], folder)
+        if self.scheme is not None:
+            found |= self.scheme.export(self.models["student"], self.adapter, folder)
+        return found
+
+    def _fit(self, lesson: Lesson) -> dict[str, Any]:
+        role, train = lesson.role, lesson.steps
+        self.accelerator = make_accelerator(
+            self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
+        )
+        self.accelerator.init_trackers(role)
+        mine = self._data_of(lesson)
+        models = models_of(self.adapter, self.loaded, lesson, self.streams, self.models)
+        method = make_method(self.loaded, mine, lesson, self.streams)
+        changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
+        models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(lesson.teachers)}
+        adapter = mine
+        if train.batch_size != self.recipe.train.batch_size:
+            adapter = self._data_of(lesson, train.batch_size)
+        source = training_source(adapter, self.recipe, role)
+        known = labelled_by(adapter.data("train"), self.recipe, role)
+        for one in (mine, *([] if adapter is mine else [adapter])):
+            one.begin(role, known)
+        cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
+        engine = Engine(
+            method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
+            folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
+            evaluate=lambda model: mine.evaluate(role, model, "dev").metrics,
+            max_seconds=self._seconds_left(), quiet=self.options.quiet,
+            finished=self._save_stage(role) if len(method.stages()) > 1 else None,
+        )  # fmt: skip
+        at = engine.fit(resume=self.options.resume)
+        for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
+            with disk_errors(self.out / "logs"):
+                tracker.finish()
+        self.models[role] = models[role]
+        small = compressions(self.loaded, role).finish(models[role])
+        models |= {teacher: self.models[teacher] for teacher in lesson.teachers}  # which the method may have replaced
+        scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
+        objective = method.modules().get("objective")
+        built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
+        return scarce | built | small | self._told(method, models, cache) | {
+            "training": {
+                "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
+                "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
+                "flops_per_step": self._step_flops(role, mine, method, models, cache),
+                **cache.facts(models, at.samples),
+            }
+        }  # fmt: skip
+
+    def _data_of(self, lesson: Lesson, batch_size: int | None = None) -> Adapter:
+        """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
+        size = self.recipe.train.batch_size if batch_size is None else batch_size
+        if lesson.data is not None:
+            return other_task(self.loaded, self.adapter, *lesson.data, size)
+        return self.adapter if batch_size is None else make_adapter(self.loaded, self.streams, size)
+
+    def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
+        """What a scheme has to say of its training."""
+        if not isinstance(method, Scheme):
+            return {}
+        self.scheme = method
+        for model in models.values():
+            model.eval()
+        with torch.no_grad(), self.streams.forked("facts"):
+            found = dict(method.facts(models, self._batch(cache.source)))
+        return {"scheme": found} if found else {}
+
+    def _save_stage(self, role: str) -> Callable[[Stage, nn.Module], None]:
+        """What each of several stages made is a model of its own, beside the last one's."""
+        return lambda stage, model: self.adapter.save(role, model, self.out / role / stage.name)
+
+    def _seconds_left(self) -> float | None:
+        if self.options.max_minutes is None:
+            return None
+        return max(0.0, 60 * self.options.max_minutes - (monotonic() - self.began))
+
+    def _step_flops(
+        self, role: str, adapter: Adapter, method: Any, models: dict[str, nn.Module], cache: Session
+    ) -> float:
+        """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
+        source = training_source(adapter, self.recipe, role, self.recipe.train.batch_size)
+        source = cache.source if cache.reading is not None else source
+        return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
+
+    def _untrained_control(self) -> None:
+        """The teacher within the student's budget, saved so that it can be run and measured again."""
+        if "control" in self.state["roles"]:
+            self._load("control")
+            return
+        model = self.adapter.untrained_control(self._load("teacher"), self._load("student"))
+        self.models["control"] = model.to(self.accelerator.device)
+        self.adapter.save("control", model, self.out / "control")
+        self.state["roles"]["control"] = self._score("control")
+        write_json(self.out / STATE, self.state)
+
+    def _overview(self) -> dict[str, Any]:
+        models = {role: self.models[role].eval() for role in self.state["roles"]}
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            found = self.adapter.overview(models, self.out)
+            scheme = scheme_of(self.loaded)
+            facts = {} if scheme is None else scheme[0].overview(scheme[1], self.adapter, models)
+        pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
+        return {"curve": list(found.curve), "facts": {**found.facts, **facts}, "pictures": pictures}
+
+    def _batch(self, source: Source) -> Any:
+        [batch] = next(steps(source))
+        return send_to_device(batch, self.accelerator.device)
+
+    def _score(self, role: str) -> dict[str, Any]:
+        model = self.models[role].eval()
+        with torch.no_grad(), self.streams.forked("evaluate"):
+            found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
+            alone = self._latency(role, model)
+        batch = self._batch(self.adapter.data("train"))
+        passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "flops_per_sample": passes / len(batch["ids"]) * int(getattr(model, "nfe", 1)),
+            "latency": alone,
+            "metrics": found["test"].metrics,
+            "dev_metrics": found["dev"].metrics,
+            "examples": list(found["test"].examples),
+            "scores": [asdict(score) for score in found["test"].scores],
+        }
+
+    def _latency(self, role: str, model: nn.Module) -> dict[str, float]:
+        """Of the first test sample alone, on the threads of the run."""
+        source, device = self.adapter.data("test"), self.accelerator.device
+        batch = send_to_device(source.collate([source.sample(0, 0)]), device)
+        found = latency(lambda: self.adapter.answer(role, model, batch), device=device, limit=LATENCY)
+        return found | {"threads": torch.get_num_threads()}

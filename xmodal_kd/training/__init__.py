@@ -1,0 +1,5 @@
+"""The one training loop and what a step of it minimises: engine, methods, gradients, batches, optimizers.
+
+May import ``objective``, ``report`` and what these may. Newcomers start at `Engine.fit`. Public are `Engine`
+(``engine``), `Method`, `Distil`, `Stage`, `Context` and `METHODS` (``method``).
+"""

@@ -1,0 +1,390 @@
+"""The one training loop: backward, clip, step, average, log, evaluate, checkpoint. Newcomers start at `Engine.fit`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..adapter.adapter import Batch, Source
+from ..objective.objective import LossOut
+from ..recipe.recipe import Train
+from ..runtime.checkpoint import (
+    Checkpoints,
+    Progressed,
+    disk_errors,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+    prefixed,
+    unprefixed,
+)
+from ..runtime.distributed import ranks_of
+from ..runtime.errors import RunError, UserError
+from ..runtime.interrupt import Interrupted, Stop
+from ..runtime.progress import Bar, bar
+from ..runtime.random_streams import Streams
+from ..runtime.run_log import RunLog
+from ..runtime.timing import Clock
+from . import loader
+from .finite_check import sound
+from .gradients import Turn, stepped
+from .method import Context, Ema, Method, Stage
+from .optim import parameters, set_lr
+
+#: Steps between the entries of the log, and between the steps whose time is split into parts.
+LOG_EVERY, CLOCK_EVERY = 10, 20
+AVERAGE = "average"
+
+
+class Engine:
+    """Trains the roles of a method.
+
+    Args:
+        method: stages and losses.
+        source: training data.
+        roles: models by name; the method's stages say which of them learn.
+        train: optimizer, schedule, batch and so on.
+        streams: all randomness.
+        accelerator: device, precision, processes, trackers.
+        folder: for checkpoints and the log; its name is shown.
+        evaluate: metrics of the target role on dev; without it the last weights are the result.
+        metric: the one the best is chosen by, and whether less is better.
+        target: the role that is evaluated and whose best weights are the result, of each stage and of the whole.
+        finished: told of every stage that is done and of the target's weights then, on the main process; after a kill
+            it may be told twice.
+    """
+
+    def __init__(
+        self, method: Method, source: Source, roles: dict[str, nn.Module], train: Train, *, streams: Streams,
+        accelerator: Accelerator, folder: Path, evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+        metric: tuple[str, bool] = ("loss", True), target: str = "student", max_seconds: float | None = None,
+        quiet: bool = False, finished: Callable[[Stage, nn.Module], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.method, self.source, self.roles, self.train = method, source, roles, train
+        self.streams, self.accelerator, self.folder = streams, accelerator, folder
+        self.evaluate, self.metric, self.target, self.finished = evaluate, metric, target, finished
+        self.quiet, self.stop = quiet, Stop(max_seconds)
+        self.device, self.ranks = accelerator.device, ranks_of(accelerator)
+        self.checkpoints = Checkpoints(folder, train.keep)
+        self.clock, self.log = Clock(self.device), RunLog(folder)
+        self.at = Progressed()
+        self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
+        self.optimizers: Mapping[str, Optimizer] = {}
+        self.averages: dict[str, Ema] = {}
+        self._trainable = {id(p) for model in roles.values() for p in model.parameters() if p.requires_grad}
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self, *, resume: bool = False) -> Progressed:
+        """Train to the end, or raise `Interrupted` with a checkpoint written. The target role ends with its best.
+
+        Raises `UserError` for a folder that holds checkpoints, unless it is to go on from the last of them.
+        """
+        for model in self.roles.values():
+            model.to(self.device)
+        if self.ranks.main:
+            self.checkpoints.tidy()
+        self.ranks.barrier()
+        saved = self.checkpoints.latest()
+        if saved and not resume:
+            raise UserError(f"{self.folder} holds checkpoints of another training: resume it, or choose another folder")
+        tensors, state = self.checkpoints.read(saved) if saved else ({}, {})
+        if state:
+            self.at = Progressed(**state["at"])
+        if self.ranks.main:
+            self.log.rewind(self.at.total)
+        stages = self.method.stages()
+        steps = sum(stage.steps for stage in stages)
+        start = monotonic() - self.at.seconds
+        with (
+            self.stop.listening(),
+            closing(self._batches()) as batches,
+            bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
+        ):
+            first = next(batches)
+            for index in range(self.at.stage, len(stages)):
+                self._begin(stages, index, first[0])
+                if tensors:
+                    self._restore(tensors, state)
+                    tensors = {}
+                while self.at.step < stages[index].steps and not self.at.stopped_early:
+                    micros, first = first, []
+                    self._step(stages[index], micros or next(batches), shown)
+                    self.at.seconds = monotonic() - start
+                    self._milestones(stages[index], shown)
+                self._end(stages[index])
+                if index + 1 < len(stages):
+                    first = first or next(batches)
+                    self.at = replace(self.at, stage=index + 1, step=0, best=None, bad=0, stopped_early=False)
+        return self.at
+
+    def _begin(self, stages: Sequence[Stage], index: int, batch: Batch) -> None:
+        stage = stages[index]
+        self.at.stage = index
+        self.averages = self._ema(stage)
+        followers = {AVERAGE} & self.averages.keys()
+        for earlier in stages[: index + 1]:  # a resumed run has not been through the stages before
+            for name, (source, _) in self._ema(earlier).items():
+                if name not in self.roles:
+                    self.roles[name] = copy.deepcopy(self.roles[source])
+                    followers |= {name}
+        self._freeze(stage)
+        self.optimizers = self.method.begin(stage, self.roles, batch)
+        for name in followers & self.averages.keys():  # an average starts as what `begin` made of its source
+            self.roles[name] = copy.deepcopy(self.roles[self.averages[name].source]).eval().requires_grad_(False)
+        self.ranks.agree([*self.roles.values(), *self.method.modules().values()])
+
+    def _ema(self, stage: Stage) -> dict[str, Ema]:
+        mine = {} if self.train.ema is None else {AVERAGE: Ema(self.target, self.train.ema)}
+        return {**stage.ema, **mine}
+
+    def _step(self, stage: Stage, micros: Sequence[Batch], shown: Bar) -> None:
+        """One step: all micro-batches through each of the method's losses, an optimizer step after each."""
+        self._refreeze(stage)
+        lr = {name: set_lr(o, self.train.schedule, self.at.step, stage.steps) for name, o in self.optimizers.items()}
+        values: dict[str, Any] = {}
+        with self.clock.step(self.at.total % CLOCK_EVERY == CLOCK_EVERY - 1):
+            running = [self._losses(stage, batch, i) for i, batch in enumerate(micros)]
+            watched = self._watched(stage)
+            while (name := self._turn(running, micros, values)) is not None:
+                with self.clock.time("optimizer"):
+                    values |= self._update(name, watched)
+            self._average()
+        self.at.step += 1
+        self.at.total += 1
+        self.at.samples += self.ranks.sum_number(sum(len(batch["ids"]) for batch in micros))
+        self._log(values | {f"lr/{name}": value for name, value in lr.items()}, stage.steps, shown)
+
+    def _losses(self, stage: Stage, batch: Batch, index: int) -> Iterator[tuple[str, LossOut]]:
+        micro = index * self.ranks.world + self.ranks.rank
+        ctx = Context(stage, self.at.step, micro, self.streams, self.clock, self.ranks)
+        losses = self.method.losses(batch, self.roles, ctx)
+        turn = 0
+        while True:
+            # dropout draws from the global generator: seeded here, a resumed step draws what it drew before
+            self.streams.seed_torch("dropout", stage.name, self.at.step, micro, turn)
+            with self._autocast():
+                item = next(losses, None)
+            if item is None:
+                return
+            yield item
+            turn += 1
+
+    def _turn(
+        self, running: Sequence[Iterator[tuple[str, LossOut]]], micros: Sequence[Batch], values: dict[str, Any]
+    ) -> str | None:
+        """Gradients of the method's next loss over all micro-batches: its optimizer's name, None when there is none."""
+        turn, name = None, None
+        for losses, batch in zip(running, micros, strict=True):
+            item = next(losses, None)
+            if item is None:
+                return None
+            name, out = item
+            sound(out, batch, self.target, self.at.step)
+            turn = turn or Turn(parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
+            with self.clock.time("backward"):
+                turn.add(out)
+        assert turn is not None
+        values |= turn.finish()
+        return name
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
+
+    def _watched(self, stage: Stage) -> bool:
+        """Whether the step's gradients are measured though nothing is clipped: what is logged or kept must be sound."""
+        step = self.at.step + 1
+        return self._logged(step, stage.steps) or step % self._checkpoint_every(stage) == 0
+
+    def _update(self, name: str, watched: bool) -> dict[str, float]:
+        """Clip and step the bare optimizer (Accelerate's wrapper costs more than 100 microseconds a step)."""
+        norm = stepped(self.optimizers[name], self.accelerator.scaler, self.train.clip, watched)
+        if norm is None:
+            return {}
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            raise RunError(f"{self.target}: the gradient became {norm} at step {self.at.step}: lower the lr")
+        return {f"grad_norm/{name}": norm}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for name, (source, decay) in self.averages.items():
+            mine, theirs = self.roles[name].state_dict(), self.roles[source].state_dict()
+            for key, value in mine.items():
+                if value.is_floating_point():
+                    value.lerp_(theirs[key], 1 - decay)
+                else:
+                    value.copy_(theirs[key])
+
+    # ---------------------------------------------------------------- frozen roles
+
+    def _freeze(self, stage: Stage) -> None:
+        """Within the stage a role learns or is frozen: eval mode and no gradient, whatever the caller left on."""
+        for name, model in self.roles.items():
+            learns = name in stage.trains
+            model.train(learns)
+            for parameter in model.parameters():
+                parameter.requires_grad_(learns and id(parameter) in self._trainable)
+        for module in self.method.modules().values():
+            module.train()
+
+    def _refreeze(self, stage: Stage) -> None:
+        """After an evaluation, or after somebody's ``.train()`` on the whole system."""
+        for name, model in self.roles.items():
+            if model.training != (name in stage.trains):
+                model.train(name in stage.trains)
+
+    # ---------------------------------------------------------------- milestones
+
+    @property
+    def shown_role(self) -> str:
+        """The role that is evaluated: the target's average where one is kept."""
+        return AVERAGE if self.train.ema is not None else self.target
+
+    def _milestones(self, stage: Stage, shown: Bar) -> None:
+        done = self.at.step == stage.steps
+        every = self._every(stage)
+        if self.evaluate is not None and (done or self.at.step % every == 0):
+            self._evaluate(stage, shown)
+            done = done or self.at.stopped_early
+        reason = self.stop.reason
+        stopping = self.ranks.any(reason is not None)
+        if done or stopping or self.at.step % self._checkpoint_every(stage) == 0:
+            self.save()
+        if stopping:
+            self.ranks.barrier()  # a launcher ends all processes when the first one leaves
+            raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
+
+    def _every(self, stage: Stage) -> int:
+        return self.train.eval_every or max(1, stage.steps // 10)
+
+    def _checkpoint_every(self, stage: Stage) -> int:
+        return self.train.checkpoint_every or self._every(stage)
+
+    def _evaluate(self, stage: Stage, shown: Bar) -> None:
+        assert self.evaluate is not None
+        name, lower = self.metric
+        model = self.roles[self.shown_role]
+        model.eval()
+        metrics: Any = None
+        if self.ranks.main:
+            with torch.no_grad(), self.streams.forked("evaluate"):
+                metrics = dict(self.evaluate(model))
+        metrics = self.ranks.share(metrics)
+        value = float(metrics[name])
+        if not math.isfinite(value):
+            raise RunError(f"dev {name} is {value} at step {self.at.total}: nothing can be chosen by it")
+        self.at.evaluations.append({"step": self.at.total, name: value})
+        delta = self.train.early_stop.min_delta if self.train.early_stop else 0.0
+        gain = None if self.at.best is None else (self.at.best - value if lower else value - self.at.best)
+        shown.note(
+            f"dev {name} {value:.4f} at step {self.at.total}" + ("  (best)" if gain is None or gain > delta else "")
+        )
+        self._track({f"dev/{name}": value})
+        if gain is None or gain > delta:
+            self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
+            if self.ranks.main:
+                found = {"step": self.at.total, name: value}
+                self.checkpoints.save_best(model.state_dict(), found, self._best_of(stage))
+        else:
+            self.at.bad += 1
+        if self.train.early_stop and self.at.bad >= self.train.early_stop.patience:
+            self.at.stopped_early = True
+
+    def _log(self, values: Mapping[str, Any], steps: int, shown: Bar) -> None:
+        if not self._logged(self.at.step, steps):
+            return
+        self.at.split = self.clock.split() or self.at.split
+        if not self.ranks.main:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        shown.update(self.at.total, {name: value for name, value in numbers.items() if "/" not in name})
+        self._track(numbers)
+        self.log.append(self.at.total, numbers)
+
+    def _logged(self, step: int, steps: int) -> bool:
+        return (self.at.total + step - self.at.step) % LOG_EVERY == 0 or step in (1, steps)
+
+    def _track(self, numbers: Mapping[str, float]) -> None:
+        with disk_errors(Path(self.accelerator.logging_dir or "logs")):
+            self.accelerator.log(dict(numbers), step=self.at.total)
+
+    def _batches(self) -> Generator[Sequence[Batch], None, None]:
+        stream = loader.steps(
+            self.source, start=self.at.total, rank=self.ranks.rank, world=self.ranks.world,
+            accumulate=self.train.accumulate, workers=self.train.workers,
+        )  # fmt: skip
+        for micros in stream:
+            yield [send_to_device(batch, self.device) for batch in micros]
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _saved_roles(self) -> set[str]:
+        """What changes in any stage, as far as it exists in this one."""
+        changing = set().union(*(s.trains | s.saves | self._ema(s).keys() for s in self.method.stages()))
+        return changing & self.roles.keys()
+
+    def _names(self) -> dict[int, str]:
+        owners = {**{f"roles.{k}": m for k, m in self.roles.items()}, **self.method.modules()}
+        return {id(p): f"{owner}.{name}" for owner, module in owners.items() for name, p in module.named_parameters()}
+
+    def save(self) -> None:
+        """A checkpoint of everything that a resume needs, on the main process."""
+        if not self.ranks.main:
+            return
+        tensors: dict[str, Tensor] = {}
+        for role in self._saved_roles():
+            tensors |= prefixed(f"roles/{role}", self.roles[role].state_dict())
+        for name, module in self.method.modules().items():
+            tensors |= prefixed(f"modules/{name}", module.state_dict())
+        groups, names = {}, self._names()
+        for name, optimizer in self.optimizers.items():
+            state, groups[name] = optimizer_state(optimizer, names)
+            tensors |= prefixed(f"optimizers/{name}", state)
+        scaler = self.accelerator.scaler
+        self.checkpoints.save(self.at.total, tensors, {
+            "at": vars(self.at), "optimizers": groups, "method": dict(self.method.state_dict()),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        })  # fmt: skip
+
+    def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        source = self.checkpoints.folder
+        for role in self._saved_roles():
+            load_weights(self.roles[role], unprefixed(f"roles/{role}", tensors), source)
+        for name, module in self.method.modules().items():
+            load_weights(module, unprefixed(f"modules/{name}", tensors), source)
+        names = self._names()
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, names, unprefixed(f"optimizers/{name}", tensors), state["optimizers"][name])
+        self.method.load_state_dict(state["method"])
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _best_of(self, stage: Stage) -> str:
+        """Each stage has a best of its own, which the next one's must not overwrite before it has a checkpoint."""
+        return stage.name if len(self.method.stages()) > 1 else ""
+
+    def _end(self, stage: Stage) -> None:
+        """Leave the target role with the stage's best weights on dev; without a dev, with the last (or average)."""
+        target, best = self.roles[self.target], self.checkpoints.best(self._best_of(stage))
+        if self.at.best is not None and best.exists():
+            tensors, _ = self.checkpoints.read(best)
+            load_weights(target, tensors, best)
+        elif self.train.ema is not None:
+            target.load_state_dict(self.roles[AVERAGE].state_dict())
+        self.ranks.agree([target])
+        target.eval()
+        if self.finished is not None and self.ranks.main:
+            self.finished(stage, target)

@@ -1,0 +1,94 @@
+"""Batches of step s as a function of s: the same for any number of workers, and the right next ones on resume."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..adapter.adapter import Batch, Source
+from ..runtime.errors import UserError
+
+Key = tuple[int, int]  # epoch, sample
+
+
+class _Keyed(Dataset[Any]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        try:
+            return self.source.sample(index, epoch)
+        except UserError as error:
+            return error  # as a value: raised in a worker it would arrive as text with a traceback
+
+
+class _Collate:
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, samples: Sequence[Any]) -> Batch | UserError:
+        broken = next((sample for sample in samples if isinstance(sample, UserError)), None)
+        return broken or self.source.collate(samples)
+
+
+class _Plan:
+    """This rank's micro-batches from `start` on, for ever."""
+
+    def __init__(self, source: Source, start: int, rank: int, world: int, accumulate: int) -> None:
+        self.source, self.start, self.rank, self.world, self.accumulate = source, start, rank, world, accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        shares = self.world * self.accumulate
+        passed, epoch = 0, 0
+        while True:
+            batches = [b for b in self.source.plan(epoch) if len(b) >= shares]  # every micro-batch gets a sample
+            if not batches:
+                raise UserError(f"no batch of epoch {epoch} has the {shares} samples that ranks x accumulate ask for")
+            for batch in batches[max(0, self.start - passed) :]:
+                # the ranks' pieces of one micro-batch lie side by side: together they are what one process would have
+                for micro in range(self.rank, shares, self.world):
+                    yield [(epoch, i) for i in share(batch, micro, shares)]
+            passed += len(batches)
+            epoch += 1
+
+
+def share(batch: Sequence[int], part: int, parts: int) -> Sequence[int]:
+    """Part `part` of `batch` cut into `parts` contiguous pieces of nearly equal size."""
+    return batch[part * len(batch) // parts : (part + 1) * len(batch) // parts]
+
+
+def steps(
+    source: Source, *, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, workers: int = 0
+) -> Iterator[list[Batch]]:
+    """Endless: for each step from `start` on, this rank's `accumulate` micro-batches."""
+    plan = _Plan(source, start, rank, world, accumulate)
+    loader: DataLoader[Any] = DataLoader(
+        _Keyed(source),
+        batch_sampler=plan,
+        collate_fn=_Collate(source),
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # it draws a seed for its workers: not from the caller's randomness
+    )
+    stream = iter(loader)
+    try:
+        while True:
+            yield [_sound(next(stream)) for _ in range(accumulate)]
+    finally:
+        del stream  # a traceback that kept it would keep its workers, and they take seconds to notice
+
+
+def _sound(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,274 @@
+"""What a method is, and the default one: a student, a teacher and an objective.
+
+A method owns its stages and the losses of a step; the engine owns the loop. Progressive distillation swaps roles and
+starts a fresh optimizer at each stage, distribution matching alternates two optimizers within a step, mutual learning
+has several students: all say so through the same four verbs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..adapter.adapter import Adapter, Batch, Strict, is_teacher
+from ..models.weight_swap import standing
+from ..objective.objective import LossOut, Objective
+from ..recipe.recipe import Train
+from ..runtime.distributed import Ranks
+from ..runtime.errors import UserError
+from ..runtime.random_streams import Key, Streams
+from ..runtime.registry import Registry
+from ..runtime.timing import Clock
+from ..signals.signals import Signals, Taught
+from ..teacher_cache.entries import CACHED, Kept, restored
+from .optim import build_optimizer, scaling
+
+Roles = MutableMapping[str, nn.Module]
+
+
+class Ema(NamedTuple):
+    """A role that follows another as an exponential moving average of its weights."""
+
+    source: str
+    decay: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one set of optimizers.
+
+    Attributes:
+        name: for the log and the checkpoint.
+        steps: optimizer steps.
+        trains: roles that learn; every other role is frozen within the stage (eval mode, no gradient).
+        ema: roles that the engine updates after each step as averages of others (consistency targets, mean teachers);
+            a role that does not exist yet starts as a copy of its source, as `begin` left it.
+        saves: frozen roles whose weights `begin` changes, so that a checkpoint must hold them too.
+
+    >>> Stage("student", 100, frozenset({"student"})).saves
+    frozenset()
+    """
+
+    name: str
+    steps: int
+    trains: frozenset[str]
+    ema: Mapping[str, Ema] = field(default_factory=dict)
+    saves: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of the step it is in."""
+
+    stage: Stage
+    step: int
+    """Within the stage, from 0."""
+    micro: int
+    """Micro-batch within the step: index * world + rank."""
+    streams: Streams
+    clock: Clock
+    ranks: Ranks
+
+    def generator(self, *path: Key, device: torch.device | str = "cpu") -> torch.Generator:
+        """Noise of this micro-batch that resume, workers and call order do not change."""
+        return self.streams.torch("step", self.stage.name, self.step, self.micro, *path, device=device)
+
+
+class Method(Protocol):
+    """Stages, and the losses of each step."""
+
+    #: What a recipe may set under ``method.params``.
+    Params: ClassVar[type[Strict]]
+    #: What stands beside the student: the same student ``trained`` without the teacher, or, where the method buys fewer
+    #: evaluations of the same model, the ``teacher`` itself within the student's budget.
+    control: ClassVar[Literal["trained", "teacher"]]
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Raises `UserError` for roles that the method cannot train; asked before anything is trained."""
+        ...
+
+    def stages(self) -> Sequence[Stage]: ...
+
+    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        """Prepare a stage (swap roles or their weights, build modules from a real batch) and return its optimizers.
+
+        On resume it is called again before the checkpoint's tensors are put back.
+        """
+        ...
+
+    def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        """Yield ``(optimizer name, loss)``; the engine steps that optimizer before the generator goes on."""
+        ...
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What learns besides the roles: projectors, discriminators, banks."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """JSON of whatever else a resume needs; tensors belong into `modules`."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+METHODS: Registry[Any] = Registry("method")
+
+
+class NoParams(Strict):
+    """Of a method that has none."""
+
+
+@METHODS.register("distil")
+class Distil:
+    """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015).
+
+    Schemes are made of it: `learners` says which roles learn, each by an objective of its own, `taught` what teaches
+    one on a batch, `loss` how the two are compared.
+    """
+
+    Params: ClassVar[type[Strict]] = NoParams
+    control: ClassVar[Literal["trained", "teacher"]] = "trained"
+    #: Whether its teacher may be one that ran before: `teacher_cache`.
+    cacheable: ClassVar[bool] = True
+    #: Whether what teaches depends on what the learner says of the batch.
+    learner_first: ClassVar[bool] = False
+
+    def __init__(
+        self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
+        params: Strict | None = None, teacher: str = "teacher", peers: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.adapter, self.objective, self.train, self.streams, self.role = adapter, objective, train, streams, role
+        self.params: Any = params or self.Params()
+        #: The role that teaches; the adapter is asked for its signals by this name.
+        self.teacher = teacher
+        #: Roles that learn beside `role`, of this method alone.
+        self.peers = tuple(peers)
+        #: By role that learns.
+        self.objectives = {role: objective} | {peer: copy.deepcopy(objective) for peer in self.peers}
+        #: How cached signals of the teacher are read, where batches bring some.
+        self.kept: Mapping[str, Kept] = {}
+        if objective.reads_gradients and train.precision == "fp16":
+            raise UserError("balance gradnorm: gradients of fp16 are not scaled where it reads them: use bf16 or fp32")
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """The roles that learn, each after the step of the one before it."""
+        return (self.role, *self.peers)
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Any teacher and student will do: what the objective compares is checked on a real batch."""
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage(self.role, self.train.steps, frozenset(self.learners))]
+
+    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        for role, objective in self.objectives.items():
+            if not objective.built:
+                with torch.set_grad_enabled(objective.reads_gradients), self.streams.forked("dry run"):
+                    said = self.says(role, roles, batch)
+                    teaching = self._teaching(role, roles, batch, said)
+                    one = next(iter(teaching.values())) if isinstance(teaching, Mapping) else teaching
+                    objective.build(said, one, self.streams)
+        return {role: self._optimizer(role, roles) for role in self.learners}
+
+    def _optimizer(self, role: str, roles: Roles) -> Optimizer:
+        """Of a learner and its objective; patterns of ``lr_scale`` know every learner of the recipe as the student."""
+        config = self.train.optimizer
+        if role in ("control", "self_training"):  # the student's recipe, but not for the objective's parameters
+            config = scaling(config, lambda pattern: not pattern.startswith("objective."))
+        return build_optimizer(config, {known_as(role): roles[role], "objective": self.objectives[role]})
+
+    def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        for role in self.learners:
+            out = self.loss(role, roles, batch, ctx)
+            yield role, out if role == self.role else out.named(role)
+        for role in self.learners:  # reached once a step, when its last loss has been dealt with
+            if (stand := standing(roles[role])) is not None:
+                stand.settle(ctx.ranks)
+
+    def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
+        """Of one learner on a batch."""
+        last = self.learner_first or CACHED in batch  # what is kept is put on the learner's rows, which must be there
+        with ctx.clock.time("teacher"):
+            teacher = None if last else self._teaching(role, roles, batch)
+        with ctx.clock.time("student"):
+            said = self.says(role, roles, batch)
+        with ctx.clock.time("teacher"):
+            teacher = self._teaching(role, roles, batch, said) if last else teacher
+        with ctx.clock.time("loss"):
+            out: LossOut = self.objectives[role](said, teacher, step=ctx.step, ranks=ctx.ranks)
+        return out
+
+    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+        """What a role says of a batch: a learner what the terms ask of a student, another what they ask of a teacher.
+
+        Args:
+            of: "student" or "teacher", where that is not so.
+        """
+        side = of or ("student" if role in self.learners else "teacher")
+        return self.heard(role, roles, batch, self.objective.features(side))
+
+    def heard(self, role: str, roles: Roles, batch: Batch, features: Sequence[str]) -> Signals:
+        """What a role says of a batch, these features included."""
+        said = self.adapter.signals(role, roles[role], batch, features)
+        said.model, said.labelled = roles[role], batch.get("labelled")
+        return said
+
+    def _teaching(self, role: str, roles: Roles, batch: Batch, said: Signals | None = None) -> Taught:
+        if not self.objectives[role].needs_teacher:
+            return None
+        with torch.no_grad():
+            return self.taught(role, roles, batch, said)
+
+    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+        """What teaches `role` on a batch, without gradient: the teacher, or what it said when its cache was filled.
+
+        A scheme may return several roles' signals by name, of which every term with a teacher then takes the mean.
+
+        Args:
+            said: by `role` on the batch, where `learner_first` or a cache asks for it, and in the dry run.
+        """
+        if said is None or CACHED not in batch:
+            return self.says(self.teacher, roles, batch)
+        kept = restored(self.kept, batch[CACHED], said)
+        kept.model = roles.get(self.teacher)
+        return kept
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The objective, and one of each peer."""
+        return {"objective" if role == self.role else f"objective-{role}": o for role, o in self.objectives.items()}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
+        """What a report should say of the training that is over, in eval mode without gradients on a training batch."""
+        return {}
+
+
+def known_as(role: str) -> str:
+    """The name by which a recipe's ``lr_scale`` knows a role: ``teacher`` or ``student``."""
+    return "teacher" if is_teacher(role) else "student"
+
+
+def probe(method: Method, roles: Roles, batch: Batch, streams: Streams) -> dict[str, LossOut]:
+    """The first step's losses and their backward pass on `batch`, with no optimizer step; gradients are left in place.
+
+    For checks and for counting. Randomness is put back as it was.
+    """
+    device = next(iter(next(iter(roles.values())).parameters())).device
+    ctx = Context(method.stages()[0], 0, 0, streams, Clock(device), Ranks())
+    found = {}
+    with streams.forked("probe"):
+        for name, out in method.losses(batch, roles, ctx):
+            out.value().backward()
+            found[name] = out
+    return found

@@ -1,0 +1,69 @@
+"""Optimizers from a recipe: parameter groups by name, learning rates as a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..recipe.recipe import Optimizer as Config
+from ..recipe.schedules import Schedule
+from ..runtime.errors import UserError
+
+
+def named_parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """``student.head.weight`` and so on, each parameter once, those that learn."""
+    seen: set[int] = set()
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{prefix}.{name}", parameter
+
+
+def scaling(config: Config, keep: Callable[[str], bool]) -> Config:
+    """`config` with only those patterns of its ``lr_scale`` that `keep` accepts."""
+    kept = {pattern: scale for pattern, scale in config.lr_scale.items() if keep(pattern)}
+    return config.model_copy(update={"lr_scale": kept})
+
+
+def build_optimizer(config: Config, modules: Mapping[str, nn.Module]) -> Optimizer:
+    """One optimizer over `modules`; biases, norms and other vectors are not decayed.
+
+    Raises `UserError` for a ``lr_scale`` pattern that no parameter matches.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    used: set[str] = set()
+    for name, parameter in named_parameters(modules):
+        pattern = next((p for p in config.lr_scale if fnmatchcase(name, p)), None)
+        used |= {pattern} if pattern else set()
+        scale = config.lr_scale[pattern] if pattern else 1.0
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((config.lr * scale, decay), []).append(parameter)
+    if unused := set(config.lr_scale) - used:
+        raise UserError(f"train.optimizer.lr_scale: {sorted(unused)[0]!r} matches no parameter")
+    if not groups:
+        raise UserError(f"nothing to train in {', '.join(modules)}")
+    listed = [{"params": p, "lr": lr, "weight_decay": decay, "initial_lr": lr} for (lr, decay), p in groups.items()]
+    if config.name == "sgd":
+        return torch.optim.SGD(listed, momentum=config.betas[0], nesterov=config.betas[0] > 0)
+    kind: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam}[config.name]
+    made: Optimizer = kind(listed, betas=config.betas)
+    return made
+
+
+def set_lr(optimizer: Optimizer, schedule: Schedule, step: int, steps: int) -> float:
+    """Learning rates of `step`; returns the first group's. A group keeps its base as ``initial_lr``."""
+    factor = schedule(step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Of all groups, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
