@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -130,7 +131,7 @@ class Case:
         method = Distil(Rows(), objective, train, Streams(0))  # type: ignore[arg-type]
         roles = {"student": copy.deepcopy(self.student), "teacher": copy.deepcopy(self.teacher)}
         if cached:
-            method.kept, batch = self._kept(batch, Rows().signals("teacher", roles["teacher"], batch)["logits"])
+            method.restore, batch = self._cached(batch, Rows().signals("teacher", roles["teacher"], batch)["logits"])
         engine = Engine(
             method, None, roles, train, streams=Streams(0), accelerator=make_accelerator("cpu", "fp32"),  # type: ignore[arg-type]
             folder=folder, quiet=True,
@@ -154,13 +155,14 @@ class Case:
 
         return step
 
-    def _kept(self, batch: Mapping[str, Any], said: Any) -> tuple[Any, dict[str, Any]]:
+    def _cached(self, batch: Mapping[str, Any], said: Any) -> tuple[Any, dict[str, Any]]:
+        from xmodal_kd.adapter.adapter import CACHED
         from xmodal_kd.teacher_cache.codecs import Half
-        from xmodal_kd.teacher_cache.entries import CACHED, Kept, packed, written
+        from xmodal_kd.teacher_cache.entries import Kept, packed, restored, written
 
         kept = {"logits": Kept("logits", 0, "sample", False, Half(CLASSES))}
         entries = written(kept["logits"], said, [""] * len(self.x))
-        return kept, {**batch, CACHED: {"logits": packed(kept["logits"], list(entries))}}
+        return partial(restored, kept), {**batch, CACHED: {"logits": packed(kept["logits"], list(entries))}}
 
 
 # ---------------------------------------------------------------- arms of another environment

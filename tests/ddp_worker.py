@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from toy import RELATION, TERMS, ToyAdapter, adapter, engine, roles
 
-from xmodal_kd.objective.balance import Balance
 from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.balance_spec import Balance
 from xmodal_kd.recipe.recipe import Optimizer, Term, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import write_tensors

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapter.adapter import Adapter, Batch, Evaluation, Score, Source, Strict
     from .losses import LOSSES, loss
-    from .objective.objective import LossOut, Objective
+    from .objective.objective import Objective
+    from .objective.parts import LossOut
     from .recipe.recipe import Recipe, Term, Train
     from .runtime.device import make_accelerator
     from .runtime.errors import RunError, UserError
@@ -72,7 +73,8 @@ _HOMES = {
     "runtime.errors": ("RunError", "UserError"),
     "losses": ("LOSSES", "loss"),
     "training.method": ("METHODS", "Context", "Distil", "Method", "Stage"),
-    "objective.objective": ("LossOut", "Objective"),
+    "objective.objective": ("Objective",),
+    "objective.parts": ("LossOut",),
     "recipe.recipe": ("Recipe", "Term", "Train"),
     "runtime.registry": ("Registry",),
     "runtime.device": ("make_accelerator",),

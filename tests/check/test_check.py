@@ -19,7 +19,7 @@ from xmodal_kd.check import Finding, check, rehearsal, saved, terms
 from xmodal_kd.check.subject import prepare
 from xmodal_kd.cli.main import call
 from xmodal_kd.losses import LOSSES, loss
-from xmodal_kd.objective.objective import LossOut
+from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.runtime.checkpoint import digest
 from xmodal_kd.runtime.random_streams import Streams

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.losses.normalisation import DimensionNorm
 from xmodal_kd.losses.regions import affinity, region_kd
-from xmodal_kd.objective.objective import LossOut, Objective
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.peak_memory import peak_bytes
 from xmodal_kd.signals.signals import Layout, Signals

@@ -14,8 +14,10 @@ from toy import RECIPE as TOY
 from toy import ToyAdapter, adapter, engine, roles
 
 from xmodal_kd.cli.main import call
-from xmodal_kd.objective.balance import Balance, GradNorm, Uncertainty
-from xmodal_kd.objective.objective import LossOut, Objective, Part
+from xmodal_kd.objective.balance import GradNorm, Uncertainty
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import LossOut, Part
+from xmodal_kd.recipe.balance_spec import Balance
 from xmodal_kd.recipe.recipe import Optimizer, Recipe, Term, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import read_json

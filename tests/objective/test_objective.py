@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xmodal_kd.losses import LOSSES, loss
-from xmodal_kd.objective.objective import LossOut, Objective, Part
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import LossOut, Part
 from xmodal_kd.recipe.recipe import Optimizer, Term
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.distributed import Ranks

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from toy import adapter, engine, roles
 
 from xmodal_kd.losses import LOSSES, blocks, loss
-from xmodal_kd.objective.objective import Objective, Part
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import Part
 from xmodal_kd.recipe.recipe import Optimizer, Term, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.errors import UserError

@@ -13,7 +13,8 @@ from oracles.losses import ORACLES
 from torch import Tensor
 
 from xmodal_kd.losses import LOSSES, blocks
-from xmodal_kd.objective.objective import LossOut, Objective, Part
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import LossOut, Part
 from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Layout, Signals

@@ -12,7 +12,8 @@ from torch import nn
 from toy import Data, ToyAdapter, ToySource, adapter, roles
 
 from xmodal_kd.adapter.adapter import Batch
-from xmodal_kd.objective.objective import LossOut, Objective
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Optimizer, Term
 from xmodal_kd.run.roles import lessons, make_adapter, make_method, models_of, training_source
 from xmodal_kd.runtime.checkpoint import digest

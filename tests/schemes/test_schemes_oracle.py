@@ -22,7 +22,7 @@ from scheme_runs import content, engine
 from torch import nn
 
 from xmodal_kd.losses.base import item_mean
-from xmodal_kd.objective.objective import LossOut
+from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.timing import Clock
 from xmodal_kd.schemes.batches import OTHER

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toy import RECIPE, TERMS, ToyAdapter, ToySource, adapter, roles
 
+from xmodal_kd.adapter.adapter import CACHED
 from xmodal_kd.check.cached import cache as cached_check
 from xmodal_kd.check.subject import prepare
 from xmodal_kd.cli.main import call
 from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.cache_spec import CacheSpec
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run import runner
 from xmodal_kd.runtime.checkpoint import read_json
@@ -30,8 +32,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.teacher_cache import fill as fills
 from xmodal_kd.teacher_cache import store as stores
-from xmodal_kd.teacher_cache.config import CacheSpec
-from xmodal_kd.teacher_cache.entries import CACHED, restored
+from xmodal_kd.teacher_cache.entries import restored
 from xmodal_kd.teacher_cache.fill import Filled, Filler
 from xmodal_kd.teacher_cache.manifest import Manifest
 from xmodal_kd.teacher_cache.session import filled_store

@@ -15,7 +15,7 @@ from processes import HERE, ROOT, environment, port
 from safetensors.torch import load_file
 from toy import RECIPE
 
-from xmodal_kd.objective.balance import Balance
+from xmodal_kd.recipe.balance_spec import Balance
 from xmodal_kd.runtime.checkpoint import read_json
 
 

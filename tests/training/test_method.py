@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from toy import CLASSES, ToyAdapter, adapter, engine, roles
 
 from xmodal_kd.adapter.adapter import Batch
-from xmodal_kd.objective.objective import LossOut
+from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import digest

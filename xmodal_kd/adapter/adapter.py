@@ -21,6 +21,8 @@ from .panels import Panel
 from .saved_model import CARD, About
 
 Batch = Mapping[str, Any]
+#: Where a batch holds what a teacher's cache has of it, by the name of the signal.
+CACHED = "cached_teacher"
 
 
 def is_teacher(role: str) -> bool:

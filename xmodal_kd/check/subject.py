@@ -16,7 +16,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..adapter.adapter import Adapter, Batch, is_teacher
-from ..objective.objective import Objective, Part
+from ..objective.objective import Objective
+from ..objective.parts import Part
 from ..recipe.recipe import Loaded, Recipe, Train
 from ..run.roles import build, labelled_by, lessons, make_adapter, make_method, models_of, training_source
 from ..runtime.device import make_accelerator

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, Batch
 from ..objective.loss_inputs import reads_labels
-from ..objective.objective import Part, safe
+from ..objective.parts import Part, safe
 from ..signals.signals import Signals
 from ..training.optim import named_parameters
 from .subject import Entered, Finding, Subject

@@ -86,7 +86,7 @@ def schema() -> None:
 
     Example: xmodal-kd schema > recipe.schema.json
     """
-    from ..run.schema import recipe_schema
+    from .recipe_schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 

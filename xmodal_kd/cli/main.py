@@ -194,7 +194,7 @@ def cache(
 
     Example: xmodal-kd cache speech/fsdd --set data.path=recordings --set cache={top_k: 4} --out runs/mine
     """
-    from ..teacher_cache.command import fill, lines
+    from .cache import fill, lines
 
     _allow(allow_import)
     found = fill(recipe, set_ or (), out, device, quiet)

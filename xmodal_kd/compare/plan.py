@@ -18,11 +18,11 @@ from ..adapter.adapter import ControlSpec, NoControl, UntrainedControl, adapter_
 from ..losses import LOSSES
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Term, find, load
-from ..run.controls import control_spec
 from ..run.resolved_recipe import resolved
 from ..run.roles import starts_taught
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS
+from ..training.controls import control_spec
 from ..training.method import METHODS
 
 #: The arm that is the recipe as it stands.

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from .. import report as reports
 from ..adapter.adapter import Score
+from ..recipe.yaml_reader import flat
 from ..report.statistics import drawn_together, ratio
-from ..run.resolved_recipe import flat
 from ..run.runner import RECIPE, STATE
 from ..runtime.checkpoint import read_json
 from ..runtime.errors import UserError

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, Batch, ControlSpec
 from ..objective.objective import Objective
-from ..run.controls import without_teacher
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
+from ..training.controls import without_teacher
 from ..training.role_plan import Lesson
 
 

@@ -8,42 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..adapter.adapter import Strict
+from ..recipe.balance_spec import Balance
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
+from .parts import Part
 
-if TYPE_CHECKING:
-    from .objective import Part
-
-Parts = Mapping[str, "Part"]
+Parts = Mapping[str, Part]
 #: A weight of GradNorm never falls below this: at 0 its gradient would say nothing more.
 LEAST = 1e-3
-
-
-class Balance(Strict):
-    """How the terms are weighed against one another in training."""
-
-    name: Literal["fixed", "uncertainty", "gradnorm"] = "fixed"
-    alpha: float = Field(1.5, ge=0)
-    """Of gradnorm: how hard a term is pushed whose loss has fallen less than the others'; 0: all gradients equal."""
-    rate: float = Field(0.025, gt=0)
-    """Of gradnorm: the learning rate (of Adam) of its weights."""
-    layer: str | None = None
-    """Of gradnorm: the student's module in whose weight gradients are compared; None: the last that all terms reach."""
-
-    @model_validator(mode="after")
-    def _of_gradnorm(self) -> Balance:
-        plain = type(self).model_fields
-        changed = [key for key in ("alpha", "rate", "layer") if getattr(self, key) != plain[key].default]
-        if changed and self.name != "gradnorm":
-            raise ValueError(f"{changed[0]} is of balance gradnorm, not of {self.name}")
-        return self
 
 
 class Uncertainty(nn.Module):

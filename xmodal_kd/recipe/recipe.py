@@ -19,10 +19,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..adapter.adapter import Strict
-from ..objective.balance import Balance
 from ..runtime.discovery import shipped
 from ..runtime.errors import UserError, nearest
-from ..teacher_cache.config import CacheSpec
+from .balance_spec import Balance
+from .cache_spec import CacheSpec
 from .schedules import Schedule
 from .yaml_reader import Loader, Path_, marks
 from .yaml_reader import override as put

@@ -85,3 +85,18 @@ def override(content: dict[str, Any], text: str) -> tuple[str, Any]:
     except (IndexError, TypeError):
         raise UserError(f"--set {text!r}: there is no {last!r} to set") from None
     return key, value
+
+
+def flat(content: Any, at: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """Nested mappings as one, from dotted paths to values.
+
+    Args:
+        lists: whether lists are gone into as well: ``objective.0.loss``.
+    """
+    if isinstance(content, Mapping) and content:
+        pairs: Iterable[tuple[Any, Any]] = content.items()
+    elif lists and isinstance(content, list):
+        pairs = enumerate(content)
+    else:
+        return {at: content}
+    return {k: v for key, one in pairs for k, v in flat(one, f"{at}.{key}".lstrip("."), lists=lists).items()}

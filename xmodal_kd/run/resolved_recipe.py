@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel
 
 from ..adapter.adapter import adapter_class
 from ..recipe.recipe import Loaded, M
+from ..recipe.yaml_reader import flat
 from .roles import compressions, scheme_of
 
 
@@ -57,18 +57,3 @@ def changed(written: Path, loaded: Loaded) -> str:
         if before.get(key) != now.get(key) and not key.startswith("trackers"):
             return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
     return "its data or defaults have changed"
-
-
-def flat(content: Any, at: str = "", *, lists: bool = False) -> dict[str, Any]:
-    """Nested mappings as one, from dotted paths to values.
-
-    Args:
-        lists: whether lists are gone into as well: ``objective.0.loss``.
-    """
-    if isinstance(content, Mapping) and content:
-        pairs: Iterable[tuple[Any, Any]] = content.items()
-    elif lists and isinstance(content, list):
-        pairs = enumerate(content)
-    else:
-        return {at: content}
-    return {k: v for key, one in pairs for k, v in flat(one, f"{at}.{key}".lstrip("."), lists=lists).items()}

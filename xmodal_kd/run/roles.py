@@ -19,10 +19,10 @@ from ..runtime.random_streams import Streams
 from ..schemes import SCHEMES, Scheme
 from ..signals.capture import find_modules, split
 from ..signals.signals import OUTPUTS, of_teacher
+from ..training.controls import control_spec, self_training_spec, without_teacher
 from ..training.label_budget import Scarce, chosen
 from ..training.method import METHODS, Distil, Method
 from ..training.role_plan import Lesson
-from .controls import control_spec, self_training_spec, without_teacher
 
 #: The student, and what must be as small as it.
 COMPRESSED = frozenset({"student", "control", "self_training"})

@@ -28,14 +28,14 @@ from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..runtime.timing import latency
 from ..schemes import Scheme
-from ..teacher_cache.session import Session, check
+from ..teacher_cache.session import CacheUser, Session, check
+from ..training.controls import control_spec
 from ..training.engine import Engine
 from ..training.label_budget import Scarce, facts
 from ..training.loader import steps
 from ..training.method import METHODS, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import Lesson
-from .controls import control_spec
 from .resolved_recipe import changed, resolved
 from .roles import (
     build,
@@ -247,7 +247,7 @@ class Run:
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (mine, *([] if adapter is mine else [adapter])):
             one.begin(role, known)
-        cache = Session.of(self, role, adapter, source, method, train, resolved(self.loaded)["data"])
+        cache = Session.of(self.cache_user(), role, adapter, source, method, train, resolved(self.loaded)["data"])
         engine = Engine(
             method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
@@ -280,6 +280,10 @@ class Run:
         if lesson.data is not None:
             return other_task(self.loaded, self.adapter, *lesson.data, size)
         return self.adapter if batch_size is None else make_adapter(self.loaded, self.streams, size)
+
+    def cache_user(self) -> CacheUser:
+        """What a teacher's cache takes of this run."""
+        return CacheUser(self.recipe, self.out, self.models, self.streams, self.accelerator, self.options.quiet)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
         """What a scheme has to say of its training."""

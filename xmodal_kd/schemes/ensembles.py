@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..adapter.adapter import Batch, Strict
-from ..objective.objective import LossOut, Objective, Part
+from ..objective.objective import Objective
+from ..objective.parts import LossOut, Part
 from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS, Signals, Taught
 from ..training.method import Context, Roles, Stage

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from ..adapter.adapter import Adapter, Batch, Strict
 from ..models.early_exit import Exits, Route, early, leaves
-from ..objective.objective import LossOut, Objective
+from ..objective.objective import Objective
+from ..objective.parts import LossOut
 from ..runtime import flops
 from ..runtime.errors import UserError
 from ..runtime.timing import latency

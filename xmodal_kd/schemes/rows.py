@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..losses.base import full_precision, item_mean
-from ..objective.objective import LossOut, Objective
+from ..objective.objective import Objective
+from ..objective.parts import LossOut
 from ..recipe.recipe import Term
 from ..signals.signals import Layout, Signal, Signals
 

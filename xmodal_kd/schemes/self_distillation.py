@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..adapter.adapter import Adapter, Batch, Source, Strict
-from ..objective.objective import LossOut, Part
+from ..objective.parts import LossOut, Part
 from ..recipe.recipe import Recipe
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError

@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..adapter.adapter import Batch, Strict
-from ..objective.objective import LossOut, Objective
+from ..objective.objective import Objective
+from ..objective.parts import LossOut
 from ..recipe.recipe import On, Recipe, Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest

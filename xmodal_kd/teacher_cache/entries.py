@@ -23,9 +23,6 @@ _HEAD = struct.Struct("<IIB")  # valid rows, rows that the item must have, flags
 #: Every row counts; the valid ones are not the first; the item has neither more nor fewer rows (it is not padded).
 _FULL, _MASKED, _EXACT = 0x80, 0x40, 0x20
 
-#: Where a batch holds what `packed` made for it, by the name of the signal.
-CACHED = "cached_teacher"
-
 
 class Kept(NamedTuple):
     """A signal as the manifest knows it.

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..adapter.adapter import Adapter, Batch, Source
 from ..objective.objective import Objective
+from ..recipe.cache_spec import CacheSpec
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..runtime.progress import bar
@@ -25,7 +26,6 @@ from ..signals.signals import Signals
 from ..training.label_budget import Scarce
 from ..training.loader import share, steps
 from .codecs import Codec, Half, Int8, TopK, row_bytes
-from .config import CacheSpec
 from .entries import Kept, written
 from .manifest import Manifest, entry_key, ledger_key
 from .source import Seeing, Seen, stale

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..run.resolved_recipe import flat
+from ..recipe.yaml_reader import flat
 from ..runtime.checkpoint import digest, read_json, write_json
 from ..runtime.errors import UserError
 from .codecs import codec_of

@@ -13,12 +13,12 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from ..adapter.adapter import Batch
-from ..objective.objective import safe
+from ..adapter.adapter import CACHED, Batch
+from ..objective.parts import safe
 from ..signals.signals import Signals
 from ..training.method import Distil
 from .codecs import Int8, row_bytes
-from .entries import CACHED, Kept, restored
+from .entries import Kept, restored
 from .manifest import entry_key
 from .source import CachedSource, Held, Seen
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from ..adapter.adapter import Adapter, Source, is_teacher
+from ..recipe.cache_spec import CacheSpec
 from ..recipe.recipe import Recipe, Train
 from ..runtime.distributed import ranks_of
 from ..runtime.errors import UserError
+from ..runtime.random_streams import Streams
 from ..training.label_budget import Scarce
 from ..training.method import METHODS, Distil, Method
-from .config import CacheSpec
-from .entries import Kept
+from .entries import Kept, restored
 from .fill import Filled, Filler, Key
 from .manifest import Manifest
 from .measure import Worth, measure
 from .source import CachedSource, Replayed, Seeing
 from .store import Store, alone
-
-if TYPE_CHECKING:
-    from ..run.runner import Run
 
 #: Samples looked at to see whether what the teacher sees changes from epoch to epoch.
 LOOKED_AT = 8
@@ -59,6 +59,18 @@ def check(recipe: Recipe, adapter: Adapter) -> None:
 
 
 @dataclass(frozen=True)
+class CacheUser:
+    """What a cache takes of a run: its recipe and folder, its models so far, and how it computes."""
+
+    recipe: Recipe
+    out: Path
+    models: Mapping[str, nn.Module]
+    streams: Streams
+    accelerator: Accelerator
+    quiet: bool
+
+
+@dataclass(frozen=True)
 class Session:
     """The data of one training, and the cache that they come with, if any."""
 
@@ -67,10 +79,10 @@ class Session:
 
     @classmethod
     def of(
-        cls, run: Run, role: str, adapter: Adapter, source: Source, method: Method, train: Train,
+        cls, user: CacheUser, role: str, adapter: Adapter, source: Source, method: Method, train: Train,
         data: Mapping[str, Any],
     ) -> Session:  # fmt: skip
-        """The cache of `role`'s training in `run`, filled.
+        """The cache of `role`'s training, filled.
 
         The control reads no cache but sees the student's data: where augmentation is replayed, its is too.
 
@@ -78,7 +90,7 @@ class Session:
             source: what `role` is trained on; with few labels, its inner source is what the cache goes around.
             data: the resolved data section of the recipe.
         """
-        spec, inner = run.recipe.cache, source.inner if isinstance(source, Scarce) else source
+        spec, inner = user.recipe.cache, source.inner if isinstance(source, Scarce) else source
         if spec is None or is_teacher(role):
             return cls(source)
         kinds = 2 if isinstance(source, Scarce) else 1
@@ -89,18 +101,18 @@ class Session:
                 f"cache: term {other.name!r} resamples the teacher's rows, and the cache puts them on the student's as "
                 "they are: leave cache out, or let the adapter align them"
             )
-        ranks, teacher = ranks_of(run.accelerator), run.models["teacher"].eval()
+        ranks, teacher = ranks_of(user.accelerator), user.models["teacher"].eval()
         filler = Filler(
-            spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, run.streams,
-            run.accelerator, ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate,
-            train.workers, run.options.quiet,
+            spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, user.streams,
+            user.accelerator, ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate,
+            train.workers, user.quiet,
         )  # fmt: skip
         if any(term.term.weights for term in method.objective if term.spec.needs_teacher):
-            data = {**data, "labels": run.recipe.labels}  # by which classes are weighed
-        folder = (spec.path or run.out / "cache").expanduser().absolute()
+            data = {**data, "labels": user.recipe.labels}  # by which classes are weighed
+        folder = (spec.path or user.out / "cache").expanduser().absolute()
         manifest = Manifest.of(teacher, data, train.precision)
         kept, filled = filled_store(filler, folder, manifest)
-        method.kept = kept
+        method.restore = partial(restored, kept)
         cached = CachedSource(inner, spec, kinds, adapter, Store(folder), kept)
         first = next(filler.plan())
         reading = Reading(spec, cached, filled, method, first, len(source.plan(0)))

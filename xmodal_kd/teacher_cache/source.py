@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..adapter.adapter import Adapter, Batch, Source
+from ..adapter.adapter import CACHED, Adapter, Batch, Source
+from ..recipe.cache_spec import CacheSpec
 from ..runtime.errors import UserError
-from .config import CacheSpec
 from .content import Contents
-from .entries import CACHED, Kept, packed
+from .entries import Kept, packed
 from .manifest import entry_key
 from .store import Store
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..adapter.adapter import Batch, Source
-from ..objective.objective import LossOut
+from ..objective.parts import LossOut
 from ..recipe.recipe import Train
 from ..runtime.checkpoint import (
     Checkpoints,

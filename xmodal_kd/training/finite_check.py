@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapter.adapter import Batch
-from ..objective.objective import LossOut
+from ..objective.parts import LossOut
 from ..runtime.errors import RunError, UserError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ..objective.objective import LossOut, Part, safe
+from ..objective.parts import LossOut, Part, safe
 from ..runtime.distributed import Ranks
 from .optim import parameters
 

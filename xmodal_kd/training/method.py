@@ -8,7 +8,7 @@ has several students: all say so through the same four verbs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..adapter.adapter import Adapter, Batch, Strict, is_teacher
+from ..adapter.adapter import CACHED, Adapter, Batch, Strict, is_teacher
 from ..models.weight_swap import standing
-from ..objective.objective import LossOut, Objective
+from ..objective.objective import Objective
+from ..objective.parts import LossOut
 from ..recipe.recipe import Train
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
@@ -26,7 +27,6 @@ from ..runtime.random_streams import Key, Streams
 from ..runtime.registry import Registry
 from ..runtime.timing import Clock
 from ..signals.signals import Signals, Taught
-from ..teacher_cache.entries import CACHED, Kept, restored
 from .optim import build_optimizer, scaling
 
 Roles = MutableMapping[str, nn.Module]
@@ -151,8 +151,8 @@ class Distil:
         self.peers = tuple(peers)
         #: By role that learns.
         self.objectives = {role: objective} | {peer: copy.deepcopy(objective) for peer in self.peers}
-        #: How cached signals of the teacher are read, where batches bring some.
-        self.kept: Mapping[str, Kept] = {}
+        #: How the teacher's signals are made of what batches bring of a cache, beside the learner's own.
+        self.restore: Callable[[Any, Signals], Signals] | None = None
         if objective.reads_gradients and train.precision == "fp16":
             raise UserError("balance gradnorm: gradients of fp16 are not scaled where it reads them: use bf16 or fp32")
 
@@ -236,9 +236,12 @@ class Distil:
         """
         if said is None or CACHED not in batch:
             return self.says(self.teacher, roles, batch)
-        kept = restored(self.kept, batch[CACHED], said)
-        kept.model = roles.get(self.teacher)
-        return kept
+        assert self.restore is not None, (
+            "batches with cached signals come from a source that also says how to read them"
+        )
+        cached = self.restore(batch[CACHED], said)
+        cached.model = roles.get(self.teacher)
+        return cached
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The objective, and one of each peer."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Strict
-from xmodal_kd.objective.objective import LossOut, Objective
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams

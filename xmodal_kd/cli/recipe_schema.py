@@ -17,7 +17,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from ..cli.catalogue import adapters, first_line
 from ..compress import COMPRESSIONS
 from ..losses import LOSSES
 from ..objective.objective import spec_of
@@ -26,6 +25,7 @@ from ..runtime.discovery import modality, modality_names
 from ..runtime.registry import Registry
 from ..schemes import SCHEMES
 from ..training.method import METHODS
+from .catalogue import adapters, first_line
 
 Json = dict[str, Any]
 #: An object of one's own, which --allow-import lets a recipe name; what parameters it takes is not known here.

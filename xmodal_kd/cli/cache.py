@@ -13,8 +13,8 @@ from ..run.resolved_recipe import resolved
 from ..run.roles import labelled_by, make_method, models_of, training_source
 from ..run.runner import STATE, Options, Run
 from ..runtime.errors import UserError
+from ..teacher_cache.session import Session
 from ..training.loader import steps
-from .session import Session
 
 
 def fill(recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet: bool) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def fill(recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet:
     method = make_method(loaded, run.adapter, lesson, run.streams)
     run.adapter.begin("student", labelled_by(run.adapter.data("train"), loaded.recipe, "student"))
     source = training_source(run.adapter, loaded.recipe, "student")
-    session = Session.of(run, "student", run.adapter, source, method, train, resolved(loaded)["data"])
+    session = Session.of(run.cache_user(), "student", run.adapter, source, method, train, resolved(loaded)["data"])
     if session.reading is None:
         raise UserError("cache: no term of the objective needs the teacher: there is nothing to store")
     models = {"student": student, "teacher": run.models["teacher"]}

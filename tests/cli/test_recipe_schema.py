@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from xmodal_kd.cli.main import call
+from xmodal_kd.cli.recipe_schema import recipe_schema
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.recipe.yaml_reader import Loader
 from xmodal_kd.run.resolved_recipe import resolved
-from xmodal_kd.run.schema import recipe_schema
 from xmodal_kd.runtime.discovery import shipped
 
 jsonschema = pytest.importorskip("jsonschema", reason="the schema is tried with the package jsonschema")

@@ -9,7 +9,7 @@ from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Recipe, Term
 from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS
-from ..training.method import METHODS
+from .method import METHODS
 
 
 def control_spec(recipe: Recipe) -> ControlSpec | UntrainedControl | NoControl:
