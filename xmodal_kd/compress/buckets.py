@@ -107,7 +107,7 @@ class _Straight(torch.autograd.Function):
 
 def straight_through(weight: Tensor, values: Tensor) -> Tensor:
     """`values`, whose gradient is given to `weight` as it is (Bengio, Léonard, Courville, 2013)."""
-    out: Tensor = _Straight.apply(weight, values)  # type: ignore[no-untyped-call]
+    out: Tensor = _Straight.apply(weight, values)
     return out
 
 

@@ -88,13 +88,13 @@ def row_by_row(fn: RowLoss, student: Tensor, others: Sequence[Tensor], index: Te
     chunk is computed anew, and no tensor of all rows and classes is kept between. Half-precision rows become float32
     within a chunk only. `index` ``(m,)`` names the rows to take, so that padded rows need not be copied either.
     """
-    values: Tensor = _RowByRow.apply(fn, False, student, index, *others)  # type: ignore[no-untyped-call]
+    values: Tensor = _RowByRow.apply(fn, False, student, index, *others)
     return values
 
 
 def summed_rows(fn: RowLoss, student: Tensor, others: Sequence[Tensor]) -> Tensor:
     """Sum over chunks of rows of ``fn(student, *others)``, which is a statistic of a chunk; memory as `row_by_row`."""
-    total: Tensor = _RowByRow.apply(fn, True, student, None, *others)  # type: ignore[no-untyped-call]
+    total: Tensor = _RowByRow.apply(fn, True, student, None, *others)
     return total
 
 

@@ -32,7 +32,7 @@ def by_classes(
     with a only among `classes`. For more rows than classes; memory beside the inputs and the gradient: some tensors of
     `blocks.BLOCK` elements.
     """
-    sums: Tensor = _ByClasses.apply(student, teacher, tuple(temperatures), rows, classes)  # type: ignore[no-untyped-call]
+    sums: Tensor = _ByClasses.apply(student, teacher, tuple(temperatures), rows, classes)
     return sums
 
 

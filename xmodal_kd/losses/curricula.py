@@ -80,7 +80,7 @@ class Ctkd(nn.Module):
         else:
             pieces = in_blocks(lambda part: self.mlp(torch.cat([student[part], teacher[part]], dim=1)), *student.shape)
             theta = torch.cat(pieces)
-        theta = _Reversed.apply(theta, self.strength(progress))  # type: ignore[no-untyped-call]
+        theta = _Reversed.apply(theta, self.strength(progress))
         return self.start + self.span * torch.sigmoid(theta)
 
     def strength(self, progress: float) -> float:

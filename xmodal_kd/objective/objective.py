@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from ..losses import LOSSES, LossSpec
 from ..losses.base import full_precision, without_autocast
+from ..recipe.balance_spec import Balance
 from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..runtime.random_streams import Streams
 from ..signals.signals import OUTPUTS, Signal, Signals, Taught
-from .balance import Balance, GradNorm, Uncertainty, make
+from .balance import GradNorm, Uncertainty, make
 from .loss_inputs import Given, collect, compared, gather, named, rows_in, taught
 from .parts import LossOut, Part
 from .resample import WAYS, Way, choose, pair
