@@ -90,14 +90,14 @@ def gradients(run: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Rows, weigh
 def seconds(step: Callable[[], Any], device: torch.device, least: float) -> float:
     """Of the fastest call, after one to warm up, over at least three calls and `least` seconds."""
 
-    clock = perf_counter if device.type == "cuda" else process_time
+    timer = perf_counter if device.type == "cuda" else process_time
 
     def once() -> float:
-        start = clock()
+        start = timer()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return clock() - start
+        return timer() - start
 
     once()
     times = [once() for _ in range(3)]

@@ -31,7 +31,7 @@ from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.device import versions
 from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.teacher_cache.codecs import Codec, Half, Int8, TopK, row_bytes
-from xmodal_kd.teacher_cache.entries import Kept, packed, restored, written
+from xmodal_kd.teacher_cache.entries import StoredSignal, packed, restored, written
 from xmodal_kd.teacher_cache.store import Store
 
 WIDTH, TEMPERATURES, SAMPLES = 64, (1.0, 4.0), 2048
@@ -87,7 +87,7 @@ def trained(net: Net, centres: Tensor, steps: int, generator: torch.Generator) -
 
 def back(codec: Codec, rows: Tensor) -> Tensor:
     """What is read of `rows`."""
-    kept = Kept("rows", 0, "sample", False, codec)
+    kept = StoredSignal("rows", 0, "sample", False, codec)
     entries = written(kept, Signals().add("rows", rows, Layout.samples(len(rows)))["rows"], [""] * len(rows))
     return restored({"rows": kept}, {"rows": packed(kept, entries)}, Signals()).rows("rows")
 
@@ -180,7 +180,7 @@ class Shape(NamedTuple):
 
 def throughput(shape: Shape, folder: Path) -> dict[str, float]:
     """Seconds by entry, encoded and committed in batches of 16, and read in batches of 16 in random order."""
-    kept = Kept("rows", 0, "frame", False, shape.codec())
+    kept = StoredSignal("rows", 0, "frame", False, shape.codec())
     layout = Layout.padded("frame", torch.full((16,), shape.rows), shape.rows)
     rows = 3 * torch.randn(len(layout), shape.width, generator=torch.Generator().manual_seed(0))
     signals = Signals().add("rows", rows, layout)

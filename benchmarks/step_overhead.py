@@ -158,9 +158,9 @@ class Case:
     def _cached(self, batch: Mapping[str, Any], said: Any) -> tuple[Any, dict[str, Any]]:
         from xmodal_kd.adapter.adapter import CACHED
         from xmodal_kd.teacher_cache.codecs import Half
-        from xmodal_kd.teacher_cache.entries import Kept, packed, restored, written
+        from xmodal_kd.teacher_cache.entries import StoredSignal, packed, restored, written
 
-        kept = {"logits": Kept("logits", 0, "sample", False, Half(CLASSES))}
+        kept = {"logits": StoredSignal("logits", 0, "sample", False, Half(CLASSES))}
         entries = written(kept["logits"], said, [""] * len(self.x))
         return partial(restored, kept), {**batch, CACHED: {"logits": packed(kept["logits"], list(entries))}}
 

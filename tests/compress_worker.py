@@ -14,7 +14,7 @@ from xmodal_kd.recipe.recipe import Optimizer, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import write_tensors
 from xmodal_kd.training.engine import Engine
-from xmodal_kd.training.role_plan import Lesson
+from xmodal_kd.training.role_plan import RolePlan
 
 #: Ways of compression, in order, with their parameters.
 KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -32,10 +32,10 @@ def made(folder: Path, kind: str, steps: int = 5) -> Engine:
     toy = adapter(batch_size=12)
     models = roles(toy, student={"dropout": 0.0})
     models["teacher"].requires_grad_(False)  # as a training leaves it
-    lesson = Lesson("student", "mlp", {}, ("student", "params"), TERMS, config, ("teacher",))
+    role_plan = RolePlan("student", "mlp", {}, ("student", "params"), TERMS, config, ("teacher",))
     for name, params in KINDS[kind]:
         way = COMPRESSIONS[name]
-        models["student"] = way.start(way.Params(**params), toy, lesson, models["student"], models)
+        models["student"] = way.start(way.Params(**params), toy, role_plan, models["student"], models)
     return engine(
         folder / "run", config, toy=toy, models=models, metric=("loss", True),
         evaluate=lambda model: toy.evaluate("student", model, "dev").metrics,

@@ -13,7 +13,7 @@ from xmodal_kd.recipe.balance_spec import Balance
 from xmodal_kd.recipe.recipe import Optimizer, Term, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import write_tensors
-from xmodal_kd.training.label_budget import Scarce
+from xmodal_kd.training.label_budget import LabelBudget
 from xmodal_kd.training.method import Distil
 
 #: Terms whose count is no number of rows of the batch.
@@ -33,7 +33,7 @@ def main(folder: Path, accumulate: int, scarce: bool, balance: Balance | None = 
     toy = adapter(batch_size=12)
     models = roles(toy)
     if scarce:
-        source = Scarce(toy.data("train"), [1, 3, 6, 7], 12, toy.streams, pool=True)
+        source = LabelBudget(toy.data("train"), [1, 3, 6, 7], 12, toy.streams, pool=True)
         toy.data = lambda split: source if split == "train" else ToyAdapter.data(toy, split)  # type: ignore[assignment, method-assign, return-value]
     terms = (*TERMS, RELATION, *CHOSEN)
     method = Distil(toy, Objective(terms, steps=config.steps, balance=balance), config, toy.streams)

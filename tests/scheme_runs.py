@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from xmodal_kd.recipe.recipe import Loaded, load
-from xmodal_kd.run.roles import lessons, make_adapter, make_method, models_of, training_source
+from xmodal_kd.run.roles import make_adapter, make_method, models_of, role_plans, training_source
 from xmodal_kd.runtime.checkpoint import digest, write_tensors
 from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.random_streams import Streams
@@ -94,7 +94,7 @@ def engine(folder: Path, made: Content) -> Engine:
     streams = Streams(recipe.recipe.seed)
     adapter = make_adapter(recipe, streams)
     stand: dict[str, nn.Module] = {}
-    for lesson in lessons(recipe, adapter):
+    for lesson in role_plans(recipe, adapter):
         models = models_of(adapter, recipe, lesson, streams, stand)
         stand[lesson.role] = models[lesson.role]
         if lesson.role == "student":

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
-from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
-from xmodal_kd.signals.class_mapping import brought, columns
+from xmodal_kd.signals.class_mapping import columns, map_classes
 from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.config import PointsData, View
@@ -85,7 +85,7 @@ class PointsAdapter(Adapter):
         self._sources: dict[str, PointsSource] = {}
         self._labelled: Sequence[int] | None = None
         self._class_weight: Tensor | None = None
-        self._taught: Cache[Rows] = Cache(MEMORY)
+        self._taught: BoundedCache[Rows] = BoundedCache(MEMORY)
         if data.sources != "simulator" or data.unlabelled is not None:
             for split in ("train", "dev", "test"):
                 self.data(split)
@@ -344,7 +344,7 @@ def answering(model: nn.Module, classes: Sequence[str]) -> nn.Module:
     if tuple(classes) == CLASSES:
         return model
     wanted = columns(CLASSES, classes, "the teacher")
-    model.register_forward_hook(lambda module, inputs, scores: brought(scores, wanted, dim=1))
+    model.register_forward_hook(lambda module, inputs, scores: map_classes(scores, wanted, dim=1))
     return model
 
 

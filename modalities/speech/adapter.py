@@ -19,7 +19,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
-from xmodal_kd.signals.class_mapping import brought, columns
+from xmodal_kd.signals.class_mapping import columns, map_classes
 from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.corpora import SpeechData, build_tokens
@@ -139,7 +139,7 @@ class SpeechAdapter(Adapter):
 
     def _ours(self, role: str, logits: Tensor) -> Tensor:
         """Scores of our symbols, -inf of those that a role does not know."""
-        return brought(logits, self._columns[role]) if role in self._columns else logits
+        return map_classes(logits, self._columns[role]) if role in self._columns else logits
 
     def _factor(self, role: str, model: nn.Module) -> int:
         """How many of a teacher's frames one of the student's covers."""

@@ -65,11 +65,11 @@ class Two(Distil):
         if ctx.stage.name == "first":
             yield from super().losses(batch, roles, ctx)
             return
-        rows, layout = self.says("student", roles, batch)["logits"]
+        rows, layout = self.forward_role("student", roles, batch)["logits"]
         with torch.no_grad():
-            aim = self.says("teacher", roles, batch).rows("logits")[layout.mask]
+            aim = self.forward_role("teacher", roles, batch).rows("logits")[layout.mask]
             roles["judge"].train(self.touched)(aim)
-            assert self.says("follower", roles, batch, of="student").rows("logits").shape == rows.shape
+            assert self.forward_role("follower", roles, batch, of="student").rows("logits").shape == rows.shape
         yield "student", LossOut.mean("nearer", (rows[layout.mask] - aim).square().mean(dim=1))
 
 

@@ -26,7 +26,7 @@ from xmodal_kd.cli.main import call
 from xmodal_kd.compress import COMPRESSIONS, fskd
 from xmodal_kd.compress.origins import Origin
 from xmodal_kd.compress.packed import PACKED
-from xmodal_kd.models.weight_swap import standing
+from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.interrupt import Interrupted
 
@@ -162,10 +162,10 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 def test_ranges_wait_for_the_end_of_a_step(tmp_path: Path) -> None:
     built = compress_worker.made(tmp_path, "qat", steps=1)
-    stand: Any = standing(built.roles["student"])
+    stand: Any = weight_swap_of(built.roles["student"])
     assert bool((stand.ranges[0] > stand.ranges[1]).all())  # none yet: the first step computes with what it is given
     built.fit()
-    stand = standing(built.roles["student"])
+    stand = weight_swap_of(built.roles["student"])
     assert bool((stand.ranges[0] < stand.ranges[1]).all()) and bool((stand.seen[0] > stand.seen[1]).all())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xmodal_kd.compress import buckets, packed, qat
 from xmodal_kd.compress.quantise import Even, Learned, chosen, settle
-from xmodal_kd.models.weight_swap import NAME, standing
+from xmodal_kd.models.weight_swap import NAME, weight_swap_of
 from xmodal_kd.runtime.errors import UserError
 
 
@@ -122,14 +122,14 @@ def test_copies_stand_alone_and_errors_leave_the_weights_in_place() -> None:
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.middle.weight.mul_(3)
-    assert standing(twin) is not standing(model)
+    assert weight_swap_of(twin) is not weight_swap_of(model)
     assert not torch.equal(twin(torch.ones(1, 6)), model(torch.ones(1, 6)))
     with pytest.raises(RuntimeError, match="shapes"):
         model(torch.ones(1, 7))
     assert isinstance(model.middle.weight, nn.Parameter)
     settle(model)
-    assert standing(model) is None and not model._forward_pre_hooks and not model._forward_hooks
-    assert standing(twin) is not None
+    assert weight_swap_of(model) is None and not model._forward_pre_hooks and not model._forward_hooks
+    assert weight_swap_of(twin) is not None
 
 
 def test_a_weight_that_two_layers_share_is_one() -> None:

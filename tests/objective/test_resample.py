@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from toy import ToyAdapter, adapter, engine, roles
 
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.objective.resample import Way, bring, choose, pair
+from xmodal_kd.objective.resample import Way, choose, pair, resample_rows
 from xmodal_kd.recipe.recipe import Term, Train
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.interrupt import Interrupted
@@ -35,7 +35,7 @@ def says(rows: Tensor, layout: Layout, xyz: Tensor | None = None) -> Signals:
 
 
 def brought(way: Way, student: Signals, teacher: Signals) -> Signal:
-    return bring("t", way, pair(student["f"], teacher["f"], student, teacher))
+    return resample_rows("t", way, pair(student["f"], teacher["f"], student, teacher))
 
 
 def agree(got: Signal, expected: list[np.ndarray | None], at: Tensor) -> None:

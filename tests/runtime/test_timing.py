@@ -7,46 +7,46 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from xmodal_kd.runtime.timing import Clock, latency
+from xmodal_kd.runtime.timing import StepTimer, latency
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def timer(monkeypatch: pytest.MonkeyPatch) -> StepTimer:
     """A clock whose every look at the time is a second after the last."""
     ticks: Iterator[int] = iter(range(1000))
     monkeypatch.setattr("xmodal_kd.runtime.timing.perf_counter", lambda: float(next(ticks)))
-    return Clock(torch.device("cpu"))
+    return StepTimer(torch.device("cpu"))
 
 
-def step(clock: Clock, measured: bool) -> None:
-    with clock.step(measured):
+def step(timer: StepTimer, measured: bool) -> None:
+    with timer.step(measured):
         for part in ("teacher", "student", "student"):
-            with clock.time(part):
+            with timer.time(part):
                 pass
 
 
-def test_only_measured_steps_count(clock: Clock) -> None:
-    step(clock, False)
-    assert clock.split() == {} and clock.seconds == {}
-    step(clock, True)
-    step(clock, False)
-    step(clock, True)
+def test_only_measured_steps_count(timer: StepTimer) -> None:
+    step(timer, False)
+    assert timer.split() == {} and timer.seconds == {}
+    step(timer, True)
+    step(timer, False)
+    step(timer, True)
     # 8 looks a step: 7 s from first to last, of which 1 s for the teacher, 2 s for the student
-    assert clock.split() == {"teacher": 1000, "student": 2000, "other": 4000, "step": 7000}
+    assert timer.split() == {"teacher": 1000, "student": 2000, "other": 4000, "step": 7000}
 
 
-def test_parts_outside_a_measured_step_do_not_count(clock: Clock) -> None:
-    with clock.time("evaluation"):
+def test_parts_outside_a_measured_step_do_not_count(timer: StepTimer) -> None:
+    with timer.time("evaluation"):
         pass
-    assert clock.seconds == {}
+    assert timer.seconds == {}
 
 
-def test_an_interrupted_step_stops_measuring(clock: Clock) -> None:
-    with pytest.raises(RuntimeError), clock.step(True):
+def test_an_interrupted_step_stops_measuring(timer: StepTimer) -> None:
+    with pytest.raises(RuntimeError), timer.step(True):
         raise RuntimeError
-    with clock.time("evaluation"):
+    with timer.time("evaluation"):
         pass
-    assert clock.split() == {} and "evaluation" not in clock.seconds
+    assert timer.split() == {} and "evaluation" not in timer.seconds
 
 
 def test_latency_counts_calls_after_the_first_ones() -> None:

@@ -17,7 +17,7 @@ from xmodal_kd.cli.main import call
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Recipe, Term, Train, load
-from xmodal_kd.run.roles import lessons, make_adapter
+from xmodal_kd.run.roles import make_adapter, role_plans
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -25,7 +25,7 @@ from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.schemes import SCHEMES
 from xmodal_kd.schemes.continual import EXPERT, Rehearsed
 from xmodal_kd.training.engine import Engine
-from xmodal_kd.training.label_budget import Scarce
+from xmodal_kd.training.label_budget import LabelBudget
 from xmodal_kd.training.loader import steps
 
 OLD = "{train: 12, dev: 4, test: 8, noise: 0.5}"
@@ -70,7 +70,7 @@ def test_lwf_has_the_gradient_of_the_papers_loss() -> None:
 def rehearsed(labelled: bool = False, scarce: bool = False, size: int = 6) -> Rehearsed:
     toy, old = adapter(size), adapter(size, train=12)
     inner: Any = toy.data("train")
-    inner = Scarce(inner, [0, 1, 2], size, toy.streams, pool=True) if scarce else inner
+    inner = LabelBudget(inner, [0, 1, 2], size, toy.streams, pool=True) if scarce else inner
     return Rehearsed(inner, old.data("train"), [3, 5, 8], 2, toy.streams, labelled=labelled)
 
 
@@ -117,12 +117,12 @@ def built(folder: Path) -> Engine:
         with toy.streams.forked("init", number):
             made[role] = toy.build(role, "mlp", {"width": 8, "dropout": 0.0})
     loaded: Any = type("Loaded", (), {"objective": terms})
-    from xmodal_kd.training.role_plan import Lesson
+    from xmodal_kd.training.role_plan import RolePlan
 
-    student = Lesson("student", "mlp", {}, (), terms, config, ("teacher",))
-    *_, lesson = SCHEMES["pdr"].plan(params, loaded, student)
-    method = SCHEMES["pdr"](toy, Objective(lesson.terms, steps=6), config, toy.streams, params=params)
-    method.teachers = lesson.teachers
+    student = RolePlan("student", "mlp", {}, (), terms, config, ("teacher",))
+    *_, role_plan = SCHEMES["pdr"].plan(params, loaded, student)
+    method = SCHEMES["pdr"](toy, Objective(role_plan.terms, steps=6), config, toy.streams, params=params)
+    method.teachers = role_plan.teachers
     found = engine(folder, config, toy=toy, models=made, method=method)
     found.source = source
     return found
@@ -134,8 +134,8 @@ def test_pdr_adds_up_what_its_oracle_does(tmp_path: Path) -> None:
     toy, roles = one.method.adapter, {name: model.eval() for name, model in one.roles.items()}
     [batch] = next(steps(one.source))
     with torch.no_grad():
-        said = one.method.says("student", roles, batch)
-        taught = one.method.taught("student", roles, batch, said)
+        said = one.method.forward_role("student", roles, batch)
+        taught = one.method.teacher_signals("student", roles, batch, said)
         out = one.method.objective(said, taught)
         rows = {role: toy.signals(role, model, batch) for role, model in roles.items()}
     layout = said.layout("logits")
@@ -231,7 +231,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 
 def test_what_stands_beside_the_student_starts_as_it_does(recipe: str) -> None:
     loaded = load(recipe, [f"scheme={{name: lwf, params: {{old: {OLD}}}}}", "labels=6"])
-    found = lessons(loaded, make_adapter(loaded, Streams(1)))
-    assert [lesson.role for lesson in found] == ["teacher", "control", "student", "self_training"]
-    assert [len(lesson.starts) for lesson in found] == [0, 1, 1, 1]
+    found = role_plans(loaded, make_adapter(loaded, Streams(1)))
+    assert [role_plan.role for role_plan in found] == ["teacher", "control", "student", "self_training"]
+    assert [len(role_plan.starts) for role_plan in found] == [0, 1, 1, 1]
     assert found[0].data is not None and isinstance(loaded.recipe, Recipe)

@@ -15,16 +15,16 @@ from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Optimizer, Term
-from xmodal_kd.run.roles import lessons, make_adapter, make_method, models_of, training_source
+from xmodal_kd.run.roles import make_adapter, make_method, models_of, role_plans, training_source
 from xmodal_kd.runtime.checkpoint import digest
 from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.timing import Clock
+from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.schemes.batches import OTHER, Pairs, two_views
 from xmodal_kd.schemes.self_distillation import partners
 from xmodal_kd.schemes.sharing import share, together
-from xmodal_kd.training.label_budget import Scarce
+from xmodal_kd.training.label_budget import LabelBudget
 from xmodal_kd.training.loader import steps
 from xmodal_kd.training.method import Context, Method
 
@@ -67,8 +67,8 @@ def test_partners() -> None:
 def test_a_row_without_a_partner_learns_from_its_label_alone(tmp_path: Path) -> None:
     built = engine(tmp_path, content("cs_kd"))
     [batch] = next(steps(built.source))
-    said = built.method.says("student", built.roles, batch)
-    taught = built.method.taught("student", built.roles, batch, said)
+    said = built.method.forward_role("student", built.roles, batch)
+    taught = built.method.teacher_signals("student", built.roles, batch, said)
     labels, layout = said["labels"]
     there = taught.layout("logits").mask
     items = [set(labels[layout.mask & (layout.item == i)].tolist()) for i in range(layout.items)]
@@ -89,7 +89,7 @@ def test_rows_without_classes_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(ToyAdapter, "output", "body.0")
     with pytest.raises(UserError, match="scheme cs_kd: rows have no classes of their own"):
         built = engine(tmp_path, content("cs_kd"))
-        original = built.method.says
+        original = built.method.forward_role
 
         def without(*args: object, **more: object) -> object:
             said = original(*args, **more)
@@ -97,7 +97,7 @@ def test_rows_without_classes_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
             said.add("body.0", *said["logits"])
             return said
 
-        monkeypatch.setattr(built.method, "says", without)
+        monkeypatch.setattr(built.method, "forward_role", without)
         built.fit()
 
 
@@ -123,7 +123,7 @@ def test_two_views_of_the_same_samples() -> None:
 
 def test_two_views_where_labels_are_scarce(tmp_path: Path) -> None:
     inner = ToySource(Data(train=8), "train", Streams(3), 4)
-    source = two_views(Scarce(inner, [1, 2], 4, Streams(3), pool=True))
+    source = two_views(LabelBudget(inner, [1, 2], 4, Streams(3), pool=True))
     [batch] = next(steps(source))
     assert batch["labelled"].tolist()[::2] == [True, True], "by turns a labelled one and any"
     assert not torch.equal(batch[OTHER]["x"], batch["x"]) and "labelled" not in batch[OTHER]
@@ -136,7 +136,7 @@ def test_the_control_of_two_views_sees_both(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, content("ddgsd"))
     streams = Streams(3)
     toy = make_adapter(recipe, streams)
-    lesson = next(one for one in lessons(recipe, toy) if one.role == "control")
+    lesson = next(one for one in role_plans(recipe, toy) if one.role == "control")
     models = models_of(toy, recipe, lesson, streams, {})
     [batch] = next(steps(training_source(toy, recipe.recipe, "control")))
     method = make_method(recipe, toy, lesson, streams)
@@ -151,7 +151,7 @@ def test_the_control_of_two_views_sees_both(tmp_path: Path) -> None:
 
 
 def seen(method: Method, models: dict[str, nn.Module], batch: Batch) -> list[tuple[str, LossOut]]:
-    ctx = Context(method.stages()[0], 0, 0, Streams(3), Clock(torch.device("cpu")), Ranks())
+    ctx = Context(method.stages()[0], 0, 0, Streams(3), StepTimer(torch.device("cpu")), Ranks())
     return list(method.losses(batch, models, ctx))
 
 
@@ -216,7 +216,7 @@ def test_peers_are_trained_from_weights_of_their_own(tmp_path: Path) -> None:
     built = engine(tmp_path, content("okddip"))
     prints = {digest(built.roles[role].state_dict().items()) for role in built.method.learners}
     assert len(prints) == 4
-    planned = lessons(
+    planned = role_plans(
         loaded(tmp_path, content("okddip")), make_adapter(loaded(tmp_path, content("okddip")), Streams(3))
     )
     assert planned[-1].peers == ("peer-1", "peer-2", "peer-3")

@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from xmodal_kd.recipe.recipe import load
-from xmodal_kd.run.roles import lessons, make_adapter, make_method, models_of
+from xmodal_kd.run.roles import make_adapter, make_method, models_of, role_plans
 from xmodal_kd.runtime.discovery import shipped
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.schemes import SCHEMES
@@ -32,7 +32,7 @@ def test_its_student_can_be_trained_as_it_says(name: str, monkeypatch: pytest.Mo
     streams = Streams(1)
     adapter = make_adapter(recipe, streams)
     stand: dict[str, nn.Module] = {}
-    for lesson in lessons(recipe, adapter):
+    for lesson in role_plans(recipe, adapter):
         models = models_of(adapter, recipe, lesson, streams, stand)
         make_method(recipe, adapter, lesson, streams).check(models)
         stand[lesson.role] = models[lesson.role]

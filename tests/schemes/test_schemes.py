@@ -95,13 +95,13 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path, example: str) -> No
 @EACH
 def test_student_and_control_start_alike(tmp_path: Path, example: str) -> None:
     """And the control learns as it does without the scheme, where that changes no data."""
-    from xmodal_kd.run.roles import build, lessons, make_adapter
+    from xmodal_kd.run.roles import build, make_adapter, role_plans
     from xmodal_kd.runtime.random_streams import Streams
 
     recipe = loaded(tmp_path, content(example))
     streams = Streams(3)
     adapter = make_adapter(recipe, streams)
-    planned = {lesson.role: lesson for lesson in lessons(recipe, adapter)}
+    planned = {lesson.role: lesson for lesson in role_plans(recipe, adapter)}
     made = {role: build(adapter, recipe, planned[role], streams) for role in ("control", "student")}
     assert digest(made["control"].state_dict().items()) == digest(made["student"].state_dict().items())
     assert not planned["control"].teachers and {term.loss for term in planned["control"].terms} == {"test_ce"}

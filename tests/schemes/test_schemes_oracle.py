@@ -24,7 +24,7 @@ from torch import nn
 from xmodal_kd.losses.base import item_mean
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.runtime.distributed import Ranks
-from xmodal_kd.runtime.timing import Clock
+from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.schemes.batches import OTHER
 from xmodal_kd.schemes.rows import pooled, sound
 from xmodal_kd.training.engine import Engine
@@ -52,7 +52,7 @@ class Case:
         for name, (source, _) in stage.ema.items():
             self.roles[name] = self.roles[source]
         self.method.begin(stage, self.roles, self.batch)
-        self.ctx = Context(stage, at, 0, self.built.streams, Clock(torch.device("cpu")), Ranks())
+        self.ctx = Context(stage, at, 0, self.built.streams, StepTimer(torch.device("cpu")), Ranks())
         self.labels = self.batch["labels"].reshape(-1).numpy()
 
     def losses(self) -> dict[str, LossOut]:
@@ -67,7 +67,7 @@ class Case:
     def rows(self, name: str, role: str = "student", view: str = "") -> Array:
         batch = self.batch[view] if view else self.batch
         with torch.no_grad():
-            rows: Array = sound(self.method.says(role, self.roles, batch)[name]).numpy()
+            rows: Array = sound(self.method.forward_role(role, self.roles, batch)[name]).numpy()
         return rows
 
     def modules(self) -> list[nn.Module]:
@@ -132,7 +132,7 @@ def test_one(tmp_path: Path, shared: tuple[str, ...]) -> None:
 
     def formula() -> float:
         found = parts(held)
-        return float((found.branches.sum(0) + found.gate + ramp * found.taught.sum(0)).mean())
+        return float((found.branches.sum(0) + found.gate + ramp * found.teacher_signals.sum(0)).mean())
 
     case.agree(lambda: value(case.losses()["student"]), formula)
 
@@ -179,7 +179,7 @@ def test_byot(tmp_path: Path) -> None:
 
     def each() -> tuple[list[Array], list[Array]]:
         with torch.no_grad():
-            said = case.method.says("student", case.roles, case.batch)
+            said = case.method.forward_role("student", case.roles, case.batch)
             heard = [*case.method._said(said).values(), said]
             return [sound(s["logits"]).numpy() for s in heard], [sound(s["body"]).numpy() for s in heard]
 
@@ -223,7 +223,7 @@ def test_ddgsd(tmp_path: Path) -> None:
 def test_features_are_pooled_by_item(tmp_path: Path) -> None:
     built = engine(tmp_path, content("ddgsd"))
     [batch] = next(steps(built.source))
-    said = built.method.says("student", built.roles, batch)  # type: ignore[attr-defined]
+    said = built.method.forward_role("student", built.roles, batch)  # type: ignore[attr-defined]
     layout = said.layout("body")
     expected = item_mean(said.rows("body")[layout.mask], layout.item[layout.mask], layout.items)
     torch.testing.assert_close(pooled(said["body"]), expected)

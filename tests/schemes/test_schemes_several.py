@@ -17,7 +17,7 @@ from xmodal_kd.check import check
 from xmodal_kd.cli.main import call
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term, load
-from xmodal_kd.run.roles import lessons, make_adapter
+from xmodal_kd.run.roles import make_adapter, role_plans
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -71,8 +71,8 @@ def test_a_row_is_taught_by_those_who_see_it(tmp_path: Path, name: str) -> None:
     toy, method, roles = built.method.adapter, built.method, built.roles
     batch = first_batch(toy)
     with torch.no_grad():
-        said = method.says("student", roles, batch)
-        taught = method.taught("student", roles, batch, said)
+        said = method.forward_role("student", roles, batch)
+        taught = method.teacher_signals("student", roles, batch, said)
         each = {role: toy.signals(role, roles[role].eval(), batch) for role in worker.TEACHERS}
     logits, layout = taught["logits"]
     assert torch.equal(layout.mask, each["teacher"].layout("logits").mask), "the first one sees all"
@@ -95,8 +95,8 @@ def test_confidence_is_asked_of_shown_labels_only(tmp_path: Path) -> None:
     batch = dict(first_batch(built.method.adapter))
     batch["labelled"] = torch.arange(len(batch["ids"])) % 2 == 0
     with torch.no_grad():
-        said = built.method.says("student", built.roles, batch)
-        taught = built.method.taught("student", built.roles, batch, said)
+        said = built.method.forward_role("student", built.roles, batch)
+        taught = built.method.teacher_signals("student", built.roles, batch, said)
     weight, layout = taught["wide/weight"]
     hidden = layout.mask & ~batch["labelled"][layout.item]
     torch.testing.assert_close(weight[hidden], torch.full((int(hidden.sum()),), 1 / 3))
@@ -118,8 +118,8 @@ def test_weights_of_a_transcript_are_those_of_its_likelihood(tmp_path: Path) -> 
     built = worker.made("ca_mkd", tmp_path, kind=Transcribed)
     toy, roles, batch = built.method.adapter, built.roles, first_batch(built.method.adapter)
     with torch.no_grad():
-        said = built.method.says("student", roles, batch)
-        taught = built.method.taught("student", roles, batch, said)
+        said = built.method.forward_role("student", roles, batch)
+        taught = built.method.teacher_signals("student", roles, batch, said)
         each = [toy.signals(role, roles[role], batch) for role in worker.TEACHERS]
     ce = torch.stack([
         aggregate.transcript_entropy(
@@ -195,7 +195,7 @@ def test_check_rehearses_it(recipe: str) -> None:
 def test_what_cannot_be_is_refused_in_one_line(recipe: str, sets: list[str], reason: str) -> None:
     loaded = load(recipe, sets)
     with pytest.raises(UserError, match=reason) as refused:
-        lessons(loaded, make_adapter(loaded, Streams(1)))
+        role_plans(loaded, make_adapter(loaded, Streams(1)))
     assert "\n" not in str(refused.value)
 
 

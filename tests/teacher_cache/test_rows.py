@@ -14,7 +14,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.teacher_cache.codecs import Half, Int8, TopK, codec_of, row_bytes
 from xmodal_kd.teacher_cache.content import Contents
-from xmodal_kd.teacher_cache.entries import Kept, packed, restored, written
+from xmodal_kd.teacher_cache.entries import StoredSignal, packed, restored, written
 
 WIDTH = 5
 
@@ -109,7 +109,7 @@ def test_items_find_their_places_in_another_batch(kind: str, alone: bool) -> Non
     rows = torch.randn(len(layout), WIDTH, generator=torch.Generator().manual_seed(4))
     rows[~layout.mask] = torch.nan
     said = Signals().add("logits", rows, layout)
-    kept = Kept("logits", 0, layout.kind, False, Half(WIDTH))
+    kept = StoredSignal("logits", 0, layout.kind, False, Half(WIDTH))
     entries = written(kept, said["logits"], list("abcde"))
     items = [4, 2, 1, 0]
     batch, expected = picked(layout, rows, items)
@@ -129,7 +129,7 @@ def test_items_find_their_places_in_another_batch(kind: str, alone: bool) -> Non
 
 def test_of_two_layouts_of_a_kind_that_of_as_many_rows_is_taken() -> None:
     coarse, fine = Layout.padded("frame", torch.tensor([2, 1]), 3), Layout.padded("frame", torch.tensor([4, 3]), 6)
-    kept = Kept("body", 0, "frame", False, Half(1))
+    kept = StoredSignal("body", 0, "frame", False, Half(1))
     entries = written(kept, Signals().add("body", torch.arange(12.0).unsqueeze(1), fine)["body"], ["a", "b"])
     beside = Signals().add("a", torch.zeros(6, 1), coarse).add("b", torch.zeros(12, 1), fine)
     found = restored({"body": kept}, {"body": packed(kept, entries)}, beside)
@@ -139,7 +139,7 @@ def test_of_two_layouts_of_a_kind_that_of_as_many_rows_is_taken() -> None:
 
 def test_single_numbers_a_row() -> None:
     layout = Layout.ragged("point", torch.tensor([0, 1, 1]), 2)
-    kept = Kept("weight", 0, "point", True, Half(1))
+    kept = StoredSignal("weight", 0, "point", True, Half(1))
     entries = written(kept, Signals().add("weight", torch.tensor([1.0, 2.0, 3.0]), layout)["weight"], ["a", "b"])
     found = restored({"weight": kept}, {"weight": packed(kept, entries[::-1])}, Signals())
     assert found.rows("weight").tolist() == [2.0, 3.0, 1.0]
@@ -148,7 +148,7 @@ def test_single_numbers_a_row() -> None:
 def test_nan_is_named() -> None:
     rows = torch.zeros(3, WIDTH)
     rows[2, 1] = torch.nan
-    kept = Kept("body", 0, "sample", False, Half(WIDTH))
+    kept = StoredSignal("body", 0, "sample", False, Half(WIDTH))
     with pytest.raises(UserError, match="sample c: the teacher's 'body' hold NaN or Inf"):
         written(kept, Signals().add("body", rows, Layout.samples(3))["body"], list("abc"))
 

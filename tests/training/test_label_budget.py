@@ -30,7 +30,7 @@ from xmodal_kd.runtime.interrupt import Interrupted
 from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.training.engine import Engine
-from xmodal_kd.training.label_budget import Scarce, chosen
+from xmodal_kd.training.label_budget import LabelBudget, chosen
 from xmodal_kd.training.loader import steps
 from xmodal_kd.training.method import METHODS, Distil
 
@@ -85,9 +85,9 @@ def test_labels_that_there_are_not(unlabelled: int, wanted: Any, message: str) -
 # ---------------------------------------------------------------- in what batches
 
 
-def scarce(batch_size: int, pool: bool, seed: int = 3) -> Scarce:
+def scarce(batch_size: int, pool: bool, seed: int = 3) -> LabelBudget:
     made = adapter(batch_size, seed)
-    return Scarce(made.data("train"), [2, 5, 11], batch_size, made.streams, pool=pool)
+    return LabelBudget(made.data("train"), [2, 5, 11], batch_size, made.streams, pool=pool)
 
 
 def test_labelled_samples_and_the_pool_take_turns_in_full_batches() -> None:
@@ -223,7 +223,7 @@ def test_weights_of_items_without_labels_may_be_anything() -> None:
 
 def made(folder: Path, *, accumulate: int = 1, workers: int = 0, dropout: float = 0.3) -> Engine:
     few = adapter(batch_size=6, unlabelled=20)
-    source = Scarce(few.data("train"), range(4), 6, few.streams, pool=True)
+    source = LabelBudget(few.data("train"), range(4), 6, few.streams, pool=True)
     few.data = lambda split: source  # type: ignore[assignment, method-assign, return-value]
     train = Train(
         steps=6, batch_size=6, accumulate=accumulate, workers=workers, optimizer=Optimizer(name="sgd", lr=0.1),
@@ -305,16 +305,19 @@ def test_who_saw_what_is_in_the_report(recipe: str, tmp_path: Path, monkeypatch:
 def test_with_all_labels_nothing_is_said(recipe: str) -> None:
     loaded = load(recipe, ["labels=24"]).recipe
     source = training_source(adapter(), loaded, "student")
-    assert not isinstance(source, Scarce) and labelled_by(source, loaded, "student") == list(range(24))
+    assert not isinstance(source, LabelBudget) and labelled_by(source, loaded, "student") == list(range(24))
 
 
 def test_which_role_sees_the_pool(recipe: str) -> None:
     loaded = load(recipe, ["labels=6"]).recipe
     found = {role: training_source(adapter(), loaded, role) for role in ("teacher", "control", "student")}
-    assert not isinstance(found["teacher"], Scarce), "it has all labels"
-    assert [(one.pool, one.batch_size) for one in found.values() if isinstance(one, Scarce)] == [(False, 6), (True, 6)]
+    assert not isinstance(found["teacher"], LabelBudget), "it has all labels"
+    assert [(one.pool, one.batch_size) for one in found.values() if isinstance(one, LabelBudget)] == [
+        (False, 6),
+        (True, 6),
+    ]
     alone = training_source(adapter(), load(recipe, ["labels=6", "teacher=null"]).recipe, "student")
-    assert isinstance(alone, Scarce) and not alone.pool
+    assert isinstance(alone, LabelBudget) and not alone.pool
 
 
 def test_a_source_may_say_itself_who_has_labels(recipe: str, tmp_path: Path) -> None:

@@ -39,14 +39,14 @@ def training(subject: Subject) -> Iterator[Finding]:
         torch.cuda.reset_peak_memory_stats(subject.device)
     done = []
     stand = dict(subject.roles)
-    for lesson in subject.lessons:
-        if lesson.path is not None:
+    for role_plan in subject.role_plans:
+        if role_plan.path is not None:
             continue
-        role, train = lesson.role, lesson.steps
-        models = models_of(subject.adapter, subject.loaded, lesson, subject.streams, stand)
+        role, train = role_plan.role, role_plan.steps
+        models = models_of(subject.adapter, subject.loaded, role_plan, subject.streams, stand)
         models = {name: model.to(subject.device) for name, model in models.items()}
-        method = make_method(subject.loaded, subject.adapter, lesson, subject.streams)
-        models |= {name: copy.deepcopy(models[name]) for name in lesson.teachers if changes(method, name)}
+        method = make_method(subject.loaded, subject.adapter, role_plan, subject.streams)
+        models |= {name: copy.deepcopy(models[name]) for name in role_plan.teachers if changes(method, name)}
         stand[role] = copy.deepcopy(models[role])
         with subject.trial(brief(method), models, train, train.precision) as trial:
             trial.fit()

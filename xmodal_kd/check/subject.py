@@ -19,15 +19,15 @@ from ..adapter.adapter import Adapter, Batch, is_teacher
 from ..objective.objective import Objective
 from ..objective.parts import Part
 from ..recipe.recipe import Loaded, Recipe, Train
-from ..run.roles import build, labelled_by, lessons, make_adapter, make_method, models_of, training_source
+from ..run.roles import build, labelled_by, make_adapter, make_method, models_of, role_plans, training_source
 from ..runtime.device import make_accelerator
 from ..runtime.distributed import Ranks
 from ..runtime.random_streams import Streams
-from ..runtime.timing import Clock
+from ..runtime.timing import StepTimer
 from ..signals.signals import Signals
 from ..training.loader import steps
 from ..training.method import Context, Method, Stage
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .trial import Trial
 
 Status = Literal["pass", "warn", "fail"]
@@ -62,14 +62,14 @@ class Subject:
         return self.loaded.recipe
 
     @cached_property
-    def lessons(self) -> list[Lesson]:
+    def role_plans(self) -> list[RolePlan]:
         """The trainings of the run."""
-        return lessons(self.loaded, self.adapter)
+        return role_plans(self.loaded, self.adapter)
 
     @property
-    def lesson(self) -> Lesson:
+    def role_plan(self) -> RolePlan:
         """The student's training."""
-        return next(lesson for lesson in self.lessons if lesson.role == "student")
+        return next(role_plan for role_plan in self.role_plans if role_plan.role == "student")
 
     @property
     def student(self) -> nn.Module:
@@ -109,17 +109,17 @@ class Subject:
 
     def method(self, adapter: Adapter | None = None) -> Method:
         """The recipe's method anew, so that no check finds what another left."""
-        return make_method(self.loaded, adapter or self.adapter, self.lesson, self.streams)
+        return make_method(self.loaded, adapter or self.adapter, self.role_plan, self.streams)
 
     @contextmanager
     def stages(self, adapter: Adapter | None = None) -> Iterator[Iterator[Entered]]:
         """Every stage of the student's training in turn, entered as the engine does it, of copies of the models."""
         method = self.method(adapter)
-        roles = models_of(self.adapter, self.loaded, self.lesson, self.streams, self.roles)
+        roles = models_of(self.adapter, self.loaded, self.role_plan, self.streams, self.roles)
         roles = {name: model.to(self.device) for name, model in roles.items()} | {
             "student": copy.deepcopy(self.student)
         }
-        roles |= {name: copy.deepcopy(roles[name]) for name in self.lesson.teachers if changes(method, name)}
+        roles |= {name: copy.deepcopy(roles[name]) for name in self.role_plan.teachers if changes(method, name)}
         with self.trial(method, roles, self.recipe.train, "fp32") as trial:
             yield (Entered(trial, trial.enter(i, self.batch), self.batch) for i in range(len(method.stages())))
         self.put_back()
@@ -153,7 +153,7 @@ class Entered(NamedTuple):
     def parts(self, name: str) -> dict[str, Part]:
         """Every part of the first step's losses that is learned from, its randomness addressed by `name`."""
         trial, found = self.trial, dict[str, Part]()
-        ctx = Context(self.stage, 0, 0, trial.streams, Clock(trial.device), Ranks())
+        ctx = Context(self.stage, 0, 0, trial.streams, StepTimer(trial.device), Ranks())
         with trial.streams.forked("check", name):
             for _, out in trial.method.losses(self.batch, trial.roles, ctx):
                 found |= {key: part for key, part in out.parts.items() if part.weight}
@@ -175,12 +175,14 @@ def prepare(loaded: Loaded, device: str) -> Subject:
     accelerator = make_accelerator(device, recipe.train.precision)
     adapter = make_adapter(loaded, streams)
     subject = Subject(loaded, adapter, {}, streams, device)
-    roles, student = subject.roles, subject.lesson
-    for lesson in subject.lessons:
-        if lesson.role in student.teachers or is_teacher(lesson.role):
-            path = lesson.path
-            roles[lesson.role] = adapter.load(lesson.role, path) if path else build(adapter, loaded, lesson, streams)
-            roles[lesson.role].requires_grad_(False)
+    roles, student = subject.roles, subject.role_plan
+    for role_plan in subject.role_plans:
+        if role_plan.role in student.teachers or is_teacher(role_plan.role):
+            path = role_plan.path
+            roles[role_plan.role] = (
+                adapter.load(role_plan.role, path) if path else build(adapter, loaded, role_plan, streams)
+            )
+            roles[role_plan.role].requires_grad_(False)
     roles["student"] = models_of(adapter, loaded, student, streams, roles)["student"]
     adapter.begin("student", labelled_by(adapter.data("train"), recipe, "student"))
     for model in roles.values():

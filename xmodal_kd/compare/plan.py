@@ -215,8 +215,8 @@ class Plan:
     def _inside(self, arm: Arm) -> bool:
         """Whether the control is a role of the arm's own run: it is not trained, or starts from a teacher's weights."""
         spec = self.control_of(arm)
-        taught = starts_taught(read(self.recipe, [*self.sets, *arm.sets]).recipe)
-        return isinstance(spec, UntrainedControl) or (taught and isinstance(spec, ControlSpec))
+        teacher_signals = starts_taught(read(self.recipe, [*self.sets, *arm.sets]).recipe)
+        return isinstance(spec, UntrainedControl) or (teacher_signals and isinstance(spec, ControlSpec))
 
     def _no_twin(self, arm: Arm) -> tuple[str, ...]:
         """Self-training stands on a control of the same run, and no cell has one."""

@@ -15,7 +15,7 @@ from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..runtime.registry import Registry
 from ..training.method import Distil
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .origins import Origins
 
 COMPRESSIONS: Registry[type[Compression]] = Registry("compression")
@@ -69,20 +69,20 @@ class Compression:
     experimental: ClassVar[bool] = False
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, lesson: Lesson) -> Lesson:
+    def plan(cls, params: Any, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
         """The training of the student, or of its control, as this way changes it.
 
         Raises:
             UserError: the recipe lacks what it needs.
         """
-        if not issubclass(lesson.method, Distil):
+        if not issubclass(role_plan.method, Distil):
             raise UserError(f"compress: the method {recipe.method.name!r} makes its own student: leave one of them out")
         kinds = [COMPRESSIONS[spec.name] for spec in recipe.compress]
         if cls.stands and kinds.index(cls) < len(kinds) - 1:
             raise UserError("compress: quantise, or qat, is the last of the list, and there is only one of the two")
         if cls.starts_taught and recipe.teacher is None:
             raise UserError("compress: the student would start from weights of its teacher, and the recipe has none")
-        return lesson
+        return role_plan
 
     @classmethod
     def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
@@ -90,7 +90,7 @@ class Compression:
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         """What is trained in the place of a model with its initial weights, which may be the same object.
 
@@ -138,21 +138,21 @@ class Ways:
     def __iter__(self) -> Iterator[tuple[type[Compression], Any]]:
         return iter(self.ways)
 
-    def plan(self, recipe: Recipe, lesson: Lesson) -> Lesson:
+    def plan(self, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
         for kind, params in self.ways:
-            lesson = kind.plan(params, recipe, lesson)
-        return lesson
+            role_plan = kind.plan(params, recipe, role_plan)
+        return role_plan
 
     def check(self, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
         for kind, params in self.ways:
             kind.check(params, adapter, model, stand)
 
     def start(
-        self, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module], streams: Streams
+        self, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module], streams: Streams
     ) -> nn.Module:
         for kind, params in self.ways:
             with streams.forked("compress", kind.__name__):
-                model = kind.start(params, adapter, lesson, model, stand)
+                model = kind.start(params, adapter, role_plan, model, stand)
         return model
 
     def finish(self, model: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..training.controls import without_teacher
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 
 
 def batches(
@@ -31,19 +31,19 @@ def batches(
 
 
 @torch.enable_grad()
-def gradients(adapter: Adapter, lesson: Lesson, model: nn.Module, samples: int) -> dict[str, Tensor]:
+def gradients(adapter: Adapter, role_plan: RolePlan, model: nn.Module, samples: int) -> dict[str, Tensor]:
     """Of the terms without a teacher at a trained model's weights: their sum over batches of the training's size.
 
     Args:
         model: of the teacher's role, a copy: it is put in train mode and keeps gradients.
     """
-    spec = without_teacher(lesson.terms)
+    spec = without_teacher(role_plan.terms)
     if not isinstance(spec, ControlSpec):
         raise UserError(f"width_prune: importance taylor: {spec.reason}: use importance l1")
-    objective = Objective([term for term in lesson.terms if (term.name or term.loss) in spec.terms])
+    objective = Objective([term for term in role_plan.terms if (term.name or term.loss) in spec.terms])
     device = next(model.parameters()).device
     model.train().requires_grad_(True)  # the role was frozen, perhaps
-    for batch in batches(adapter, samples, lesson.steps.batch_size, device, labelled=True):
+    for batch in batches(adapter, samples, role_plan.steps.batch_size, device, labelled=True):
         said = adapter.signals("teacher", model, batch, objective.features("student"))
         said.model, said.labelled = model, batch.get("labelled")
         if not objective.built:

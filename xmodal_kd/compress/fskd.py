@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..adapter.adapter import Adapter, Batch, Strict
 from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .base import COMPRESSIONS, Compression, earlier, record
 from .data import batches
 from .origins import Origin
@@ -84,15 +84,15 @@ def _listening(model: nn.Module, path: str, said: list[Tensor]) -> Iterator[None
 
 def _order(model: nn.Module, forward: Forward, batch: Batch) -> list[str]:
     """Paths of the layers that can absorb a matrix, as they are called; those called twice say two things: left out."""
-    heard: list[str] = []
+    forward_features: list[str] = []
     paths = [p for p, m in model.named_modules() if isinstance(m, DENSE) and getattr(m, "groups", 1) == 1]
-    handles = [model.get_submodule(p).register_forward_hook(lambda *_, p=p: heard.append(p)) for p in paths]
+    handles = [model.get_submodule(p).register_forward_hook(lambda *_, p=p: forward_features.append(p)) for p in paths]
     try:
         forward(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return [path for path in dict.fromkeys(heard) if heard.count(path) == 1]
+    return [path for path in dict.fromkeys(forward_features) if forward_features.count(path) == 1]
 
 
 @torch.no_grad()
@@ -168,22 +168,22 @@ class Fskd(Compression):
     starts_taught = trained = True
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, lesson: Lesson) -> Lesson:
+    def plan(cls, params: Any, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
         if not any(kind.starts_taught for kind in earlier(recipe, cls)):
             raise UserError(
                 "compress fskd: it repairs a student that is part of its teacher: put width_prune before it"
             )
-        return super().plan(params, recipe, lesson)
+        return super().plan(params, recipe, role_plan)
 
     @classmethod
     @torch.no_grad()
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         noted, teacher = record(model), stand["teacher"]
         device = next(teacher.parameters()).device
         model = model.to(device).eval()
-        measured = params.measure and lesson.role == "student"
+        measured = params.measure and role_plan.role == "student"
         before = adapter.evaluate("student", model, "test").metrics if measured else {}
         inputs = list(batches(adapter, params.samples, params.batch_size, device))
         modes = {id(module): module.training for module in teacher.modules()}

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, Strict
-from ..models.weight_swap import standing
+from ..models.weight_swap import weight_swap_of
 from ..runtime.distributed import Ranks
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from . import packed
 from .base import COMPRESSIONS, Compression, record
 from .quantise import Codes, chosen, measured, settle
@@ -200,7 +200,7 @@ class Qat(Compression):
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
         FakeWeights(bits, _owners(bits) if params.activations else (), params.averaging).attach(model)
@@ -208,7 +208,7 @@ class Qat(Compression):
 
     @classmethod
     def finish(cls, params: Any, model: nn.Module) -> None:
-        stand = standing(model)
+        stand = weight_swap_of(model)
         assert isinstance(stand, FakeWeights)
         called = stand.ranges[0] <= stand.ranges[1]
         scales, zeros = affine(*stand.ranges)

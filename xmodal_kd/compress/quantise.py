@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, Strict
-from ..models.weight_swap import Stand, owner_of, standing
+from ..models.weight_swap import WeightSwap, owner_of, weight_swap_of
 from ..recipe.recipe import Recipe
 from ..runtime.errors import RunError, UserError, nearest
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from . import packed
 from .base import COMPRESSIONS, Compression, earlier, record
 from .buckets import Coded, decode, encode, encode_at, quantiles, straight_through
@@ -38,7 +38,7 @@ class Quantised(Strict):
     """What stays float32: the first and the last layer, globs of weights or modules. Vectors always do."""
 
 
-class Codes(Stand):
+class Codes(WeightSwap):
     """Stands before weights that are computed with as codes."""
 
     @abstractmethod
@@ -125,14 +125,14 @@ class Quantise(Compression):
     stands = True
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, lesson: Lesson) -> Lesson:
+    def plan(cls, params: Any, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
         trained = any(kind.trained for kind in earlier(recipe, cls))
         if params.points == "learned" and not trained:
             raise UserError(
                 "compress quantise: learned points stand for weights that were trained before: put pretrained, "
                 "layer_copy or width_prune before it, or use points: even"
             )
-        return super().plan(params, recipe, lesson)
+        return super().plan(params, recipe, role_plan)
 
     @classmethod
     def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
@@ -140,7 +140,7 @@ class Quantise(Compression):
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
         codes = Learned(bits, params.bucket, model) if params.points == "learned" else Even(bits, params.bucket)
@@ -167,7 +167,7 @@ class Quantise(Compression):
 @torch.no_grad()
 def settle(model: nn.Module) -> None:
     """Give a model the weights that it computes with, and keep their codes in its record."""
-    codes = standing(model)
+    codes = weight_swap_of(model)
     assert isinstance(codes, Codes)
     codes.detach(model)
     for name in codes.names:

@@ -15,7 +15,7 @@ from ..adapter.adapter import Adapter, Strict
 from ..recipe.recipe import Recipe
 from ..runtime.checkpoint import load_weights, read_tensors
 from ..runtime.errors import UserError
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from . import origins, prune
 from .base import COMPRESSIONS, Compression, record
 from .channels import Channels
@@ -56,7 +56,7 @@ class LayerCopy(Compression):
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         return begin(model, stand["teacher"], cls._found(params, model, stand))
 
@@ -88,10 +88,10 @@ class WidthPrune(Compression):
     starts_taught = trained = True
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, lesson: Lesson) -> Lesson:
+    def plan(cls, params: Any, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
         if params.importance == "taylor" and recipe.labels is not None:
             raise UserError("width_prune: importance taylor reads labels of any sample: with labels, use importance l1")
-        return super().plan(params, recipe, lesson)
+        return super().plan(params, recipe, role_plan)
 
     @classmethod
     def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
@@ -100,19 +100,21 @@ class WidthPrune(Compression):
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
-        return begin(model, stand["teacher"], cls._found(params, adapter, lesson, model, stand["teacher"]))
+        return begin(model, stand["teacher"], cls._found(params, adapter, role_plan, model, stand["teacher"]))
 
     @staticmethod
-    def _found(params: Any, adapter: Adapter, lesson: Lesson | None, model: nn.Module, teacher: nn.Module) -> Origins:
+    def _found(
+        params: Any, adapter: Adapter, role_plan: RolePlan | None, model: nn.Module, teacher: nn.Module
+    ) -> Origins:
         named = origins.names(model, teacher, params.layers)
         theirs, mine = followed(adapter, teacher), followed(adapter, model)
         weights = {name: value.detach() for name, value in theirs.state.items() if value.is_floating_point()}
-        if params.importance == "l1" or lesson is None:
+        if params.importance == "l1" or role_plan is None:
             parts = prune.l1(weights)
         else:
-            parts = prune.taylor(weights, gradients(adapter, lesson, copy.deepcopy(teacher), params.samples))
+            parts = prune.taylor(weights, gradients(adapter, role_plan, copy.deepcopy(teacher), params.samples))
         groups = prune.groups(theirs)
         wanted = {
             (named[name], dim): size for name, value in mine.state.items() for dim, size in enumerate(value.shape)
@@ -158,7 +160,7 @@ class Pretrained(Compression):
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, lesson: Lesson, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
     ) -> nn.Module:
         cls._load(params, adapter, model)
         return model

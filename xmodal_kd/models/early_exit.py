@@ -107,15 +107,15 @@ def leaves(model: nn.Module, path: str, run: Callable[[nn.Module], Any], width: 
     began: dict[str, int] = {}
     ended: dict[str, list[int]] = {}
     shape: list[tuple[int, ...]] = []
-    clock = iter(range(10**9))
+    timer = iter(range(10**9))
     names = {id(module): name for name, module in model.named_modules() if name}
 
     def enter(module: nn.Module, *_: Any) -> None:
-        began.setdefault(names[id(module)], next(clock))
+        began.setdefault(names[id(module)], next(timer))
 
     def leave(module: nn.Module, _: Any, output: Any) -> None:
         name = names[id(module)]
-        ended.setdefault(name, []).append(next(clock))
+        ended.setdefault(name, []).append(next(timer))
         if name == path and isinstance(output, Tensor):
             shape.append(tuple(output.shape))
 

@@ -18,7 +18,7 @@ from ..runtime.distributed import Ranks
 NAME = "compressed"
 
 
-class Stand(nn.Module):
+class WeightSwap(nn.Module):
     """Stands between the parameters `names` of a model and its forward pass.
 
     The swap is the whole model's, not each layer's: a layer may well read the weights of another.
@@ -83,7 +83,7 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), key
 
 
-def standing(model: nn.Module) -> Stand | None:
+def weight_swap_of(model: nn.Module) -> WeightSwap | None:
     """What stands before a model's weights, if anything does."""
     found = model._modules.get(NAME)
-    return found if isinstance(found, Stand) else None
+    return found if isinstance(found, WeightSwap) else None

@@ -20,9 +20,9 @@ from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import Layout, Signal, Signals
-from .resample import Way, bring, pair
+from .resample import Way, pair, resample_rows
 
-Given = dict[str, Any]
+LossInputs = dict[str, Any]
 #: Inputs of a loss over all ranks' rows that hold an entry for each row.
 BY_ROW = ("student", "teacher", "labels", "regions", "item")
 
@@ -38,12 +38,12 @@ def compared(
     mine = named(student, term.signals("student"), spec.many)
     if not spec.needs_teacher:
         return mine, []
-    theirs = taught(name, term, spec, teacher)
+    theirs = teacher_signals(name, term, spec, teacher)
     if len(mine) == len(theirs):
         assert teacher is not None
         if any(way != "none" for way in ways):
             couples = [pair(a, b, student, teacher) for a, b in zip(mine, theirs, strict=True)]
-            theirs = [bring(name, way, couple) for way, couple in zip(ways, couples, strict=True)]
+            theirs = [resample_rows(name, way, couple) for way, couple in zip(ways, couples, strict=True)]
         pairs = list(zip(mine, theirs, strict=True))
     else:
         pairs = [(mine[0], other) for other in [*mine[1:], *theirs]]
@@ -56,7 +56,7 @@ def compared(
     return mine, theirs
 
 
-def taught(name: str, term: Term, spec: LossSpec, teacher: Signals | None) -> list[Signal]:
+def teacher_signals(name: str, term: Term, spec: LossSpec, teacher: Signals | None) -> list[Signal]:
     """The teacher's signals of a term, as they are."""
     if teacher is None:
         raise UserError(f"term {name!r} compares with a teacher, and there is none")
@@ -94,7 +94,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def collect(
     name: str, term: Term, spec: LossSpec, student: Signals, teacher: Signals | None, progress: float, projected: bool,
     ways: Sequence[Way] = (),
-) -> Given:  # fmt: skip
+) -> LossInputs:  # fmt: skip
     """All inputs that `spec` asks for, by name, in at least float32, the teacher's without gradient.
 
     Many rows of which some are not valid stay where they are if the loss may take them in chunks: `index` then names
@@ -113,7 +113,7 @@ def collect(
     rows, mask = mine[0].rows, masks[0]
     large = rows.numel() > blocks.BLOCK
     if mask is not None and large and spec.alone and not projected and len(by_row) == len(beside):
-        in_place: Given = {"student": rows, "index": mask.nonzero().squeeze(1)}
+        in_place: LossInputs = {"student": rows, "index": mask.nonzero().squeeze(1)}
         if theirs:
             in_place["teacher"] = theirs[0].rows.detach()
         if "weights" in beside:
@@ -129,7 +129,7 @@ def collect(
         lists["grid"] = [_grid(name, layout, spec) for layout in layouts]
         cells = [torch.arange(len(layout), device=layout.item.device) for layout in layouts]
         lists["cell"] = [_chosen(cell, m) for cell, m in zip(cells, masks, strict=False)]
-    given: Given = {key: values if spec.many else next(iter(values), None) for key, values in lists.items()}
+    given: LossInputs = {key: values if spec.many else next(iter(values), None) for key, values in lists.items()}
     given |= {"items": layouts[0].items, "ids": student.ids, "progress": progress}
     if student.labelled is not None and reads_labels(term, spec):
         given["labelled"] = student.labelled
@@ -259,7 +259,7 @@ def _head(name: str, term: Term, teacher: Signals | None) -> Head:
 # ---------------------------------------------------------------- over ranks
 
 
-def gather(spec: LossSpec, given: Given, ranks: Ranks) -> Given:
+def gather(spec: LossSpec, given: LossInputs, ranks: Ranks) -> LossInputs:
     """The inputs of a loss over the whole batch from all ranks; items are numbered on from rank to rank."""
     if ranks.world == 1:
         return given

@@ -22,9 +22,9 @@ from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..runtime.random_streams import Streams
-from ..signals.signals import OUTPUTS, Signal, Signals, Taught
+from ..signals.signals import OUTPUTS, Signal, Signals, TeacherSignals
 from .balance import GradNorm, Uncertainty, make
-from .loss_inputs import Given, collect, compared, gather, named, rows_in, taught
+from .loss_inputs import LossInputs, collect, compared, gather, named, rows_in, teacher_signals
 from .parts import LossOut, Part
 from .resample import WAYS, Way, choose, pair
 
@@ -79,7 +79,7 @@ class _Compiled(nn.Module):
         """Choose how the teacher's rows are brought to the student's, from signals of a real batch."""
         mine, theirs = named(student, self.term.signals("student"), self.spec.many), list[Signal]()
         if self.spec.needs_teacher:
-            theirs = taught(self.name, self.term, self.spec, teacher)
+            theirs = teacher_signals(self.name, self.term, self.spec, teacher)
         wanted = self.term.resample
         if teacher is None or not theirs or wanted == "none":
             return
@@ -260,7 +260,7 @@ class Objective(nn.Module):
         return term.term.projector == "linear"
 
     def forward(
-        self, student: Signals, teacher: Taught = None, *, step: int = 0, ranks: Ranks | None = None
+        self, student: Signals, teacher: TeacherSignals = None, *, step: int = 0, ranks: Ranks | None = None
     ) -> LossOut:
         """The parts of all terms whose scheduled weight is not zero at `step`.
 
@@ -321,7 +321,7 @@ class Objective(nn.Module):
             return (weights * out).sum(), weights.sum(), term.unit
         return out.sum(), float(out.numel()), term.unit
 
-    def _batch(self, term: _Compiled, given: Given, ranks: Ranks) -> tuple[Tensor, float]:
+    def _batch(self, term: _Compiled, given: LossInputs, ranks: Ranks) -> tuple[Tensor, float]:
         """A loss over all ranks' rows: every rank computes the same value and keeps its own rows' gradient.
 
         Each reports 1/world of the value with the whole gradient, so that the sum over ranks is right for both.
@@ -336,7 +336,7 @@ class Objective(nn.Module):
             value = value / ranks.world + (value - value.detach()) * (1 - 1 / ranks.world)
         return value, 1 / ranks.world
 
-    def _call(self, term: _Compiled, given: Given, share: float = 1.0) -> Any:
+    def _call(self, term: _Compiled, given: LossInputs, share: float = 1.0) -> Any:
         """The loss's values. A module's parameters get `share` of the gradient: that of one rank of several."""
         inputs = [given[name] for name in term.spec.inputs]
         try:

@@ -76,7 +76,7 @@ def choose(one: Pair) -> Way:
     return "knn" if one.points is not None else "none"
 
 
-def bring(name: str, way: Way, one: Pair) -> Signal:
+def resample_rows(name: str, way: Way, one: Pair) -> Signal:
     """The teacher's rows as `way` says, on the student's layout. Raises `UserError` where that cannot be.
 
     Args:

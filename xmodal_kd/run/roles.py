@@ -20,9 +20,9 @@ from ..schemes import SCHEMES, Scheme
 from ..signals.capture import find_modules, split
 from ..signals.signals import OUTPUTS, of_teacher
 from ..training.controls import control_spec, self_training_spec, without_teacher
-from ..training.label_budget import Scarce, chosen
+from ..training.label_budget import LabelBudget, chosen
 from ..training.method import METHODS, Distil, Method
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 
 #: The student, and what must be as small as it.
 COMPRESSED = frozenset({"student", "control", "self_training"})
@@ -50,7 +50,7 @@ def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, An
     return made
 
 
-def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
+def role_plans(loaded: Loaded, adapter: Adapter) -> list[RolePlan]:
     """Every training of a run, and every model that it loads, in order: what teaches stands before whom it teaches.
 
     Raises:
@@ -59,17 +59,17 @@ def lessons(loaded: Loaded, adapter: Adapter) -> list[Lesson]:
     recipe = loaded.recipe
     twin = twin_of(recipe, adapter)
     found = [_teacher(recipe, role, spec) for role, spec in recipe.taught_by().items()]
-    student = _student(loaded, tuple(lesson.role for lesson in found))
+    student = _student(loaded, tuple(role_plan.role for role_plan in found))
     control, alone = control_spec(recipe), without_teacher(recipe.objective)
     if isinstance(control, ControlSpec):
         untaught = replace(student, method=Distil, settings=None, teachers=())
         found.append(replace(untaught, role="control", terms=_terms(recipe, alone)))
-    planned, after = _planned(loaded, student), list[Lesson]()
+    planned, after = _planned(loaded, student), list[RolePlan]()
     if isinstance(twin, ControlSpec):
-        taught = replace(student, method=Distil, settings=None, teachers=("control",))
-        after = [replace(taught, role="self_training", terms=_terms(recipe, twin))]
-    found, after = ([_prepared(loaded, lesson) for lesson in some] for some in (found, after))
-    return [_compressed(loaded, lesson) for lesson in [*found, *planned, *after]]
+        teacher_signals = replace(student, method=Distil, settings=None, teachers=("control",))
+        after = [replace(teacher_signals, role="self_training", terms=_terms(recipe, twin))]
+    found, after = ([_prepared(loaded, role_plan) for role_plan in some] for some in (found, after))
+    return [_compressed(loaded, role_plan) for role_plan in [*found, *planned, *after]]
 
 
 def twin_of(recipe: Recipe, adapter: Adapter) -> ControlSpec | NoControl | None:
@@ -77,23 +77,23 @@ def twin_of(recipe: Recipe, adapter: Adapter) -> ControlSpec | NoControl | None:
     return self_training_spec(recipe, _is_scarce(adapter, recipe))
 
 
-def _teacher(recipe: Recipe, role: str, spec: Teacher) -> Lesson:
+def _teacher(recipe: Recipe, role: str, spec: Teacher) -> RolePlan:
     first, _, name = role.partition("-")
     at: Path_ = ("teachers", name, "params") if name else (first, "params")
     if spec.path is not None:
-        return Lesson(role, None, {}, at, path=spec.path)
+        return RolePlan(role, None, {}, at, path=spec.path)
     terms = _terms(recipe, without_teacher(recipe.objective))
     if not terms:
         raise UserError("objective: no term works without a teacher, so nothing can train the teacher itself")
-    return Lesson(role, spec.model, spec.params, at, terms, spec.train, init=role)
+    return RolePlan(role, spec.model, spec.params, at, terms, spec.train, init=role)
 
 
-def _student(loaded: Loaded, teachers: tuple[str, ...]) -> Lesson:
+def _student(loaded: Loaded, teachers: tuple[str, ...]) -> RolePlan:
     recipe = loaded.recipe
     kind = METHODS[recipe.method.name]
     if kind is Distil and not recipe.objective:
         raise UserError("objective: nothing to learn: give at least one term")
-    return Lesson(
+    return RolePlan(
         "student", recipe.student.model, recipe.student.params, ("student", "params"), recipe.objective, recipe.train,
         teachers, method=kind, settings=loaded.validate(kind.Params, recipe.method.params, ("method", "params")),
     )  # fmt: skip
@@ -108,7 +108,7 @@ def scheme_of(loaded: Loaded) -> tuple[type[Scheme], Any] | None:
     return kind, loaded.validate(kind.Params, spec.params, ("scheme", "params"))
 
 
-def _planned(loaded: Loaded, student: Lesson) -> Sequence[Lesson]:
+def _planned(loaded: Loaded, student: RolePlan) -> Sequence[RolePlan]:
     """The student's training, and what its scheme puts before it."""
     if (scheme := scheme_of(loaded)) is None:
         return [student]
@@ -121,15 +121,15 @@ def _planned(loaded: Loaded, student: Lesson) -> Sequence[Lesson]:
     return kind.plan(params, loaded.recipe, student)
 
 
-def _prepared(loaded: Loaded, lesson: Lesson) -> Lesson:
+def _prepared(loaded: Loaded, role_plan: RolePlan) -> RolePlan:
     """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
     scheme = scheme_of(loaded)
-    return lesson if scheme is None else scheme[0].prepare(scheme[1], lesson)
+    return role_plan if scheme is None else scheme[0].prepare(scheme[1], role_plan)
 
 
-def _compressed(loaded: Loaded, lesson: Lesson) -> Lesson:
+def _compressed(loaded: Loaded, role_plan: RolePlan) -> RolePlan:
     """The training of the student and of what must be as small as it."""
-    return compressions(loaded, lesson.role).plan(loaded.recipe, lesson)
+    return compressions(loaded, role_plan.role).plan(loaded.recipe, role_plan)
 
 
 def compressions(loaded: Loaded, role: str = "student") -> Ways:
@@ -162,45 +162,49 @@ def _is_scarce(adapter: Adapter, recipe: Recipe) -> bool:
 # ---------------------------------------------------------------- models and methods
 
 
-def build(adapter: Adapter, loaded: Loaded, lesson: Lesson, streams: Streams, role: str | None = None) -> nn.Module:
+def build(
+    adapter: Adapter, loaded: Loaded, role_plan: RolePlan, streams: Streams, role: str | None = None
+) -> nn.Module:
     """A fresh model; control and student share initial weights because they share their stream.
 
     Args:
         role: of a peer, which has a stream of its own.
     """
-    assert lesson.model is not None
-    checked = loaded.validate(adapter.models[lesson.model].Config, lesson.params, lesson.at)
-    with streams.forked("init", role or lesson.init):
-        return adapter.build(role or lesson.role, lesson.model, checked.model_dump())
+    assert role_plan.model is not None
+    checked = loaded.validate(adapter.models[role_plan.model].Config, role_plan.params, role_plan.at)
+    with streams.forked("init", role or role_plan.init):
+        return adapter.build(role or role_plan.role, role_plan.model, checked.model_dump())
 
 
 def models_of(
-    adapter: Adapter, loaded: Loaded, lesson: Lesson, streams: Streams, stand: Mapping[str, nn.Module]
+    adapter: Adapter, loaded: Loaded, role_plan: RolePlan, streams: Streams, stand: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
     """The roles that a training starts with: what learns first, then its peers, then what teaches.
 
     Args:
         stand: roles of earlier lessons.
     """
-    models = {lesson.role: build(adapter, loaded, lesson, streams)}
-    for start in lesson.starts:
-        models[lesson.role] = start(models[lesson.role], stand)
-    ways = compressions(loaded, lesson.role)
-    models[lesson.role] = ways.start(adapter, lesson, models[lesson.role], stand, streams)
-    models |= {peer: build(adapter, loaded, lesson, streams, peer) for peer in lesson.peers}
-    return models | {role: stand[role] for role in lesson.teachers}
+    models = {role_plan.role: build(adapter, loaded, role_plan, streams)}
+    for start in role_plan.starts:
+        models[role_plan.role] = start(models[role_plan.role], stand)
+    ways = compressions(loaded, role_plan.role)
+    models[role_plan.role] = ways.start(adapter, role_plan, models[role_plan.role], stand, streams)
+    models |= {peer: build(adapter, loaded, role_plan, streams, peer) for peer in role_plan.peers}
+    return models | {role: stand[role] for role in role_plan.teachers}
 
 
-def make_method(loaded: Loaded, adapter: Adapter, lesson: Lesson, streams: Streams) -> Method:
+def make_method(loaded: Loaded, adapter: Adapter, role_plan: RolePlan, streams: Streams) -> Method:
     """What trains a lesson's roles."""
-    train = lesson.steps
-    objective = Objective(lesson.terms, steps=train.steps, balance=loaded.recipe.balance)
-    more: dict[str, Any] = {"peers": lesson.peers} if lesson.peers else {}
-    if lesson.teachers and issubclass(lesson.method, Distil):
-        more["teacher"] = lesson.teachers[0]
-    made: Method = lesson.method(adapter, objective, train, streams, role=lesson.role, params=lesson.settings, **more)
+    train = role_plan.steps
+    objective = Objective(role_plan.terms, steps=train.steps, balance=loaded.recipe.balance)
+    more: dict[str, Any] = {"peers": role_plan.peers} if role_plan.peers else {}
+    if role_plan.teachers and issubclass(role_plan.method, Distil):
+        more["teacher"] = role_plan.teachers[0]
+    made: Method = role_plan.method(
+        adapter, objective, train, streams, role=role_plan.role, params=role_plan.settings, **more
+    )
     if isinstance(made, Scheme):
-        made.teachers = lesson.teachers
+        made.teachers = role_plan.teachers
     return made
 
 
@@ -220,7 +224,7 @@ def training_source(adapter: Adapter, recipe: Recipe, role: str, batch_size: int
     known = labelled_by(source, recipe, role)
     if len(known) < len(source):
         size = batch_size or _train_of(recipe, role).batch_size
-        source = Scarce(source, known, size, Streams(recipe.seed), pool=_has_pool(recipe, role))
+        source = LabelBudget(source, known, size, Streams(recipe.seed), pool=_has_pool(recipe, role))
     if recipe.scheme is None or is_teacher(role):
         return source
     kind = SCHEMES[recipe.scheme.name]
@@ -246,8 +250,8 @@ def labelled_by(source: Source, recipe: Recipe, role: str) -> Sequence[int]:
 
 
 def _has_pool(recipe: Recipe, role: str) -> bool:
-    taught = recipe.teacher is not None or recipe.scheme is not None
-    return taught and role != "control" and not is_teacher(role)
+    teacher_signals = recipe.teacher is not None or recipe.scheme is not None
+    return teacher_signals and role != "control" and not is_teacher(role)
 
 
 def _train_of(recipe: Recipe, role: str) -> Train:

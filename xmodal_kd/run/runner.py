@@ -31,22 +31,22 @@ from ..schemes import Scheme
 from ..teacher_cache.session import CacheUser, Session, check
 from ..training.controls import control_spec
 from ..training.engine import Engine
-from ..training.label_budget import Scarce, facts
+from ..training.label_budget import LabelBudget, facts
 from ..training.loader import steps
 from ..training.method import METHODS, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .resolved_recipe import changed, resolved
 from .roles import (
     build,
     compressions,
     find_all,
     labelled_by,
-    lessons,
     make_adapter,
     make_method,
     models_of,
     other_task,
+    role_plans,
     scheme_of,
     training_source,
     twin_of,
@@ -94,24 +94,26 @@ class Run:
         check_trackers(self.recipe.trackers)
         for i, term in enumerate(self.recipe.objective):
             self.loaded.validate(spec_of(term).params, term.params, ("objective", i, "params"))
-        self.lessons = lessons(self.loaded, self.adapter)
+        self.role_plans = role_plans(self.loaded, self.adapter)
         self.twin = twin_of(self.recipe, self.adapter)
         if self.options.only == "teacher" and self.recipe.teacher is None:
             raise UserError("--only teacher: the recipe has no teacher")
         seen: dict[str, nn.Module] = {}
-        for lesson in self.lessons:
-            role, objective = lesson.role, Objective(lesson.terms)
-            seen[role] = self._load(role) if lesson.path else build(self.adapter, self.loaded, lesson, self.streams)
-            for teacher in set(lesson.teachers) - {"control"}:
+        for role_plan in self.role_plans:
+            role, objective = role_plan.role, Objective(role_plan.terms)
+            seen[role] = (
+                self._load(role) if role_plan.path else build(self.adapter, self.loaded, role_plan, self.streams)
+            )
+            for teacher in set(role_plan.teachers) - {"control"}:
                 find_all(teacher, seen[teacher], objective, "teacher")
             if not is_teacher(role):
                 find_all(role, seen[role], objective)
-            if not lesson.path:
-                training_source(self._data_of(lesson), self.recipe, role)
+            if not role_plan.path:
+                training_source(self._data_of(role_plan), self.recipe, role)
             compressions(self.loaded, role).check(self.adapter, seen[role], seen)
         for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
             other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
-        student = next(lesson for lesson in self.lessons if lesson.role == "student")
+        student = next(role_plan for role_plan in self.role_plans if role_plan.role == "student")
         method = make_method(self.loaded, self.adapter, student, self.streams)
         method.check({role: seen[role] for role in ("student", *student.teachers)})
         mine = scaling(self.recipe.train.optimizer, lambda pattern: pattern.startswith("student."))
@@ -121,7 +123,7 @@ class Run:
     def _load(self, role: str) -> nn.Module:
         """A role that is saved: in this run's folder, or where the recipe says."""
         if role not in self.models:
-            path = next((lesson.path for lesson in self.lessons if lesson.role == role), None)
+            path = next((role_plan.path for role_plan in self.role_plans if role_plan.role == role), None)
             self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
             compressions(self.loaded, role).restore(self.models[role], self.out / role)
         return self.models[role]
@@ -163,9 +165,9 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """All parts in order. Returns the report, or ``{}`` after ``--only``."""
-        for lesson in self.lessons:
-            if self.options.only is None or lesson.role == self.options.only:
-                self._role(lesson)
+        for role_plan in self.role_plans:
+            if self.options.only is None or role_plan.role == self.options.only:
+                self._role(role_plan)
         if self.options.only is not None:
             return {}
         spec = control_spec(self.recipe)
@@ -197,18 +199,18 @@ class Run:
 
     # ---------------------------------------------------------------- one role
 
-    def _role(self, lesson: Lesson) -> None:
+    def _role(self, role_plan: RolePlan) -> None:
         """Train (or load), save and score a role, unless that is done."""
-        role = lesson.role
+        role = role_plan.role
         folder = self.out / role
         if role in self.state["roles"]:
             self._load(role)
             return
-        if lesson.path is not None:
+        if role_plan.path is not None:
             self._load(role)
-            entry: dict[str, Any] = {"path": str(lesson.path)}
+            entry: dict[str, Any] = {"path": str(role_plan.path)}
         else:
-            entry = self._fit(lesson)
+            entry = self._fit(role_plan)
             if self.main:
                 self.adapter.save(role, self.models[role], folder)
                 compressions(self.loaded, role).save(self.models[role], folder)
@@ -218,7 +220,7 @@ class Run:
                 entry["export"] = self._export(folder)
                 entry["curve"] = entry["export"].pop("curve", [])
             self.state["roles"][role] = entry
-            if is_teacher(role) and lesson.path is None:
+            if is_teacher(role) and role_plan.path is None:
                 self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
             write_json(self.out / STATE, self.state)
         self.accelerator.wait_for_everyone()
@@ -229,20 +231,20 @@ class Run:
             found |= self.scheme.export(self.models["student"], self.adapter, folder)
         return found
 
-    def _fit(self, lesson: Lesson) -> dict[str, Any]:
-        role, train = lesson.role, lesson.steps
+    def _fit(self, role_plan: RolePlan) -> dict[str, Any]:
+        role, train = role_plan.role, role_plan.steps
         self.accelerator = make_accelerator(
             self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
         )
         self.accelerator.init_trackers(role)
-        mine = self._data_of(lesson)
-        models = models_of(self.adapter, self.loaded, lesson, self.streams, self.models)
-        method = make_method(self.loaded, mine, lesson, self.streams)
+        mine = self._data_of(role_plan)
+        models = models_of(self.adapter, self.loaded, role_plan, self.streams, self.models)
+        method = make_method(self.loaded, mine, role_plan, self.streams)
         changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
-        models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(lesson.teachers)}
+        models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(role_plan.teachers)}
         adapter = mine
         if train.batch_size != self.recipe.train.batch_size:
-            adapter = self._data_of(lesson, train.batch_size)
+            adapter = self._data_of(role_plan, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (mine, *([] if adapter is mine else [adapter])):
@@ -261,8 +263,10 @@ class Run:
                 tracker.finish()
         self.models[role] = models[role]
         small = compressions(self.loaded, role).finish(models[role])
-        models |= {teacher: self.models[teacher] for teacher in lesson.teachers}  # which the method may have replaced
-        scarce = {"labels": facts(known, source)} if isinstance(source, Scarce) else {}
+        models |= {
+            teacher: self.models[teacher] for teacher in role_plan.teachers
+        }  # which the method may have replaced
+        scarce = {"labels": facts(known, source)} if isinstance(source, LabelBudget) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
         return scarce | built | small | self._told(method, models, cache) | {
@@ -274,11 +278,11 @@ class Run:
             }
         }  # fmt: skip
 
-    def _data_of(self, lesson: Lesson, batch_size: int | None = None) -> Adapter:
+    def _data_of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
         """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
         size = self.recipe.train.batch_size if batch_size is None else batch_size
-        if lesson.data is not None:
-            return other_task(self.loaded, self.adapter, *lesson.data, size)
+        if role_plan.data is not None:
+            return other_task(self.loaded, self.adapter, *role_plan.data, size)
         return self.adapter if batch_size is None else make_adapter(self.loaded, self.streams, size)
 
     def cache_user(self) -> CacheUser:

@@ -14,7 +14,7 @@ class Sized(Protocol):
 T = TypeVar("T", bound=Sized)
 
 
-class Cache(Generic[T]):
+class BoundedCache(Generic[T]):
     """Arrays or tensors by key, up to `limit` bytes; past that, values are computed anew on every call.
 
     Nothing is evicted: an epoch visits every sample once, and there a least-recently-used cache that is a little too

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 _NOTHING = nullcontext()
 
 
-class Clock:
+class StepTimer:
     """Seconds by part, measured on the steps that are asked for: on a GPU each measurement waits for the device."""
 
     def __init__(self, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from ..runtime.errors import UserError
 from ..runtime.registry import Registry
 from ..signals.capture import find_modules, split
 from ..training.method import Distil
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 
 SCHEMES: Registry[type[Scheme]] = Registry("scheme")
 
@@ -46,7 +46,7 @@ class Scheme(Distil):
     experimental: ClassVar[bool] = False
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
         """The trainings in the place of the student's own, in order; the last one is the student's.
 
         Args:
@@ -58,9 +58,9 @@ class Scheme(Distil):
         return [replace(student, method=cls, settings=params)]
 
     @classmethod
-    def prepare(cls, params: Any, lesson: Lesson) -> Lesson:
+    def prepare(cls, params: Any, role_plan: RolePlan) -> RolePlan:
         """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
-        return lesson
+        return role_plan
 
     @classmethod
     def sections(cls, params: Any) -> Mapping[str, Mapping[str, Any]]:

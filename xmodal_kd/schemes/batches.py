@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..adapter.adapter import Batch, Source
-from ..training.label_budget import Scarce
+from ..training.label_budget import LabelBudget
 
 #: Where a batch holds its other view.
 OTHER = "other view"
@@ -59,7 +59,7 @@ class TwoViews(_Around):
 
 def two_views(source: Source) -> Source:
     """`source` with two views; where labels are scarce, around the samples: there a pass stands for the epoch."""
-    if not isinstance(source, Scarce):
+    if not isinstance(source, LabelBudget):
         return TwoViews(source)
     out = copy.copy(source)
     out.inner = TwoViews(source.inner)

@@ -12,7 +12,7 @@ from ..adapter.adapter import Strict
 from ..recipe.recipe import ModelSpec, Recipe, Train
 from ..runtime.errors import UserError
 from ..training.method import Distil
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
 
 
@@ -40,8 +40,8 @@ class TeacherAssistants(Scheme):
     paper, year, family = "Improved Knowledge Distillation via Teacher Assistant", 2020, "chain"
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
-        chain: list[Lesson] = []
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
+        chain: list[RolePlan] = []
         for number, one in enumerate(params.assistants, 1):
             at = ("scheme", "params", "assistants", number - 1, "params")
             role, teachers = f"assistant-{number}", (chain[-1].role,) if chain else student.teachers
@@ -71,9 +71,9 @@ class BornAgain(Scheme):
     paper, year, family = "Born Again Neural Networks", 2018, "chain"
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
         first = student.teachers or _control(recipe)
-        chain: list[Lesson] = []
+        chain: list[RolePlan] = []
         for number in range(1, params.generations + 1):
             role, teachers = f"generation-{number}", (chain[-1].role,) if chain else first
             chain.append(replace(student, role=role, teachers=teachers, init=role))
@@ -93,7 +93,7 @@ class SelfTaught(Scheme):
     paper, year, family = "Revisiting Knowledge Distillation via Label Smoothing Regularization", 2020, "self"
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
         return [replace(student, teachers=_control(recipe))]
 
 

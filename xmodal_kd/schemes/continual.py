@@ -20,10 +20,10 @@ from ..objective.objective import spec_of
 from ..recipe.recipe import Labels, On, Recipe, Term
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
-from ..signals.signals import OUTPUTS, Layout, Signals, Taught
-from ..training.label_budget import Scarce, Shown, chosen
+from ..signals.signals import OUTPUTS, Layout, Signals, TeacherSignals
+from ..training.label_budget import LabelBudget, Shown, chosen
 from ..training.method import Distil, Roles
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
 
 #: The expert of the new task: a further teacher, so that it is trained on the new task's data alone.
@@ -64,14 +64,14 @@ class Continual(Scheme):
         return {"old": params.old}
 
     @classmethod
-    def prepare(cls, params: Any, lesson: Lesson) -> Lesson:
+    def prepare(cls, params: Any, role_plan: RolePlan) -> RolePlan:
         """The teacher learns the old task; what stands beside the student starts as the student does."""
-        if lesson.role == "teacher":
-            return lesson if lesson.path is not None else replace(lesson, data=("old", params.old))
-        return replace(lesson, starts=(as_old, *lesson.starts))
+        if role_plan.role == "teacher":
+            return role_plan if role_plan.path is not None else replace(role_plan, data=("old", params.old))
+        return replace(role_plan, starts=(as_old, *role_plan.starts))
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
         return [replace(student, method=cls, settings=params, starts=(as_old, *student.starts))]
 
     @classmethod
@@ -131,14 +131,14 @@ class Retrospection(Continual):
     paper, year = "Lifelong Learning via Progressive Distillation and Retrospection", 2018
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
-        [lesson] = super().plan(params, recipe, student)
-        alone = [term for term in lesson.terms if not _taught(term)]
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
+        [role_plan] = super().plan(params, recipe, student)
+        alone = [term for term in role_plan.terms if not _taught(term)]
         if not any(term.weight for term in alone):
             raise UserError("scheme pdr: no term works without a teacher, so nothing can train the expert")
-        expert = replace(lesson, role=EXPERT, terms=tuple(alone), teachers=(), method=Distil, settings=None)
-        more = [_kept(term, whose, params.weight) for term in lesson.terms if _taught(term) for whose in KEPT]
-        return [expert, replace(lesson, terms=(*lesson.terms, *more), teachers=(EXPERT, "teacher"))]
+        expert = replace(role_plan, role=EXPERT, terms=tuple(alone), teachers=(), method=Distil, settings=None)
+        more = [_kept(term, whose, params.weight) for term in role_plan.terms if _taught(term) for whose in KEPT]
+        return [expert, replace(role_plan, terms=(*role_plan.terms, *more), teachers=(EXPERT, "teacher"))]
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
@@ -146,8 +146,8 @@ class Retrospection(Continual):
         which = chosen(old, params.exemplars, "scheme.params.exemplars")
         return Rehearsed(source, old, which, params.per_batch, adapter.streams, labelled=params.labelled)
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
-        expert, old = (self.says(one, roles, batch, of="teacher") for one in (EXPERT, "teacher"))
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
+        expert, old = (self.forward_role(one, roles, batch, of="teacher") for one in (EXPERT, "teacher"))
         output, kept = self.adapter.output, batch["exemplar"]
         out = Signals(expert.ids)
         for name in expert:
@@ -233,7 +233,7 @@ class Rehearsed:
         if not exemplar:
             return Held(self.inner.sample(number, epoch), False)
         found = self.old.sample(self.exemplars[number], epoch)
-        return Held(Shown(found, self.shown) if isinstance(self.inner, Scarce) else found, True)
+        return Held(Shown(found, self.shown) if isinstance(self.inner, LabelBudget) else found, True)
 
     def collate(self, samples: Sequence[Held]) -> Batch:
         """The inner source's batch with ``exemplar`` ``(b,)`` bool, and ``labelled``."""

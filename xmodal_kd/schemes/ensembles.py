@@ -18,11 +18,11 @@ from ..adapter.adapter import Batch, Strict
 from ..objective.objective import Objective
 from ..objective.parts import LossOut, Part
 from ..runtime.errors import UserError
-from ..signals.signals import OUTPUTS, Signals, Taught
+from ..signals.signals import OUTPUTS, Signals, TeacherSignals
 from ..training.method import Context, Roles, Stage
 from .base import SCHEMES
 from .online import Group
-from .rows import mixed, pooled, replaced, sound, terms_of, weighed
+from .rows import dense_rows, mixed, pooled, replaced, terms_of, weighed
 from .sharing import share, together
 
 
@@ -45,7 +45,7 @@ class Ensemble(Group):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        wrong = [t for t in terms_of(self.objective, taught=True) if not OUTPUTS.issuperset(t.signals("teacher"))]
+        wrong = [t for t in terms_of(self.objective, with_teacher=True) if not OUTPUTS.issuperset(t.signals("teacher"))]
         if wrong:
             raise UserError(
                 f"term {wrong[0].name or wrong[0].loss!r}: an ensemble of answers has no features to learn from: "
@@ -63,18 +63,18 @@ class Ensemble(Group):
     def mixer_of(self, width: int) -> nn.Module: ...
 
     @abstractmethod
-    def targets(self, said: Mapping[str, Signals]) -> Mapping[str, Signals]:
+    def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         """What teaches each learner. The objective cuts it from the graph."""
 
     @abstractmethod
-    def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
+    def mixing(self, outputs: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
         """What trains `mixer`."""
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         share(roles[self.role], [roles[peer] for peer in self.peers], self.params.shared)
         if self.mixer is None:
             with torch.no_grad(), self.streams.forked("dry run"):
-                rows = sound(self.says(self.role, roles, batch)[self.params.on])
+                rows = dense_rows(self.forward_role(self.role, roles, batch)[self.params.on])
             with self.streams.forked("scheme", "mixer"):
                 self.mixer = self.mixer_of(rows.shape[1]).to(rows)
         super().begin(stage, roles, batch)  # builds the objectives
@@ -83,24 +83,24 @@ class Ensemble(Group):
         ]
         return {self.role: together(self.train.optimizer, [*owners, {"scheme": self.mixer}])}
 
-    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
-        return self.heard(role, roles, batch, sorted({*self.objective.features("student"), self.params.on}))
+    def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+        return self.forward_features(role, roles, batch, sorted({*self.objective.features("student"), self.params.on}))
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         """For the dry run alone: in `losses` every student speaks once."""
-        return self.targets({one: self.says(one, roles, batch) for one in self.learners})[role]
+        return self.targets({one: self.forward_role(one, roles, batch) for one in self.learners})[role]
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        with ctx.clock.time("student"):
-            said = {role: self.says(role, roles, batch) for role in self.learners}
-        with ctx.clock.time("teacher"):
-            targets = self.targets(said)
-        with ctx.clock.time("loss"):
-            out = self.mixing(said, targets, ctx)
+        with ctx.timer.time("student"):
+            outputs = {role: self.forward_role(role, roles, batch) for role in self.learners}
+        with ctx.timer.time("teacher"):
+            targets = self.targets(outputs)
+        with ctx.timer.time("loss"):
+            out = self.mixing(outputs, targets, ctx)
             for role in self.learners:
                 objective = self.objectives[role]
-                one = objective(said[role], targets[role], step=ctx.step, ranks=ctx.ranks)
-                one = weighed(one, objective, taught=self.ramp(ctx))
+                one = objective(outputs[role], targets[role], step=ctx.step, ranks=ctx.ranks)
+                one = weighed(one, objective, with_teacher=self.ramp(ctx))
                 out += one if role == self.role else one.named(role)
         yield self.role, out
 
@@ -148,7 +148,7 @@ class NativeEnsemble(Ensemble):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        alone = [t for t in terms_of(self.objective, taught=False) if OUTPUTS.issuperset(t.signals("student"))]
+        alone = [t for t in terms_of(self.objective, with_teacher=False) if OUTPUTS.issuperset(t.signals("student"))]
         if not alone:
             raise UserError("scheme one: no term without a teacher reads the answers, so nothing can train the gate")
         #: Of the ensemble's own answer.
@@ -157,23 +157,23 @@ class NativeEnsemble(Ensemble):
     def mixer_of(self, width: int) -> nn.Module:
         return Gate(width, len(self.learners))
 
-    def targets(self, said: Mapping[str, Signals]) -> Mapping[str, Signals]:
+    def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None
-        output, mine = self.adapter.output, said[self.role]
+        output, mine = self.adapter.output, outputs[self.role]
         gate = self.mixer(pooled(mine[self.params.on]))
-        rows = mixed([sound(said[role][output]) for role in self.learners], gate, mine.layout(output).item)
+        rows = mixed([dense_rows(outputs[role][output]) for role in self.learners], gate, mine.layout(output).item)
         return dict.fromkeys(self.learners, replaced(mine, {output: rows}))
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         found = super().begin(stage, roles, batch)
         if not self.ensemble.built:
             with torch.no_grad(), self.streams.forked("dry run"):
-                self.ensemble.build(self.says(self.role, roles, batch), None, self.streams)
+                self.ensemble.build(self.forward_role(self.role, roles, batch), None, self.streams)
         if any(True for _ in self.ensemble.parameters()):
             raise UserError("scheme one: a term without a teacher learns parameters of its own: leave it out")
         return found
 
-    def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
+    def mixing(self, outputs: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
         out: LossOut = self.ensemble(targets[self.role], step=ctx.step, ranks=ctx.ranks)
         return out.named("ensemble")
 
@@ -222,25 +222,25 @@ class DiversePeers(Ensemble):
     def mixer_of(self, width: int) -> nn.Module:
         return Attention(width)
 
-    def targets(self, said: Mapping[str, Signals]) -> Mapping[str, Signals]:
+    def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None
         output = self.adapter.output
-        answers = [sound(said[peer][output]).detach() for peer in self.peers]
-        weights = self.mixer(torch.stack([pooled(said[peer][self.params.on]) for peer in self.peers], dim=1))
+        answers = [dense_rows(outputs[peer][output]).detach() for peer in self.peers]
+        weights = self.mixer(torch.stack([pooled(outputs[peer][self.params.on]) for peer in self.peers], dim=1))
         found = {
-            peer: replaced(said[peer], {output: mixed(answers, weights[:, a], said[peer].layout(output).item)})
+            peer: replaced(outputs[peer], {output: mixed(answers, weights[:, a], outputs[peer].layout(output).item)})
             for a, peer in enumerate(self.peers)
         }
-        return {**found, self.role: replaced(said[self.role], {output: torch.stack(answers).mean(dim=0)})}
+        return {**found, self.role: replaced(outputs[self.role], {output: torch.stack(answers).mean(dim=0)})}
 
-    def mixing(self, said: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
+    def mixing(self, outputs: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
         """sum_a T^2 KL(t_a || z_a) with z held: of the weights in t_a alone."""
         output, t = self.adapter.output, self.params.temperature
         parts = {}
         for peer in self.peers:
             valid = targets[peer].layout(output).mask
             aim = (targets[peer].rows(output)[valid] / t).log_softmax(dim=-1)
-            now = (sound(said[peer][output]).detach()[valid] / t).log_softmax(dim=-1)
+            now = (dense_rows(outputs[peer][output]).detach()[valid] / t).log_softmax(dim=-1)
             values = t**2 * F.kl_div(now, aim, reduction="none", log_target=True).sum(dim=-1)
             count = values.new_tensor(float(len(values)))
             parts[f"{peer}/attention"] = Part(values.sum(), count, self.ramp(ctx), f"{output} of {peer}")

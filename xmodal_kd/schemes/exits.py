@@ -24,7 +24,7 @@ from ..signals.signals import OUTPUTS, Signals
 from ..training.method import Context, Roles, Stage, known_as
 from ..training.optim import build_optimizer
 from .base import SCHEMES
-from .rows import replaced, sound, terms_of, weighed
+from .rows import dense_rows, replaced, terms_of, weighed
 from .self_distillation import SelfTeaching
 
 #: Under which the student holds its exits while it learns, so that its average and its best on dev have theirs.
@@ -60,7 +60,7 @@ class OwnTeacher(SelfTeaching):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        alone = terms_of(self.objective, taught=False)
+        alone = terms_of(self.objective, with_teacher=False)
         if not alone:
             raise UserError("scheme byot: no term without a teacher trains the last layer: add one")
         self.exits: Exits | None = None
@@ -76,7 +76,7 @@ class OwnTeacher(SelfTeaching):
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         allowed = {*OUTPUTS, self.params.feature}
         self.find(roles[self.role], [*self.params.exits, self.params.feature])
-        for term in terms_of(self.objective, taught=True):
+        for term in terms_of(self.objective, with_teacher=True):
             if other := [on for side in ("student", "teacher") for on in term.signals(side) if on not in allowed]:
                 raise UserError(
                     f"term {term.name or term.loss!r}: an exit has answers and {self.params.feature!r}, no {other[0]!r}"
@@ -85,59 +85,59 @@ class OwnTeacher(SelfTeaching):
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         student = roles[self.role]
         with torch.no_grad(), self.streams.forked("dry run"):
-            said = self.says(self.role, roles, batch)
+            outputs = self.forward_role(self.role, roles, batch)
             if self.exits is None:
-                self.exits = self._made(said)
+                self.exits = self._made(outputs)
         student.add_module(HELD, self.exits)
         with torch.set_grad_enabled(self.objective.reads_gradients), self.streams.forked("dry run"):
-            said = self.says(self.role, roles, batch)
-            for name, heard in {self.role: said, **self._said(said)}.items():
+            outputs = self.forward_role(self.role, roles, batch)
+            for name, forward_features in {self.role: outputs, **self._said(outputs)}.items():
                 if not self.objectives[name].built:
-                    self.objectives[name].build(heard, said, self.streams)
+                    self.objectives[name].build(forward_features, outputs, self.streams)
         owners: dict[str, nn.Module] = {known_as(self.role): student, "objective": self.objectives[self.role]}
         owners |= {f"objective-{name}": self.objectives[name] for name in self.names}
         return {self.role: build_optimizer(self.train.optimizer, owners)}
 
-    def _made(self, said: Signals) -> Exits:
-        output, deepest = said[self.adapter.output], said[self.params.feature]
+    def _made(self, outputs: Signals) -> Exits:
+        output, deepest = outputs[self.adapter.output], outputs[self.params.feature]
         for path in self.params.exits:
-            if not said.layout(path).same_rows(output.layout):
+            if not outputs.layout(path).same_rows(output.layout):
                 raise UserError(
-                    f"scheme byot: exit {path!r} has {len(said.layout(path))} rows, the answer {len(output.layout)}: "
-                    "choose modules whose rows are the answer's"
+                    f"scheme byot: exit {path!r} has {len(outputs.layout(path))} rows, the answer "
+                    f"{len(output.layout)}: choose modules whose rows are the answer's"
                 )
-        shapes = [(said.rows(p).shape[1], deepest.rows.shape[1], output.rows.shape[1]) for p in self.params.exits]
+        shapes = [(outputs.rows(p).shape[1], deepest.rows.shape[1], output.rows.shape[1]) for p in self.params.exits]
         with self.streams.forked("scheme", "exits"):
-            return Exits(self.params.exits, shapes).to(sound(output))
+            return Exits(self.params.exits, shapes).to(dense_rows(output))
 
-    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+    def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
         wanted = {*self.objective.features("student"), *self.params.exits, self.params.feature}
-        return self.heard(role, roles, batch, sorted(wanted))
+        return self.forward_features(role, roles, batch, sorted(wanted))
 
-    def _said(self, said: Signals) -> dict[str, Signals]:
+    def _said(self, outputs: Signals) -> dict[str, Signals]:
         """What each exit says: its answer and its imitation of the deepest features, in their places."""
         assert self.exits is not None
         found = {}
         for number, (name, path) in enumerate(zip(self.names, self.params.exits, strict=True)):
             for other in (self.adapter.output, self.params.feature):
-                if len(said.rows(other)) != len(said.rows(path)):
+                if len(outputs.rows(other)) != len(outputs.rows(path)):
                     raise UserError(
-                        f"scheme byot: {path!r} has {len(said.rows(path))} rows and {other!r} {len(said.rows(other))}: "
-                        "take modules of the answer's resolution"
+                        f"scheme byot: {path!r} has {len(outputs.rows(path))} rows and {other!r} "
+                        f"{len(outputs.rows(other))}: take modules of the answer's resolution"
                     )
-            features, answer = self.exits[number].both(sound(said[path]))
-            found[name] = replaced(said, {self.adapter.output: answer, self.params.feature: features})
+            features, answer = self.exits[number].both(dense_rows(outputs[path]))
+            found[name] = replaced(outputs, {self.adapter.output: answer, self.params.feature: features})
         return found
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
-        with ctx.clock.time("student"):
-            said = self.says(role, roles, batch)
-            heard = self._said(said)
-        with ctx.clock.time("loss"):
-            out: LossOut = self.objectives[role](said, step=ctx.step, ranks=ctx.ranks)
-            for name, exit_said in heard.items():
+        with ctx.timer.time("student"):
+            outputs = self.forward_role(role, roles, batch)
+            forward_features = self._said(outputs)
+        with ctx.timer.time("loss"):
+            out: LossOut = self.objectives[role](outputs, step=ctx.step, ranks=ctx.ranks)
+            for name, exit_said in forward_features.items():
                 objective = self.objectives[name]
-                one = objective(exit_said, said, step=ctx.step, ranks=ctx.ranks)
+                one = objective(exit_said, outputs, step=ctx.step, ranks=ctx.ranks)
                 out += weighed(one, objective, alone=self.params.labels).named(name)
         return out
 
@@ -164,12 +164,12 @@ class OwnTeacher(SelfTeaching):
 
         try:
             route = leaves(student, path, run, self.exits[number].shape[0])
-            found = sound(run(early(student, self.exits[number], route))[output])
+            found = dense_rows(run(early(student, self.exits[number], route))[output])
         except UserError as error:
             return str(error)
         except Exception as error:  # whatever a model does that is given other shapes than it expects
             return f"exit {path!r}: what lies behind it cannot be passed by ({type(error).__name__})"
-        expected = self.exits[number].both(sound(run(student, [path])[path]))[1]
+        expected = self.exits[number].both(dense_rows(run(student, [path])[path]))[1]
         mask = run(student)[output].layout.mask
         difference = float((found - expected)[mask].abs().max()) if found.shape == expected.shape else float("inf")
         return route if difference < TOLERANCE else f"exit {path!r}: the model computes more behind it than modules"

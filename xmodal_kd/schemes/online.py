@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..adapter.adapter import Batch, Strict
 from ..recipe.recipe import Recipe
-from ..signals.signals import Signals, Taught
+from ..signals.signals import Signals, TeacherSignals
 from ..training.method import Roles
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
 
 
@@ -31,7 +31,7 @@ class Group(Scheme):
     moving: ClassVar[bool] = True
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
         peers = tuple(f"peer-{number}" for number in range(1, params.peers + 1))
         return [replace(student, method=cls, settings=params, peers=peers)]
 
@@ -43,7 +43,7 @@ class Group(Scheme):
         output, answers = self.adapter.output, dict[str, Tensor]()
         for role in self.learners:
             # all as the student, so that all are shown the same view
-            rows, layout = self.says(self.role, {self.role: roles[role]}, batch)[output]
+            rows, layout = self.forward_role(self.role, {self.role: roles[role]}, batch)[output]
             answers[role] = rows[layout.mask]
         differ = _classes if output == "logits" else _values
         pairs = combinations(self.learners, 2)
@@ -69,5 +69,5 @@ class Mutual(Group):
     Params: ClassVar[type[Strict]] = Peers
     paper, year = "Deep Mutual Learning", 2018
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
-        return {other: self.says(other, roles, batch, of="teacher") for other in self.learners if other != role}
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
+        return {other: self.forward_role(other, roles, batch, of="teacher") for other in self.learners if other != role}

@@ -15,16 +15,16 @@ from ..recipe.recipe import Term
 from ..signals.signals import Layout, Signal, Signals
 
 
-def replaced(said: Signals, rows: Mapping[str, Tensor], mask: Tensor | None = None) -> Signals:
-    """`said` with other rows under some names, which lie where the output's or their own did.
+def replaced(outputs: Signals, rows: Mapping[str, Tensor], mask: Tensor | None = None) -> Signals:
+    """`outputs` with other rows under some names, which lie where the output's or their own did.
 
     Args:
         mask: ``(n,)`` bool: rows of these signals that are valid only if they are there too.
     """
-    out = Signals(said.ids)
-    out.model, out.labelled = said.model, said.labelled
-    for name in said:
-        signal = said[name]
+    out = Signals(outputs.ids)
+    out.model, out.labelled = outputs.model, outputs.labelled
+    for name in outputs:
+        signal = outputs[name]
         out.add(name, rows.get(name, signal.rows), _fewer(signal.layout, mask if name in rows else None))
     return out
 
@@ -35,7 +35,7 @@ def _fewer(layout: Layout, mask: Tensor | None) -> Layout:
     return Layout(layout.kind, layout.mask & mask, layout.item, layout.items, layout.grid)
 
 
-def sound(signal: Signal) -> Tensor:
+def dense_rows(signal: Signal) -> Tensor:
     """Rows in at least float32, 0 where they are not valid: padding may be NaN, whose gradient is NaN even by 0."""
     rows, layout = signal
     rows = full_precision(rows)
@@ -64,18 +64,18 @@ def mixed(answers: Sequence[Tensor], weights: Tensor, item: Tensor) -> Tensor:
 # ---------------------------------------------------------------- parts of an objective
 
 
-def terms_of(objective: Objective, *, taught: bool) -> tuple[Term, ...]:
+def terms_of(objective: Objective, *, with_teacher: bool) -> tuple[Term, ...]:
     """The terms that compare with a teacher, or those that do not."""
-    return tuple(term.term for term in objective if term.spec.needs_teacher == taught)
+    return tuple(term.term for term in objective if term.spec.needs_teacher == with_teacher)
 
 
-def weighed(out: LossOut, objective: Objective, *, taught: float = 1.0, alone: float = 1.0) -> LossOut:
+def weighed(out: LossOut, objective: Objective, *, with_teacher: float = 1.0, alone: float = 1.0) -> LossOut:
     """`out` with the weights of the terms with a teacher, and of those without, times a factor each."""
     needs = {term.name: term.spec.needs_teacher for term in objective}
 
     def factor(part: str) -> float:
         name = next((name for name in sorted(needs, key=len, reverse=True) if part == name or _of(part, name)), None)
-        return 1.0 if name is None else taught if needs[name] else alone
+        return 1.0 if name is None else with_teacher if needs[name] else alone
 
     return LossOut({name: replace(part, weight=part.weight * factor(name)) for name, part in out.parts.items()})
 

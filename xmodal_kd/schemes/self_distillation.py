@@ -17,10 +17,10 @@ from ..objective.parts import LossOut, Part
 from ..recipe.recipe import Recipe
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
-from ..signals.signals import Signals, Taught
-from ..training.label_budget import Scarce
+from ..signals.signals import Signals, TeacherSignals
+from ..training.label_budget import LabelBudget
 from ..training.method import Context, Distil, Ema, Roles, Stage
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
 from .batches import OTHER, Pairs, two_views
 from .rows import pooled, replaced, terms_of, weighed
@@ -57,7 +57,7 @@ class ClassWise(SelfTeaching):
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
-        if isinstance(source, Scarce):
+        if isinstance(source, LabelBudget):
             raise UserError("scheme cs_kd: pairs of a class need the labels of all samples: leave labels out")
         if adapter.blank is not None or adapter.output != "logits":
             what = "a sequence of labels" if adapter.blank is not None else "values to predict"
@@ -82,10 +82,10 @@ class ClassWise(SelfTeaching):
                 f"{shares} parts: give a multiple of {2 * shares}"
             )
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
-        assert said is not None  # as learner_first asks
-        output = said[self.adapter.output]
-        labels, layout = said["labels" if "labels" in said else self.adapter.output]
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
+        assert outputs is not None  # as learner_first asks
+        output = outputs[self.adapter.output]
+        labels, layout = outputs["labels" if "labels" in outputs else self.adapter.output]
         if labels.ndim != 1 or not layout.same_rows(output.layout):
             raise UserError(
                 f"scheme cs_kd: rows have no classes of their own (answers are {output.layout.kind}s, labels "
@@ -94,13 +94,13 @@ class ClassWise(SelfTeaching):
         known = layout.mask & output.layout.mask & (labels >= 0)
         mate = partners(labels, layout.item, known)
         there = mate >= 0
-        rows = {name: said.rows(name)[mate.clamp(min=0)] for name in said if _follows(said, name, len(labels))}
-        return replaced(said, rows, there)
+        rows = {name: outputs.rows(name)[mate.clamp(min=0)] for name in outputs if _follows(outputs, name, len(labels))}
+        return replaced(outputs, rows, there)
 
 
-def _follows(said: Signals, name: str, rows: int) -> bool:
+def _follows(outputs: Signals, name: str, rows: int) -> bool:
     """Whether a signal of these rows is the student's own, rather than data that belong to its row."""
-    return name != "labels" and said.rows(name).ndim == 2 and len(said.rows(name)) == rows
+    return name != "labels" and outputs.rows(name).ndim == 2 and len(outputs.rows(name)) == rows
 
 
 def partners(labels: Tensor, item: Tensor, known: Tensor) -> Tensor:
@@ -163,26 +163,26 @@ class TwoViewed(SelfTeaching):
         return two_views(source)
 
     @classmethod
-    def prepare(cls, params: Any, lesson: Lesson) -> Lesson:
+    def prepare(cls, params: Any, role_plan: RolePlan) -> RolePlan:
         """Half of what the student sees would make a weaker control."""
-        return replace(lesson, method=BothViews) if lesson.role == "control" else lesson
+        return replace(role_plan, method=BothViews) if role_plan.role == "control" else role_plan
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         self.find(roles[self.role], [self.params.on] if self.params.on is not None else [])
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         """For the dry run; in `loss` both views speak once."""
-        return self.says(role, roles, _other(batch))
+        return self.forward_role(role, roles, _other(batch))
 
-    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+    def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
         wanted = set(self.objective.features("student")) | set(self.objective.features("teacher"))
-        return self.heard(role, roles, batch, sorted(wanted | ({self.params.on} - {None})))
+        return self.forward_features(role, roles, batch, sorted(wanted | ({self.params.on} - {None})))
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         objective = self.objectives[role]
-        with ctx.clock.time("student"):
-            one, other = (self.says(role, roles, view) for view in (batch, _other(batch)))
-        with ctx.clock.time("loss"):
+        with ctx.timer.time("student"):
+            one, other = (self.forward_role(role, roles, view) for view in (batch, _other(batch)))
+        with ctx.timer.time("loss"):
             out: LossOut = objective(one, other, step=ctx.step, ranks=ctx.ranks)
             back = objective(other, one, step=ctx.step, ranks=ctx.ranks)
             out += _of_other(back)
@@ -267,7 +267,7 @@ class PreviousSelf(SelfTeaching):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options | {"teacher": "previous"})
-        if not terms_of(self.objective, taught=False):
+        if not terms_of(self.objective, with_teacher=False):
             raise UserError("scheme ps_kd: the first epoch has no teacher, and every term needs one: add one without")
         samples = 0 if self.params.every else len(self.adapter.data("train"))
         self.every = self.params.every or max(1, round(samples / self.train.batch_size))
@@ -287,7 +287,9 @@ class PreviousSelf(SelfTeaching):
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         alpha = self.alpha(ctx.step, ctx.stage.steps)
-        return weighed(super().loss(role, roles, batch, ctx), self.objectives[role], taught=alpha, alone=1 - alpha)
+        return weighed(
+            super().loss(role, roles, batch, ctx), self.objectives[role], with_teacher=alpha, alone=1 - alpha
+        )
 
     def alpha(self, step: int, steps: int) -> float:
         """a_t of the epoch that `step` is in; 0 in the first."""

@@ -25,9 +25,9 @@ from ..objective.parts import LossOut
 from ..recipe.recipe import On, Recipe, Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
-from ..signals.signals import OUTPUTS, WEIGHT, Layout, Signals, Taught, of_teacher, teacher_name
+from ..signals.signals import OUTPUTS, WEIGHT, Layout, Signals, TeacherSignals, of_teacher, teacher_name
 from ..training.method import Context, Roles
-from ..training.role_plan import Lesson
+from ..training.role_plan import RolePlan
 from . import aggregate
 from .base import SCHEMES, Scheme
 
@@ -80,7 +80,7 @@ class Several(Scheme):
         self._ranks = ctx.ranks
         return super().loss(role, roles, batch, ctx)
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         each = self._say(roles, batch)
         output = self.adapter.output
         layouts = [one.layout(output) for one in each.values()]
@@ -89,7 +89,7 @@ class Several(Scheme):
             self._know(each)
         seen = torch.stack([layout.mask for layout in layouts])
         scores = [one.rows(output) for one in each.values()]
-        weights = self.weigh(scores, seen, said)
+        weights = self.weigh(scores, seen, outputs)
         layout = replace(layouts[0], mask=seen.any(dim=0), full=all(layout.full for layout in layouts))
         out = self._together(list(each.values()), weights, layout)
         mixed = aggregate.mixture(scores, weights, self.temperature) if output == "logits" else None
@@ -102,7 +102,7 @@ class Several(Scheme):
         return out
 
     def weigh(
-        self, scores: Sequence[Float[Tensor, "n c"]], seen: Bool[Tensor, "m n"], said: Signals | None
+        self, scores: Sequence[Float[Tensor, "n c"]], seen: Bool[Tensor, "m n"], outputs: Signals | None
     ) -> Float[Tensor, "m n"]:
         """Weights of the teachers in each row, of those that see it (`seen`); each row's sum to 1.
 
@@ -144,12 +144,12 @@ class Several(Scheme):
 
     def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
         """Mean weights of the teachers over a batch's rows."""
-        said = self.says(self.role, dict(roles), batch)
-        taught = self.taught(self.role, dict(roles), batch, said)
-        assert isinstance(taught, Signals)
+        outputs = self.forward_role(self.role, dict(roles), batch)
+        teacher_signals = self.teacher_signals(self.role, dict(roles), batch, outputs)
+        assert isinstance(teacher_signals, Signals)
         found: dict[str, float] = {}
         for role in self.teachers:
-            weight, layout = taught[f"{teacher_name(role)}/{WEIGHT}"]
+            weight, layout = teacher_signals[f"{teacher_name(role)}/{WEIGHT}"]
             found[teacher_name(role)] = float(weight[layout.mask].mean())
         return {"weights": found}
 
@@ -206,7 +206,7 @@ class You(Average):
     Params: ClassVar[type[Strict]] = Votes
 
     @classmethod
-    def plan(cls, params: Any, recipe: Recipe, student: Lesson) -> Sequence[Lesson]:
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
         names, paths = [teacher_name(role) for role in student.teachers], params.teachers
         if isinstance(paths, dict) and (missing := sorted(set(names) ^ set(paths))):
             raise UserError(f"scheme.params.teachers: give a module for each of {', '.join(names)}: see {missing[0]!r}")
@@ -215,8 +215,8 @@ class You(Average):
             loss="triplet_votes", on=On(student=params.on, teacher=asked), weight=params.weight,
             params={"margin": params.margin},
         )  # fmt: skip
-        [lesson] = super().plan(params, recipe, student)
-        return [replace(lesson, terms=(*lesson.terms, votes))]
+        [role_plan] = super().plan(params, recipe, student)
+        return [replace(role_plan, terms=(*role_plan.terms, votes))]
 
 
 @SCHEMES.register("ca_mkd")
@@ -233,28 +233,28 @@ class Confident(Several):
     learner_first: ClassVar[bool] = True
 
     def weigh(
-        self, scores: Sequence[Float[Tensor, "n c"]], seen: Bool[Tensor, "m n"], said: Signals | None
+        self, scores: Sequence[Float[Tensor, "n c"]], seen: Bool[Tensor, "m n"], outputs: Signals | None
     ) -> Float[Tensor, "m n"]:
-        assert said is not None
-        if "labels" not in said or said.rows("labels").is_floating_point():
+        assert outputs is not None
+        if "labels" not in outputs or outputs.rows("labels").is_floating_point():
             raise UserError("scheme ca_mkd: it weighs teachers by the labels of classes, and this data has none")
-        layout, labels = said.layout(self.adapter.output), said["labels"]
+        layout, labels = outputs.layout(self.adapter.output), outputs["labels"]
         if labels.layout.same_rows(layout):
-            held = labels.layout.mask & self._shown(said, labels.layout)
+            held = labels.layout.mask & self._shown(outputs, labels.layout)
             true = torch.where(held, labels.rows, -1)
             rows = [torch.where(here[:, None], z, 0.0) for z, here in zip(scores, seen, strict=True)]
             return aggregate.by_confidence(torch.stack([aggregate.cross_entropy(z, true) for z in rows]), seen)
-        ce = torch.stack([self._transcript(z, here, said) for z, here in zip(scores, seen, strict=True)])
+        ce = torch.stack([self._transcript(z, here, outputs) for z, here in zip(scores, seen, strict=True)])
         return aggregate.by_confidence(ce[:, layout.item], seen)
 
     @staticmethod
-    def _shown(said: Signals, layout: Layout) -> Tensor:
+    def _shown(outputs: Signals, layout: Layout) -> Tensor:
         """``(n,)`` rows whose labels may be looked at."""
-        return torch.ones_like(layout.mask) if said.labelled is None else said.labelled[layout.item]
+        return torch.ones_like(layout.mask) if outputs.labelled is None else outputs.labelled[layout.item]
 
-    def _transcript(self, scores: Tensor, seen: Tensor, said: Signals) -> Tensor:
+    def _transcript(self, scores: Tensor, seen: Tensor, outputs: Signals) -> Tensor:
         """``(b,)`` of each item's label sequence, 0 where it may not be looked at."""
-        layout, (labels, places) = said.layout(self.adapter.output), said["labels"]
+        layout, (labels, places) = outputs.layout(self.adapter.output), outputs["labels"]
         blank = self.adapter.blank
         if blank is None or places.grid is None or layout.grid is None or len(layout.grid) != 1:
             raise UserError("scheme ca_mkd: the labels stand neither beside the rows nor are they a transcript of them")
@@ -262,7 +262,7 @@ class Confident(Several):
         frames = seen.reshape(layout.items, -1).sum(dim=1)
         rows = torch.where(seen[:, None], scores, 0.0).reshape(layout.items, -1, scores.shape[-1])
         found = aggregate.transcript_entropy(rows, frames, labels.reshape(places.items, -1), lengths, blank)
-        return found if said.labelled is None else torch.where(said.labelled, found, 0.0)
+        return found if outputs.labelled is None else torch.where(outputs.labelled, found, 0.0)
 
 
 class Capped(Tempered):
@@ -284,14 +284,14 @@ class Agreed(Several):
     learner_first: ClassVar[bool] = True
 
     def weigh(
-        self, scores: Sequence[Float[Tensor, "n c"]], seen: Bool[Tensor, "m n"], said: Signals | None
+        self, scores: Sequence[Float[Tensor, "n c"]], seen: Bool[Tensor, "m n"], outputs: Signals | None
     ) -> Float[Tensor, "m n"]:
-        assert said is not None
+        assert outputs is not None
         if self.adapter.output != "logits":
             raise UserError("scheme ae_kd: its gradients are those of class scores: take average")
-        held = seen & said.layout("logits").mask
+        held = seen & outputs.layout("logits").mask
         rows = [torch.where(here[:, None], z, 0.0) for z, here in zip(scores, held, strict=True)]
-        student = torch.where(held.any(dim=0)[:, None], said.rows("logits"), 0.0)
+        student = torch.where(held.any(dim=0)[:, None], outputs.rows("logits"), 0.0)
         slopes = aggregate.gradients(student, rows, self.temperature) * held[..., None]
         gram = self._ranks.sum(torch.einsum("inc,jnc->ij", slopes, slopes))
         weights = seen * slopes.new_tensor(aggregate.min_norm(gram, self.params.cap))[:, None]
@@ -315,8 +315,8 @@ class OtherClasses(Scheme):
     several: ClassVar[bool] = True
     _known = False
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
-        each = {teacher_name(teacher): self.says(teacher, roles, batch) for teacher in self.teachers}
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
+        each = {teacher_name(teacher): self.forward_role(teacher, roles, batch) for teacher in self.teachers}
         if not self._known:
             self._know(each)
         return each
@@ -335,6 +335,6 @@ class OtherClasses(Scheme):
 
     def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
         """How many of the student's classes each teacher knows."""
-        each = {teacher_name(teacher): self.says(teacher, dict(roles), batch) for teacher in self.teachers}
+        each = {teacher_name(teacher): self.forward_role(teacher, dict(roles), batch) for teacher in self.teachers}
         short, output = lacking(each, self.adapter.output), self.adapter.output
         return {"classes": {name: short.get(name, one.rows(output).shape[1]) for name, one in each.items()}}

@@ -22,7 +22,7 @@ def columns(ours: Sequence[str], theirs: Sequence[str], who: str) -> tuple[int, 
     return found
 
 
-def brought(scores: Tensor, wanted: Sequence[int], dim: int = -1) -> Tensor:
+def map_classes(scores: Tensor, wanted: Sequence[int], dim: int = -1) -> Tensor:
     """`scores` of their classes as scores of ours: -inf of what they do not know.
 
     >>> brought(torch.tensor([[1.0, 2.0]]), (1, -1, 0))

@@ -196,7 +196,7 @@ class Signals:
 
 
 #: What teaches on a batch: one role's signals, several roles' by name, or nothing.
-Taught = Signals | Mapping[str, Signals] | None
+TeacherSignals = Signals | Mapping[str, Signals] | None
 
 
 # ---------------------------------------------------------------- signals of one of several teachers

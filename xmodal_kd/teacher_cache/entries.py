@@ -24,7 +24,7 @@ _HEAD = struct.Struct("<IIB")  # valid rows, rows that the item must have, flags
 _FULL, _MASKED, _EXACT = 0x80, 0x40, 0x20
 
 
-class Kept(NamedTuple):
+class StoredSignal(NamedTuple):
     """A signal as the manifest knows it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Kept(NamedTuple):
 Packed = dict[str, Any]
 
 
-def written(kept: Kept, signal: Signal, names: Sequence[str]) -> list[bytes]:
+def written(kept: StoredSignal, signal: Signal, names: Sequence[str]) -> list[bytes]:
     """An entry for each item of the batch.
 
     Args:
@@ -71,7 +71,7 @@ def written(kept: Kept, signal: Signal, names: Sequence[str]) -> list[bytes]:
     ]
 
 
-def _check(kept: Kept, rows: Tensor, item: Tensor, names: Sequence[str]) -> None:
+def _check(kept: StoredSignal, rows: Tensor, item: Tensor, names: Sequence[str]) -> None:
     """NaN and infinity are no targets; minus infinity is a score of a class that is masked."""
     allowed = torch.isfinite(rows) | (rows == -torch.inf) if kept.name == "logits" else torch.isfinite(rows)
     if not bool(allowed.all()):
@@ -103,7 +103,7 @@ def _entry(layout: Layout, mask: Array, fields: Sequence[Array]) -> bytes:
     return b"".join([head, bits, *(field.tobytes() for field in fields)])
 
 
-def packed(kept: Kept, entries: Sequence[bytes]) -> Packed:
+def packed(kept: StoredSignal, entries: Sequence[bytes]) -> Packed:
     """The entries of a batch's items behind one another, as tensors and plain values that any loader can carry.
 
     ``counts`` (b,) valid rows of each item, ``place`` (n,) their positions among the item's rows, ``fields`` (n, w)
@@ -149,14 +149,14 @@ def _plain(array: Array) -> Array:
     return array.astype(wide.get(array.dtype.name, array.dtype.newbyteorder("=")), copy=False)
 
 
-def restored(kept: Mapping[str, Kept], found: Mapping[str, Packed], beside: Signals) -> Signals:
+def restored(kept: Mapping[str, StoredSignal], found: Mapping[str, Packed], beside: Signals) -> Signals:
     """The teacher's signals of this batch, on the layouts of the student's.
 
     Raises:
         UserError: an item has more rows than any of the student's signals of that kind has for it.
     """
     out = Signals(beside.ids)
-    known: list[tuple[Kept, Packed, _Place]] = []
+    known: list[tuple[StoredSignal, Packed, _Place]] = []
     for name, pack in found.items():
         one = kept[name]
         rows = one.codec.decode(pack["fields"])
@@ -188,7 +188,7 @@ def _alike(a: Packed, b: Packed) -> bool:
     )  # fmt: skip
 
 
-def _placed(one: Kept, pack: Packed, beside: Signals) -> _Place:
+def _placed(one: StoredSignal, pack: Packed, beside: Signals) -> _Place:
     counts, place = pack["counts"], pack["place"]
     items, device = len(counts), counts.device
     grids = set(pack["grid"])
@@ -212,7 +212,7 @@ def _placed(one: Kept, pack: Packed, beside: Signals) -> _Place:
     return _Place(Layout(template.kind, mask, template.item, items, template.grid), where)
 
 
-def _template(one: Kept, pack: Packed, beside: Signals) -> Layout | None:
+def _template(one: StoredSignal, pack: Packed, beside: Signals) -> Layout | None:
     """The student's layout that these rows belong on: of the same kind, and where several are, of as many valid rows.
 
     The signal of the same name is asked first. None where the student has no rows of that kind.

@@ -23,10 +23,10 @@ from ..runtime.errors import UserError
 from ..runtime.progress import bar
 from ..runtime.random_streams import Streams
 from ..signals.signals import Signals
-from ..training.label_budget import Scarce
+from ..training.label_budget import LabelBudget
 from ..training.loader import share, steps
 from .codecs import Codec, Half, Int8, TopK, row_bytes
-from .entries import Kept, written
+from .entries import StoredSignal, written
 from .manifest import Manifest, entry_key, ledger_key
 from .source import Seeing, Seen, stale
 from .store import Store
@@ -88,23 +88,23 @@ class Filler:
                 return
 
     def _key(self, number: int, epoch: int) -> Key:
-        if isinstance(self.training, Scarce):  # which numbers passes and samples together
+        if isinstance(self.training, LabelBudget):  # which numbers passes and samples together
             epoch, number = divmod(number, len(self.training))
         return self.source.drawn(epoch), number
 
     # ---------------------------------------------------------------- signals
 
-    def kept(self, manifest: Manifest, micros: Sequence[Sequence[Key]]) -> dict[str, Kept]:
+    def kept(self, manifest: Manifest, micros: Sequence[Sequence[Key]]) -> dict[str, StoredSignal]:
         """The signals that the objective compares, those new to the manifest with codecs fitted to the first batches.
 
         Raises `UserError` for a signal that the store keeps in another way.
         """
-        said = [self._says(self._batch(micros[0]))]
-        names = [name for name in said[0] if self._compared(name)]
+        outputs = [self._says(self._batch(micros[0]))]
+        names = [name for name in outputs[0] if self._compared(name)]
         if self.spec.features == "int8" and any(name not in manifest.signals and name != "logits" for name in names):
-            said += [self._says(self._batch(micro)) for micro in micros[1:CALIBRATION]]
+            outputs += [self._says(self._batch(micro)) for micro in micros[1:CALIBRATION]]
         for name in names:
-            made = self._made(name, said, len(manifest.signals))
+            made = self._made(name, outputs, len(manifest.signals))
             there = manifest.signals.setdefault(name, made)
             if _settings(there.codec) != _settings(made.codec):
                 raise UserError(
@@ -118,8 +118,8 @@ class Filler:
         patterns = [pattern for term in terms for pattern in (*term.signals("teacher"), term.weights or "")]
         return any(fnmatchcase(name, pattern) or name == pattern for pattern in patterns)
 
-    def _made(self, name: str, said: Sequence[Signals], number: int) -> Kept:
-        rows, layout = said[0][name]
+    def _made(self, name: str, outputs: Sequence[Signals], number: int) -> StoredSignal:
+        rows, layout = outputs[0][name]
         vector = rows.ndim == 1
         width = 1 if vector else rows.shape[-1]
         codec: Codec = Half(width)
@@ -127,8 +127,8 @@ class Filler:
             top = TopK(width, self.spec.top_k, self._temperature())
             codec = top if row_bytes(top) < row_bytes(codec) else codec
         elif name not in ("logits", "prediction") and self.spec.features == "int8" and not vector:
-            codec = Int8.fitted(torch.cat([s.rows(name)[s.layout(name).mask] for s in said]))
-        return Kept(name, number, layout.kind, vector, codec)
+            codec = Int8.fitted(torch.cat([s.rows(name)[s.layout(name).mask] for s in outputs]))
+        return StoredSignal(name, number, layout.kind, vector, codec)
 
     def _temperature(self) -> float:
         """At which the mass of the classes left out is kept."""
@@ -148,7 +148,7 @@ class Filler:
 
     # ---------------------------------------------------------------- the pass
 
-    def fill(self, folder: Any, kept: Sequence[Kept], micros: Sequence[Sequence[Key]]) -> Filled:
+    def fill(self, folder: Any, kept: Sequence[StoredSignal], micros: Sequence[Sequence[Key]]) -> Filled:
         """Compute and write what is missing of this rank's share of `micros`."""
         start = monotonic()
         store = Store(folder, self.ranks.rank)
@@ -163,15 +163,15 @@ class Filler:
         computed = self.ranks.sum_number(computed)
         return Filled(computed, sum(map(len, micros)) - computed, monotonic() - start)
 
-    def _there(self, store: Store, kept: Sequence[Kept], micro: Sequence[Key]) -> bool:
+    def _there(self, store: Store, kept: Sequence[StoredSignal], micro: Sequence[Key]) -> bool:
         return None not in store.get([self._ledger(one, key) for one in kept for key in micro])
 
-    def _ledger(self, kept: Kept, key: Key) -> bytes:
+    def _ledger(self, kept: StoredSignal, key: Key) -> bytes:
         return ledger_key(kept.number, self.streams.seed % 2**64, *key)
 
     def _compute(
-        self, writer: _Writer, kept: Sequence[Kept], micro: Sequence[Key], names: list[str], contents: list[bytes],
-        batch: Batch,
+        self, writer: _Writer, kept: Sequence[StoredSignal], micro: Sequence[Key], names: list[str],
+        contents: list[bytes], batch: Batch,
     ) -> int:  # fmt: skip
         """The teacher on one micro-batch, unless it has seen the very same by another seed or epoch; how many samples.
 
@@ -186,8 +186,8 @@ class Filler:
                 raise UserError(stale(name, writer.store))
         keys = [entry_key(one.number, content) for one in kept for content in contents]
         if lacking := None in writer.store.get(keys):
-            said = self._says(batch)
-            values = [value for one in kept for value in written(one, said[one.name], names)]
+            outputs = self._says(batch)
+            values = [value for one in kept for value in written(one, outputs[one.name], names)]
             writer.add(zip(keys, values, strict=True))
         writer.add(notes)
         writer.commit_at_times()

@@ -14,7 +14,7 @@ from ..recipe.yaml_reader import flat
 from ..runtime.checkpoint import digest, read_json, write_json
 from ..runtime.errors import UserError
 from .codecs import codec_of
-from .entries import Kept
+from .entries import StoredSignal
 
 FILE = "manifest.json"
 SCHEMA = 1
@@ -45,7 +45,7 @@ class Manifest:
     teacher: str
     data: Mapping[str, Any]
     precision: str
-    signals: dict[str, Kept] = field(default_factory=dict)
+    signals: dict[str, StoredSignal] = field(default_factory=dict)
 
     @classmethod
     def of(cls, teacher: nn.Module, data: Mapping[str, Any], precision: str) -> Manifest:
@@ -69,7 +69,7 @@ class Manifest:
                     f"{mine.get(key)!r}: delete it, or choose another cache.path"
                 )
         self.signals = {
-            name: Kept(name, s["number"], s["kind"], s["vector"], codec_of(s["codec"]))
+            name: StoredSignal(name, s["number"], s["kind"], s["vector"], codec_of(s["codec"]))
             for name, s in there["signals"].items()
         }
 

@@ -18,7 +18,7 @@ from ..objective.parts import safe
 from ..signals.signals import Signals
 from ..training.method import Distil
 from .codecs import Int8, row_bytes
-from .entries import Kept, restored
+from .entries import StoredSignal, restored
 from .manifest import entry_key
 from .source import CachedSource, Held, Seen
 
@@ -71,20 +71,20 @@ def _measured(
     adapter, objective = method.adapter, method.objective
     device = next(models[method.role].parameters()).device
 
-    def says(role: str, side: str) -> Signals:
-        said = adapter.signals(role, models[role], batch, objective.features(side))
-        said.model = models[role]
-        return said
+    def forward_role(role: str, side: str) -> Signals:
+        outputs = adapter.signals(role, models[role], batch, objective.features(side))
+        outputs.model = models[role]
+        return outputs
 
     def read() -> Signals:
         contents = [source.contents.digest(adapter.teacher_sees(one.sample)) for one in seen]
         held = [Held(one.sample, _entries(source, content)) for one, content in zip(seen, contents, strict=True)]
-        said = restored(source.kept, send_to_device({CACHED: source.pack(held)}, device)[CACHED], student)
-        said.model = models[method.teacher]
-        return said
+        outputs = restored(source.kept, send_to_device({CACHED: source.pack(held)}, device)[CACHED], student)
+        outputs.model = models[method.teacher]
+        return outputs
 
-    student = says(method.role, "student")
-    live, live_seconds = _timed(lambda: says(method.teacher, "teacher"), device)
+    student = forward_role(method.role, "student")
+    live, live_seconds = _timed(lambda: forward_role(method.teacher, "teacher"), device)
     cached, cached_seconds = _timed(read, device)
     error = loss_error(method, student, live, cached)
     return Worth({name: _signal(kept) for name, kept in source.kept.items()}, live_seconds, cached_seconds, error)
@@ -117,15 +117,15 @@ def loss_error(method: Distil, student: Signals, live: Signals, cached: Signals)
         with method.streams.forked("cache", "loss"):
             out = objective(student, teacher, step=objective.steps // 2)
         values.append({name: float(part.total / safe(part.count)) for name, part in out.parts.items()})
-    taught = {term.name for term in method.objective if term.spec.needs_teacher}
+    teacher_signals = {term.name for term in method.objective if term.spec.needs_teacher}
     return {
         name: abs(values[1][name] - value) / abs(value) if value else None
         for name, value in values[0].items()
-        if name in taught
+        if name in teacher_signals
     }
 
 
-def _signal(kept: Kept) -> dict[str, Any]:
+def _signal(kept: StoredSignal) -> dict[str, Any]:
     described = {key: value for key, value in kept.codec.describe().items() if key != "scale"}
     found = {**described, "kind": kept.kind, "bytes_per_row": row_bytes(kept.codec)}
     if isinstance(kept.codec, Int8) and kept.codec.seen:

@@ -18,9 +18,9 @@ from ..recipe.recipe import Recipe, Train
 from ..runtime.distributed import ranks_of
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
-from ..training.label_budget import Scarce
+from ..training.label_budget import LabelBudget
 from ..training.method import METHODS, Distil, Method
-from .entries import Kept, restored
+from .entries import StoredSignal, restored
 from .fill import Filled, Filler, Key
 from .manifest import Manifest
 from .measure import Worth, measure
@@ -90,10 +90,10 @@ class Session:
             source: what `role` is trained on; with few labels, its inner source is what the cache goes around.
             data: the resolved data section of the recipe.
         """
-        spec, inner = user.recipe.cache, source.inner if isinstance(source, Scarce) else source
+        spec, inner = user.recipe.cache, source.inner if isinstance(source, LabelBudget) else source
         if spec is None or is_teacher(role):
             return cls(source)
-        kinds = 2 if isinstance(source, Scarce) else 1
+        kinds = 2 if isinstance(source, LabelBudget) else 1
         if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:
             return cls(_around(source, Replayed(inner, spec, kinds)))
         if (other := next((t for t in method.objective if t.term.resample not in ("auto", "none")), None)) is not None:
@@ -125,13 +125,13 @@ class Session:
 
 def _around(source: Source, inner: Replayed) -> Source:
     """`inner` where the data come from in `source`."""
-    if not isinstance(source, Scarce):
+    if not isinstance(source, LabelBudget):
         return inner
     source.inner = inner
     return source
 
 
-def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict[str, Kept], Filled]:
+def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict[str, StoredSignal], Filled]:
     """Fill the store in `folder` with whatever it lacks, one run at a time. Returns the signals, and what was done.
 
     Raises:

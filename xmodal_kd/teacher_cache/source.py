@@ -12,7 +12,7 @@ from ..adapter.adapter import CACHED, Adapter, Batch, Source
 from ..recipe.cache_spec import CacheSpec
 from ..runtime.errors import UserError
 from .content import Contents
-from .entries import Kept, packed
+from .entries import StoredSignal, packed
 from .manifest import entry_key
 from .store import Store
 
@@ -84,7 +84,13 @@ class CachedSource(Seeing):
     """Each batch of `source` with the teacher's entries, packed, under `CACHED`."""
 
     def __init__(
-        self, source: Source, spec: CacheSpec, kinds: int, adapter: Adapter, store: Store, kept: Mapping[str, Kept]
+        self,
+        source: Source,
+        spec: CacheSpec,
+        kinds: int,
+        adapter: Adapter,
+        store: Store,
+        kept: Mapping[str, StoredSignal],
     ) -> None:
         super().__init__(source, spec, kinds, adapter)
         self.store, self.kept = store, dict(kept)

@@ -57,10 +57,10 @@ def _self_training(recipe: Recipe) -> ControlSpec | NoControl:
         return NoControl(f"the method {recipe.method.name!r} is not distil")
     if not isinstance(control, ControlSpec):
         return NoControl(f"there is no control to learn from{'' if recipe.control else ' (control: false)'}")
-    taught = [t for t in recipe.objective if spec_of(t).needs_teacher and _of_answers(t)]
-    if not taught:
+    teacher_signals = [t for t in recipe.objective if spec_of(t).needs_teacher and _of_answers(t)]
+    if not teacher_signals:
         return NoControl("no term compares what student and teacher answer, and the control has no features to compare")
-    kept = {*control.terms, *(t.name or t.loss for t in taught)}
+    kept = {*control.terms, *(t.name or t.loss for t in teacher_signals)}
     return ControlSpec(tuple(name for t in recipe.objective if (name := t.name or t.loss) in kept))
 
 

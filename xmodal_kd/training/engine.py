@@ -36,9 +36,9 @@ from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
 from ..runtime.run_log import RunLog
-from ..runtime.timing import Clock
+from ..runtime.timing import StepTimer
 from . import loader
-from .finite_check import sound
+from .finite_check import check_finite
 from .gradients import Turn, stepped
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
@@ -78,7 +78,7 @@ class Engine:
         self.quiet, self.stop = quiet, Stop(max_seconds)
         self.device, self.ranks = accelerator.device, ranks_of(accelerator)
         self.checkpoints = Checkpoints(folder, train.keep)
-        self.clock, self.log = Clock(self.device), RunLog(folder)
+        self.timer, self.log = StepTimer(self.device), RunLog(folder)
         self.at = Progressed()
         self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
         self.optimizers: Mapping[str, Optimizer] = {}
@@ -155,11 +155,11 @@ class Engine:
         self._refreeze(stage)
         lr = {name: set_lr(o, self.train.schedule, self.at.step, stage.steps) for name, o in self.optimizers.items()}
         values: dict[str, Any] = {}
-        with self.clock.step(self.at.total % CLOCK_EVERY == CLOCK_EVERY - 1):
+        with self.timer.step(self.at.total % CLOCK_EVERY == CLOCK_EVERY - 1):
             running = [self._losses(stage, batch, i) for i, batch in enumerate(micros)]
             watched = self._watched(stage)
             while (name := self._turn(running, micros, values)) is not None:
-                with self.clock.time("optimizer"):
+                with self.timer.time("optimizer"):
                     values |= self._update(name, watched)
             self._average()
         self.at.step += 1
@@ -169,7 +169,7 @@ class Engine:
 
     def _losses(self, stage: Stage, batch: Batch, index: int) -> Iterator[tuple[str, LossOut]]:
         micro = index * self.ranks.world + self.ranks.rank
-        ctx = Context(stage, self.at.step, micro, self.streams, self.clock, self.ranks)
+        ctx = Context(stage, self.at.step, micro, self.streams, self.timer, self.ranks)
         losses = self.method.losses(batch, self.roles, ctx)
         turn = 0
         while True:
@@ -192,9 +192,9 @@ class Engine:
             if item is None:
                 return None
             name, out = item
-            sound(out, batch, self.target, self.at.step)
+            check_finite(out, batch, self.target, self.at.step)
             turn = turn or Turn(parameters(self.optimizers[name]), len(running), self.ranks, self._scaled)
-            with self.clock.time("backward"):
+            with self.timer.time("backward"):
                 turn.add(out)
         assert turn is not None
         values |= turn.finish()
@@ -306,7 +306,7 @@ class Engine:
     def _log(self, values: Mapping[str, Any], steps: int, shown: Bar) -> None:
         if not self._logged(self.at.step, steps):
             return
-        self.at.split = self.clock.split() or self.at.split
+        self.at.split = self.timer.split() or self.at.split
         if not self.ranks.main:
             return
         numbers = {name: float(value) for name, value in values.items()}

@@ -12,7 +12,7 @@ from ..objective.parts import LossOut
 from ..runtime.errors import RunError, UserError
 
 
-def sound(out: LossOut, batch: Batch, role: str, step: int) -> None:
+def check_finite(out: LossOut, batch: Batch, role: str, step: int) -> None:
     """Raises at the first NaN or Inf of a loss.
 
     Raises:

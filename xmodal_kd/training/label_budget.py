@@ -52,7 +52,7 @@ class Shown(NamedTuple):
     labelled: bool
 
 
-class Scarce:
+class LabelBudget:
     """A training source of which only some samples' labels may be looked at.
 
     Every batch is full. With a `pool` its samples are by turns a labelled one and any one, the first kind one more
@@ -118,4 +118,8 @@ class Scarce:
 
 def facts(known: Sequence[int], source: Source) -> dict[str, Any]:
     """For the report: of how many samples a role saw the labels, and whether it saw the others too."""
-    return {"labelled": len(known), "samples": len(source), "unlabelled": isinstance(source, Scarce) and source.pool}
+    return {
+        "labelled": len(known),
+        "samples": len(source),
+        "unlabelled": isinstance(source, LabelBudget) and source.pool,
+    }

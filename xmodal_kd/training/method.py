@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..adapter.adapter import CACHED, Adapter, Batch, Strict, is_teacher
-from ..models.weight_swap import standing
+from ..models.weight_swap import weight_swap_of
 from ..objective.objective import Objective
 from ..objective.parts import LossOut
 from ..recipe.recipe import Train
@@ -25,8 +25,8 @@ from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Key, Streams
 from ..runtime.registry import Registry
-from ..runtime.timing import Clock
-from ..signals.signals import Signals, Taught
+from ..runtime.timing import StepTimer
+from ..signals.signals import Signals, TeacherSignals
 from .optim import build_optimizer, scaling
 
 Roles = MutableMapping[str, nn.Module]
@@ -72,7 +72,7 @@ class Context:
     micro: int
     """Micro-batch within the step: index * world + rank."""
     streams: Streams
-    clock: Clock
+    timer: StepTimer
     ranks: Ranks
 
     def generator(self, *path: Key, device: torch.device | str = "cpu") -> torch.Generator:
@@ -128,8 +128,8 @@ class NoParams(Strict):
 class Distil:
     """Teacher and student see a batch, the objective compares what they say of it (Hinton et al., 2015).
 
-    Schemes are made of it: `learners` says which roles learn, each by an objective of its own, `taught` what teaches
-    one on a batch, `loss` how the two are compared.
+    Schemes are made of it: `learners` says which roles learn, each by an objective of its own, `teacher_signals` what
+    teaches one on a batch, `loss` how the two are compared.
     """
 
     Params: ClassVar[type[Strict]] = NoParams
@@ -171,10 +171,10 @@ class Distil:
         for role, objective in self.objectives.items():
             if not objective.built:
                 with torch.set_grad_enabled(objective.reads_gradients), self.streams.forked("dry run"):
-                    said = self.says(role, roles, batch)
-                    teaching = self._teaching(role, roles, batch, said)
+                    outputs = self.forward_role(role, roles, batch)
+                    teaching = self._teaching(role, roles, batch, outputs)
                     one = next(iter(teaching.values())) if isinstance(teaching, Mapping) else teaching
-                    objective.build(said, one, self.streams)
+                    objective.build(outputs, one, self.streams)
         return {role: self._optimizer(role, roles) for role in self.learners}
 
     def _optimizer(self, role: str, roles: Roles) -> Optimizer:
@@ -189,44 +189,44 @@ class Distil:
             out = self.loss(role, roles, batch, ctx)
             yield role, out if role == self.role else out.named(role)
         for role in self.learners:  # reached once a step, when its last loss has been dealt with
-            if (stand := standing(roles[role])) is not None:
+            if (stand := weight_swap_of(roles[role])) is not None:
                 stand.settle(ctx.ranks)
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         """Of one learner on a batch."""
         last = self.learner_first or CACHED in batch  # what is kept is put on the learner's rows, which must be there
-        with ctx.clock.time("teacher"):
+        with ctx.timer.time("teacher"):
             teacher = None if last else self._teaching(role, roles, batch)
-        with ctx.clock.time("student"):
-            said = self.says(role, roles, batch)
-        with ctx.clock.time("teacher"):
-            teacher = self._teaching(role, roles, batch, said) if last else teacher
-        with ctx.clock.time("loss"):
-            out: LossOut = self.objectives[role](said, teacher, step=ctx.step, ranks=ctx.ranks)
+        with ctx.timer.time("student"):
+            outputs = self.forward_role(role, roles, batch)
+        with ctx.timer.time("teacher"):
+            teacher = self._teaching(role, roles, batch, outputs) if last else teacher
+        with ctx.timer.time("loss"):
+            out: LossOut = self.objectives[role](outputs, teacher, step=ctx.step, ranks=ctx.ranks)
         return out
 
-    def says(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+    def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
         """What a role says of a batch: a learner what the terms ask of a student, another what they ask of a teacher.
 
         Args:
             of: "student" or "teacher", where that is not so.
         """
         side = of or ("student" if role in self.learners else "teacher")
-        return self.heard(role, roles, batch, self.objective.features(side))
+        return self.forward_features(role, roles, batch, self.objective.features(side))
 
-    def heard(self, role: str, roles: Roles, batch: Batch, features: Sequence[str]) -> Signals:
+    def forward_features(self, role: str, roles: Roles, batch: Batch, features: Sequence[str]) -> Signals:
         """What a role says of a batch, these features included."""
-        said = self.adapter.signals(role, roles[role], batch, features)
-        said.model, said.labelled = roles[role], batch.get("labelled")
-        return said
+        outputs = self.adapter.signals(role, roles[role], batch, features)
+        outputs.model, outputs.labelled = roles[role], batch.get("labelled")
+        return outputs
 
-    def _teaching(self, role: str, roles: Roles, batch: Batch, said: Signals | None = None) -> Taught:
+    def _teaching(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None = None) -> TeacherSignals:
         if not self.objectives[role].needs_teacher:
             return None
         with torch.no_grad():
-            return self.taught(role, roles, batch, said)
+            return self.teacher_signals(role, roles, batch, outputs)
 
-    def taught(self, role: str, roles: Roles, batch: Batch, said: Signals | None) -> Taught:
+    def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         """What teaches `role` on a batch, without gradient: the teacher, or what it said when its cache was filled.
 
         A scheme may return several roles' signals by name, of which every term with a teacher then takes the mean.
@@ -234,12 +234,12 @@ class Distil:
         Args:
             said: by `role` on the batch, where `learner_first` or a cache asks for it, and in the dry run.
         """
-        if said is None or CACHED not in batch:
-            return self.says(self.teacher, roles, batch)
+        if outputs is None or CACHED not in batch:
+            return self.forward_role(self.teacher, roles, batch)
         assert self.restore is not None, (
             "batches with cached signals come from a source that also says how to read them"
         )
-        cached = self.restore(batch[CACHED], said)
+        cached = self.restore(batch[CACHED], outputs)
         cached.model = roles.get(self.teacher)
         return cached
 
@@ -268,7 +268,7 @@ def probe(method: Method, roles: Roles, batch: Batch, streams: Streams) -> dict[
     For checks and for counting. Randomness is put back as it was.
     """
     device = next(iter(next(iter(roles.values())).parameters())).device
-    ctx = Context(method.stages()[0], 0, 0, streams, Clock(device), Ranks())
+    ctx = Context(method.stages()[0], 0, 0, streams, StepTimer(device), Ranks())
     found = {}
     with streams.forked("probe"):
         for name, out in method.losses(batch, roles, ctx):

@@ -19,7 +19,7 @@ Start = Callable[[nn.Module, Mapping[str, nn.Module]], nn.Module]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RolePlan:
     """One training of a run, or one model that it loads.
 
     Attributes:

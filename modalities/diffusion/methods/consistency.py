@@ -93,10 +93,10 @@ class Consistency(_Consistency):
         (teacher, student), labels = denoisers(roles), batch.get("labels")
         target = roles["target"]
         assert isinstance(target, Denoiser)
-        with ctx.clock.time("teacher"), torch.no_grad():
+        with ctx.timer.time("teacher"), torch.no_grad():
             z, t, z_after, after = neighbours(teacher, batch, self.params.grid, self.params.solver)
             aim = target.consistency(z_after, after, labels)
-        with ctx.clock.time("student"):
+        with ctx.timer.time("student"):
             said = student.consistency(z, t, labels)
         return self.distance(said, aim)
 
@@ -113,9 +113,9 @@ class Ect(_Consistency):
         z, t = at_level(process, batch, s)
         z_after, after = at_level(process, batch, r)
         dropout = ("dropout of both", ctx.stage.name, ctx.step, ctx.micro)  # both sides drop the same units
-        with ctx.clock.time("teacher"), torch.no_grad(), ctx.streams.forked(*dropout):
+        with ctx.timer.time("teacher"), torch.no_grad(), ctx.streams.forked(*dropout):
             aim = student.consistency(z_after, after, labels)
-        with ctx.clock.time("student"):
+        with ctx.timer.time("student"):
             ctx.streams.seed_torch(*dropout)
             said = student.consistency(z, t, labels)
         return self.distance(said, aim) / (s - r).to(said)

@@ -76,9 +76,9 @@ class Progressive(FewStep):
 
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
         teacher, student = denoisers(roles)
-        with ctx.clock.time("teacher"), torch.no_grad():
+        with ctx.timer.time("teacher"), torch.no_grad():
             z, t, target = progressive_target(teacher, batch, steps_of(ctx.stage))
-        with ctx.clock.time("student"):
+        with ctx.timer.time("student"):
             x = student.predict_x(z, t, batch.get("labels"))
         return truncated_snr(student.process, t, x) * (x - target).flatten(1).square().mean(dim=1)
 

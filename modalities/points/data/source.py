@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from xmodal_kd.adapter.adapter import is_teacher
-from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -78,7 +78,7 @@ class PointsSource:
         self.learns = "student"
         #: Of which frames the labels may be looked at.
         self.known = frozenset(self.frames.labelled)
-        self._memory: Cache[Moment] = Cache(MEMORY)
+        self._memory: BoundedCache[Moment] = BoundedCache(MEMORY)
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from xmodal_kd.adapter.adapter import Strict
-from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -99,7 +99,7 @@ class Composer:
         self.speakers = sorted({clip.speaker for clip in clips})
         timed = [replace(clip, duration=clip.seconds()) for clip in clips]
         self.clips = {speaker: [clip for clip in timed if clip.speaker == speaker] for speaker in self.speakers}
-        self._waves: Cache[Wave] = Cache(CLIP_MEMORY)
+        self._waves: BoundedCache[Wave] = BoundedCache(CLIP_MEMORY)
 
     def __len__(self) -> int:
         return self.count

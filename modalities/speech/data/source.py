@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -91,7 +91,7 @@ class SpeechSource:
         if not self.items:
             key, reason = self.left_out[0]
             raise UserError(f"data: every utterance of the {split} split is left out; the first, {key}: {reason}")
-        self._memory: Cache[Any] = Cache(MEMORY)
+        self._memory: BoundedCache[Any] = BoundedCache(MEMORY)
 
     def _take(self, item: Item) -> None:
         """Keep an utterance, or leave it out and say why."""

@@ -68,9 +68,9 @@ def said_by(model: Denoiser, shape: Sequence[int]) -> Callable[[np.ndarray, floa
 
 def context(stage: Stage, step: int = 0) -> Context:
     from xmodal_kd.runtime.distributed import Ranks
-    from xmodal_kd.runtime.timing import Clock
+    from xmodal_kd.runtime.timing import StepTimer
 
-    return Context(stage, step, 0, Streams(1), Clock(torch.device("cpu")), Ranks())
+    return Context(stage, step, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
 
 
 # -------------------------------------------------------------------- values

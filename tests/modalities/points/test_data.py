@@ -18,7 +18,7 @@ from xmodal_kd.modalities.points.views.correspondence import Correspondence
 from xmodal_kd.modalities.points.views.regions import MINOR, VOXELS
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.training.label_budget import Scarce
+from xmodal_kd.training.label_budget import LabelBudget
 from xmodal_kd.training.loader import steps
 
 PAIRS = [
@@ -226,7 +226,7 @@ def test_frames_without_labels_join_the_training_frames(drives: Path) -> None:
 def test_batches_of_scarce_labels_hold_frames_of_both_kinds(drives: Path) -> None:
     unlabelled = {"sources": "semantickitti", "path": drives, "repeat": 2}
     source = source_of(unlabelled=unlabelled)
-    scarce = Scarce(source, [0, 2], 4, Streams(1), pool=True)
+    scarce = LabelBudget(source, [0, 2], 4, Streams(1), pool=True)
     [batch] = next(steps(scarce))
     assert batch["labelled"].sum() >= 2 and batch["repeats"]
     assert set(batch["ids"][:4:2].tolist()) <= {0, 2}

@@ -17,7 +17,7 @@ from xmodal_kd.modalities.points.data.config import PointsData
 from xmodal_kd.modalities.points.models import MODELS
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import load
-from xmodal_kd.run.roles import build, find_all, lessons, training_source
+from xmodal_kd.run.roles import build, find_all, role_plans, training_source
 from xmodal_kd.runtime.random_streams import Streams
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ def test_a_recipe_fits_its_models_and_its_terms(path: Path) -> None:
     data = PointsData.model_validate(content)
     made = PointsAdapter(data, Streams(recipe.seed), recipe.train.batch_size)
     objective = Objective(recipe.objective)
-    for lesson in (one for one in lessons(loaded, made) if one.role in ("teacher", "student")):
+    for lesson in (one for one in role_plans(loaded, made) if one.role in ("teacher", "student")):
         role, model = lesson.role, build(made, loaded, lesson, Streams(recipe.seed))
         find_all(role, model, objective)
         assert made.view(role).sees == MODELS[recipe.teacher.model if role == "teacher" else recipe.student.model].view  # type: ignore[union-attr, index]

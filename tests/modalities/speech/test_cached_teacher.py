@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xmodal_kd.recipe.recipe import Recipe, load
-from xmodal_kd.run.roles import build, lessons, make_adapter
+from xmodal_kd.run.roles import build, make_adapter, role_plans
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.teacher_cache.content import Contents
@@ -25,7 +25,7 @@ def smoke(*sets: str) -> tuple[Recipe, Any]:
     )
     loaded = load("smoke/speech", [*small, *sets])
     adapter = make_adapter(loaded, Streams(1))
-    for lesson in (one for one in lessons(loaded, adapter) if one.role in ("teacher", "student")):
+    for lesson in (one for one in role_plans(loaded, adapter) if one.role in ("teacher", "student")):
         build(adapter, loaded, lesson, Streams(1))
     return loaded.recipe, adapter
 

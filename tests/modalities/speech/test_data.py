@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from xmodal_kd.modalities.speech.data.augment import Augment, spec_augment
 from xmodal_kd.modalities.speech.data.source import SpeechData, SpeechSource, build_tokens, utterances
 from xmodal_kd.modalities.speech.data.tokens import Tokens
-from xmodal_kd.runtime.bounded_cache import Cache
+from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -187,7 +187,7 @@ def test_features_are_computed_once(make):
 
 
 def test_a_full_cache_computes_anew():
-    cache = Cache(100)
+    cache = BoundedCache(100)
     assert cache.get("a", lambda: np.zeros(10)) is cache.get("a", lambda: np.ones(10))
     assert cache.get("b", lambda: np.zeros(10))[0] == 0 and cache.get("b", lambda: np.ones(10))[0] == 1
     assert cache.used == 80

@@ -14,7 +14,7 @@ from xmodal_kd.modalities.speech.export.onnx import OnnxModel
 from xmodal_kd.modalities.speech.export.saved_folder import load_model
 from xmodal_kd.modalities.speech.use.transcribe import Recogniser
 from xmodal_kd.recipe.recipe import load
-from xmodal_kd.run.roles import build, compressions, lessons, make_adapter, models_of
+from xmodal_kd.run.roles import build, compressions, make_adapter, models_of, role_plans
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -84,7 +84,7 @@ def test_half_a_conformer_is_repaired_and_rounded_to_points(digits: Path) -> Non
     loaded = load("smoke/compress/learned_points", sets)
     streams = Streams(1)
     adapter = make_adapter(loaded, streams)
-    [teacher, control, student] = lessons(loaded, adapter)
+    [teacher, control, student] = role_plans(loaded, adapter)
     stand = {"teacher": build(adapter, loaded, teacher, streams)}
     models = [models_of(adapter, loaded, lesson, streams, stand) for lesson in (control, student)]
     one, other = models[0]["control"], models[1]["student"]
