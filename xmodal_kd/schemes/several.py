@@ -107,7 +107,7 @@ class Several(Scheme):
         """Weights of the teachers in each row, of those that see it (`seen`); each row's sum to 1.
 
         Args:
-            said: by the student, where `learner_first`.
+            outputs: by the student, where `learner_first`.
         """
         return aggregate.equal(seen)
 

@@ -232,7 +232,7 @@ class Distil:
         A scheme may return several roles' signals by name, of which every term with a teacher then takes the mean.
 
         Args:
-            said: by `role` on the batch, where `learner_first` or a cache asks for it, and in the dry run.
+            outputs: by `role` on the batch, where `learner_first` or a cache asks for it, and in the dry run.
         """
         if outputs is None or CACHED not in batch:
             return self.forward_role(self.teacher, roles, batch)
