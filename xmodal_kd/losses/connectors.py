@@ -80,7 +80,7 @@ def over_ranks(value: Tensor) -> Tensor:
     """`value` summed over the ranks, with its graph; every rank must come by here, one without rows too."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value
-    return _SumOverRanks.apply(value)
+    return _SumOverRanks.apply(value)  # type: ignore[no-any-return]
 
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
