@@ -18,7 +18,7 @@ from xmodal_kd.modalities.points.data.config import PointsData
 from xmodal_kd.modalities.points.data.simulator.cast import simulate
 from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
 from xmodal_kd.modalities.points.data.simulator.write import write_semantickitti
-from xmodal_kd.modalities.points.data.source import PointsSource
+from xmodal_kd.modalities.points.views.source import PointsSource
 from xmodal_kd.runtime.random_streams import Streams
 
 COLUMNS = 64

@@ -29,7 +29,6 @@ from .data.source import DiffusionSource, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.judge import Judge
 from .evaluate.metrics import paired_error
-from .evaluate.overview import overview
 from .export.card import about
 from .export.pipeline import SAMPLER, load_denoiser, save_pipeline
 from .export.reload_gate import reload_gates
@@ -40,6 +39,7 @@ from .models.denoiser import Denoiser, Sampling
 from .models.networks import MODELS, build_like, build_unet
 from .models.process import Process
 from .models.solvers import SOLVERS, most_steps
+from .show.overview import overview
 from .show.panels import show
 
 

@@ -24,20 +24,20 @@ from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.class_mapping import columns, map_classes
 from xmodal_kd.signals.signals import Layout, Signals
 
+from .data.augment_config import MOVES
 from .data.config import PointsData, View
 from .data.frame import CLASSES
 from .data.frames import Recorded
 from .data.simulator.sensors import SENSORS
-from .data.source import PointsSource
 from .evaluate.metrics import Tally, miou, miou_interval
-from .evaluate.overview import overview
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, load_card, load_model, save_model
 from .models import MODELS
+from .show.overview import overview
 from .show.panels import show
-from .views.augment import MOVES
 from .views.projection import Trap, projected, warned
+from .views.source import PointsSource
 from .views.views import CHANNELS, KINDS, see
 
 #: Bytes of a frozen teacher's rows that are kept.

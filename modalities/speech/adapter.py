@@ -32,7 +32,7 @@ from .export.saved_folder import load_model, save_model
 from .losses.ctc import ctc  # noqa: F401 - registers the loss
 from .losses.frame_alignment import fit_frames, pool_features, pool_posteriors
 from .models import MODELS, AcousticModel
-from .show.panels import show
+from .show.panels import Shown, show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
@@ -196,7 +196,7 @@ class SpeechAdapter(Adapter):
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self, models)
+        return show(Shown(self.data("test"), self.tokens, self.config.features.sample_rate), models)
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
         return about(model, self.config, self.tokens)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xmodal_kd.adapter.panels import Panel, gallery, png
 
-from ..evaluate.overview import points
 from ..models.denoiser import Denoiser
+from .overview import Judged, points
 from .pictures import grid
-
-if TYPE_CHECKING:
-    from ..adapter import DiffusionAdapter
 
 #: Samples in a grid.
 SHOWN = 16
 
 
-def show(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: Path) -> Sequence[Panel]:
+def show(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Sequence[Panel]:
     """A grid for each role and sampler (columns) at each number of evaluations (rows)."""
     rows: dict[int, dict[str, tuple[bytes, str]]] = {}
     columns: dict[str, None] = {}

@@ -12,7 +12,7 @@ from xmodal_kd.adapter.adapter import Strict, is_teacher
 from xmodal_kd.runtime.errors import nearest
 from xmodal_kd.signals.signals import teacher_name
 
-from ..views.augment import Augment
+from .augment_config import Augment
 from .frame import CLASSES
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -11,14 +10,11 @@ from torch import nn
 from xmodal_kd.adapter.panels import Panel, clouds
 
 from ..data.frame import CLASSES, Frame
-from ..evaluate.overview import answers
+from .overview import Segmenting, answers
 from .palette import COLOURS
 
-if TYPE_CHECKING:
-    from ..adapter import PointsAdapter
 
-
-def show(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
+def show(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
     """The first test frame, and the last of each folder of recorded frames."""
     frames = adapter.data("test").frames[0]
     made = [_cloud(frames[0], answers(adapter, models, frames), "The first frame of the test split.")]

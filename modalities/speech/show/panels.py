@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor, nn
 
 from xmodal_kd.adapter.panels import Panel, Trace, sequence, sequences, wav
 
+from ..data.source import SpeechSource
+from ..data.tokens import Tokens
 from ..evaluate.decode import greedy, spikes
 from ..evaluate.score import score
-
-if TYPE_CHECKING:
-    from ..adapter import SpeechAdapter
 
 #: Utterances shown, half of them the test split's first, half those with the student's most errors among `SEARCHED`.
 SHOWN, SEARCHED = 6, 48
@@ -23,14 +23,22 @@ SHOWN, SEARCHED = 6, 48
 LONGEST = 16.0
 
 
-def show(adapter: SpeechAdapter, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
+@dataclass(frozen=True)
+class Shown:
+    """What the page is made from: the test split, its symbols, samples of sound a second."""
+
+    source: SpeechSource
+    tokens: Tokens
+    rate: int
+
+
+def show(test: Shown, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
     """One panel of test utterances. Each role hears them alone, so that no padding moves a spike."""
-    source = adapter.data("test")
-    short = [i for i, item in enumerate(source.items) if item.seconds <= LONGEST][:SEARCHED]
-    errors = {i: _errors(adapter, models["student"], i) for i in short}
+    short = [i for i, item in enumerate(test.source.items) if item.seconds <= LONGEST][:SEARCHED]
+    errors = {i: _errors(test, models["student"], i) for i in short}
     first = short[: SHOWN // 2]
     worst = sorted((i for i in short if i not in first), key=lambda i: -errors[i])[: SHOWN - len(first)]
-    items = [_item(adapter, models, i) for i in (*first, *worst)]
+    items = [_item(test, models, i) for i in (*first, *worst)]
     if not items:
         return ()
     note = (
@@ -41,31 +49,31 @@ def show(adapter: SpeechAdapter, models: Mapping[str, nn.Module]) -> Sequence[Pa
     return [sequences("What each role hears", items, note=note)]
 
 
-def _logits(adapter: SpeechAdapter, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
+def _logits(test: Shown, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
     """``(1, t, classes)`` and ``(1,)`` frames of one test utterance, and its features' own count."""
     device = next(model.parameters()).device
-    clean = adapter.data("test").sample(index, 0).clean[None].to(device)
+    clean = test.source.sample(index, 0).clean[None].to(device)
     logits, lengths = model(clean, torch.tensor([clean.shape[1]], device=device))
     return logits.float().cpu(), lengths.cpu()
 
 
-def _errors(adapter: SpeechAdapter, model: nn.Module, index: int) -> float:
-    said = adapter.tokens.decode(greedy(*_logits(adapter, model, index))[0])
-    [found] = score([adapter.data("test").sample(index, 0).text], [said], ["it"], ["anyone"]).scores
+def _errors(test: Shown, model: nn.Module, index: int) -> float:
+    said = test.tokens.decode(greedy(*_logits(test, model, index))[0])
+    [found] = score([test.source.sample(index, 0).text], [said], ["it"], ["anyone"]).scores
     return found.errors / max(found.units, 1.0)
 
 
-def _item(adapter: SpeechAdapter, models: Mapping[str, nn.Module], index: int) -> dict[str, Any]:
-    source, rate = adapter.data("test"), adapter.config.features.sample_rate
+def _item(test: Shown, models: Mapping[str, nn.Module], index: int) -> dict[str, Any]:
+    source, rate = test.source, test.rate
     item, sample = source.items[index], source.sample(index, 0)
     wave = item.wave()
     seconds, said, traces = len(wave) / rate, {}, {}
     for role, model in models.items():
-        logits, lengths = _logits(adapter, model, index)
+        logits, lengths = _logits(test, model, index)
         logits = logits[0, : int(lengths[0])]
-        said[role] = adapter.tokens.decode(greedy(logits[None], lengths)[0])
+        said[role] = test.tokens.decode(greedy(logits[None], lengths)[0])
         spoken = 1 - torch.softmax(logits, dim=-1)[:, 0]
-        marks = [(start, adapter.tokens.decode([token]).strip() or "␣") for token, start, _ in spikes(logits)]
+        marks = [(start, test.tokens.decode([token]).strip() or "␣") for token, start, _ in spikes(logits)]
         traces[role] = Trace(seconds / len(logits), [round(p, 3) for p in spoken.tolist()], marks)
     return sequence(
         item.key, sample.text, said, about=item.speaker, seconds=seconds, sound=wav(wave, rate),

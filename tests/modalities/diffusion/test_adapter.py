@@ -191,7 +191,7 @@ def test_roles_see_the_same_noise_and_the_control_is_the_best_solver() -> None:
 
 
 def _as(model: Denoiser, how: Sampling) -> Denoiser:
-    from xmodal_kd.modalities.diffusion.evaluate.overview import sampled
+    from xmodal_kd.modalities.diffusion.show.overview import sampled
 
     return sampled(model, how)
 

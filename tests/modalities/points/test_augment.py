@@ -10,9 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from xmodal_kd.modalities.points.data.augment_config import Augment
 from xmodal_kd.modalities.points.data.frame import UNLABELLED, Scan
 from xmodal_kd.modalities.points.views import augment as A
-from xmodal_kd.modalities.points.views.augment import Augment, apply_image, apply_points, apply_range
+from xmodal_kd.modalities.points.views.augment import apply_image, apply_points, apply_range
 from xmodal_kd.modalities.points.views.correspondence import collate, collate_row_maps, from_elements
 from xmodal_kd.modalities.points.views.range_image import azimuths, column_of, range_image
 

@@ -13,9 +13,9 @@ from points_small import COLUMNS, VIEWS, batch_of, equal, points_data
 
 from xmodal_kd.modalities.points.data.frame import CLASSES
 from xmodal_kd.modalities.points.data.frames import Joined, Recorded
-from xmodal_kd.modalities.points.data.source import PointsSource, Sample
 from xmodal_kd.modalities.points.views.correspondence import Correspondence
 from xmodal_kd.modalities.points.views.regions import MINOR, VOXELS
+from xmodal_kd.modalities.points.views.source import PointsSource, Sample
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.label_budget import LabelBudget

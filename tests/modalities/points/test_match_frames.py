@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from xmodal_kd.modalities.points.data.augment_config import Augment
 from xmodal_kd.modalities.points.data.frame import Camera, Scan
-from xmodal_kd.modalities.points.views.augment import Augment, apply_range
+from xmodal_kd.modalities.points.views.augment import apply_range
 from xmodal_kd.modalities.points.views.correspondence import from_elements
 from xmodal_kd.modalities.points.views.range_image import azimuths, range_image
 from xmodal_kd.modalities.points.views.visibility import visible

@@ -16,7 +16,7 @@ from xmodal_kd.modalities.points.data.config import Folder
 from xmodal_kd.modalities.points.data.frame import CLASSES, Frame
 from xmodal_kd.modalities.points.data.simulator.cast import simulate
 from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
-from xmodal_kd.modalities.points.evaluate.overview import CAR, _names, answers, density, recorded
+from xmodal_kd.modalities.points.show.overview import CAR, _names, answers, density, recorded
 
 
 class Always(nn.Module):

@@ -11,7 +11,7 @@ from points_small import adapter, smallest
 
 from xmodal_kd.adapter.panels import UNSEEN
 from xmodal_kd.modalities.points.data.frame import CLASSES
-from xmodal_kd.modalities.points.evaluate.overview import answers
+from xmodal_kd.modalities.points.show.overview import answers
 
 
 def test_a_cloud_shows_what_each_role_says_of_a_frame(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from points_small import COLUMNS, IMAGE, VIEWS, points_data
 
+from xmodal_kd.modalities.points.data.augment_config import Augment
 from xmodal_kd.modalities.points.data.config import PointsData, View
 from xmodal_kd.modalities.points.data.frame import UNLABELLED, Camera, Frame, Picture, Scan
 from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
 from xmodal_kd.modalities.points.data.simulator.cast import simulate
 from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
-from xmodal_kd.modalities.points.views.augment import Augment
 from xmodal_kd.modalities.points.views.range_image import SCALES, azimuths
 from xmodal_kd.modalities.points.views.views import Seen, augmented, fitted, see, thinned
 from xmodal_kd.runtime.errors import UserError

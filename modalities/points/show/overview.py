@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from xmodal_kd.adapter.adapter import Overview
+from xmodal_kd.adapter.adapter import Evaluation, Overview
 from xmodal_kd.runtime.progress import console
+from xmodal_kd.runtime.random_streams import Streams
 
-from ..data.config import Folder, View
+from ..data.config import Folder, PointsData, View
 from ..data.frame import CLASSES, Frame
 from ..data.frames import Kept, Recorded
 from ..data.readers.base import in_view
 from ..data.simulator.sensors import SENSORS
-from ..show.pictures import density_curve, overview_pictures
+from ..evaluate.metrics import balanced_agreement, confusion, in_boxes, majority_agreement
+from ..views.source import PointsSource
 from ..views.views import Seen, see
-from .metrics import balanced_agreement, confusion, in_boxes, majority_agreement
-
-if TYPE_CHECKING:
-    from ..adapter import PointsAdapter
+from .pictures import density_curve, overview_pictures
 
 #: Shares of the sensor's beams that the sweep leaves.
 SHARES = (1, 2, 4, 8)
@@ -34,7 +33,22 @@ CARS = frozenset({"Car", "car", "Van"})
 MARGIN = 0.1
 
 
-def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Path) -> Overview:
+class Segmenting(Protocol):
+    """What knows frames, views and scores of the roles: the adapter."""
+
+    config: PointsData
+    streams: Streams
+    batch_size: int
+    real: list[Recorded]
+
+    def data(self, split: str) -> PointsSource: ...
+
+    def view(self, role: str) -> View: ...
+
+    def measure(self, role: str, model: nn.Module, source: PointsSource) -> Evaluation: ...
+
+
+def overview(adapter: Segmenting, models: Mapping[str, nn.Module], folder: Path) -> Overview:
     """mIoU of every role by number of beams, agreement and boxes on recorded frames, pictures of a test frame."""
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -52,10 +66,8 @@ def overview(adapter: PointsAdapter, models: Mapping[str, nn.Module], folder: Pa
     return Overview(curve, {"recorded": real} if real else {}, found)
 
 
-def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
+def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
     """Every role that sees single scans as range images, on scans of 1, 1/2, 1/4, 1/8 of the beams."""
-    from ..data.source import PointsSource
-
     seers = {
         role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
     }
@@ -73,7 +85,7 @@ def density(adapter: PointsAdapter, models: Mapping[str, nn.Module]) -> Iterator
 
 
 def answers(
-    adapter: PointsAdapter,
+    adapter: Segmenting,
     models: Mapping[str, nn.Module],
     frames: list[Frame],
     views: Mapping[str, View] | None = None,
@@ -99,7 +111,7 @@ def predict(model: nn.Module, seen: Seen) -> np.ndarray:
 
 
 def recorded(
-    adapter: PointsAdapter, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path],
+    adapter: Segmenting, models: Mapping[str, nn.Module], frames: Recorded, pictures: Path, found: dict[str, Path],
     name: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Every role on recorded frames, on the points that the student's view shows.

@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from xmodal_kd.adapter.adapter import Overview
+from xmodal_kd.adapter.adapter import Evaluation, Overview
 from xmodal_kd.runtime.progress import console
 
+from ..data.config import DiffusionData
+from ..evaluate.judge import Judge
 from ..export.pipeline import load_denoiser
 from ..methods.progressive import PREFIX
 from ..models.denoiser import LCM, Denoiser, Sampling
 from ..models.solvers import SOLVERS, most_steps
-from ..show.curves import draw_curve
-from ..show.pictures import contact_sheet
-
-if TYPE_CHECKING:
-    from ..adapter import DiffusionAdapter
+from .curves import draw_curve
+from .pictures import contact_sheet
 
 #: Samples of the same noise shown of each.
 SHOWN = 16
@@ -28,7 +28,22 @@ SHOWN = 16
 MOST_NFE = 16
 
 
-def overview(adapter: DiffusionAdapter, models: Mapping[str, Denoiser], folder: Path) -> Overview:
+class Judged(Protocol):
+    """What draws samples of a denoiser and scores them: the adapter."""
+
+    config: DiffusionData
+
+    @property
+    def metric(self) -> tuple[str, bool]: ...
+
+    def judge(self, split: str, device: torch.device) -> Judge: ...
+
+    def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation: ...
+
+    def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> tuple[Tensor, float]: ...
+
+
+def overview(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Overview:
     """All points of the curve on test, each with its paired error against the teacher at its full step count."""
     teacher = models.get("teacher")
     curve: list[dict[str, Any]] = []

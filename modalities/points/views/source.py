@@ -16,13 +16,13 @@ from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
-from ..views.correspondence import Correspondence, from_elements
-from ..views.correspondence import collate as collate_matches
-from ..views.regions import VOXELS, cells, supervoxels
-from ..views.views import Seen, augmented, see, thinned
-from .config import PointsData, View
-from .frame import CLASSES, UNLABELLED
-from .frames import Frames, frames_of
+from ..data.config import PointsData, View
+from ..data.frame import CLASSES, UNLABELLED
+from ..data.frames import Frames, frames_of
+from .correspondence import Correspondence, from_elements
+from .correspondence import collate as collate_matches
+from .regions import VOXELS, cells, supervoxels
+from .views import Seen, augmented, see, thinned
 
 #: Bytes of views that one source keeps in memory; past that they are made anew.
 MEMORY = 1 << 30
