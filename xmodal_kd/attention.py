@@ -10,6 +10,7 @@ device, precision and head width. Everything else is torch's own ``scaled_dot_pr
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import inf
@@ -20,8 +21,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-
-from .binary import load
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +176,9 @@ def kernel_for(device: torch.device, dtype: torch.dtype, width: int, out: int) -
 
 def _load() -> Kernel:
     """The operator under this module's own signature. Raises whatever its import raises."""
-    ops = load("xformers.ops")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import xformers.ops as ops
     operator: Any = ops.memory_efficient_attention
     block: Any = ops.fmha.BlockDiagonalMask
 

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -21,6 +22,20 @@ from packaging.version import Version
 from .errors import RunError, UserError
 from .installed import extra_of, needs, version
 
+#: What is loaded through this door and no other.
+PACKAGES = frozenset({
+    "torchaudio", "torchvision", "xformers", "open3d", "onnx", "onnxscript", "onnxruntime", "soundfile", "flashlight",
+})  # fmt: skip
+#: What a library that does not fit makes a loader say.
+FAULTS = re.compile(
+    r"undefined symbol|Symbol not found|cannot open shared object|Could not load this library|' not found \(required"
+    r"|operator \w+::\w+ does not exist|library not found|DLL load failed"
+)
+#: The parts of it that say most.
+TELLING = (
+    r"undefined symbol: \S+", r"Symbol not found: \S+", r"\S+: cannot open shared object file",
+    r"operator \S+ does not exist",
+)  # fmt: skip
 #: Modules whose project has another name.
 PROJECTS = {"flashlight": "flashlight-text"}
 #: Those that are compiled against torch.
@@ -71,6 +86,22 @@ def loading(module: str, extra: str | None = None) -> Iterator[None]:
         raise UserError(explain(module, error, extra)) from error
 
 
+def beneath(error: BaseException) -> str | None:
+    """The line for a package that did not load when another one imported it; None for an error of any other kind.
+
+    diffusers and transformers import what they find, and fail in words of their own when it does not load.
+    """
+    for one in reversed(list(_chain(error))):
+        if not FAULTS.search(str(one)):
+            continue
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(one.__traceback__)]
+        named = re.search(r"operator (\w+)::", str(one))
+        packages = [name.partition(".")[0] for name in (*frames, *(named.groups() if named else ()))]
+        if known := [package for package in packages if package in PACKAGES]:
+            return explain(known[-1], error)
+    return None
+
+
 def explain(module: str, error: BaseException, extra: str | None = None) -> str:
     """One line: what cannot be loaded and why, the versions that do not fit, and the command that mends it."""
     package = module.partition(".")[0]
@@ -113,7 +144,7 @@ def _chain(error: BaseException, *, handled: bool = True) -> Iterator[BaseExcept
 
 def _telling(texts: list[str]) -> str:
     """The part of the messages that says most: a symbol, a library, else the first message."""
-    for pattern in (r"undefined symbol: \S+", r"Symbol not found: \S+", r"\S+: cannot open shared object file"):
+    for pattern in TELLING:
         if found := re.search(pattern, " ".join(texts)):
             return found[0].rstrip(",.")
     return texts[0] if len(texts[0]) <= SHOWN else texts[0][:SHOWN] + " ..."
@@ -191,4 +222,4 @@ def _partner(project: str, torch: Version) -> str | None:
     return None
 
 
-__all__ = ["explain", "load", "loading"]
+__all__ = ["PACKAGES", "beneath", "explain", "load", "loading"]

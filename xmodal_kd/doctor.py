@@ -55,7 +55,10 @@ def examine(out: Path) -> list[Check]:
     """
     with ThreadPoolExecutor() as pool:
         answers = pool.submit(probe)
-        seen, attention = pool.submit(ask, f"{hardware.__name__}:accelerators"), pool.submit(ask, f"{__name__}:kernels")
+        seen, attention = (
+            pool.submit(ask, f"{hardware.__name__}:accelerators"),
+            pool.submit(ask, f"{__name__}:attention_kernels"),
+        )
         return [
             *packages(),
             *map(kernel, answers.result()),
@@ -143,7 +146,7 @@ def _lock(those: Sequence[Asked]) -> Iterator[Check]:
 # ---------------------------------------------------------------- what computes
 
 
-def kernels() -> dict[str, list[tuple[str, bool, str, bool]]]:
+def attention_kernels() -> dict[str, list[tuple[str, bool, str, bool]]]:
     """Attention's kernels by device, each ``(name, usable, reason, chosen)``. Imports torch, so ask for it apart."""
     import torch
 
@@ -253,4 +256,4 @@ def show(checks: Sequence[Check]) -> None:
         console.print(line, soft_wrap=True)
 
 
-__all__ = ["Check", "Status", "examine", "kernels", "report", "show", "summary"]
+__all__ = ["Check", "Status", "attention_kernels", "examine", "report", "show", "summary"]
