@@ -114,24 +114,23 @@ def test_a_full_gpu_is_no_fault_of_a_package(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_attention_says_what_was_chosen_and_why() -> None:
-    kinds = {
-        "cuda": [
-            ["xformers", True, "agrees", True],
-            ["varlen", False, "needs sm80", False],
-            ["torch", True, "always", False],
-        ]
-    }
-    [line] = doctor.attentions(kinds)  # type: ignore[arg-type]
-    assert line == Check("attention", "ok", "on cuda: xformers (agrees); not varlen (needs sm80); not torch (always)")
+    cuda = [
+        ["xformers", True, "used", True],
+        ["varlen", False, "no such kernel", False],
+        ["torch", True, "rest", False],
+    ]
+    [line] = doctor.attentions({"cuda": cuda})
+    assert line == Check("attention", "ok", "on cuda: xformers (used); not varlen (no such kernel); not torch (rest)")
     [line] = doctor.attentions(Ended(-11))
     assert line.status == "failed" and "was ended by SIGSEGV" in line.found
 
 
 def test_attention_of_this_machine_is_known() -> None:
     found = doctor.attention_kernels()
-    assert "cpu" in found and all(sum(chosen for *_, chosen in those) == 1 for those in found.values())
-    lines = list(doctor.attentions(found))  # type: ignore[arg-type]
-    assert len(lines) == len(found) and lines[0].found.startswith("on cpu: torch")
+    assert "cpu" in found and json.loads(json.dumps(found)).keys() == found.keys()
+    assert all(any(status.chosen for status in those) for those in found.values())
+    first, *_ = doctor.attentions(found)
+    assert first.found.startswith("on cpu: torch (all attention on cpu); not xformers (")
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

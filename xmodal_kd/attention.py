@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from .binary import load
+
 log = logging.getLogger(__name__)
 
 #: Where a kernel is tried at all.
@@ -257,10 +259,8 @@ def _tried(name: str, device: torch.device, dtype: torch.dtype, width: int, out:
 
 
 def _xformers() -> Kernel:
-    """Raises whatever its import raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import xformers.ops as ops
+    """Raises `UserError` where it is missing or does not load."""
+    ops = load("xformers.ops")
     operator: Any = ops.memory_efficient_attention
     block: Any = ops.fmha.BlockDiagonalMask
 

@@ -70,6 +70,7 @@ def load(module: str, extra: str | None = None) -> Any:
         UserError: it is missing, or cannot be loaded here; the line says what to install.
     """
     with loading(module, extra):
+        importlib.import_module(module.partition(".")[0])  # a part that is there already would do without its whole
         return importlib.import_module(module)
 
 

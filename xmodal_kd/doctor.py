@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -21,6 +21,9 @@ from . import hardware
 from .apart import Ended, ask
 from .installed import LOCK, PROJECT, Asked, checkout, locked, version, wanted
 from .kernels import Answer, probe
+
+if TYPE_CHECKING:
+    from .attention import KernelStatus
 
 Status = Literal["ok", "warning", "failed"]
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -146,29 +149,27 @@ def _lock(those: Sequence[Asked]) -> Iterator[Check]:
 # ---------------------------------------------------------------- what computes
 
 
-def attention_kernels() -> dict[str, list[tuple[str, bool, str, bool]]]:
-    """Attention's kernels by device, each ``(name, usable, reason, chosen)``. Imports torch, so ask for it apart."""
+def attention_kernels() -> dict[str, list[KernelStatus]]:
+    """Attention's kernels by device. Imports torch, so ask for it apart."""
     import torch
 
-    from .attention import KERNEL_DEVICES, kernel_for
+    from .attention import kernels
 
-    found: dict[str, list[tuple[str, bool, str, bool]]] = {}
-    for device in hardware.kinds():
-        tried = device in KERNEL_DEVICES
-        serves = tried and kernel_for(torch.device(device), torch.float16, 64, 64) is not None
-        why = "agrees with torch's" if serves else "does not agree with torch's, or fails" if tried else "for CUDA only"
-        found[device] = [("xformers", serves, why, serves), ("torch", True, "always there", not serves)]
-    return found
+    return {device: kernels(torch.device(device)) for device in hardware.kinds()}
 
 
-def attentions(found: dict[str, list[tuple[str, bool, str, bool]]] | Ended) -> Iterator[Check]:
-    """A line for each device: the kernel that was chosen, and why the others were not."""
+def attentions(found: Mapping[str, Sequence[Sequence[Any]]] | Ended) -> Iterator[Check]:
+    """A line for each device: the kernels that are used, and why the others are not.
+
+    Args:
+        found: by device what `attention.KernelStatus` holds, in its order.
+    """
     if isinstance(found, Ended):
         yield Check("attention", "failed", f"the trial of its kernels {found}: see the lines of torch and xformers")
         return
     for device, those in found.items():
-        chosen = [f"{name} ({reason})" for name, _, reason, mine in those if mine]
-        others = [f"not {name} ({reason})" for name, _, reason, mine in those if not mine]
+        chosen = [f"{name} ({reason})" for name, _, reason, used in those if used]
+        others = [f"not {name} ({reason})" for name, _, reason, used in those if not used]
         yield Check("attention", "ok", f"on {device}: {'; '.join(chosen + others)}")
 
 
