@@ -261,12 +261,12 @@ GOOD, BAD = Answer("onnx", True, "a graph", 0.5), Answer("soundfile", False, "so
 def test_kernels_alone_print_failures_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(doctor, "probe", lambda: [GOOD])
     assert call(["doctor", "--kernels"]) == 0
-    assert capsys.readouterr().out == "1 compiled packages work here: onnx\n"
+    assert capsys.readouterr().out == "1 of 1 compiled packages work here: onnx\n"
     monkeypatch.setattr(doctor, "probe", lambda: [GOOD, BAD])
     assert call(["doctor", "--kernels"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "failed   soundfile  soundfile 1.0 is odd: mend it",
-        "1 of 2 compiled packages do not work here: soundfile",
+        "1 of 2 compiled packages work here; not soundfile",
     ]
 
 

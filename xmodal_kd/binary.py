@@ -42,7 +42,6 @@ PROJECTS = {"flashlight": "flashlight-text"}
 TORCHS = ("torchaudio", "torchvision", "xformers")
 #: Releases whose libraries need another torch than their metadata say.
 TRULY = {
-    ("torchaudio", "2.11.0"): "==2.11.*",  # not yet of torch's stable ABI
     ("torchaudio", "2.11.1"): ">=2.13",  # torch_exception_get_what_without_backtrace came with torch 2.13
 }
 #: Parts of a loader's message, and the Debian package that holds what it missed.
@@ -216,10 +215,10 @@ def _partner(project: str, torch: Version) -> str | None:
         return None
     if project == "torchvision":
         return f"torchvision==0.{torch.minor + 15}.*"
-    if project == "torchaudio" and torch.minor != 12:  # for which no release was made
-        return "torchaudio==2.11.0" if torch.minor == 11 else (
-            f"torchaudio==2.{torch.minor}.*" if torch.minor < 11 else "torchaudio>=2.11.1"
-        )  # fmt: skip
+    if project == "torchaudio":  # whose numbers stop at 2.11 while torch's go on
+        if torch.minor < 11:
+            return f"torchaudio==2.{torch.minor}.*"
+        return "torchaudio==2.11.0" if torch.minor < 13 else "torchaudio>=2.11.1"
     return None
 
 

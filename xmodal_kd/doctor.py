@@ -225,9 +225,8 @@ def summary(answers: Sequence[Answer]) -> str:
     """One line on calls of kernels."""
     works = [answer.project for answer in answers if answer.works]
     fails = [answer.project for answer in answers if answer.works is False]
-    if fails:
-        return f"{len(fails)} of {len(works) + len(fails)} compiled packages do not work here: {', '.join(fails)}"
-    return f"{len(works)} compiled packages work here: {', '.join(works)}"
+    told = f"{len(works)} of {len(works) + len(fails)} compiled packages work here"
+    return f"{told}; not {', '.join(fails)}" if fails else f"{told}: {', '.join(works)}"
 
 
 def report(out: Path, *, only_kernels: bool, as_json: bool, say: Callable[[str], None] = print) -> bool:
@@ -237,7 +236,8 @@ def report(out: Path, *, only_kernels: bool, as_json: bool, say: Callable[[str],
         checks, last = list(map(kernel, answers)), summary(answers)
     else:
         checks, last = examine(out), ""
-    worst: Status = next((s for s in ("failed", "warning") if any(c.status == s for c in checks)), "ok")  # type: ignore[misc]
+    found = {check.status for check in checks}
+    worst: Status = "failed" if "failed" in found else "warning" if "warning" in found else "ok"
     if as_json:
         names = [PROJECT, *(one.project for one in wanted().packages)]
         versions = {"python": platform.python_version()} | {n: v for n in names if (v := version(n)) is not None}

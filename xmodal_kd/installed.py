@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -87,7 +86,7 @@ def extra_of(project: str) -> str | None:
 def _asked(extra: str | None, line: str) -> Iterator[Asked]:
     need = Requirement(line)
     if need.name != PROJECT:
-        here = need.marker is None or need.marker.evaluate({**default_environment(), "extra": extra or ""})
+        here = need.marker is None or need.marker.evaluate({"extra": extra or ""})
         yield Asked(need.name, need.specifier, extra, here)
 
 
@@ -135,7 +134,7 @@ def _metadata() -> tuple[str, list[tuple[str | None, str]]]:
     for line in metadata.requires(PROJECT) or []:
         extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", line)
         lines.append((extra[1] if extra else None, line))
-    return found.get("Requires-Python", ""), lines
+    return str(found.json.get("requires_python", "")), lines
 
 
 __all__ = ["LOCK", "PROJECT", "Asked", "Wanted", "checkout", "extra_of", "locked", "needs", "version", "wanted"]

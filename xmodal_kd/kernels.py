@@ -202,7 +202,8 @@ def _answer(kernel: Kernel) -> Answer:
     seconds = perf_counter() - began
     if isinstance(found, Ended):
         return Answer(kernel.project, False, _crashed(kernel.project, found), seconds)
-    return Answer(kernel.project, *found, seconds)
+    works, text = found
+    return Answer(kernel.project, works, text, seconds)
 
 
 def _crashed(project: str, end: Ended) -> str:
