@@ -1,0 +1,4 @@
+"""Does what is installed work here: versions, one call of each compiled package, devices, memory, disk.
+
+May import ``runtime`` and ``models``. Public is the command ``xmodal-kd doctor``.
+"""
