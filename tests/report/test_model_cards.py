@@ -58,6 +58,24 @@ def test_licences_are_handed_down(run: Path, tmp_path: Path) -> None:
     assert cards.licences(tmp_path) == ["mit"] and "How to use it" not in (tmp_path / cards.README).read_text()
 
 
+def test_the_students_card_says_what_each_exported_file_reaches(run: Path, tmp_path: Path) -> None:
+    content = read_json(run / "report.json")
+    (name,) = content["export"]
+    assert "## Its files\n\n| file | size | error (test) |" in (text := (run / "student" / cards.README).read_text())
+    assert f"| {name} | " in text and "## Its files" not in (run / "teacher" / cards.README).read_text()
+    content["export"] = {
+        "model.onnx": {"bytes": 2048, "metrics": {"error": 0.25}},
+        "model.int8.onnx": {"bytes": 1024, "metrics": {"error": 0.5}, "note": "more errors"},
+        "int8_against_fp32": {"agreement": 0.5},
+    }
+    cards.write(tmp_path, "student", About("A student"), content, {}, [])
+    text = (tmp_path / cards.README).read_text()
+    assert "| model.onnx | 2.0 KiB | 0.2500 |" in text and "| model.int8.onnx | 1.0 KiB | 0.5000 |" in text
+    assert "\n\nmodel.int8.onnx: more errors\n\n" in text and "agreement" not in text
+    cards.write(tmp_path, "teacher", About("A teacher"), content, {}, [])
+    assert "## Its files" not in (tmp_path / cards.README).read_text()
+
+
 @pytest.mark.parametrize(
     "text", ["", "# No front matter", "---\n: [\n---\n", "---\n- a list\n---\n", "---\nlicense:\n---\n"]
 )

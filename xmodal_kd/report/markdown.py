@@ -265,6 +265,12 @@ def _pictures(pictures: Mapping[str, str]) -> str:
 
 
 def _export(export: Mapping[str, Any], name: str) -> str:
+    said = exported(export, name)
+    return f"## Export\n\n{said}" if said else ""
+
+
+def exported(export: Mapping[str, Any], name: str) -> str:
+    """The files of an exported model: size, what was measured of each, and what must be known of it."""
     if not export:
         return ""
     files = {key: {**e, **e.get("metrics", {})} for key, e in export.items() if "bytes" in e}
@@ -272,7 +278,7 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     measured = [key for key in keys if any(key in e for e in files.values())]
     rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(number(e.get(k)) for k in measured)] for key, e in files.items()]
     sizes = table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
-    return "\n\n".join(["## Export", sizes, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
+    return "\n\n".join([sizes, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
 
 
 def _left_out(data: Mapping[str, Any]) -> str:

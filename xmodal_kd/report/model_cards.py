@@ -15,7 +15,7 @@ from ..adapter.adapter import is_teacher
 from ..adapter.saved_model import CARD, About
 from ..runtime.checkpoint import read_json, write_bytes, write_json
 from .html import short
-from .markdown import gap, number, result_row, table
+from .markdown import exported, gap, number, result_row, table
 
 README = "README.md"
 
@@ -33,12 +33,14 @@ def write(
     inherited = [] if is_teacher(role) else [name for teacher in teachers for name in licences(teacher)]
     own = [str(data["license"])] if data.get("license") else []
     every = list(dict.fromkeys([*own, *inherited]))
+    files = exported(content.get("export", {}), content["metric"]["name"]) if role == "student" else ""
     parts = [
         _front(about, content, every),
         f"# {about.title}",
         about.what,
         f"## How to use it\n\n{about.use}" if about.use else "",
         "## What it reaches\n\n" + _reached(content, role),
+        "## Its files\n\n" + files if files else "",
         "## How it was made\n\n" + _made(content, role, data),
         "## Licences\n\n" + _licences(own, inherited, role),
         "## Versions\n\n" + ", ".join(f"{package} {number}" for package, number in content["versions"].items()),

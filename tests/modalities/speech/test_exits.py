@@ -36,6 +36,16 @@ def test_the_curve_has_every_exit(run: Path) -> None:
     assert sizes == sorted(sizes)
 
 
+def test_report_and_card_say_what_int8_costs(run: Path) -> None:
+    found = read_json(run / "report.json")["export"]
+    low, high = found["int8_against_fp32"]["wer_interval"]
+    cost = found["model.int8.onnx"]["metrics"]["wer"] - found["model.onnx"]["metrics"]["wer"]
+    assert low <= cost <= high and ("note" in found["model.int8.onnx"]) == (low > 0)
+    card, report = (run / "student" / "README.md").read_text(), (run / "report.md").read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| model.int8.onnx |")]
+    assert len(rows) == 1 and rows[0] in card and "## Its files" in card
+
+
 def test_an_exported_exit_answers_as_the_torch_model(run: Path, digits: Path) -> None:
     student, _ = load_model(run / "student")
     small = load_early(student, run / "student", 1).eval()
