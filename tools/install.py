@@ -15,7 +15,8 @@ from pathlib import Path
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 PIP = ["--disable-pip-version-check", "--no-input"]
-INSTALL = ["install", "--progress-bar=off", "--no-warn-script-location", "--root-user-action=ignore"]
+# files are compiled when they are first imported: compiling all of them doubles the time, and most are never imported
+INSTALL = ["install", "--no-compile", "--progress-bar=off", "--no-warn-script-location", "--root-user-action=ignore"]
 #: What pip's output holds when the cause is known, the more telling first.
 FULL = re.compile(r"No space left on device|Errno 28|Disk quota exceeded|Errno 122")
 OFFLINE = re.compile(
@@ -53,7 +54,9 @@ def why(output: str, venv: Path) -> str:
     missing = MISSING.search(output)
     if missing:
         python = "{}.{}".format(*sys.version_info)
-        return f"the package index has no {missing[1]} for Python {python} on this platform; its log: {venv}/install.log"
+        return (
+            f"the package index has no {missing[1]} for Python {python} on this platform; its log: {venv}/install.log"
+        )
     errors = [line for line in output.splitlines() if re.match(r"\s*(ERROR|\w*Error)\b", line)]
     said = (errors or output.strip().splitlines() or ["it printed nothing"])[-1].strip()
     return f"{said[:200]}; the whole log: {venv}/install.log"
