@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml setup.py $(LOCK) tools/install.py
 LIBRARIES := libsndfile1 libusb-1.0-0 libgl1 libgomp1 libx11-6
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		{ apt-get update -qq && apt-get install -y -qq $(LIBRARIES); } >$(VENV)/system.log 2>&1 || \
-		{ echo "make install: apt-get could not install $(LIBRARIES): see $(VENV)/system.log" >&2; exit 1; }; \
+		{ apt-get update -qq && apt-get install -y -qq $(LIBRARIES); } >$(VENV).system.log 2>&1 || \
+		{ echo "make install: apt-get could not install $(LIBRARIES): see $(VENV).system.log" >&2; exit 1; }; \
 	else echo "make install: a system library is missing; on Debian and Ubuntu, as root: apt-get install $(LIBRARIES)" >&2; exit 1; fi
-	@$(BIN)/python -c "import soundfile, torchaudio, open3d" 2>$(VENV)/system.log || { tail -n 1 $(VENV)/system.log >&2; exit 1; }
+	@$(BIN)/python -c "import soundfile, torchaudio, open3d" 2>$(VENV).system.log || { tail -n 1 $(VENV).system.log >&2; exit 1; }
 
 # the versions that were tested together, for every supported Python and platform; pins that still fit stay as they are,
 # all are renewed by: make lock UPGRADE=--upgrade

@@ -1,7 +1,7 @@
-"""Make a virtual environment exactly as a lock says, or say in one line why not: ``python tools/install.py VENV LOCK WHAT``.
+"""``python tools/install.py VENV LOCK WHAT`` makes an environment exactly as a lock says, or says in one line why not.
 
-Standard library only, for it runs before anything is installed. What pip prints goes to ``VENV/install.log``. An
-environment that was left half-made is gone on with, or made anew where its Python or pip does not run.
+Standard library only, for it runs before anything is installed. What pip prints goes to ``VENV.log``. An environment
+that was left half-made is gone on with, or made anew where its Python or pip does not run.
 """
 
 from __future__ import annotations
@@ -48,43 +48,49 @@ def why(output: str, venv: Path) -> str:
     room = {folder: free_gb(folder) for folder in (venv.absolute(), temporary)}
     if FULL.search(output) or min(room.values()) < 0.05:
         left = " and ".join(f"{free:.1f} GB are free at {folder}" for folder, free in room.items())
-        return f"no space left: some 7 GB are needed at the first, 4 GB at the second, and {left}; make room and call make again"
+        return f"no space left: {left}, where some 7 GB and 4 GB are needed; make room and call make again: it goes on"
     if OFFLINE.search(output):
-        return "the package index cannot be reached; check the network, or pip's index and proxy, and call make again: it goes on"
+        return "the package index cannot be reached: check the network, or pip's proxy, and call make again: it goes on"
     missing = MISSING.search(output)
     if missing:
         python = "{}.{}".format(*sys.version_info)
-        return (
-            f"the package index has no {missing[1]} for Python {python} on this platform; its log: {venv}/install.log"
-        )
+        return f"the package index has no {missing[1]} for Python {python} on this platform; all of it: {log_of(venv)}"
     errors = [line for line in output.splitlines() if re.match(r"\s*(ERROR|\w*Error)\b", line)]
-    said = (errors or output.strip().splitlines() or ["it printed nothing"])[-1].strip()
-    return f"{said[:200]}; the whole log: {venv}/install.log"
+    said = (errors or output.strip().splitlines() or ["nothing was printed"])[-1].strip()
+    return f"{said[:200]}; all of it: {log_of(venv)}"
 
 
-def call(venv: Path, command: list[str]) -> str:
-    """What ``command`` printed, also to the log; InstallError where it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    if venv.is_dir():
-        with (venv / "install.log").open("a") as log:
-            log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
-    if done.returncode:
-        raise InstallError(why(done.stdout, venv))
-    return done.stdout
+def log_of(venv: Path) -> Path:
+    return venv.with_name(venv.name + ".log")
+
+
+def call(venv: Path, command: list[str]) -> None:
+    """Run ``command`` into the log; InstallError where it fails."""
+    with log_of(venv).open("a+", errors="replace") as log:
+        log.write(f"$ {' '.join(command)}\n")
+        log.flush()
+        start = log.tell()
+        status = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT).returncode
+        log.seek(start)
+        output = log.read()
+    if status < 0:
+        raise InstallError(f"pip was ended by signal {-status}; call make again: it goes on")
+    if status:
+        raise InstallError(why(output, venv))
 
 
 def runs(python: Path) -> bool:
     """Whether the environment's own Python is a supported one and has its pip."""
     try:
         test = "import sys, pip; print(*sys.version_info[:2])"
-        done = subprocess.run([python, "-c", test], capture_output=True, text=True)
+        done = subprocess.run([python, "-c", test], check=False, capture_output=True, text=True)
     except OSError:
         return False
     return done.returncode == 0 and supported(tuple(map(int, done.stdout.split()))[:2])
 
 
 def drop_torn(venv: Path) -> list[str]:
-    """Forget packages whose installation was cut off: pip writes RECORD last, and takes the rest for a whole package."""
+    """Forget packages whose installation was cut off: pip writes RECORD last, and takes the rest for whole."""
     torn = [folder for folder in venv.glob("lib/python*/site-packages/*.dist-info") if not (folder / "RECORD").exists()]
     for folder in torn:
         shutil.rmtree(folder)
@@ -93,6 +99,7 @@ def drop_torn(venv: Path) -> list[str]:
 
 def make(venv: Path, lock: Path, what: str) -> None:
     python = venv / "bin/python"
+    log_of(venv).unlink(missing_ok=True)
     if not runs(python):
         if venv.exists():
             print(f"{venv} does not run: it is made anew")
@@ -100,7 +107,7 @@ def make(venv: Path, lock: Path, what: str) -> None:
     for name in drop_torn(venv):
         print(f"{name} was cut off: it is installed anew")
     pip = [str(python), "-m", "pip", *PIP]
-    print(f"installing into {venv}: some 7 GB, minutes; what pip says is in {venv}/install.log", flush=True)
+    print(f"installing into {venv}: some 7 GB, minutes; pip's own words: {log_of(venv)}", flush=True)
     # without isolation the build, too, has the setuptools of the lock and not the newest
     call(venv, [*pip, *INSTALL, "--constraint", str(lock), "setuptools"])
     call(venv, [*pip, *INSTALL, "--constraint", str(lock), "--no-build-isolation", "--editable", what])
