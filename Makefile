@@ -1,28 +1,40 @@
-# make quickstart: set up .venv and show all three modalities. make test: run all checks. Either needs git, make, Python 3.11 or 3.12 with its venv module.
+# make quickstart: set up .venv and show all three modalities. make test: run all checks. Either needs git, make and Python
+# 3.11, 3.12 or 3.13 with its venv module.
 VENV := .venv
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+# one that runs, not one that is only found: version managers leave commands of versions that are not chosen
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do $$p -c '$(FITS)' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
+LOCK := requirements/lock.txt
 
-.PHONY: install system quickstart assets test lint unit smoke clean
+.PHONY: install system lock quickstart assets test lint unit smoke clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py
-	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 with its venv module; on Debian and Ubuntu: apt-get install python3 python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+# exactly what the lock says, then one kernel of every binary package, so that a pair that does not fit fails here
+$(STAMP): pyproject.toml setup.py $(LOCK) tools/install.py
+	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "make install: needs Python 3.11, 3.12 or 3.13 with its venv module (found: $(or $(PYTHON),none)); on Debian and Ubuntu: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/install.py $(VENV) $(LOCK) '.[all,dev]'
 	@$(BIN)/python -c "import soundfile, torchaudio, open3d" 2>/dev/null || $(MAKE) --no-print-directory system
+	@$(BIN)/xmodal-kd doctor --kernels
 	@touch $(STAMP)
 
 # what the wheels do not bring: soundfile's libsndfile on some platforms, Open3D's libusb, GL and OpenMP on bare ones
 LIBRARIES := libsndfile1 libusb-1.0-0 libgl1 libgomp1 libx11-6
 system:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $(LIBRARIES); \
-	else echo "a system library is missing: on Debian and Ubuntu, as root: apt-get install $(LIBRARIES)"; exit 1; fi
-	@$(BIN)/python -c "import soundfile, torchaudio, open3d"
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && apt-get install -y -qq $(LIBRARIES); } >$(VENV).system.log 2>&1 || \
+		{ echo "make install: apt-get could not install $(LIBRARIES): see $(VENV).system.log" >&2; exit 1; }; \
+	else echo "make install: a system library is missing; on Debian and Ubuntu, as root: apt-get install $(LIBRARIES)" >&2; exit 1; fi
+	@$(BIN)/python -c "import soundfile, torchaudio, open3d" 2>$(VENV).system.log || { tail -n 1 $(VENV).system.log >&2; exit 1; }
+
+# the versions that were tested together, for every supported Python and platform; pins that still fit stay as they are,
+# all are renewed by: make lock UPGRADE=--upgrade
+lock:
+	@$(BIN)/uv pip compile pyproject.toml --extra all --extra gpu --extra dev --universal --python-version 3.11 \
+		--quiet --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command 'make lock' --output-file $(LOCK) $(UPGRADE)
 
 # one small run of each modality on data and teachers that are in assets; what is finished is not run again, and what
 # was killed goes on. Two at once: make -j2 quickstart
