@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install system quickstart assets test lint unit smoke clean
+.PHONY: install system quickstart assets test test-all lint unit smoke clean
 
 install: $(STAMP)
 
@@ -44,8 +44,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# tests in two processes, which share what takes long to make: a worker that is done takes half of what the other has left
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
+
+# with the cases that only a complete matrix has
+test-all: install
+	$(PYTEST) -m 'full or not full'
 
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech

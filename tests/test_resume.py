@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import random
 import resource
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launch import FORKS
 from safetensors.torch import load_file
 from toy import RECIPE, adapter, engine, roles
 
@@ -102,9 +102,6 @@ def test_what_a_kill_left_is_tidied(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- whole runs, in processes of their own
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["toy", "xmodal_kd.runner", "xmodal_kd.cli", "torch.utils.tensorboard"])
 
 
 @pytest.fixture(scope="module")
