@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 
 from xmodal_kd.checkpoint import read_json, write_json
 from xmodal_kd.errors import RunError
-from xmodal_kd.modalities.diffusion import reload as gate
 from xmodal_kd.modalities.diffusion.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.pipeline import load_denoiser, save_pipeline
 from xmodal_kd.modalities.diffusion.process import Process
@@ -67,17 +66,6 @@ def test_leading_spacing_and_other_weights_are_noticed(make: Make, tmp_path: Pat
     assert "\n" not in str(caught.value)
     theirs, ours = np.load(folder / PIPELINE), np.load(folder / TRAINER)
     assert theirs.shape == ours.shape == (8, 1, 8, 8) and np.abs(theirs - ours).max() > 1e-2
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipeline's half of the gate in this process, which saves the seconds of importing diffusers again."""
-
-    def run(folders: Sequence[Path], samples: int) -> None:
-        for folder in folders:
-            gate.main(str(folder), samples)
-
-    monkeypatch.setattr(gate, "_in_a_fresh_process", run)
 
 
 @pytest.mark.usefixtures("here")
