@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from once import once
 
 from xmodal_kd import panels
 from xmodal_kd.checkpoint import digest
@@ -45,9 +46,11 @@ def run(out: Path, *sets: str, recipe: str = "smoke/diffusion", more: Sequence[s
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished progressive run: 4 steps to 2 to 1."""
-    out = tmp_path_factory.mktemp("diffusion") / "run"
-    assert run(out) == 0
-    return out
+
+    def make(out: Path) -> None:
+        assert run(out) == 0
+
+    return once(tmp_path_factory, "diffusion", make)
 
 
 def weights(folder: Path) -> str:
