@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt
 
-.PHONY: install system lock quickstart assets test lint unit smoke clean
+.PHONY: install system lock quickstart assets test test-all lint unit smoke clean
 
 install: $(STAMP)
 
@@ -56,8 +56,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# tests in two processes, which share what takes long to make: a worker that is done takes half of what the other has left
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
+
+# with the cases that only a complete matrix has
+test-all: install
+	$(PYTEST) -m 'full or not full'
 
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech

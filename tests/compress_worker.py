@@ -1,8 +1,7 @@
-"""Trainings of a compressed toy student; started as a program, one of the processes of `test_compress_runs`."""
+"""Trainings of a compressed toy student: one of the processes of `test_compress_runs`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,3 @@ def main(folder: Path, kind: str) -> None:
               for name, v in built.roles["student"].state_dict().items()}  # fmt: skip
     finite = {name: torch.where(v.isfinite(), v, 0.0) for name, v in learnt.items()}
     write_tensors(folder / f"rank{built.ranks.rank}", finite)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

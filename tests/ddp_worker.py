@@ -1,8 +1,7 @@
-"""One of the processes of `test_ddp`: trains the toy student and writes its weights. Started as a program."""
+"""One of the processes of `test_ddp`: trains the toy student and writes its weights."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -48,7 +47,3 @@ def main(folder: Path, accumulate: int, scarce: bool, balance: Balance | None = 
     write_tensors(folder / f"rank{rank}.safetensors", learnt)
     if built.ranks.main:
         (folder / "log.jsonl").write_text(built.log.path.read_text())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "scarce", Balance(name=sys.argv[4]))  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launch import FORKS
+
 from xmodal_kd.cli.main import call
 from xmodal_kd.runtime.checkpoint import read_json
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["toy", "xmodal_kd.run.runner", "xmodal_kd.cli.main", "torch.utils.tensorboard"])
 
 
 def command(recipe: Path, out: Path, *more: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,3 @@ def main(folder: Path, examples: Sequence[str]) -> None:
         built = engine(folder / example, made)
         built.fit()
         write_tensors(folder / example / f"rank{built.ranks.rank}.safetensors", learnt(built))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

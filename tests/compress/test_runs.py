@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from killed_runs import command, kill_at, run, same
+from launch import ranks
 from oracles import scheme_compress as oracle
-from processes import HERE, ROOT, environment, port
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -144,20 +142,12 @@ def test_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     kind = "qat"
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "compress_worker.py"), str(tmp_path / "two"), kind],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    compress_worker.main(tmp_path / "one", kind)
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
-    one, *ranks = (load_file(tmp_path / name) for name in ("one/rank0", "two/rank0", "two/rank1"))
+    with ranks(compress_worker.main, tmp_path / "two", kind):
+        compress_worker.main(tmp_path / "one", kind)
+    one, *two = (load_file(tmp_path / name) for name in ("one/rank0", "two/rank0", "two/rank1"))
     for key, value in one.items():
-        assert torch.equal(ranks[0][key], ranks[1][key]), key
-        torch.testing.assert_close(ranks[0][key], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(two[0][key], two[1][key]), key
+        torch.testing.assert_close(two[0][key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_ranges_wait_for_the_end_of_a_step(tmp_path: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import ROOT, environment, port
+from launch import ranks
 from safetensors.torch import load_file
 from toy import adapter, engine, roles
 
@@ -91,16 +89,8 @@ def train(folder: Path) -> None:
 
 
 def test_two_ranks_train_what_one_process_does(tmp_path: Path) -> None:
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path / "two")],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    train(tmp_path / "one")
-    assert [process.wait(timeout=200) for process in running] == [0, 0]
+    with ranks(train, tmp_path / "two"):
+        train(tmp_path / "one")
     one, *two = (
         load_file(tmp_path / path)
         for path in ("one/rank0.safetensors", "two/rank0.safetensors", "two/rank1.safetensors")
@@ -108,7 +98,3 @@ def test_two_ranks_train_what_one_process_does(tmp_path: Path) -> None:
     for key, value in one.items():
         assert torch.equal(two[0][key], two[1][key]), key
         torch.testing.assert_close(two[0][key], value, rtol=1e-4, atol=1e-5)
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]))

@@ -13,6 +13,7 @@ import torch
 from harness import (
     COUNTS,
     FEW,
+    FUNCTIONS,
     ITEMS,
     KNOWN,
     MODULES,
@@ -95,12 +96,24 @@ def test_gradient_reaches_every_row_of_the_student(name: str, params: Settings) 
         assert reached.any() if name in declared("selective") else reached.all()
 
 
-@pytest.mark.parametrize(("name", "params"), settings([n for n in NAMES if n not in declared("held_weight")]))
-def test_gradient_is_that_of_the_value(name: str, params: Settings) -> None:
-    """Of a module's too: what learns beside the student adds nothing to its gradient.
+DIFFERENTIABLE = [name for name in NAMES if name not in declared("held_weight")]
 
-    A module has seen one batch before, where some fix their constants, and is then the same at every evaluation.
-    """
+
+@pytest.mark.parametrize(("name", "params"), settings(DIFFERENTIABLE))
+def test_gradient_is_that_of_the_value(name: str, params: Settings) -> None:
+    """Along a random direction. Of a module's too: what learns beside the student adds nothing to its gradient."""
+    assert gradient_is_right(name, params, fast_mode=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "params"), settings([name for name in DIFFERENTIABLE if name in FUNCTIONS]))
+def test_gradient_is_that_of_the_value_in_each_coordinate(name: str, params: Settings) -> None:
+    assert gradient_is_right(name, params, fast_mode=False)
+
+
+def gradient_is_right(name: str, params: Settings, *, fast_mode: bool) -> bool:
+    """Against finite differences. A module has seen one batch before, where some fix their constants, and is then the
+    same at every evaluation."""
     spec, inputs = LOSSES[name], batch(1, LOSSES[name])
     student = [x.clone().requires_grad_() for x in listed(inputs["student"])]
     module = build(spec, inputs, **params) if spec.is_module else None
@@ -111,7 +124,7 @@ def test_gradient_is_that_of_the_value(name: str, params: Settings) -> None:
         torch.manual_seed(0)
         return call(spec, inputs | {"student": list(rows) if spec.many else rows[0]}, copy.deepcopy(module), **params)
 
-    assert torch.autograd.gradcheck(value, student, fast_mode=spec.is_module)
+    return torch.autograd.gradcheck(value, student, fast_mode=fast_mode)
 
 
 @pytest.mark.parametrize("name", TAUGHT)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import scheme_runs
 import torch
-from processes import HERE, ROOT, environment, port
+from launch import ranks
 from safetensors.torch import load_file
 
 #: Peers in turn, branches that share modules, exits, pairs, two views with a loss over the batch, followers of the
@@ -22,24 +20,16 @@ EXAMPLES = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schemes")
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "scheme_runs.py"), str(folder / "two"), *EXAMPLES],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    scheme_runs.main(folder / "one", EXAMPLES)
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    with ranks(scheme_runs.main, folder / "two", EXAMPLES):
+        scheme_runs.main(folder / "one", EXAMPLES)
     return folder
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_two_processes_train_what_one_does(trained: Path, example: str) -> None:
     one = load_file(trained / "one" / example / "rank0.safetensors")
-    ranks = [load_file(trained / "two" / example / f"rank{rank}.safetensors") for rank in range(2)]
+    two = [load_file(trained / "two" / example / f"rank{rank}.safetensors") for rank in range(2)]
     assert len(one) > 6
     for key, value in one.items():
-        assert torch.equal(ranks[0][key], ranks[1][key]), key
-        torch.testing.assert_close(ranks[0][key], value, rtol=1e-6, atol=1e-8, msg=key)
+        assert torch.equal(two[0][key], two[1][key]), key
+        torch.testing.assert_close(two[0][key], value, rtol=1e-6, atol=1e-8, msg=key)

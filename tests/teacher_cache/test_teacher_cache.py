@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import FORKS
 from safetensors.torch import load_file
 from torch import Tensor
 from toy import RECIPE, TERMS, ToyAdapter, ToySource, adapter, roles
@@ -157,10 +157,6 @@ def content_of(folder: Path, rank: int) -> list[bytes]:
         found = list(transaction.cursor().iternext(values=False))
     store.close()
     return found
-
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["toy", "xmodal_kd.teacher_cache.session"])
 
 
 def _fill_slowly(folder: Path) -> None:

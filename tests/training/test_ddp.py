@@ -11,7 +11,8 @@ from typing import Any
 import ddp_worker
 import pytest
 import torch
-from processes import HERE, ROOT, environment, port
+from launch import ranks
+from processes import ROOT, environment
 from safetensors.torch import load_file
 from toy import RECIPE
 
@@ -26,31 +27,25 @@ def test_two_processes_train_what_one_does(tmp_path: Path, accumulate: int, labe
     """Terms over rows (also weighted), items (ragged, some not counted) and the whole batch, a projector, an average,
     evaluation, samples without labels."""
     together = tmp_path / "two"
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "ddp_worker.py"), str(together), str(accumulate), labels, balance],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **address), cwd=ROOT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    ddp_worker.main(tmp_path / "one", accumulate, labels == "scarce", Balance(name=balance))
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    how = (accumulate, labels == "scarce", Balance(name=balance))
+    with ranks(ddp_worker.main, together, *how):
+        ddp_worker.main(tmp_path / "one", *how)
     one = load_file(tmp_path / "one" / "rank0.safetensors")
-    ranks = [load_file(together / f"rank{rank}.safetensors") for rank in range(2)]
+    two = [load_file(together / f"rank{rank}.safetensors") for rank in range(2)]
     atol = 1e-5 if balance == "gradnorm" else 1e-6  # its weights follow ratios of gradient norms: rounding grows
     for key, value in one.items():
-        assert torch.equal(ranks[0][key], ranks[1][key]), key
-        torch.testing.assert_close(ranks[0][key], value, rtol=1e-5, atol=atol)
+        assert torch.equal(two[0][key], two[1][key]), key
+        torch.testing.assert_close(two[0][key], value, rtol=1e-5, atol=atol)
     logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (tmp_path / "one", together)]
     assert json.loads(logs[1][0]) == pytest.approx(json.loads(logs[0][0]), rel=1e-4)
 
 
 def test_launched_from_the_command_line(tmp_path: Path) -> None:
-    """By torchrun: `accelerate launch --cpu` starts several processes only where MPI is installed."""
+    """By torchrun, whose store binds a port of its own: `accelerate launch --cpu` starts several processes only where
+    MPI is installed."""
     recipe, out = tmp_path / "toy.yaml", tmp_path / "run"
     recipe.write_text(RECIPE.replace("steps: 8", "steps: 4"))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port())]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run = ["-m", "xmodal_kd", "run", str(recipe), "--out", str(out), "--allow-import", "toy", "--json", "--quiet"]
     done = subprocess.run(
         [sys.executable, *launch, *run],

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed_runs import FORKS, child, command, kill_at, run, said, same
+from killed_runs import child, command, kill_at, run, said, same
+from launch import FORKS
 from safetensors.torch import load_file
 from toy import RECIPE, adapter, engine, roles
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from once import once
 
-from xmodal_kd.adapter import panels
+from xmodal_kd.adapter.adapter import panels
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
@@ -23,6 +24,13 @@ from xmodal_kd.runtime.checkpoint import digest
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
+#: Of whole runs, `done` has its pipelines reloaded in a fresh process. diffusers 0.42: see `test_reload`.
+pytestmark = [
+    pytest.mark.usefixtures("here"),
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
+    ),
+]
 SMALL = [
     "data.samples=24", "data.draws=2", "data.batch=24", "data.sampling.steps=4", "teacher.params.channels=[8, 16]",
     "teacher.train.steps=6", "teacher.train.eval_every=6", "train.steps=3", "train.eval_every=3", "train.batch_size=16",
@@ -38,9 +46,11 @@ def run(out: Path, *sets: str, recipe: str = "smoke/diffusion", more: Sequence[s
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished progressive run: 4 steps to 2 to 1."""
-    out = tmp_path_factory.mktemp("diffusion") / "run"
-    assert run(out) == 0
-    return out
+
+    def make(out: Path) -> None:
+        assert run(out) == 0
+
+    return once(tmp_path_factory, "diffusion", make)
 
 
 def weights(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal_kd.modalities.diffusion.export import reload_gate as gate
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
 from xmodal_kd.modalities.diffusion.export.reload_gate import PIPELINE, TRAINER, reload_gate, reload_gates
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
@@ -67,17 +66,6 @@ def test_leading_spacing_and_other_weights_are_noticed(make: Make, tmp_path: Pat
     assert "\n" not in str(caught.value)
     theirs, ours = np.load(folder / PIPELINE), np.load(folder / TRAINER)
     assert theirs.shape == ours.shape == (8, 1, 8, 8) and np.abs(theirs - ours).max() > 1e-2
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipeline's half of the gate in this process, which saves the seconds of importing diffusers again."""
-
-    def run(folders: Sequence[Path], samples: int) -> None:
-        for folder in folders:
-            gate.main(str(folder), samples)
-
-    monkeypatch.setattr(gate, "_in_a_fresh_process", run)
 
 
 @pytest.mark.usefixtures("here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from once import once
 from points_small import drive, run
 from shared_data import shared
 
@@ -27,9 +28,11 @@ def nuscenes_frame() -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the smoke recipe, made smaller: teacher, control, student and its twin."""
-    out = tmp_path_factory.mktemp("points") / "run"
-    assert run(out) == 0
-    return out
+
+    def make(out: Path) -> None:
+        assert run(out) == 0
+
+    return once(tmp_path_factory, "points", make)
 
 
 @pytest.fixture(scope="session")

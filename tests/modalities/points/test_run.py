@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from launch import ranks, told
 from points_small import SETS, run
 
 import xmodal_kd
@@ -74,23 +71,12 @@ def test_a_stopped_run_ends_with_the_same_bytes(trained: Path, tmp_path: Path) -
 
 
 def test_a_saved_teacher_and_two_processes_make_the_same_student(trained: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     before = weights(trained / "teacher")
     kept = [item for item in (*SETS, *ALONE) if not item.startswith("teacher")]
     sets = [word for item in [*kept, f"teacher={{path: {trained / 'teacher'}}}"] for word in ("--set", item)]
-    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     out = tmp_path / "run"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "xmodal_kd", "run", "smoke/points", "--out", str(out), "--quiet", *sets], cwd=ROOT,
-            env={**os.environ, **together, "PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    with ranks(told, ["run", "smoke/points", "--out", str(out), "--quiet", *sets]):
+        pass
     report = read_json(out / "report.json")
     assert report["processes"] == 2 and report["roles"]["teacher"]["flops_per_sample"] > 0
     one, two = (read_tensors(folder / "student/model.safetensors") for folder in (trained, out))
