@@ -11,24 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_files import ADAPTER_FILES, ADAPTERS, CORE, CORE_FILES, RECIPES, ROOT, ids, sources
 
-ROOT = Path(__file__).parents[2]
-CORE, ADAPTERS, RECIPES = ROOT / "xmodal_kd", ROOT / "modalities", ROOT / "recipes"
 HEAVY = {"torchaudio", "open3d", "diffusers", "transformers", "xformers"}
-
-
-def sources(folder: Path) -> Iterator[Path]:
-    """Python files below `folder`, not through links (an editable checkout may link its sister packages)."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or path.name == "__pycache__":
-            continue
-        if path.is_dir():
-            yield from sources(path)
-        elif path.suffix == ".py":
-            yield path
-
-
-CORE_FILES, ADAPTER_FILES = list(sources(CORE)), list(sources(ADAPTERS))
 
 
 def imports(path: Path, package: str) -> Iterator[tuple[str, bool]]:
@@ -46,10 +31,6 @@ def imports(path: Path, package: str) -> Iterator[tuple[str, bool]]:
 
 def package_of(path: Path, root: Path, name: str) -> str:
     return ".".join([name, *path.relative_to(root).parent.parts])
-
-
-def ids(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=ids)

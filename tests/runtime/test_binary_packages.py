@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from source_files import ADAPTER_FILES, CORE_FILES, ids
 from stand_ins import Install, stand_in
-from test_layering import ADAPTER_FILES, CORE_FILES, ids
 
 from xmodal_kd.cli import catalogue
 from xmodal_kd.cli.main import call

@@ -26,7 +26,7 @@ from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.schemes.batches import OTHER
-from xmodal_kd.schemes.rows import pooled, sound
+from xmodal_kd.schemes.rows import dense_rows, pooled
 from xmodal_kd.training.engine import Engine
 from xmodal_kd.training.loader import steps
 from xmodal_kd.training.method import Context
@@ -67,7 +67,7 @@ class Case:
     def rows(self, name: str, role: str = "student", view: str = "") -> Array:
         batch = self.batch[view] if view else self.batch
         with torch.no_grad():
-            rows: Array = sound(self.method.forward_role(role, self.roles, batch)[name]).numpy()
+            rows: Array = dense_rows(self.method.forward_role(role, self.roles, batch)[name]).numpy()
         return rows
 
     def modules(self) -> list[nn.Module]:
@@ -181,7 +181,7 @@ def test_byot(tmp_path: Path) -> None:
         with torch.no_grad():
             said = case.method.forward_role("student", case.roles, case.batch)
             heard = [*case.method._said(said).values(), said]
-            return [sound(s["logits"]).numpy() for s in heard], [sound(s["body"]).numpy() for s in heard]
+            return [dense_rows(s["logits"]).numpy() for s in heard], [dense_rows(s["body"]).numpy() for s in heard]
 
     target, target_features = (found[-1] for found in each())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from once import once
 
-from xmodal_kd.adapter.adapter import panels
+from xmodal_kd.adapter import panels
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
