@@ -152,8 +152,9 @@ def _quantise_static(source: Path, target: Path, utterances: list[Any]) -> None:
 
 def _check_range(path: Path) -> None:
     """Raises `RunError` where signed weights could saturate on a CPU that adds two products in 16 bits."""
-    import onnx as format_
-    from onnx import numpy_helper
+    with loading("onnx"):
+        import onnx as format_
+        from onnx import numpy_helper
 
     signed = [
         numpy_helper.to_array(tensor).astype(np.int64)
