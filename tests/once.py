@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The folder of all test processes of this session."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that `make` fills, this process's own: what its tests change there, no other process sees.
 
@@ -20,7 +26,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
     if "PYTEST_XDIST_WORKER" not in os.environ:
         make(mine)
         return mine
-    shared = factory.getbasetemp().parent / f"once-{name}"
+    shared = shared_folder(factory) / f"once-{name}"
     with shared.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not shared.with_suffix(".made").exists():

@@ -1,18 +1,16 @@
-"""One of two processes. Started as a program by `test_connectors` (``norm``: a batch norm over both ranks' rows) and by
-`test_ranks` (``steps``: an optimizer's steps on parameters that not all ranks use)."""
+"""One of two processes of `test_connectors` (``norm``: a batch norm over both ranks' rows) and of `test_ranks`
+(``steps``: an optimizer's steps on parameters that not all ranks use)."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from launch import ranks
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import xmodal_kd
 from xmodal_kd.losses.connectors import RowNorm
 from xmodal_kd.runtime.distributed import ProcessRanks, Ranks
 
@@ -43,9 +41,10 @@ def stepped(ranks: Ranks, rank: int) -> dict[str, torch.Tensor]:
     return grads | {name: p.detach() for name, p in values.items()}
 
 
-def main(what: str, folder: Path, rank: int) -> None:
+def main(what: str, folder: Path) -> None:
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
     out = folder / f"rank{rank}.safetensors"
     if what == "steps":
         save_file(stepped(ProcessRanks(torch.device("cpu")), rank), out)
@@ -62,13 +61,6 @@ def norm_of(folder: Path, rank: int) -> dict[str, torch.Tensor]:
 
 def two(what: str, folder: Path) -> list[dict[str, torch.Tensor]]:
     """What each of two processes found."""
-    here, root = Path(__file__).parent, Path(xmodal_kd.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(root)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, what, str(folder)]
-    running = [subprocess.Popen([*command, str(rank)], env=environment, cwd=root) for rank in range(2)]
-    assert [process.wait(timeout=100) for process in running] == [0, 0]
+    with ranks(main, what, folder):
+        pass
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from once import shared_folder
 
+from xmodal_kd.modalities.diffusion.evaluate.classifier import train_classifier
 from xmodal_kd.modalities.diffusion.export import reload_gate as gate
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
 from xmodal_kd.modalities.diffusion.models.process import Process
 
 Make = Callable[..., Denoiser]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The adapter's classifiers are trained once for all tests of the same images, as a run's once for its resumes."""
+    kept = shared_folder(tmp_path_factory) / "classifiers"
+    kept.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xmodal_kd.modalities.diffusion.adapter.train_classifier", partial(train_classifier, cache=kept))
+        yield
 
 
 @pytest.fixture
