@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt
 
-.PHONY: install system lock quickstart assets test lint unit smoke clean
+.PHONY: install system lock quickstart assets test lint fmt unit test-lowest test-latest release-check smoke clean
 
 install: $(STAMP)
 
@@ -56,8 +56,21 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# what lint would complain of and a program can mend
+fmt: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# both ends of the ranges in pyproject.toml, each in an environment of its own; docs/versions.md gets what came of it
+test-lowest test-latest: test-%: install
+	@$(BIN)/python tools/versions.py $*
+
+# sdist and wheel, built and tried by name
+release-check: install
+	@$(BIN)/python tools/release_check.py
 
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
@@ -65,4 +78,4 @@ smoke: install
 	$(BIN)/xmodal-kd run smoke/points
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV)* build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache
