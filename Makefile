@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt
 
-.PHONY: install system lock quickstart assets test test-all lint unit smoke clean
+.PHONY: install system lock quickstart assets test test-all lint fmt unit test-lowest test-latest release-check smoke clean
 
 install: $(STAMP)
 
@@ -56,6 +56,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# what lint would complain of and a program can mend
+fmt: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 # tests in two processes, which share what takes long to make: a worker that is done takes half of what the other has left
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -66,10 +71,18 @@ unit: install
 test-all: install
 	$(PYTEST) -m 'full or not full'
 
+# both ends of the ranges in pyproject.toml, each in an environment of its own; docs/versions.md gets what came of it
+test-lowest test-latest: test-%: install
+	@$(BIN)/python tools/versions.py $*
+
+# sdist and wheel, built and tried by name
+release-check: install
+	@$(BIN)/python tools/release_check.py
+
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
 	$(BIN)/xmodal-kd run smoke/diffusion
 	$(BIN)/xmodal-kd run smoke/points
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV)* build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

@@ -29,10 +29,8 @@ unsigned       1.62 / 1.34 / 1.19    1.62 / 1.34 / 1.19
 ============== ===================== =====================
 
 Unsigned weights are as exact in ONNX Runtime, whose kernels for them widen to 16 bits first; that the numbers of the
-file cannot saturate holds in any runtime. On test, words
-are wrong as often with any of the three as far as 300 utterances tell, but not always as rarely as in float32: where int8
-costs more than noise, report and card say so. The table of sizes above was
-made with 8 bits.
+file cannot saturate holds in any runtime. Where int8 costs more word errors on test than noise, report and card say so.
+The table of sizes above was made with 8 bits.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import sys
@@ -13,6 +14,10 @@ from torch import Tensor
 from xmodal_kd.modalities.speech.evaluate.decode import beam, greedy, spikes
 from xmodal_kd.runtime import binary_packages as binary
 from xmodal_kd.runtime.errors import UserError
+
+needs_flashlight = pytest.mark.skipif(
+    importlib.util.find_spec("flashlight") is None, reason="flashlight-text has no wheel above Python 3.12"
+)
 
 
 def all_sequences(logits: Tensor, blank: int) -> dict[tuple[int, ...], float]:
@@ -43,6 +48,7 @@ def test_spikes_say_when() -> None:
     assert spikes(frames(0, 0)) == []
 
 
+@needs_flashlight
 @pytest.mark.parametrize("blank", [0, 2])
 @pytest.mark.parametrize("sharpness", [0.5, 3.0])
 @pytest.mark.parametrize("seed", range(5))
@@ -57,6 +63,7 @@ def test_a_wide_beam_is_exact(blank: int, sharpness: float, seed: int) -> None:
         assert [score for _, score in found] == sorted((s for _, s in found), reverse=True)
 
 
+@needs_flashlight
 def test_a_narrow_beam_finds_the_best_of_peaky_posteriors() -> None:
     logits = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(0)) * 4
     for found, row in zip(beam(logits, torch.full((8,), 5), beam_size=8), logits, strict=True):
