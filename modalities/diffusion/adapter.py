@@ -67,6 +67,15 @@ class DiffusionAdapter(Adapter):
     def data(self, split: str) -> DiffusionSource:
         return DiffusionSource(self.config, split, load_split(self.config, split), self.streams, self.batch_size)
 
+    def rehearsing(self, items: int) -> DiffusionAdapter:
+        """Judged by as few generated samples as can be; the splits are judged against as they are."""
+        made = copy.copy(self)
+        made.config = self.config.model_copy(update={"samples": max(items, FEWEST), "draws": 1})
+        made.tested, made._judges = {}, {}
+        for split in SPLITS:
+            self.data(split)
+        return made
+
     # ---------------------------------------------------------------- models
 
     @property

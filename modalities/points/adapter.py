@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -96,6 +96,12 @@ class PointsAdapter(Adapter):
         if split not in self._sources:
             self._sources[split] = PointsSource(self.config, split, self.streams, self.batch_size)
         return self._sources[split]
+
+    def rehearsing(self, items: int) -> Adapter:
+        """With a memory of its own of what teachers say: it knows a model by its place, which a later one may take."""
+        made = cast(PointsAdapter, super().rehearsing(items))
+        made._taught = BoundedCache(MEMORY)
+        return made
 
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """The weights of the classes are those of the frames whose labels may be looked at."""
