@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.report.statistics import t_interval
@@ -25,6 +26,7 @@ from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.config import FEWEST, SPLITS, DiffusionData
+from .data.listed import listed
 from .data.source import DiffusionSource, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.judge import Judge
@@ -63,6 +65,10 @@ class DiffusionAdapter(Adapter):
         self.tested: dict[str, dict[str, Any]] = {}
         """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
+
+    @classmethod
+    def files(cls, data: DiffusionData) -> Iterator[Listed]:
+        return listed(data)
 
     def data(self, split: str) -> DiffusionSource:
         return DiffusionSource(self.config, split, load_split(self.config, split), self.streams, self.batch_size)

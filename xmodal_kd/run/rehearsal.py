@@ -98,8 +98,8 @@ class Rehearsing(Engine):
                 parameter.copy_(value)
             if not sound:
                 raise UserError(
-                    f"train.optimizer: one step at its learning rate {highest * self.train.optimizer.lr:g} takes weights "
-                    f"of the {self.target} beyond {LARGEST:g}: lower lr (or lr_scale)"
+                    f"train.optimizer: one step at a learning rate of {highest * self.train.optimizer.lr:g} takes "
+                    f"weights of the {self.target} beyond {LARGEST:g}: lower lr (or lr_scale)"
                 )
 
 
@@ -163,6 +163,9 @@ class Rehearsal:
         yield "splits", lambda: self._data(self.adapter) and None
         for plan in self.role_plans:
             yield plan.role, lambda plan=plan: self.role(plan)  # type: ignore[misc]
+        for plan in self.role_plans:
+            if plan.role not in self.done:
+                yield f"{plan.role}, measured", lambda plan=plan: self.measured(plan)  # type: ignore[misc]
         if isinstance(control_spec(self.loaded.recipe), UntrainedControl):
             yield "control", self.untrained_control
         yield "cards", self.written_cards
@@ -184,17 +187,13 @@ class Rehearsal:
     # ---------------------------------------------------------------- one role
 
     def role(self, plan: RolePlan) -> None:
-        """Train a role for a step, measure it on a few samples, save it; one that is there is measured alone."""
+        """Train a role for a step and save it; one that is there is copied."""
         role, there = plan.role, self.models.get(plan.role)
         if there is not None:
             self.standing[role] = copy.deepcopy(there).eval()
-        else:
-            self.standing[role] = self._trained(plan)
-        if role in self.done:
             return
-        self._measured(plan)
-        if there is None:
-            self._saved(plan)
+        self.standing[role] = self._trained(plan)
+        self._saved(plan)
 
     def _trained(self, plan: RolePlan) -> nn.Module:
         role, train = plan.role, plan.steps
@@ -237,8 +236,8 @@ class Rehearsal:
         key = "train" if not is_teacher(plan.role) else f"{plan.role.replace('-', 's.')}.train"
         ranks = f" on {world} ranks" if world > 1 else ""
         raise UserError(
-            f"{key}.accumulate: {train.accumulate} micro-batches{ranks} need as many samples in a batch, and the largest "
-            f"has {longest}: lower accumulate, or raise {key}.batch_size"
+            f"{key}.accumulate: {train.accumulate} micro-batches{ranks} need as many samples in a batch, and the "
+            f"largest has {longest}: lower accumulate, or raise {key}.batch_size"
         )
 
     def _cached(self, role: str, method: Method) -> None:
@@ -248,7 +247,8 @@ class Rehearsal:
 
     # ---------------------------------------------------------------- what is told of it
 
-    def _measured(self, plan: RolePlan) -> None:
+    def measured(self, plan: RolePlan) -> None:
+        """A role on a few samples of dev and test, and what a user computes with it."""
         role, model, adapter = plan.role, self.standing[plan.role], self._data(self.adapters(plan, None))
         found = {split: self._evaluation(role, model, adapter, plan, split) for split in ("dev", "test")}
         source = adapter.data("test")
@@ -346,7 +346,8 @@ def guarded(name: str) -> Iterator[None]:
         raise UserError(f"{name}: out of memory on its first batch: raise accumulate or lower batch_size") from error
     except Exception as error:  # of a model, a loss or an adapter of the user's own, or of a key nobody checked
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{name}: {text} (in the rehearsal, before anything was trained; --debug shows where)") from error
+        where = "in the rehearsal, before anything was trained; --debug shows where"
+        raise UserError(f"{name}: {text} ({where})") from error
 
 
 __all__ = ["ITEMS", "Rehearsal", "Rehearsing", "changes", "guarded"]
