@@ -160,7 +160,7 @@ class Rehearsal:
         yield "places", lambda: check_places(self.loaded, self.out, [plan.role for plan in self.role_plans])
         yield "teacher cards", self.teacher_cards
         yield "files", lambda: listed_files.of_recipe(self.loaded).refuse()
-        yield "splits", lambda: self._data(self.adapter) and None
+        yield "splits", self.splits
         for plan in self.role_plans:
             yield plan.role, lambda plan=plan: self.role(plan)  # type: ignore[misc]
         for plan in self.role_plans:
@@ -177,6 +177,13 @@ class Rehearsal:
         for plan in self.role_plans:
             if plan.path is not None:
                 cards.licences(plan.path)
+
+    def splits(self) -> None:
+        """There are samples to train with and to measure on."""
+        adapter = self._data(self.adapter)
+        for split in ("train", "dev", "test"):
+            if not len(adapter.data(split)):
+                raise UserError(f"data: the {split} split is empty: give it samples")
 
     def _data(self, adapter: Adapter) -> Adapter:
         """An adapter whose dev and test are short; that they can be made says that the splits are sound."""
