@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.report.statistics import t_interval
@@ -25,6 +26,7 @@ from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.config import FEWEST, SPLITS, DiffusionData
+from .data.listed import listed
 from .data.source import DiffusionSource, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.judge import Judge
@@ -64,8 +66,21 @@ class DiffusionAdapter(Adapter):
         """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
 
+    @classmethod
+    def files(cls, data: DiffusionData) -> Iterator[Listed]:
+        return listed(data)
+
     def data(self, split: str) -> DiffusionSource:
         return DiffusionSource(self.config, split, load_split(self.config, split), self.streams, self.batch_size)
+
+    def rehearsing(self, items: int) -> DiffusionAdapter:
+        """Judged by as few generated samples as can be; the splits are judged against as they are."""
+        made = copy.copy(self)
+        made.config = self.config.model_copy(update={"samples": max(items, FEWEST), "draws": 1})
+        made.tested, made._judges = {}, {}
+        for split in SPLITS:
+            self.data(split)
+        return made
 
     # ---------------------------------------------------------------- models
 

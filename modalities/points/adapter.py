@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
+from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.runtime.bounded_cache import BoundedCache
@@ -27,7 +28,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.augment_config import MOVES
 from .data.config import PointsData, View
 from .data.frame import CLASSES
-from .data.frames import Recorded
+from .data.frames import Joined, Recorded, frames_of
 from .data.simulator.sensors import SENSORS
 from .evaluate.metrics import Tally, miou, miou_interval
 from .export.card import about
@@ -81,7 +82,7 @@ class PointsAdapter(Adapter):
     def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
         # opened now: a folder that is not there must not come out after hours of training
-        self.real = [Recorded(folder, data.sensor, pictures=True) for folder in data.real]
+        self.real = list(_real(data))
         self._sources: dict[str, PointsSource] = {}
         self._labelled: Sequence[int] | None = None
         self._class_weight: Tensor | None = None
@@ -92,10 +93,26 @@ class PointsAdapter(Adapter):
         for folder in self.real if data.needs_pictures else ():
             see(folder[0], View(sees="image"), data)
 
+    @classmethod
+    def files(cls, data: PointsData) -> Iterator[Listed]:
+        for split in () if data.sources == "simulator" and data.unlabelled is None else ("train", "dev", "test"):
+            frames = frames_of(data, split)
+            for part in frames.parts if isinstance(frames, Joined) else (frames,):
+                if isinstance(part, Recorded):
+                    yield from part.files()
+        for folder in _real(data):
+            yield from folder.files()
+
     def data(self, split: str) -> PointsSource:
         if split not in self._sources:
             self._sources[split] = PointsSource(self.config, split, self.streams, self.batch_size)
         return self._sources[split]
+
+    def rehearsing(self, items: int) -> Adapter:
+        """With a memory of its own of what teachers say: it knows a model by its place, which a later one may take."""
+        made = cast(PointsAdapter, super().rehearsing(items))
+        made._taught = BoundedCache(MEMORY)
+        return made
 
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """The weights of the classes are those of the frames whose labels may be looked at."""
@@ -289,6 +306,12 @@ class PointsAdapter(Adapter):
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+def _real(data: PointsData) -> Iterator[Recorded]:
+    """The folders that all roles are measured on at the end."""
+    for folder in data.real:
+        yield Recorded(folder, data.sensor, pictures=True, skipped=Skipped.of(data.skip), beside=True)
 
 
 def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.runtime.errors import UserError
@@ -22,7 +23,8 @@ from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.class_mapping import columns, map_classes
 from xmodal_kd.signals.signals import Layout, Signals
 
-from .data.corpora import SpeechData, build_tokens
+from .data.audio import duration
+from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from .data.source import Sample, SpeechSource
 from .evaluate.decode import greedy
 from .evaluate.score import score
@@ -62,6 +64,12 @@ class SpeechAdapter(Adapter):
         self._names: dict[str, Sequence[str]] = {}
         #: Of a role with a vocabulary of its own, which of its classes each of ours is.
         self._columns: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def files(cls, data: SpeechData) -> Iterator[Listed]:
+        for split in SPLITS:
+            for utterance in utterances(data, split):
+                yield Listed(utterance.key, utterance.path, duration)
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -19,6 +20,9 @@ from ..runtime.registry import Registry, import_object
 from ..signals.signals import Signals
 from .panels import Panel
 from .saved_model import CARD, About
+
+if TYPE_CHECKING:
+    from .listed import Listed
 
 Batch = Mapping[str, Any]
 #: Where a batch holds what a teacher's cache has of it, by the name of the signal.
@@ -158,6 +162,27 @@ class Adapter(Protocol):
     def data(self, split: str) -> Source:
         """``train``, ``dev`` or ``test``."""
         ...
+
+    @classmethod
+    def files(cls, data: Any) -> Iterable[Listed]:
+        """The files that the samples of a checked data section stand on, listed without opening them.
+
+        Raises `UserError` where they cannot be listed.
+        """
+        return ()
+
+    def rehearsing(self, items: int) -> Adapter:
+        """This adapter for a dress rehearsal: dev and test are cut to their first `items` samples.
+
+        It shares what was read and made of the data, and nothing that hangs on a model: what it is told and builds
+        must not reach this one.
+        """
+        from .listed import Few
+
+        made = copy.copy(self)
+        few = {split: Few(self.data(split), items) for split in ("dev", "test")}
+        made.data = lambda split: cast(Source, few[split] if split in few else self.data(split))  # type: ignore[method-assign]
+        return made
 
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""

@@ -148,7 +148,7 @@ def collect(
 def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Layout) -> dict[str, Signal]:
     """Labels and regions; those of the student's kind of row must stand beside its rows."""
     sources = {"labels": "labels", "regions": term.regions}
-    beside = {key: student[source] for key, source in sources.items() if key in spec.inputs}
+    beside = {key: _asked(name, key, student, source) for key, source in sources.items() if key in spec.inputs}
     if "labels" in beside and student.labelled is not None:
         beside["labels"] = _only(beside["labels"], student.labelled[beside["labels"].layout.item])
     for key, signal in beside.items():
@@ -160,6 +160,13 @@ def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Lay
     if "regions" in beside:  # what belongs to no region is no row of this term
         beside["regions"] = _only(beside["regions"], beside["regions"].rows >= 0)
     return beside
+
+
+def _asked(name: str, key: str, signals: Signals, source: str) -> Signal:
+    """A signal by the key of the term that names it."""
+    if source not in signals:
+        raise UserError(f"term {name!r}: {key}: there is no signal {source!r}{nearest(source, list(signals))}")
+    return signals[source]
 
 
 def reads_labels(term: Term, spec: LossSpec) -> bool:
@@ -179,7 +186,7 @@ def _weights(
     """Weights ``(n,)`` of the student's rows; those of weight 0 are invalid."""
     assert term.weights is not None
     theirs = teacher if spec.needs_teacher and teacher is not None and term.weights in teacher else student
-    rows, layout = theirs[term.weights]
+    rows, layout = _asked(name, "weights", theirs, term.weights)
     if rows.ndim != 1 or not all(layout.same_rows(signal.layout) for signal in mine):
         raise UserError(
             f"term {name!r}: weights {term.weights!r} of shape {tuple(rows.shape)} are not one for each of the "

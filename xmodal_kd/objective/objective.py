@@ -351,3 +351,7 @@ class Objective(nn.Module):
             return torch.func.functional_call(term.module, shared, tuple(inputs))
         except ValueError as error:
             raise UserError(f"term {term.name!r}: {error}") from None
+        except ArithmeticError as error:  # of a number of the recipe that no computer holds the square of
+            params = ", ".join(f"{key} {value}" for key, value in term.params.items()) or "its defaults"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"term {term.name!r} cannot be computed ({reason}): change its params: {params}") from None

@@ -5,6 +5,7 @@ A model inherits the licences of what it learned from: those of its own data, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from ..adapter.adapter import is_teacher
 from ..adapter.saved_model import CARD, About
 from ..runtime.checkpoint import read_json, write_bytes, write_json
+from ..runtime.errors import UserError
 from .html import short
 from .markdown import exported, gap, number, result_row, table
 
@@ -60,20 +62,43 @@ def reached(content: Mapping[str, Any], role: str) -> dict[str, Any]:
 def licences(folder: Path) -> list[str]:
     """The licences that the card of a saved model names, by its front matter; none where there is no card."""
     found = front(folder).get("license") or []
-    return [found] if isinstance(found, str) else [str(one) for one in found]
+    several = found if isinstance(found, list) else [found]
+    if any(isinstance(one, dict | list) for one in several):
+        raise UserError(f"{folder / README}: license: a name, or a list of names, is expected: mend the card")
+    return [str(one) for one in several]
 
 
 def front(folder: Path) -> dict[str, Any]:
-    """The front matter of a model's card, ``{}`` where there is none that can be read."""
+    """The front matter of a model's card, ``{}`` where it has none.
+
+    Raises:
+        UserError: it has one that cannot be read: what it says of licences would be lost without a word.
+    """
     path = folder / README
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if not text.startswith("---\n"):
+    if not path.is_file():
         return {}
     try:
-        found = yaml.safe_load(text.split("---\n")[1])
-    except yaml.YAMLError:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as UTF-8 text ({type(error).__name__}): mend the card") from None
+    if not re.match(r"---[ \t]*\n", text):
         return {}
-    return found if isinstance(found, dict) else {}
+    _, matter, *rest = re.split(r"^---[ \t]*\n", f"{text}\n", flags=re.MULTILINE)
+    advice = "mend it (its license is handed down to the student), or remove the lines between the ---"
+    if not rest:
+        raise UserError(f"{path}: its front matter has no end (a line of ---): {advice}")
+    try:
+        found = yaml.safe_load(matter)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 2}" if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{path}{line}: its front matter is not YAML ({why}): {advice}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: its front matter is no mapping of keys: {advice}")
+    return found
 
 
 def _front(about: About, content: Mapping[str, Any], every: Sequence[str]) -> str:

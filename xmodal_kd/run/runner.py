@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -36,6 +36,7 @@ from ..training.loader import steps
 from ..training.method import METHODS, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
+from .rehearsal import Rehearsal
 from .resolved_recipe import changed, resolved
 from .roles import (
     build,
@@ -82,6 +83,8 @@ class Run:
         self.ranks = ranks_of(self.accelerator)
         self.main = self.ranks.main
         self.adapter = make_adapter(loaded, self.streams)
+        #: By the key of another task's data, and by the size of batches.
+        self._adapters: dict[tuple[str | None, int], Adapter] = {(None, self.recipe.train.batch_size): self.adapter}
         self.models: dict[str, nn.Module] = {}
         #: What trained the student, where that is a scheme.
         self.scheme: Scheme | None = None
@@ -151,7 +154,9 @@ class Run:
                 raise UserError(
                     f"{self.out} was started with another recipe ({changed(self.out / RECIPE, self.loaded)})"
                 )
+            self._rehearse(state["roles"])
             return state
+        self._rehearse(())
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             # the recipe is written first: a folder that holds nothing else is a run that was killed at its start
@@ -162,6 +167,18 @@ class Run:
         write_bytes(self.out / RECIPE, yaml.safe_dump(resolved(self.loaded), sort_keys=False).encode())
         write_json(path, state)
         return state
+
+    def _rehearse(self, done: Collection[str]) -> None:
+        """See that the roles that are not `done` can be trained, measured and written. Raises `UserError` if not."""
+        plans = [plan for plan in self.role_plans if self.options.only in (None, plan.role)]
+        if all(plan.role in done for plan in plans):
+            return
+        there = [plan.role for plan in plans if plan.role in done or plan.path is not None]
+        models = {role: self._load(role) for role in there}
+        Rehearsal(
+            self.loaded, self.adapter, self._data_of, plans, self.streams, self.options.device, self.out, models, done
+        ).go()
+        self.accelerator = make_accelerator(self.options.device, self.recipe.train.precision)
 
     def execute(self) -> dict[str, Any]:
         """All parts in order. Returns the report, or ``{}`` after ``--only``."""
@@ -281,9 +298,13 @@ class Run:
     def _data_of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
         """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
         size = self.recipe.train.batch_size if batch_size is None else batch_size
-        if role_plan.data is not None:
-            return other_task(self.loaded, self.adapter, *role_plan.data, size)
-        return self.adapter if batch_size is None else make_adapter(self.loaded, self.streams, size)
+        key = (None if role_plan.data is None else role_plan.data[0], size)
+        if key not in self._adapters:
+            if role_plan.data is not None:
+                self._adapters[key] = other_task(self.loaded, self.adapter, *role_plan.data, size)
+            else:
+                self._adapters[key] = make_adapter(self.loaded, self.streams, size)
+        return self._adapters[key]
 
     def cache_user(self) -> CacheUser:
         """What a teacher's cache takes of this run."""

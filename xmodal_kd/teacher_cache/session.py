@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..adapter.adapter import Adapter, Source, is_teacher
+from ..objective.objective import Objective
 from ..recipe.cache_spec import CacheSpec
 from ..recipe.recipe import Recipe, Train
 from ..runtime.distributed import ranks_of
@@ -58,6 +59,15 @@ def check(recipe: Recipe, adapter: Adapter) -> None:
             )
 
 
+def check_terms(objective: Objective) -> None:
+    """Raises `UserError` for a term whose teacher a cache cannot give."""
+    if (other := next((t for t in objective if t.term.resample not in ("auto", "none")), None)) is not None:
+        raise UserError(
+            f"cache: term {other.name!r} resamples the teacher's rows, and the cache puts them on the student's as "
+            "they are: leave cache out, or let the adapter align them"
+        )
+
+
 @dataclass(frozen=True)
 class CacheUser:
     """What a cache takes of a run: its recipe and folder, its models so far, and how it computes."""
@@ -96,11 +106,7 @@ class Session:
         kinds = 2 if isinstance(source, LabelBudget) else 1
         if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:
             return cls(_around(source, Replayed(inner, spec, kinds)))
-        if (other := next((t for t in method.objective if t.term.resample not in ("auto", "none")), None)) is not None:
-            raise UserError(
-                f"cache: term {other.name!r} resamples the teacher's rows, and the cache puts them on the student's as "
-                "they are: leave cache out, or let the adapter align them"
-            )
+        check_terms(method.objective)
         ranks, teacher = ranks_of(user.accelerator), user.models["teacher"].eval()
         filler = Filler(
             spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, user.streams,

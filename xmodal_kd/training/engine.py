@@ -38,7 +38,7 @@ from ..runtime.random_streams import Streams
 from ..runtime.run_log import RunLog
 from ..runtime.timing import StepTimer
 from . import loader
-from .finite_check import check_finite
+from .finite_check import NotFiniteError, check_finite
 from .gradients import Turn, stepped
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
@@ -215,7 +215,7 @@ class Engine:
         if norm is None:
             return {}
         if self.accelerator.scaler is None and not math.isfinite(norm):
-            raise RunError(f"{self.target}: the gradient became {norm} at step {self.at.step}: lower the lr")
+            raise NotFiniteError(f"{self.target}: the gradient became {norm} at step {self.at.step}: lower the lr")
         return {f"grad_norm/{name}": norm}
 
     @torch.no_grad()

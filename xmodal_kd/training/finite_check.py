@@ -12,12 +12,24 @@ from ..objective.parts import LossOut
 from ..runtime.errors import RunError, UserError
 
 
+class NotFiniteError(RunError):
+    """NaN or Inf of a training whose batch is finite.
+
+    Attributes:
+        term: the part of the loss that it was first seen in; None where a gradient held it.
+    """
+
+    def __init__(self, text: str, term: str | None = None) -> None:
+        super().__init__(text)
+        self.term = term
+
+
 def check_finite(out: LossOut, batch: Batch, role: str, step: int) -> None:
     """Raises at the first NaN or Inf of a loss.
 
     Raises:
         UserError: names the sample that brought it.
-        RunError: names the term, where the batch itself is finite.
+        NotFiniteError: names the term, where the batch itself is finite.
     """
     totals = [part.total.detach() for part in out.parts.values()]
     if totals[0].device.type == "cpu":
@@ -32,7 +44,8 @@ def check_finite(out: LossOut, batch: Batch, role: str, step: int) -> None:
             bad = (~torch.isfinite(value.reshape(len(value), -1)).all(dim=1)).nonzero()[0].item()
             names = batch.get("keys", batch["ids"])
             raise UserError(f"sample {names[bad]}: its {key} hold NaN or Inf (seen at step {step})")
-    raise RunError(
+    raise NotFiniteError(
         f"{role}: term {term!r} became NaN or Inf at step {step}, though its batch is finite: "
-        "lower train.optimizer.lr or the term's weight"
+        "lower train.optimizer.lr or the term's weight",
+        term,
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.adapter.listed import DataSection
 
 SourceName = Literal["digits", "folder", "edm", "arrays"]
 Split = Literal["train", "dev", "test"]
@@ -34,7 +35,7 @@ class SamplingConfig(Strict):
     steps: int = Field(default=64, ge=1)
 
 
-class DiffusionData(Strict):
+class DiffusionData(DataSection):
     """Which samples there are, how they are split, and how generated ones are judged.
 
     Splits are a fixed function of the number of samples, not of the recipe's seed: every seed is measured on the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ class Images:
         labels: ``(n,)`` int64 class numbers, or None.
         class_names: of the k classes, in order; None exactly where `labels` is.
         keys: the name of each sample.
+        skipped: names that ``data.skip`` left out of the files that these come from.
     """
 
     x: npt.NDArray[Any]
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...] | None
     keys: Sequence[str]
+    skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -75,7 +77,7 @@ class Images:
 
     def unlabelled(self) -> Images:
         """The same samples without their classes."""
-        return Images(self.x, None, None, self.keys)
+        return Images(self.x, None, None, self.keys, self.skipped)
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,14 @@ def read_digits() -> Images:
 
 
 def read_images(
-    path: Path, kind: str, expected: Expected, *, conditional: bool, classes: tuple[str, ...] | None = None
-) -> Images:
+    path: Path, kind: str, expected: Expected, *, conditional: bool, classes: tuple[str, ...] | None = None,
+    keep: Callable[[Sequence[str]], list[str]] = list,
+) -> Images:  # fmt: skip
     """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8.
 
     Args:
         classes: what classes are called where the source only numbers them.
+        keep: those of all names that are read.
     Raises:
         UserError: no images, one that is broken or not as `expected`, labels that are wrong, or, if `conditional`,
             missing.
@@ -110,6 +114,9 @@ def read_images(
         labelling = store.labelling(classes)
         if labelling is None and conditional:
             raise UserError(store.unlabelled())
+        store.names = keep(store.names)
+        if not store.names:
+            raise UserError(f"data.skip: it leaves out every image of {path}")
         x = _decode(store, expected)
         if labelling is None:
             return Images(x, None, None, store.names)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -13,17 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
 from .arrays import read_arrays
 from .config import SPLITS, TEST, DiffusionData, ProcessConfig, SamplingConfig, Split
 from .images import Expected, Images, read_digits, read_images
+from .listed import key_of
 
 __all__ = ["DiffusionData", "DiffusionSource", "Images", "ProcessConfig", "Sample", "SamplingConfig", "load_split"]
 
 #: The keys of the data section that decide what is read and how it is split.
-DECISIVE = ("sources", "path", "test_path", "dev", "test", "conditional", "size", "mode")
+DECISIVE = ("sources", "path", "test_path", "dev", "test", "conditional", "size", "mode", "skip")
 
 
 def load_split(config: DiffusionData, split: str) -> Images:
@@ -38,7 +41,7 @@ def load_split(config: DiffusionData, split: str) -> Images:
     if split not in SPLITS:
         raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
     decisive = {key: getattr(config, key) for key in DECISIVE}
-    for key in ("path", "test_path"):
+    for key in ("path", "test_path", "skip"):
         if decisive[key] is not None:
             decisive[key] = Path.cwd() / decisive[key].expanduser()  # a relative path means another file elsewhere
     return _splits(DiffusionData(**decisive))[split]
@@ -61,7 +64,8 @@ def _splits(config: DiffusionData) -> dict[Split, Images]:
         if config.conditional:
             raise UserError(f"data: {config.path} has one class only: set data.conditional to false")
         whole, test = whole.unlabelled(), test.unlabelled()
-    splits: dict[Split, Images] = {"train": whole.take(parts[-1]), "dev": whole.take(parts[1]), "test": test}
+    train = replace(whole.take(parts[-1]), skipped=whole.skipped)
+    splits: dict[Split, Images] = {"train": train, "dev": whole.take(parts[1]), "test": test}
     if config.conditional:
         _check_classes(splits["train"])
     return splits
@@ -89,7 +93,7 @@ def _own_test(config: DiffusionData, path: Path, train: Images) -> Images:
         return test
     if config.test > len(test):
         raise UserError(f"data.test: {config.test} test samples are asked for, {path} has {len(test)}")
-    return test.take(_cut(len(test), [config.test])[0])
+    return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped)
 
 
 def _read(config: DiffusionData, path: Path | None, train: Images | None) -> Images:
@@ -99,12 +103,18 @@ def _read(config: DiffusionData, path: Path | None, train: Images | None) -> Ima
     if not path.exists():
         raise UserError(f"data.{'path' if train is None else 'test_path'}: {path} does not exist")
     classes = None if train is None else train.class_names
+    skipped = Skipped.of(config.skip)
     if config.sources == "arrays":
-        return read_arrays(path, conditional=config.conditional, classes=classes)
+        every = read_arrays(path, conditional=config.conditional, classes=classes)
+        if train is not None or not skipped.keys:
+            return every
+        return replace(every.take(skipped.keep(range(len(every)), str)), skipped=skipped.found)
     expected = Expected(config.size, config.mode)
     if train is not None:
         expected = Expected(train.shape[-1], {1: "L", 3: "RGB"}[train.shape[0]], "as the training images")
-    return read_images(path, config.sources, expected, conditional=config.conditional, classes=classes)
+    keep = partial(skipped.keep, key=lambda name: key_of(path, name, train is not None))
+    found = read_images(path, config.sources, expected, conditional=config.conditional, classes=classes, keep=keep)
+    return replace(found, skipped=skipped.found)  # fmt: skip
 
 
 def _check_classes(train: Images) -> None:
@@ -187,6 +197,7 @@ class DiffusionSource:
         """Facts for the report; nothing is ever left out: what is broken or of another shape is an error."""
         return {
             "samples": len(self),
+            "skipped": len(self.images.skipped),
             "left_out": 0,
             "shape": list(self.images.shape),
             "classes": self.images.classes,

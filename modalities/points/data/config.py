@@ -83,7 +83,7 @@ class Folder(Strict):
     """How often they stand among the training frames, so that a few are not lost among many."""
 
 
-class PointsData(Strict):
+class PointsData(DataSection):
     """Frames, and who sees what of them."""
 
     sources: Source = "simulator"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.runtime.errors import UserError
 
 from .config import Folder, PointsData
 from .frame import Frame
 from .readers import READERS
+from .readers.base import look
 from .rings import find_rings
 from .simulator.camera import CameraSpec
 from .simulator.cast import simulate
@@ -45,13 +47,18 @@ def frames_of(data: PointsData, split: str) -> Frames:
     else:
         assert data.path is not None
         folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
-        found = Recorded(folder, data.sensor, sweeps=sweeps, pictures=data.needs_pictures)
+        found = Recorded(
+            folder, data.sensor, sweeps=sweeps, pictures=data.needs_pictures, skipped=Skipped.of(data.skip)
+        )
         if split != "train" and not found.labelled:
             raise UserError(
                 f"{data.path}: {data.sources} has no labels by point, so nothing can be measured on {split}"
             )
     if split == "train" and data.unlabelled is not None:
-        more = Recorded(data.unlabelled, data.sensor, sweeps=sweeps, pictures=data.needs_pictures)
+        more = Recorded(
+            data.unlabelled, data.sensor, sweeps=sweeps, pictures=data.needs_pictures, skipped=Skipped.of(data.skip),
+            beside=True,
+        )  # fmt: skip
         return Joined(found, more)
     return found
 
@@ -81,9 +88,17 @@ class Simulated:
 
 
 class Recorded:
-    """Frames of a folder, in its order."""
+    """Frames of a folder, in its order.
 
-    def __init__(self, folder: Folder, sensor: str, *, sweeps: int = 1, pictures: bool = False) -> None:
+    Args:
+        skipped: frames that are left out, by key.
+        beside: whether it stands beside the data's own folder, so that its keys need the folder's name.
+    """
+
+    def __init__(
+        self, folder: Folder, sensor: str, *, sweeps: int = 1, pictures: bool = False, skipped: Skipped | None = None,
+        beside: bool = False,
+    ) -> None:  # fmt: skip
         self.folder, self.sweeps, self.pictures = folder, sweeps, pictures
         self.beams = len(SENSORS[sensor].elevations)
         self.reader = READERS[folder.sources](Path(folder.path))
@@ -93,14 +108,29 @@ class Recorded:
                 f"{folder.path}: frames {first} to {'the end' if last is None else last} of {len(self.reader)}: "
                 "first and last count from 0, last is not among them"
             )
-        self.indexes = range(first, len(self.reader) if last is None else last)
+        self.beside, self.skipped = beside, skipped or Skipped()
+        every = range(first, len(self.reader) if last is None else last)
+        self.indexes = self.skipped.keep(every, self.key)
+        if not self.indexes:
+            raise UserError(f"{folder.path}: data.skip leaves out all {len(every)} frames from {first}")
 
     def __len__(self) -> int:
         return len(self.indexes)
 
     @property
     def labelled(self) -> Sequence[int]:
-        return range(len(self)) if self.reader.classes else ()
+        return [i for i, at in enumerate(self.indexes) if self.reader.labelled(at)] if self.reader.classes else ()
+
+    def key(self, at: int) -> str:
+        """How ``data.skip`` names a frame of the reader."""
+        name = self.reader.keys[at]
+        return f"{self.folder.path}/{name}" if self.beside else name
+
+    def files(self) -> Iterator[Listed]:
+        """Of all frames, and of the sweeps before them."""
+        for at in self.indexes:
+            for path in self.reader.files(at, self.pictures):
+                yield Listed(self.key(at), path, look)
 
     def __getitem__(self, index: int) -> list[Frame]:
         """The newest frame first; the first ones of a drive have fewer before them."""
@@ -109,6 +139,8 @@ class Recorded:
         for back in range(at - 1, max(at - self.sweeps, -1), -1):
             if _drive(self.reader.keys[back]) != _drive(self.reader.keys[at]):
                 break
+            if self.key(back) in self.skipped.keys:
+                continue
             sweeps.append(self._frame(back, pictures=False))
         return sweeps
 
@@ -119,6 +151,7 @@ class Recorded:
     def describe(self) -> dict[str, Any]:
         return {
             "sources": self.folder.sources, "first": self.indexes[0], "last": self.indexes[-1],
+            "skipped": len(self.skipped.found),
             "warnings": list(self.reader.warnings),
         }  # fmt: skip
 

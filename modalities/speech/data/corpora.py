@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.adapter.listed import DataSection, Skipped
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from .augment import Augment
@@ -31,7 +31,7 @@ Sources = Annotated[
 ]
 
 
-class SpeechData(Strict):
+class SpeechData(DataSection):
     """Where the recordings are, how they are split, and what a recogniser hears and writes.
 
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
@@ -78,9 +78,11 @@ class SpeechData(Strict):
         return self
 
 
-def utterances(data: SpeechData, split: str) -> list[Utterance]:
-    """The recordings of `split`, sorted.
+def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> list[Utterance]:
+    """The recordings of `split`, sorted, but for those of ``data.skip``.
 
+    Args:
+        skipped: is told which those are; it was made of ``data.skip``.
     Raises:
         UserError: it names the key of `data` that is at fault: a path that does not exist, a speaker that nobody is,
             a split without recordings, a recording in two splits.
@@ -96,6 +98,7 @@ def utterances(data: SpeechData, split: str) -> list[Utterance]:
     if data.by_speaker:
         _check_known(data, {utterance.speaker for utterance in found})
         found = [utterance for utterance in found if utterance.speaker in data.speakers[split]]
+    found = (skipped or Skipped.of(data.skip)).keep(found, lambda utterance: utterance.key)
     if not found:
         raise UserError(f"data.path: {data.path} has no utterance for the {split} split")
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -86,8 +87,14 @@ class SpeechSource:
         self.left_out: list[tuple[str, str]] = []
         self.items: list[Item] = []
         self.targets: list[list[int]] = []
-        for item in _items(data, split, streams):
+        self.skipped = Skipped.of(data.skip)
+        for item in _items(data, split, streams, self.skipped):
             self._take(item)
+        if split != "train" and not any(self.targets):
+            raise UserError(
+                f"data: no utterance of the {split} split has a text ({len(self.items)} utterances): nothing can be "
+                "measured there: give their transcripts"
+            )
         if not self.items:
             key, reason = self.left_out[0]
             raise UserError(f"data: every utterance of the {split} split is left out; the first, {key}: {reason}")
@@ -209,14 +216,15 @@ class SpeechSource:
             "utterances": len(self),
             "hours": sum(item.seconds for item in self.items) / 3600,
             "speakers": sorted({item.speaker for item in self.items}),
+            "skipped": len(self.skipped.found),
             "left_out": len(self.left_out),
             "left_out_examples": [{"key": key, "reason": reason} for key, reason in self.left_out[:20]],
         }
 
 
-def _items(data: SpeechData, split: str, streams: Streams) -> list[Item]:
+def _items(data: SpeechData, split: str, streams: Streams, skipped: Skipped) -> list[Item]:
     """The utterances of a split as they are recorded, or as they are composed."""
-    found, rate = utterances(data, split), data.features.sample_rate
+    found, rate = utterances(data, split, skipped), data.features.sample_rate
     if data.compose is not None:
         return _composed(Composer(data.compose, found, streams, split, rate))
     return [_recorded(utterance, rate) for utterance in found]

@@ -14,6 +14,12 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..frame import Camera, Frame, Picture, Scan
 
+#: Bytes of a record, by the end of a file's name; the longer names first.
+RECORDS = {".pcd.bin": 20, ".bin": 16, ".label": 4}
+#: What a photograph ends with; a camera may leave some bytes behind it.
+ENDS = {".png": b"IEND", ".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9"}
+TAIL = 4096
+
 Matrix = npt.NDArray[np.float64]
 
 #: How far from orthonormal a rotation may be: files carry seven digits.
@@ -47,6 +53,14 @@ class Reader(Protocol):
         Raises:
             UserError: a file that is missing, broken or impossible; it names it.
         """
+        ...
+
+    def files(self, i: int, pictures: bool = True) -> Sequence[Path]:
+        """What `frame` will read."""
+        ...
+
+    def labelled(self, i: int) -> bool:
+        """Whether the points of frame `i` have labels."""
         ...
 
 
@@ -128,6 +142,26 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
         raise UserError(f"{path}: not a photograph that Pillow can read ({type(error).__name__})") from error
+
+
+def look(path: Path) -> None:
+    """Raises `UserError` for a file that is there and cannot be a scan, labels or a photograph, by what it begins with
+    or how long it is."""
+    name, size = path.name.lower(), path.stat().st_size
+    record = next((length for end, length in RECORDS.items() if name.endswith(end)), None)
+    if record is not None and size % record:
+        raise UserError(f"{path}: {size} bytes are no multiple of a record of {record}: is it cut?")
+    if path.suffix.lower() in ENDS:
+        try:
+            with Image.open(path):
+                pass
+        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+            raise UserError(f"{path}: not a photograph that Pillow can read ({type(error).__name__})") from error
+        with path.open("rb") as file:
+            file.seek(-min(size, TAIL), 2)
+            whole = ENDS[path.suffix.lower()] in file.read()
+        if not whole:
+            raise UserError(f"{path}: the photograph is cut: it has no end")
 
 
 def photograph(path: Path, intrinsics: Matrix, lidar_to_camera: Matrix, scan: Scan) -> Picture:

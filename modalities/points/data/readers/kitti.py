@@ -70,6 +70,17 @@ class Kitti:
         boxes = read_boxes(labels, calibration.lidar_to_rectified) if labelled else None
         return Frame(self.keys[i], scan, pictures=taken, boxes=boxes)
 
+    def files(self, i: int, pictures: bool = True) -> list[Path]:
+        part, name = self._frames[i]
+        photographed, labelled = pictures and self._has(part, "image_2"), self._has(part, "label_2")
+        found = [part / "velodyne" / f"{name}.bin"]
+        found += [part / "calib" / f"{name}.txt"] if photographed or labelled else []
+        found += [part / "image_2" / f"{name}.png"] if photographed else []
+        return found + ([part / "label_2" / f"{name}.txt"] if labelled else [])
+
+    def labelled(self, i: int) -> bool:
+        return False
+
     @staticmethod
     def _has(part: Path, kind: str) -> bool:
         return (part / kind).is_dir()

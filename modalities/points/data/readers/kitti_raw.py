@@ -55,6 +55,14 @@ class KittiRaw:
         path = drive / PHOTOGRAPHS / f"{name}.png"
         return Frame(self.keys[i], scan, pictures=(base.photograph(path, *self._calibrations[drive], scan),))
 
+    def files(self, i: int, pictures: bool = True) -> list[Path]:
+        drive, name = self._frames[i]
+        photographed = pictures and drive in self._calibrations
+        return [drive / SCANS / f"{name}.bin", *([drive / PHOTOGRAPHS / f"{name}.png"] if photographed else [])]
+
+    def labelled(self, i: int) -> bool:
+        return False
+
 
 def read_raw_calibration(drive: Path) -> tuple[Matrix, Matrix, str | None]:
     """Intrinsics and LiDAR to camera 2, and a warning if the projection lacks camera 2's baseline.

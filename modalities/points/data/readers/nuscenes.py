@@ -43,14 +43,27 @@ class NuScenes:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def files(self, i: int, pictures: bool = True) -> list[Path]:
+        folder = self._folders[i]
+        path, content = self._described(i)
+        images = _get(content, path, "images").values() if pictures else ()
+        named = [_get(content, path, "lidar", "file"), *(_get(image, path, "file") for image in images)]
+        return [path, *(folder / name for name in named)]
+
+    def labelled(self, i: int) -> bool:
+        return False
+
+    def _described(self, i: int) -> tuple[Path, Any]:
+        path = self._folders[i] / DESCRIPTION
+        try:
+            return path, json.loads(base.read_text(path))
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from error
+
     def frame(self, i: int, pictures: bool = True) -> Frame:
         """Frame `i`, without the points on the car itself."""
         folder = self._folders[i]
-        path = folder / DESCRIPTION
-        try:
-            content = json.loads(base.read_text(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from error
+        path, content = self._described(i)
         scan = read_points(folder / _get(content, path, "lidar", "file"))
         far = scan.distance > NEAREST
         if not far.any():

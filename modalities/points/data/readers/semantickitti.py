@@ -93,6 +93,15 @@ class SemanticKitti:
             taken = (base.photograph(sequence.folder / "image_2" / f"{name}.png", *sequence.camera, scan),)
         return Frame(self.keys[i], scan, self._pose(sequence, name), taken)
 
+    def files(self, i: int, pictures: bool = True) -> list[Path]:
+        sequence, name = self._frames[i]
+        found = [sequence.folder / "velodyne" / f"{name}.bin"]
+        found += [sequence.folder / "labels" / f"{name}.label"] if sequence.labelled else []
+        return found + ([sequence.folder / "image_2" / f"{name}.png"] if pictures and sequence.camera else [])
+
+    def labelled(self, i: int) -> bool:
+        return self._frames[i][0].labelled
+
     def _open(self, folder: Path) -> Sequence:
         posed, photographed = (folder / "poses.txt").is_file(), (folder / "image_2").is_dir()
         labelled = (folder / "labels").is_dir()

@@ -1,0 +1,150 @@
+"""Every file that a run's samples stand on, looked at before it trains: there, not empty, its header sound.
+
+What was sound is remembered by size and time, so that a second look is a stat alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapter.adapter import adapter_class
+from ..adapter.listed import Listed, named
+from ..recipe.recipe import Loaded
+from ..runtime.errors import UserError
+
+#: Threads that look, and files that one of them takes at once.
+THREADS, TAKEN = 16, 256
+CREATE = "create table if not exists sound (path text, part text, size int, time int, primary key (path, part))"
+#: Key of a file in the memory: its path and the part that is looked at; and what was seen of it.
+Known = dict[tuple[str, str], tuple[int, int]]
+Row = tuple[str, str, int, int]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A file that will not do, and whose it is."""
+
+    key: str
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found of all files: how many there are, how many were opened now, and which will not do."""
+
+    files: int
+    opened: int
+    bad: Sequence[Bad]
+
+    def refuse(self) -> None:
+        """Raises `UserError` for the bad files: the first by what is wrong with it, the others by name and number."""
+        if not self.bad:
+            return
+        first, keys = self.bad[0], list(dict.fromkeys(bad.key for bad in self.bad))
+        more = f" ({len(keys):,} samples cannot be read: {named(keys)})" if len(keys) > 1 else ""
+        raise UserError(
+            f"sample {first.key}: {first.why}{more}: mend it, or leave it out: check --bad FILE lists what data.skip "
+            "leaves out"
+        )
+
+
+def look(listed: Iterable[Listed]) -> Looked:
+    """Look at every file once, in threads; `Listed.look` is asked of those that are new or changed."""
+    found = {(_name(one), one.part): one for one in listed}
+    with _memory() as memory:
+        known = _read(memory, os.path.commonpath([path for path, _ in found])) if memory is not None and found else {}
+        pieces = _pieces(list(found.values()))
+        with ThreadPoolExecutor(THREADS) as pool:
+            seen = list(pool.map(lambda piece: [_look(one, known) for one in piece], pieces))
+        results = [one for piece in seen for one in piece]
+        fresh = [row for row in results if isinstance(row, tuple)]
+        if memory is not None and fresh:
+            _write(memory, fresh)
+    bad = [one for one in results if isinstance(one, Bad)]
+    return Looked(len(found), len(fresh) + len(bad), bad)
+
+
+def of_recipe(loaded: Loaded) -> Looked:
+    """Of the recipe's data section. Raises `UserError` where its files cannot be listed."""
+    kind = adapter_class(loaded.recipe.modality)
+    return look(kind.files(loaded.validate(kind.Data, loaded.recipe.data, ("data",))))
+
+
+def _name(one: Listed) -> str:
+    return os.path.abspath(one.path)  # noqa: PTH100 - links are files of their own, and this is quick
+
+
+def _pieces(listed: Sequence[Listed]) -> list[Sequence[Listed]]:
+    size = max(1, min(TAKEN, len(listed) // THREADS + 1))
+    return [listed[start : start + size] for start in range(0, len(listed), size)]
+
+
+def _look(one: Listed, known: Known) -> Bad | Row | None:
+    """What is wrong with a file, or its line in the memory; None for one that is there already."""
+    try:
+        there = one.path.stat()
+        if not there.st_size:
+            return Bad(one.key, one.path, f"{one.path}: empty: it holds no bytes")
+        key, seen = (_name(one), one.part), (there.st_size, there.st_mtime_ns)
+        if known.get(key) == seen:
+            return None
+        one.look(one.path)
+        return (*key, *seen)
+    except FileNotFoundError:
+        return Bad(one.key, one.path, f"{one.path}: no such file")
+    except OSError as error:
+        return Bad(one.key, one.path, f"{one.path}: not readable ({error.strerror})")
+    except UserError as error:
+        return Bad(one.key, one.path, str(error))
+
+
+# ---------------------------------------------------------------- what was sound
+
+
+@contextmanager
+def _memory() -> Iterator[sqlite3.Connection | None]:
+    """The user's, shared by all runs; None where there cannot be one, which costs time and nothing else."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        folder = base / "xmodal-kd"
+        folder.mkdir(parents=True, exist_ok=True)
+        memory = sqlite3.connect(folder / "files.sqlite", timeout=2.0)
+        memory.execute(CREATE)
+    except (OSError, RuntimeError, sqlite3.Error):
+        yield None
+        return
+    with closing(memory):
+        yield memory
+
+
+def _read(memory: sqlite3.Connection, above: str) -> Known:
+    """What is known of the files below a folder."""
+    try:
+        rows = memory.execute("select * from sound where path >= ? and path < ?", (above, f"{above}\U0010ffff"))
+        return {(path, part): (size, time) for path, part, size, time in rows}
+    except sqlite3.Error:
+        return {}
+
+
+def _write(memory: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    try:
+        with memory:
+            memory.executemany("insert or replace into sound values (?, ?, ?, ?)", rows)
+    except sqlite3.Error:
+        return
+
+
+def by_reason(bad: Sequence[Bad]) -> Counter[str]:
+    """How many files are bad for the same reason, their own names left out."""
+    return Counter(one.why.removeprefix(f"{one.path}: ") for one in bad)
+
+
+__all__ = ["Bad", "Looked", "by_reason", "look", "of_recipe"]

@@ -1,0 +1,70 @@
+"""Every place that a run will write to, opened for writing before it computes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from ..recipe.recipe import Loaded
+from ..runtime.device import check_trackers
+from ..runtime.errors import UserError
+from ..teacher_cache.store import Store
+
+
+def check_places(loaded: Loaded, out: Path, roles: list[str]) -> None:
+    """Raises `UserError` for a folder that a run in `out` could not write, by the key that names it."""
+    check_trackers(loaded.recipe.trackers)
+    for key, folder in _folders(loaded, out, roles):
+        writable(folder, key)
+    for key, file in _files(out, roles):
+        if file.is_dir():
+            raise UserError(f"{key}: {file} cannot be written: it is a folder: remove it, or choose another {key}")
+    if loaded.recipe.cache is not None:
+        Store(_cache(loaded, out)).entries()  # an environment that is there can be opened
+
+
+def _folders(loaded: Loaded, out: Path, roles: list[str]) -> Iterator[tuple[str, Path]]:
+    yield "--out", out
+    yield "--out", out / "logs"
+    for role in roles:
+        yield "--out", out / "checkpoints" / role
+        yield "--out", out / role
+    if loaded.recipe.cache is not None:
+        key = "--out" if loaded.recipe.cache.path is None else "cache.path"
+        yield key, _cache(loaded, out) / "rank-0"
+
+
+def _files(out: Path, roles: list[str]) -> Iterator[tuple[str, Path]]:
+    for name in ("state.json", "recipe.yaml", "report.json", "report.md", "report.html", "panels.json"):
+        yield "--out", out / name
+    for role in roles:
+        yield "--out", out / role / "README.md"
+
+
+def _cache(loaded: Loaded, out: Path) -> Path:
+    assert loaded.recipe.cache is not None
+    return (loaded.recipe.cache.path or out / "cache").expanduser().absolute()
+
+
+def writable(folder: Path, key: str) -> None:
+    """Raises `UserError` where `folder`, or the folders above it that are not there yet, cannot be written to.
+
+    Nothing is left behind.
+    """
+    place = folder.expanduser().absolute()
+    try:
+        while not place.exists():
+            if place.is_symlink():
+                raise UserError(f"{key}: {folder} cannot be written: {place} links to nothing: choose another {key}")
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{key}: {folder} cannot be written: {place} is no folder: choose another {key}")
+        with TemporaryFile(dir=place, prefix=".rehearsal-") as file:
+            file.write(b"\0")
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(f"{key}: {folder} cannot be written: {why} in {place}: choose another {key}") from error
+
+
+__all__ = ["check_places", "writable"]
