@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = [
     Requirement(line) for line in (ROOT / "requirements/lock.txt").read_text().splitlines() if line[:1] not in ("#", "")
@@ -65,8 +65,8 @@ def test_lock_names_no_address() -> None:
     [
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left: "),
         (
-            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(... Temporary failure in name "
-            "resolution)'\nERROR: No matching distribution found for torch",
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(... Temporary failure in "
+            "name resolution)'\nERROR: No matching distribution found for torch",
             "the package index cannot be reached: ",
         ),
         ("ERROR: No matching distribution found for open3d>=0.20", "the package index has no open3d>=0.20 for Python "),
