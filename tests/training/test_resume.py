@@ -22,9 +22,10 @@ from toy import RECIPE, adapter, engine, roles
 import xmodal_kd
 from xmodal_kd.cli.main import call
 from xmodal_kd.recipe.recipe import Optimizer, Train
-from xmodal_kd.runtime.checkpoint import Checkpoints, digest, read_json
+from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.interrupt import Interrupted
+from xmodal_kd.runtime.saved_steps import Checkpoints
 from xmodal_kd.training.engine import Engine
 
 ROOT = Path(xmodal_kd.__file__).parents[1]
