@@ -116,7 +116,9 @@ def test_the_best_is_what_it_was(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is of step 2, the best was at step 4"):
         checkpoints.read_best(at)
     flip(checkpoints.best() / TENSORS)
-    with pytest.raises(UserError, match=r"best is damaged: tensors.safetensors is not what was written.*--accept-chang"):
+    with pytest.raises(
+        UserError, match=r"best is damaged: tensors.safetensors is not what was written.*--accept-chang"
+    ):
         checkpoints.read_best(at)
     shutil.rmtree(checkpoints.best())
     with pytest.raises(UserError, match=r"best is gone, the best weights \(of step 4\).*--accept-changes"):

@@ -83,7 +83,7 @@ def _stop_after(built: Engine, step: int) -> None:
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     made(tmp_path, 0).fit()
     models = roles(adapter(), student={"width": 9, "batch_norm": True})
-    other = engine(tmp_path, Train(steps=2, batch_size=8), models=models)
+    other = engine(tmp_path, Train(steps=STEPS, batch_size=8), models=models)
     with pytest.raises(UserError, match=r"'body\.0\.bias' is \(8,\), the model's \(9,\)"):
         other.fit(resume=True)
 

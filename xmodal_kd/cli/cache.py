@@ -11,7 +11,8 @@ import torch
 from ..recipe.recipe import Loaded, load
 from ..run.resolved_recipe import resolved
 from ..run.roles import labelled_by, make_method, models_of, training_source
-from ..run.runner import STATE, Options, Run
+from ..run.run_folder import STATE
+from ..run.runner import Options, Run
 from ..runtime.errors import UserError
 from ..teacher_cache.session import Session
 from ..training.loader import steps

@@ -56,7 +56,9 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
     try:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+        raise UserError(
+            f"{path} is not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from None
 
 
 def parse_json(text: str | bytes, name: Path | str) -> Any:
@@ -87,7 +89,7 @@ def _holds(level: list[Any]) -> bool:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The regular file `name` of a folder that was received from others; None where it, or its target, lies elsewhere."""
+    """The regular file `name` of a folder received from others; None where it, or its target, lies elsewhere."""
     try:
         path, root = (folder / name).resolve(), folder.resolve()
         return path if path.is_relative_to(root) and path.is_file() else None

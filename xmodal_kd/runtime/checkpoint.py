@@ -19,6 +19,7 @@ from .bounded_files import MOST_JSON, parse_json, read_bytes, regular
 from .errors import RunError, UserError
 from .leftovers import temporary
 
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """A full disk, a size limit or a missing permission becomes one line that names the file."""

@@ -1,8 +1,8 @@
 """The checkpoints of one training, each of which knows its own bytes and whose it is.
 
 A checkpoint is a folder ``step-00000120`` with ``tensors.safetensors`` and ``state.json``; it is written under a
-temporary name, flushed to the disk and renamed, so a kill at any moment leaves the last complete one. Its ``state.json``
-holds the digest of every file, itself included, and the training that wrote it.
+temporary name, flushed to the disk and renamed, so a kill at any moment leaves the last complete one. Its
+``state.json`` holds the digest of every file, itself included, and the training that wrote it.
 """
 
 from __future__ import annotations

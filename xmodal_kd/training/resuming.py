@@ -1,4 +1,4 @@
-"""Where a training goes on: the newest checkpoint that is sound, this training's, and has its best weights beside it."""
+"""Where a training goes on: the newest checkpoint that is sound and this training's, its best weights beside it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def best_of(stage: Stage, stages: Sequence[Stage]) -> str:
     return stage.name if len(stages) > 1 else ""
 
 
-def find_place(
-    checkpoints: Checkpoints, stages: Sequence[Stage], ranks: Ranks, *, resume: bool, accept: bool
-) -> Place:
+def find_place(checkpoints: Checkpoints, stages: Sequence[Stage], ranks: Ranks, *, resume: bool, accept: bool) -> Place:
     """The place to go on from; the main process looks, all obey. What is not as it should be is printed and noted.
 
     Args:
