@@ -425,7 +425,7 @@ def test_a_process_inherits_its_lock_and_hears_signals(tmp_path: Path, monkeypat
     until = monotonic() + 60
     while not (tmp_path / "log").read_text() and monotonic() < until:
         sleep(0.02)
-    assert (tmp_path / "log").read_text() == "-m xmodal_kd run toy 2\n"
+    assert (tmp_path / "log").read_text() == "-P -m xmodal_kd run toy 2\n"
     child.send_signal(signal.SIGTERM)
     while child.poll() is None and monotonic() < until:
         sleep(0.02)

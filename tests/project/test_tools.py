@@ -65,8 +65,8 @@ def test_lock_names_no_address() -> None:
     [
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left: "),
         (
-            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(... Temporary failure in "
-            "name resolution)'\nERROR: No matching distribution found for torch",
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(... Temporary failure "
+            "in name resolution)'\nERROR: No matching distribution found for torch",
             "the package index cannot be reached: ",
         ),
         ("ERROR: No matching distribution found for open3d>=0.20", "the package index has no open3d>=0.20 for Python "),

@@ -280,7 +280,8 @@ def test_the_fingerprint_is_of_what_decides_the_result(tmp_path: Path) -> None:
     def of(*overrides: str) -> str:
         return read(tmp_path, TEXT, *overrides).recipe.fingerprint()
 
-    assert of() == of("out=elsewhere") == of("trackers=[]") == of("seed=1")
+    assert of() == of("out=elsewhere") == of("trackers=[]") == of("seed=1") == of("train.workers=2")
+    assert of("cache={path: a}") == of("cache={path: b}") == of("cache={}") != of()
     assert len({of(), of("seed=2"), of("data.path=b"), of("objective.1.weight=0.6"), of("train.steps=11")}) == 5
 
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from xmodal_kd.recipe.recipe import Optimizer
-from xmodal_kd.runtime import checkpoint
+from xmodal_kd.runtime import saved_steps
 from xmodal_kd.runtime.checkpoint import (
-    Checkpoints,
     digest,
     load_optimizer,
     load_weights,
@@ -33,6 +32,7 @@ from xmodal_kd.runtime.checkpoint import (
     write_tensors,
 )
 from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.saved_steps import Checkpoints
 from xmodal_kd.training.optim import build_optimizer
 
 
@@ -210,8 +210,8 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from xmodal_kd.runtime.checkpoint import Checkpoints
 from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.saved_steps import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]))
 checkpoints.save(1, {"w": torch.zeros(10)}, {"step": 1})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -240,7 +240,7 @@ def test_tidy_brings_back_an_interrupted_best(
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_best({"w": torch.tensor(1.0)}, {"value": 1})
     calls = 0
-    rename, rmtree = Path.rename, checkpoint.shutil.rmtree
+    rename, rmtree = Path.rename, saved_steps.shutil.rmtree
 
     class Killed(BaseException): ...
 
@@ -258,7 +258,7 @@ def test_tidy_brings_back_an_interrupted_best(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted)
-        patch.setattr(checkpoint.shutil, "rmtree", dies)
+        patch.setattr(saved_steps.shutil, "rmtree", dies)
         with pytest.raises(Killed):
             checkpoints.save_best({"w": torch.tensor(2.0)}, {"value": 2})
     assert any(name.startswith(".") for name in files(tmp_path))

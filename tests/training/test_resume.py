@@ -23,9 +23,10 @@ from toy import RECIPE, adapter, engine, roles
 import xmodal_kd
 from xmodal_kd.cli.main import call
 from xmodal_kd.recipe.recipe import Optimizer, Train
-from xmodal_kd.runtime.checkpoint import Checkpoints, digest, read_json
+from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.interrupt import Interrupted
+from xmodal_kd.runtime.saved_steps import Checkpoints
 from xmodal_kd.training.engine import Engine
 
 ROOT = Path(xmodal_kd.__file__).parents[1]
@@ -83,7 +84,7 @@ def _stop_after(built: Engine, step: int) -> None:
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     made(tmp_path, 0).fit()
     models = roles(adapter(), student={"width": 9, "batch_norm": True})
-    other = engine(tmp_path, Train(steps=2, batch_size=8), models=models)
+    other = engine(tmp_path, Train(steps=STEPS, batch_size=8), models=models)
     with pytest.raises(UserError, match=r"'body\.0\.bias' is \(8,\), the model's \(9,\)"):
         other.fit(resume=True)
 

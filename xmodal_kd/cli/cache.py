@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from ..recipe.recipe import Loaded, load
+from ..run.options import Options
 from ..run.resolved_recipe import resolved
 from ..run.roles import labelled_by, make_method, models_of, training_source
-from ..run.runner import STATE, Options, Run
+from ..run.run_folder import STATE
+from ..run.runner import Run
 from ..runtime.errors import UserError
 from ..teacher_cache.session import Session
 from ..training.loader import steps

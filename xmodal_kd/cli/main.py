@@ -74,6 +74,13 @@ def run(
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop with a checkpoint after so many minutes; --resume goes on.")
     ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Resume though teachers or samples have changed; the report says so."),
+    ] = False,
+    hash_data: Annotated[
+        bool, typer.Option("--hash-data", help="Know samples by content, not by size and time (small data always are).")
+    ] = False,
     allow_import: Imports = None,
     json_: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -83,14 +90,16 @@ def run(
     Example: xmodal-kd run speech/fsdd --set data.path=recordings --set train.steps=500 --out runs/mine
     """
     from ..recipe.recipe import load
-    from ..run.runner import Options, Run
+    from ..run.options import Options
+    from ..run.runner import Run
 
     _allow(allow_import)
     if only not in (None, "teacher"):
         raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
     loaded = load(recipe, set_ or ())
     folder = out or loaded.recipe.out or Path("runs") / loaded.source.stem
-    started = Run(loaded, Options(folder, device, resume, only, max_minutes, quiet))
+    options_ = Options(folder, device, resume, only, max_minutes, quiet, accept_changes, hash_data)
+    started = Run(loaded, options_)
     report = started.execute()
     if json_ and started.main:
         print(json.dumps(report))
@@ -318,7 +327,7 @@ def _allow(packages: list[str] | None) -> None:
 
     allowed_imports.update(packages or ())
     if packages and "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.append("")  # last: what lies in the current folder stands in for no installed package
 
 
 for _verb, _function in COMMANDS.items():

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..adapter.adapter import adapter_class
-from ..run.runner import Options, Run
+from ..run.options import Options
+from ..run.runner import Run
 from ..runtime.errors import UserError
 from . import budget
 from .cells import Pool, Settings, Stopped

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,9 @@ from pathlib import Path
 from time import sleep
 from typing import IO, Protocol
 
-from ..run.runner import STATE
-from ..runtime.checkpoint import disk_errors, read_json
+from ..run.run_folder import STATE, read_state
+from ..runtime.checkpoint import disk_errors
+from ..runtime.child import python, with_package
 from .plan import Cell, read, shared_cache
 from .progress import Progress
 
@@ -56,10 +56,10 @@ def process(arguments: Sequence[str], log: IO[bytes], env: dict[str, str], lock:
 
     It inherits the lock, so that a cell whose comparison was killed stays its own until it ends.
     """
-    command = [sys.executable, "-m", "xmodal_kd", *arguments]
+    command = python("-m", "xmodal_kd", *arguments)
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, pass_fds=(lock,),
-        start_new_session=True,
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=with_package(env),
+        pass_fds=(lock,), start_new_session=True,
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ class Pool:
     def finished(self, cell: Cell) -> bool:
         folder = self.folder(cell)
         if cell.only_teacher:
-            return (folder / STATE).is_file() and "teacher" in read_json(folder / STATE)["roles"]
+            return (folder / STATE).is_file() and "teacher" in read_state(folder)["roles"]
         return (folder / "report.json").is_file()
 
     def arguments(self, cell: Cell) -> list[str]:
@@ -168,7 +168,7 @@ class _Round:
         folder, words = self.pool.folder(cell), self.pool.arguments(cell)
         if (folder / STATE).is_file():
             recipe = read(cell.recipe, self.pool.sets(cell)).recipe
-            if read_json(folder / STATE)["fingerprint"] == recipe.fingerprint():
+            if read_state(folder)["fingerprint"] == recipe.fingerprint():
                 words.append("--resume")
             else:  # of equal content but begun elsewhere: the whole comparison was moved
                 shutil.rmtree(folder)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ..runtime.child import python, with_package
 from ..runtime.errors import UserError
 from .cells import Process
 
@@ -37,8 +37,8 @@ class Remote:
                 out.write(b"error: a process that an earlier comparison left behind still runs this cell\n")
                 return
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "xmodal_kd", *arguments], stdin=subprocess.DEVNULL, stdout=out,
-                stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=folder, pass_fds=(held,),
+                python("-m", "xmodal_kd", *arguments), stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, env=with_package({**os.environ, **env}), cwd=folder, pass_fds=(held,),
             )  # fmt: skip
         os.close(held)
 

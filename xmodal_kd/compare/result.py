@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter.adapter import Score, UntrainedControl, adapter_class
-from ..run.runner import STATE
+from ..run.run_folder import STATE
 from ..runtime.checkpoint import read_json
 from .cells import Pool
 from .plan import Arm, Cell, Plan

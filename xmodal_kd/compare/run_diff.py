@@ -16,7 +16,7 @@ from .. import report as reports
 from ..adapter.adapter import Score
 from ..recipe.yaml_reader import flat
 from ..report.statistics import drawn_together, ratio
-from ..run.runner import RECIPE, STATE
+from ..run.run_folder import RECIPE, STATE
 from ..runtime.checkpoint import read_json
 from ..runtime.errors import UserError
 

@@ -246,9 +246,15 @@ class Recipe(Strict):
         return terms
 
     def fingerprint(self) -> str:
-        """Of all that decides the result; where it is written, and by whom it is tracked, does not."""
-        content = self.model_dump(mode="json", exclude={"out", "trackers"})
+        """Of all that decides the result; where it is written, by whom it is tracked and read ahead, does not."""
+        content = self.model_dump(mode="json", exclude={"out": True, "trackers": True, "cache": {"path"}})
+        for train in (content["train"], *((one or {}).get("train") for one in self._teachers(content))):
+            (train or {}).pop("workers", None)
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @staticmethod
+    def _teachers(content: dict[str, Any]) -> list[dict[str, Any] | None]:
+        return [content["teacher"], *content["teachers"].values()]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def content(
         "data": dict(data),
         "cost": {**trained, "peak_memory_bytes": peak_memory(accelerator.device)},
         "export": roles["student"].get("export", {}),
+        "changes": [*state.get("changes", []), *(note for one in trained.values() for note in one.get("notes", []))],
         "artifacts": {role: str(out / role) for role in roles if (out / role).exists()},
     }
 

@@ -73,7 +73,8 @@ def _sections(content: Mapping[str, Any], folder: Path, said: Mapping[str, list[
     yield "cost", "Cost", "".join(said.get("Cost", ()))
     hidden = {caption for panel in shown for caption in panel.replaces}
     yield "pictures", "Pictures", _pictures({k: v for k, v in content["pictures"].items() if k not in hidden}, folder)
-    for key, title in (("judge", "What measured it"), ("export", "Export"), ("left-out", "Left out")):
+    told = (("judge", "What measured it"), ("export", "Export"), ("left-out", "Left out"))
+    for key, title in (*told, ("changes", "Changed on the way")):
         yield key, title, "".join(said.get(title, ()))
     yield "recipe", "Recipe", "".join(said[""][1:]) + _recipe(folder)
     yield "versions", "Versions", "".join(said.get("Versions", ()))

@@ -40,6 +40,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _pictures(content["pictures"]),
         _export(content["export"], name),
         _left_out(content["data"]),
+        _changes(content.get("changes", [])),
         _examples(roles),
         "## Versions",
         ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
@@ -279,6 +280,12 @@ def exported(export: Mapping[str, Any], name: str) -> str:
     rows = [[key, f"{e['bytes'] / 1024:.1f} KiB", *(number(e.get(k)) for k in measured)] for key, e in files.items()]
     sizes = table(["file", "size", *(f"{k} (test)" if k == name else k for k in measured)], rows)
     return "\n\n".join([sizes, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
+
+
+def _changes(changes: Sequence[str]) -> str:
+    """What was not what it had been when the run went on."""
+    lines = [f"- {change}" for change in changes]
+    return "## Changed on the way\n\n" + "\n".join(lines) if lines else ""
 
 
 def _left_out(data: Mapping[str, Any]) -> str:

@@ -12,19 +12,18 @@ from ..adapter import panels
 from ..adapter.adapter import Adapter, Evaluation
 from ..recipe import recipe
 from ..recipe.recipe import Loaded
-from ..runtime.checkpoint import read_json
 from ..runtime.device import make_accelerator
 from ..runtime.errors import RunError, UserError
 from ..runtime.random_streams import Streams
 from .roles import make_adapter
-from .runner import RECIPE, STATE
+from .run_folder import RECIPE, STATE, read_state
 
 
 def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
     """The resolved recipe and the state of a run folder."""
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} is not a run: it has no {STATE}")
-    return recipe.load(str(folder / RECIPE)), read_json(folder / STATE)
+    return recipe.load(str(folder / RECIPE)), read_state(folder)
 
 
 def show_again(folder: Path) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from ..adapter.adapter import adapter_class
 from ..recipe.recipe import Loaded, M
-from ..recipe.yaml_reader import flat
 from .roles import compressions, scheme_of
 
 
@@ -47,13 +45,3 @@ def _with_absolute_paths(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_with_absolute_paths, value))
     return _absolute(value) if isinstance(value, BaseModel) else value
-
-
-def changed(written: Path, loaded: Loaded) -> str:
-    """The first key in which the recipe that a run was started with, as `written`, differs from this one."""
-    before = flat(yaml.safe_load(written.read_text()), lists=True)
-    now = flat(resolved(loaded), lists=True)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not key.startswith("trackers"):
-            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-    return "its data or defaults have changed"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
-import yaml
 from accelerate.utils import send_to_device
 from torch import nn
 
@@ -21,11 +20,12 @@ from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded
 from ..report import model_cards as cards
 from ..runtime import flops
-from ..runtime.checkpoint import disk_errors, read_json, write_bytes, write_json
+from ..runtime.checkpoint import disk_errors
 from ..runtime.device import check_trackers, make_accelerator
 from ..runtime.distributed import ranks_of
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
+from ..runtime.run_lock import RunLock
 from ..runtime.timing import latency
 from ..schemes import Scheme
 from ..teacher_cache.session import CacheUser, Session, check
@@ -36,8 +36,10 @@ from ..training.loader import steps
 from ..training.method import METHODS, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
+from . import provenance
+from .options import Options
 from .rehearsal import Rehearsal
-from .resolved_recipe import changed, resolved
+from .resolved_recipe import resolved
 from .roles import (
     build,
     compressions,
@@ -52,22 +54,10 @@ from .roles import (
     training_source,
     twin_of,
 )
+from .run_folder import STATE, Opening, open_run, write_state
 
-STATE, RECIPE = "state.json", "recipe.yaml"
 #: Seconds that measuring the latency of a role may take.
 LATENCY = 2.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says beside the recipe."""
-
-    out: Path
-    device: str = "auto"
-    resume: bool = False
-    only: str | None = None
-    max_minutes: float | None = None
-    quiet: bool = False
 
 
 class Run:
@@ -88,6 +78,7 @@ class Run:
         self.models: dict[str, nn.Module] = {}
         #: What trained the student, where that is a scheme.
         self.scheme: Scheme | None = None
+        self.lock: RunLock | None = None
         self._look_ahead()
         self.state = self._open()
 
@@ -145,28 +136,26 @@ class Run:
         return found
 
     def _look_and_open(self) -> dict[str, Any]:
-        path, print_ = self.out / STATE, self.recipe.fingerprint()
-        if path.exists():
-            state: dict[str, Any] = read_json(path)
-            if not self.options.resume:
-                raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
-            if state["fingerprint"] != print_:
-                raise UserError(
-                    f"{self.out} was started with another recipe ({changed(self.out / RECIPE, self.loaded)})"
-                )
-            self._rehearse(state["roles"])
-            return state
-        self._rehearse(())
-        with disk_errors(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            # the recipe is written first: a folder that holds nothing else is a run that was killed at its start
-            rest = [found for found in self.out.iterdir() if found.name != RECIPE and found.suffix != ".tmp"]
-        if rest:
-            raise UserError(f"{self.out} is not empty and not a run: choose another --out")
-        state = {"fingerprint": print_, "roles": {}}
-        write_bytes(self.out / RECIPE, yaml.safe_dump(resolved(self.loaded), sort_keys=False).encode())
-        write_json(path, state)
+        begun = (self.out / STATE).exists()
+        if not begun:
+            self._rehearse(())
+        loaded = [(one.role, one.path) for one in self.role_plans if one.path is not None]
+        how = Opening(
+            self.options.resume, self.options.accept_changes, self.options.hash_data, loaded,
+            threads_matter=self.accelerator.device.type == "cpu",
+        )  # fmt: skip
+        state, self.lock = open_run(self.out, self.loaded, how)
+        if begun:
+            try:
+                self._rehearse(state["roles"])
+            except BaseException:
+                self.lock.release()
+                raise
         return state
+
+    def _keep(self) -> None:
+        """Write what is known, which is what a killed run goes on from."""
+        write_state(self.out, self.state)
 
     def _rehearse(self, done: Collection[str]) -> None:
         """See that the roles that are not `done` can be trained, measured and written. Raises `UserError` if not."""
@@ -181,7 +170,14 @@ class Run:
         self.accelerator = make_accelerator(self.options.device, self.recipe.train.precision)
 
     def execute(self) -> dict[str, Any]:
-        """All parts in order. Returns the report, or ``{}`` after ``--only``."""
+        """All parts in order, and the folder is free again. Returns the report, or ``{}`` after ``--only``."""
+        try:
+            return self._execute()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def _execute(self) -> dict[str, Any]:
         for role_plan in self.role_plans:
             if self.options.only is None or role_plan.role == self.options.only:
                 self._role(role_plan)
@@ -195,7 +191,7 @@ class Run:
             self._untrained_control()
         if "overview" not in self.state:
             self.state["overview"] = self._overview()
-            write_json(self.out / STATE, self.state)
+            self._keep()
         with torch.no_grad(), self.streams.forked("evaluate"):
             models = {role: self.models[role].eval() for role in self.state["roles"]}
             panels.write(self.out, self.adapter.show(models, self.out))
@@ -236,10 +232,12 @@ class Run:
             if role == "student":
                 entry["export"] = self._export(folder)
                 entry["curve"] = entry["export"].pop("curve", [])
+            if role_plan.path is None:
+                entry["files"] = provenance.model_files(folder)
             self.state["roles"][role] = entry
             if is_teacher(role) and role_plan.path is None:
                 self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
-            write_json(self.out / STATE, self.state)
+            self._keep()
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> dict[str, Any]:
@@ -273,6 +271,7 @@ class Run:
             evaluate=lambda model: mine.evaluate(role, model, "dev").metrics,
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
             finished=self._save_stage(role) if len(method.stages()) > 1 else None,
+            owner=f"{self.state['id']}/{role}" if "id" in self.state else "", accept=self.options.accept_changes,
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
         for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
@@ -289,7 +288,7 @@ class Run:
         return scarce | built | small | self._told(method, models, cache) | {
             "training": {
                 "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
-                "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split,
+                "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split, "notes": at.notes,
                 "flops_per_step": self._step_flops(role, mine, method, models, cache),
                 **cache.facts(models, at.samples),
             }
@@ -336,7 +335,8 @@ class Run:
         """Of a step on one batch of the student's size: forward passes of all roles, losses, backward."""
         source = training_source(adapter, self.recipe, role, self.recipe.train.batch_size)
         source = cache.source if cache.reading is not None else source
-        return flops.count(lambda: probe(method, models, self._batch(source), self.streams))
+        batch = self._batch(source)  # whose making costs more the first time, and that depends on where a run went on
+        return flops.count(lambda: probe(method, models, batch, self.streams))
 
     def _untrained_control(self) -> None:
         """The teacher within the student's budget, saved so that it can be run and measured again."""
@@ -346,8 +346,9 @@ class Run:
         model = self.adapter.untrained_control(self._load("teacher"), self._load("student"))
         self.models["control"] = model.to(self.accelerator.device)
         self.adapter.save("control", model, self.out / "control")
-        self.state["roles"]["control"] = self._score("control")
-        write_json(self.out / STATE, self.state)
+        files = {"files": provenance.model_files(self.out / "control")}
+        self.state["roles"]["control"] = self._score("control") | files
+        self._keep()
 
     def _overview(self) -> dict[str, Any]:
         models = {role: self.models[role].eval() for role in self.state["roles"]}

@@ -1,18 +1,12 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all. Nothing is pickled, nothing unpickled.
-
-A checkpoint is a folder ``step-00000120`` with ``tensors.safetensors`` and ``state.json``; it is written under a
-temporary name, flushed to the disk and renamed, so a kill at any moment leaves the last complete one.
-"""
+"""Files that are whole or not there: safetensors and JSON. Nothing is pickled, nothing unpickled."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from .bounded_files import MOST_JSON, parse_json, read_bytes, regular
 from .errors import RunError, UserError
-
-TENSORS, STATE = "tensors.safetensors", "state.json"
+from .leftovers import temporary
 
 
 @contextmanager
@@ -40,21 +34,21 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    half = temporary(path)
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with half.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
+            half.replace(path)
+            sync_folder(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            half.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A rename is safe from a power cut once the folder is on the disk too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -79,22 +73,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    regular(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is not a safetensors file: {' '.join(str(error).split())}") from None
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
+    """Raises `UserError` for what is missing, no file, too large or nested too deeply, and for what is not JSON."""
+    return parse_json(read_bytes(path, most), path)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
@@ -150,91 +139,6 @@ def load_optimizer(
     order = {name: i for i, name in enumerate(name for group in mine for name in group)}
     packed = [{**group, "params": [order[name] for name in group["params"]]} for group in groups]
     optimizer.load_state_dict({"state": {order[n]: s for n, s in saved.items()}, "param_groups": packed})
-
-
-@dataclass
-class Progressed:
-    """Where a training is; all of it goes into a checkpoint's JSON."""
-
-    stage: int = 0
-    step: int = 0
-    """Within the stage."""
-    total: int = 0
-    """Over all stages: the data's position."""
-    samples: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-    best_at: int | None = None
-    bad: int = 0
-    """Evaluations since the best."""
-    stopped_early: bool = False
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    split: dict[str, float] = field(default_factory=dict)
-    """Milliseconds a step by part."""
-
-
-@dataclass
-class Checkpoints:
-    """The checkpoints of one training: the last `keep`, and ``best`` on dev."""
-
-    folder: Path
-    keep: int = 2
-
-    def steps(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / STATE).is_file())
-
-    def latest(self) -> Path | None:
-        return next(reversed(self.steps()), None)
-
-    def best(self, stage: str = "") -> Path:
-        """The best of the training, or of one of its stages."""
-        return self.folder / (f"best-{stage}" if stage else "best")
-
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-        target = self.folder / f"step-{step:08d}"
-        self._write(target, tensors, state)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
-        return target
-
-    def save_best(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], stage: str = "") -> None:
-        self._write(self.best(stage), tensors, state)
-
-    def _write(self, target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
-        with disk_errors(target):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            try:
-                write_tensors(temporary / TENSORS, tensors)
-                write_json(temporary / STATE, state)
-                if target.exists():  # a folder cannot be replaced in one move: step aside, then in
-                    aside = self.folder / f".{target.name}.old"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    target.rename(aside)
-                    temporary.rename(target)
-                    shutil.rmtree(aside, ignore_errors=True)
-                else:
-                    temporary.rename(target)
-                _sync_folder(self.folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-
-    def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return read_tensors(path / TENSORS), read_json(path / STATE)
-
-    def tidy(self) -> None:
-        """Remove what a killed process left, and bring back a best that was stepping aside."""
-        for aside in self.folder.glob(".*.old"):
-            target = self.folder / aside.name[1 : -len(".old")]
-            if target.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                aside.rename(target)
-        halves = [path for path in self.folder.glob("step-*") if not (path / STATE).is_file()]
-        for rest in (*self.folder.glob(".*.tmp"), *halves):
-            shutil.rmtree(rest, ignore_errors=True)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .bounded_files import read_bytes
 from .checkpoint import disk_errors, write_bytes
+
+#: Bytes of a log: an entry of 300 for every tenth of ten million steps.
+MOST_LOG = 1 << 29
 
 
 class RunLog:
@@ -29,7 +33,25 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Entries of a log; a line that a kill cut short is left out."""
-    if not path.exists():
+    """Entries of a log; a line that a kill cut short, or that is damaged otherwise, is left out."""
+    if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    text = read_bytes(path, MOST_LOG).decode("utf-8", errors="replace")
+    return [entry for line in text.splitlines() if (entry := _entry(line)) is not None]
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line's step and its numbers, None where it is no entry."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not _is_number(found.get("step")):
+        return None
+    return {key: value for key, value in found.items() if value is None or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int) and abs(value) > 1 << 62:
+        return False
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -21,8 +21,6 @@ from ..adapter.adapter import Batch, Source
 from ..objective.parts import LossOut
 from ..recipe.recipe import Train
 from ..runtime.checkpoint import (
-    Checkpoints,
-    Progressed,
     disk_errors,
     load_optimizer,
     load_weights,
@@ -36,12 +34,14 @@ from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
 from ..runtime.run_log import RunLog
+from ..runtime.saved_steps import Checkpoints, Progressed
 from ..runtime.timing import StepTimer
 from . import loader
 from .finite_check import NotFiniteError, check_finite
 from .gradients import Turn, stepped
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
+from .resuming import best_of, find_place
 
 #: Steps between the entries of the log, and between the steps whose time is split into parts.
 LOG_EVERY, CLOCK_EVERY = 10, 20
@@ -64,20 +64,23 @@ class Engine:
         target: the role that is evaluated and whose best weights are the result, of each stage and of the whole.
         finished: told of every stage that is done and of the target's weights then, on the main process; after a kill
             it may be told twice.
+        owner: whose checkpoints these are; another's are refused. Empty: anybody's.
+        accept: go on with the last weights where the best ones are gone or damaged, and note it.
     """
 
     def __init__(
         self, method: Method, source: Source, roles: dict[str, nn.Module], train: Train, *, streams: Streams,
         accelerator: Accelerator, folder: Path, evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
         metric: tuple[str, bool] = ("loss", True), target: str = "student", max_seconds: float | None = None,
-        quiet: bool = False, finished: Callable[[Stage, nn.Module], None] | None = None,
+        quiet: bool = False, finished: Callable[[Stage, nn.Module], None] | None = None, owner: str = "",
+        accept: bool = False,
     ) -> None:  # fmt: skip
         self.method, self.source, self.roles, self.train = method, source, roles, train
         self.streams, self.accelerator, self.folder = streams, accelerator, folder
         self.evaluate, self.metric, self.target, self.finished = evaluate, metric, target, finished
         self.quiet, self.stop = quiet, Stop(max_seconds)
         self.device, self.ranks = accelerator.device, ranks_of(accelerator)
-        self.checkpoints = Checkpoints(folder, train.keep)
+        self.checkpoints, self.accept = Checkpoints(folder, train.keep, owner), accept
         self.timer, self.log = StepTimer(self.device), RunLog(folder)
         self.at = Progressed()
         self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
@@ -94,19 +97,12 @@ class Engine:
         """
         for model in self.roles.values():
             model.to(self.device)
-        if self.ranks.main:
-            self.checkpoints.tidy()
-        self.ranks.barrier()
-        saved = self.checkpoints.latest()
-        if saved and not resume:
-            raise UserError(f"{self.folder} holds checkpoints of another training: resume it, or choose another folder")
-        tensors, state = self.checkpoints.read(saved) if saved else ({}, {})
-        if state:
-            self.at = Progressed(**state["at"])
-        if self.ranks.main:
-            self.log.rewind(self.at.total)
         stages = self.method.stages()
         steps = sum(stage.steps for stage in stages)
+        place = find_place(self.checkpoints, stages, self.ranks, resume=resume, accept=self.accept)
+        self.at, tensors, state = place.at, place.tensors, place.state
+        if self.ranks.main:
+            self.log.rewind(self.at.total)
         start = monotonic() - self.at.seconds
         with (
             self.stop.listening(),
@@ -297,7 +293,8 @@ class Engine:
             self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
             if self.ranks.main:
                 found = {"step": self.at.total, name: value}
-                self.checkpoints.save_best(model.state_dict(), found, self._best_of(stage))
+                name = best_of(stage, self.method.stages())
+                self.checkpoints.save_best(model.state_dict(), found, name)
         else:
             self.at.bad += 1
         if self.train.early_stop and self.at.bad >= self.train.early_stop.patience:
@@ -360,6 +357,14 @@ class Engine:
         })  # fmt: skip
 
     def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Raises `UserError` for a checkpoint that is not of this training."""
+        try:
+            self._put_back(tensors, state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            told = f"{type(error).__name__} {' '.join(str(error).split())}"
+            raise UserError(f"{self.folder}: its checkpoint is not of this training ({told})") from error
+
+    def _put_back(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         source = self.checkpoints.folder
         for role in self._saved_roles():
             load_weights(self.roles[role], unprefixed(f"roles/{role}", tensors), source)
@@ -372,16 +377,13 @@ class Engine:
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def _best_of(self, stage: Stage) -> str:
-        """Each stage has a best of its own, which the next one's must not overwrite before it has a checkpoint."""
-        return stage.name if len(self.method.stages()) > 1 else ""
-
     def _end(self, stage: Stage) -> None:
         """Leave the target role with the stage's best weights on dev; without a dev, with the last (or average)."""
-        target, best = self.roles[self.target], self.checkpoints.best(self._best_of(stage))
-        if self.at.best is not None and best.exists():
-            tensors, _ = self.checkpoints.read(best)
-            load_weights(target, tensors, best)
+        target, name = self.roles[self.target], best_of(stage, self.method.stages())
+        self.ranks.barrier()  # the main process may still be writing it
+        if self.at.best is not None:
+            tensors, _ = self.checkpoints.read_best(self.at, name)
+            load_weights(target, tensors, self.checkpoints.best(name))
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
         self.ranks.agree([target])

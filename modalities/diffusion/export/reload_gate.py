@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,15 +69,11 @@ def _difference(folder: Path, denoiser: Denoiser, samples: int, tolerance: float
 
 def _in_a_fresh_process(folders: Sequence[Path], samples: int) -> None:
     """Each folder's pipeline writes what it samples into its folder."""
-    import xmodal_kd
+    from xmodal_kd.runtime.child import python, with_package
     from xmodal_kd.runtime.errors import RunError
 
-    root = str(Path(xmodal_kd.__file__).resolve().parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {
-        "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    command = [sys.executable, "-m", __name__, str(samples), *map(str, folders)]
+    environment = with_package() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = python("-m", __name__, str(samples), *map(str, folders))
     patience = PATIENCE * len(folders)
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience, check=False)
