@@ -33,7 +33,7 @@ class Listed:
 
     key: str
     path: Path
-    look: Callable[[Path], None]
+    look: Callable[[Path], object]
     part: str = ""
 
 

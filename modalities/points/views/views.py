@@ -13,12 +13,13 @@ from torch import Tensor
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Kind
 
+from ..data.augment_config import Augment
 from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED, Frame, Picture, Scan
 from ..data.fuse import fuse
 from ..data.rings import keep_beams, thin
 from ..data.simulator.sensors import SENSORS
-from .augment import Augment, apply_image, apply_points, apply_range
+from .augment import apply_image, apply_points, apply_range
 from .range_image import SCALES, range_image
 from .visibility import point_index, visible
 
