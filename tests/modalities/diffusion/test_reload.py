@@ -57,6 +57,7 @@ def test_a_fresh_process_makes_the_same_images(make: Make, tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.npy"))
 
 
+@pytest.mark.usefixtures("here")
 def test_leading_spacing_and_other_weights_are_noticed(make: Make, tmp_path: Path) -> None:
     denoiser = make(Process.cosine(1024), "v_prediction", Sampling("ddim", 4))
     folder = save_pipeline(denoiser, tmp_path / "student", {})
