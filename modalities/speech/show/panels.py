@@ -27,7 +27,7 @@ def show(adapter: SpeechAdapter, models: Mapping[str, nn.Module]) -> Sequence[Pa
     """One panel of test utterances. Each role hears them alone, so that no padding moves a spike."""
     source = adapter.data("test")
     short = [i for i, item in enumerate(source.items) if item.seconds <= LONGEST][:SEARCHED]
-    errors = {i: _errors(adapter, models["student"], i) for i in short}
+    errors = {i: _errors(adapter, "student", models["student"], i) for i in short}
     first = short[: SHOWN // 2]
     worst = sorted((i for i in short if i not in first), key=lambda i: -errors[i])[: SHOWN - len(first)]
     items = [_item(adapter, models, i) for i in (*first, *worst)]
@@ -41,16 +41,15 @@ def show(adapter: SpeechAdapter, models: Mapping[str, nn.Module]) -> Sequence[Pa
     return [sequences("What each role hears", items, note=note)]
 
 
-def _logits(adapter: SpeechAdapter, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
-    """``(1, t, classes)`` and ``(1,)`` frames of one test utterance, and its features' own count."""
-    device = next(model.parameters()).device
-    clean = adapter.data("test").sample(index, 0).clean[None].to(device)
-    logits, lengths = model(clean, torch.tensor([clean.shape[1]], device=device))
+def _logits(adapter: SpeechAdapter, role: str, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
+    """``(1, t, classes)`` and ``(1,)`` frames of one test utterance, at the role's own rate."""
+    source = adapter.data("test")
+    logits, lengths = adapter.recognised(role, model, source.collate([source.sample(index, 0)]))
     return logits.float().cpu(), lengths.cpu()
 
 
-def _errors(adapter: SpeechAdapter, model: nn.Module, index: int) -> float:
-    said = adapter.tokens.decode(greedy(*_logits(adapter, model, index))[0])
+def _errors(adapter: SpeechAdapter, role: str, model: nn.Module, index: int) -> float:
+    said = adapter.tokens.decode(greedy(*_logits(adapter, role, model, index))[0])
     [found] = score([adapter.data("test").sample(index, 0).text], [said], ["it"], ["anyone"]).scores
     return found.errors / max(found.units, 1.0)
 
@@ -61,7 +60,7 @@ def _item(adapter: SpeechAdapter, models: Mapping[str, nn.Module], index: int) -
     wave = item.wave()
     seconds, said, traces = len(wave) / rate, {}, {}
     for role, model in models.items():
-        logits, lengths = _logits(adapter, model, index)
+        logits, lengths = _logits(adapter, role, model, index)
         logits = logits[0, : int(lengths[0])]
         said[role] = adapter.tokens.decode(greedy(logits[None], lengths)[0])
         spoken = 1 - torch.softmax(logits, dim=-1)[:, 0]
