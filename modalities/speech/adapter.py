@@ -23,6 +23,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.corpora import SpeechData, build_tokens
 from .data.features import Features
 from .data.source import Sample, SpeechSource
+from .data.stored_logits import StoredLogits
 from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
 from .evaluate.decode import greedy
 from .evaluate.score import score
@@ -34,6 +35,7 @@ from .losses.frame_alignment import fit_frames, pool_features, regrid_features, 
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.pretrained import is_pretrained, load_pretrained, vocabulary_of
+from .models.stored import NoModel, StoredAnswers
 from .show.panels import show
 
 #: Utterances whose features set the ranges of int8 activations.
@@ -114,6 +116,8 @@ class SpeechAdapter(Adapter):
         return self._registered(role, model, self.tokens.symbols)
 
     def _load_pretrained(self, role: str, folder: Path) -> nn.Module:
+        if (stored := self.teachers.get(role)) is not None and stored.signals is not None:
+            return self._load_stored(role, folder, stored.on_missing)
         _check_folder(folder)
         found = load_pretrained(folder)
         partial = self.config.vocabulary == "by_name"
@@ -121,6 +125,20 @@ class SpeechAdapter(Adapter):
         self._hears(role, found.front_end)
         self._names[role] = self.tokens.symbols
         return found.model
+
+    def _load_stored(self, role: str, folder: Path, on_missing: str) -> nn.Module:
+        if self.config.augment.speed is not None:
+            raise UserError(
+                f"data.augment.speed: the logits in {folder} are of the recordings as they are, and speed moves their "
+                "frames: leave it out (--set data.augment.speed=null)"
+            )
+        stored = StoredLogits(folder, on_missing)
+        seconds = {item.key: item.seconds for item in self.data("train").items}
+        partial = self.config.vocabulary == "by_name"
+        self._maps[role] = match(self.tokens.symbols, stored.vocabulary, f"{folder}: its logits", partial=partial)
+        self._hears(role, StoredAnswers(stored, seconds))
+        self._names[role] = self.tokens.symbols
+        return NoModel()
 
     def _hears(self, role: str, front_end: FrontEnd) -> None:
         """From now on batches carry what this role hears."""
@@ -162,7 +180,9 @@ class SpeechAdapter(Adapter):
         grid = _output_frames(batch["lengths"], self.stride)
         ratio = self._front_end(role, model).frame / self._grid
         logits, lengths = regrid_posteriors(heard.logits, heard.lengths, ratio)
-        layout = Layout.padded("frame", grid, int(grid.max()))
+        silent = lengths == 0  # of whom nothing is known: no row of theirs is valid
+        lengths = torch.where(silent, grid, lengths)
+        layout = Layout.padded("frame", torch.where(silent, 0, grid), int(grid.max()))
         out = Signals(batch["ids"]).add("logits", self._ours(role, fit_frames(logits, lengths, grid)), layout)
         for name, rows in heard.features.items():
             out.add(name, self._features_on(rows, heard, batch["lengths"], grid, ratio), layout)

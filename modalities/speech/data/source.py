@@ -36,7 +36,7 @@ class Item:
     """An utterance before its audio is read. `seconds` are right to within `margin`; `wave()` renders it."""
 
     key: str
-    text: str
+    text: str | None
     speaker: str
     seconds: float
     margin: float
@@ -109,7 +109,7 @@ class SpeechSource:
     def _take(self, item: Item) -> None:
         """Keep an utterance, or leave it out and say why."""
         try:
-            target = self.tokens.encode(item.text)
+            target = self.tokens.encode(item.text or "")
         except UserError as error:
             raise UserError(f"{self.split} utterance {item.key}: {error}") from error
         reason = self._unfit(item, target) if self.split == "train" else None
@@ -133,6 +133,11 @@ class SpeechSource:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def labelled(self) -> list[int]:
+        """The utterances that somebody wrote down."""
+        return [i for i, item in enumerate(self.items) if item.text is not None]
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, every sample once. Training: similar durations together, in random order, all of
@@ -163,7 +168,7 @@ class SpeechSource:
             clean, features, wave = self._augmented(index, epoch)
             if reason := self._unaligned(len(clean), target):
                 raise UserError(f"train utterance {item.key}: {reason}: is the duration in its manifest right?")
-        text = self.tokens.normalise(item.text)
+        text = self.tokens.normalise(item.text or "")
         return Sample(index, item.key, text, item.speaker, clean, features, target, wave)
 
     def _augmented(self, index: int, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -257,6 +262,7 @@ class SpeechSource:
             "utterances": len(self),
             "hours": sum(item.seconds for item in self.items) / 3600,
             "speakers": sorted({item.speaker for item in self.items}),
+            **({"untranscribed": silent} if (silent := len(self) - len(self.labelled)) else {}),
             "left_out": len(self.left_out),
             "left_out_examples": [{"key": key, "reason": reason} for key, reason in self.left_out[:20]],
         }
