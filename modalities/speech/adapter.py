@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
-from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
-from xmodal_kd.signals.capture import capture, only_call
-from xmodal_kd.signals.class_mapping import columns, map_classes
 from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.audio import duration
 from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
+from .data.features import Features
 from .data.source import Sample, SpeechSource
+from .data.stored_logits import StoredLogits
+from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
 from .evaluate.decode import greedy
 from .evaluate.score import score
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.saved_folder import load_model, save_model
 from .losses.ctc import ctc  # noqa: F401 - registers the loss
-from .losses.frame_alignment import fit_frames, pool_features, pool_posteriors
+from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
+from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
+from .models.pretrained import is_pretrained, load_pretrained, vocabulary_of
+from .models.stored import NoModel, StoredAnswers
 from .show.panels import Shown, show
 
 #: Utterances whose features set the ranges of int8 activations.
@@ -63,7 +67,9 @@ class SpeechAdapter(Adapter):
         self._sources: dict[str, SpeechSource] = {}
         self._names: dict[str, Sequence[str]] = {}
         #: Of a role with a vocabulary of its own, which of its classes each of ours is.
-        self._columns: dict[str, tuple[int, ...]] = {}
+        self._maps: dict[str, SymbolMap] = {}
+        #: Of a role that hears otherwise than by the shared features, how.
+        self._front_ends: dict[str, FrontEnd] = {}
 
     @classmethod
     def files(cls, data: SpeechData) -> Iterator[Listed]:
@@ -76,6 +82,8 @@ class SpeechAdapter(Adapter):
             self._sources[split] = SpeechSource(
                 self.config, split, self.tokens, self.streams, self.batch_size, self.stride
             )
+            for front_end in self._front_ends.values():
+                self._sources[split].carry_waves(front_end.rate or 0)
         return self._sources[split]
 
     # ---------------------------------------------------------------- models
@@ -87,17 +95,25 @@ class SpeechAdapter(Adapter):
         built.card = {"model": model, "params": config.model_dump(mode="json")}
         return self._registered(role, built, self.tokens.symbols)
 
-    def load(self, role: str, folder: Path) -> AcousticModel:
+    def load(self, role: str, folder: Path) -> nn.Module:
+        """A recogniser that was saved here, or, as a teacher, a CTC model as transformers saves it."""
+        if is_teacher(role) and not (folder / CARD).is_file():
+            return self._load_pretrained(role, folder)
         model, card = load_model(folder)
         features = self.config.features.model_dump(mode="json")
-        for key, value in features.items():
-            if card.features.get(key) != value:
-                raise UserError(
-                    f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says {value!r}"
-                )
+        other = [key for key, value in features.items() if card.features.get(key) != value]
+        if other and not is_teacher(role):
+            key = other[0]
+            raise UserError(
+                f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says "
+                f"{features[key]!r}"
+            )
+        if other:
+            self._hears(role, OwnFeatures(Features.model_validate(card.features), model.stride))
         symbols = tuple(card.tokens["symbols"])
         if symbols != self.tokens.symbols and is_teacher(role) and self.config.vocabulary == "by_name":
-            self._columns[role] = columns(self.tokens.symbols, symbols, f"{folder}: its {role}")
+            theirs = Vocabulary(symbols, blank=0)
+            self._maps[role] = match(self.tokens.symbols, theirs, f"{folder}: its {role}", partial=True)
         elif symbols != self.tokens.symbols:
             at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
             where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
@@ -106,6 +122,45 @@ class SpeechAdapter(Adapter):
             raise UserError(f"{folder}: its {role} writes another vocabulary than the training texts: {where}")
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, model, self.tokens.symbols)
+
+    def _load_pretrained(self, role: str, folder: Path) -> nn.Module:
+        if (stored := self.teachers.get(role)) is not None and stored.signals is not None:
+            return self._load_stored(role, folder, stored.on_missing)
+        _check_folder(folder)
+        found = load_pretrained(folder)
+        partial = self.config.vocabulary == "by_name"
+        self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
+        self._hears(role, found.front_end)
+        self._names[role] = self.tokens.symbols
+        return found.model
+
+    def _load_stored(self, role: str, folder: Path, on_missing: str) -> nn.Module:
+        if self.config.augment.speed is not None:
+            raise UserError(
+                f"data.augment.speed: the logits in {folder} are of the recordings as they are, and speed moves their "
+                "frames: leave it out (--set data.augment.speed=null)"
+            )
+        stored = StoredLogits(folder, on_missing)
+        seconds = {item.key: item.seconds for item in self.data("train").items}
+        partial = self.config.vocabulary == "by_name"
+        self._maps[role] = match(self.tokens.symbols, stored.vocabulary, f"{folder}: its logits", partial=partial)
+        self._hears(role, StoredAnswers(stored, seconds))
+        self._names[role] = self.tokens.symbols
+        return NoModel()
+
+    def _hears(self, role: str, front_end: FrontEnd) -> None:
+        """From now on batches carry what this role hears."""
+        self._front_ends[role] = front_end
+        for source in self._sources.values():
+            source.carry_waves(front_end.rate or 0)
+
+    def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
+        """Symbols of a teacher of transformers that the student does not write: what it gives them is shared out."""
+        if (folder / CARD).is_file() or not is_pretrained(folder):
+            return
+        if unused := left_out(self.tokens.symbols, vocabulary_of(folder)):
+            advice = "its probability is shared among the others; letters that no training text holds do no harm"
+            yield "warn", f"it also writes {listed(unused)}, which the student does not", advice
 
     def _registered(self, role: str, model: AcousticModel, symbols: Sequence[str]) -> AcousticModel:
         self._names[role] = symbols
@@ -128,61 +183,65 @@ class SpeechAdapter(Adapter):
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and captured features as rows of frames on the student's grid, ``labels`` as rows of tokens."""
         teaches = role != "student" and not model.training
-        view = batch["clean"] if teaches and self.config.teacher_view == "clean" else batch["features"]
-        with capture(model, features) as taken:
-            logits, lengths = model(view, batch["lengths"])
+        view = "clean" if teaches and self.config.teacher_view == "clean" else "features"
+        heard = self._front_end(role, model).hear(model, batch, view, features)
         grid = _output_frames(batch["lengths"], self.stride)
-        factor = self._factor(role, model)
-        if factor > 1:
-            logits, lengths = pool_posteriors(logits, lengths, factor)
-        logits = self._ours(role, fit_frames(logits, lengths, grid))
-        layout = Layout.padded("frame", grid, int(grid.max()))
-        out = Signals(batch["ids"]).add("logits", logits, layout)
-        for name, calls in taken.items():
-            rows = rearrange(only_call(name, calls), f"{model.axes(name.partition(':')[0])} -> b t c")  # type: ignore[operator]
-            out.add(name, fit_frames(pool_features(rows, batch["lengths"], grid), grid, grid), layout)
+        ratio = self._front_end(role, model).frame / self._grid
+        logits, lengths = regrid_posteriors(heard.logits, heard.lengths, ratio)
+        silent = lengths == 0  # of whom nothing is known: no row of theirs is valid
+        lengths = torch.where(silent, grid, lengths)
+        layout = Layout.padded("frame", torch.where(silent, 0, grid), int(grid.max()))
+        out = Signals(batch["ids"]).add("logits", self._ours(role, fit_frames(logits, lengths, grid)), layout)
+        for name, rows in heard.features.items():
+            out.add(name, self._features_on(rows, heard, batch["lengths"], grid, ratio), layout)
         targets = batch["targets"]
         out.add("labels", targets.reshape(-1), Layout.padded("token", batch["target_lengths"], targets.shape[1]))
         return out
 
+    @staticmethod
+    def _features_on(rows: Tensor, heard: Heard, inputs: Tensor, grid: Tensor, ratio: Fraction) -> Tensor:
+        """Captured rows on the student's grid, be they of the answer's frame rate or of another within the model."""
+        if rows.shape[1] == heard.logits.shape[1]:
+            return fit_frames(*regrid_features(rows, heard.lengths, ratio), grid)
+        return fit_frames(pool_features(rows, inputs, grid), grid, grid)
+
+    @property
+    def _grid(self) -> Fraction:
+        """Seconds between two of the student's frames."""
+        features = self.config.features
+        return Fraction(self.stride * features.hop, features.sample_rate)
+
+    def _front_end(self, role: str, model: nn.Module) -> FrontEnd:
+        own = self._front_ends.get(role)
+        return own or SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
+
     def _ours(self, role: str, logits: Tensor) -> Tensor:
         """Scores of our symbols, -inf of those that a role does not know."""
-        return map_classes(logits, self._columns[role]) if role in self._columns else logits
+        return self._maps[role](logits) if role in self._maps else logits
 
-    def _factor(self, role: str, model: nn.Module) -> int:
-        """How many of a teacher's frames one of the student's covers."""
-        stride = int(model.stride)  # type: ignore[arg-type]
-        if self.stride % stride:
-            raise UserError(
-                f"the {role} gives a frame every {stride} feature frames, the student one every {self.stride}: "
-                "frames that do not nest cannot be compared; distil sequences, or change a stride"
-            )
-        return self.stride // stride
+    def recognised(self, role: str, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(b, t, classes)`` logits of our symbols at the role's own frame rate, and their lengths ``(b,)``."""
+        heard = self._front_end(role, model).hear(model, batch, "clean")
+        return self._ours(role, heard.logits), heard.lengths
 
-    def teacher_sees(self, sample: Sample) -> tuple[int, Tensor]:
-        """The view that it hears, and the stride of the grid that its frames are brought to."""
-        return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features
+    def teacher_sees(self, sample: Sample) -> tuple[int, Tensor, Tensor | None]:
+        """What it hears, be it features or the wave, and the stride of the grid that its frames are brought to."""
+        return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features, sample.wave
 
     def views_differ(self) -> str | None:
         return None if self.config.augment.speed is None else "data.augment.speed changes their frames: leave it out"
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
-        """The forward pass on features that are there."""
-        return model(batch["clean"], batch["lengths"])
+        """The forward pass on features, or the wave, that are there."""
+        return self.recognised(role, model, batch)
 
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Greedy word errors on `split`, and ``rtf``: seconds of computing, features excluded, a second of audio."""
-        device = next(model.parameters()).device
+        return self._evaluate(lambda batch: self.recognised(role, model, batch), split)
 
-        def recognise(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-            logits, frames = model(features.to(device), lengths.to(device))
-            return self._ours(role, logits), frames
-
-        return self._evaluate(recognise, split)
-
-    def _evaluate(self, recognise: Any, split: str) -> Evaluation:
+    def _evaluate(self, recognise: Callable[[Batch], tuple[Tensor, Tensor]], split: str) -> Evaluation:
         source = self.data(split)
         references: list[str] = []
         hypotheses: list[str] = []
@@ -192,7 +251,7 @@ class SpeechAdapter(Adapter):
         for batch in _batches(source):
             start = perf_counter()
             with torch.no_grad():
-                logits, lengths = recognise(batch["clean"], batch["lengths"])
+                logits, lengths = recognise(batch)
                 found = greedy(logits, lengths)
             seconds += perf_counter() - start
             hypotheses += [self.tokens.decode(ids) for ids in found]
@@ -204,7 +263,7 @@ class SpeechAdapter(Adapter):
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(Shown(self.data("test"), self.tokens, self.config.features.sample_rate), models)
+        return show(Shown(self.data("test"), self.tokens, self.config.features.sample_rate, self.recognised), models)
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
         return about(model, self.config, self.tokens)
@@ -218,10 +277,7 @@ class SpeechAdapter(Adapter):
         train = self.data("train")
         calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
         cost = quantise(folder, calibration)
-        scored = {
-            name: self._evaluate(OnnxModel(folder / name, threads=torch.get_num_threads()), "test")
-            for name in (FP32, INT8)
-        }
+        scored = {name: self._evaluate(self._exported(folder / name), "test") for name in (FP32, INT8)}
         found: dict[str, Any] = {
             name: {"bytes": cost[f"bytes_{key}"], "metrics": scored[name].metrics}
             for name, key in ((FP32, "fp32"), (INT8, "int8"))
@@ -234,8 +290,28 @@ class SpeechAdapter(Adapter):
         }  # fmt: skip
         return found
 
+    @staticmethod
+    def _exported(path: Path) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        run = OnnxModel(path, threads=torch.get_num_threads())
+        return lambda batch: run(batch["clean"], batch["lengths"])
+
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `UserError` for what is no folder of any kind that teaches."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder: teacher.path is a folder on this machine, nothing is fetched "
+            "(hf download NAME --local-dir FOLDER brings a published model)"
+        )
+    if not is_pretrained(folder):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
+            f"model.safetensors, processor); it holds {held}: save the teacher there with save_pretrained(folder)"
+        )
 
 
 def _output_frames(lengths: Tensor, stride: int) -> Tensor:

@@ -423,8 +423,8 @@ def test_manifest_line_that_is_not_json(recordings: Path, capfd: Capture) -> Non
 
 
 def test_manifest_line_that_lacks_a_key(recordings: Path, capfd: Capture) -> None:
-    edit(recordings, 2, text=None)
-    assert "train.jsonl line 3: lacks 'text'" in fails(capfd, 2, *speak(recordings))
+    edit(recordings, 2, audio_filepath=None)
+    assert "train.jsonl line 3: lacks 'audio_filepath'" in fails(capfd, 2, *speak(recordings))
 
 
 def test_transcript_that_cannot_be_aligned_is_counted_and_listed(recordings: Path, capfd: Capture) -> None:
@@ -438,14 +438,12 @@ def test_transcript_that_cannot_be_aligned_is_counted_and_listed(recordings: Pat
     assert "train: 1 left out, for example train2.wav (its text needs 40 output frames" in text
 
 
-def test_teacher_of_another_vocabulary_or_features(recordings: Path, capfd: Capture) -> None:
+def test_teacher_of_another_vocabulary_whatever_it_hears(recordings: Path, capfd: Capture) -> None:
     assert call(speak(recordings)) == 0
     saved = f"teacher={{path: {recordings.parent / 'run' / 'student'}}}"
     other = [*speak(recordings, "--set", saved), "--out", str(recordings.parent / "other")]
-    line = fails(capfd, 2, *other, "--set", "data.features.mels=10")
-    assert "its teacher hears features.mels = 8, the recipe says 10" in line
     edit(recordings, 0, text="maybe")
-    assert "its teacher writes another vocabulary" in fails(capfd, 2, *other)
+    assert "its teacher writes another vocabulary" in fails(capfd, 2, *other, "--set", "data.features.mels=10")
     assert not (recordings.parent / "other").exists()
 
 

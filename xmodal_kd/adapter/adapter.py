@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -156,6 +157,8 @@ class Adapter(Protocol):
     #: What it was built with.
     streams: Streams
     batch_size: int
+    #: What the recipe says of its teachers, by role; set by whoever builds the adapter.
+    teachers: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 

@@ -115,11 +115,25 @@ class Teacher(Strict):
     train: Train | None = None
     labels: Labels | None = None
     """Whose labels a teacher that is trained here looks at; None: all."""
+    signals: Path | None = None
+    """A folder of what a teacher that ran elsewhere said of each sample, in place of the teacher itself."""
+    on_missing: Literal["error", "skip"] = "error"
+    """What a sample means of which `signals` holds nothing: an error, or no row of the terms with a teacher."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ran_elsewhere(cls, content: Any) -> Any:
+        """A folder of signals is loaded as a saved teacher is: its adapter looks at what the folder holds."""
+        if isinstance(content, Mapping) and content.get("signals") is not None:
+            if content.get("path") not in (None, content["signals"]):
+                raise ValueError("give path (a saved teacher) or signals (what it said), not both")
+            return {**content, "path": content["signals"]}
+        return content
 
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
         if self.path is None and self.model is None:
-            raise ValueError("give path (a saved teacher), or model and train")
+            raise ValueError("give path (a saved teacher), signals (what one said), or model and train")
         if self.path is None and self.train is None:
             raise ValueError("a teacher that is not loaded from a path needs train")
         return self

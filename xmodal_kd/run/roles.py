@@ -32,7 +32,9 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     """The recipe's adapter, its ``data`` section checked against what the modality declares."""
     kind = adapter_class(loaded.recipe.modality)
     data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
-    return kind(data, streams, batch_size or loaded.recipe.train.batch_size)
+    adapter = kind(data, streams, batch_size or loaded.recipe.train.batch_size)
+    adapter.teachers = loaded.recipe.taught_by()
+    return adapter
 
 
 def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, Any], batch_size: int) -> Adapter:

@@ -28,20 +28,38 @@ Wave = NDArray[np.float32]
 
 #: Taps of the resampling filter on either side of its centre, in periods of the slower of the two rates.
 HALF_TAPS = 10
+#: Seconds by which a segment may end behind its file: lists round.
+PLAY = 0.1
+#: Floats beyond this are no wave in [-1, 1] that was driven too hard, but 16-bit numbers written as floats.
+LOUDEST = 100.0
+#: An Ogg page is no longer than this.
+OGG_PAGE = 65307
 #: A WAV writer that cannot seek back (a pipe) leaves about this in the header: no promise, so nothing is missing.
 UNKNOWN_SIZE = 0x7FFF0000
 
 
-def read(path: Path | str) -> tuple[Wave, int]:
-    """The whole of a file as ``(samples,)`` float32 mono (channels are averaged), and its sample rate in Hz.
+def read(path: Path | str, offset: float = 0.0, seconds: float | None = None) -> tuple[Wave, int]:
+    """A file, or a segment of it, as ``(samples,)`` float32 mono (channels are averaged), and its sample rate in Hz.
 
+    Args:
+        offset: where the segment begins, in seconds.
+        seconds: how long it is; None: to the end.
     Raises:
-        UserError: the file is missing, not audio, cut short, empty, or holds NaN or Inf.
+        UserError: the file is missing, not audio, cut short, empty, holds NaN or Inf or integers written as floats, or
+            ends before the segment does.
     """
     with _opened(path) as file:
-        wave = _mono(file.read(dtype="float32", always_2d=True), path)
-        _check_count(len(wave), file.frames, path)
-        return wave, int(file.samplerate)
+        rate = int(file.samplerate)
+        start = round(offset * rate)
+        count = file.frames - start if seconds is None else min(round(seconds * rate), file.frames - start)
+        if count <= 0 or (seconds is not None and offset + seconds > file.frames / rate + PLAY):
+            end = "its end" if seconds is None else f"{offset + seconds:.2f} s"
+            raise UserError(f"{path}: it holds {file.frames / rate:.2f} s: no segment from {offset:.2f} s to {end}")
+        if start:
+            file.seek(start)
+        wave = _mono(file.read(count, dtype="float32", always_2d=True), path)
+        _check_count(len(wave), count, path)
+        return wave, rate
 
 
 def duration(path: Path | str) -> float:
@@ -128,8 +146,31 @@ def _check_header(file: Any, path: Path | str) -> None:
     cut_page = "lacks an end-of-stream bit" in file.extra_info and "Junk after the last page" in file.extra_info
     if cut_page or "ended unexpectedly" in file.extra_info:
         raise UserError(f"{path}: truncated: the stream has no end")
+    if file.format == "OGG":
+        _check_last_page(file, path)
     if file.frames == 0:
         raise UserError(f"{path}: empty: it holds no samples")
+
+
+def _check_last_page(file: Any, path: Path | str) -> None:
+    """An Ogg file ends with a whole page: libsndfile plays what comes before a cut one, and says nothing."""
+    with Path(path).open("rb") as raw:
+        raw.seek(max(0, Path(path).stat().st_size - OGG_PAGE - 27))
+        tail = raw.read()
+    at = tail.rfind(b"OggS\0")
+    if at < 0:
+        return
+    page = tail[at:]
+    lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    whole = 27 + page[26] + sum(lengths) if len(page) > 26 and len(lengths) == page[26] else len(page) + 1
+    if whole <= len(page):
+        return
+    # the cut page itself says at which sample it would have ended; Opus counts at 48 kHz
+    clock = 48000 if file.subtype == "OPUS" else file.samplerate
+    ends = int.from_bytes(page[6:14], "little", signed=True) / clock if len(page) >= 14 else 0.0
+    held = file.frames / file.samplerate
+    missing = f"{ends - held:.2f} s or more are missing behind {held:.2f} s" if ends > held else "its end is missing"
+    raise UserError(f"{path}: truncated: {missing}")
 
 
 def _check_count(samples: int, promised: int, path: Path | str) -> None:
@@ -142,4 +183,9 @@ def _mono(frames: NDArray[np.float32], path: Path | str) -> Wave:
     wave: Wave = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
     if not np.isfinite(wave).all():
         raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is NaN or Inf")
+    if len(wave) and (loudest := float(np.abs(wave).max())) > LOUDEST:
+        raise UserError(
+            f"{path}: floats up to {loudest:.0f}, where a wave lies within [-1, 1]: 16-bit numbers written as floats? "
+            "divide by 32768, or write integers"
+        )
     return wave

@@ -77,7 +77,7 @@ class Composition:
 
     @property
     def text(self) -> str:
-        return " ".join(part.clip.text for part in self.parts)
+        return " ".join(part.clip.text or "" for part in self.parts)
 
 
 class Composer:

@@ -16,7 +16,7 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from .augment import Augment
 from .compose import Compose
 from .features import Features
-from .manifests import Utterance, read_fsdd, read_librispeech, read_manifest
+from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest
 from .tokens import Kind, Tokens
 
 SPLITS = ("train", "dev", "test")
@@ -101,12 +101,22 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
     found = (skipped or Skipped.of(data.skip)).keep(found, lambda utterance: utterance.key)
     if not found:
         raise UserError(f"data.path: {data.path} has no utterance for the {split} split")
+    silent = next((one for one in found if one.text is None), None)
+    if silent is not None and split != "train":
+        raise UserError(
+            f"data: {split} utterance {silent.key!r} lacks 'text': only training audio may go untranscribed"
+        )
+    if silent is not None and data.compose is not None:
+        raise UserError(f"data.compose: {silent.key!r} lacks 'text': what is composed needs every clip's text")
     return found
 
 
 def build_tokens(data: SpeechData) -> Tokens:
-    """The vocabulary of the training split's texts."""
-    return Tokens.build(data.tokens, (utterance.text for utterance in utterances(data, "train")))
+    """The vocabulary of the training split's texts. Raises `UserError` where no recording has one."""
+    texts = [utterance.text for utterance in utterances(data, "train") if utterance.text is not None]
+    if not texts:
+        raise UserError("data: no training recording has a text: some are needed, to know what the student writes")
+    return Tokens.build(data.tokens, texts)
 
 
 def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utterance]:
@@ -130,11 +140,10 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
     if split not in present:
         raise UserError(f"data.path: {folder / split}.jsonl is missing; without speaker lists it is the {split} split")
     read = {name: read_manifest(file) for name, file in present.items()}
-    here = {utterance.file for utterance in read[split]}
     for name, others in read.items():
-        if name != split and (both := next((other.key for other in others if other.file in here), None)):
+        if name != split and (both := overlap(read[split], others)):
             raise UserError(
-                f"data.path: {both!r} is in {split}.jsonl and in {name}.jsonl: a split must not see another"
+                f"data.path: {both.key!r} is in {split}.jsonl and in {name}.jsonl: a split must not see another"
             )
     return read[split]
 

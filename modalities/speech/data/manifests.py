@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,52 @@ from xmodal_kd.runtime.errors import UserError
 from . import audio
 from .audio import Wave
 
+#: Seconds by which the ends of two segments may overlap for being rounded.
+ROUNDED = 0.02
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and what is said in it. `duration` is in seconds, None where its list does not say."""
+    """One recording, or a segment of one, and what is said in it.
+
+    Attributes:
+        text: None where nobody wrote it down.
+        duration: in seconds, None where its list does not say.
+        offset: seconds into the file at which a segment begins; None for a file as a whole.
+    """
 
     key: str
     path: Path
-    text: str
+    text: str | None
     speaker: str
     duration: float | None = None
+    offset: float | None = None
 
     @property
     def file(self) -> str:
         """Its path however its list writes it: ``./a.wav`` and an absolute path are ``a.wav`` again."""
         return os.path.normpath(self.path.absolute())
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Seconds of the file that it takes, without what lists round."""
+        start = self.offset or 0.0
+        whole = self.offset is None or self.duration is None
+        return start + ROUNDED, math.inf if whole else start + (self.duration or 0.0) - ROUNDED
+
     def seconds(self) -> float:
         """Its duration, from the file's header where its list does not say."""
-        return audio.duration(self.path) if self.duration is None else self.duration
+        return audio.duration(self.path) - (self.offset or 0.0) if self.duration is None else self.duration
 
     def wave(self, sample_rate: int) -> Wave:
         """``(samples,)`` float32 at `sample_rate` Hz.
 
         Raises `UserError` that names the file if it cannot be read, or is not as long as its list says.
         """
+        if self.offset is not None:
+            wave, rate = audio.read(self.path, self.offset, self.duration)
+            return audio.resample(wave, rate, sample_rate)
         wave, rate = audio.read(self.path)
         held = len(wave) / rate
         if self.duration is not None and abs(held - self.duration) > max(0.1, 0.02 * self.duration):
@@ -51,16 +71,42 @@ class Utterance:
 
 
 def read_manifest(file: Path) -> list[Utterance]:
-    """JSON lines with ``audio_filepath`` (relative to the manifest) and ``text``; ``speaker``, ``duration`` optional.
+    """JSON lines with ``audio_filepath`` (absolute, from ``~``, or relative to the manifest) and ``text``.
 
-    Sorted by key, which is ``audio_filepath``. Raises `UserError` with the line's number.
+    ``speaker`` and ``duration`` are optional; ``offset`` (seconds) makes a line a segment of its file. A line without
+    ``text`` is untranscribed audio.
+
+    Sorted by key, which is ``audio_filepath``, of a segment with ``@`` and its offset. Raises `UserError` with the
+    line's number.
     """
     records = [_record(file, number, line) for number, line in enumerate(_lines(file), 1) if line.strip()]
-    first: dict[str, int] = {}
+    first: dict[tuple[str, float | None], int] = {}
     for number, utterance in records:
-        if first.setdefault(utterance.file, number) != number:
-            raise UserError(f"{file} line {number}: {utterance.key!r} is on line {first[utterance.file]} already")
-    return sorted((utterance for _, utterance in records), key=lambda utterance: utterance.key)
+        place = utterance.file, utterance.offset
+        if first.setdefault(place, number) != number:
+            raise UserError(f"{file} line {number}: {utterance.key!r} is on line {first[place]} already")
+    return sorted((utterance for _, utterance in records), key=_place)
+
+
+def _place(utterance: Utterance) -> tuple[str, float]:
+    name = utterance.key if utterance.offset is None else utterance.key.rpartition("@")[0]
+    return name, utterance.offset or 0.0
+
+
+def overlap(some: Sequence[Utterance], others: Sequence[Utterance]) -> Utterance | None:
+    """The first of `others` that holds audio which one of `some` holds too."""
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for utterance in some:
+        taken.setdefault(utterance.file, []).append(utterance.span)
+    for spans in taken.values():
+        spans.sort()
+    return next((other for other in others if _meets(other.span, taken.get(other.file, []))), None)
+
+
+def _meets(span: tuple[float, float], spans: list[tuple[float, float]]) -> bool:
+    """Whether a span meets one of `spans`, which are sorted and, being of one list, hardly overlap themselves."""
+    at = bisect_left(spans, span)
+    return any(start < span[1] and span[0] < end for start, end in spans[max(0, at - 1) : at + 1])
 
 
 def _record(file: Path, number: int, line: str) -> tuple[int, Utterance]:
@@ -71,9 +117,12 @@ def _record(file: Path, number: int, line: str) -> tuple[int, Utterance]:
         raise UserError(f"{where}: not JSON ({error})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON object is expected")
-    key, text = _string(record, "audio_filepath", where), _string(record, "text", where)
-    speaker = str(record.get("speaker", "unknown"))
-    return number, Utterance(key, file.parent / key, text, speaker, _duration(record, where))
+    key = _string(record, "audio_filepath", where)
+    text = None if record.get("text") is None else _string(record, "text", where)
+    speaker, path = str(record.get("speaker", "unknown")), file.parent / Path(key).expanduser()
+    offset = _seconds(record, "offset", where)
+    key = key if offset is None else f"{key}@{offset:g}"
+    return number, Utterance(key, path, text, speaker, _duration(record, where), offset)
 
 
 def _string(record: dict[str, Any], name: str, where: str) -> str:
@@ -85,11 +134,18 @@ def _string(record: dict[str, Any], name: str, where: str) -> str:
 
 
 def _duration(record: dict[str, Any], where: str) -> float | None:
-    value = record.get("duration")
+    value = _seconds(record, "duration", where)
+    if value == 0:
+        raise UserError(f"{where}: 'duration' must be seconds, got {value!r}")
+    return value
+
+
+def _seconds(record: dict[str, Any], name: str, where: str) -> float | None:
+    value = record.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{where}: 'duration' must be seconds, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{where}: {name!r} must be seconds, got {value!r}")
     return float(value)
 
 

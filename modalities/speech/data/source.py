@@ -17,7 +17,7 @@ from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
-from .audio import Wave
+from .audio import Wave, resample
 from .augment import add_noise, perturb, spec_augment
 from .compose import Composer
 from .corpora import SpeechData, build_tokens, utterances
@@ -37,11 +37,13 @@ class Item:
     """An utterance before its audio is read. `seconds` are right to within `margin`; `wave()` renders it."""
 
     key: str
-    text: str
+    text: str | None
     speaker: str
     seconds: float
     margin: float
     wave: Callable[[], Wave]
+    #: The same at another rate, from the recording where there is one.
+    wave_at: Callable[[int], Wave]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Sample:
     clean: Tensor
     features: Tensor
     target: list[int]
+    #: ``(samples,)`` as a role hears it that has a front end of its own: in the clean or the augmented view, as
+    #: ``data.teacher_view`` says, without masks. None where no role asks for waves.
+    wave: Tensor | None = None
 
 
 class SpeechSource:
@@ -99,11 +104,19 @@ class SpeechSource:
             key, reason = self.left_out[0]
             raise UserError(f"data: every utterance of the {split} split is left out; the first, {key}: {reason}")
         self._memory: BoundedCache[Any] = BoundedCache(MEMORY)
+        #: Hz of the waves that samples carry for roles with a front end of their own; None: they carry none.
+        self.wave_rate: int | None = None
+
+    def carry_waves(self, rate: int) -> None:
+        """From now on samples bring their wave, at `rate` Hz or whatever higher rate was asked for before."""
+        if rate > (self.wave_rate or 0):
+            self.wave_rate = rate
+            self._memory = BoundedCache(MEMORY)
 
     def _take(self, item: Item) -> None:
         """Keep an utterance, or leave it out and say why."""
         try:
-            target = self.tokens.encode(item.text)
+            target = self.tokens.encode(item.text or "")
         except UserError as error:
             raise UserError(f"{self.split} utterance {item.key}: {error}") from error
         reason = self._unfit(item, target) if self.split == "train" else None
@@ -127,6 +140,11 @@ class SpeechSource:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def labelled(self) -> list[int]:
+        """The utterances that somebody wrote down."""
+        return [i for i, item in enumerate(self.items) if item.text is not None]
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, every sample once. Training: similar durations together, in random order, all of
@@ -152,52 +170,87 @@ class SpeechSource:
         item, target = self.items[index], self.targets[index]
         if self.split != "train":
             clean = features = self._remembered(index)
+            wave = self._wave(index)
         else:
-            clean, features = self._augmented(index, epoch)
+            clean, features, wave = self._augmented(index, epoch)
             if reason := self._unaligned(len(clean), target):
                 raise UserError(f"train utterance {item.key}: {reason}: is the duration in its manifest right?")
-        return Sample(index, item.key, self.tokens.normalise(item.text), item.speaker, clean, features, target)
+        text = self.tokens.normalise(item.text or "")
+        return Sample(index, item.key, text, item.speaker, clean, features, target, wave)
 
-    def _augmented(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """The clean and the augmented view of a training utterance."""
+    def _augmented(self, index: int, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The clean and the augmented view of a training utterance, and the wave that a front end of its own hears."""
         augment, path = self.data.augment, (self.split, epoch, index)
         if augment.waves:
-            clean, features = self._heard(index, self.streams.numpy("augment", *path))
+            clean, features, wave = self._heard(index, self.streams.numpy("augment", *path))
         else:
             clean = features = self._remembered(index)
+            wave = self._wave(index)
         if augment.masks:
             features = spec_augment(features, augment, self.streams.numpy("specaugment", *path))
-        return clean, features
+        return clean, features, wave
 
-    def _heard(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Features of the perturbed wave, without and with noise."""
+    def _heard(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features of the perturbed wave, without and with noise, and one of the two waves."""
         augment = self.data.augment
-        wave = perturb(self._memory.get(index, self.items[index].wave), augment, rng)
-        clean = self.frontend(torch.from_numpy(wave))
-        if augment.noise_snr_db is None:
-            return clean, clean
-        noisy = add_noise(wave, rng.uniform(*augment.noise_snr_db), rng, colour=rng.uniform(*augment.noise_colour))
-        return clean, self.frontend(torch.from_numpy(noisy))
+        plain = noisy = perturb(self._recorded(index), augment, rng)
+        if augment.noise_snr_db is not None:
+            noisy = add_noise(plain, rng.uniform(*augment.noise_snr_db), rng, colour=rng.uniform(*augment.noise_colour))
+        clean = self._features(plain)
+        features = clean if noisy is plain else self._features(noisy)
+        if self.wave_rate is None:
+            return clean, features, None
+        heard = plain if self.data.teacher_view == "clean" else noisy
+        return clean, features, torch.from_numpy(resample(heard, self._rate, self.wave_rate))
+
+    @property
+    def _rate(self) -> int:
+        """Of waves before they become features: the highest that any role hears."""
+        return max(self.data.features.sample_rate, self.wave_rate or 0)
+
+    def _recorded(self, index: int) -> Wave:
+        """The wave as it is, at `_rate`."""
+        item, rate = self.items[index], self._rate
+        make = item.wave if rate == self.data.features.sample_rate else partial(item.wave_at, rate)
+        return self._memory.get(("wave", index), make)  # type: ignore[no-any-return]
+
+    def _features(self, wave: Wave) -> Tensor:
+        return self.frontend(torch.from_numpy(resample(wave, self._rate, self.data.features.sample_rate)))
+
+    def _wave(self, index: int) -> Tensor | None:
+        """The unperturbed wave, if samples carry any."""
+        if self.wave_rate is None:
+            return None
+        return torch.from_numpy(resample(self._recorded(index), self._rate, self.wave_rate))
 
     def _remembered(self, index: int) -> Tensor:
-        """Features of the wave as it is, computed once."""
+        """Features of the wave as it is, computed once; the wave itself is kept only where samples carry it."""
 
         def compute() -> Tensor:
-            return self.frontend(torch.from_numpy(self.items[index].wave()))
+            if self.wave_rate is None:
+                return self.frontend(torch.from_numpy(self.items[index].wave()))
+            return self._features(self._recorded(index))
 
-        return self._memory.get(index, compute)  # type: ignore[no-any-return]
+        return self._memory.get(("features", index), compute)  # type: ignore[no-any-return]
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of b utterances.
 
         ``ids`` (b,) int64, ``clean`` and ``features`` (b, T, mels) float32 padded with zeros, and one tensor where no
         sample's views differ; ``lengths`` (b,) int64 valid frames; ``targets`` (b, L) int64 padded with -1;
-        ``target_lengths`` (b,) int64; ``keys``, ``texts`` (normalised), ``speakers`` lists of text.
+        ``target_lengths`` (b,) int64; ``keys``, ``texts`` (normalised), ``speakers`` lists of text. Where samples carry
+        waves also ``waves`` (b, S) float32 padded with zeros, ``samples`` (b,) int64 and their ``wave_rate`` in Hz.
         """
+        waves = [sample.wave for sample in samples if sample.wave is not None]
         clean = pad_sequence([sample.clean for sample in samples], batch_first=True)
         same = all(sample.features is sample.clean for sample in samples)
         targets = [torch.tensor(sample.target, dtype=torch.int64) for sample in samples]
-        return {
+        heard = {
+            "waves": pad_sequence(waves, batch_first=True),
+            "samples": torch.tensor([len(wave) for wave in waves]),
+            "wave_rate": self.wave_rate,
+        } if waves else {}  # fmt: skip
+        return heard | {
             "ids": torch.tensor([sample.index for sample in samples]),
             "clean": clean,
             "features": clean if same else pad_sequence([sample.features for sample in samples], batch_first=True),
@@ -217,6 +270,7 @@ class SpeechSource:
             "hours": sum(item.seconds for item in self.items) / 3600,
             "speakers": sorted({item.speaker for item in self.items}),
             "skipped": len(self.skipped.found),
+            **({"untranscribed": silent} if (silent := len(self) - len(self.labelled)) else {}),
             "left_out": len(self.left_out),
             "left_out_examples": [{"key": key, "reason": reason} for key, reason in self.left_out[:20]],
         }
@@ -234,7 +288,7 @@ def _recorded(utterance: Utterance, rate: int) -> Item:
     # A header counts samples, a manifest rounds, usually to a millisecond.
     margin = 0.0 if utterance.duration is None else 1e-3
     wave = partial(utterance.wave, rate)
-    return Item(utterance.key, utterance.text, utterance.speaker, utterance.seconds(), margin, wave)
+    return Item(utterance.key, utterance.text, utterance.speaker, utterance.seconds(), margin, wave, utterance.wave)
 
 
 def _composed(composer: Composer) -> list[Item]:
@@ -242,5 +296,10 @@ def _composed(composer: Composer) -> list[Item]:
     for i in range(len(composer)):
         made = composer.composition(i)
         wave = partial(composer.wave, i)
-        items.append(Item(made.key, made.text, made.speaker, composer.seconds(made), 1e-3, wave))
+        at = partial(_composed_at, composer, i)
+        items.append(Item(made.key, made.text, made.speaker, composer.seconds(made), 1e-3, wave, at))
     return items
+
+
+def _composed_at(composer: Composer, index: int, rate: int) -> Wave:
+    return resample(composer.wave(index), composer.sample_rate, rate)

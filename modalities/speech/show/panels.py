@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.adapter.panels import Panel, Trace, sequence, sequences, wav
 
 from ..data.source import SpeechSource
@@ -25,17 +26,21 @@ LONGEST = 16.0
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page is made from: the test split, its symbols, samples of sound a second."""
+    """What the page is made from: the test split, its symbols, samples of sound a second, and a role's answers.
+
+    ``recognised(role, model, batch)`` gives logits ``(b, t, classes)`` and lengths ``(b,)``.
+    """
 
     source: SpeechSource
     tokens: Tokens
     rate: int
+    recognised: Callable[[str, nn.Module, Batch], tuple[Tensor, Tensor]]
 
 
 def show(test: Shown, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
     """One panel of test utterances. Each role hears them alone, so that no padding moves a spike."""
     short = [i for i, item in enumerate(test.source.items) if item.seconds <= LONGEST][:SEARCHED]
-    errors = {i: _errors(test, models["student"], i) for i in short}
+    errors = {i: _errors(test, "student", models["student"], i) for i in short}
     first = short[: SHOWN // 2]
     worst = sorted((i for i in short if i not in first), key=lambda i: -errors[i])[: SHOWN - len(first)]
     items = [_item(test, models, i) for i in (*first, *worst)]
@@ -49,16 +54,14 @@ def show(test: Shown, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
     return [sequences("What each role hears", items, note=note)]
 
 
-def _logits(test: Shown, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
-    """``(1, t, classes)`` and ``(1,)`` frames of one test utterance, and its features' own count."""
-    device = next(model.parameters()).device
-    clean = test.source.sample(index, 0).clean[None].to(device)
-    logits, lengths = model(clean, torch.tensor([clean.shape[1]], device=device))
+def _logits(test: Shown, role: str, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
+    """``(1, t, classes)`` and ``(1,)`` frames of one test utterance, at the role's own rate."""
+    logits, lengths = test.recognised(role, model, test.source.collate([test.source.sample(index, 0)]))
     return logits.float().cpu(), lengths.cpu()
 
 
-def _errors(test: Shown, model: nn.Module, index: int) -> float:
-    said = test.tokens.decode(greedy(*_logits(test, model, index))[0])
+def _errors(test: Shown, role: str, model: nn.Module, index: int) -> float:
+    said = test.tokens.decode(greedy(*_logits(test, role, model, index))[0])
     [found] = score([test.source.sample(index, 0).text], [said], ["it"], ["anyone"]).scores
     return found.errors / max(found.units, 1.0)
 
@@ -69,7 +72,7 @@ def _item(test: Shown, models: Mapping[str, nn.Module], index: int) -> dict[str,
     wave = item.wave()
     seconds, said, traces = len(wave) / rate, {}, {}
     for role, model in models.items():
-        logits, lengths = _logits(test, model, index)
+        logits, lengths = _logits(test, role, model, index)
         logits = logits[0, : int(lengths[0])]
         said[role] = test.tokens.decode(greedy(logits[None], lengths)[0])
         spoken = 1 - torch.softmax(logits, dim=-1)[:, 0]

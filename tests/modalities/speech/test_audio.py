@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile as sf
+from shared_data import shared
 
 from xmodal_kd.modalities.speech.data import audio
 from xmodal_kd.runtime.errors import UserError
@@ -158,3 +159,36 @@ def test_samples_that_are_not_finite_are_named(tmp_path, bad):
         audio.read(path)
     with pytest.raises(UserError, match="NaN or Inf"):
         list(audio.blocks(path, 0.01))
+
+
+@pytest.mark.parametrize("suffix, subtype", [("ogg", "VORBIS"), ("ogg", "OPUS")])
+@pytest.mark.parametrize("kept", [0.35, 0.6, 0.8, 0.97])
+def test_an_ogg_file_cut_within_a_page_is_refused(tmp_path, suffix, subtype, kept):
+    """Wherever it is cut; libsndfile plays what comes before. A cut between two pages looks like a broadcast."""
+    wave = 0.1 * np.random.default_rng(0).standard_normal(16000 * 8)
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    sf.write(whole, wave, 16000, format="OGG", subtype=subtype)
+    assert abs(audio.duration(whole) - 8) < 0.01
+    held = whole.read_bytes()
+    cut.write_bytes(held[: int(kept * len(held))])
+    for look in (audio.duration, audio.read):
+        with pytest.raises(UserError, match=r"truncated|not an audio file") as found:
+            look(cut)
+        assert "cut.ogg" in str(found.value)
+
+
+def test_cut_files_that_people_bring():
+    files = sorted(shared("../cases/speech").glob("cut_*"))
+    assert len(files) == 4
+    for path in files:
+        with pytest.raises(UserError, match=f"{path.name}: truncated"):
+            audio.read(path)
+
+
+def test_integers_written_as_floats_are_noticed(tmp_path):
+    wave = np.random.default_rng(0).standard_normal(1600) * 3000
+    sf.write(tmp_path / "loud.wav", wave.astype(np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"loud\.wav: floats up to \d+, where a wave lies within \[-1, 1\]"):
+        audio.read(tmp_path / "loud.wav")
+    sf.write(tmp_path / "driven.wav", (wave / 1500).astype(np.float32), 16000, subtype="FLOAT")
+    assert float(np.abs(audio.read(tmp_path / "driven.wav")[0]).max()) > 1

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile as sf
+from shared_data import shared
 
 from xmodal_kd.modalities.speech.data.corpora import SpeechData, utterances
 from xmodal_kd.modalities.speech.data.manifests import read_fsdd, read_librispeech, read_manifest
@@ -33,7 +34,8 @@ def test_a_manifest_is_read_sorted_and_relative_to_itself(tmp_path):
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (line(text=...), r"train\.jsonl line 3: lacks 'text'"),
+        (line(offset="late"), r"line 3: 'offset' must be seconds, got 'late'"),
+        (line(offset=-1), r"line 3: 'offset' must be seconds, got -1"),
         (line(audio_filepath=...), r"train\.jsonl line 3: lacks 'audio_filepath'"),
         (line(text=7), r"line 3: 'text' must be text, got 7"),
         (line(duration="long"), r"line 3: 'duration' must be seconds, got 'long'"),
@@ -136,3 +138,60 @@ def test_a_recording_written_another_way_is_the_same_recording(tmp_path, again):
     config = SpeechData.model_validate({"sources": "manifest", "path": tmp_path})
     with pytest.raises(UserError, match="a split must not see another"):
         utterances(config, "train")
+
+
+def test_a_line_without_text_is_untranscribed_audio_of_the_training_split(tmp_path):
+    path = write(tmp_path, line(text=...), line(audio_filepath="b.wav", text=None), line(audio_filepath="c.wav"))
+    assert [utterance.text for utterance in read_manifest(path)] == [None, None, "one two"]
+    (tmp_path / "dev.jsonl").write_text(line(audio_filepath="d.wav", text=...))
+    data = SpeechData(sources="manifest", path=tmp_path)
+    assert len(utterances(data, "train")) == 3
+    with pytest.raises(UserError, match=r"dev utterance 'd.wav' lacks 'text': only training audio may"):
+        utterances(data, "dev")
+
+
+def test_segments_of_one_file_are_utterances(tmp_path):
+    rng = np.random.default_rng(0)
+    wave = (0.1 * rng.standard_normal(16000)).astype(np.float32)
+    sf.write(tmp_path / "long.flac", wave, 8000)
+    path = write(
+        tmp_path,
+        line(audio_filepath="long.flac", offset=1.25, duration=0.75),
+        line(audio_filepath="long.flac", offset=0.5, duration=0.75),
+        line(audio_filepath="long.flac", offset=0, duration=0.5),
+    )
+    found = read_manifest(path)
+    assert [one.key for one in found] == ["long.flac@0", "long.flac@0.5", "long.flac@1.25"]
+    joined = np.concatenate([one.wave(8000) for one in found])
+    np.testing.assert_allclose(joined, wave, atol=1e-4)
+    late = read_manifest(write(tmp_path, line(audio_filepath="long.flac", offset=1.5, duration=0.75)))
+    with pytest.raises(UserError, match=r"long\.flac: it holds 2\.00 s: no segment from 1\.50 s to 2\.25 s"):
+        late[0].wave(8000)
+    open_end = read_manifest(write(tmp_path, line(audio_filepath="long.flac", offset=1.5, duration=...)))
+    assert open_end[0].seconds() == 0.5 and len(open_end[0].wave(8000)) == 4000
+
+
+@pytest.mark.parametrize("start, refused", [(1.0, False), (0.9, True), (0.0, True)])
+def test_segments_of_two_splits_share_a_file_and_no_second_of_it(tmp_path, start, refused):
+    write(tmp_path, line(audio_filepath="long.flac", offset=0.0, duration=1.0))
+    (tmp_path / "test.jsonl").write_text(line(audio_filepath="long.flac", offset=start, duration=1.0))
+    data = SpeechData(sources="manifest", path=tmp_path)
+    if refused:
+        with pytest.raises(UserError, match=r"is in train\.jsonl and in test\.jsonl"):
+            utterances(data, "train")
+    else:
+        assert len(utterances(data, "train")) == 1
+
+
+def test_paths_from_home_and_absolute_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = read_manifest(write(tmp_path, line(audio_filepath="~/a.wav"), line(audio_filepath="/else/b.wav")))
+    assert sorted(str(one.path) for one in found) == ["/else/b.wav", str(tmp_path / "home/a.wav")]
+
+
+def test_segments_that_people_bring():
+    data = SpeechData(sources="manifest", path=shared("../cases/speech/offsets"), tokens="characters")
+    counts = {split: len(utterances(data, split)) for split in ("train", "dev", "test")}
+    assert counts == {"train": 12, "dev": 4, "test": 4}
+    for one in utterances(data, "dev"):
+        assert abs(len(one.wave(16000)) / 16000 - one.duration) < 1e-3

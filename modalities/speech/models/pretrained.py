@@ -1,0 +1,255 @@
+"""A teacher as ``transformers`` saves it: any CTC model (Wav2Vec2, HuBERT, WavLM, Wav2Vec2-BERT) with its processor.
+
+Weights are read from safetensors only, nothing is fetched and no code of the folder is run. The model hears the wave
+through the front end that its processor describes. An utterance is never padded unless the model masks padding
+exactly: models whose first layer normalises over time (those saved with ``return_attention_mask: false``) would hear
+the silence that other utterances of the batch bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from xmodal_kd.adapter.adapter import Batch
+from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.signals.capture import capture, only_call
+
+from ..data.symbols import Vocabulary, read_vocabulary
+from .front_ends import Heard, waves_of
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+#: What a front end of plain waves adds to a variance before it divides by its root, as transformers does.
+EPSILON = 1e-7
+#: Seconds of silence by whose difference the frame rate of a model is measured that does not say it.
+SHORT, LONG = 2, 6
+
+
+class Pretrained(NamedTuple):
+    """A loaded teacher: the model, how it hears, and what it writes."""
+
+    model: nn.Module
+    front_end: WaveFrontEnd
+    vocabulary: Vocabulary
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether a folder is one of transformers."""
+    return (folder / CONFIG).is_file()
+
+
+def vocabulary_of(folder: Path) -> Vocabulary:
+    """What the model in a folder writes, without loading it."""
+    config = _config(folder)
+    return read_vocabulary(folder, int(config.get("pad_token_id") or 0), int(config.get("vocab_size", 0)))
+
+
+def load_pretrained(folder: Path) -> Pretrained:
+    """The CTC model of a folder, frozen, in float32 on the CPU.
+
+    Raises:
+        UserError: the folder holds no CTC model, no safetensors, asks for code of its own, or lacks its processor.
+    """
+    config = _config(folder)
+    _check_files(folder, config)
+    vocabulary = vocabulary_of(folder)
+    model = _load(folder).eval().requires_grad_(False)
+    extractor = _extractor(folder)
+    return Pretrained(model, WaveFrontEnd(model, extractor, folder), vocabulary)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG}: a JSON object is expected")
+    return config
+
+
+def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
+    """Say what stands in the way before anything heavy is imported."""
+    kinds = [str(kind) for kind in config.get("architectures") or ()]
+    kind = kinds[0] if kinds else f"a model of type {config.get('model_type')!r}"
+    if "auto_map" in config:
+        raise UserError(f"{folder}: {kind} asks for code of its own (auto_map), which is not run: use a built-in model")
+    if "ForConditionalGeneration" in kind or "Seq2Seq" in kind:
+        raise UserError(
+            f"{folder}: {kind} writes by a decoder, not by CTC frames: transcribe the audio with it and train on its "
+            "texts, or use a CTC model"
+        )
+    if not kind.endswith("ForCTC") and kinds:
+        raise UserError(f"{folder}: {kind} has no CTC head: fine-tune it as ...ForCTC, or use a folder that has one")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        pickled = next((p.name for p in sorted(folder.glob("*.bin"))), None)
+        raise UserError(
+            f"{folder}: {pickled} is pickled, which is not read: load it once and save_pretrained(FOLDER)"
+            if pickled
+            else f"{folder}: no {WEIGHTS[0]}: save the model with save_pretrained(folder)"
+        )
+
+
+def _load(folder: Path) -> nn.Module:
+    try:
+        from transformers import AutoModelForCTC
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCTC.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            dtype=torch.float32,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+    if lacking := sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])]):
+        raise UserError(
+            f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained CTC model"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _extractor(folder: Path) -> dict[str, Any]:
+    """What the processor says of the front end."""
+    plain, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    found = read_json(plain) if plain.is_file() else {}
+    if whole.is_file() and not found:
+        found = read_json(whole).get("feature_extractor", {})
+    if "sampling_rate" not in found:
+        raise UserError(
+            f"{folder}: no preprocessor_config.json says what it hears: save its processor beside it "
+            "(processor.save_pretrained(folder))"
+        )
+    return dict(found)
+
+
+class WaveFrontEnd:
+    """Waves of the model's own rate, normalised as its processor says.
+
+    Args:
+        extractor: the processor's ``feature_extractor`` section.
+    """
+
+    def __init__(self, model: nn.Module, extractor: Mapping[str, Any], folder: Path) -> None:
+        self.config: Any = model.config
+        self.rate = int(extractor["sampling_rate"])
+        kind = extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
+        self.normalise = bool(extractor.get("do_normalize", True))
+        self.other: Any = None if kind == "Wav2Vec2FeatureExtractor" else _other(kind, extractor, folder)
+        masks = bool(extractor.get("return_attention_mask", False))
+        self.masked = self.other is None and masks and getattr(self.config, "feat_extract_norm", "") == "layer"
+        self.least = _shortest(self.config) if self.other is None else self.rate // 10
+        self.frame = self._measured(model)
+
+    def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
+        """Logits and captured features of a batch's ``waves``; `view` says nothing here."""
+        device = next(model.parameters()).device
+        waves = [self._long_enough(wave.to(device)) for wave in waves_of(batch, self.rate)]
+        answers: list[tuple[Tensor, dict[str, Tensor]] | None] = [None] * len(waves)
+        for index in self._together([len(wave) for wave in waves]):
+            for i, answer in zip(index, self._answers(model, [waves[i] for i in index], features), strict=True):
+                answers[i] = answer
+        found = [answer for answer in answers if answer is not None]
+        lengths = torch.tensor([len(logits) for logits, _ in found], device=device)
+        logits = pad_sequence([logits for logits, _ in found], batch_first=True)
+        names = found[0][1]
+        taken = {name: pad_sequence([rows[name] for _, rows in found], batch_first=True) for name in names}
+        return Heard(logits, lengths, taken)
+
+    def _long_enough(self, wave: Tensor) -> Tensor:
+        """At least what one frame needs: silence behind a click."""
+        return torch.cat([wave, wave.new_zeros(max(0, self.least - len(wave)))])
+
+    def _together(self, samples: Sequence[int]) -> Iterator[list[int]]:
+        """Which utterances are heard in one pass: all where padding is masked, else those of equal length."""
+        if self.masked:
+            yield list(range(len(samples)))
+            return
+        for count in sorted(set(samples)):
+            yield [i for i, n in enumerate(samples) if n == count]
+
+    def _answers(
+        self, model: nn.Module, waves: Sequence[Tensor], features: Sequence[str]
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Of each utterance ``(t, c)`` logits and ``(t, c)`` captured rows, padding cut off."""
+        with capture(model, features) as taken:
+            logits = model(**self._inputs(waves)).logits
+        rows = {name: _frames_of(name, only_call(name, calls), logits) for name, calls in taken.items()}
+        for i, wave in enumerate(waves):
+            frames = self._frames(model, len(wave)) if self.masked else logits.shape[1]
+            yield logits[i, :frames], {name: one[i, :frames] for name, one in rows.items()}
+
+    def _inputs(self, waves: Sequence[Tensor]) -> dict[str, Tensor]:
+        if self.other is not None:
+            arrays = [wave.cpu().numpy() for wave in waves]
+            made = self.other(arrays, sampling_rate=self.rate, padding=True, return_tensors="pt")
+            return {name: value.to(waves[0].device) for name, value in made.items()}
+        heard = [_standardised(wave) if self.normalise else wave for wave in waves]
+        inputs = {"input_values": pad_sequence(heard, batch_first=True)}
+        if self.masked:
+            counts = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
+            steps = torch.arange(inputs["input_values"].shape[1], device=counts.device)
+            inputs["attention_mask"] = (steps < counts[:, None]).long()
+        return inputs
+
+    def _frames(self, model: nn.Module, samples: int) -> int:
+        """Frames of so many samples, by the model's own count."""
+        count: Any = model._get_feat_extract_output_lengths
+        return int(count(torch.tensor(samples)))
+
+    def _measured(self, model: nn.Module) -> Fraction:
+        """Seconds of a frame: by the strides of its convolutions, or by its answers to silence of two lengths."""
+        strides = getattr(self.config, "conv_stride", None)
+        if self.other is None and strides and not getattr(self.config, "add_adapter", False):
+            return Fraction(int(self.config.inputs_to_logits_ratio), self.rate)
+        with torch.no_grad():
+            frames = [
+                int(model(**self._inputs([torch.zeros(seconds * self.rate)])).logits.shape[1])
+                for seconds in (SHORT, LONG)
+            ]
+        return Fraction(LONG - SHORT, frames[1] - frames[0])
+
+
+def _standardised(wave: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over an utterance."""
+    return (wave - wave.mean()) / (wave.var(correction=0) + EPSILON).sqrt()
+
+
+def _shortest(config: Any) -> int:
+    """Samples that give one frame."""
+    samples = 1
+    pairs = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
+    for kernel, stride in reversed(pairs):
+        samples = (samples - 1) * stride + kernel
+    return int(samples)
+
+
+def _frames_of(name: str, rows: Tensor, logits: Tensor) -> Tensor:
+    """``(b, t, c)`` of a captured module. Raises `UserError` for what has not the answer's frames."""
+    if rows.ndim != 3 or rows.shape[:2] != logits.shape[:2]:
+        raise UserError(
+            f"the teacher's module {name!r} gives {tuple(rows.shape)}, not a row a frame of its answer "
+            f"({logits.shape[1]}): capture a layer of its encoder"
+        )
+    return rows
+
+
+def _other(kind: str, extractor: Mapping[str, Any], folder: Path) -> Any:
+    """A front end that transformers computes, as the filter banks of Wav2Vec2-BERT."""
+    import transformers
+
+    cls = getattr(transformers, str(kind), None)
+    if cls is None or not str(kind).endswith("FeatureExtractor"):
+        raise UserError(f"{folder}: its front end {kind!r} is none of transformers': use a CTC model that has one")
+    return cls(**{key: value for key, value in extractor.items() if key != "feature_extractor_type"})
