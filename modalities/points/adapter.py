@@ -29,7 +29,7 @@ from .data.frame import CLASSES
 from .data.frames import Recorded
 from .data.simulator.sensors import SENSORS
 from .data.source import PointsSource
-from .evaluate.metrics import Tally, miou, miou_interval
+from .evaluate.metrics import Tally, miou_interval, miou_labelled
 from .evaluate.overview import overview
 from .export.card import about
 from .export.onnx import export
@@ -234,6 +234,7 @@ class PointsAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own.
 
+        `miou` is over the classes that are labelled or predicted anywhere, `miou_labelled` over those that are labelled.
         A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
         """
         return self.measure(role, model, self.data(split))
@@ -254,7 +255,7 @@ class PointsAdapter(Adapter):
                 common = here & both
                 matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
                 own.add(answer[here], confidence[here], labels[here], distance[here])
-                scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
+                scores.append(Score(key, source.split, 1.0 - miou_labelled(matrix), 1.0))
                 matrices.append(matrix)
         metrics = shared.metrics() | ({} if is_teacher(role) else {"miou_own": own.metrics()["miou"]})
         if interval := miou_interval([matrix for matrix in matrices if matrix.any()]):
