@@ -109,7 +109,7 @@ class Tally:
         return total
 
     def metrics(self) -> dict[str, Any]:
-        """``miou``, ``miou_labelled``, ``accuracy``, ``ece``, ``iou`` by class, ``miou_by_range`` in metres, ``rows``."""
+        """``miou``, ``miou_labelled``, ``accuracy``, ``ece``, ``iou`` by class, ``miou_by_range`` and ``rows``."""
         matrix = self.matrix
         total = max(int(matrix.sum()), 1)
         by_class = iou(matrix)

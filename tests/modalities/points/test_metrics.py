@@ -29,7 +29,7 @@ def test_iou_is_that_of_sets_of_rows() -> None:
 
 
 def test_a_class_that_is_only_predicted_counts_0_in_miou_and_not_among_the_labelled() -> None:
-    """The union decides, as benchmarks of the field have it; a class that is neither there nor predicted counts nowhere."""
+    """The union decides, as benchmarks have it; a class that is neither there nor predicted counts nowhere."""
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
     matrix = confusion(predicted, labels, 4)
     assert iou(matrix)[2] == 0 and np.isnan(iou(matrix)[3])
@@ -63,8 +63,8 @@ def test_rows_fall_into_bins_of_distance_and_all_count_once() -> None:
     own = tally.add(predicted, np.full(6, 0.9), labels, distance)
     found = tally.metrics()
     assert own.sum() == found["rows"] == 5
-    assert found["miou_by_range"] == {"0-15 m": pytest.approx(0.5), "15-30 m": pytest.approx(1.0)}, (
-        "a union of 0 counts nowhere"
+    assert found["miou_by_range"] == {"0-15 m": pytest.approx(0.25), "15-30 m": pytest.approx(1.0)}, (
+        "a car is predicted nearby"
     )
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["iou"]["person"] == 0
