@@ -234,7 +234,7 @@ class PointsAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own.
 
-        `miou` is over the classes that are labelled or predicted anywhere, `miou_labelled` over those that are labelled.
+        `miou` is over the classes that are labelled or predicted, `miou_labelled` over those that are labelled.
         A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
         """
         return self.measure(role, model, self.data(split))

@@ -84,7 +84,7 @@ def test_no_row_and_one_row(name: str, params: dict[str, Any], rows: int) -> Non
     try:
         values, grads = gradient(spec, inputs, **params)
     except ValueError as error:
-        assert name in str(error) or "norm" in str(error) or "batch" in str(error), error
+        assert name.partition("_")[0] in str(error) or "batch" in str(error), error
         return
     assert values.isfinite().all() and all(grad.norm() < BOUND for grad in grads)
 
@@ -115,7 +115,8 @@ def test_norm_and_mlkd_take_no_rows() -> None:
 def test_direction_is_exact_above_its_least_length_and_nothing_below() -> None:
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-7, 4e-7], [3e-6, 4e-6]], dtype=torch.float64, requires_grad=True)
     found = direction(rows)
-    assert found.tolist() == [[0.6, 0.8], [0, 0], [0, 0], pytest.approx([0.6, 0.8], rel=1e-15)]
+    expected = torch.tensor([[0.6, 0.8], [0, 0], [0, 0], [0.6, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-15, atol=0)
     (grad,) = torch.autograd.grad(found[:, 0].sum(), rows)
     assert (grad[1:3] == 0).all() and grad[3].norm() == pytest.approx(0.8 / 5e-6), "1 / length times the sine"
     assert torch.equal(living(rows)[1:3], torch.zeros(2, 2, dtype=torch.float64)) and torch.equal(

@@ -139,6 +139,8 @@ class Contrast(nn.Module):
     def _contrast(self, student: Tensor, teacher: Tensor, own: Tensor, alike: Tensor | None) -> Tensor:
         """`own` is the id of each row; `alike` ``(n, N)`` marks negatives that are none."""
         same_rows(student, teacher)
+        if not len(own):
+            return 0.0 * student.sum()
         if len(own.unique()) != len(own):
             raise ValueError(f"crd wants one row a sample, got {len(own)} rows of {len(own.unique())}: pool them")
         if int(own.max()) >= self.samples:
@@ -203,6 +205,6 @@ class ExactContrast(Contrast):
         own = ids[item]
         if labels.shape != own.shape:
             raise ValueError(f"crd_exact: labels {tuple(labels.shape)} are not one a row of {tuple(student.shape)}")
-        if int(own.max()) < self.samples:  # else the loss itself says what is wrong
+        if len(own) and int(own.max()) < self.samples:  # else the loss itself says what is wrong
             self.known[own] = labels
         return self._contrast(student, teacher, own, self.known[self.drawn()] == labels[:, None])

@@ -89,6 +89,8 @@ def irg(
     for s, t in zip(student, teacher, strict=True):
         same_rows(s, t)
     same_shape(student[-1], teacher[-1])
+    if not len(student[-1]):
+        return 0.0 * torch.stack([rows.sum() for rows in student]).sum()
     layers = list(zip(student[:-1], teacher[:-1], strict=True))
     total = vertex * F.mse_loss(student[-1], teacher[-1])
     total = total + edge * torch.stack([_edges(s, t) for s, t in layers]).mean()
