@@ -108,6 +108,18 @@ def test_rows_whose_label_the_teacher_does_not_know_do_not_count() -> None:
     torch.testing.assert_close(part.total, objective("dkd", *alone)(*alone).parts["mine"].total)
 
 
+@pytest.mark.parametrize("name", ["ce", "dkd", "wsld", "ofa", "tfkd_reg"])
+def test_a_loss_alone_gives_0_to_rows_without_a_label(name: str) -> None:
+    spec, labels, student = LOSSES[name], LABELS.clone(), rows(0).requires_grad_()
+    labels[[0, 7]] = torch.tensor([-100, 4])
+    given = {"student": student, "teacher": fewer(rows(1)), "labels": labels}
+    found = spec.fn(*(given[key] for key in spec.inputs))
+    lost = [0, 7] if spec.needs_teacher else [0]  # without a teacher class 4 is known
+    assert (found[lost] == 0).all() and (found > 0).sum() == N - len(lost)
+    (grad,) = torch.autograd.grad(found.sum(), student)
+    assert grad.isfinite().all() and (grad[lost] == 0).all()
+
+
 def test_padding_of_minus_infinity_is_no_unknown_class() -> None:
     layout = Layout.padded("frame", torch.tensor([3, 5]), 5)
     teacher = rows(1).masked_fill(~layout.mask[:, None], -torch.inf)

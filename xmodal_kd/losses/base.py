@@ -233,7 +233,7 @@ def _precise(fn: F) -> F:
 def _among_known(fn: F, spec: LossSpec) -> F:
     """`fn` of the classes that both sides know: `known_classes`. For calls beside an objective, which cuts rows itself.
 
-    With ``index`` rows are chosen that a caller has looked at.
+    A row that cannot be compared has value 0. With ``index`` rows are chosen that a caller has looked at.
     """
     if spec.many or "student" not in spec.inputs or "masks_unknown" in spec.properties:
         return fn
@@ -245,7 +245,13 @@ def _among_known(fn: F, spec: LossSpec) -> F:
         if "index" in params or not isinstance(named.get("student"), Tensor):
             return fn(**named, **params)
         numbered, scores = "numbered" in spec.properties, "logits" in spec.needs
-        return fn(*among_known(named, numbered=numbered, scores=scores).values(), **params)
+        given, keep = among_known(named, numbered=numbered, scores=scores)
+        if keep is None:
+            return fn(*given.values(), **params)
+        if not spec.alone:
+            raise ValueError("some rows have no label among the classes that it compares: leave them out")
+        values = fn(*(rows[keep] for rows in given.values()), **params)
+        return values.new_zeros(len(keep)).masked_scatter(keep, values)
 
     return call  # type: ignore[return-value]
 

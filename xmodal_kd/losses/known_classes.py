@@ -48,41 +48,42 @@ def relabelled(labels: Tensor, known: Tensor) -> Tensor:
 
 
 def outside(labels: Tensor, classes: int) -> str | None:
-    """What is wrong with labels of `classes` classes; None where nothing is."""
+    """What is wrong with labels of `classes` classes, or `IGNORED` ones; None where nothing is."""
     if labels.is_floating_point() or not labels.numel():
         return None
-    low, high = torch.stack(labels.aminmax()).tolist()
-    if low >= 0 and high < classes:
-        return None
-    return f"label {low if low < 0 else high} is none of its {classes} classes, which count from 0"
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    return f"label {int(wrong[0])} is none of its {classes} classes, which count from 0" if len(wrong) else None
 
 
 def among_known(
     inputs: dict[str, Tensor], *, numbered: bool, scores: bool
-) -> dict[str, Tensor]:  # fmt: skip
-    """A loss's inputs by name, of the classes that both sides know.
+) -> tuple[dict[str, Tensor], Tensor | None]:  # fmt: skip
+    """A loss's inputs by name, of the classes that both sides know; and which rows can be compared, None for all.
+
+    Rows whose label is `IGNORED`, or of a class that the teacher does not know, have label -1 and cannot.
 
     Args:
         numbered: a parameter of the loss speaks of classes by their number.
         scores: the columns are classes, and labels are numbers of columns.
 
     Raises:
-        ValueError: this loss cannot leave classes out, or a label is of no class that it compares.
+        ValueError: this loss cannot leave classes out, or a label is none.
     """
-    student, teacher, labels = (inputs.get(key) for key in ("student", "teacher", "labels"))
-    assert student is not None
-    if scores and labels is not None and len(labels) == len(student) and (wrong := outside(labels, student.shape[1])):
-        raise ValueError(f"{wrong}; a row without one is marked by {IGNORED}, and the objective leaves it out")
-    if teacher is None or (known := known_classes(teacher)) is None:
-        return inputs
-    if reason := cannot_leave_out(student, teacher, known, numbered):
-        raise ValueError(reason)
-    out = {**inputs, "student": student[:, known], "teacher": teacher[:, known]}
-    if scores and labels is not None:
-        out["labels"] = relabelled(labels, known)
-        if bool((out["labels"] < 0).any()):
-            raise ValueError("a row has a label that the teacher does not know: leave the row out")
-    return out
+    student, teacher, out = inputs["student"], inputs.get("teacher"), dict(inputs)
+    labels = inputs.get("labels") if scores else None
+    labels = None if labels is None or labels.is_floating_point() or len(labels) != len(student) else labels
+    if labels is not None and (wrong := outside(labels, student.shape[1])):
+        raise ValueError(f"{wrong}; a row without one is marked by {IGNORED}")
+    known = None if teacher is None else known_classes(teacher)
+    if teacher is not None and known is not None:
+        if reason := cannot_leave_out(student, teacher, known, numbered):
+            raise ValueError(reason)
+        out |= {"student": student[:, known], "teacher": teacher[:, known]}
+        labels = None if labels is None else relabelled(labels, known)
+    if labels is None:
+        return out, None
+    keep = labels >= 0
+    return out | {"labels": labels}, None if bool(keep.all()) else keep
 
 
 def cannot_leave_out(student: Tensor, teacher: Tensor, known: Tensor, numbered: bool) -> str | None:
