@@ -179,6 +179,8 @@ def _objective(objective: Mapping[str, Any]) -> str:
     for role, one in objective.items():
         for term in one["terms"]:
             made = [f"channels {term['projector'][0]} to {term['projector'][1]}"] if "projector" in term else []
+            if "classes" in term:
+                made.append(f"on the {term['classes']['known']} of {term['classes']['of']} classes that both know")
             for r in term.get("resample", []):
                 rows = f"{r['teacher']:,} {r['kind']} rows of a batch on the student's {r['student']:,}"
                 made.append(f"the teacher's {rows} ({r['way']})")
