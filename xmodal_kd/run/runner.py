@@ -36,8 +36,9 @@ from ..training.loader import steps
 from ..training.method import METHODS, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
+from .fingerprints import check_unchanged, role_prints
 from .rehearsal import Rehearsal
-from .resolved_recipe import changed, resolved
+from .resolved_recipe import resolved
 from .roles import (
     build,
     compressions,
@@ -151,11 +152,9 @@ class Run:
             if not self.options.resume:
                 raise UserError(f"{self.out} holds a run already: --resume goes on with it, --out starts another")
             if state["fingerprint"] != print_:
-                raise UserError(
-                    f"{self.out} was started with another recipe ({changed(self.out / RECIPE, self.loaded)})"
-                )
+                check_unchanged(self.out / RECIPE, state, self.loaded, self.adapter, self.role_plans)
             self._rehearse(state["roles"])
-            return state
+            return state if state["fingerprint"] == print_ else self._started(state | {"fingerprint": print_})
         self._rehearse(())
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
@@ -163,9 +162,14 @@ class Run:
             rest = [found for found in self.out.iterdir() if found.name != RECIPE and found.suffix != ".tmp"]
         if rest:
             raise UserError(f"{self.out} is not empty and not a run: choose another --out")
-        state = {"fingerprint": print_, "roles": {}}
+        return self._started({"fingerprint": print_, "roles": {}})
+
+    def _started(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Write by which recipe the run goes on; what was measured of all roles together is measured anew."""
+        state |= {"prints": role_prints(self.loaded, self.adapter, self.role_plans)}
+        state.pop("overview", None)
         write_bytes(self.out / RECIPE, yaml.safe_dump(resolved(self.loaded), sort_keys=False).encode())
-        write_json(path, state)
+        write_json(self.out / STATE, state)
         return state
 
     def _rehearse(self, done: Collection[str]) -> None:
