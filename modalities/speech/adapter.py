@@ -168,6 +168,10 @@ class SpeechAdapter(Adapter):
             self.stride = model.stride
         return model
 
+    def shared(self) -> dict[str, int]:
+        """Teachers learn on the student's frames."""
+        return {"stride": self.stride}
+
     def class_names(self, role: str) -> Sequence[str]:
         """Symbols by class, as what `role` says is brought to; the blank is class 0."""
         return self._names[role]

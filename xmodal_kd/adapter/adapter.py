@@ -187,6 +187,13 @@ class Adapter(Protocol):
         made.data = lambda split: cast(Source, few[split] if split in few else self.data(split))  # type: ignore[method-assign]
         return made
 
+    def shared(self) -> Any:
+        """What of the other roles' models decides how one is trained, as JSON: a grid that all of them are brought to.
+
+        Asked when all roles have been built once.
+        """
+        return None
+
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""
 

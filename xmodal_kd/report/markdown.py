@@ -297,6 +297,11 @@ def _left_out(data: Mapping[str, Any]) -> str:
         if isinstance(entry, dict) and entry.get("left_out")
         for e in entry["left_out_examples"][:3]
     ]
+    lines += [
+        f"- {split}: {entry['skipped']:,} left out by data.skip"
+        for split, entry in data.items()
+        if isinstance(entry, dict) and entry.get("skipped")
+    ]
     return "## Left out\n\n" + "\n".join(lines) if lines else ""
 
 
