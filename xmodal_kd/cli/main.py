@@ -255,8 +255,7 @@ def report(
         from ..run.rerun import show_again
 
         show_again(folder)
-    content = reports.load(folder)
-    reports.write(folder, content)
+    content = reports.rewrite(folder)
     print(json.dumps(content) if json_ else reports.markdown(content))
 
 
@@ -377,7 +376,9 @@ def call(arguments: list[str]) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _line(f"error: {error.format_message()} (see --help)")
             return 2
-        return _failed(error, 1, arguments)
+        from ..runtime.allocation import out_of_memory
+
+        return _failed(out_of_memory(error) or error, 1, arguments)
 
 
 def _failed(error: Exception, status: int, arguments: list[str]) -> int:

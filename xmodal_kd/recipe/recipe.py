@@ -19,12 +19,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..adapter.adapter import Strict
+from ..runtime.bounded_files import read_text
 from ..runtime.discovery import shipped
 from ..runtime.errors import UserError, nearest
 from .balance_spec import Balance
 from .cache_spec import CacheSpec
 from .schedules import Schedule
-from .yaml_reader import Loader, Path_, marks
+from .yaml_reader import Path_, marks, read_yaml
 from .yaml_reader import override as put
 
 M = TypeVar("M", bound=BaseModel)
@@ -351,14 +352,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe and apply ``a.b=value`` overrides (values are YAML). Raises `UserError` naming file, line, key."""
     source = find(name)
     try:
-        text = source.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=Loader)
-        content = yaml.load(text, Loader=Loader)
+        content, node = read_yaml(read_text(source))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     if content is None:
         raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):
