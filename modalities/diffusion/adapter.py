@@ -178,7 +178,9 @@ class DiffusionAdapter(Adapter):
         """Means over draws of `samples` samples each (one draw on dev), and seconds of computing an image."""
         found = self.measure(cast(Denoiser, model), split)
         if split == "test":
-            self.tested[role] = {k: v for k, v in found.metrics.items() if isinstance(v, int | float)}
+            # as the card tells them: what a clock says differs from run to run, and is the report's
+            told = {k: v for k, v in found.metrics.items() if k != "seconds_per_image"}
+            self.tested[role] = {k: v for k, v in told.items() if isinstance(v, int | float)}
         return found
 
     def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -14,7 +15,9 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 MODALITIES = [f"xmodal_kd.modalities.{name}.adapter" for name in ("speech", "points", "diffusion")]
-FORKS.set_forkserver_preload(["toy", "xmodal_kd.run.runner", "xmodal_kd.cli.main", "xmodal_kd.report", *MODALITIES])
+FORKS.set_forkserver_preload(
+    ["toy", "xmodal_kd.run.runner", "xmodal_kd.cli.main", "xmodal_kd.report", *MODALITIES, "torch.utils.tensorboard"]
+)
 #: Bytes of address space a process may have; a command that asks for more must say so in one line.
 MEMORY = 12 << 30
 #: What a command may end with: done, failed, refused, interrupted.
@@ -54,10 +57,8 @@ def command(arguments: list[str], before: Callable[..., None] | None = None, *ar
     errors = output = ""
     late = not ours.poll(seconds)
     if not late:
-        try:
+        with contextlib.suppress(EOFError):  # killed
             errors, output = ours.recv()
-        except EOFError:  # killed
-            pass
     if late:
         process.kill()
     process.join()

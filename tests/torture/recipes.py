@@ -22,9 +22,10 @@ Path_ = tuple[str | int, ...]
 VALUES: tuple[Any, ...] = (
     None, [], {}, "", " ", 0, -1, 1, 2, 0.5, -0.5, 1e300, -1e300, 1e-300, float("nan"), float("inf"), 10**30, -(10**30),
     10**9, 2**31, 2**63, 2**64, True, False, "true", "none", "auto", "☃", "a" * 5000, "a\nb", "\x00"[:0] + "../..", "/",
-    "/dev/null", "/dev/zero", "/etc", ".", "~nobody/x", [None], [[]], [1, 2], [1, "a", None], ["a", "a"], {"a": 1},
-    {"": None}, {"loss": "kd"}, {"model": None}, {"name": []}, {"path": "nowhere"}, [{}], "kd", "*", "**", "body.*", "{}",
-    "0", "1e999", "-1", "10%", "1000%", "-5%", "0%", "x:y", "os:system", "2001-12-14", "!!python/object:os.system",
+    "/dev/null", "/dev/zero", "/etc", ".", "~nobody/x", [None], [[]], [1, 2], [1, "a", None], ["a", "a"],
+    {"a": 1}, {"": None}, {"loss": "kd"}, {"model": None}, {"name": []}, {"path": "nowhere"}, [{}], "kd",
+    "*", "**", "body.*", "{}", "0", "1e999", "-1", "10%", "1000%", "-5%", "0%", "x:y", "os:system", "2001-12-14",
+    "!!python/object:os.system",
 )  # fmt: skip
 
 #: Texts that are no recipe, or one that no one should open.
@@ -33,10 +34,12 @@ BOMB = "\n".join([
 ])  # fmt: skip
 CHAIN = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 3000))])
 TEXTS: tuple[bytes, ...] = (
-    b"", b"\n", b"#\n", b"null", b"[]", b"3", b"a", b"{", b"a: [", b"a: b: c", b"\t- x", b"%YAML 9.9\n---\n", b"--- a\n--- b",
+    b"", b"\n", b"#\n", b"null", b"[]", b"3", b"a", b"{", b"a: [", b"a: b: c", b"\t- x", b"%YAML 9.9\n---\n", 
+    b"--- a\n--- b",
     b"\xff\xfe\x00", b"a: \xc3\x28", b"a: \x00", b"\xef\xbb\xbfmodality: speech", b"? [a, b]\n: c", b"1: 2", b"null: 2",
     b"<<: 3", b"<<: [1]", b"a: *b", b"a: &a [*a]", b"a: &a {b: *a}", b"!!python/object/apply:os.system [id]",
-    b"a: !!binary x", b"a: !!set {a, b}", b"a: !!timestamp 2001-99-99", b"a: 2001-99-99", b"a: 1:99:99", b"a: 0x", b"a: 0b2",
+    b"a: !!binary x", b"a: !!set {a, b}", b"a: !!timestamp 2001-99-99", b"a: 2001-99-99", b"a: 1:99:99", b"a: 0x",
+    b"a: 0b2",
     b"seed: " + b"9" * 5000, b"a: " + b"[" * 3000, b"a: " + b"{a: " * 3000, b"- " * 3000, BOMB.encode(), CHAIN.encode(),
     b"modality: speech\n" * 2, b"x" * (3 << 20), b"a: |\n" + b"  x\n" * 500_000,
 )  # fmt: skip
@@ -162,7 +165,8 @@ def _doubled(draw: random.Random, name: str, content: Any) -> Malformed:
 
 Way = Callable[[random.Random, str, Any], Malformed]
 WEIGHTS: tuple[tuple[Way, int], ...] = (
-    (_value, 12), (_set, 4), (_remove, 3), (_rename, 3), (_swap, 4), (_foreign, 4), (_bytes, 4), (_text, 4), (_doubled, 2),
+    (_value, 12), (_set, 4), (_remove, 3), (_rename, 3), (_swap, 4), (_foreign, 4), (_bytes, 4), (_text, 4),
+    (_doubled, 2),
 )  # fmt: skip
 WAYS = [way for way, _ in WEIGHTS]
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import nn
 
+from ..runtime.bounded_files import sane
 from ..runtime.checkpoint import read_json
 from ..runtime.discovery import modality
 from ..runtime.errors import UserError
@@ -40,6 +41,11 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sane(cls, value: Any) -> Any:
+        return sane(value)
 
 
 class Source(Protocol):

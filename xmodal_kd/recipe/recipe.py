@@ -55,10 +55,10 @@ class Train(Strict):
     'sgd'
     """
 
-    steps: int = Field(gt=0)
-    batch_size: int = Field(32, gt=0)
+    steps: int = Field(gt=0, le=10**12)
+    batch_size: int = Field(32, gt=0, le=10**7)
     """Samples an optimizer step sees, over all ranks and micro-batches."""
-    accumulate: int = Field(1, gt=0)
+    accumulate: int = Field(1, gt=0, le=10**6)
     """Micro-batches a step is computed in; the result is the same, the memory smaller."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule(kind="cosine", warmup=0.05)
@@ -72,7 +72,7 @@ class Train(Strict):
     """Steps between checkpoints; None: with every evaluation."""
     keep: int = Field(2, gt=0)
     early_stop: EarlyStop | None = None
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
 
 
 class ModelSpec(Strict):
@@ -184,7 +184,7 @@ class Recipe(Strict):
 
     modality: str
     seed: int = Field(1, ge=0)
-    threads: int = Field(1, gt=0)
+    threads: int = Field(1, gt=0, le=4096)
     """CPU threads of torch; more are seldom faster for small models and change the last bits of a result."""
     data: dict[str, Any]
     teacher: Teacher | None = None

@@ -15,7 +15,7 @@ from ..adapter.adapter import is_teacher
 from ..adapter.saved_model import CARD, About
 from ..runtime.checkpoint import read_json, write_bytes, write_json
 from .html import short
-from .markdown import gap, number, result_row, table
+from .markdown import gap, result_row, table
 
 README = "README.md"
 
@@ -84,11 +84,8 @@ def _front(about: About, content: Mapping[str, Any], every: Sequence[str]) -> st
 
 def _reached(content: Mapping[str, Any], role: str) -> str:
     name, better = content["metric"]["name"], "less" if content["metric"]["lower_is_better"] else "more"
-    head = ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample", "ms a sample"]
-    rows = [
-        [*result_row(key, entry, name), number(entry.get("latency", {}).get("median_ms"))]
-        for key, entry in content["roles"].items()
-    ]
+    head = ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample"]
+    rows = [result_row(key, entry, name) for key, entry in content["roles"].items()]  # times are the report's
     said = [table(head, rows), f"This is the {role}. Of {name}, {better} is better."]
     if role == "student" and "gap_closed" in content:
         said.append(gap(content))

@@ -19,6 +19,7 @@ import lmdb
 
 from ..runtime.bounded_files import regular
 from ..runtime.errors import UserError
+from ..runtime.leftovers import clear
 
 #: An environment's first size; it grows by doubling. Files are sparse: what is not used costs nothing.
 FIRST_SIZE = 1 << 28
@@ -218,4 +219,5 @@ def alone(folder: Path) -> Iterator[None]:
         raise UserError(f"cache {folder}: cannot be written: {error.strerror}") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        clear(folder, below=True)
         yield

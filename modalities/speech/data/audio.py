@@ -19,6 +19,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 from scipy.signal import firwin, resample_poly
 
+from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.errors import UserError
 
 Wave = NDArray[np.float32]
@@ -36,6 +37,9 @@ def read(path: Path | str) -> tuple[Wave, int]:
         UserError: the file is missing, not audio, cut short, empty, or holds NaN or Inf.
     """
     with _opened(path) as file:
+        if file.frames * file.channels * 4 > room() // 4:
+            hours = file.frames / file.samplerate / 3600
+            raise UserError(f"{path}: its header promises {hours:,.0f} hours, more than the memory holds: cut it")
         wave = _mono(file.read(dtype="float32", always_2d=True), path)
         _check_count(len(wave), file.frames, path)
         return wave, int(file.samplerate)

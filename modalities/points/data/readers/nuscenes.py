@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xmodal_kd.runtime.bounded_files import parse_json
 from xmodal_kd.runtime.errors import UserError
 
 from ..files import NUSCENES_TURN, read_points
@@ -47,10 +47,7 @@ class NuScenes:
         """Frame `i`, without the points on the car itself."""
         folder = self._folders[i]
         path = folder / DESCRIPTION
-        try:
-            content = json.loads(base.read_text(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from error
+        content = parse_json(base.read_text(path), path)
         scan = read_points(folder / _get(content, path, "lidar", "file"))
         far = scan.distance > NEAREST
         if not far.any():
