@@ -47,6 +47,11 @@ lint: install
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# new cases each time: kills, malformed recipes, hostile folders, full disks, dead ranks; counts go into docs/reliability.md
+.PHONY: torture
+torture: install
+	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.. ../$(BIN)/python -m torture --write --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
+
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
 	$(BIN)/xmodal-kd run smoke/diffusion

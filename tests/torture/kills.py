@@ -24,7 +24,7 @@ WATCHED = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": ("trackers=[]",),
     "tracked": (),
-    "cached": ("trackers=[]", "cache={}", "teacher.train.steps=4"),
+    "cached": ("trackers=[]", "cache={view: replay, epochs: 2}", "teacher.train.steps=4"),
     "no average": ("trackers=[]", "train.ema=null", "train.keep=1"),
     "often": ("trackers=[]", "train.checkpoint_every=1", "train.eval_every=1", "teacher.train.checkpoint_every=1"),
     "early": ("trackers=[]", "train.early_stop={patience: 1}", "train.eval_every=2"),

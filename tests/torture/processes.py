@@ -41,7 +41,7 @@ class Said:
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
         if "Traceback (most recent call last)" in self.errors:
             return "a traceback"
-        if self.status in (1, 2) and len(lines) != 1 and "check" not in self.output:
+        if self.status in (1, 2) and (len(lines) > 1 or not self.errors.strip()):
             return f"status {self.status} with {len(lines)} lines of error"
         if any("(--debug shows where)" in line for line in lines):
             return f"a bare error: {lines[-1][:200]}"

@@ -62,10 +62,12 @@ def read_npz(path: Path, names: Iterable[str] | None = None) -> dict[str, npt.ND
                 with file.open(info) as member:
                     found[name] = _array(member, info.file_size)
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is not an .npz file (numpy.savez writes one): {_told(error)}") from error
+        raise UserError(
+            f"{path} is not an .npz file (numpy.savez writes one), or a broken one: {_told(error)}"
+        ) from error
     except (OSError, ValueError, EOFError, zlib.error, RuntimeError, NotImplementedError, struct.error,
             SyntaxError, TypeError, OverflowError, MemoryError, RecursionError) as error:  # fmt: skip
-        raise UserError(f"{path} cannot be read: arrays of numbers are expected ({_told(error)})") from error
+        raise UserError(f"{path} cannot be read: plain arrays of numbers are expected ({_told(error)})") from error
     return found
 
 

@@ -60,7 +60,7 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+            f"{path} cannot be read: not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
         ) from None
 
 

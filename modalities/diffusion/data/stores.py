@@ -162,7 +162,7 @@ def parse_labels(text: bytes, where: str, names: Sequence[str], classes: tuple[s
     Raises:
         UserError: not such a JSON, a name without an image, an image without a label, numbers that are not 0 to k-1.
     """
-    content = parse_json(text, where)
+    content = parse_json(text, f"{where}:")
     if not isinstance(content, dict):
         raise UserError(f"{where}: a JSON object with 'labels' is expected")
     pairs = content.get("labels")
