@@ -13,11 +13,15 @@ import yaml
 
 from ..adapter.adapter import is_teacher
 from ..adapter.saved_model import CARD, About
-from ..runtime.checkpoint import read_json, write_bytes, write_json
+from ..recipe.yaml_reader import read_yaml
+from ..runtime.bounded_files import read_bytes
+from ..runtime.checkpoint import read_object, write_bytes, write_json
 from .html import short
 from .markdown import gap, result_row, table
 
 README = "README.md"
+#: Bytes of a card.
+MOST = 1 << 24
 
 
 def write(
@@ -46,7 +50,7 @@ def write(
     write_bytes(folder / README, ("\n\n".join(part for part in parts if part) + "\n").encode())
     if (folder / CARD).is_file():
         facts = {"metrics": reached(content, role), "license": every, "recipe": short(str(content["recipe"]))}
-        write_json(folder / CARD, read_json(folder / CARD) | facts)
+        write_json(folder / CARD, read_object(folder / CARD) | facts)
 
 
 def reached(content: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -64,12 +68,10 @@ def licences(folder: Path) -> list[str]:
 def front(folder: Path) -> dict[str, Any]:
     """The front matter of a model's card, ``{}`` where there is none that can be read."""
     path = folder / README
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if not text.startswith("---\n"):
-        return {}
     try:
-        found = yaml.safe_load(text.split("---\n")[1])
-    except yaml.YAMLError:
+        text = read_bytes(path, MOST).decode(errors="replace") if path.is_file() else ""
+        found = read_yaml(text.split("---\n")[1])[0] if text.startswith("---\n") else None
+    except (yaml.YAMLError, ValueError, UserError):
         return {}
     return found if isinstance(found, dict) else {}
 
