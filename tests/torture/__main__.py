@@ -1,6 +1,6 @@
 """``make torture``: a seed drawn from the system, new cases of every kind until the time is up, counts into the docs.
 
-    python -m torture [--seed N] [--minutes 20] [--smoke] [--write]
+    python -m torture [--seed N] [--minutes 20] [--smoke] [--only KIND] [--write]
 
 Exit status 1 if anything fell short: a traceback, a bare error, a status other than promised, other bytes.
 """
@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,11 +109,11 @@ class Torture:
             self.two = ranks.of_two(base, self.folder), time.monotonic() - start
         self.tally.add("dead ranks", *ranks.dead(draw, self.two[0], self.folder / "dead", self.two[1]))
 
-    def run(self, minutes: float) -> None:
+    def run(self, minutes: float, only: Sequence[str]) -> None:
         """Always the kind that is furthest from what is wanted, until the time is up."""
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
-            kind = min(WANTED, key=lambda one: self.tally.counts[one] / WANTED[one])
+            kind = min(only or WANTED, key=lambda one: self.tally.counts[one] / WANTED[one])
             try:
                 self.kinds[kind](self.draws[kind])
             except Exception as error:  # of ours: a case that cannot be made is none, and is told
@@ -142,13 +142,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(6)), help="else drawn from the system")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--smoke", action="store_true", help="kill smoke runs too, which take longer")
+    parser.add_argument("--only", action="append", choices=WANTED, default=[], help="a kind of cases; repeatable")
     parser.add_argument("--write", action="store_true", help=f"put the counts into {PAGE.relative_to(ROOT)}")
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="torture-"))
     torture = Torture(given.seed, folder, given.smoke)
     try:
-        torture.run(given.minutes)
+        torture.run(given.minutes, given.only)
     except KeyboardInterrupt:
         print("interrupted")
     text = page(torture.tally, given.seed, (time.monotonic() - start) / 60)

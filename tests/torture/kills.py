@@ -30,7 +30,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "early": ("trackers=[]", "train.early_stop={patience: 1}", "train.eval_every=2"),
     "chain": ("trackers=[]", "scheme={name: born_again, params: {generations: 2}}", "train.steps=4"),
     "mutual": ("trackers=[]", "scheme=dml", "teacher=null", "objective=[{loss: test_ce}, {loss: kd}]"),
-    "workers": ("trackers=[]", "train.workers=1", "train.steps=4", "teacher.train.steps=4"),
 }
 
 

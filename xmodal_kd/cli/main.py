@@ -376,9 +376,10 @@ def call(arguments: list[str]) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _line(f"error: {error.format_message()} (see --help)")
             return 2
-        from ..runtime.allocation import out_of_memory
+        from ..runtime.failures import explained
 
-        return _failed(out_of_memory(error) or error, 1, arguments)
+        told = explained(error) or error
+        return _failed(told, 2 if isinstance(told, UserError) else 1, arguments)
 
 
 def _failed(error: Exception, status: int, arguments: list[str]) -> int:
@@ -391,7 +392,8 @@ def _failed(error: Exception, status: int, arguments: list[str]) -> int:
 
 
 def _line(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    plain = text.encode("utf-8", "backslashreplace").decode()  # a recipe may hold characters that no terminal shows
+    console.print(plain, highlight=False, markup=False, soft_wrap=True)
 
 
 __all__ = ["app", "call", "main"]

@@ -69,7 +69,8 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
     for event in yaml.parse(text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.MarkedYAMLError(problem=f"nested in more than {DEEPEST} levels", problem_mark=event.start_mark)
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=f"nested in more than {DEEPEST} levels", problem_mark=mark)
     node = yaml.compose(text, Loader=Loader)
     if node is not None:
         _weigh(node, {})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import RunError, UserError
+from .errors import UserError
 
 #: Tensors that making one model may make; ours make a few thousand.
 MANY = 200_000
@@ -83,14 +83,4 @@ def bounded(what: str) -> Iterator[None]:
         raise UserError(f"{what}: no such model can be made (nested too deeply)") from None
 
 
-def out_of_memory(error: BaseException) -> RunError | None:
-    """What to say where an error is the machine's, or the device's, that has no memory left; None for all others."""
-    text = " ".join(str(error).split())
-    told = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
-    if not (told or isinstance(error, MemoryError | torch.OutOfMemoryError)):
-        return None
-    what = f"not enough memory ({text[:120] or type(error).__name__})"
-    return RunError(f"{what}: a smaller batch_size or model, or more train.accumulate, takes less; then --resume")
-
-
-__all__ = ["bounded", "out_of_memory", "room"]
+__all__ = ["bounded", "room"]
