@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import nn
 
-from ..runtime.checkpoint import read_json
+from ..runtime.bounded_files import sane
+from ..runtime.checkpoint import read_object
 from ..runtime.discovery import modality
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
@@ -45,6 +46,11 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sane(cls, value: Any) -> Any:
+        return sane(value)
 
 
 class Source(Protocol):
@@ -265,7 +271,7 @@ class Adapter(Protocol):
     def declared(self, folder: Path) -> Mapping[str, Any]:
         """Metrics on test that the card of a saved model declares, for ``check --gate``."""
         card = folder / CARD
-        return read_json(card).get("metrics", {}) if card.is_file() else {}
+        return read_object(card).get("metrics", {}) if card.is_file() else {}
 
     def describe(self) -> Mapping[str, Any]:
         """Facts about the data for the report: hours, speakers, what was left out and why."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapter.adapter import Score, UntrainedControl, adapter_class
 from ..run.run_folder import STATE
-from ..runtime.checkpoint import read_json
+from ..runtime.checkpoint import read_json, read_object
 from .cells import Pool
 from .plan import Arm, Cell, Plan
 from .statistics import ALPHA, FEWEST, BySeed, Comparison, Measured, family, summary
@@ -96,7 +96,7 @@ def _measured(pool: Pool, cells: Mapping[int, Cell | None], role: str, metric: s
 
 def measured(folder: Path, role: str, metric: str, training: Mapping[str, Any] | None = None) -> Measured | None:
     """One role of a finished run; None where the run had no such role. `training`: where it was trained elsewhere."""
-    report, state = read_json(folder / "report.json"), read_json(folder / STATE)
+    report, state = read_object(folder / "report.json"), read_json(folder / STATE)
     if role not in report["roles"]:
         return None
     entry, cost = report["roles"][role], report["cost"].get(role) or training or {}
@@ -142,7 +142,7 @@ def _entry(pool: Pool, cell: Cell) -> dict[str, Any]:
 
 def _machine(pool: Pool, cells: Any) -> dict[str, Any]:
     """Where it was measured: a comparison over several machines or versions says so."""
-    reports = [read_json(pool.folder(cell) / "report.json") for cell in cells if pool.finished(cell)]
+    reports = [read_object(pool.folder(cell) / "report.json") for cell in cells if pool.finished(cell)]
     machines = sorted({f"{r['device']} ({r['device_name']}), {r['threads']} thread(s)" for r in reports})
     versions = {tuple(r["versions"].items()) for r in reports}
     return {"machines": machines, "versions": [dict(found) for found in sorted(versions)]}

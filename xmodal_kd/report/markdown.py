@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from .received import relative
+
 
 def markdown(content: Mapping[str, Any]) -> str:
     """One page: the result beside its control, what it cost, what was left out, where it stands."""
@@ -264,7 +266,8 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _pictures(pictures: Mapping[str, str]) -> str:
-    return "\n\n".join(f"![{caption}]({path})" for caption, path in pictures.items())
+    """Of the run's folder: what leaves it is left out."""
+    return "\n\n".join(f"![{caption}]({path})" for caption, path in pictures.items() if relative(path))
 
 
 def _export(export: Mapping[str, Any], name: str) -> str:
