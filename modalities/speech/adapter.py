@@ -30,7 +30,7 @@ from .evaluate.score import score
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, export_onnx, quantise
 from .export.saved_folder import load_model, save_model
-from .losses.ctc import ctc  # noqa: F401 - registers the loss
+from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
