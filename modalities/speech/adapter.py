@@ -60,6 +60,7 @@ class SpeechAdapter(Adapter):
 
     def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.metric = (data.metric, True)  # type: ignore[misc]
         self.tokens = build_tokens(data)
         self.stride = 4
         self._sources: dict[str, SpeechSource] = {}
@@ -68,6 +69,10 @@ class SpeechAdapter(Adapter):
         self._maps: dict[str, SymbolMap] = {}
         #: Of a role that hears otherwise than by the shared features, how.
         self._front_ends: dict[str, FrontEnd] = {}
+
+    @classmethod
+    def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
+        return data.get("metric", "wer"), True
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
@@ -250,7 +255,7 @@ class SpeechAdapter(Adapter):
             references += batch["texts"]
             keys += batch["keys"]
             speakers += batch["speakers"]
-        evaluation = score(references, hypotheses, keys, speakers)
+        evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
         audio = sum(item.seconds for item in source.items)
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
 
