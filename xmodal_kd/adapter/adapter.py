@@ -168,6 +168,11 @@ class Adapter(Protocol):
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 
+    @classmethod
+    def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
+        """The main metric of runs with this ``data`` section."""
+        return cls.metric
+
     def data(self, split: str) -> Source:
         """``train``, ``dev`` or ``test``."""
         ...

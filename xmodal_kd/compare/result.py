@@ -20,7 +20,7 @@ def content(
     plan: Plan, pool: Pool, arms: Sequence[Arm], reference: str | None, search: Any, equal: str = "steps"
 ) -> dict[str, Any]:
     """What was compared and found. `arms` are the plan's, with the weights that a search may have chosen."""
-    metric, lower = adapter_class(plan.base.recipe.modality).metric
+    metric, lower = adapter_class(plan.base.recipe.modality).metric_of(plan.base.recipe.data)
     inside = {a.name: isinstance(plan.control_of(a), UntrainedControl) for a in arms}
     cells = {(a.name, s): plan.cell(a, s) for a in arms for s in plan.seeds}
     students = {a.name: _measured(pool, {s: cells[a.name, s] for s in plan.seeds}, "student", metric) for a in arms}
