@@ -80,6 +80,11 @@ test-lowest test-latest: test-%: install
 release-check: install
 	@$(BIN)/python tools/release_check.py
 
+# new cases each time: kills, malformed recipes, hostile folders, full disks, dead ranks; counts go into docs/reliability.md
+.PHONY: torture
+torture: install
+	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.. ../$(BIN)/python -m torture --write --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
+
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
 	$(BIN)/xmodal-kd run smoke/diffusion

@@ -18,7 +18,7 @@ from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.report.statistics import t_interval
-from xmodal_kd.runtime.checkpoint import digest, read_json
+from xmodal_kd.runtime.checkpoint import digest, read_object
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
@@ -193,7 +193,9 @@ class DiffusionAdapter(Adapter):
         """Means over draws of `samples` samples each (one draw on dev), and seconds of computing an image."""
         found = self.measure(cast(Denoiser, model), split)
         if split == "test":
-            self.tested[role] = {k: v for k, v in found.metrics.items() if isinstance(v, int | float)}
+            # as the card tells them: what a clock says differs from run to run, and is the report's
+            told = {k: v for k, v in found.metrics.items() if k != "seconds_per_image"}
+            self.tested[role] = {k: v for k, v in told.items() if isinstance(v, int | float)}
         return found
 
     def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation:
@@ -281,7 +283,7 @@ class DiffusionAdapter(Adapter):
         save_pipeline(model, folder, {**facts, **known})
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
-        return about(read_json(folder / SAMPLER))
+        return about(read_object(folder / SAMPLER))
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""
@@ -307,7 +309,7 @@ class DiffusionAdapter(Adapter):
     def declared(self, folder: Path) -> Mapping[str, Any]:
         """Of the role that ``sampler.json`` says the model was."""
         path = folder / SAMPLER
-        facts = read_json(path).get("facts", {}) if path.is_file() else {}
+        facts = read_object(path).get("facts", {}) if path.is_file() else {}
         metrics: Mapping[str, Any] = facts.get("metrics", {})
         own: Mapping[str, Any] = metrics.get(facts.get("role", ""), metrics)
         return own

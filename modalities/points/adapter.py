@@ -30,7 +30,7 @@ from .data.config import PointsData, View
 from .data.frame import CLASSES
 from .data.frames import Joined, Recorded, frames_of
 from .data.simulator.sensors import SENSORS
-from .evaluate.metrics import Tally, miou, miou_interval
+from .evaluate.metrics import Tally, miou_interval, miou_labelled
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, load_card, load_model, save_model
@@ -251,6 +251,7 @@ class PointsAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own.
 
+        `miou` is over the classes that are labelled or predicted, `miou_labelled` over those that are labelled.
         A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
         """
         return self.measure(role, model, self.data(split))
@@ -271,7 +272,7 @@ class PointsAdapter(Adapter):
                 common = here & both
                 matrix = shared.add(answer[common], confidence[common], labels[common], distance[common])
                 own.add(answer[here], confidence[here], labels[here], distance[here])
-                scores.append(Score(key, source.split, 1.0 - miou(matrix), 1.0))
+                scores.append(Score(key, source.split, 1.0 - miou_labelled(matrix), 1.0))
                 matrices.append(matrix)
         metrics = shared.metrics() | ({} if is_teacher(role) else {"miou_own": own.metrics()["miou"]})
         if interval := miou_interval([matrix for matrix in matrices if matrix.any()]):

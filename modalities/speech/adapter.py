@@ -32,7 +32,7 @@ from .evaluate.score import score
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.saved_folder import load_model, save_model
-from .losses.ctc import ctc  # noqa: F401 - registers the loss
+from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
@@ -62,6 +62,7 @@ class SpeechAdapter(Adapter):
 
     def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.metric = (data.metric, True)  # type: ignore[misc]
         self.tokens = build_tokens(data)
         self.stride = 4
         self._sources: dict[str, SpeechSource] = {}
@@ -76,6 +77,10 @@ class SpeechAdapter(Adapter):
         for split in SPLITS:
             for utterance in utterances(data, split):
                 yield Listed(utterance.key, utterance.path, duration)
+
+    @classmethod
+    def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
+        return data.get("metric", "wer"), True
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
@@ -168,6 +173,10 @@ class SpeechAdapter(Adapter):
             self.stride = model.stride
         return model
 
+    def shared(self) -> dict[str, int]:
+        """Teachers learn on the student's frames."""
+        return {"stride": self.stride}
+
     def class_names(self, role: str) -> Sequence[str]:
         """Symbols by class, as what `role` says is brought to; the blank is class 0."""
         return self._names[role]
@@ -258,7 +267,7 @@ class SpeechAdapter(Adapter):
             references += batch["texts"]
             keys += batch["keys"]
             speakers += batch["speakers"]
-        evaluation = score(references, hypotheses, keys, speakers)
+        evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
         audio = sum(item.seconds for item in source.items)
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
 

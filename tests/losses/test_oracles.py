@@ -36,12 +36,12 @@ BY_HAND: list[tuple[str, list[Any], dict[str, Any], Any]] = [
         [EVEN_TO_FOUR**2 * AGAINST_EVEN],
     ),
     ("kd_lskd", [[[ROOT(2), 0.0]], [[0.0, ROOT(2)]]], {"temperature": EVEN_TO_FOUR}, [EVEN_TO_FOUR**2 * 0.6 * LOG(4)]),
-    # stds 5 / sqrt 2 and 3 / sqrt 2: (0.8, 0.2) against (0.2, 0.8), times 15 / log(4)^2
+    # stds 5 / sqrt 2 and 3 / sqrt 2: (0.8, 0.2) against (0.2, 0.8), times (3 / log 4)^2; a constant student is even
     (
         "kd",
-        [[[0.0, -5.0], [1.0, 1.0]], [[0.0, 3.0], [0.0, 3.0]]],
+        [[[0.0, -5.0], [1.0, 1.0], [0.0, 1.0]], [[0.0, 3.0], [0.0, 3.0], [2.0, 2.0]]],
         {"temperature": ROOT(2) / LOG(4), "per_sample": True},
-        [9 / LOG(4), 0.0],
+        [5.4 / LOG(4), 9 / LOG(4) ** 2 * AGAINST_EVEN, 0.0],
     ),
     # softmax(u / T) is (1/2, 1/4, 1/4), the student (1/4, 1/4, 1/2)
     (

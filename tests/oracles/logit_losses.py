@@ -15,11 +15,15 @@ def kd(
     standardise: bool = False,
     per_sample: bool = False,
 ) -> Array:
-    """T_s T_t KL(softmax(z_t / T_t) || softmax(z_s / T_s)), summed over the classes of a row (Hinton et al., 2015).
+    """T_t^2 KL(softmax(z_t / T_t) || softmax(z_s / T_s)), summed over the classes of a row (Hinton et al., 2015).
 
-    Both T are `temperature`, or `temperature` times the row's own std if `per_sample` (NormKD, 2023): 0 in a constant
-    row, whose tempered logits then count as equal. `standardise` puts Z(z) = (z - mean) / (std + 1e-7) in the place of
-    z first (Sun et al., 2024), so that with both, T is that of Z. Every std is unbiased, over classes.
+    Both T are `temperature`, or with `per_sample` that times the row's own std, s_t for the teacher and s_s for the
+    student (Chi et al., 2023, NormKD). Their release multiplies each row by the square of the teacher's T alone, which
+    no gradient goes through; T_s does get one. The std is unbiased, over classes; the mean stays in z, as a softmax
+    does not see it. The release divides by a std without a small constant; here a constant row, of T = 0, counts as
+    equal logits, so a constant teacher gives 0 and a constant student T_t^2 KL(p_t || uniform).
+    `standardise` puts Z(z) = (z - mean) / (std + 1e-7) in the place of z first (Sun et al., 2024), so that with both,
+    every T is that of Z.
     """
     values = np.zeros(len(student))
     for i in range(len(student)):
@@ -28,7 +32,7 @@ def kd(
             z_s, z_t = ((z - z.mean()) / (std(z, unbiased=True) + 1e-7) for z in (z_s, z_t))
         t_s, t_t = (temperature * (std(z, unbiased=True) if per_sample else 1.0) for z in (z_s, z_t))
         log_p, log_q = (log_softmax(z / t if t > 0 else 0 * z) for z, t in ((z_t, t_t), (z_s, t_s)))
-        values[i] = t_s * t_t * kl(log_p, log_q)
+        values[i] = t_t**2 * kl(log_p, log_q)
     return values
 
 

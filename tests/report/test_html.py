@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from made_up_report import content
 
 from xmodal_kd import report
 from xmodal_kd.adapter import panels
@@ -20,35 +21,6 @@ from xmodal_kd.report.align import align, columns
 from xmodal_kd.report.plots import Axis, Line, line_plot, number, ticks
 from xmodal_kd.report.prose import block, sections
 from xmodal_kd.runtime.errors import UserError
-
-ROLES = {"teacher": 0.1, "control": 0.4, "student": 0.2}
-
-
-def content(**changes: Any) -> dict[str, Any]:
-    """A report as a run writes it, of made-up numbers."""
-    roles = {
-        role: {
-            "parameters": 100 if role == "teacher" else 10, "flops_per_sample": 1e6, "examples": [
-                {"key": "u<1>", "reference": "one two three", "hypothesis": "one three four"}
-            ],
-            "latency": {"median_ms": 2.0, "p95_ms": 3.0, "threads": 1},
-            "metrics": {"wer": wer, "wer_interval": [wer - 0.05, wer + 0.05], "wer_interval_over": "items", "ser": wer},
-            "dev_metrics": {"wer": wer},
-        }
-        for role, wer in ROLES.items()
-    }  # fmt: skip
-    training = {"steps": 20, "samples": 80, "seconds": 3.0, "flops_per_step": 1e6, "milliseconds": {"step": 4.0},
-                "dev": [{"step": 10, "wer": 0.5}, {"step": 20, "wer": 0.2}]}  # fmt: skip
-    return {
-        "schema": 1, "recipe": "/somewhere/recipes/speech/tiny.yaml", "overrides": {"train.steps": 20},
-        "modality": "speech", "method": "distil", "seed": 3, "versions": {"torch": "2"}, "device": "cpu",
-        "device_name": "x", "threads": 1, "processes": 1, "metric": {"name": "wer", "lower_is_better": True},
-        "roles": roles, "control": {"terms": ["ctc"]}, "labels": {}, "facts": {"floor": {"wer": 0.05}},
-        "curve": [{"role": r, "nfe": n, "metrics": {"wer": w / n}} for r, w in ROLES.items() for n in (1, 2, 4)],
-        "pictures": {"A picture": "pictures/one.png", "Gone": "pictures/gone.png", "Twice": "pictures/one.png"},
-        "gap_closed": 2 / 3, "reason": None, "gain": {"difference": 0.2, "interval": [0.1, 0.3]}, "data": {},
-        "cost": {"control": training, "student": training, "peak_memory_bytes": 2**20}, "export": {},
-    } | changes  # fmt: skip
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 import torch
 import toy
+import yaml
 from safetensors.torch import load_file
 
 from xmodal_kd.cli.main import call
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.run.fingerprints import role_prints
 from xmodal_kd.run.rehearsal import Rehearsal
-from xmodal_kd.runtime.checkpoint import digest
+from xmodal_kd.run.roles import make_adapter, role_plans
+from xmodal_kd.runtime.checkpoint import digest, read_json
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import allowed_imports
+from xmodal_kd.training.engine import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +186,60 @@ def test_a_teachers_card_that_cannot_be_read(
     (tmp_path / "teacher" / "README.md").write_bytes(card.encode() if isinstance(card, str) else card)
     set_ = f"teacher={{path: {tmp_path / 'teacher'}}}"
     refused(capfd, recipe, tmp_path / "run", set_, words=(str(tmp_path / "teacher" / "README.md"), *words))
+
+
+# ---------------------------------------------------------------- a corrected recipe
+
+
+def test_a_corrected_recipe_goes_on_with_the_roles_that_it_did_not_change(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fit = tmp_path / "run", Engine.fit
+
+    def fails(self: Engine, **options: Any) -> Any:
+        if self.target == "student":
+            raise UserError("the disk went away")
+        return fit(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "fit", fails)
+        assert run(recipe, out) == 2
+    before = {role: load_file(out / role / "model.safetensors") for role in ("teacher", "control")}
+    seconds = read_json(out / "state.json")["roles"]["teacher"]["training"]["seconds"]
+    assert run(recipe, out, "teacher.train.steps=9", more=("--resume",)) == 2
+    assert "which decides student, teacher" not in (line := capfd.readouterr().err.splitlines()[-1])
+    assert "teacher.train.steps was 8, is 9), which decides teacher" in line
+    new = "objective.1.params={temperature: 3.0}"
+    assert run(recipe, out, new, more=("--resume",)) == 0
+    after = {role: load_file(out / role / "model.safetensors") for role in ("teacher", "control")}
+    assert {role: digest(m.items()) for role, m in before.items()} == {r: digest(m.items()) for r, m in after.items()}
+    assert read_json(out / "state.json")["roles"]["teacher"]["training"]["seconds"] == seconds, (
+        "it was not trained again"
+    )
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["objective"][1]["params"] == {"temperature": 3.0}
+    assert run(recipe, tmp_path / "whole", new) == 0
+    found = [load_file(folder / "student" / "model.safetensors") for folder in (out, tmp_path / "whole")]
+    assert digest(found[0].items()) == digest(found[1].items())
+    assert run(recipe, out, more=("--resume",)) == 2, "the student is finished now"
+    assert "which decides student" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("set_", "roles"), [
+    ("train.optimizer.lr=0.5", {"control", "student"}),
+    ("objective.1.params={temperature: 4.0}", {"student"}),
+    ("objective.0.weight=2.0", {"teacher", "control", "student"}),
+    ("teacher.params={width: 25}", {"teacher", "student"}),
+    ("student.params={width: 9}", {"control", "student"}),
+    ("seed=4", {"teacher", "control", "student"}),
+    ("data.noise=0.2", {"teacher", "control", "student"}),
+    ("trackers=[]", set()),
+    ("out=elsewhere", set()),
+])  # fmt: skip
+def test_what_a_key_decides(recipe: Path, set_: str, roles: set[str]) -> None:
+    def prints(*sets: str) -> Mapping[str, str]:
+        loaded = load(str(recipe), sets)
+        made = make_adapter(loaded, Streams(loaded.recipe.seed))
+        return role_prints(loaded, made, role_plans(loaded, made))
+
+    before, after = prints(), prints(set_)
+    assert {role for role in before if before[role] != after[role]} == roles

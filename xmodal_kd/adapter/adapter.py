@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 from torch import nn
 
-from ..runtime.checkpoint import read_json
+from ..runtime.checkpoint import read_object
 from ..runtime.discovery import modality
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
@@ -123,6 +123,11 @@ class Adapter(Protocol):
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 
+    @classmethod
+    def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
+        """The main metric of runs with this ``data`` section."""
+        return cls.metric
+
     def data(self, split: str) -> Source:
         """``train``, ``dev`` or ``test``."""
         ...
@@ -145,6 +150,13 @@ class Adapter(Protocol):
         few = {split: Few(self.data(split), items) for split in ("dev", "test")}
         made.data = lambda split: cast(Source, few[split] if split in few else self.data(split))  # type: ignore[method-assign]
         return made
+
+    def shared(self) -> Any:
+        """What of the other roles' models decides how one is trained, as JSON: a grid that all of them are brought to.
+
+        Asked when all roles have been built once.
+        """
+        return None
 
     def begin(self, role: str, labelled: Sequence[int]) -> None:
         """Told before a role is trained: which, and the train samples whose labels may be looked at (class weights)."""
@@ -217,7 +229,7 @@ class Adapter(Protocol):
     def declared(self, folder: Path) -> Mapping[str, Any]:
         """Metrics on test that the card of a saved model declares, for ``check --gate``."""
         card = folder / CARD
-        return read_json(card).get("metrics", {}) if card.is_file() else {}
+        return read_object(card).get("metrics", {}) if card.is_file() else {}
 
     def describe(self) -> Mapping[str, Any]:
         """Facts about the data for the report: hours, speakers, what was left out and why."""

@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ..runtime.bounded_files import inside
 from ..runtime.checkpoint import read_json, write_json
+from ..runtime.errors import UserError
+from .panel_schema import checked
 
 FILE = "panels.json"
 #: Points of a cloud that a page holds at most: a phone turns so many without a pause.
@@ -133,9 +136,18 @@ def write(folder: Path, panels: Sequence[Panel]) -> None:
 
 
 def read(folder: Path) -> list[Panel]:
-    """Of a run folder; none where the run wrote none."""
-    path = folder / FILE
-    return [Panel(**panel) for panel in read_json(path)["panels"]] if path.is_file() else []
+    """Of a run folder; none where the run wrote none.
+
+    Raises:
+        UserError: they are not what a page can show.
+    """
+    path = inside(folder, FILE)
+    if path is None:
+        return []
+    try:
+        return [Panel(**panel) for panel in checked(read_json(path))]
+    except ValueError as error:
+        raise UserError(f"{folder / FILE}: {error}: report --show writes it anew") from None
 
 
 def wav(samples: Float[np.ndarray, " n"], rate: int) -> bytes:

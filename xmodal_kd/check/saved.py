@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.checkpoint import read_json
+from ..runtime.checkpoint import read_object
 from .subject import Finding, Subject
 
 #: A metric may be this share of the declared one worse, and at least `LEAST`.
@@ -64,5 +64,5 @@ def _of_run(folder: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     for file in (REPORT, STATE):
         path = place.parent / file
         if path.is_file():
-            entry = read_json(path).get("roles", {}).get(place.name, {})
+            entry = read_object(path).get("roles", {}).get(place.name, {})
             yield entry.get("metrics", {}), f"{path.parent.name}/{file}"

@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
-from ..runtime.binary_packages import beneath
 from ..runtime.discovery import modality, modality_names, shipped
 from ..runtime.errors import RunError, UserError
 from ..runtime.progress import console
@@ -257,8 +256,7 @@ def report(
         from ..run.rerun import show_again
 
         show_again(folder)
-    content = reports.load(folder)
-    reports.write(folder, content)
+    content = reports.rewrite(folder)
     print(json.dumps(content) if json_ else reports.markdown(content))
 
 
@@ -379,9 +377,10 @@ def call(arguments: list[str]) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _line(f"error: {error.format_message()} (see --help)")
             return 2
-        if (line := beneath(error)) and "--debug" not in arguments:
-            return _failed(UserError(line), 2, arguments)
-        return _failed(error, 1, arguments)
+        from ..runtime.failures import explained
+
+        told = error if "--debug" in arguments else explained(error) or error
+        return _failed(told, 2 if isinstance(told, UserError) else 1, arguments)
 
 
 def _failed(error: Exception, status: int, arguments: list[str]) -> int:
@@ -394,7 +393,8 @@ def _failed(error: Exception, status: int, arguments: list[str]) -> int:
 
 
 def _line(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    plain = text.encode("utf-8", "backslashreplace").decode()  # a recipe may hold characters that no terminal shows
+    console.print(plain, highlight=False, markup=False, soft_wrap=True)
 
 
 __all__ = ["app", "call", "main"]

@@ -89,7 +89,7 @@ def _searched(
     plan: Plan, pool: Pool, weights: Sequence[float], steps: int, seed: int
 ) -> tuple[list[Arm], dict[str, Any]]:
     """Each loss with the weight that was best on dev; a weight whose run failed is out."""
-    metric, lower = adapter_class(plan.base.recipe.modality).metric
+    metric, lower = adapter_class(plan.base.recipe.modality).metric_of(plan.base.recipe.data)
     cells: dict[tuple[str, float], Cell] = {
         (arm.name, weight): replace(
             plan.cell(arm.weighted(weight), seed, [f"train.steps={steps}"]), name=f"search {arm.name} {weight:g}"

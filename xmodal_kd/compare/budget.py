@@ -17,7 +17,7 @@ from typing import Any
 from ..check.subject import prepare
 from ..check.trial import brief
 from ..recipe.recipe import Loaded
-from ..runtime.checkpoint import read_json, write_json
+from ..runtime.checkpoint import read_object, write_json
 from ..runtime.errors import UserError
 from .cells import Pool
 from .plan import Arm, Plan
@@ -41,7 +41,7 @@ def check(plan: Plan) -> None:
 def paced(plan: Plan, pool: Pool, arms: Sequence[Arm]) -> list[Arm]:
     """The arms with the steps that they get, measured once for each pair of arm and control."""
     path = pool.settings.out / FILE
-    known: dict[str, Any] = read_json(path) if path.is_file() else {}
+    known: dict[str, Any] = read_object(path) if path.is_file() else {}
     found = []
     for arm in arms:
         cell, control = plan.cell(arm, plan.seeds[0]), plan.control(arm, plan.seeds[0])

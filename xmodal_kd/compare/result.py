@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapter.adapter import Score, UntrainedControl, adapter_class
 from ..run.run_folder import STATE
-from ..runtime.checkpoint import read_json
+from ..runtime.checkpoint import read_json, read_object
 from .cells import Pool
 from .plan import Arm, Cell, Plan
 from .statistics import ALPHA, FEWEST, BySeed, Comparison, Measured, family, summary
@@ -20,7 +20,7 @@ def content(
     plan: Plan, pool: Pool, arms: Sequence[Arm], reference: str | None, search: Any, equal: str = "steps"
 ) -> dict[str, Any]:
     """What was compared and found. `arms` are the plan's, with the weights that a search may have chosen."""
-    metric, lower = adapter_class(plan.base.recipe.modality).metric
+    metric, lower = adapter_class(plan.base.recipe.modality).metric_of(plan.base.recipe.data)
     inside = {a.name: isinstance(plan.control_of(a), UntrainedControl) for a in arms}
     cells = {(a.name, s): plan.cell(a, s) for a in arms for s in plan.seeds}
     students = {a.name: _measured(pool, {s: cells[a.name, s] for s in plan.seeds}, "student", metric) for a in arms}
@@ -96,7 +96,7 @@ def _measured(pool: Pool, cells: Mapping[int, Cell | None], role: str, metric: s
 
 def measured(folder: Path, role: str, metric: str, training: Mapping[str, Any] | None = None) -> Measured | None:
     """One role of a finished run; None where the run had no such role. `training`: where it was trained elsewhere."""
-    report, state = read_json(folder / "report.json"), read_json(folder / STATE)
+    report, state = read_object(folder / "report.json"), read_json(folder / STATE)
     if role not in report["roles"]:
         return None
     entry, cost = report["roles"][role], report["cost"].get(role) or training or {}
@@ -142,7 +142,7 @@ def _entry(pool: Pool, cell: Cell) -> dict[str, Any]:
 
 def _machine(pool: Pool, cells: Any) -> dict[str, Any]:
     """Where it was measured: a comparison over several machines or versions says so."""
-    reports = [read_json(pool.folder(cell) / "report.json") for cell in cells if pool.finished(cell)]
+    reports = [read_object(pool.folder(cell) / "report.json") for cell in cells if pool.finished(cell)]
     machines = sorted({f"{r['device']} ({r['device_name']}), {r['threads']} thread(s)" for r in reports})
     versions = {tuple(r["versions"].items()) for r in reports}
     return {"machines": machines, "versions": [dict(found) for found in sorted(versions)]}

@@ -14,10 +14,11 @@ from rich.table import Table
 
 from .. import report as reports
 from ..adapter.adapter import Score
-from ..recipe.yaml_reader import flat
+from ..recipe.yaml_reader import flat, read_yaml
 from ..report.statistics import drawn_together, ratio
-from ..run.run_folder import RECIPE, STATE
-from ..runtime.checkpoint import read_json
+from ..run.run_folder import RECIPE, STATE, read_state
+from ..runtime.bounded_files import read_text
+from ..runtime.checkpoint import damaged
 from ..runtime.errors import UserError
 
 Pair = dict[str, Any]
@@ -39,9 +40,17 @@ class _Finished:
         report = reports.load(folder)
         if missing := next((name for name in (RECIPE, STATE) if not (folder / name).is_file()), None):
             raise UserError(f"{folder} is not a run: it has no {missing}")
-        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-        roles = read_json(folder / STATE)["roles"]
-        return cls(recipe, report, {role: [Score(**s) for s in entry["scores"]] for role, entry in roles.items()})
+        roles = read_state(folder)["roles"]
+        try:
+            recipe, _ = read_yaml(read_text(folder / RECIPE))
+            scores = {role: [Score(**s) for s in entry["scores"]] for role, entry in roles.items()}
+            if not isinstance(recipe, Mapping):
+                raise TypeError(f"a mapping is expected, not {type(recipe).__name__}")
+        except yaml.YAMLError as error:
+            raise damaged(folder / RECIPE, error) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder, error) from None
+        return cls(recipe, report, scores)
 
 
 def difference(a: Path, b: Path) -> dict[str, Any]:
@@ -54,6 +63,11 @@ def difference(a: Path, b: Path) -> dict[str, Any]:
         UserError: a folder that holds no finished run.
     """
     one, other = _Finished.read(a), _Finished.read(b)
+    with reports.shown(a), reports.shown(b):
+        return _difference(a, b, one, other)
+
+
+def _difference(a: Path, b: Path, one: _Finished, other: _Finished) -> dict[str, Any]:
     recipe = _differing(flat(_by_name(one.recipe)), flat(_by_name(other.recipe)))
     return {
         "runs": {"a": str(a), "b": str(b)},

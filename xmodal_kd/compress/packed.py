@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..runtime.checkpoint import write_bytes
+from ..runtime.checkpoint import damaged, write_bytes
 from ..runtime.errors import UserError
 from .buckets import Coded, buckets, decode, pack, unpack
 
@@ -79,10 +79,19 @@ def read(path: Path, model: nn.Module) -> tuple[dict[str, Coded | Scaled], dict[
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a packed model: {error}") from None
     if layout is None:
         raise UserError(f"{path} is not a packed model: load it as a plain one")
+    try:
+        return _unpacked(path, model, layout, tensors)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise damaged(path, error) from error
+
+
+def _unpacked(
+    path: Path, model: nn.Module, layout: Any, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Coded | Scaled], dict[str, Tensor]]:
     if layout["model"] != _print(model):
         raise UserError(f"{path} is packed from another model than this {type(model).__name__}: check its card")
     state = model.state_dict()

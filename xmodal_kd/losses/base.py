@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from ..runtime.registry import Registry
 from . import blocks
+from .known_classes import among_known, known_classes
 
 Reduction = Literal["rows", "items", "batch"]
 #: A hyper-parameter above 0: a temperature, an exponent.
@@ -90,6 +91,8 @@ class LossSpec:
     """Compares lists of signals."""
     ragged: bool = True
     """Takes rows that form no grid."""
+    inner: Callable[..., Any] | None = None
+    """A function as the objective calls it, which has looked itself at what classes the teacher knows."""
 
     @property
     def summary(self) -> str:
@@ -166,16 +169,18 @@ def loss(
     ``scale_invariant`` (of either side), ``widths_differ`` (needs no projector), ``held_weight`` (a factor of the value
     is held fixed in the gradient), ``selective`` (some rows rightly get no gradient: maxima, rows outside a region),
     ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
-    ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own).
+    ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own), ``masks_unknown`` (looks itself
+    at the classes of which the teacher's score is -inf), ``numbered`` (a parameter speaks of columns by their number).
     """
 
     def add(fn: F) -> F:
         spec = _spec(fn)
         if spec.is_module:
-            fn.forward = _precise(fn.forward)  # type: ignore[attr-defined]
+            fn.forward = _knowing_all(_precise(fn.forward), spec)  # type: ignore[attr-defined]
         else:
-            fn = _in_chunks(_precise(fn)) if spec.alone else _precise(fn)
-            spec = replace(spec, fn=fn)
+            inner = _in_chunks(_precise(fn)) if spec.alone else _precise(fn)
+            fn = _among_known(inner, spec)
+            spec = replace(spec, fn=fn, inner=inner)
         LOSSES.add(name, spec)
         fn.spec = spec  # type: ignore[attr-defined]
         return fn
@@ -221,6 +226,47 @@ def _precise(fn: F) -> F:
         given = [_detached(x) if name == "teacher" else x for name, x in zip(names, inputs, strict=False)]
         with without_autocast(device):
             return fn(*(full_precision(x) for x in given), **params)
+
+    return call  # type: ignore[return-value]
+
+
+def _among_known(fn: F, spec: LossSpec) -> F:
+    """`fn` of the classes that both sides know: `known_classes`. For calls beside an objective, which cuts rows itself.
+
+    A row that cannot be compared has value 0. With ``index`` rows are chosen that a caller has looked at.
+    """
+    if spec.many or "student" not in spec.inputs or "masks_unknown" in spec.properties:
+        return fn
+
+    @wraps(fn)
+    def call(*inputs: Any, **params: Any) -> Any:
+        named = dict(zip(spec.inputs, inputs, strict=False))
+        named |= {name: params.pop(name) for name in spec.inputs if name in params}
+        if "index" in params or not isinstance(named.get("student"), Tensor):
+            return fn(**named, **params)
+        numbered, scores = "numbered" in spec.properties, "logits" in spec.needs
+        given, keep = among_known(named, numbered=numbered, scores=scores)
+        if keep is None:
+            return fn(*given.values(), **params)
+        if not spec.alone:
+            raise ValueError("some rows have no label among the classes that it compares: leave them out")
+        values = fn(*(rows[keep] for rows in given.values()), **params)
+        return values.new_zeros(len(keep)).masked_scatter(keep, values)
+
+    return call  # type: ignore[return-value]
+
+
+def _knowing_all(fn: F, spec: LossSpec) -> F:
+    """A module's `fn`, which refuses class scores of -inf: its weights are those of the classes it was built for."""
+    if spec.many or "logits" not in spec.needs or not spec.needs_teacher:
+        return fn
+
+    @wraps(fn)
+    def call(self: Any, *inputs: Any) -> Any:
+        teacher = dict(zip(spec.inputs, inputs, strict=False)).get("teacher")
+        if isinstance(teacher, Tensor) and teacher.device.type == "cpu" and known_classes(teacher) is not None:
+            raise ValueError("the teacher's scores hold -inf: build and call it with the classes that both sides know")
+        return fn(self, *inputs)
 
     return call  # type: ignore[return-value]
 

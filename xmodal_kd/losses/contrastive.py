@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Positive, item_mean, loss, same_rows, same_shape
+from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
 from .blocks import block_sum, groups
+from .guards import direction
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,7 +37,11 @@ def infonce(
         symmetric: mean of both directions (as in CLIP); else only from the student to the teacher's rows.
     """
     same_shape(student, teacher)
-    s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    return _contrasted(direction(student), direction(teacher), temperature, symmetric)
+
+
+def _contrasted(s: Tensor, t: Tensor, temperature: float, symmetric: bool) -> Tensor:
+    """Mean cross-entropy of telling rows apart by their products, from `s`, or from both sides."""
     forward = _told_apart(s, t, temperature)
     return (forward + _told_apart(t, s, temperature)) / 2 if symmetric else forward
 
@@ -49,7 +54,7 @@ def _told_apart(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
         scores = anchors[part] @ others.T / temperature
         return F.cross_entropy(scores, torch.arange(n, device=scores.device)[part], reduction="sum")
 
-    return block_sum(block, n, n) / n
+    return block_sum(block, n, n) / max(n, 1)
 
 
 @loss(
@@ -59,17 +64,25 @@ def _told_apart(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
 )  # fmt: skip
 def infonce_regions(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], regions: Int[Tensor, " n"],
-    *, temperature: Positive = 0.07, symmetric: bool = True,
+    *, temperature: Positive = 0.07, symmetric: bool = True, released: bool = False,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """`infonce` of regions: rows of one region of one item (superpixel, superpoint, phone) are averaged first.
 
     Positions within a region are then no negatives of one another. Mean over the regions found in the batch.
+
+    Args:
+        released: as SLidR's code has it: every row is brought to length 1 (its networks end so) and a region's vector
+            is their mean, ``sum / (count + 1e-6)``, which is *not* brought to length 1 again; only from the student to
+            the teacher's regions, whatever `symmetric` says. Regions whose rows disagree then weigh less.
     """
     same_shape(student, teacher)
     found, which = groups(item, regions)
-    s, t = (item_mean(rows, which, len(found)) for rows in (student, teacher))
-    value: Tensor = infonce(s, t, temperature=temperature, symmetric=symmetric)
-    return value
+    if released:
+        counts = torch.bincount(which, minlength=len(found)).to(student.dtype)[:, None]
+        s, t = (item_sum(direction(rows), which, len(found)) / (counts + 1e-6) for rows in (student, teacher))
+        return _told_apart(s, t, temperature)
+    s, t = (direction(item_mean(rows, which, len(found))) for rows in (student, teacher))
+    return _contrasted(s, t, temperature, symmetric)
 
 
 @loss(
@@ -108,7 +121,7 @@ class Contrast(nn.Module):
         self.samples, self.negatives, self.temperature, self.momentum = samples, negatives, temperature, momentum
         self.embed_s, self.embed_t = nn.Linear(student_width, width), nn.Linear(teacher_width, width)
         for side in "st":
-            self.register_buffer(f"bank_{side}", F.normalize(torch.randn(samples, width), dim=1))
+            self.register_buffer(f"bank_{side}", direction(torch.randn(samples, width)))
             self.register_buffer(f"z_{side}", torch.zeros(()))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
@@ -126,11 +139,13 @@ class Contrast(nn.Module):
     def _contrast(self, student: Tensor, teacher: Tensor, own: Tensor, alike: Tensor | None) -> Tensor:
         """`own` is the id of each row; `alike` ``(n, N)`` marks negatives that are none."""
         same_rows(student, teacher)
+        if not len(own):
+            return 0.0 * student.sum()
         if len(own.unique()) != len(own):
             raise ValueError(f"crd wants one row a sample, got {len(own)} rows of {len(own.unique())}: pool them")
         if int(own.max()) >= self.samples:
             raise ValueError(f"crd: sample {int(own.max())} in banks of {self.samples}: set the parameter samples")
-        g_s, g_t = F.normalize(self.embed_s(student), dim=1), F.normalize(self.embed_t(teacher), dim=1)
+        g_s, g_t = direction(self.embed_s(student)), direction(self.embed_t(teacher))
         drawn = self.drawn()
         excluded = drawn == own[:, None]
         excluded = excluded if alike is None else excluded | alike
@@ -155,7 +170,7 @@ class Contrast(nn.Module):
     @torch.no_grad()
     def _remember(self, g_s: Tensor, g_t: Tensor, own: Tensor) -> None:
         for bank, g in ((self.bank_s, g_s), (self.bank_t, g_t)):
-            bank[own] = F.normalize(self.momentum * bank[own] + (1 - self.momentum) * g, dim=1)
+            bank[own] = direction(self.momentum * bank[own] + (1 - self.momentum) * g)
         self.draws += 1
 
 
@@ -190,6 +205,6 @@ class ExactContrast(Contrast):
         own = ids[item]
         if labels.shape != own.shape:
             raise ValueError(f"crd_exact: labels {tuple(labels.shape)} are not one a row of {tuple(student.shape)}")
-        if int(own.max()) < self.samples:  # else the loss itself says what is wrong
+        if len(own) and int(own.max()) < self.samples:  # else the loss itself says what is wrong
             self.known[own] = labels
         return self._contrast(student, teacher, own, self.known[self.drawn()] == labels[:, None])

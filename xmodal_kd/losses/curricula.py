@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from . import blocks
 from .base import Positive, beside, loss, same_shape
 from .blocks import in_blocks, row_by_row
-from .logits import kl
+from .logits import kl, standardised
 
 
 class _Reversed(torch.autograd.Function):
@@ -44,12 +44,13 @@ class Ctkd(nn.Module):
     Args:
         mode: ``global`` learns one theta (1 at the start); ``instance`` predicts each row's by two linear maps with a
             ReLU from both sides' logits, which they send no gradient to.
+        standardise: as in `kd`; the temperature is predicted from the logits as they are.
     """
 
     def __init__(
         self, student_width: int, teacher_width: int,
         *, mode: Literal["global", "instance"] = "global", start: Positive = 1.0, span: Positive = 20.0,
-        ramp: Annotated[float, Field(ge=0, le=1)] = 0.04,
+        ramp: Annotated[float, Field(ge=0, le=1)] = 0.04, standardise: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.start, self.span, self.ramp = start, span, ramp
@@ -57,13 +58,15 @@ class Ctkd(nn.Module):
             self.theta = nn.Parameter(torch.ones(()))
         else:
             self.mlp = nn.Sequential(nn.Linear(student_width + teacher_width, 64), nn.ReLU(), nn.Linear(64, 1))
-        self.mode = mode
+        self.mode, self.standardise = mode, standardise
 
     def forward(
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], progress: float
     ) -> Float[Tensor, " n"]:
         same_shape(student, teacher)
         temperature = self._temperature(student.detach(), teacher, progress)
+        if self.standardise:
+            student, teacher = standardised(student), standardised(teacher)
         if student.numel() <= blocks.BLOCK:
             return _tempered(student, teacher, temperature)
         values = row_by_row(_tempered, student, [teacher, temperature.detach()])

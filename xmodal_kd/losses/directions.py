@@ -8,19 +8,13 @@ from torch import Tensor
 
 from ..signals.layer_map import LayerMap, layer_pairs
 from .base import loss, same_shape
+from .guards import LEAST, direction
 
 
-def direction(rows: Tensor) -> Tensor:
-    """Rows of length 1; a row of zeros has no direction and stays 0, without the gradient of 1e12 of a clamped norm."""
-    squared = rows.square().sum(dim=-1, keepdim=True)
-    alive = squared > 1e-24
-    return rows / torch.where(alive, squared, 1.0).sqrt() * alive
-
-
-def _apart(student: Tensor, teacher: Tensor) -> Tensor:
+def _apart(student: Tensor, teacher: Tensor, least: float = LEAST) -> Tensor:
     """``(n,)`` squared distance of the rows' directions."""
     same_shape(student, teacher)
-    return (direction(student) - direction(teacher)).square().sum(dim=-1)
+    return (direction(student, least=least) - direction(teacher, least=least)).square().sum(dim=-1)
 
 
 @loss(
@@ -70,8 +64,9 @@ def jacobian(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Fl
     Rows are the flattened gradients of the label's logit at the item's input: see `input_gradients` below, whose
     results an adapter gives as a signal of either role. The logits are matched by a term of its own (`logit_mse`);
     matching logits on inputs with Gaussian noise is the paper's cheap equivalent. Published with a weight of 20.
+    A network that is sure of its answer has input gradients of any smallness, so directions are told down to 1e-12.
     """
-    return _apart(student, teacher)
+    return _apart(student, teacher, least=1e-12)
 
 
 def input_gradients(

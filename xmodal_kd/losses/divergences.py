@@ -95,7 +95,8 @@ def multi_label(
 
 
 @loss(
-    "weighted_ce", reduction="rows", family="logits", year=2017, confidence="B", properties="shift_invariant",
+    "weighted_ce", reduction="rows", family="logits", year=2017, confidence="B",
+    properties="shift_invariant numbered",
     paper="Chen et al.: Learning Efficient Object Detection Models with Knowledge Distillation",
 )  # fmt: skip
 def weighted_ce(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .base import Positive, item_mean, item_sum, loss
 from .connectors import Kernel, Place, built_for, grid_conv
+from .guards import inverse_root
 
 
 class _Coder(nn.Sequential):
@@ -85,5 +86,4 @@ class Ft(nn.Module):
         if self.factor == "attention":
             rows = rows.square().mean(dim=-1, keepdim=True)
         squared = item_sum(rows.square().sum(dim=-1), item, items)
-        alive = squared > 1e-24
-        return rows * (alive / torch.where(alive, squared, 1.0).sqrt())[item, None]
+        return rows * inverse_root(squared)[item, None]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
+from .guards import LEAST, centred, deviation, direction, inverse_root
 
 
 @loss(
@@ -40,9 +40,10 @@ def at(
     same_rows(student, teacher)
 
     def attention(features: Tensor) -> Tensor:
-        q = features.abs().pow(p).mean(dim=-1)
-        norm = item_sum(q.square(), item, items).clamp(min=1e-24).sqrt()
-        return q / norm[item]
+        size = features.abs()
+        some = size > LEAST if p < 1 else None  # the slope of |f|^p, which has none at 0
+        q = (size.pow(p) if some is None else torch.where(some, size, 1.0).pow(p) * some).mean(dim=-1)
+        return q * inverse_root(item_sum(q.square(), item, items), LEAST**p)[item]
 
     values = item_mean((attention(student) - attention(teacher)).square(), item, items)
     return values, torch.bincount(item, minlength=items) > 0
@@ -64,7 +65,7 @@ def nst(
     same_rows(student, teacher)
     values = []
     for rows in _items(item, items):
-        s, t = F.normalize(student[rows], dim=0), F.normalize(teacher[rows], dim=0)
+        s, t = direction(student[rows], dim=0), direction(teacher[rows], dim=0)
         means = [(a.T @ b).square().mean() for a, b in ((t, t), (s, s), (s, t))]
         values.append(means[0] + means[1] - 2 * means[2])
     return torch.stack(values), torch.bincount(item, minlength=items) > 0
@@ -109,17 +110,27 @@ def _log_softmax_over_rows(rows: Tensor, item: Tensor, items: int) -> Tensor:
     paper="Cao et al.: PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient",
     properties="zero_at_teacher scale_invariant row_shift_invariant",
 )  # fmt: skip
-def pearson(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+def pearson(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, released: bool = False
+) -> Float[Tensor, ""]:
     """Half the mean squared difference of channels standardised over all rows: one minus their correlation.
 
-    For teachers whose features have another scale. Published with a weight near 6 to 10.
+    For teachers whose features have another scale. Published with a weight near 6 to 10. A constant channel counts as
+    0 and gets no gradient.
+
+    Args:
+        released: divide by ``std + 1e-6`` with the unbiased deviation, as the released code does; the value is then
+            smaller than one minus the correlation by the factor (n - 1) / n.
     """
     same_shape(student, teacher)
     if len(student) < 2:
         raise ValueError(f"pearson standardises over rows: it needs at least 2, got {len(student)}")
-    return 0.5 * (_standardised(student) - _standardised(teacher)).square().mean()
+    return 0.5 * (_standardised(student, released) - _standardised(teacher, released)).square().mean()
 
 
-def _standardised(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(dim=0)
-    return centred / centred.square().mean(dim=0).clamp(min=1e-24).sqrt()
+def _standardised(rows: Tensor, released: bool) -> Tensor:
+    """Channels of mean 0 and deviation 1; a constant one is 0."""
+    moved = centred(rows, dim=0)
+    if released:
+        return moved / (deviation(moved, dim=0) + 1e-6)
+    return direction(moved, dim=0) * len(rows) ** 0.5

@@ -10,18 +10,18 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from .base import item_mean, loss, same_shape
+from .base import item_mean, item_sum, loss, same_shape
 
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 
 
 @loss(
-    "delta", reduction="items", family="features", year=2019, needs="features", properties="zero_at_teacher",
+    "delta", reduction="items", family="features", year=2019, needs="features", properties="zero_at_teacher numbered",
     paper="Li et al.: DELTA: Deep Learning Transfer using Feature Map with Attention for Convolutional Networks",
 )  # fmt: skip
 def delta(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
-    *, channel_weights: Weights | None = None,
+    *, channel_weights: Weights | None = None, released: bool = False,
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
     """``0.5 sum_c C W_c mean_i (s_ic - t_ic)^2`` over an item's rows, the teacher being the student's own start.
 
@@ -32,6 +32,8 @@ def delta(
     Args:
         channel_weights: W, one a channel, with sum 1: `delta_weights` of what `channel_importance` measures before
             training. None weighs all channels alike, which is the paper's variant without attention.
+        released: without weights, as the released code has that variant: a *sum* over an item's rows, not their mean,
+            so that large maps weigh more. With weights the release takes the mean, and this changes nothing.
     """
     same_shape(student, teacher)
     channels = student.shape[1]
@@ -40,7 +42,8 @@ def delta(
         if len(channel_weights) != channels:
             raise ValueError(f"{len(channel_weights)} channel weights for rows of {channels} channels")
         difference = difference * (channels * difference.new_tensor(channel_weights))
-    values = 0.5 * item_mean(difference.sum(dim=-1), item, items)
+    over_rows = item_sum if released and channel_weights is None else item_mean
+    values = 0.5 * over_rows(difference.sum(dim=-1), item, items)
     return values, torch.bincount(item, minlength=items) > 0
 
 
@@ -95,7 +98,7 @@ def norm(
             f"student {tuple(student.shape)} is not {segments} segments a row of teacher {tuple(teacher.shape)}: "
             "compare the output of an NToOne's expand"
         )
-    split = student.reshape(n, segments, -1)
+    split = student.reshape(n, segments, teacher.shape[1])
     return (split - teacher[:, None]).square().mean(dim=(1, 2))
 
 

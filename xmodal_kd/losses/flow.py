@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .base import beside, frozen, loss, same_rows, same_shape
 from .blocks import block_sum, distances, in_blocks, side_by_side
+from .guards import LEAST, direction
 
 Rows = list[Float[Tensor, "n _"]]
 Items = list[Int[Tensor, " n"]]
@@ -88,6 +89,8 @@ def irg(
     for s, t in zip(student, teacher, strict=True):
         same_rows(s, t)
     same_shape(student[-1], teacher[-1])
+    if not len(student[-1]):
+        return 0.0 * torch.stack([rows.sum() for rows in student]).sum()
     layers = list(zip(student[:-1], teacher[:-1], strict=True))
     total = vertex * F.mse_loss(student[-1], teacher[-1])
     total = total + edge * torch.stack([_edges(s, t) for s, t in layers]).mean()
@@ -106,7 +109,7 @@ def _edges(student: Tensor, teacher: Tensor) -> Tensor:
 
     def most(rows: Tensor) -> Tensor:
         blocks = in_blocks(lambda part: squared(rows, part).max(), n, n)
-        return torch.stack(blocks).max().clamp(min=1e-24)
+        return _divisor(torch.stack(blocks).max())
 
     most_s, most_t = most(student), most(teacher)
 
@@ -124,7 +127,12 @@ def _moved(first: Tensor, second: Tensor) -> Tensor:
         raise ValueError(f"irg: layers {tuple(first.shape)} and {tuple(second.shape)}: neither width divides the other")
     a, b = (rows.unflatten(1, (narrow, -1)).mean(dim=2) for rows in (first, second))
     apart: Tensor = (a - b).square().sum(dim=1)
-    return apart / apart.max().clamp(min=1e-24)
+    return apart / _divisor(apart.max())
+
+
+def _divisor(most: Tensor) -> Tensor:
+    """The largest of some squared distances; 1 where all are 0."""
+    return torch.where(most > LEAST**2, most, 1.0)
 
 
 @loss(
@@ -200,9 +208,10 @@ def _vectors(rows: Tensor, item: Tensor, items: int, k: int) -> tuple[Tensor, Te
         v, sigma = v * there[:, None], sigma * there
         energy = sigma.square()
         gap = energy[:, None, :k] - energy[:, :, None]  # b r k
-        close = gap.abs() <= 1e-6 * energy[:, :1, None]
+        least = (1e-6 * energy[:, :1]).clamp(min=LEAST**2)
+        close = gap.abs() <= least[..., None]
         inverse_gap = torch.where(close, 0.0, 1 / torch.where(close, 1.0, gap))
-        dead = energy[:, :k] <= 1e-6 * energy[:, :1]
+        dead = energy[:, :k] <= least
         inverse = torch.where(dead, 0.0, 1 / torch.where(dead, 1.0, energy[:, :k]))
         first = v[:, :, :k]
     moved = x.mT @ (x @ first)
@@ -228,13 +237,17 @@ class MultiHeadGraph(nn.Module):
 
     Args:
         drop: share of heads that are left out while they learn.
+        released: as the released code has it: the value is a *sum* over the items, and the heads predict through a
+            hidden layer (linear, batch norm and ReLU before V_l is mixed), half of them left out at a time. The release
+            also clips the student's gradient of this term to the length of the task's, which is not done here.
     """
 
     def __init__(
-        self, student_width: list[int], teacher_width: list[int], *, heads: Count = 8, drop: Share = 0.1
-    ) -> None:
+        self, student_width: list[int], teacher_width: list[int], *, heads: Count = 8, drop: Share = 0.1,
+        released: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.heads, self.drop = heads, drop
+        self.heads, self.drop, self.released = heads, drop, released
         pairs = list(pairwise(teacher_width))
         inner = [heads * ((low + high) // 2) for low, high in pairs]
         sizes = list(zip(pairs, inner, strict=True))
@@ -242,7 +255,13 @@ class MultiHeadGraph(nn.Module):
         self.queries = nn.ModuleList(nn.Linear(low, d, bias=False) for (low, _), d in sizes)
         self.key_norms = nn.ModuleList(nn.BatchNorm1d(d, track_running_stats=False) for d in inner)
         self.query_norms = nn.ModuleList(nn.BatchNorm1d(d, track_running_stats=False) for d in inner)
-        self.estimators = nn.ModuleList(nn.Linear(heads * low, high) for low, high in pairs)
+        hidden = [(low + high) // 2 if released else low for low, high in pairs]
+        self.estimators = nn.ModuleList(nn.Linear(heads * d, high) for d, (_, high) in zip(hidden, pairs, strict=True))
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Linear(low, d, bias=False), nn.BatchNorm1d(d, track_running_stats=False), nn.ReLU())
+            for d, (low, _) in zip(hidden, pairs, strict=True)
+            if released
+        )
 
     def forward(self, student: Rows, teacher: Rows, item: Items, items: int) -> Float[Tensor, ""]:
         _paired("mhgd", student, teacher, 2)
@@ -260,15 +279,22 @@ class MultiHeadGraph(nn.Module):
             graph = _Graph(self.keys[p], self.queries[p], self.key_norms[p], self.query_norms[p], self.heads)
             a_s, a_t = frozen(graph, v_s[p], v_s[p + 1]), graph(v_t[p], v_t[p + 1])
             log_s, log_t = (F.log_softmax(torch.tanh(a), dim=-1) for a in (a_s, a_t.detach()))
-            value = (log_s.exp() * (log_s - log_t)).sum(dim=-1).mean(dim=-1).sum()
+            each = (log_s.exp() * (log_s - log_t)).sum(dim=-1)
+            value = each.sum() if self.released else each.mean(dim=-1).sum()
             values.append(beside(value, self._estimate(p, a_t, v_t[p], v_t[p + 1])))
         return torch.stack(values).sum()
 
     def _estimate(self, p: int, graph: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """How badly the heads predict the teacher's next layer."""
-        kept = F.dropout(torch.ones_like(graph[:, :1, :1]), self.drop, self.training)
+        kept = F.dropout(torch.ones_like(graph[:, :1, :1]), self.drop, self.training and not self.released)
+        if self.released:
+            low = self.hidden[p](low)
+            if self.training:
+                noise = torch.randn_like(kept)
+                kept = (noise > noise.mean(dim=0)).to(kept)
         seen = (kept * torch.softmax(graph, dim=-1)) @ low  # h b d
-        return (1 - F.cosine_similarity(self.estimators[p](seen.movedim(0, 1).flatten(1)), high, dim=1)).mean()
+        made = self.estimators[p](seen.movedim(0, 1).flatten(1))
+        return (1 - (direction(made) * direction(high)).sum(dim=1)).mean()
 
 
 class _Graph(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .base import Positive, item_mean, loss, same_rows
 from .blocks import groups, in_blocks, neighbours_of, row_numbers, side_by_side
+from .guards import direction, varies
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -60,8 +61,7 @@ def _node_cosines(rows: Tensor, node: Tensor, nodes: int, items: int, pooling: s
     else:
         index = node[:, None].expand_as(rows)
         pooled = rows.new_zeros(items * nodes, rows.shape[1]).scatter_reduce(0, index, rows, "amax", include_self=False)
-    unit = pooled / pooled.detach().norm(dim=1, keepdim=True).clamp(min=1e-12)
-    unit = unit.reshape(items, nodes, -1)
+    unit = direction(pooled, held=True).reshape(items, nodes, -1)
     cosines: Tensor = unit @ unit.mT
     return cosines
 
@@ -84,8 +84,8 @@ def ifvd(
     found, which = groups(item, regions)
     towards = []
     for rows in (student, teacher):
-        prototypes = item_mean(rows, which, len(found))
-        towards.append(F.cosine_similarity(rows, prototypes[which], dim=1))
+        prototypes = direction(item_mean(rows, which, len(found)))
+        towards.append((direction(rows) * prototypes[which]).sum(dim=1))
     return (towards[0] - towards[1]).square()
 
 
@@ -125,6 +125,8 @@ def _moments(rows: Tensor, which: Tensor, number: int) -> list[Tensor]:
     """Three moments ``(g, c)`` of each group's rows."""
     mean = item_mean(rows, which, number)
     centred = rows - mean[which]
+    size = item_mean(rows.detach().square(), which, number).clamp(min=1)
+    centred = centred * varies(item_mean(centred.detach().square(), which, number), size)[which]
     variance = item_mean(centred.square(), which, number)
     skewness = item_mean((centred / (variance[which] + 1e-6)).pow(3), which, number)
     skewed = torch.bincount(which, minlength=number) > 2  # the third moment of two rows is 0, and in floats its noise
@@ -133,7 +135,7 @@ def _moments(rows: Tensor, which: Tensor, number: int) -> list[Tensor]:
 
 def _affinity(moments: Tensor, owner: Tensor, items: int) -> Tensor:
     """``(b, r, r)`` cosines of an item's regions, 0 beyond their number."""
-    regions, _ = side_by_side(F.normalize(moments, dim=1), owner, items)
+    regions, _ = side_by_side(direction(moments), owner, items)
     return regions @ regions.mT
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Positive, loss, same_shape
-from .logits import kl
+from .logits import kl, standardised
 
 
 def _check(student: Tensor, labels: Tensor) -> None:
@@ -67,7 +67,7 @@ def tfkd_reg(
 )  # fmt: skip
 def dkd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], labels: Int[Tensor, " n"],
-    *, temperature: Positive = 4.0, alpha: float = 1.0, beta: float = 8.0,
+    *, temperature: Positive = 4.0, alpha: float = 1.0, beta: float = 8.0, standardise: bool = False,
 ) -> Float[Tensor, " n"]:  # fmt: skip
     """``T^2 [alpha KL(b_t || b_s) + beta KL(q_t || q_s)]``.
 
@@ -75,12 +75,15 @@ def dkd(
 
     Plain KD weighs the second part by the teacher's doubt, 1 - p_t[y]; here it keeps its weight where the teacher is
     sure. Needs three classes. Warm its weight up over the first epochs, as the paper does.
+
+    Args:
+        standardise: as in `kd`.
     """
     same_shape(student, teacher)
     _check(student, labels)
     if student.shape[-1] < 3:
         raise ValueError(f"dkd compares the classes beside the label: it needs at least 3, got {student.shape[-1]}")
-    s, t = student / temperature, teacher / temperature
+    s, t = ((standardised(z) if standardise else z) / temperature for z in (student, teacher))
     return temperature**2 * (
         alpha * kl(_binary(t, labels), _binary(s, labels)) + beta * kl(_others(t, labels), _others(s, labels))
     )

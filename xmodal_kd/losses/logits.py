@@ -9,6 +9,10 @@ from torch.nn import functional as F
 
 from .base import Positive, loss, same_shape
 from .blocks import summed_rows
+from .guards import centred, deviation, direction, inverse_root, varies
+
+#: What probabilities may vary by and still rank something.
+TINY = 1e-8
 
 
 @loss(
@@ -28,29 +32,36 @@ def kd(
     Args:
         standardise: bring each row to mean 0 and deviation 1 first, so that the student need not copy the teacher's
             scale (Sun et al., 2024, LSKD). Its scores are then no longer calibrated by the teacher's.
-        per_sample: temper each row by `temperature` times its own deviation, on either side (Chi et al., 2023, NormKD);
-            the factor is the product of the two temperatures.
+        per_sample: temper each row by `temperature` times its own deviation, on either side (Chi et al., 2023, NormKD).
+            The factor is the square of the teacher's temperature, a constant of the row, as in the release: the loss
+            does not depend on the student's scale. A constant row counts as even.
     """
+    return _kd(student, teacher, temperature, standardise, per_sample)
+
+
+def _kd(student: Tensor, teacher: Tensor, temperature: float, standardise: bool, per_sample: bool) -> Tensor:
     same_shape(student, teacher)
     if standardise:
         student, teacher = standardised(student), standardised(teacher)
     if per_sample:
-        t_s, t_t = (temperature * deviation(z) for z in (student, teacher))
-        return (t_s * t_t).squeeze(-1) * kl(F.log_softmax(teacher / t_t, dim=-1), F.log_softmax(student / t_s, dim=-1))
+        factor = (temperature * deviation(centred(teacher, dim=-1))).square().squeeze(-1)
+        student, teacher = (standardised(z, added=0.0) for z in (student, teacher))
+    else:
+        factor = temperature**2  # type: ignore[assignment]
     log_p, log_q = (F.log_softmax(z / temperature, dim=-1) for z in (teacher, student))
-    return temperature**2 * kl(log_p, log_q)
+    return factor * kl(log_p, log_q)
 
 
-def deviation(rows: Tensor) -> Tensor:
-    """``(n, 1)`` unbiased standard deviation over classes, kept from 0; a flat row has a finite gradient."""
-    centred = rows - rows.mean(dim=-1, keepdim=True)
-    variance = centred.square().sum(dim=-1, keepdim=True) / max(rows.shape[-1] - 1, 1)
-    return variance.clamp(min=1e-14).sqrt()
+def standardised(rows: Tensor, *, added: float = 1e-7) -> Tensor:
+    """Each row with mean 0 and unbiased deviation 1 over its classes; 0, without gradient, where it is constant.
 
-
-def standardised(rows: Tensor) -> Tensor:
-    """Each row with mean 0 and deviation 1 over its classes."""
-    return (rows - rows.mean(dim=-1, keepdim=True)) / (deviation(rows) + 1e-7)
+    Args:
+        added: to the deviation, as Sun et al. (2024) have it.
+    """
+    moved = centred(rows, dim=-1)
+    size = deviation(moved)
+    alive = size > 0
+    return moved * (alive / torch.where(alive, size + added, 1.0))
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -67,7 +78,7 @@ def kd_lskd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 2.0
 ) -> Float[Tensor, " n"]:
     """`kd` of standardised logits. Published with a weight of 9 beside 0.1 cross-entropy."""
-    return kd(student, teacher, temperature=temperature, standardise=True)
+    return _kd(student, teacher, temperature, True, False)
 
 
 @loss(
@@ -90,9 +101,9 @@ def logit_mse(
 
 
 def pearson(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Correlation of `x` and `y` along `dim`; 0 where one of them is constant, with a finite gradient."""
-    x, y = x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True)
-    return F.cosine_similarity(x, y, dim=dim, eps=1e-8)
+    """Correlation of `x` and `y` along `dim`; 0, without gradient, where one of them is constant."""
+    x, y = (direction(centred(z, dim), dim, least=TINY) for z in (x, y))
+    return (x * y).sum(dim=dim)
 
 
 @loss(
@@ -101,20 +112,26 @@ def pearson(x: Tensor, y: Tensor, dim: int) -> Tensor:
 )  # fmt: skip
 def dist(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
-    *, temperature: Positive = 1.0, beta: float = 1.0, gamma: float = 1.0,
+    *, temperature: Positive = 1.0, beta: float = 1.0, gamma: float = 1.0, standardise: bool = False,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """``T^2 (beta inter + gamma intra)``: one minus the correlation of class probabilities, by row and by column.
 
     `inter` compares how each row ranks the classes, `intra` how each class ranks the rows. Needs at least two rows;
-    the columns say little below 16.
+    the columns say little below 16. One class alone has nothing to rank, and the value is 0.
+
+    Args:
+        standardise: as in `kd`.
     """
     same_shape(student, teacher)
     if len(student) < 2:
         raise ValueError(f"dist compares rows with one another: it needs at least 2, got {len(student)}")
     n, c = student.shape
+    if c == 1:
+        return 0.0 * student.sum()
 
     def probabilities(*rows: Tensor) -> list[Tensor]:
-        return [torch.softmax(x / temperature, dim=-1) for x in rows]
+        scaled = map(standardised, rows) if standardise else rows
+        return [torch.softmax(x / temperature, dim=-1) for x in scaled]
 
     with torch.no_grad():  # a column's mean needs no gradient: what is centred by it adds up to 0
         means = summed_rows(lambda *rows: torch.stack([p.sum(dim=0) for p in probabilities(*rows)]), student, [teacher])
@@ -127,6 +144,8 @@ def dist(
         return torch.stack([inter, (x * y).sum(dim=0), x.square().sum(dim=0), y.square().sum(dim=0)])
 
     inter, cross, square_s, square_t = summed_rows(correlated, student, [teacher])
-    intra: Tensor = cross / (square_s.clamp(min=1e-16) * square_t.clamp(min=1e-16)).sqrt()
+    size_s, size_t = square_s.detach() + means[0].square() / n, square_t + means[1].square() / n
+    varied = varies(square_s, size_s) & varies(square_t, size_t)
+    intra: Tensor = cross * varied * inverse_root(square_s, TINY) * inverse_root(square_t, TINY)
     value: Tensor = beta * (1 - inter[0] / n) + gamma * (1 - intra.mean())
     return temperature**2 * value

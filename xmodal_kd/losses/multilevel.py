@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from . import blocks
 from .base import Positive, loss, same_shape
+from .blocks import row_by_row
 from .class_products import by_classes
-from .logits import kl
+from .logits import kl, standardised
 
 Temperatures = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
@@ -25,7 +27,7 @@ Temperatures = Annotated[tuple[Positive, ...], Field(min_length=1)]
 def mlkd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
     *, temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0), instance: float = 1.0, batch: float = 1.0,
-    classes: float = 1.0, confident: Literal["all", "half", "release"] = "all",
+    classes: float = 1.0, confident: Literal["all", "half", "release"] = "all", standardise: bool = False,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """``sum_T [T^2 mean KL(p_t || p_s) + |p_s p_s' - p_t p_t'|_F^2 / n + |p_s' p_s - p_t' p_t|_F^2 / c]``.
 
@@ -40,17 +42,30 @@ def mlkd(
         confident: ``half`` keeps the samples, and the classes, of which the teacher is least sure, up to the median of
             its confidence; sums are still divided by all samples or classes. ``release`` is what the published code
             computes instead: the mask multiplies the reduced parts, and only scales them by the kept share.
+        standardise: as in `kd`, in the first part alone, as the release of Sun et al. (2024) has it.
     """
     same_shape(student, teacher)
     n, c = student.shape
+    if n == 0:
+        return student.sum()
     kept_rows, kept_classes = _least_sure(teacher) if confident != "all" else (None, None)
     masks = (kept_rows, kept_classes) if confident == "half" else (None, None)
     compare = by_classes if n > c else _by_rows
     parts = compare(student, teacher, temperatures, *masks)
+    if standardise:
+        rows = row_by_row(partial(_standardised_kl, temperatures=temperatures), student, [teacher])
+        parts = torch.cat([(rows if masks[0] is None else rows * masks[0]).sum()[None], parts[1:]])
     weights = parts.new_tensor([instance / n, batch / n, classes / c])
     if kept_rows is not None and kept_classes is not None and confident == "release":
         weights = weights * torch.stack([kept_rows.mean(), kept_rows.mean(), kept_classes.mean()])
     return (weights * parts).sum()
+
+
+def _standardised_kl(student: Tensor, teacher: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """``(n,)`` of standardised logits, summed over the temperatures."""
+    s, t = standardised(student), standardised(teacher)
+    each = [T**2 * kl(F.log_softmax(t / T, dim=-1), F.log_softmax(s / T, dim=-1)) for T in temperatures]
+    return torch.stack(each).sum(dim=0)
 
 
 def _by_rows(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .base import item_mean, loss, same_shape
 from .connectors import Kernel, NormKind, Place, RowNorm, built_for, grid_conv
+from .guards import direction
 
 Grid = tuple[int, ...]
 
@@ -95,16 +96,9 @@ def catkd(
     level = Level.of(item, items, cell, grid)
     (a_s, held), (a_t, _) = level.pooled(student, cells), level.pooled(teacher, cells)
     if normalise:
-        a_s, a_t = _unit(a_s), _unit(a_t)
+        a_s, a_t = direction(a_s, dim=1), direction(a_t, dim=1)
     values = (a_s - a_t).square().mean(dim=-1).sum(dim=1) / held.sum(dim=1).clamp(min=1)
     return values, torch.bincount(item, minlength=items) > 0
-
-
-def _unit(maps: Float[Tensor, "b k c"]) -> Float[Tensor, "b k c"]:
-    """Each class's map with norm 1 over its cells; a map of zeros stays so."""
-    squared = maps.square().sum(dim=1, keepdim=True)
-    alive = squared > 1e-24
-    return maps * (alive / torch.where(alive, squared, 1.0).sqrt())
 
 
 @loss(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
 from .blocks import groups, side_by_side
+from .guards import direction
 from .logits import kl
 
 Count = Annotated[int, Field(ge=1)]
@@ -46,7 +47,7 @@ def affinity(
     for chosen in _of_like_size(counts, least):
         number = torch.full_like(counts, -1).index_copy(0, chosen, torch.arange(len(chosen), device=item.device))[which]
         inside = number >= 0
-        s, t = (side_by_side(_unit(x[inside]), number[inside], len(chosen))[0] for x in (student, teacher))
+        s, t = (side_by_side(direction(x[inside]), number[inside], len(chosen))[0] for x in (student, teacher))
         mean = _gram_difference(s, t) / counts[chosen].square()
         values = values.index_add(0, found[chosen, 0], mean)
     return values, torch.bincount(found[counts >= least, 0], minlength=items)
@@ -61,12 +62,6 @@ def _of_like_size(counts: Tensor, least: int) -> Iterator[Tensor]:
     for one in size.unique().tolist():
         if one >= 0:
             yield (size == one).nonzero().squeeze(1)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1; a row of zeros stays one, with the gradient of a row of norm 1."""
-    length = rows.norm(dim=1, keepdim=True)
-    return rows / torch.where(length > 0, length, torch.ones_like(length))
 
 
 def _gram_difference(s: Tensor, t: Tensor) -> Tensor:

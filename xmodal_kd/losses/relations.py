@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .base import Positive, loss, same_rows, same_shape
 from .blocks import block_sum, distances, neighbours_of, side_by_side
+from .guards import LEAST, centred, direction, inverse_root, living
 
 Count = Annotated[int, Field(ge=1)]
 AtLeastOne = Annotated[float, Field(ge=1)]
@@ -41,20 +42,19 @@ def cka(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], *, centre:
         raise ValueError(f"cka compares rows with one another: it needs at least 2, got {n}")
     x, y = student, teacher
     if centre:
-        x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+        x, y = centred(x, dim=0), centred(y, dim=0)
     return 1 - _alignment(x, y)
 
 
 def _alignment(x: Tensor, y: Tensor) -> Tensor:
-    """Uncentred linear CKA of rows ``(n, c)`` and ``(n, d)``, by the smaller of the two forms."""
+    """Uncentred linear CKA of rows ``(n, c)`` and ``(n, d)``, by the smaller of the two forms; 0 where a side is 0."""
     if len(x) < max(x.shape[1], y.shape[1]):
         gram_x, gram_y = x @ x.T, y @ y.T
         cross = (gram_x * gram_y).sum()
     else:
         gram_x, gram_y = x.T @ x, y.T @ y
         cross = (y.T @ x).square().sum()
-    scale = (gram_x.square().sum() * gram_y.square().sum()).clamp(min=1e-24).sqrt()
-    return cross / scale
+    return cross * inverse_root(gram_x.square().sum(), LEAST**2) * inverse_root(gram_y.square().sum(), LEAST**2)
 
 
 @loss(
@@ -84,13 +84,14 @@ def sp(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[Te
     Quadratic in the rows in time, not in memory: meant for items or regions. Published with a weight of 3000.
     """
     same_rows(student, teacher)
+    sides = living(student), living(teacher)
 
     def block(part: slice) -> Tensor:
-        gram_s, gram_t = (F.normalize(x[part] @ x.T, dim=1) for x in (student, teacher))
+        gram_s, gram_t = (direction(x[part] @ x.T, least=LEAST**2) for x in sides)
         return (gram_t - gram_s).square().sum()
 
     n = len(student)
-    return block_sum(block, n, n) / n**2
+    return block_sum(block, n, n) / max(n, 1) ** 2
 
 
 @loss(
@@ -104,7 +105,7 @@ def pkt(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[T
     The diagonal counts, as in the release. Quadratic in the rows in time. Published with a weight of 30000.
     """
     same_rows(student, teacher)
-    unit_s, unit_t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    unit_s, unit_t = direction(student), direction(teacher)
 
     def neighbours(unit: Tensor, part: slice) -> Tensor:
         similarity = (unit[part] @ unit.T + 1) / 2
@@ -115,7 +116,7 @@ def pkt(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[T
         return (p_t * torch.log((p_t + 1e-7) / (p_s + 1e-7))).sum()
 
     n = len(student)
-    return block_sum(block, n, n) / n**2
+    return block_sum(block, n, n) / max(n, 1) ** 2
 
 
 #: Rows beyond which the n^3 angles of `rkd` would take minutes.
@@ -163,15 +164,15 @@ def _huber(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _mean_distance(rows: Tensor) -> Tensor:
-    """Mean of all pairs' distances, a row and itself left out; kept from 0."""
+    """Mean of all pairs' distances, a row and itself left out; 1 where all rows are one."""
     n = len(rows)
-    total = block_sum(lambda part: distances(rows[part], rows).sum(), n, n)
-    return (total / (n * (n - 1))).clamp(min=1e-12)
+    mean = block_sum(lambda part: distances(rows[part], rows).sum(), n, n) / (n * (n - 1))
+    return torch.where(mean > LEAST, mean, 1.0)
 
 
 def _angles(rows: Tensor, part: slice) -> Tensor:
     """``(j, n, n)`` cosines at row j of a part between the directions to i and to k."""
-    towards = F.normalize(rows[None] - rows[part, None], dim=-1)  # j i c
+    towards = direction(rows[None] - rows[part, None])  # j i c
     return torch.einsum("jic,jkc->jik", towards, towards)
 
 
@@ -190,7 +191,7 @@ def cc(
     on this mean, 0.003 on the sum.
     """
     same_rows(student, teacher)
-    unit_s, unit_t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    unit_s, unit_t = direction(student), direction(teacher)
 
     def kernel(unit: Tensor, part: slice) -> Tensor:
         cosines = unit[part] @ unit.T
@@ -198,7 +199,7 @@ def cc(
         return exp(-2 * gamma) * torch.stack(terms).sum(dim=0)
 
     n = len(student)
-    return block_sum(lambda part: (kernel(unit_s, part) - kernel(unit_t, part)).square().sum(), n, n) / n**2
+    return block_sum(lambda part: (kernel(unit_s, part) - kernel(unit_t, part)).square().sum(), n, n) / max(n, 1) ** 2
 
 
 @loss(
@@ -251,7 +252,7 @@ def _neighbour_scores(
     if n < 2:
         raise ValueError(f"darkrank ranks rows by their distance to one another: it needs at least 2, got {n}")
     if normalise:
-        student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+        student, teacher = direction(student), direction(teacher)
     index = neighbours_of(teacher, min(nearest, n - 1))
 
     def scores(rows: Tensor) -> Tensor:
@@ -275,22 +276,27 @@ def _log_probability(scores: Tensor) -> Tensor:
 )  # fmt: skip
 def ickd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
-    *, normalise: bool = True,
+    *, normalise: bool = True, released: bool = False,
 ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
     """``|G_s - G_t|_F^2 / c^2``, G the channels' inner products over an item's rows, behind a projector.
 
-    Positions need not agree, only channels do. The paper's weight of 2.5 belongs to a form that normalises G's rows and
-    divides by c: tune it here.
+    Positions need not agree, only channels do. The paper's weight of 2.5 belongs to the `released` form: tune it here.
 
     Args:
         normalise: bring each channel to norm 1 over the item's rows first; without it G grows with the rows.
+        released: as the released code has it: channels as they are and each row of G brought to norm 1, so that
+            long channels outweigh short ones in every row; divided by c, not c^2.
     """
     same_shape(student, teacher)
 
     def gram(features: Tensor) -> Tensor:
         rows, _ = side_by_side(features, item, items)
-        rows = F.normalize(rows, dim=1) if normalise else rows
+        if released:
+            rows = living(rows, dim=1)
+            return direction(rows.mT @ rows, least=LEAST**2)
+        rows = direction(rows, dim=1) if normalise else rows
         return rows.mT @ rows
 
     values = (gram(student) - gram(teacher)).square().mean(dim=(1, 2))
+    values = values * student.shape[1] if released else values
     return values, torch.bincount(item, minlength=items) > 0

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from .base import Positive, item_mean, loss, same_rows, same_shape
 from .blocks import block_sum, distances
+from .guards import direction
 
 
 @loss(
     "uhc", reduction="rows", family="logits", confidence="B", year=2019,
     paper="Vongkulbhisal, Vinayavekhin, Visentini-Scarzanella: Unifying Heterogeneous Classifiers with Distillation",
-    properties="zero_at_teacher shift_invariant",
+    properties="zero_at_teacher shift_invariant masks_unknown",
 )  # fmt: skip
 def uhc(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 1.0
@@ -29,8 +30,9 @@ def uhc(
     """
     same_shape(student, teacher)
     known = teacher > -torch.inf
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
-    log_q = F.log_softmax((student / temperature).masked_fill(~known, -torch.inf), dim=-1)
+    hidden = ~known & known.any(dim=-1, keepdim=True)  # a row of which it knows no class counts 0
+    log_p = F.log_softmax((teacher / temperature).where(known | hidden, 0.0), dim=-1)
+    log_q = F.log_softmax((student / temperature).masked_fill(hidden, -torch.inf), dim=-1)
     apart = torch.where(known, log_p, 0.0) - torch.where(known, log_q, 0.0)
     return temperature**2 * (log_p.exp() * apart).sum(dim=-1)
 
@@ -58,7 +60,7 @@ def triplet_votes(
         same_rows(student[0], rows)
     found, which = torch.unique(item[0], return_inverse=True)  # an item without rows is no sample
     n = len(found)
-    mine, *theirs = (F.normalize(item_mean(rows, which, n), dim=-1) for rows in [*student, *teacher])
+    mine, *theirs = (direction(item_mean(rows, which, n)) for rows in [*student, *teacher])
 
     def block(part: slice) -> Tensor:
         votes = mine.new_zeros(len(mine[part]), n, n)

@@ -16,10 +16,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..losses import LossSpec, blocks
 from ..losses.base import frozen, full_precision
+from ..losses.known_classes import relabelled
 from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import Layout, Signal, Signals
+from .class_rows import checked_labels, only_known, what_both_know
 from .resample import Way, pair, resample_rows
 
 LossInputs = dict[str, Any]
@@ -101,11 +103,15 @@ def collect(
     those that are. Not where the student's are `projected` first.
     """
     mine, theirs = compared(name, term, spec, student, teacher, ways)
+    classes, known = mine[0].rows.shape[-1], what_both_know(name, term, spec, mine, theirs)
+    mine, theirs = only_known(mine, known), only_known(theirs, known)
     if term.min_confidence is not None:
         theirs = [_confident(theirs[0], term.min_confidence)]
     if student.labelled is not None and reads_labels(term, spec):
         mine = [_only(signal, student.labelled[signal.layout.item]) for signal in mine]
     beside = _beside(name, term, spec, student, mine[0].layout)
+    if "labels" in beside:
+        beside["labels"] = checked_labels(name, spec, beside["labels"], classes, known)
     if term.weights is not None:
         beside["weights"] = _weights(name, term, spec, student, teacher, mine)
     by_row = {key: signal for key, signal in beside.items() if signal.layout.kind == mine[0].layout.kind}
@@ -118,7 +124,7 @@ def collect(
             in_place["teacher"] = theirs[0].rows.detach()
         if "weights" in beside:
             in_place["weights"] = beside.pop("weights").rows[in_place["index"]]
-        return in_place | {key: signal.rows for key, signal in beside.items()}
+        return in_place | {key: _numbered(signal.rows, known) for key, signal in beside.items()}
     layouts = [signal.layout for signal in mine]
     lists: dict[str, list[Any]] = {
         "student": [full_precision(_chosen(s.rows, m)) for s, m in zip(mine, masks, strict=False)],
@@ -135,7 +141,7 @@ def collect(
         given["labelled"] = student.labelled
     for key, signal in beside.items():
         which = masks[0] if key in by_row else _valid([signal.layout])
-        given[key] = _chosen(signal.rows, which)
+        given[key] = _numbered(_chosen(signal.rows, which), known if key == "labels" else None)
         if key == "labels":
             given["label_item"] = _chosen(signal.layout.item, which)
     if "head" in spec.inputs:
@@ -143,6 +149,11 @@ def collect(
     if "ids" in spec.inputs and student.ids is None:
         raise UserError(f"term {name!r}: the loss {spec.name} needs the samples' ids, and the adapter gives none")
     return given
+
+
+def _numbered(labels: Tensor, known: Tensor | None) -> Tensor:
+    """Labels as numbers among the known classes."""
+    return labels if known is None or labels.is_floating_point() else relabelled(labels, known)
 
 
 def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Layout) -> dict[str, Signal]:

@@ -24,6 +24,7 @@ from ..runtime.errors import UserError, nearest
 from ..runtime.random_streams import Streams
 from ..signals.signals import OUTPUTS, Signal, Signals, TeacherSignals
 from .balance import GradNorm, Uncertainty, make
+from .class_rows import only_known, what_both_know
 from .loss_inputs import LossInputs, collect, compared, gather, named, rows_in, teacher_signals
 from .parts import LossOut, Part
 from .resample import WAYS, Way, choose, pair
@@ -56,6 +57,8 @@ class _Compiled(nn.Module):
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         #: Rows of student and teacher, by kind, in the dry run.
         self.rows: list[tuple[str, int, int]] = []
+        #: How many of the student's classes the teacher knows, where it does not know all.
+        self.classes: dict[str, int] = {}
 
     @property
     def name(self) -> str:
@@ -108,6 +111,7 @@ class _Compiled(nn.Module):
             for way, (kind, mine, theirs) in zip(self.ways, self.rows, strict=True)
             if way != "none"
         ]
+        out |= {"classes": self.classes} if self.classes else {}
         return out | ({"resample": resampled} if resampled else {})
 
     @cached_property
@@ -213,6 +217,10 @@ class Objective(nn.Module):
         for term in self:
             term.decide(student, teacher)
             mine, theirs = compared(term.name, term.term, term.spec, student, teacher, term.ways)
+            known = what_both_know(term.name, term.term, term.spec, mine, theirs)
+            if known is not None:
+                term.classes = {"known": int(known.sum()), "of": len(known)}
+                mine, theirs = only_known(mine, known), only_known(theirs, known)
             if term.term.weight > 0:
                 sides[term.name] = [signal.rows for signal in mine]
             widths_s = [signal.rows.shape[-1] for signal in mine]
@@ -342,7 +350,7 @@ class Objective(nn.Module):
         try:
             if not term.spec.is_module:
                 chunks = {"index": given["index"]} if "index" in given else {}
-                return term.spec.fn(*inputs, **term.params, **chunks)
+                return (term.spec.inner or term.spec.fn)(*inputs, **term.params, **chunks)
             if term.module is None:
                 raise UserError(f"term {term.name!r} has modules: call build() before the first step")
             if share == 1:

@@ -19,12 +19,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..adapter.adapter import Strict
+from ..runtime.bounded_files import read_text
 from ..runtime.discovery import shipped
 from ..runtime.errors import UserError, nearest
 from .balance_spec import Balance
 from .cache_spec import CacheSpec
 from .schedules import Schedule
-from .yaml_reader import Loader, Path_, marks
+from .yaml_reader import Path_, marks, read_yaml
 from .yaml_reader import override as put
 
 M = TypeVar("M", bound=BaseModel)
@@ -54,10 +55,10 @@ class Train(Strict):
     'sgd'
     """
 
-    steps: int = Field(gt=0)
-    batch_size: int = Field(32, gt=0)
+    steps: int = Field(gt=0, le=10**12)
+    batch_size: int = Field(32, gt=0, le=10**7)
     """Samples an optimizer step sees, over all ranks and micro-batches."""
-    accumulate: int = Field(1, gt=0)
+    accumulate: int = Field(1, gt=0, le=10**6)
     """Micro-batches a step is computed in; the result is the same, the memory smaller."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule(kind="cosine", warmup=0.05)
@@ -71,7 +72,7 @@ class Train(Strict):
     """Steps between checkpoints; None: with every evaluation."""
     keep: int = Field(2, gt=0)
     early_stop: EarlyStop | None = None
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
 
 
 class ModelSpec(Strict):
@@ -197,7 +198,7 @@ class Recipe(Strict):
 
     modality: str
     seed: int = Field(1, ge=0)
-    threads: int = Field(1, gt=0)
+    threads: int = Field(1, gt=0, le=4096)
     """CPU threads of torch; more are seldom faster for small models and change the last bits of a result."""
     data: dict[str, Any]
     teacher: Teacher | None = None
@@ -365,14 +366,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     """Read a recipe and apply ``a.b=value`` overrides (values are YAML). Raises `UserError` naming file, line, key."""
     source = find(name)
     try:
-        text = source.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=Loader)
-        content = yaml.load(text, Loader=Loader)
+        content, node = read_yaml(read_text(source))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{source}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     if content is None:
         raise UserError(f"{source}: the file is empty")
     if not isinstance(content, dict):

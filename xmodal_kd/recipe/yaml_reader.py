@@ -51,6 +51,56 @@ Loader.add_implicit_resolver(
 )
 
 
+#: Characters of a recipe, levels in one another, and values once aliases are written out; ours have a few hundred.
+MOST, DEEPEST, VALUES = 1 << 20, 32, 50_000
+
+
+def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
+    """The content of a YAML text and its nodes, bounded before anything is made of it.
+
+    Raises:
+        yaml.MarkedYAMLError: it is not YAML, too large, nested too deeply, or its aliases refer to each other or stand
+            for too much.
+        ValueError: a value of it is none: the 31st of February, a number of 5,000 digits.
+    """
+    if len(text) > MOST:
+        raise yaml.MarkedYAMLError(problem=f"{len(text):,} characters, more than {MOST:,}")
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=f"nested in more than {DEEPEST} levels", problem_mark=mark)
+    node = yaml.compose(text, Loader=Loader)
+    if node is not None:
+        _weigh(node, {})
+    try:
+        return yaml.load(text, Loader=Loader), node
+    except (TypeError, AttributeError, OverflowError, KeyError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _weigh(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Values in `node`, and levels, with its aliases written out."""
+    if id(node) in known:
+        if (found := known[id(node)]) is None:
+            raise yaml.MarkedYAMLError(problem="an alias refers to what it is in", problem_mark=node.start_mark)
+        return found
+    known[id(node)] = None
+    parts = [part for one in _parts(node) for part in (one if isinstance(one, tuple) else (one,))]
+    weights = [_weigh(part, known) for part in parts]
+    size, depth = 1 + sum(size for size, _ in weights), 1 + max((depth for _, depth in weights), default=0)
+    if size > VALUES or depth > DEEPEST + 1:
+        told = f"more than {VALUES:,} values" if size > VALUES else f"more than {DEEPEST} levels"
+        raise yaml.MarkedYAMLError(problem=f"its aliases stand for {told}", problem_mark=node.start_mark)
+    known[id(node)] = size, depth
+    return size, depth
+
+
+def _parts(node: yaml.Node) -> list[Any]:
+    return node.value if isinstance(node, yaml.CollectionNode) else []
+
+
 def marks(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, int]]:
     """Line of every key and list entry."""
     yield path, node.start_mark.line + 1
@@ -69,10 +119,12 @@ def override(content: dict[str, Any], text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"--set {text!r}: write key=value, for example train.steps=500")
     try:
-        value = yaml.load(wanted, Loader=Loader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text!r}: {wanted!r} is not a YAML value") from None
-    path: list[Any] = [int(part) if part.isdecimal() else part for part in key.split(".")]
+        value, _ = read_yaml(wanted)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"--set {text[:200]!r}: {wanted[:100]!r} is not a YAML value") from None
+    path: list[Any] = [int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split(".")]
+    if len(path) > DEEPEST:
+        raise UserError(f"--set {text[:200]!r}: more than {DEEPEST} keys in one another")
     *parents, last = path
     place: Any = content
     for part in parents:

@@ -6,15 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.checkpoint import read_json, write_bytes, write_json
-from ..runtime.errors import UserError
+from ..runtime.checkpoint import write_bytes, write_json
 from .content import begun, content
 from .html import html
 from .index import find_runs, write_index
 from .markdown import markdown
+from .received import read, shown
 from .summary import show_runs
 
-__all__ = ["begun", "content", "find_runs", "html", "load", "markdown", "show_runs", "write", "write_index"]
+__all__ = [
+    "begun",
+    "content",
+    "find_runs",
+    "html",
+    "load",
+    "markdown",
+    "rewrite",
+    "show_runs",
+    "shown",
+    "write",
+    "write_index",
+]
 
 #: What the first versions did not write.
 OLDER: dict[str, Any] = {"curve": [], "facts": {}, "pictures": {}, "gain": None}
@@ -28,8 +40,13 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    path = folder / "report.json"
-    if not path.is_file():
-        raise UserError(f"{folder} has no report.json: is it a finished run?")
-    found: dict[str, Any] = read_json(path)
-    return OLDER | found
+    """The report of a run, whose parts are what a run writes. Raises `UserError` where they are not."""
+    return OLDER | read(folder)
+
+
+def rewrite(folder: Path) -> dict[str, Any]:
+    """Both pages of a finished run anew; returns its report. Raises `UserError` for what cannot be shown."""
+    found = load(folder)
+    with shown(folder):
+        write(folder, found)
+    return found

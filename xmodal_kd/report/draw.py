@@ -13,6 +13,8 @@ from .plots import colour
 
 #: Units of a trace: width of a page, heights of the heat above and of each role's lane, room for names at the left.
 WIDE, HEAT, LANE, NAMES = 760, 96, 46, 78
+#: Words of a text that are aligned: that takes the product of two lengths.
+WORDS = 400
 
 
 def draw(panel: Panel) -> str:
@@ -22,10 +24,10 @@ def draw(panel: Panel) -> str:
 
 def aligned(reference: str, said: Mapping[str, str]) -> str:
     """Words in columns below their reference, which wrap as a text does; errors stand out."""
-    texts = {role: text.split() for role, text in said.items()}
+    texts = {role: text.split()[:WORDS] for role, text in said.items()}
     head = '<span class="col names"><b>reference</b>' + "".join(f'<i class="{colour(r)}">{escape(r)}</i>' for r in said)
     parts = [head + "</span>"]
-    for wanted, words in columns(reference.split(), texts):
+    for wanted, words in columns(reference.split()[:WORDS], texts):
         cells = "".join(_word(wanted, words[role]) for role in said)
         parts.append(f'<span class="col"><b>{escape(wanted) if wanted is not None else "&nbsp;"}</b>{cells}</span>')
     return f'<div class="aligned">{"".join(parts)}</div>'
@@ -49,7 +51,7 @@ def _sequences(content: Mapping[str, Any]) -> str:
 
 def _sequence(item: Mapping[str, Any]) -> str:
     about = " · ".join(part for part in (item["about"], _seconds(item["seconds"])) if part)
-    sound = f'<audio controls preload="metadata" src="{item["sound"]}"></audio>' if item["sound"] else ""
+    sound = f'<audio controls preload="metadata" src="{escape(item["sound"])}"></audio>' if item["sound"] else ""
     return (
         f'<article class="item"><header><h3>{escape(item["key"])}</h3><span>{escape(about)}</span>{sound}</header>'
         f"{aligned(item['reference'], item['said'])}{_traces(item)}</article>"
@@ -70,7 +72,7 @@ def _traces(item: Mapping[str, Any]) -> str:
     tall = top + LANE * len(traces) + 18
     parts = []
     if item["heat"]:
-        parts.append(f'<image href="{item["heat"]}" x="{NAMES}" y="0" width="{WIDE - NAMES}" height="{HEAT}" '
+        parts.append(f'<image href="{escape(item["heat"])}" x="{NAMES}" y="0" width="{WIDE - NAMES}" height="{HEAT}" '
                      'preserveAspectRatio="none"/>')  # fmt: skip
     for i, (role, trace) in enumerate(traces.items()):
         parts.append(_lane(role, trace, top + i * LANE, unit))
@@ -114,7 +116,8 @@ def _clouds(content: Mapping[str, Any]) -> str:
         for view in content["views"]
     )
     key = "".join(
-        f'<span class="key"><i style="background:rgb({",".join(map(str, rgb))})"></i>{escape(name)}</span>'
+        f'<span class="key"><svg class="swatch" width="12" height="12"><rect width="12" height="12" rx="3" '
+        f'fill="{escape("rgb({},{},{})".format(*map(int, rgb)))}"/></svg>{escape(name)}</span>'
         for name, rgb in zip(content["classes"], content["colours"], strict=False)
     )
     even = " even" if len(content["views"]) in (2, 4) else ""  # else three stand side by side
@@ -159,7 +162,7 @@ def _cell(cell: Sequence[str] | None) -> str:
     if cell is None:
         return "<td></td>"
     address, caption = cell
-    return f'<td><img src="{address}" alt="{escape(caption)}"><small>{escape(caption)}</small></td>'
+    return f'<td><img src="{escape(address)}" alt="{escape(caption)}"><small>{escape(caption)}</small></td>'
 
 
 def script_json(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -10,16 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter import panels
+from ..runtime.bounded_files import inside, read_bytes
 from ..runtime.run_log import read as read_log
 from .draw import aligned, draw
 from .markdown import markdown
 from .plots import ROLES, Line, interval_plot, line_plot, series
 from .prose import sections
+from .received import picture
 
-#: What a browser may load: nothing from anywhere. Pictures, sound and script are inside the page.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:"
+#: What a browser may load: nothing from anywhere. Pictures and sound are inside the page; of script and style those
+#: that are ours, by their hashes, and none that a run's files bring.
+POLICY = (
+    "default-src 'none'; style-src {style}; script-src {script}; img-src data:; media-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 #: Utterances of the table of errors.
 EXAMPLES = 8
+#: Bytes of a recipe that a page shows.
+MOST_RECIPE = 1 << 20
 Section = tuple[str, str, str]
 
 
@@ -30,7 +39,8 @@ def html(content: Mapping[str, Any], folder: Path) -> str:
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in parts)
     body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{inside}</section>' for key, title, inside in parts)
     head = (
-        f'<p class="eyebrow">{escape(content["modality"])} · {escape(content["method"])} · seed {content["seed"]}</p>'
+        f'<p class="eyebrow">{escape(content["modality"])} · {escape(content["method"])} · '
+        f"seed {escape(str(content['seed']))}</p>"
         f"<h1>{escape(name)}</h1>{''.join(said[''][:1])}"
     )
     return page(f"{name} · {content['modality']}", f"<header class='top'>{head}</header><nav>{links}</nav>{body}")
@@ -38,13 +48,15 @@ def html(content: Mapping[str, Any], folder: Path) -> str:
 
 def page(title: str, body: str) -> str:
     """A whole document."""
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = POLICY.format(style=_hash(style), script=_hash(script))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><link rel="icon" href="data:,"><style>{_asset("page.css")}</style></head><body>'
+        f'content="light dark"><link rel="icon" href="data:,"><style>{style}</style></head><body>'
         f'<button id="theme" aria-label="light or dark">◐</button><main>{body}</main>'
-        f"<script>{_asset('page.js')}</script></body></html>\n"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -52,6 +64,10 @@ def short(recipe: str) -> str:
     """``speech/fsdd`` of a recipe's path."""
     path = Path(recipe)
     return f"{path.parent.name}/{path.stem}" if path.parent.name not in ("", ".", "recipes") else path.stem
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _asset(name: str) -> str:
@@ -163,7 +179,7 @@ def _budget(budget: str, curve: Sequence[Mapping[str, Any]], name: str, level: f
 def _learning(content: Mapping[str, Any], folder: Path) -> str:
     """The metric on dev, then a plot for each term of the objective; what the optimizer did is folded away."""
     name = content["metric"]["name"]
-    logs = {role: read_log(folder / "checkpoints" / role / "log.jsonl") for role in ROLES}
+    logs = {role: _log(folder, role) for role in ROLES}
     dev = [
         Line(role, role, [(e["step"], e[name]) for e in cost["dev"] if e.get(name) is not None], dots=True)
         for role, cost in content["cost"].items() if isinstance(cost, Mapping) and cost.get("dev")
@@ -173,6 +189,11 @@ def _learning(content: Mapping[str, Any], folder: Path) -> str:
     plots = [line_plot(dev, x="step", y=f"{name} on dev"), *(_logged(logs, key) for key in terms)]
     others = [_logged(logs, key) for key in keys if "/" in key]
     return _grid(plots) + _folded("Gradient norms and learning rates", [_grid(others)] if any(others) else [])
+
+
+def _log(folder: Path, role: str) -> list[dict[str, Any]]:
+    path = inside(folder, f"checkpoints/{role}/log.jsonl")
+    return [] if path is None else read_log(path)
 
 
 def _logged(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
@@ -188,19 +209,20 @@ def _grid(plots: Sequence[str]) -> str:
 
 
 def _pictures(pictures: Mapping[str, str], folder: Path) -> str:
-    """Those that are there and that a browser shows; a click shows one at its own size."""
-    there = {caption: folder / path for caption, path in pictures.items() if (folder / path).suffix == ".png"}
+    """Those that lie in the folder and that a browser shows; a click shows one at its own size."""
+    there = {caption: picture(folder, path) for caption, path in pictures.items()}
     return "".join(
         f'<figure class="picture"><figcaption>{escape(caption)}</figcaption><div class="scroll"><img decoding="async" '
-        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" alt="{escape(caption)}"></div>'
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(caption)}"></div>'
         "</figure>"
-        for caption, path in there.items() if path.is_file()
+        for caption, data in there.items() if data is not None
     )  # fmt: skip
 
 
 def _recipe(folder: Path) -> str:
-    path = folder / "recipe.yaml"
-    return _folded("The resolved recipe", [f"<pre>{escape(path.read_text())}</pre>"]) if path.is_file() else ""
+    path = inside(folder, "recipe.yaml")
+    text = "" if path is None else read_bytes(path, MOST_RECIPE).decode("utf-8", errors="replace")
+    return _folded("The resolved recipe", [f"<pre>{escape(text)}</pre>"]) if text else ""
 
 
 def _folded(title: str, blocks: Sequence[str]) -> str:

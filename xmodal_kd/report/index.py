@@ -7,48 +7,95 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 from ..runtime.checkpoint import read_json, write_bytes
 from ..runtime.errors import UserError
 from .html import html, page, role_plot, short
 from .plots import ROLES, interval_plot, number
+from .received import shown
 
 NAME = "index.html"
 Run = tuple[Path, dict[str, Any]]
+#: Why a run cannot be shown, by its folder.
+Broken = Mapping[Path, str]
 
 
 def find_runs(folder: Path) -> list[Run]:
     """The finished runs below `folder`, with their reports. Raises `UserError` where there is none."""
+    runs, broken = survey(folder)
+    if not runs:
+        raise UserError(next(iter(broken.values()), f"{folder}: holds no finished run (no report.json below it)"))
+    return runs
+
+
+def survey(folder: Path) -> tuple[list[Run], dict[Path, str]]:
+    """The finished runs below `folder` that can be shown, and why others cannot."""
     from . import load
 
-    runs = [(path.parent, load(path.parent)) for path in sorted(folder.rglob("report.json")) if _is_run(path)]
-    if not runs:
-        raise UserError(f"{folder}: holds no finished run (no report.json below it)")
-    return runs
+    runs: list[Run] = []
+    broken: dict[Path, str] = {}
+    for path in sorted(folder.rglob("report.json")):
+        if path.is_dir():
+            continue
+        try:
+            if not _is_run(path):
+                continue
+            run = path.parent, load(path.parent)
+            with shown(path.parent):  # what a page of all runs says of it
+                _group(_kind(run), [run], folder)
+        except UserError as error:
+            broken[path.parent] = str(error)
+        else:
+            runs.append(run)
+    return runs, broken
 
 
 def write_index(folder: Path) -> Path:
     """Write ``index.html`` in `folder`, and the page of each run that has none newer than its report.
 
+    A run that cannot be shown is a line that says why.
+
     Raises:
         UserError: there is no finished run.
     """
-    runs = find_runs(folder)
-    for place, content in runs:
+    runs, broken = survey(folder)
+    for run in list(runs):
+        place, content = run
         made = place / "report.html"
         if not made.is_file() or made.stat().st_mtime < (place / "report.json").stat().st_mtime:
-            write_bytes(made, html(content, place).encode())
-    write_bytes(folder / NAME, index(runs, folder).encode())
+            try:
+                with shown(place):
+                    page_ = html(content, place)
+            except UserError as error:
+                broken[place] = str(error)
+                runs.remove(run)
+                continue
+            write_bytes(made, page_.encode())
+    if not runs and not broken:
+        raise UserError(f"{folder}: holds no finished run (no report.json below it)")
+    write_bytes(folder / NAME, index(runs, folder, broken).encode())
     return folder / NAME
 
 
-def index(runs: Sequence[Run], folder: Path) -> str:
-    """The page: for each modality and metric a plot and a table of its runs."""
+def index(runs: Sequence[Run], folder: Path, broken: Broken = MappingProxyType({})) -> str:
+    """The page: for each modality and metric a plot and a table of its runs, then those that cannot be shown."""
     ordered = sorted(runs, key=lambda run: (*_kind(run), str(run[0])))
     parts = [_group(kind, list(found), folder) for kind, found in groupby(ordered, key=_kind)]
+    parts += [_unshown(broken, folder)] if broken else []
     head = f'<header class="top"><p class="eyebrow">runs</p><h1>{escape(folder.resolve().name)}</h1><p>{len(runs)} '
     return page(f"{folder.resolve().name}: runs", f"{head}finished runs.</p></header><nav></nav>{''.join(parts)}")
+
+
+def _unshown(broken: Broken, folder: Path) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(place.relative_to(folder).as_posix())}</td><td>{escape(why)}</td></tr>"
+        for place, why in broken.items()
+    )
+    head = "<thead><tr><th>run</th><th>why</th></tr></thead>"
+    return f"<section><h2>Not shown</h2><div class='scroll'><table>{head}<tbody>{rows}</tbody></table></div></section>"
 
 
 def _is_run(path: Path) -> bool:
@@ -79,7 +126,7 @@ def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> st
 
 def _row(place: Path, content: Mapping[str, Any], name: str, roles: Sequence[str], folder: Path) -> Iterator[str]:
     where, entries = place.relative_to(folder).as_posix(), content["roles"]
-    link = "report.html" if where == "." else f"{where}/report.html"
+    link = "report.html" if where == "." else f"{quote(where)}/report.html"  # no folder's name is an address
     yield f'<td><a href="{escape(link)}">{escape(where)}</a></td>'
     yield f"<td>{escape(short(str(content['recipe'])))}</td><td>{escape(str(content['method']))}</td>"
     yield _figure(content["seed"])
@@ -98,7 +145,7 @@ def _row(place: Path, content: Mapping[str, Any], name: str, roles: Sequence[str
 def _figure(value: Any, shown: str = "") -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return '<td class="figure">–</td>'
-    return f'<td class="figure" data-value="{value}">{escape(shown or number(value))}</td>'
+    return f'<td class="figure" data-value="{escape(str(value))}">{escape(shown or number(value))}</td>'
 
 
 def _marks(run: Run, name: str, folder: Path) -> Iterator[tuple[str, str, float, Any]]:
@@ -108,4 +155,4 @@ def _marks(run: Run, name: str, folder: Path) -> Iterator[tuple[str, str, float,
     yield where[-28:], "student", float(metrics[name]), metrics.get(f"{name}_interval")
 
 
-__all__ = ["find_runs", "index", "write_index"]
+__all__ = ["find_runs", "index", "survey", "write_index"]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from .received import relative
+
 
 def markdown(content: Mapping[str, Any]) -> str:
     """One page: the result beside its control, what it cost, what was left out, where it stands."""
@@ -179,6 +181,8 @@ def _objective(objective: Mapping[str, Any]) -> str:
     for role, one in objective.items():
         for term in one["terms"]:
             made = [f"channels {term['projector'][0]} to {term['projector'][1]}"] if "projector" in term else []
+            if "classes" in term:
+                made.append(f"on the {term['classes']['known']} of {term['classes']['of']} classes that both know")
             for r in term.get("resample", []):
                 rows = f"{r['teacher']:,} {r['kind']} rows of a batch on the student's {r['student']:,}"
                 made.append(f"the teacher's {rows} ({r['way']})")
@@ -262,7 +266,8 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _pictures(pictures: Mapping[str, str]) -> str:
-    return "\n\n".join(f"![{caption}]({path})" for caption, path in pictures.items())
+    """Of the run's folder: what leaves it is left out."""
+    return "\n\n".join(f"![{caption}]({path})" for caption, path in pictures.items() if relative(path))
 
 
 def _export(export: Mapping[str, Any], name: str) -> str:
@@ -294,6 +299,11 @@ def _left_out(data: Mapping[str, Any]) -> str:
         for split, entry in data.items()
         if isinstance(entry, dict) and entry.get("left_out")
         for e in entry["left_out_examples"][:3]
+    ]
+    lines += [
+        f"- {split}: {entry['skipped']:,} left out by data.skip"
+        for split, entry in data.items()
+        if isinstance(entry, dict) and entry.get("skipped")
     ]
     return "## Left out\n\n" + "\n".join(lines) if lines else ""
 

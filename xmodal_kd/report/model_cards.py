@@ -14,12 +14,16 @@ import yaml
 
 from ..adapter.adapter import is_teacher
 from ..adapter.saved_model import CARD, About
-from ..runtime.checkpoint import read_json, write_bytes, write_json
+from ..recipe.yaml_reader import read_yaml
+from ..runtime.bounded_files import read_bytes
+from ..runtime.checkpoint import read_object, write_bytes, write_json
 from ..runtime.errors import UserError
 from .html import short
-from .markdown import exported, gap, number, result_row, table
+from .markdown import exported, gap, result_row, table
 
 README = "README.md"
+#: Bytes of a card.
+MOST = 1 << 24
 
 
 def write(
@@ -50,7 +54,7 @@ def write(
     write_bytes(folder / README, ("\n\n".join(part for part in parts if part) + "\n").encode())
     if (folder / CARD).is_file():
         facts = {"metrics": reached(content, role), "license": every, "recipe": short(str(content["recipe"]))}
-        write_json(folder / CARD, read_json(folder / CARD) | facts)
+        write_json(folder / CARD, read_object(folder / CARD) | facts)
 
 
 def reached(content: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def front(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, MOST).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as UTF-8 text ({type(error).__name__}): mend the card") from None
     if not re.match(r"---[ \t]*\n", text):
@@ -88,7 +92,7 @@ def front(folder: Path) -> dict[str, Any]:
     if not rest:
         raise UserError(f"{path}: its front matter has no end (a line of ---): {advice}")
     try:
-        found = yaml.safe_load(matter)
+        found = read_yaml(matter)[0]
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 2}" if mark else ""
@@ -111,11 +115,8 @@ def _front(about: About, content: Mapping[str, Any], every: Sequence[str]) -> st
 
 def _reached(content: Mapping[str, Any], role: str) -> str:
     name, better = content["metric"]["name"], "less" if content["metric"]["lower_is_better"] else "more"
-    head = ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample", "ms a sample"]
-    rows = [
-        [*result_row(key, entry, name), number(entry.get("latency", {}).get("median_ms"))]
-        for key, entry in content["roles"].items()
-    ]
+    head = ["role", "parameters", f"{name} (test)", "95 % interval", f"{name} (dev)", "GFLOPs a sample"]
+    rows = [result_row(key, entry, name) for key, entry in content["roles"].items()]  # times are the report's
     said = [table(head, rows), f"This is the {role}. Of {name}, {better} is better."]
     if role == "student" and "gap_closed" in content:
         said.append(gap(content))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .index import find_runs
+from .index import survey
+from .received import shown
 
 HEAD = ("run", "teacher", "control", "student", "gain", "gap\nclosed")
 ROLES = ("teacher", "control", "student")
@@ -20,9 +21,12 @@ def show_runs(folder: Path, page: Path) -> None:
     from rich.table import Table
 
     table = Table(*HEAD, box=SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False)
-    for row in summary(find_runs(folder), folder):
+    runs, broken = survey(folder)
+    for row in summary(runs, folder):
         table.add_row(*map(escape, row))
     Console().print(table)
+    for why in broken.values():
+        print(f"Not shown: {why}")
     print("On test, with 95 % intervals over test items (other seeds would add to them).")
     print("Gain: of the student over its control, a mean over test items.")
     print(f"All runs side by side: {page}")
@@ -34,7 +38,11 @@ def summary(runs: Sequence[tuple[Path, Mapping[str, Any]]], folder: Path) -> lis
     Args:
         runs: folder and ``report.json`` of each.
     """
-    return [_row(place.relative_to(folder).as_posix(), content) for place, content in runs]
+    rows = []
+    for place, content in runs:
+        with shown(place):
+            rows.append(_row(place.relative_to(folder).as_posix(), content))
+    return rows
 
 
 def _row(where: str, content: Mapping[str, Any]) -> tuple[str, ...]:

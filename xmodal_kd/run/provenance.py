@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ READ = (".safetensors", ".json")
 TOLD = frozenset({"metrics", "license", "recipe"})
 #: Bytes of all samples up to which they are known by their content; beyond it by size and time, unless asked for.
 SMALL = 1 << 28
+#: Files below a path of the data section that are looked at.
+MOST = 5_000_000
 #: Lists of samples beside the samples themselves.
 LISTS = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".yaml", ".yml")
 
@@ -80,7 +83,7 @@ def sample_files(kind: Any, data: Any, out: Path) -> list[Path]:
     listed = [Path(getattr(one, "path", one)) for one in listing(data)] if listing is not None else []
     found = dict.fromkeys(path.expanduser().absolute() for path in listed)
     for path in paths_in(data):
-        for file in _below(path.expanduser().absolute(), out.absolute()):
+        for file in islice(_below(path.expanduser().absolute(), out.absolute()), MOST):
             if not listed or file.suffix.lower() in LISTS:
                 found.setdefault(file)
     return sorted(found)

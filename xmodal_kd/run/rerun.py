@@ -15,6 +15,7 @@ from ..recipe.recipe import Loaded
 from ..runtime.device import make_accelerator
 from ..runtime.errors import RunError, UserError
 from ..runtime.random_streams import Streams
+from ..runtime.run_lock import RunLock
 from .roles import make_adapter
 from .run_folder import RECIPE, STATE, read_state
 
@@ -67,4 +68,8 @@ def export_again(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(loaded.recipe.threads)
     make_accelerator("cpu", "fp32")
     adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
-    return dict(adapter.export(adapter.load("student", folder / "student").eval(), folder / "student"))
+    lock = RunLock(folder)
+    try:
+        return dict(adapter.export(adapter.load("student", folder / "student").eval(), folder / "student"))
+    finally:
+        lock.release()

@@ -14,6 +14,7 @@ from ..objective.loss_inputs import reads_labels
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train
 from ..recipe.yaml_reader import Path_
+from ..runtime.allocation import bounded
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..schemes import SCHEMES, Scheme
@@ -174,7 +175,8 @@ def build(
     """
     assert role_plan.model is not None
     checked = loaded.validate(adapter.models[role_plan.model].Config, role_plan.params, role_plan.at)
-    with streams.forked("init", role or role_plan.init):
+    where = ".".join(map(str, role_plan.at)) or role_plan.role
+    with streams.forked("init", role or role_plan.init), bounded(where):
         return adapter.build(role or role_plan.role, role_plan.model, checked.model_dump())
 
 

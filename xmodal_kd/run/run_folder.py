@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..runtime.errors import UserError
 from ..runtime.leftovers import clear
 from ..runtime.run_lock import NAME, RunLock
 from . import provenance
+from .fingerprints import check_unchanged
 from .resolved_recipe import resolved
 
 STATE, RECIPE = "state.json", "recipe.yaml"
@@ -40,6 +41,7 @@ class Opening:
         hash_data: know the samples by their content however large they are.
         loaded: role and folder of each model that the recipe loads.
         threads_matter: whether the number of threads decides the last bits, as on a CPU.
+        prints: by role, a hash of all of the recipe that decides it.
     """
 
     resume: bool
@@ -47,6 +49,7 @@ class Opening:
     hash_data: bool
     loaded: Sequence[tuple[str, Path]]
     threads_matter: bool = True
+    prints: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_state(out: Path) -> dict[str, Any]:
@@ -110,7 +113,10 @@ def _begin(out: Path, loaded: Loaded, how: Opening) -> dict[str, Any]:
     """The recipe is written first: a folder that holds no state is a run that was killed at its start."""
     write_bytes(out / RECIPE, yaml.safe_dump(resolved(loaded), sort_keys=False).encode())
     provenance.write(out, _origins(out, loaded, how))
-    state = {"fingerprint": loaded.recipe.fingerprint(), "id": secrets.token_hex(8), "changes": [], "roles": {}}
+    state = {
+        "fingerprint": loaded.recipe.fingerprint(), "prints": dict(how.prints), "id": secrets.token_hex(8),
+        "changes": [], "roles": {},
+    }  # fmt: skip
     write_state(out, state)
     return state
 
@@ -119,7 +125,10 @@ def _go_on(out: Path, loaded: Loaded, how: Opening) -> dict[str, Any]:
     state, before = read_state(out), provenance.read(out)
     content = any(known[2] for known in before["samples"].values()) if before else False
     now = _origins(out, loaded, how, content)
-    moved = _moved(out, loaded, how, before, now) if state["fingerprint"] != loaded.recipe.fingerprint() else False
+    moved = state["fingerprint"] != loaded.recipe.fingerprint()
+    if moved and (decisive := _decisive(out, loaded, how, before, now)):
+        check_unchanged(out, state, how.prints, decisive)
+        state.pop("overview", None)  # measured of all roles together
     found = provenance.differences(before, now, state["roles"], out)
     if found and not how.accept:
         raise UserError(
@@ -133,7 +142,7 @@ def _go_on(out: Path, loaded: Loaded, how: Opening) -> dict[str, Any]:
     if found or moved or not before:
         provenance.write(out, now)
         write_bytes(out / RECIPE, yaml.safe_dump(resolved(loaded), sort_keys=False).encode())
-        state["fingerprint"] = loaded.recipe.fingerprint()
+        state |= {"fingerprint": loaded.recipe.fingerprint(), "prints": dict(how.prints)}
         write_state(out, state)
     return state
 
@@ -145,8 +154,8 @@ def _origins(out: Path, loaded: Loaded, how: Opening, content: bool = False) -> 
     return provenance.origins(how.loaded, provenance.noted(files, content or how.hash_data))
 
 
-def _moved(out: Path, loaded: Loaded, how: Opening, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """That the recipe differs in nothing that decides the result. Raises `UserError` that names what does."""
+def _decisive(out: Path, loaded: Loaded, how: Opening, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first key in which the recipe differs that may decide a result, with both values; "" where none does."""
     same_samples = bool(before) and bool(before["samples"])  # those that differ are named by `differences`
     for key, was, now_ in changed(out / RECIPE, loaded):
         path = key.rpartition(".")[2] == "path" or key.endswith("_path")
@@ -156,8 +165,8 @@ def _moved(out: Path, loaded: Loaded, how: Opening, before: Mapping[str, Any], n
         )
         free = key.endswith(FREE_ENDS) or key.startswith(FREE_STARTS)
         if not (moved or free or (key == "threads" and not how.threads_matter)):
-            raise UserError(f"{out} was started with another recipe ({key} was {was!r}, is {now_!r})")
-    return True
+            return f"{key} was {was!r}, is {now_!r}"
+    return ""
 
 
 def changed(written: Path, loaded: Loaded) -> Iterable[tuple[str, Any, Any]]:

@@ -37,6 +37,7 @@ from ..training.method import METHODS, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
 from . import provenance
+from .fingerprints import role_prints
 from .options import Options
 from .rehearsal import Rehearsal
 from .resolved_recipe import resolved
@@ -143,6 +144,7 @@ class Run:
         how = Opening(
             self.options.resume, self.options.accept_changes, self.options.hash_data, loaded,
             threads_matter=self.accelerator.device.type == "cpu",
+            prints=role_prints(self.loaded, self.adapter, self.role_plans),
         )  # fmt: skip
         state, self.lock = open_run(self.out, self.loaded, how)
         if begun:

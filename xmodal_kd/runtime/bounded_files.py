@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from .errors import UserError
 MOST_JSON, MOST_TEXT = 1 << 28, 1 << 24
 #: Levels of lists and mappings in one another; our own files have nine.
 DEEPEST = 64
+#: The largest number that a recipe may say, and the longest text.
+LARGEST, LONGEST = 2**53, 20_000
 
 
 def regular(path: Path, most: int | None = None) -> os.stat_result:
@@ -57,7 +60,7 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+            f"{path} cannot be read: not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
         ) from None
 
 
@@ -84,6 +87,22 @@ def check_depth(content: Any, name: Path | str) -> None:
     raise UserError(f"{name} is nested too deeply: more than {DEEPEST} levels")
 
 
+def sane(value: Any) -> Any:
+    """`value` of a recipe or a card as it is.
+
+    Raises `ValueError` for a number that no computer counts to, and for a text that no file could be called or no
+    terminal could show.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) > LARGEST:
+        raise ValueError(f"a number up to {LARGEST:.0e} is expected, got {value:.3e}")
+    if isinstance(value, str):
+        if "\0" in value or (not value.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in value)):
+            raise ValueError(f"a text is expected, got one with characters that none has: {value[:40]!a}")
+        if len(value) > LONGEST:
+            raise ValueError(f"a text of at most {LONGEST:,} characters is expected, got {len(value):,}")
+    return value
+
+
 def _holds(level: list[Any]) -> bool:
     return bool(level) and isinstance(level[0], Mapping | list)
 
@@ -97,4 +116,4 @@ def inside(folder: Path, name: str) -> Path | None:
         return None
 
 
-__all__ = ["check_depth", "inside", "parse_json", "read_bytes", "read_text", "regular"]
+__all__ = ["check_depth", "inside", "parse_json", "read_bytes", "read_text", "regular", "sane"]

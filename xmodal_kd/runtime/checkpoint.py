@@ -86,6 +86,20 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
     return parse_json(read_bytes(path, most), path)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds keys and values."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object belongs here, not {type(found).__name__}")
+    return found
+
+
+def damaged(path: Path, error: BaseException) -> UserError:
+    """What to say of a file whose content is not of the types that it should be of."""
+    told = " ".join(str(error).split())[:120]
+    return UserError(f"{path} is damaged, or of another version ({type(error).__name__}: {told})")
+
+
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
     """`load_state_dict` whose mismatch is one line with the first missing, unexpected or misshapen name."""
     own = model.state_dict()

@@ -267,7 +267,10 @@ class Confident(Several):
 
 class Capped(Tempered):
     cap: float = Field(2.0, ge=1)
-    """C: no teacher of m weighs more than C / m; 1: all weigh the same, m: they are free."""
+    """C: no teacher of m weighs more than C / m; 1: all weigh the same, m: they are free. The release's is C / m."""
+    released: bool = False
+    """Average each teacher's gradient over its rows first, as the released code does: what it asks of different rows
+    then cancels, while the paper weighs the gradients of all rows."""
 
 
 @SCHEMES.register("ae_kd")
@@ -293,7 +296,13 @@ class Agreed(Several):
         rows = [torch.where(here[:, None], z, 0.0) for z, here in zip(scores, held, strict=True)]
         student = torch.where(held.any(dim=0)[:, None], outputs.rows("logits"), 0.0)
         slopes = aggregate.gradients(student, rows, self.temperature) * held[..., None]
-        gram = self._ranks.sum(torch.einsum("inc,jnc->ij", slopes, slopes))
+        if self.params.released:
+            means = (
+                self._ranks.sum(slopes.sum(dim=1)) / self._ranks.sum(held.sum(dim=1).to(slopes)).clamp(min=1)[:, None]
+            )
+            gram = means @ means.T
+        else:
+            gram = self._ranks.sum(torch.einsum("inc,jnc->ij", slopes, slopes))
         weights = seen * slopes.new_tensor(aggregate.min_norm(gram, self.params.cap))[:, None]
         whole = weights.sum(dim=0)
         return torch.where(whole > 0, weights / whole.clamp(min=1e-12), aggregate.equal(seen))

@@ -17,7 +17,7 @@ from .codecs import codec_of
 from .entries import StoredSignal
 
 FILE = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 _ENTRY, _LEDGER = struct.Struct(">BH16s"), struct.Struct(">BHQIQ")
 
 
@@ -61,6 +61,8 @@ class Manifest:
         if not path.is_file():
             return
         there = read_json(path)
+        if not isinstance(there, dict):
+            raise UserError(f"cache {folder}: its {FILE} is damaged: delete the cache, which is then filled anew")
         mine, theirs = flat(self.identity()), flat({key: there.get(key) for key in self.identity()})
         for key in sorted(mine.keys() | theirs.keys(), key=lambda key: not key.startswith("schema")):
             if mine.get(key) != theirs.get(key):
@@ -68,10 +70,14 @@ class Manifest:
                     f"cache {folder} is not this run's: {key} was {theirs.get(key)!r} when it was filled, is "
                     f"{mine.get(key)!r}: delete it, or choose another cache.path"
                 )
-        self.signals = {
-            name: StoredSignal(name, s["number"], s["kind"], s["vector"], codec_of(s["codec"]))
-            for name, s in there["signals"].items()
-        }
+        try:
+            self.signals = {
+                name: StoredSignal(name, s["number"], s["kind"], s["vector"], codec_of(s["codec"]))
+                for name, s in there["signals"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = f"its {FILE} is damaged ({' '.join(str(error).split())[:100]})"
+            raise UserError(f"cache {folder}: {told}: delete the cache, which is then filled anew") from None
 
     def identity(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "teacher": self.teacher, "precision": self.precision, "data": dict(self.data)}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import NamedTuple
 
 import lmdb
 
+from ..runtime.bounded_files import regular
 from ..runtime.errors import UserError
+from ..runtime.leftovers import clear
 
 #: An environment's first size; it grows by doubling. Files are sparse: what is not used costs nothing.
 FIRST_SIZE = 1 << 28
@@ -25,6 +29,13 @@ DATA = "data.mdb"
 READERS = 1024
 #: What an environment has on the disk once LMDB has laid it out; a kill may leave less.
 _LAID_OUT = 8192
+ANEW = "delete the cache, which is then filled anew"
+#: Bytes of an entry's checksum, which stands before it.
+SEAL = 4
+#: Of LMDB's two first pages: head, magic, version, address, size of the map; two tables of 48 bytes each, of which the
+#: first begins with the size of a page; the last page in use, the transaction.
+_META = struct.Struct("<16xII8x8xI44x48xQQ")
+_MAGIC = 0xBEEFC0DE
 
 
 class _Open(NamedTuple):
@@ -58,10 +69,17 @@ class Store:
             with self._begin(environment) as transaction:
                 for i, key in enumerate(keys):
                     if found[i] is None and (value := transaction.get(key)) is not None:
-                        found[i] = bytes(value)
+                        found[i] = self._opened(key, bytes(value))
             if None not in found:
                 break
         return found
+
+    def _opened(self, key: bytes, sealed: bytes) -> bytes:
+        """An entry without its checksum. Raises `UserError` where it is not what was written."""
+        value = sealed[SEAL:]
+        if sealed[:SEAL] != _seal(key, value):
+            raise UserError(f"cache {self.folder}: an entry of it is damaged (its checksum differs): {ANEW}")
+        return value
 
     def entries(self) -> int:
         return sum(environment.stat()["entries"] for environment in self._environments())
@@ -90,7 +108,7 @@ class Store:
 
     def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Write all items or, if the process dies, none. On return they are on the disk."""
-        items = list(items)
+        items = [(key, _seal(key, value) + value) for key, value in items]
         own = self._environments()[0]
         with self._errors():
             while True:
@@ -119,11 +137,43 @@ class Store:
             raise UserError(f"cache {self.folder}: {text}; what was committed before is untouched") from error
 
 
+def _seal(key: bytes, value: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(key)).to_bytes(SEAL, "little")
+
+
+def _check_size(data: Path) -> None:
+    """A file that is shorter than it says would end the process at the first page that is not there.
+
+    Raises:
+        UserError: it is no LMDB environment, or cut short.
+    """
+    size = regular(data).st_size
+    if size < _LAID_OUT:  # a kill before it was laid out: LMDB does that anew
+        return
+    with data.open("rb") as file:
+        first = file.read(_META.size)
+        page = _META.unpack(first)[2] if len(first) == _META.size else 0
+        if not 512 <= page <= 1 << 16:
+            raise UserError(f"cache {data.parent.parent}: {data} is damaged: {ANEW}")
+        file.seek(page)
+        metas = [_META.unpack(one) for one in (first, file.read(_META.size)) if len(one) == _META.size]
+    sound = [meta for meta in metas if meta[0] == _MAGIC]
+    if not sound:
+        raise UserError(f"cache {data.parent.parent}: {data} is damaged: {ANEW}")
+    last = max(sound, key=lambda meta: meta[4])[3]
+    if (last + 1) * page > size:
+        raise UserError(
+            f"cache {data.parent.parent}: {data} is cut short: {size:,} bytes of {(last + 1) * page:,}: {ANEW}"
+        )
+
+
 def _environment(path: Path, writes: bool) -> lmdb.Environment:
     there = _OPEN.get(path)
     if there is not None and there.process == os.getpid() and (there.writes or not writes):
         return there.environment
     _close(path)
+    if (path / DATA).exists():
+        _check_size(path / DATA)
     if writes:
         path.mkdir(parents=True, exist_ok=True)
         environment = lmdb.open(str(path), map_size=FIRST_SIZE, max_readers=READERS)
@@ -169,4 +219,5 @@ def alone(folder: Path) -> Iterator[None]:
         raise UserError(f"cache {folder}: cannot be written: {error.strerror}") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        clear(folder, below=True)
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
 
 from .images import Images
-from .stores import class_names, one_line
+from .stores import class_names
 
 
 def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | None = None) -> Images:
@@ -29,14 +29,8 @@ def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | Non
     """
     if path.is_dir() or not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz file (numpy.savez writes one)")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held: dict[str, npt.NDArray[Any]] = {
-                name: file[name] for name in ("x", "labels", "classes") if name in file
-            }
-            names = ", ".join(file.files) or "nothing"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read: arrays of numbers are expected ({one_line(error)})") from error
+    held = read_npz(path, ("x", "labels", "classes"))
+    names = ", ".join(names_in(path)) or "nothing"
     if "x" not in held:
         raise UserError(f"{path} has no array 'x' (it holds {names})")
     x = _samples(held["x"], path)

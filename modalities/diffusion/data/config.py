@@ -24,7 +24,7 @@ class ProcessConfig(Strict):
 
     schedule: Literal["cosine", "linear"] = "cosine"
     #: T. A power of two, so that every halving of the sampling steps falls on whole timesteps.
-    steps: int = Field(default=1024, ge=2)
+    steps: int = Field(default=1024, ge=2, le=1 << 20)
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
 
 
@@ -54,7 +54,7 @@ class DiffusionData(DataSection):
     #: Class-conditional models: every sample needs a label.
     conditional: bool = False
     #: Height and width that every image must have; the first image's unless said.
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=1 << 14)
     #: 8-bit grey or 8-bit colour; the first image's unless said.
     mode: Literal["L", "RGB"] | None = None
     #: Of the data, which models made from it inherit: stands on their cards, as Hugging Face names it (cc-by-4.0).
@@ -62,11 +62,11 @@ class DiffusionData(DataSection):
     #: Mirror every second training image, left to right.
     flip: bool = False
     #: Images generated for each evaluation.
-    samples: int = Field(default=1000, ge=FEWEST)
+    samples: int = Field(default=1000, ge=FEWEST, le=10_000_000)
     #: Repetitions of an evaluation on test, for intervals.
-    draws: int = Field(default=3, ge=1)
+    draws: int = Field(default=3, ge=1, le=10_000)
     #: Images sampled at once.
-    batch: int = Field(default=500, ge=1)
+    batch: int = Field(default=500, ge=1, le=1_000_000)
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
 

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.progress import bar
 
@@ -24,6 +25,8 @@ from .stores import Folder, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
 SHOW_PROGRESS = 5000
+#: Pixels of an image by its header, above which it is not decoded.
+PIXELS = 1 << 27
 #: What Pillow's modes are in words; those that models take first.
 MODES = {
     "L": "8-bit grey", "RGB": "8-bit colour", "1": "black and white", "P": "palette", "PA": "palette with transparency",
@@ -144,11 +147,14 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
 
 
 def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
+    size = math.prod(shape)
     try:
+        if size > room():
+            raise MemoryError
         return np.empty(shape, dtype=np.uint8)
     except MemoryError as error:
-        size = math.prod(shape) / 2**30
-        raise UserError(f"{path}: {shape[0]} images take {size:.0f} GiB of memory: make them smaller") from error
+        told = f"{shape[0]} images take {size / 2**30:.0f} GiB of memory"
+        raise UserError(f"{path}: {told}: make them smaller") from error
 
 
 def _pixels(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:
@@ -175,6 +181,8 @@ def _broken(error: Exception) -> str:
 def _refusal(image: Image.Image, expected: Expected) -> str | None:
     """Why an opened image, not yet decoded, is not as `expected`. To convert it is the user's choice, never ours."""
     width, height = image.size
+    if width * height > PIXELS:
+        return f"{width}x{height} pixels by its header, more than {PIXELS:,}"
     if width != height:
         return f"{width}x{height} pixels: images must be square: crop or pad them first"
     if expected.size and width != expected.size:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from xmodal_kd.runtime.bounded_arrays import check_member, check_zip
+from xmodal_kd.runtime.bounded_files import parse_json, read_bytes
 from xmodal_kd.runtime.errors import UserError
 
 #: What is taken for an image, by the end of its name; everything else is passed over, as torchvision does.
@@ -24,6 +26,8 @@ EXTENSIONS = {
     ".pnm", ".tga", ".jp2",
 }  # fmt: skip
 LABELS = "dataset.json"
+#: Bytes of an image, or of all labels.
+MOST = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,7 @@ class Folder:
             raise UserError(f"{path} has no images below it (their names end in {_extensions()})")
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.where(name)}: not readable ({error.strerror})") from error
+        return read_bytes(self.path / name, MOST)
 
     def where(self, name: str) -> str:
         return str(self.path / name)
@@ -111,6 +112,7 @@ class Zip:
             raise UserError(f"{path} is not a zip, or a broken one ({error})") from error
         except OSError as error:
             raise UserError(f"{path} is not readable ({error.strerror})") from error
+        check_zip(path, self._zip)
         self._all = self._zip.namelist()
         self.names = _images([name for name in self._all if not any(map(_hidden, name.split("/")))])
         if not self.names:
@@ -119,6 +121,7 @@ class Zip:
 
     def read(self, name: str) -> bytes:
         try:
+            check_member(self.path, self._zip.getinfo(name), MOST)
             return self._zip.read(name)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{self.where(name)}: cannot be read from the zip ({one_line(error)})") from error
@@ -159,10 +162,7 @@ def parse_labels(text: bytes, where: str, names: Sequence[str], classes: tuple[s
     Raises:
         UserError: not such a JSON, a name without an image, an image without a label, numbers that are not 0 to k-1.
     """
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({one_line(error)})") from error
+    content = parse_json(text, f"{where}:")
     if not isinstance(content, dict):
         raise UserError(f"{where}: a JSON object with 'labels' is expected")
     pairs = content.get("labels")
@@ -213,7 +213,7 @@ def class_names(
         if used != set(range(len(used))):
             raise UserError(f"{where}: labels must be 0 to k-1 without a hole, got {_some(sorted(used))}")
         return tuple(map(str, range(len(used))))
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UserError(f"{where}: two classes are called {twice!r}")
     if wrong := sorted(label for label in used if not 0 <= label < len(names)):
         raise UserError(f"{where}: of {len(names)} classes, labels must be 0 to {len(names) - 1}, got {_some(wrong)}")
@@ -241,7 +241,9 @@ def _images(names: Sequence[str]) -> list[str]:
 
 def _natural(name: str) -> tuple[list[str | int], str]:
     """Numbers inside names by value: 9.png before 10.png."""
-    return [int(part) if part.isascii() and part.isdigit() else part for part in re.split("([0-9]+)", name)], name
+    return [
+        int(part[:4000]) if part.isascii() and part.isdigit() else part for part in re.split("([0-9]+)", name)
+    ], name
 
 
 def _extensions() -> str:

@@ -6,7 +6,6 @@ them lie ``sampler.json``, which says how many steps it was made for (diffusers 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from diffusers import ConsistencyModelPipeline, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from xmodal_kd.runtime import leftovers
+from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import disk_errors, load_weights, read_json, write_bytes, write_json
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.progress import console
@@ -84,7 +85,7 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
     place = folder.absolute()
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temporary = leftovers.temporary(place)
     with disk_errors(folder):
         for rest in place.parent.glob(f".{place.name}.*.tmp"):  # of a killed process
             shutil.rmtree(rest, ignore_errors=True)
@@ -230,7 +231,10 @@ def _unet(folder: Path, timesteps: int) -> UNet2DModel:
     config = _object(path)
     _check_unet(path, config, timesteps)
     try:
-        net = UNet2DModel.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
+        with bounded(str(path)):
+            net = UNet2DModel.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged configuration makes of the layers
         raise UserError(f"{path}: no UNet2DModel can be built from it: {' '.join(str(error).split())}") from error
     weights, source = read_weights(folder / UNET, net.state_dict())

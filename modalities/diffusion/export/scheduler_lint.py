@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
 from ..models.process import Process
@@ -48,9 +48,9 @@ def lint(folder: Path | str, steps: int | None = None) -> list[Finding]:
     """
     folder = Path(folder)
     inside = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(inside if inside.is_file() else folder / "scheduler_config.json")
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    own = read_json(folder / "sampler.json") if (folder / "sampler.json").is_file() else {}
+    config = read_object(inside if inside.is_file() else folder / "scheduler_config.json")
+    index = read_object(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    own = read_object(folder / "sampler.json") if (folder / "sampler.json").is_file() else {}
     wanted = own.get("steps") if steps is None else steps
     return lint_scheduler(config, wanted, pipeline=index.get("_class_name", ""), ours=bool(own))
 

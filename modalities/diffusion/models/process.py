@@ -21,6 +21,8 @@ Prediction = Literal["epsilon", "sample", "v_prediction"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 #: No single beta may take more of the signal than this (diffusers' and Nichol and Dhariwal's cap).
 MAX_BETA = 0.999
+#: Timesteps of a process; diffusers' have 1,000.
+MOST_TIMESTEPS = 1 << 20
 
 
 class Process:
@@ -76,9 +78,12 @@ class Process:
                 f"{name} has no variance-preserving schedule (betas): it cannot be distilled by these methods"
             )
         steps = int(config["num_train_timesteps"])
+        given = _betas(config)
+        if not 2 <= (steps if given is None else len(given)) <= MOST_TIMESTEPS:
+            raise UserError(f"{name}: {steps:,} timesteps: from 2 to {MOST_TIMESTEPS:,} are expected")
         schedule = config.get("beta_schedule", "linear")
         start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-        if (given := _betas(config)) is not None:
+        if given is not None:
             betas = np.asarray(given, dtype=np.float64)
         elif schedule == "linear":
             betas = np.linspace(start, end, steps)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xmodal_kd.runtime.checkpoint import read_json, write_bytes
+from xmodal_kd.runtime.checkpoint import read_object, write_bytes
 from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.progress import Bar, bar
@@ -59,7 +59,7 @@ def stage(folder: Path, steps: int | None) -> Path:
     if not stages or steps is None:
         return folder if (folder / INDEX).is_file() or not stages else stages[min(stages)]
     if (folder / SAMPLER).is_file():
-        stages.setdefault(int(read_json(folder / SAMPLER).get("steps", 0)), folder)
+        stages.setdefault(int(read_object(folder / SAMPLER).get("steps", 0)), folder)
     if steps not in stages:
         there = ", ".join(str(known) for known in sorted(stages, reverse=True))
         raise UserError(f"{folder}: no student of {steps} steps: there are students of {there}")
@@ -128,7 +128,7 @@ class _counted:
 
 def is_array(place: Path, denoiser: Denoiser) -> bool:
     """Whether the samples are no images: a recipe's data of arrays, or neither one nor three channels."""
-    about = read_json(place / SAMPLER) if (place / SAMPLER).is_file() else {}
+    about = read_object(place / SAMPLER) if (place / SAMPLER).is_file() else {}
     return about.get("facts", {}).get("data") == "arrays" or denoiser.shape[0] not in (1, 3)
 
 

@@ -18,7 +18,9 @@ from .frame import CLASSES
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"]
 Sees = Literal["range", "image", "points"]
-Count = Annotated[int, Field(gt=0)]
+#: Of frames, points, columns: more than any recording has, and a bound on what is made of it.
+Count = Annotated[int, Field(gt=0, le=10_000_000)]
+Side = Annotated[int, Field(gt=0, le=1 << 14)]
 
 
 class View(Strict):
@@ -26,11 +28,11 @@ class View(Strict):
 
     sees: Sees = "range"
     """The scan as a range image, the photograph, or the scan as a set of points."""
-    beams: Count | None = None
+    beams: Annotated[int, Field(gt=0, le=1024)] | None = None
     """Of the sensor's, evenly spaced; None: all. An image has none."""
-    columns: Count = 256
+    columns: Side = 256
     """Of the range image, over the full turn."""
-    sweeps: Count = 1
+    sweeps: Annotated[int, Field(gt=0, le=1000)] = 1
     """Scans that are brought into one frame by their poses, the current one and those before it."""
     points: Count = 4096
     """At most so many points where a set of points is seen, drawn anew at every epoch."""
@@ -110,7 +112,7 @@ class PointsData(DataSection):
     student: View = View(beams=16)
     teacher_view: Literal["clean", "augmented"] = "clean"
     """Whether a frozen teacher sees a frame as it is, or with the student's augmentation."""
-    image: tuple[Count, Count] = (96, 320)
+    image: tuple[Side, Side] = (96, 320)
     """Height and width that photographs are brought to."""
     pixel_labels: Literal["points", "all"] = "points"
     """Pixels with a label: those where a point is seen, as in labelled recordings, or all that the simulator knows."""

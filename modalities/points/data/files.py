@@ -5,7 +5,6 @@ Labels are kept only from NPZ, which holds our own classes; what a PLY calls a l
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xmodal_kd.runtime.bounded_arrays import read_npz
 from xmodal_kd.runtime.errors import UserError
 
 from .frame import CLASSES, UNLABELLED, Scan
@@ -108,11 +108,7 @@ def _columns(read: Callable[[Path], Mapping[str, npt.NDArray[Any]]]) -> Callable
 
 
 def _npz(path: Path) -> Scan:
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {key: found[key] for key in found.files}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not an NPZ of plain arrays, or a broken one") from error
+    arrays = read_npz(path)
     name = next((key for key in ("xyz", "points") if key in arrays), None)
     if name is None:
         raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {', '.join(arrays) or 'none'})")

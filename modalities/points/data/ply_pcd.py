@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xmodal_kd.runtime.bounded_files import read_bytes
 from xmodal_kd.runtime.errors import UserError
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -32,6 +33,8 @@ PCD_TYPES = {(kind, size): f"<{kind.lower()}{size}" for kind in "IU" for size in
 }
 #: A header that has not ended here is none.
 LONGEST_HEADER = 64 * 1024
+#: Bytes of a file, and values of a field.
+MOST, MOST_VALUES = 1 << 32, 4096
 
 
 def read_ply(path: Path) -> Columns:
@@ -40,7 +43,7 @@ def read_ply(path: Path) -> Columns:
     Raises:
         UserError: not a PLY, vertices that come after another element or hold lists, fewer values than the header says.
     """
-    content = path.read_bytes()
+    content = read_bytes(path, MOST)
     if not content.startswith((b"ply\n", b"ply\r\n")):
         raise UserError(f"{path}: not a PLY file (it does not begin with the line 'ply')")
     lines, body = _header(content, b"end_header", path)
@@ -67,7 +70,7 @@ def read_pcd(path: Path) -> Columns:
     Raises:
         UserError: not a PCD, a header that is not whole, fewer values than it says.
     """
-    lines, body = _header(path.read_bytes(), b"DATA", path)
+    lines, body = _header(read_bytes(path, MOST), b"DATA", path)
     header = {line.split()[0].upper(): line.split()[1:] for line in lines if line.split() and not line.startswith("#")}
     names, sizes, kinds = (header.get(key, []) for key in ("FIELDS", "SIZE", "TYPE"))
     counts = header.get("COUNT", ["1"] * len(names))
@@ -76,8 +79,8 @@ def read_pcd(path: Path) -> Columns:
     count = _count(header.get("POINTS", []), path)
     fields = []
     for i, (name, size, kind, many) in enumerate(zip(names, sizes, kinds, counts, strict=True)):
-        dtype = PCD_TYPES.get((kind.upper(), int(size) if size.isdigit() else 0))
-        if dtype is None or not many.isdigit():
+        dtype = PCD_TYPES.get((kind.upper(), int(size) if _is_count(size) else 0))
+        if dtype is None or not _is_count(many) or not 0 < int(many) <= MOST_VALUES:
             raise UserError(f"{path}: field {name!r} has type {kind}{size} x {many}, which PCD does not know")
         fields += [(name if many == "1" and name != "_" else f"_{i}_{j}", dtype) for j in range(int(many))]
     data = (header["DATA"] or [""])[0].lower()
@@ -100,9 +103,13 @@ def _header(content: bytes, last: bytes, path: Path) -> tuple[list[str], bytes]:
 
 
 def _count(words: list[str], path: Path) -> int:
-    if len(words) != 1 or not words[0].isdigit():
+    if len(words) != 1 or not _is_count(words[0]):
         raise UserError(f"{path}: the header does not say how many points there are")
     return int(words[0])
+
+
+def _is_count(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) < 13
 
 
 def _binary(body: bytes, fields: list[tuple[str, str]], count: int, path: Path) -> Columns:
@@ -167,6 +174,8 @@ def _lzf(packed: bytes, size: int) -> bytes:
         i += 1
         if start < 0:
             raise IndexError("a copy from before the start")
+        if len(out) > size:
+            raise IndexError("more than announced")
         for j in range(start, start + length + 2):  # byte by byte: a copy may run into what it writes
             out.append(out[j])
     if len(out) != size:

@@ -31,7 +31,17 @@ def iou(matrix: Int[np.ndarray, "c c"]) -> Float[np.ndarray, " c"]:
 
 
 def miou(matrix: Int[np.ndarray, "c c"]) -> float:
-    """Mean IoU over the classes that the labels hold; NaN without labels."""
+    """Mean IoU over the classes whose union is above 0, as benchmarks count; NaN where no row is counted.
+
+    A class that the labels lack and that is predicted all the same counts 0.
+    """
+    shares = iou(matrix)
+    there = np.isfinite(shares)
+    return float(shares[there].mean()) if there.any() else float("nan")
+
+
+def miou_labelled(matrix: Int[np.ndarray, "c c"]) -> float:
+    """Mean IoU over the classes that the labels hold alone, whatever else is predicted; NaN without labels."""
     there = matrix.sum(axis=1) > 0
     return float(iou(matrix)[there].mean()) if there.any() else float("nan")
 
@@ -99,13 +109,14 @@ class Tally:
         return total
 
     def metrics(self) -> dict[str, Any]:
-        """``miou``, ``accuracy``, ``ece``, ``iou`` by class, ``miou_by_range`` in metres, ``rows``."""
+        """``miou``, ``miou_labelled``, ``accuracy``, ``ece``, ``iou`` by class, ``miou_by_range`` and ``rows``."""
         matrix = self.matrix
         total = max(int(matrix.sum()), 1)
         by_class = iou(matrix)
-        there = matrix.sum(axis=1) > 0
+        there = np.isfinite(by_class)
         return {
             "miou": miou(matrix),
+            "miou_labelled": miou_labelled(matrix),
             "accuracy": float(np.trace(matrix) / total),
             "ece": self._calibration_error(),
             "iou": {name: float(by_class[i]) for i, name in enumerate(self.classes) if there[i]},

@@ -12,6 +12,7 @@ from torch import nn
 from xmodal_kd.adapter import saved_model as saved
 from xmodal_kd.adapter.saved_model import CARD, WEIGHTS, explain, read_card
 from xmodal_kd.compress.folder import load
+from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
@@ -57,7 +58,9 @@ def load_model(folder: Path) -> tuple[nn.Module, Card]:
     card = load_card(folder)
     kind = MODELS[card.model]
     try:
-        model = kind(kind.Config.model_validate(card.params), channels=card.channels, classes=len(card.classes))
+        config = kind.Config.model_validate(card.params)
+        with bounded(f"{folder / CARD}: params"):
+            model = kind(config, channels=card.channels, classes=len(card.classes))
     except ValidationError as error:
         raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
     load(model, folder / WEIGHTS)

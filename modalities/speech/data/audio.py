@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import firwin, resample_poly
 
+from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import UserError
 
@@ -55,6 +56,8 @@ def read(path: Path | str, offset: float = 0.0, seconds: float | None = None) ->
         if count <= 0 or (seconds is not None and offset + seconds > file.frames / rate + PLAY):
             end = "its end" if seconds is None else f"{offset + seconds:.2f} s"
             raise UserError(f"{path}: it holds {file.frames / rate:.2f} s: no segment from {offset:.2f} s to {end}")
+        if count * file.channels * 4 > room() // 4:
+            raise UserError(f"{path}: {count / rate / 3600:,.0f} hours are more than the memory holds: cut it")
         if start:
             file.seek(start)
         wave = _mono(file.read(count, dtype="float32", always_2d=True), path)

@@ -26,8 +26,9 @@ from .manifests import Utterance
 CLIP_MEMORY = 256 << 20
 
 
-Count = Annotated[int, Field(gt=0)]
-CountRange = Annotated[tuple[Count, Count], AfterValidator(ordered)]
+Count = Annotated[int, Field(gt=0, le=10_000_000)]
+Clips = Annotated[int, Field(gt=0, le=1000)]
+CountRange = Annotated[tuple[Clips, Clips], AfterValidator(ordered)]
 Counts = dict[Literal["train", "dev", "test"], Count]
 
 

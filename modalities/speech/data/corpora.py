@@ -17,7 +17,7 @@ from .augment import Augment
 from .compose import Compose
 from .features import Features
 from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest
-from .tokens import Kind, Tokens
+from .tokens import Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
 SourceName = Literal["fsdd", "manifest", "librispeech"]
@@ -45,6 +45,14 @@ class SpeechData(DataSection):
     dev_speakers: tuple[str, ...] = ()
     test_speakers: tuple[str, ...] = ()
     tokens: Kind = "words"
+    #: How transcripts are written: ``plain`` (lower case, letters, digits, apostrophes), ``parted`` (punctuation parts
+    #: words), ``untagged`` (plain, without <tags>), ``none`` (as they are, composed).
+    normaliser: Normaliser = "plain"
+    #: What a dev or test transcript with a symbol means that no training text has: an error, or, kept, an error of
+    #: whoever cannot write it.
+    unknown: Literal["error", "keep"] = "error"
+    #: What models are chosen and compared by: errors in words, or in characters where a language has no spaces.
+    metric: Literal["wer", "cer"] = "wer"
     #: A saved teacher's vocabulary: the student's, or one of its own, which the term `uhc` compares by symbols.
     vocabulary: Literal["same", "by_name"] = "same"
     features: Features = Features()
@@ -116,7 +124,7 @@ def build_tokens(data: SpeechData) -> Tokens:
     texts = [utterance.text for utterance in utterances(data, "train") if utterance.text is not None]
     if not texts:
         raise UserError("data: no training recording has a text: some are needed, to know what the student writes")
-    return Tokens.build(data.tokens, texts)
+    return Tokens.build(data.tokens, texts, data.normaliser)
 
 
 def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utterance]:

@@ -31,10 +31,10 @@ PRIOR, PRIOR_FRAMES = -5.0, 50
 class Features(Strict):
     """How audio becomes frames. ``running`` and ``none`` can stream; ``utterance`` needs the whole recording."""
 
-    sample_rate: int = Field(default=16000, gt=0)
-    mels: int = Field(default=40, gt=0)
-    window_ms: float = Field(default=25.0, gt=0)
-    hop_ms: float = Field(default=10.0, gt=0)
+    sample_rate: int = Field(default=16000, gt=0, le=1_000_000)
+    mels: int = Field(default=40, gt=0, le=4096)
+    window_ms: float = Field(default=25.0, gt=0, le=10_000)
+    hop_ms: float = Field(default=10.0, gt=0, le=10_000)
     normalise: Literal["utterance", "running", "none"] = "running"
 
     @model_validator(mode="after")

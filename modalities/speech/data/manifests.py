@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from bisect import bisect_left
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xmodal_kd.runtime.bounded_files import read_text
 from xmodal_kd.runtime.errors import UserError
 
 from . import audio
@@ -19,6 +19,8 @@ from .audio import Wave
 
 #: Seconds by which the ends of two segments may overlap for being rounded.
 ROUNDED = 0.02
+#: Bytes of a manifest, and seconds that a recording may last.
+MOST, LONGEST = 1 << 32, 1e7
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -113,8 +115,8 @@ def _record(file: Path, number: int, line: str) -> tuple[int, Utterance]:
     where = f"{file} line {number}"
     try:
         record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({' '.join(str(error).split())[:100]})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON object is expected")
     key = _string(record, "audio_filepath", where)
@@ -144,7 +146,7 @@ def _seconds(record: dict[str, Any], name: str, where: str) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LONGEST:
         raise UserError(f"{where}: {name!r} must be seconds, got {value!r}")
     return float(value)
 
@@ -182,10 +184,11 @@ def _chapter(file: Path) -> Iterator[Utterance]:
 
 
 def _lines(file: Path) -> list[str]:
+    if not file.exists():
+        raise UserError(f"{file}: no such manifest")
+    # Not splitlines(): JSON may hold other characters that Unicode calls line ends.
     try:
-        # Not splitlines(): JSON may hold other characters that Unicode calls line ends.
-        return file.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such manifest") from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file, MOST)
+    except UserError as error:
         raise UserError(f"{file}: not readable as UTF-8 text ({error})") from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")

@@ -116,7 +116,8 @@ class SpeechSource:
     def _take(self, item: Item) -> None:
         """Keep an utterance, or leave it out and say why."""
         try:
-            target = self.tokens.encode(item.text or "")
+            left = self.split != "train" and self.data.unknown == "keep"
+            target = self.tokens.encode(item.text or "", unknown_left=left)
         except UserError as error:
             raise UserError(f"{self.split} utterance {item.key}: {error}") from error
         reason = self._unfit(item, target) if self.split == "train" else None

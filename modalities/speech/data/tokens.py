@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +15,10 @@ from xmodal_kd.runtime.errors import UserError
 
 Kind = Literal["words", "characters"]
 
+Normaliser = Literal["plain", "parted", "untagged", "none"]
+
 BLANK = "<blank>"
+TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\([^()]*\)")
 #: How a space is written among characters.
 SPACE = "|"
 
@@ -30,6 +34,37 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
     kept = (_kept(character) for character in text)
     return " ".join(word for word in "".join(kept).split() if word.strip("'"))
+
+
+def parted(text: str) -> str:
+    """As `normalise`, but all punctuation parts words and no other character is lost.
+
+    >>> parted("rock'n'roll, 3.5%")
+    "rock'n'roll 3 5 %"
+    """
+    text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+    inside = (" " if unicodedata.category(c)[0] == "P" and c not in "'%&#@" else c for c in text)
+    return " ".join(word for word in "".join(inside).split() if word.strip("'"))
+
+
+def untagged(text: str) -> str:
+    """`normalise` of what stands outside of tags: ``<noise>``, ``[laughs]``, ``{um}``, ``(unclear)``.
+
+    >>> untagged("so <breath> it's [laughs] fine")
+    "so it's fine"
+    """
+    return normalise(TAG.sub(" ", text))
+
+
+def as_written(text: str) -> str:
+    """Composed characters and single spaces; case, punctuation and tags stay."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+#: How transcripts are written before symbols are made of them, by name.
+NORMALISERS: Mapping[str, Callable[[str], str]] = {
+    "plain": normalise, "parted": parted, "untagged": untagged, "none": as_written,
+}  # fmt: skip
 
 
 def _kept(character: str) -> str:
@@ -50,28 +85,36 @@ class Tokens:
 
     kind: Kind
     symbols: tuple[str, ...]
+    normaliser: Normaliser = "plain"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError(f"tokens: kind {self.kind!r} is neither of {', '.join(get_args(Kind))}")
+        if self.normaliser not in NORMALISERS:
+            raise UserError(f"tokens: normaliser {self.normaliser!r} is none of {', '.join(NORMALISERS)}")
         if not self.symbols or self.symbols[0] != BLANK:
             raise UserError(f"tokens: symbol 0 must be {BLANK!r}, not {self.symbols[:1]}")
         if len(set(self.symbols)) != len(self.symbols):
             raise UserError("tokens: a symbol occurs twice")
 
     @classmethod
-    def build(cls, kind: Kind, texts: Iterable[str]) -> Tokens:
+    def build(cls, kind: Kind, texts: Iterable[str], normaliser: Normaliser = "plain") -> Tokens:
         """The symbols that occur in `texts`, which must be the training texts only.
 
-        Raises `UserError` for digits among characters: "7" says nothing about how it is spoken.
+        Raises `UserError` for digits among characters: "7" says nothing about how it is spoken. Not where texts are
+        taken as they are written.
         """
         found: set[str] = set()
         for text in texts:
-            pieces = _pieces(kind, text)
-            if kind == "characters" and (digit := next((p for p in pieces if p.isnumeric()), None)):
+            pieces = _pieces(kind, NORMALISERS[normaliser](text))
+            if (
+                kind == "characters"
+                and normaliser != "none"
+                and (digit := next((p for p in pieces if p.isnumeric()), None))
+            ):
                 raise UserError(f"tokens: {digit!r} in {text!r}: characters need numbers written as words")
             found.update(pieces)
-        return cls(kind, (BLANK, *sorted(found)))
+        return cls(kind, (BLANK, *sorted(found)), normaliser)
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -81,13 +124,19 @@ class Tokens:
         return {symbol: i for i, symbol in enumerate(self.symbols)}
 
     def normalise(self, text: str) -> str:
-        return normalise(text)
+        return NORMALISERS[self.normaliser](text)
 
-    def encode(self, text: str) -> list[int]:
-        """Symbol numbers of `text`, which is normalised first. Raises `UserError` that names an unknown symbol."""
-        pieces = _pieces(self.kind, text)
+    def encode(self, text: str, *, unknown_left: bool = False) -> list[int]:
+        """Symbol numbers of `text`, which is normalised first. Raises `UserError` that names an unknown symbol.
+
+        Args:
+            unknown_left: leave unknown symbols out instead.
+        """
+        pieces = _pieces(self.kind, self.normalise(text))
         unknown = next((piece for piece in pieces if piece not in self._index), None)
-        if unknown is not None:
+        if unknown is not None and unknown_left:
+            pieces = [piece for piece in pieces if piece in self._index]
+        elif unknown is not None:
             raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text has it")
         return [self._index[piece] for piece in pieces]
 
@@ -104,17 +153,18 @@ class Tokens:
         return len(ids) + sum(a == b for a, b in pairwise(ids))
 
     def to_json(self) -> str:
-        return json.dumps({"kind": self.kind, "symbols": self.symbols}, ensure_ascii=False, indent=1)
+        how = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}
+        return json.dumps({"kind": self.kind, "symbols": self.symbols, **how}, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Tokens:
         try:
             record = json.loads(text)
-            return cls(cast(Kind, record["kind"]), tuple(record["symbols"]))
-        except (ValueError, KeyError, TypeError) as error:
+            normaliser = cast(Normaliser, record.get("normaliser", "plain"))
+            return cls(cast(Kind, record["kind"]), tuple(record["symbols"]), normaliser)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"tokens: not a vocabulary written by to_json ({error})") from error
 
 
 def _pieces(kind: Kind, text: str) -> list[str]:
-    text = normalise(text)
     return text.split() if kind == "words" else list(text.replace(" ", SPACE))

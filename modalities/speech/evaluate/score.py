@@ -32,18 +32,21 @@ class Errors:
 
 
 def score(
-    references: Sequence[str], hypotheses: Sequence[str], keys: Sequence[str], speakers: Sequence[str]
-) -> Evaluation:
-    """Word error rate of a test set and what it is made of.
+    references: Sequence[str], hypotheses: Sequence[str], keys: Sequence[str], speakers: Sequence[str],
+    metric: str = "wer",
+) -> Evaluation:  # fmt: skip
+    """Word error rate of a test set and what it is made of; by item the errors in what `metric` counts.
 
-    All rates are shares, not percent. ``wer_interval`` is a 95 % percentile bootstrap over speakers where there are at
-    least 5, else over utterances, which flatters: then the speakers at hand stand for all (``wer_interval_over``).
+    All rates are shares, not percent. ``wer_interval`` (``cer_interval``, where that is the metric) is a 95 %
+    percentile bootstrap over speakers where there are at least 5, else over utterances, which flatters: then the
+    speakers at hand stand for all (``wer_interval_over``).
     """
     words = [_errors(*pair, unit="words") for pair in zip(references, hypotheses, strict=True)]
     characters = [_errors(*pair, unit="characters") for pair in zip(references, hypotheses, strict=True)]
+    counted = characters if metric == "cer" else words
     scores = [
         Score(key, speaker, float(found.total), float(found.units))
-        for key, speaker, found in zip(keys, speakers, words, strict=True)
+        for key, speaker, found in zip(keys, speakers, counted, strict=True)
     ]
     over = "speakers" if len(set(speakers)) >= FEWEST_SPEAKERS else "utterances"
     metrics: dict[str, Any] = {
@@ -54,11 +57,11 @@ def score(
         "words": sum(e.units for e in words),
         "ser": float(np.mean([e.total > 0 for e in words])) if words else 0.0,
         "cer": _rate(characters),
-        "wer_interval": interval(scores, over),
-        "wer_interval_over": over,
-        "wer_by_speaker": {name: e / max(u, 1.0) for name, (e, u) in sorted(_by_speaker(scores).items())},
+        f"{metric}_interval": interval(scores, over),
+        f"{metric}_interval_over": over,
+        f"{metric}_by_speaker": {name: e / max(u, 1.0) for name, (e, u) in sorted(_by_speaker(scores).items())},
     }
-    return Evaluation(metrics, scores, _worst(references, hypotheses, keys, words))
+    return Evaluation(metrics, scores, _worst(references, hypotheses, keys, counted))
 
 
 def interval(scores: Sequence[Score], over: str = "speakers", *, resamples: int = RESAMPLES) -> list[float]:

@@ -12,6 +12,7 @@ from torch import nn
 from xmodal_kd.adapter import saved_model as saved
 from xmodal_kd.adapter.saved_model import CARD, WEIGHTS, explain, read_card
 from xmodal_kd.compress.folder import load
+from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
@@ -78,7 +79,9 @@ def _build(card: Card, path: Path) -> AcousticModel:
     cls = MODELS[card.model]
     try:
         config = cls.Config.model_validate(card.params)
-        return cls(config, mels=int(card.features["mels"]), classes=len(card.tokens["symbols"]))
+        mels, classes = int(card.features["mels"]), len(card.tokens["symbols"])
+        with bounded(f"{path}: params"):
+            return cls(config, mels=mels, classes=classes)
     except ValidationError as error:
         raise UserError(f"{path}: params.{explain(error)}") from error
     except (KeyError, TypeError, ValueError) as error:

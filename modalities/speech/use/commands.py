@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+from xmodal_kd.runtime.errors import UserError
+
+#: What libsndfile reads of what people record in.
+SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
+    ".rf64", ".nist", ".sph", ".voc",
+)  # fmt: skip
 
 
 def transcribe(
@@ -27,6 +33,16 @@ def transcribe(
     json_: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: path, text, words with times, duration, rtf.")
     ] = False,
+    format_: Annotated[
+        Literal["text", "json", "srt", "vtt"],
+        typer.Option(
+            "--format", help="json is --json; srt and vtt are subtitles, which take --into for several files."
+        ),
+    ] = "text",
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Write a file for each recording into this folder, named after it, instead of printing."),
+    ] = None,
     precision: Annotated[
         Literal["fp32", "int8"], typer.Option(help="int8 is smaller and needs model.int8.onnx in the folder.")
     ] = "fp32",
@@ -43,42 +59,64 @@ def transcribe(
 
     A file that cannot be read is named on standard error, the rest are transcribed, and the exit status is 2.
     """
-    from xmodal_kd.runtime.errors import UserError
-
     from .transcribe import Recogniser
 
     recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
-    for path in _progress(list(_files(audio)), errors):
+    kind = "json" if json_ else format_
+    found = list(_files(audio))
+    if kind in ("srt", "vtt") and into is None and len(found) > 1:
+        raise UserError(f"--format {kind}: {len(found)} recordings: name a folder for their files by --into")
+    for path in _progress(found, errors):
         try:
+            if isinstance(path, UserError):
+                raise path
             result = recogniser.transcribe(path, beam_size=beam)
-        except UserError as error:
+            _give(_written(kind, path, result), path, kind, into)
+        except Exception as error:  # whatever a file makes its reader say: the rest are worth their turn
             if "pip install" in str(error):  # no file is to blame
                 raise
-            errors.print(_named(path, error), style="red", soft_wrap=True, markup=False, highlight=False)
+            text = str(error) if isinstance(path, UserError) else _named(path, error)
+            errors.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
             failed = True
-            continue
-        typer.echo(
-            json.dumps({"path": str(path)} | result, ensure_ascii=False) if json_ else f"{path}\t{result['text']}"
-        )
     if failed:
         raise typer.Exit(2)
 
 
-def _files(audio: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and those in the folders named, in order. A missing one is left for the reader to complain."""
-    from xmodal_kd.runtime.errors import UserError
+def _written(kind: str, path: Path, result: dict[str, Any]) -> str:
+    """What is given of a recording in the format asked for."""
+    from ..evaluate.subtitles import srt, vtt
 
+    if kind == "json":
+        return json.dumps({"path": str(path)} | result, ensure_ascii=False)
+    if kind == "text":
+        return f"{path}\t{result['text']}"
+    return (srt if kind == "srt" else vtt)(result["words"])
+
+
+def _give(text: str, path: Path, kind: str, into: Path | None) -> None:
+    """Print it, or write it into a folder under the recording's name."""
+    if into is None:
+        typer.echo(text)
+        return
+    into.mkdir(parents=True, exist_ok=True)
+    name = f"{path.name}.{'txt' if kind == 'text' else kind}"
+    content = text.partition("\t")[2] if kind == "text" else text
+    (into / name).write_text(content + "\n", encoding="utf-8")
+
+
+def _files(audio: Iterable[Path]) -> Iterator[Path | UserError]:
+    """The files named, and those in the folders named, in order. A missing one is left for the reader to complain."""
     for path in audio:
         if not path.is_dir():
             yield path
             continue
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
-            raise UserError(f"{path}: no audio in this folder (looked for {', '.join(SUFFIXES)})")
+            yield UserError(f"{path}: no audio in this folder (looked for {', '.join(SUFFIXES)})")
         yield from found
 
 
-def _progress(paths: list[Path], console: Console) -> Iterable[Path]:
+def _progress(paths: list[Path | UserError], console: Console) -> Iterable[Path | UserError]:
     """A progress bar on standard error where that is a terminal and there is more than one file."""
     if len(paths) < 2 or not console.is_terminal:
         return paths

@@ -19,12 +19,15 @@ from ..data.audio import blocks, duration
 from ..data.features import Features, Frontend
 from ..data.tokens import SPACE, Tokens
 from ..evaluate.decode import beam, spikes
+from ..evaluate.spans import align, widened
 from ..export.onnx import FP32, INT8, OnnxModel
 from ..export.saved_folder import load_card, load_model
 from ..models.streaming import Model, Stream
 
 Precision = Literal["fp32", "int8"]
 Backend = Literal["auto", "onnx", "torch"]
+#: A token, its first frame and the one behind its last.
+Spike = tuple[int, int, int]
 
 #: Audio is read in chunks of so many seconds: the memory of a transcription.
 CHUNK = 30.0
@@ -59,37 +62,49 @@ class Recogniser:
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
 
     def transcribe(self, path: Path | str, *, beam_size: int = 0) -> dict[str, Any]:
-        """``text``, ``words`` (``word``, ``start``, ``end`` in seconds), ``duration`` and ``rtf`` of an audio file.
+        """``text``, ``words`` (``word``, ``start`` and ``end`` in seconds, ``confidence``), ``duration`` and ``rtf``.
 
-        Word times come from the spikes of the best path: a CTC model places a word late and short, within its span.
-        With a beam the text is the most probable one, and only words of the best path could be timed: none are given
-        where the two differ.
+        Words are placed by the spikes of the path that spells the text, and reach as far as their sound does
+        (`evaluate.spans`); `confidence` is the least probability of a word's symbols at their spikes. With a beam the
+        text is the most probable one, found in the recording by forced alignment; a recording longer than a chunk has
+        no words where its text is not that of the best path.
 
         Raises:
             UserError: the file cannot be read as audio.
         """
         started = time.perf_counter()
         seconds = duration(path)
-        logits = torch.cat(list(self.logits(path)))
-        found = spikes(logits)
-        words = self._words(found)
-        text = self.tokens.decode([token for token, _, _ in found])
+        loudness: list[Tensor] = []
+        logits = torch.cat(list(self.logits(path, loudness)))
+        found: list[Spike] | None = spikes(logits)
+        tokens = [token for token, _, _ in found or ()]
         if beam_size:
             best = beam(logits[None], torch.tensor([len(logits)]), beam_size=beam_size)[0][0][0]
-            text, words = self._prefer(self.tokens.decode(best), text, words)
+            if best != tokens:
+                tokens, found = best, self._aligned(logits, best)
+        text = self.tokens.decode(tokens)
+        words = self._placed(found or [], logits, torch.cat(loudness), seconds)
         rtf = (time.perf_counter() - started) / seconds
         return {"text": text, "words": words, "duration": seconds, "rtf": rtf}
 
-    def logits(self, path: Path | str) -> Iterator[Tensor]:
-        """Logits ``(n, classes)`` of a file, chunk by chunk; joined they are those of the whole."""
+    def logits(self, path: Path | str, loudness: list[Tensor] | None = None) -> Iterator[Tensor]:
+        """Logits ``(n, classes)`` of a file, chunk by chunk; joined they are those of the whole.
+
+        Args:
+            loudness: takes the mean of each frame's features, which grows with how loud it is.
+        """
         if duration(path) <= CHUNK:
             whole = torch.cat(list(self._frames(path)))
+            if loudness is not None:
+                loudness.append(whole.mean(dim=1))
             with torch.no_grad():
                 yield self.model(whole[None], torch.tensor([len(whole)]))[0][0]
             return
         left, right = self.card.receptive_field or (self._overlap, self._overlap)
         stream = Stream(self.model, left, right, stride=self.card.stride)
         for features in self._frames(path):
+            if loudness is not None:
+                loudness.append(features.mean(dim=1))
             yield stream.push(features)
         yield stream.finish()
 
@@ -111,27 +126,51 @@ class Recogniser:
         for chunk in _stream(path, plain):
             yield chunk - mean
 
-    def _words(self, found: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
-        """Spikes as words with times: one each, or the characters between two spaces."""
-        groups: list[list[tuple[int, int, int]]] = [[]]
+    def _aligned(self, logits: Tensor, tokens: list[int]) -> list[Spike] | None:
+        """Where a text is said that is not the best path's; its memory grows with the square of a recording."""
+        if len(logits) * self.frame > CHUNK:
+            return None
+        spans = align(logits, tokens)
+        return None if spans is None else [(k, *span) for k, span in zip(tokens, spans, strict=True)]
+
+    def _groups(self, found: list[Spike]) -> list[list[Spike]]:
+        """The spikes of each word: one each, or the characters between two spaces."""
+        groups: list[list[Spike]] = [[]]
         for spike in found:
             if self.tokens.kind == "words" or self.tokens.symbols[spike[0]] == SPACE:
                 groups.append([])
             if self.tokens.decode([spike[0]]):  # a space alone says nothing
                 groups[-1].append(spike)
+        return [group for group in groups if group]
+
+    def _words(self, found: list[Spike]) -> list[dict[str, Any]]:
+        """Words from their first spike to their last."""
         return [
             {
                 "word": self.tokens.decode([token for token, _, _ in group]),
                 "start": round(group[0][1] * self.frame, 3),
                 "end": round(group[-1][2] * self.frame, 3),
             }
-            for group in groups
-            if group
+            for group in self._groups(found)
         ]
 
+    def _placed(self, found: list[Spike], logits: Tensor, loudness: Tensor, seconds: float) -> list[dict[str, Any]]:
+        """Words as far as their sound goes, and how sure they are."""
+        groups, hop = self._groups(found), self.features.hop / self.features.sample_rate
+        cores = [(group[0][1] * self.card.stride, group[-1][2] * self.card.stride) for group in groups]
+        return [
+            word | {
+                "start": round(start * hop, 3), "end": round(min(end * hop, seconds), 3),
+                "confidence": round(self._confidence(group, logits), 3),
+            }
+            for word, group, (start, end) in zip(
+                self._words(found), groups, widened(cores, loudness, hop), strict=True
+            )
+        ]  # fmt: skip
+
     @staticmethod
-    def _prefer(best: str, text: str, words: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-        return (text, words) if best == text else (best, [])
+    def _confidence(group: list[Spike], logits: Tensor) -> float:
+        return min(float(torch.softmax(logits[start:end], dim=-1)[:, token].max()) for token, start, end in group)
 
 
 def _model(folder: Path, precision: str, backend: str, threads: int) -> Model:

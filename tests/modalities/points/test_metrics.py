@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from xmodal_kd.modalities.points.evaluate.metrics import (
     majority_agreement,
     miou,
     miou_interval,
+    miou_labelled,
 )
 
 NAMES = ("ground", "car", "person")
@@ -25,12 +28,23 @@ def test_iou_is_that_of_sets_of_rows() -> None:
         assert found[c] == pytest.approx(len(said & true) / len(said | true))
 
 
-def test_a_class_that_the_labels_lack_is_no_part_of_the_mean() -> None:
+def test_a_class_that_is_only_predicted_counts_0_in_miou_and_not_among_the_labelled() -> None:
+    """The union decides, as benchmarks have it; a class that is neither there nor predicted counts nowhere."""
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    matrix = confusion(predicted, labels, 3)
-    assert iou(matrix)[2] == 0
-    assert miou(matrix) == pytest.approx((0.5 + 1.0) / 2)
-    assert np.isnan(miou(np.zeros((3, 3), dtype=np.int64)))
+    matrix = confusion(predicted, labels, 4)
+    assert iou(matrix)[2] == 0 and np.isnan(iou(matrix)[3])
+    assert miou(matrix) == pytest.approx((0.5 + 1.0 + 0.0) / 3)
+    assert miou_labelled(matrix) == pytest.approx((0.5 + 1.0) / 2)
+    tally = Tally(("ground", "car", "person", "pole"))
+    tally.add(predicted, np.full(4, 0.9), labels, np.ones(4))
+    found = tally.metrics()
+    assert (found["miou"], found["miou_labelled"]) == (pytest.approx(0.5), pytest.approx(0.75))
+    assert found["iou"] == {"ground": 0.5, "car": 1.0, "person": 0.0}
+
+
+@pytest.mark.parametrize("mean", [miou, miou_labelled])
+def test_a_mean_over_no_class_is_no_number(mean: Callable[[np.ndarray], float]) -> None:
+    assert np.isnan(mean(np.zeros((3, 3), dtype=np.int64)))
 
 
 def test_agreement_weighs_classes_alike_and_the_majority_gets_one_of_them() -> None:
@@ -49,7 +63,9 @@ def test_rows_fall_into_bins_of_distance_and_all_count_once() -> None:
     own = tally.add(predicted, np.full(6, 0.9), labels, distance)
     found = tally.metrics()
     assert own.sum() == found["rows"] == 5
-    assert found["miou_by_range"] == {"0-15 m": pytest.approx(0.5), "15-30 m": pytest.approx(1.0)}
+    assert found["miou_by_range"] == {"0-15 m": pytest.approx(0.25), "15-30 m": pytest.approx(1.0)}, (
+        "a car is predicted nearby"
+    )
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["iou"]["person"] == 0
 

@@ -73,3 +73,10 @@ def test_speakers_who_differ_widen_the_interval() -> None:
     scores = [Score(str(i), f"s{i % 5}", float(i % 5 == 0), 1.0) for i in range(500)]
     by_speaker, by_utterance = interval(scores, "speakers"), interval(scores, "utterances")
     assert by_speaker[1] - by_speaker[0] > 4 * (by_utterance[1] - by_utterance[0])
+
+
+def test_characters_may_be_what_counts():
+    found = score(["one two"] * 6, ["one twx"] * 6, list("abcdef"), list("abcdef"), "cer")
+    assert [(s.errors, s.units) for s in found.scores] == [(1.0, 7.0)] * 6
+    assert found.metrics["cer"] == pytest.approx(1 / 7) and found.metrics["wer"] == 0.5
+    assert found.metrics["cer_interval"] == pytest.approx([1 / 7, 1 / 7]) and "wer_interval" not in found.metrics

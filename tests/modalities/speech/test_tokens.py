@@ -83,3 +83,28 @@ def test_min_frames_is_the_shortest_path_that_collapses_to_the_text(ids):
 
     shortest = next(n for n in range(9) if any(collapses(path) for path in product(range(3), repeat=n)))
     assert Tokens.min_frames(ids) == shortest
+
+
+@pytest.mark.parametrize(
+    "name, written",
+    [
+        ("plain", "red eye's no1 laughs cafe"),
+        ("parted", "red eye's no 1 laughs cafe"),
+        ("untagged", "red eye's no1 cafe"),
+        ("none", "Red-Eye's no.1 [laughs] Cafe"),
+    ],
+)  # fmt: skip
+def test_texts_are_written_by_a_named_normaliser(name, written):
+    tokens = Tokens.build("words", ["Red-Eye's  no.1 [laughs] Cafe"], name)
+    assert tokens.normalise("Red-Eye's  no.1 [laughs] Cafe") == written
+    assert tokens.decode(tokens.encode("Red-Eye's  no.1 [laughs] Cafe")) == written
+    assert Tokens.from_json(tokens.to_json()) == tokens
+
+
+def test_unknown_symbols_may_be_left():
+    tokens = Tokens.build("characters", ["abc"])
+    assert tokens.decode(tokens.encode("axb", unknown_left=True)) == "ab"
+    with pytest.raises(UserError, match="unknown character 'x'"):
+        tokens.encode("axb")
+    with pytest.raises(UserError, match="normaliser 'loud' is none of"):
+        Tokens("words", ("<blank>", "a"), "loud")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from xmodal_kd.runtime import bounded_files
 from xmodal_kd.runtime.errors import UserError
 
 from ..frame import Camera, Frame, Picture, Scan
@@ -24,6 +25,10 @@ Matrix = npt.NDArray[np.float64]
 
 #: How far from orthonormal a rotation may be: files carry seven digits.
 RIGID = 1e-3
+#: Pixels of a photograph by its header, above which it is not decoded.
+PIXELS = 1 << 27
+#: Bytes of a table of a data set: nuScenes' longest has 600 MB.
+MOST_TEXT = 1 << 31
 
 
 class Reader(Protocol):
@@ -65,11 +70,9 @@ class Reader(Protocol):
 
 
 def read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"not readable ({type(error).__name__})"
-        raise UserError(f"{path}: {why}") from error
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    return bounded_files.read_text(path, MOST_TEXT)
 
 
 def read_calibration(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, Matrix]:
@@ -139,7 +142,11 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
         raise UserError(f"{path}: no such photograph")
     try:
         with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                raise UserError(f"{path}: {image.width}x{image.height} pixels by its header, more than {PIXELS:,}")
             return np.asarray(image.convert("RGB"))
+    except UserError:
+        raise
     except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
         raise UserError(f"{path}: not a photograph that Pillow can read ({type(error).__name__})") from error
 

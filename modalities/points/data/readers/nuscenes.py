@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xmodal_kd.runtime.bounded_files import parse_json
 from xmodal_kd.runtime.errors import UserError
 
 from ..files import NUSCENES_TURN, read_points
@@ -55,10 +55,7 @@ class NuScenes:
 
     def _described(self, i: int) -> tuple[Path, Any]:
         path = self._folders[i] / DESCRIPTION
-        try:
-            return path, json.loads(base.read_text(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON ({' '.join(str(error).split())[:100]})") from error
+        return path, parse_json(base.read_text(path), path)
 
     def frame(self, i: int, pictures: bool = True) -> Frame:
         """Frame `i`, without the points on the car itself."""
