@@ -7,6 +7,7 @@ Three kinds of items: the windows of a point transformer (all of 64 but each sca
 sizes, utterances of one to twelve seconds. For each and each precision, the ways there are:
 
 * ``ragged``: what `attention` does with lengths, and by which operator;
+* ``ragged by xformers``, ``ragged by varlen``: each kernel that works here, for `xmodal_kd.attention.ORDER`;
 * ``grouped``, ``padding``: torch's own over items of equal length, and over items padded on the way;
 * ``padded``: a batch that was padded before, with a mask: what a model that keeps its rows padded pays.
 
@@ -69,6 +70,19 @@ def by_formula(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 def _item(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = (torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5).softmax(-1)
     return torch.einsum("hnm,mhd->nhd", weights, v)
+
+
+def by_kernels(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
+    """Each kernel that works here, without dropout."""
+    if device.type not in ours.KERNEL_DEVICES:
+        return {}
+    found = [ours._tried(name, device, dtype, shape.width, shape.width) for name in ours.ORDER]
+    lengths = shape.lengths
+
+    def way(kernel: ours.Kernel) -> Callable[..., Tensor]:
+        return lambda q, k, v: kernel.run(q, k, v, lengths, lengths, None, 0.0)
+
+    return {f"ragged by {kernel.name}": way(kernel) for kernel in found if isinstance(kernel, ours.Kernel)}
 
 
 def ways(lengths: list[int]) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
@@ -136,13 +150,14 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, least: float
             "peak_bytes": peak_bytes(step, device),
         }
 
-    out = {name: result(run, rows, weight, lambda x: x) for name, run in ways(lengths).items()}
+    every = ways(lengths) | by_kernels(shape, device, dtype)
+    out = {name: result(run, rows, weight, lambda x: x) for name, run in every.items()}
     batch, heavy, run = padded(rows, weight, valid)
     out["padded"] = result(run, batch, heavy, lambda x: x[valid])
     # the ragged call above has asked for it, where this device has one at all
     known = device.type in ours.KERNEL_DEVICES and ours.kernel_for(q.device, dtype, shape.width, shape.width)
     return {
-        "operator": "xformers" if known else "torch", "rows": sum(lengths), "padded_rows": valid.numel(),
+        "operator": known.name if known else "torch", "rows": sum(lengths), "padded_rows": valid.numel(),
         "padded_over_ragged": out["padded"]["seconds"] / out["ragged"]["seconds"], "ways": out,
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ from xmodal_kd.resolving import resolved
 
 COMMANDS = (
     "run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache",
-    "new", "schema", "diff",
+    "new", "schema", "diff", "doctor",
 )  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 

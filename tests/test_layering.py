@@ -15,8 +15,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE, ADAPTERS, RECIPES = ROOT / "xmodal_kd", ROOT / "modalities", ROOT / "recipes"
 HEAVY = {"torchaudio", "open3d", "diffusers", "transformers", "xformers"}
-#: What the core tries inside a function, and does without where it fails.
-OPTIONAL = {("attention.py", "xformers")}
 
 
 def sources(folder: Path) -> Iterator[Path]:
@@ -56,10 +54,9 @@ def ids(path: Path) -> str:
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=ids)
 def test_the_core_reaches_adapters_only_by_name(path: Path) -> None:
-    for name, top_level in imports(path, package_of(path, CORE, "xmodal_kd")):
+    for name, _ in imports(path, package_of(path, CORE, "xmodal_kd")):
         package = name.split(".")[0]
-        optional = (path.name, package) in OPTIONAL and not top_level
-        assert optional or package not in HEAVY | {"modalities"}, f"{name} belongs into an adapter"
+        assert package not in HEAVY | {"modalities"}, f"{name} belongs into an adapter"
         assert not name.startswith(("xmodal_kd.modalities", "xmodal_kd.recipes")), "rooms.py finds them by folder"
 
 

@@ -177,7 +177,7 @@ def test_what_broke_is_noted_in_place_of_what_was_noted_before() -> None:
 
 
 def test_the_line_that_tells() -> None:
-    text = "  × Failed to build `x`\n  ╰─▶ it returned an error\n       ImportError: Cannot import `y`.\n  Wants 2\n\nhint: see"
+    text = "  × Failed\n  ╰─▶ it returned an error\n       ImportError: Cannot import `y`.\n  Wants 2\n\nhint: see"
     assert versions.telling_line(text) == "ImportError: Cannot import `y`."
     assert versions.telling_line("a\nhint: b\n") == "a" and versions.telling_line("") == "nothing was printed"
 

@@ -1,10 +1,15 @@
 """Scaled dot-product attention (Vaswani et al., 2017, section 3.2.1) over padded batches or over rows of items laid end
 to end; every transformer of this package calls it.
 
-On CUDA ragged rows go through xformers' ``memory_efficient_attention`` with a block-diagonal mask, so that no padding
-is computed. Its wheels are built for one torch release and may import without their kernels, or give gradients of
-nothing; hence it is used only where a small forward and backward pass agrees with torch's own, tried once for each
-device, precision and head width. Everything else is torch's own ``scaled_dot_product_attention``.
+On CUDA ragged rows go through a kernel that computes no padding: xformers' ``memory_efficient_attention`` with a
+block-diagonal mask (extra ``gpu``), or torch's own ``torch.nn.attention.varlen`` (since torch 2.10; half precision, no
+dropout). Wheels may import without their kernels, give gradients of nothing, or lack an argument; hence a kernel is
+used only where small forward and backward passes agree with torch's ``scaled_dot_product_attention``, tried once for
+each device, precision and head width. Everything else is that function. `kernels` says what is used and why.
+
+`ORDER` has not been measured: no GPU was at hand when ``varlen`` joined. xformers comes first because it serves dropout
+and float32 too, so that training and evaluation take the same kernel. ``benchmarks/attention.py`` times each kernel on
+a GPU; the order is a constant and not the quickest of the moment, so that a resumed run computes what it did before.
 """
 
 from __future__ import annotations
@@ -13,8 +18,10 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
+from itertools import accumulate
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,19 +29,46 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from .binary import load
+
 log = logging.getLogger(__name__)
 
-#: Where xformers is tried at all.
+#: Where a kernel is tried at all.
 KERNEL_DEVICES = frozenset({"cuda"})
-#: Without it, items are taken together with those of their length up to so many lengths, and padded beyond: many small
+#: Kernels for ragged rows: the first that works is used.
+ORDER = ("xformers", "varlen")
+#: Without one, items are taken together with those of their length up to so many lengths, and padded beyond: many small
 #: launches cost a GPU more than the padding. A CPU pays for what it computes (benchmarks/attention.py).
 MOST_GROUPS: dict[str, float] = {"cpu": inf, "cuda": 16}
 #: Largest difference that the probe allows, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
+#: Width of a head, and precisions, that `kernels` asks for.
+USUAL_WIDTH, USUAL = 64, (torch.float32, torch.float16, torch.bfloat16)
+
 Lengths = Sequence[int] | Int[Tensor, " b"]
 #: ``(q, k, v, q_lengths, k_lengths, scale, dropout)`` of rows laid end to end.
-Kernel = Callable[[Tensor, Tensor, Tensor, list[int], list[int], float | None, float], Tensor]
+Run = Callable[[Tensor, Tensor, Tensor, list[int], list[int], float | None, float], Tensor]
+
+
+class Kernel(NamedTuple):
+    """Attention over ragged rows under this module's own signature."""
+
+    name: str
+    run: Run
+    drops: bool
+    """Whether it serves dropout."""
+
+
+class KernelStatus(NamedTuple):
+    """What `kernels` says of one way to compute attention over ragged rows."""
+
+    name: str
+    usable: bool
+    """In one of the usual precisions at least."""
+    reason: str
+    chosen: bool
+    """For one of the usual precisions at least."""
 
 
 def attention(
@@ -109,9 +143,9 @@ def _ragged(
     q, k, v = _autocast(q, k, v)
     # an item with queries and no keys, or the other way round, is left to torch: kernels differ in what they do there
     if q.device.type in KERNEL_DEVICES and 0 not in own and 0 not in seen:
-        kernel = kernel_for(q.device, q.dtype, q.shape[-1], v.shape[-1])
+        kernel = kernel_for(q.device, q.dtype, q.shape[-1], v.shape[-1], drops=dropout > 0)
         if kernel is not None:
-            return kernel(q, k, v, own, seen, scale, dropout)
+            return kernel.run(q, k, v, own, seen, scale, dropout)
     if len(kinds) <= MOST_GROUPS.get(q.device.type, MOST_GROUPS["cuda"]):
         return _grouped(q, k, v, own, seen, kinds, scale, dropout)
     return _padded(q, k, v, own, seen, scale, dropout)
@@ -154,50 +188,131 @@ def _padded(
 
 
 @cache
-def kernel_for(device: torch.device, dtype: torch.dtype, width: int, out: int) -> Kernel | None:
-    """xformers' operator where it works, else None; the reason is logged once at level debug.
+def kernel_for(
+    device: torch.device, dtype: torch.dtype, width: int, out: int, *, drops: bool = False
+) -> Kernel | None:  # fmt: skip
+    """The first of `ORDER` that works, else None; the reasons are logged once at level debug.
 
     Args:
         width, out: of a head's queries and keys, and of its values: kernels are compiled for some only.
+        drops: whether weights are dropped.
     """
+    why = []
+    for name in ORDER:
+        found = _tried(name, device, dtype, width, out)
+        if isinstance(found, Kernel) and (found.drops or not drops):
+            log.debug("attention on %s in %s, heads of %d: %s", device, dtype, width, name)
+            return found
+        why.append(f"{name}: {'no dropout' if isinstance(found, Kernel) else found}")
+    log.debug("attention on %s in %s, heads of %d: torch's own (%s)", device, dtype, width, "; ".join(why))
+    return None
+
+
+def kernels(device: torch.device) -> list[KernelStatus]:
+    """Every kernel in the order in which they are tried on `device`, torch's own last: which of them work, for heads of
+    `USUAL_WIDTH` in each usual precision, which are used, and why the others are not."""
+    if device.type not in KERNEL_DEVICES:
+        reason = f"not tried on {device.type}: torch's own computes no padding there"
+        others = [KernelStatus(name, False, reason, False) for name in ORDER]
+        return [*others, KernelStatus("torch", True, f"all attention on {device.type}", True)]
+    taken = {dtype: kernel_for(device, dtype, USUAL_WIDTH, USUAL_WIDTH) for dtype in USUAL}
+    left = [_short(dtype) for dtype, kernel in taken.items() if kernel is None]
+    rest = ", ".join(
+        [*(f"ragged rows in {', '.join(left)}" for _ in left[:1]), "padded batches, whatever no kernel serves"]
+    )
+    return [*(_status(name, device, taken) for name in ORDER), KernelStatus("torch", True, rest, bool(left))]
+
+
+def _status(name: str, device: torch.device, taken: dict[torch.dtype, Kernel | None]) -> KernelStatus:
+    said: dict[str, list[str]] = {}
+    chosen = usable = False
+    for dtype, kernel in taken.items():
+        found = _tried(name, device, dtype, USUAL_WIDTH, USUAL_WIDTH)
+        if isinstance(found, str):
+            reason = found
+        elif kernel == found:
+            reason, chosen = "used" if found.drops else "used where nothing is dropped", True
+        else:
+            reason = f"works, but {kernel.name if kernel else 'torch'} comes first"
+        usable |= isinstance(found, Kernel)
+        said.setdefault(reason, []).append(_short(dtype))
+    parts = [f"{reason} ({', '.join(dtypes)})" for reason, dtypes in said.items()]
+    return KernelStatus(name, usable, "; ".join(parts), chosen)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def _tried(name: str, device: torch.device, dtype: torch.dtype, width: int, out: int) -> Kernel | str:
+    """The kernel, or in a line why it does not serve."""
     try:
-        kernel = _load()
+        kernel = LOADERS[name]()
         # the first call may come from within a mode in which no gradient can be taken
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            _probe(kernel, device, dtype, width, out)
+            for own, seen, scale in PROBES:
+                _probe(kernel.run, device, dtype, (width, out), own, seen, scale)
     except Exception as error:  # missing, built for another torch, no kernel for this device: all mean the same here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.debug("attention on %s in %s, heads of %d: torch's own, xformers did not serve: %s",
-                  device, dtype, width, reason)  # fmt: skip
-        return None
-    log.debug("attention on %s in %s, heads of %d: xformers", device, dtype, width)
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return kernel
 
 
-def _load() -> Kernel:
-    """The operator under this module's own signature. Raises whatever its import raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import xformers.ops as ops
+def _xformers() -> Kernel:
+    """Raises `UserError` where it is missing or does not load."""
+    ops = load("xformers.ops")
     operator: Any = ops.memory_efficient_attention
     block: Any = ops.fmha.BlockDiagonalMask
 
-    def kernel(
+    def run(
         q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], scale: float | None, dropout: float
     ) -> Tensor:  # fmt: skip
         bias = block.from_seqlens(own, seen, device=q.device)
         out: Tensor = operator(q[None], k[None], v[None], attn_bias=bias, p=dropout, scale=scale)
         return out[0]
 
-    return kernel
+    return Kernel("xformers", run, drops=True)
 
 
-def _probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int, out: int) -> None:
-    """Raises where the operator fails, or its result or any gradient differs from torch's own."""
-    own, seen = [3, 17, 1], [5, 17, 9]
+def _varlen() -> Kernel:
+    """Raises `ImportError` where torch has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        operator: Any = import_module("torch.nn.attention.varlen").varlen_attn
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, own: list[int], seen: list[int], scale: float | None, dropout: float
+    ) -> Tensor:  # fmt: skip
+        if dropout:
+            raise ValueError("torch's varlen attention drops nothing")
+        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=q.device) for n in (own, seen)]
+        # torch 2.10 has no scale: there the probe fails
+        further = {} if scale is None else {"scale": scale}
+        out: Tensor = operator(q, k, v, *starts, max(own), max(seen), **further)
+        return out
+
+    return Kernel("varlen", run, drops=False)
+
+
+LOADERS: dict[str, Callable[[], Kernel]] = {"xformers": _xformers, "varlen": _varlen}
+#: Rows and keys of each item, and scale. torch's varlen changes to another library (cuDNN) above 128 rows.
+PROBES: tuple[tuple[list[int], list[int], float | None], ...] = (
+    ([3, 17, 1], [5, 17, 9], None),
+    ([3, 140], [150, 131], 0.3),
+)
+
+
+def _probe(
+    run: Run, device: torch.device, dtype: torch.dtype, widths: tuple[int, int], own: list[int], seen: list[int],
+    scale: float | None,
+) -> None:  # fmt: skip
+    """Raises where the operator fails, or its result or any gradient differs from torch's own.
+
+    Rows do not lie next to each other in memory: those of a model are often slices of one projection."""
+    (width, out), n, m = widths, sum(own), sum(seen)
     random = torch.Generator().manual_seed(0)
-    shapes = ((sum(own), 2, width), (sum(seen), 2, width), (sum(seen), 2, out), (sum(own), 2, out))
-    *rows, weight = (torch.randn(shape, generator=random).to(device, dtype) for shape in shapes)
+    shapes = ((n, 2, 2, width), (m, 2, 2, width), (m, 2, 2, out), (n, 2, 2, out))
+    *rows, weight = (torch.randn(shape, generator=random).to(device, dtype)[:, 1] for shape in shapes)
     kinds = sorted(set(zip(own, seen, strict=True)))
 
     def reference(
@@ -206,9 +321,9 @@ def _probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int,
         return _grouped(q, k, v, own, seen, kinds, scale, dropout)
 
     found: list[list[Tensor]] = []
-    for run in (kernel, reference):
-        leaves = [x.clone().requires_grad_() for x in rows]
-        result = run(leaves[0], leaves[1], leaves[2], own, seen, None, 0.0)
+    for one in (run, reference):
+        leaves = [x.detach().requires_grad_() for x in rows]
+        result = one(leaves[0], leaves[1], leaves[2], own, seen, scale, 0.0)
         found.append([result.detach(), *torch.autograd.grad(result, leaves, weight)])
     for name, mine, theirs in zip(("result", "gradient of q", "gradient of k", "gradient of v"), *found, strict=True):
         error = float((mine - theirs).abs().max() / theirs.abs().max())
@@ -216,4 +331,4 @@ def _probe(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int,
             raise RuntimeError(f"its {name} differs from torch's by {error:.1e}")
 
 
-__all__ = ["attention", "kernel_for"]
+__all__ = ["Kernel", "KernelStatus", "attention", "kernel_for", "kernels"]

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
+from .binary import beneath
 from .commands import COMMANDS, starting
 from .errors import RunError, UserError
 from .progress import console
@@ -369,6 +370,8 @@ def call(arguments: list[str]) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _line(f"error: {error.format_message()} (see --help)")
             return 2
+        if (line := beneath(error)) and "--debug" not in arguments:
+            return _failed(UserError(line), 2, arguments)
         return _failed(error, 1, arguments)
 
 

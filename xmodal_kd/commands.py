@@ -91,5 +91,29 @@ def schema() -> None:
     print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
+def doctor(
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Only call the compiled packages; print what fails and one line.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs would be written.")] = Path("runs"),
+    json_: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Does what is installed work here, and what does this machine offer? One line a check: ok, warning or failed.
+
+    Versions, and what each extra is for. One call of each compiled package
+    (torchaudio, torchvision, Open3D, ONNX Runtime and others), apart, so that a
+    library which does not fit is a line with the command that mends it. The
+    attention kernel that was chosen and why. CPU, GPUs, memory, and the disk of
+    the run folder. Status 1 if anything that is installed does not work; what is
+    not installed is no failure.
+
+    Example: xmodal-kd doctor --out runs/mine
+    """
+    from .doctor import report
+
+    if not report(out, only_kernels=kernels, as_json=json_):
+        raise typer.Exit(1)
+
+
 #: By name; `cli` adds them to the program.
-COMMANDS: Mapping[str, Callable[..., None]] = {"new": new, "schema": schema, "diff": diff}
+COMMANDS: Mapping[str, Callable[..., None]] = {"new": new, "schema": schema, "diff": diff, "doctor": doctor}

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib import import_module
 from inspect import Parameter, signature
 from io import StringIO
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .binary import load
 from .errors import RunError, UserError
 
 TOLERANCE = 1e-4
@@ -50,7 +50,7 @@ def export(
         UserError: onnx or onnxscript is missing.
     """
     for needed in ("onnx", "onnxscript"):
-        require(needed, extra)
+        load(needed, extra)
     path.parent.mkdir(parents=True, exist_ok=True)
     training = model.training
     model.eval()
@@ -91,7 +91,7 @@ def _trace(
 
 def session(path: Path | str, *, threads: int = 1, extra: str) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU. Raises `UserError` for a file that is missing or no model."""
-    ort = require("onnxruntime", extra)
+    ort = load("onnxruntime", extra)
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file: an exported model is expected")
     options = ort.SessionOptions()
@@ -151,8 +151,7 @@ def strip(path: Path, *, names: bool = False) -> None:
     Args:
         names: shorten the names of inner values too, which are most of what int8 adds to the weights.
     """
-    import onnx
-
+    onnx = load("onnx")
     model = onnx.load(path)
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
@@ -193,11 +192,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def require(package: str, extra: str) -> Any:
-    """The package, or a `UserError` that says how to install it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise UserError(f"an ONNX model needs {package}: pip install 'xmodal-kd[{extra}]'") from error

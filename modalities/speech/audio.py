@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 from numpy.typing import NDArray
 from scipy.signal import firwin, resample_poly
 
+from xmodal_kd.binary import loading
 from xmodal_kd.errors import UserError
+
+with loading("soundfile"):
+    import soundfile as sf
 
 Wave = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from xmodal_kd.errors import UserError
+from xmodal_kd.binary import load, loading
 
 from .models.frames import frame_mask
 
@@ -51,12 +51,9 @@ def beam(
 
 
 def _decoder(classes: int, beam_size: int, blank: int) -> Any:
-    try:
-        from torchaudio.models.decoder import ctc_decoder
-
-        build = ctc_decoder  # the name is looked up lazily: this is what imports flashlight
-    except (ImportError, RuntimeError) as error:
-        raise UserError("beam search needs flashlight-text: pip install 'xmodal-kd[decode]'") from error
+    load("flashlight.lib.text.decoder")  # torchaudio looks it up late, and says less of what is wrong
+    with loading("torchaudio"):
+        from torchaudio.models.decoder import ctc_decoder as build
     names = [str(k) for k in range(classes)]
     # flashlight frames each hypothesis with silence, as if it had been heard: as the blank it says nothing, where a
     # real token in its place would swallow that token in the first frame

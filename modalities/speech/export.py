@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xmodal_kd import onnx
+from xmodal_kd.binary import loading
 from xmodal_kd.errors import UserError
 
 FP32, INT8 = "model.onnx", "model.int8.onnx"
@@ -109,8 +110,9 @@ def quantise(folder: Path, calibration: Iterable[NDArray[np.float32]]) -> dict[s
 
 
 def _quantise_static(source: Path, target: Path, utterances: list[Any]) -> None:
-    from onnxruntime import quantization as q
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    with loading("onnxruntime"):
+        from onnxruntime import quantization as q
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = target.with_name("prepared.onnx")
     # folds constants and infers shapes; the symbolic inference stumbles over arithmetic on a free time axis

@@ -13,10 +13,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
-from torchaudio.functional import melscale_fbanks
 
 from xmodal_kd.adapter import Strict
+from xmodal_kd.binary import loading
 from xmodal_kd.errors import UserError
+
+with loading("torchaudio"):
+    from torchaudio.functional import melscale_fbanks
 
 #: Energies below this are silence: above the rounding noise of 16 bits, below any room.
 FLOOR = 1e-6

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from .. import open3d
+from xmodal_kd.binary import load
+
 from .mesh import Mesh
 
 
@@ -24,9 +25,10 @@ class Scene:
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self._core: Any = open3d.load().core
+        open3d = load("open3d")
+        self._core: Any = open3d.core
         self._threads = torch.get_num_threads()
-        self._scene: Any = open3d.load().t.geometry.RaycastingScene(nthreads=self._threads)
+        self._scene: Any = open3d.t.geometry.RaycastingScene(nthreads=self._threads)
         vertices, triangles = mesh.vertices.astype(np.float32), mesh.triangles.astype(np.uint32)
         self._scene.add_triangles(self._core.Tensor(vertices), self._core.Tensor(triangles))
 

@@ -9,12 +9,15 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchaudio.models.conformer import ConformerLayer
 
 from xmodal_kd.adapter import Strict
 from xmodal_kd.attention import attention
+from xmodal_kd.binary import loading
 
 from .frames import AcousticModel, Subsample, frame_mask, masked
+
+with loading("torchaudio"):
+    from torchaudio.models.conformer import ConformerLayer
 
 
 class ConformerConfig(Strict):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from xmodal_kd.errors import UserError
-from xmodal_kd.modalities.points import open3d
 from xmodal_kd.modalities.points.frame import CLASSES, UNLABELLED, Frame
 from xmodal_kd.modalities.points.simulator.camera import CameraSpec
 from xmodal_kd.modalities.points.simulator.cast import simulate
@@ -343,29 +341,9 @@ def test_the_sky_is_light_and_the_road_is_grey() -> None:
 # Open3D
 
 
-@pytest.mark.parametrize(
-    "error, remedy",
-    [
-        (
-            ModuleNotFoundError("No module named 'open3d'", name="open3d"),
-            r"open3d is missing: pip install 'xmodal-kd\[p",
-        ),
-        (ImportError("libusb-1.0.so.0: cannot open shared object file"), "apt-get install libusb-1.0-0"),
-        (OSError("libGL.so.1: cannot open shared object file"), "apt-get install libgl1"),
-        (OSError("libgomp.so.1: cannot open shared object file"), "apt-get install libgomp1"),
-        (
-            OSError("libodd.so.1:\ncannot open shared object file"),
-            r"libodd\.so\.1: cannot open.*install the system lib",
-        ),
-    ],
-)
-def test_a_machine_that_cannot_load_open3d_is_told_what_to_install(
-    error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(name: str) -> Any:
-        raise error
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(UserError, match=remedy) as told:
-        open3d.load()
+def test_where_open3d_does_not_load_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which line for which fault: tests/test_binary.py."""
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(UserError, match=r"open3d.*: pip install ") as told:
+        simulate("dev", 6, TINY)
     assert "\n" not in str(told.value)
