@@ -54,6 +54,7 @@ test: install lint unit
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
 # what lint would complain of and a program can mend

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..runtime.errors import UserError
-from .adapter import Source, Strict
+from .source import Source, Strict
 
 T = TypeVar("T")
 
