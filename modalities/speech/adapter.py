@@ -23,7 +23,7 @@ from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.class_mapping import columns, map_classes
 from xmodal_kd.signals.signals import Layout, Signals
 
-from .data.audio import duration
+from .data.audio import look
 from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from .data.source import Sample, SpeechSource
 from .evaluate.decode import greedy
@@ -50,6 +50,7 @@ class SpeechAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
     blank: ClassVar[int | None] = 0
+    quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
@@ -69,7 +70,7 @@ class SpeechAdapter(Adapter):
     def files(cls, data: SpeechData) -> Iterator[Listed]:
         for split in SPLITS:
             for utterance in utterances(data, split):
-                yield Listed(utterance.key, utterance.path, duration)
+                yield Listed(utterance.key, utterance.path, look)
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
