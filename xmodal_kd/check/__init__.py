@@ -1,6 +1,6 @@
 """Pre-flight: what is wrong with a recipe, found on real batches before money is spent.
 
-Each check is a generator of findings about a `Subject`; `FIRST` and `THEN` list them in the order of the table.
+Each check is a generator of findings about a `Subject`; `FIRST`, `CHAIN`, `ALWAYS` and `THEN` list them in order.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from . import ahead, cached, data, rehearsal, saved, terms
 from .subject import Finding, Status, Subject, prepare
 
 Check = Callable[[Subject], Iterator[Finding]]
-#: Where one of these fails, those of `THEN` would fail for the same reason.
-FIRST: tuple[Check, ...] = (
-    data.modules, data.splits, data.signals, data.classes, data.labels, terms.counts,
-)  # fmt: skip
+#: Each hangs on nothing but the models.
+FIRST: tuple[Check, ...] = (data.modules, data.splits)
+#: Each hangs on those before it: where one fails, those behind it would fail for the same reason.
+CHAIN: tuple[Check, ...] = (data.signals, data.classes, data.labels, terms.counts)
+#: These go on whatever failed.
+ALWAYS: tuple[Check, ...] = (data.class_order, data.left_out, saved.teacher_folder, cached.cache)
+#: These hang on all of `FIRST` and `CHAIN`.
 THEN: tuple[Check, ...] = (
-    data.class_order, data.blank, data.padding, data.left_out, data.traps, saved.teacher_folder, cached.cache,
-    terms.masked_rows, terms.overfit, terms.balance, rehearsal.training, ahead.dress_rehearsal,
+    data.blank, data.padding, data.traps, terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
+    ahead.dress_rehearsal,
 )  # fmt: skip
 
 
@@ -44,14 +47,22 @@ def check(loaded: Loaded, device: str = "auto", gate: bool = False, bad: Path | 
     findings = [*first, Finding("build", "pass", f"parameters: {sizes}")]
     for one in FIRST:
         findings += _tried(one, subject)
-    if any(finding.status == "fail" and finding.check != "files" for finding in findings[len(first) :]):
-        last = max(i for i, finding in enumerate(findings) if finding.status == "fail")
-        advice = "; ".join(filter(None, (findings[last].advice, "nothing else was tried")))
-        findings[last] = replace(findings[last], advice=advice)
-        return merged(findings)
-    for one in (*THEN, *([saved.gate] if gate else [])):
+    sound = not _failed(findings[len(first) :])
+    for one in CHAIN:
+        if sound:
+            findings += _tried(one, subject)
+            sound = not _failed(findings[len(first) :])
+    if not sound:
+        at = max(i for i, finding in enumerate(findings) if finding.status == "fail")
+        advice = "; ".join(filter(None, (findings[at].advice, "what hangs on it was not tried")))
+        findings[at] = replace(findings[at], advice=advice)
+    for one in (*ALWAYS, *(THEN if sound else ()), *([saved.gate] if gate else [])):
         findings += _tried(one, subject)
     return merged(findings)
+
+
+def _failed(findings: list[Finding]) -> bool:
+    return any(finding.status == "fail" for finding in findings)
 
 
 def merged(findings: list[Finding]) -> list[Finding]:
@@ -93,4 +104,4 @@ def _tried(one: Check, subject: Subject) -> list[Finding]:
     return found
 
 
-__all__ = ["FIRST", "THEN", "Finding", "Status", "check"]
+__all__ = ["ALWAYS", "CHAIN", "FIRST", "THEN", "Finding", "Status", "check"]
