@@ -21,7 +21,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.signals import Layout, Signals
 
-from .data.audio import duration
+from .data.audio import look
 from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from .data.features import Features
 from .data.source import Sample, SpeechSource
@@ -54,6 +54,7 @@ class SpeechAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
     blank: ClassVar[int | None] = 0
+    quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
@@ -76,7 +77,7 @@ class SpeechAdapter(Adapter):
     def files(cls, data: SpeechData) -> Iterator[Listed]:
         for split in SPLITS:
             for utterance in utterances(data, split):
-                yield Listed(utterance.key, utterance.path, duration)
+                yield Listed(utterance.key, utterance.path, look)
 
     @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:

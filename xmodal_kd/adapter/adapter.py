@@ -115,6 +115,8 @@ class Adapter(Protocol):
     output: ClassVar[str] = "logits"
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
+    #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.
+    quick_export: ClassVar[bool] = True
     #: What it was built with.
     streams: Streams
     batch_size: int

@@ -71,6 +71,14 @@ def duration(path: Path | str) -> float:
         return float(file.frames / file.samplerate)
 
 
+def look(path: Path | str) -> None:
+    """Raises `UserError` as `duration` does, and for a stream whose header promises more than there is to its end."""
+    with _opened(path) as file:
+        if file.seekable():
+            file.seek(max(0, file.frames - 1))
+            _check_count(len(file.read(1, dtype="float32", always_2d=True)), 1, path)
+
+
 def blocks(path: Path | str, seconds: float, sample_rate: int | None = None) -> Iterator[Wave]:
     """Chunks of about `seconds` of a long file, never the whole in memory; at `sample_rate` Hz if one is given.
 
