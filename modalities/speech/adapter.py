@@ -223,7 +223,7 @@ class SpeechAdapter(Adapter):
 
     def _front_end(self, role: str, model: nn.Module) -> FrontEnd:
         own = self._front_ends.get(role)
-        return own or SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
+        return own if own is not None else SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
 
     def _ours(self, role: str, logits: Tensor) -> Tensor:
         """Scores of our symbols, -inf of those that a role does not know."""

@@ -52,7 +52,7 @@ class FrontEnd(Protocol):
 class SharedFeatures:
     """The features of the recipe, which batches bring."""
 
-    rate = None
+    rate: int | None = None
 
     def __init__(self, features: Features, stride: int) -> None:
         self.frame = Fraction(stride * features.hop, features.sample_rate)
@@ -66,7 +66,7 @@ class OwnFeatures:
     """Features of a saved recogniser's own card, from the wave."""
 
     def __init__(self, features: Features, stride: int) -> None:
-        self.rate: int = features.sample_rate
+        self.rate: int | None = features.sample_rate
         self.frame = Fraction(stride * features.hop, features.sample_rate)
         self.frontend = Frontend(features)
 

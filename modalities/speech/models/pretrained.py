@@ -102,7 +102,7 @@ def _load(folder: Path) -> nn.Module:
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, found = AutoModelForCTC.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -112,7 +112,7 @@ def _load(folder: Path) -> nn.Module:
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
     finally:
         if bar:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if lacking := sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])]):
         raise UserError(
             f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained CTC model"
@@ -143,7 +143,7 @@ class WaveFrontEnd:
 
     def __init__(self, model: nn.Module, extractor: Mapping[str, Any], folder: Path) -> None:
         self.config: Any = model.config
-        self.rate = int(extractor["sampling_rate"])
+        self.rate: int | None = int(extractor["sampling_rate"])
         kind = extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
         self.normalise = bool(extractor.get("do_normalize", True))
         self.other: Any = None if kind == "Wav2Vec2FeatureExtractor" else _other(kind, extractor, folder)
