@@ -177,7 +177,8 @@ class Rehearsal:
         for plan in self.role_plans:
             if plan.role not in self.done:
                 yield f"{plan.role}, measured", lambda plan=plan: self.measured(plan)  # type: ignore[misc]
-        if isinstance(control_spec(self.loaded.recipe), UntrainedControl):
+        trained = {plan.role for plan in self.role_plans}
+        if "student" in trained and isinstance(control_spec(self.loaded.recipe), UntrainedControl):
             yield "control", self.untrained_control
         yield "export", self.export
         yield "cards", self.written_cards
