@@ -34,9 +34,14 @@ def test_docstring_examples(name: str) -> None:
 def test_there_are_examples() -> None:
     """Else the test above would pass for a finder that finds nothing."""
     finder = doctest.DocTestFinder(exclude_empty=True)
-    found = [test.name for name in ("", ".signals.signals", ".signals.capture", ".signals.class_mapping", ".runtime.random_streams",
-                                      ".objective.objective", ".report.statistics")
-             for test in finder.find(importlib.import_module(f"xmodal_kd{name}")) if test.examples]  # fmt: skip
+    names = ("", ".signals.signals", ".signals.capture", ".signals.class_mapping", ".runtime.random_streams",
+             ".objective.objective", ".report.statistics")  # fmt: skip
+    found = [
+        test.name
+        for name in names
+        for test in finder.find(importlib.import_module(f"xmodal_kd{name}"))
+        if test.examples
+    ]
     assert len(found) >= 6 and len(MODULES) > 20
 
 
