@@ -60,9 +60,22 @@ def read_state(out: Path) -> dict[str, Any]:
     roles = found.get("roles") if sound else None
     if not isinstance(roles, dict) or not all(isinstance(entry, dict) for entry in roles.values()):
         raise UserError(f"{path} is not a run's state, or damaged: restore it, or start another run with --out")
-    if "digest" in found and found.pop("digest") != _digest(found):
+    if ("digest" in found or "id" in found) and found.pop("digest", None) != _digest(found):
         raise UserError(f"{path} is not what the run wrote: restore it, or start another run with --out")
+    for role, entry in roles.items():
+        if (key := _wrong(entry)) is not None:
+            raise UserError(f"{path}: roles.{role}.{key} is missing or damaged: restore it, or start another run")
     return found  # type: ignore[no-any-return]
+
+
+def _wrong(entry: Mapping[str, Any]) -> str | None:
+    """The first key of a role's entry that every run writes and that is not of its type."""
+    kinds = {"parameters": int, "metrics": dict, "dev_metrics": dict, "examples": list, "scores": list}
+    wrong = next((key for key, kind in kinds.items() if not isinstance(entry.get(key), kind)), None)
+    scored = {"item", "group", "errors", "units"}
+    if wrong is None and not all(isinstance(one, dict) and one.keys() == scored for one in entry["scores"]):
+        return "scores"
+    return wrong
 
 
 def write_state(out: Path, state: Mapping[str, Any]) -> None:

@@ -51,6 +51,7 @@ from .roles import (
     models_of,
     other_task,
     role_plans,
+    saved,
     scheme_of,
     training_source,
     twin_of,
@@ -119,7 +120,7 @@ class Run:
         """A role that is saved: in this run's folder, or where the recipe says."""
         if role not in self.models:
             path = next((role_plan.path for role_plan in self.role_plans if role_plan.role == role), None)
-            self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
+            self.models[role] = saved(self.adapter, role, path or self.out / role).to(self.accelerator.device)
             compressions(self.loaded, role).restore(self.models[role], self.out / role)
         return self.models[role]
 
