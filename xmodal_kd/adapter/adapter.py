@@ -122,6 +122,8 @@ class Adapter(Protocol):
     batch_size: int
     #: What the recipe says of its teachers, by role; set by whoever builds the adapter.
     teachers: Mapping[str, Any] = MappingProxyType({})
+    #: The recipe's method by name; set as `teachers` is.
+    method: str = "distil"
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 

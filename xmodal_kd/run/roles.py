@@ -37,6 +37,7 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
     adapter = kind(data, streams, batch_size or loaded.recipe.train.batch_size)
     adapter.teachers = loaded.recipe.taught_by()
+    adapter.method = loaded.recipe.method.name
     return adapter
 
 
