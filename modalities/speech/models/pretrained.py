@@ -143,7 +143,7 @@ class WaveFrontEnd:
 
     def __init__(self, model: nn.Module, extractor: Mapping[str, Any], folder: Path) -> None:
         self.config: Any = model.config
-        self.rate: int | None = int(extractor["sampling_rate"])
+        self.rate: int = int(extractor["sampling_rate"])
         kind = extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
         self.normalise = bool(extractor.get("do_normalize", True))
         self.other: Any = None if kind == "Wav2Vec2FeatureExtractor" else _other(kind, extractor, folder)
