@@ -39,7 +39,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _facts(content["facts"]),
         _pictures(content["pictures"]),
         _export(content["export"], name),
-        _left_out(content["data"]),
+        left_out(content["data"]),
         _examples(roles),
         "## Versions",
         ", ".join(f"{package} {number}" for package, number in content["versions"].items()),
@@ -275,7 +275,7 @@ def _export(export: Mapping[str, Any], name: str) -> str:
     return "\n\n".join(["## Export", sizes, *(f"{key}: {e['note']}" for key, e in files.items() if "note" in e)])
 
 
-def _left_out(data: Mapping[str, Any]) -> str:
+def left_out(data: Mapping[str, Any]) -> str:
     lines = [
         f"- {split}: {entry['left_out']} left out, for example {e['key']} ({e['reason']})"
         for split, entry in data.items()
