@@ -16,6 +16,7 @@ from ..adapter.saved_model import CARD, About
 from ..recipe.yaml_reader import read_yaml
 from ..runtime.bounded_files import read_bytes
 from ..runtime.checkpoint import read_object, write_bytes, write_json
+from ..runtime.errors import UserError
 from .html import short
 from .markdown import gap, result_row, table
 
