@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..runtime.checkpoint import load_weights, read_tensors, write_json, write_tensors
+from ..runtime.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
 from ..runtime.errors import UserError
 
 WEIGHTS, CARD = "exits.safetensors", "exits.json"
