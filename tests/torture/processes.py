@@ -21,6 +21,8 @@ PRELOADED = [
     "xmodal_kd.run.runner",
     "xmodal_kd.cli.main",
     "xmodal_kd.report",
+    "xmodal_kd.run.rerun",
+    "xmodal_kd.compare.run_diff",
     *MODALITIES,
     "torch.utils.tensorboard",
 ]
