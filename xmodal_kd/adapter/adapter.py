@@ -92,6 +92,7 @@ class ControlSpec:
     terms: tuple[str, ...]
 
 
+# docs/decisions/004-stages-and-controls.md
 @dataclass(frozen=True)
 class UntrainedControl:
     """The control is the teacher itself within the student's budget: what its user has without distillation."""
