@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import ConsistencyModelPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xmodal_kd.runtime import leftovers
@@ -84,8 +84,10 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     folder, net = Path(folder), denoiser.net
     if not isinstance(net, UNet2DModel):
         raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
-    if not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
+    square = denoiser.shape[-2] == denoiser.shape[-1]
+    if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
         net.register_to_config(sample_size=denoiser.shape[-1])
+    kind = ConsistencyModelPipeline if square else DDPMPipeline  # which keeps the scheduler, but knows no classes
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
     place = folder.absolute()
@@ -95,7 +97,7 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
             shutil.rmtree(rest, ignore_errors=True)
         try:
             scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
-            ConsistencyModelPipeline(net, scheduler).save_pretrained(temporary, safe_serialization=True)
+            kind(net, scheduler).save_pretrained(temporary, safe_serialization=True)
             write_json(temporary / SAMPLER, about.model_dump())
             write_bytes(temporary / README, card(about.model_dump()).encode())
             if found := [finding for finding in lint(temporary) if finding.status == "fail"]:
@@ -271,8 +273,6 @@ def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2:
         raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
-    if sides[0] != sides[1]:
-        raise UserError(f"{path}: images of {sides[0]} x {sides[1]}: only square ones can be distilled")
     if (kind := config.get("class_embed_type")) is not None:
         raise UserError(f"{path}: class_embed_type {kind!r}: only plain class labels are understood")
     if config.get("time_embedding_type", "positional") == "fourier":

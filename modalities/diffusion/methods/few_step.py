@@ -67,7 +67,8 @@ class FewStep:
                 "Set student.params.prediction to v_prediction, and method.params.features if the teacher's differs"
             )
         if self.features:
-            if not self.distil.objective.needs_teacher and not same_network(teacher, student, prediction=False):
+            own = same_network(teacher, student, prediction=False) and teacher.prediction != student.prediction
+            if not self.distil.objective.needs_teacher and not own:
                 raise UserError("method.params.features: no term of the objective compares student and teacher")
         elif not same_network(teacher, student):
             raise UserError(
