@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,14 @@ def labelled(x: npt.NDArray[Any], labelling: Labelling | None, store: Folder | Z
 def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
     """``(n, c, h, w)``, c 1 or 3. Raises `UserError` that names every image which is broken or unlike the first."""
     count = len(store.names)
-    x, faults = np.empty(0, dtype=np.uint8), list[UserError]()
+    x, faults = np.empty(0, dtype=np.uint8), dict[str, UserError]()
     with bar(f"reading {store.path.name}", count, quiet=count < SHOW_PROGRESS) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it then refuses: one line is enough
         for i, name in enumerate(store.names):
             try:
                 pixels, mode = _pixels(store.read(name), store.where(name), expected)
             except UserError as fault:
-                faults.append(fault)
+                faults[name] = fault
                 continue
             if not x.size:
                 height, width = pixels.shape[:2]
@@ -176,16 +176,22 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
     return x
 
 
-def _all(faults: Sequence[UserError], store: Folder | Zip) -> UserError:
-    """One line for all of them."""
+def _all(faults: Mapping[str, UserError], store: Folder | Zip) -> UserError:
+    """One line for all of them, by what is wrong."""
     if len(faults) == 1:
-        return faults[0]
-    told = "; ".join(str(fault).removeprefix(f"{store.path}").lstrip("/: ") for fault in faults[:NAMED])
-    more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        return next(iter(faults.values()))
+    named: dict[str, list[str]] = {}
+    for name, fault in faults.items():
+        named.setdefault(str(fault).removeprefix(f"{store.where(name)}: "), []).append(name)
+    told = "; ".join(f"{', '.join(names[:NAMED])}{_more(len(names))}: {why}" for why, names in named.items())
     return UserError(
         f"{store.path}: {len(faults)} of {len(store.names)} images cannot be used (data.skip leaves out those that a "
-        f"file names): {told}{more}"
+        f"file names): {told}"
     )
+
+
+def _more(count: int) -> str:
+    return f" and {count - NAMED} more" if count > NAMED else ""
 
 
 def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:

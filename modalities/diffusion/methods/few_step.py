@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -95,7 +96,10 @@ class FewStep:
         if stage.name == FEATURES:
             student.sampling = teacher.sampling
             if self.params.features is None:
-                self._tell(teacher, student)
+                tell(
+                    f"the teacher predicts {teacher.prediction}, the student {student.prediction}: {self.features} steps "
+                    "of matching come first (method.params.features)"
+                )
             if self.distil.objective.needs_teacher:
                 return self.distil.begin(stage, roles, batch)
             return {"student": build_optimizer(self.train.optimizer, {"student": student})}
@@ -109,13 +113,6 @@ class FewStep:
             yield "student", LossOut.mean("velocity", velocity_error(batch, roles))
         else:
             yield "student", LossOut.mean(type(self).__name__.lower(), self.values(batch, roles, ctx))
-
-    def _tell(self, teacher: Denoiser, student: Denoiser) -> None:
-        console.print(
-            f"the teacher predicts {teacher.prediction}, the student {student.prediction}: {self.features} steps of "
-            "matching come first (method.params.features)",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
 
     def modules(self) -> Mapping[str, nn.Module]:
         return self.distil.modules()
@@ -137,6 +134,12 @@ class FewStep:
     @abstractmethod
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
         """``(b,)`` losses."""
+
+
+@cache
+def tell(text: str) -> None:
+    """On the console, once."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def tells_x(process: Process) -> bool:
