@@ -97,8 +97,8 @@ class FewStep:
             student.sampling = teacher.sampling
             if self.params.features is None:
                 tell(
-                    f"the teacher predicts {teacher.prediction}, the student {student.prediction}: {self.features} steps "
-                    "of matching come first (method.params.features)"
+                    f"the teacher predicts {teacher.prediction}, the student {student.prediction}: "
+                    f"{self.features} steps of matching come first (method.params.features)"
                 )
             if self.distil.objective.needs_teacher:
                 return self.distil.begin(stage, roles, batch)
