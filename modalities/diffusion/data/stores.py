@@ -132,7 +132,8 @@ class Zip:
         self._all = self._zip.namelist()
         seen = [name for name in self._all if not any(map(_hidden, name.split("/")))]
         arrays = sorted((name for name in seen if name.lower().endswith(ARRAYS)), key=_natural)
-        self.names, self.unread = (arrays, []) if latents else (_images(seen), _unread(seen))
+        self.names = arrays if latents else _images(seen)
+        self.unread: list[str] = [] if latents else _unread(seen)
         if not self.names:
             self._zip.close()
             if latents:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import ConsistencyModelPipeline, DDPMPipeline, UNet2DModel
@@ -154,10 +154,13 @@ def load_denoiser(
     unet, scheduler = bare_unet(folder) or (folder / UNET, folder / SCHEDULER)
     if unet == folder / UNET and scheduler == folder / SCHEDULER:
         _check_index(folder)
-    elif scheduler is None and schedule is None:
+    own, config = _own_card(folder), dict[str, Any]()
+    if scheduler is not None:
+        process, prediction, config = _process(scheduler)
+    elif schedule is not None:
+        process, prediction = schedule
+    else:
         raise UserError(without_scheduler(unet))
-    own = _own_card(folder)
-    process, prediction, config = _process(scheduler) if scheduler is not None else (*cast(Any, schedule), {})
     net = _unet(unet, process.T)
     if own and (own.T, own.prediction) != (process.T, prediction):
         raise UserError(
@@ -180,7 +183,8 @@ def load_denoiser(
 
 def few_step(folder: Path) -> str | None:
     """The scheduler's class where a folder holds a model for few steps, of ours or another's; None for others."""
-    path = folder / SCHEDULER / "scheduler_config.json"
+    place = bare_unet(folder)
+    path = ((place[1] if place else None) or folder / SCHEDULER) / "scheduler_config.json"
     name = str(_object(path).get("_class_name")) if path.is_file() else ""
     return name if name in FEW_STEP_SCHEDULERS else None
 
