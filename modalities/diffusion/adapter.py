@@ -61,7 +61,7 @@ class DiffusionAdapter(Adapter):
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
         "folder": "images in a folder; subfolders or dataset.json are the classes",
         "edm": "a zip of images with dataset.json (the EDM convention)",
-        "arrays": "an .npz with x (n, ...) in [-1, 1], and if known labels and classes",
+        "arrays": "an .npz with x (n, ...) in [-1, 1], or latents, and if known labels and classes",
     }
 
     def __init__(self, data: DiffusionData, streams: Streams, batch_size: int) -> None:
@@ -174,6 +174,11 @@ class DiffusionAdapter(Adapter):
     def _known(self, role: str, model: Denoiser) -> Denoiser:
         """What would only be refused after the training is refused now."""
         model.sampling.times(model.process)  # more steps than there are timesteps
+        if model.classes is not None and len(set(self.shape[1:])) > 1:
+            raise UserError(
+                f"data.conditional: no diffusers pipeline takes classes for images that are not square {self.shape}: "
+                "crop them to squares, or set data.conditional to false"
+            )
         for split in SPLITS:  # fewer than can be measured
             if (count := len(load_split(self.config, split))) < FEWEST:
                 raise UserError(f"data: {count} {split} samples are too few to measure with: give at least {FEWEST}")
@@ -258,7 +263,7 @@ class DiffusionAdapter(Adapter):
         return None if names is None else torch.arange(self.config.samples, device=device) % len(names)
 
     def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> tuple[Tensor, float]:
-        """The first `count` samples of a draw, clamped to [-1, 1], on the model's device, and the seconds it took."""
+        """The first `count` samples of a draw, on the model's device, and the seconds; all but latents clamped."""
         device = next(model.parameters()).device
         noise, labels = self.noise(draw)[:count], self.labels()
         made: list[Tensor] = []
@@ -266,7 +271,8 @@ class DiffusionAdapter(Adapter):
         for part in _slices(len(noise), self.config.batch):
             generator = self.streams.torch("evaluation steps", draw, part.start)
             given = None if labels is None else labels[part].to(device)
-            made.append(model.sample(noise[part].to(device), given, generator=generator).clamp(-1, 1))
+            x = model.sample(noise[part].to(device), given, generator=generator)
+            made.append(x if self.config.latents else x.clamp(-1, 1))
         samples = torch.cat(made)
         samples.sum().item()  # the clock stops when the device is done
         return samples, perf_counter() - start

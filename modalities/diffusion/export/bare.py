@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
 #: Where a folder without ``model_index.json`` keeps its network; averaged weights are the better ones.
@@ -21,7 +22,7 @@ def bare_unet(folder: Path) -> tuple[Path, Path | None] | None:
         return None
     for place in PLACES:
         unet = folder / place
-        if (unet / NETWORK).is_file():
+        if (unet / NETWORK).is_file() and "_class_name" in read_object(unet / NETWORK):  # which diffusers writes
             return unet, _scheduler(folder)
     checkpoints = [path for path in folder.glob("checkpoint-*") if _number(path) >= 0 and bare_unet(path)]
     if checkpoints:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import ConsistencyModelPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xmodal_kd.runtime import leftovers
@@ -84,8 +84,10 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     folder, net = Path(folder), denoiser.net
     if not isinstance(net, UNet2DModel):
         raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
-    if not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
+    square = denoiser.shape[-2] == denoiser.shape[-1]
+    if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
         net.register_to_config(sample_size=denoiser.shape[-1])
+    kind = ConsistencyModelPipeline if square else DDPMPipeline  # which keeps the scheduler, but knows no classes
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
     place = folder.absolute()
@@ -95,7 +97,7 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
             shutil.rmtree(rest, ignore_errors=True)
         try:
             scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
-            ConsistencyModelPipeline(net, scheduler).save_pretrained(temporary, safe_serialization=True)
+            kind(net, scheduler).save_pretrained(temporary, safe_serialization=True)
             write_json(temporary / SAMPLER, about.model_dump())
             write_bytes(temporary / README, card(about.model_dump()).encode())
             if found := [finding for finding in lint(temporary) if finding.status == "fail"]:
@@ -152,10 +154,13 @@ def load_denoiser(
     unet, scheduler = bare_unet(folder) or (folder / UNET, folder / SCHEDULER)
     if unet == folder / UNET and scheduler == folder / SCHEDULER:
         _check_index(folder)
-    elif scheduler is None and schedule is None:
+    own, config = _own_card(folder), dict[str, Any]()
+    if scheduler is not None:
+        process, prediction, config = _process(scheduler)
+    elif schedule is not None:
+        process, prediction = schedule
+    else:
         raise UserError(without_scheduler(unet))
-    own = _own_card(folder)
-    process, prediction, config = _process(scheduler) if scheduler is not None else (*cast(Any, schedule), {})
     net = _unet(unet, process.T)
     if own and (own.T, own.prediction) != (process.T, prediction):
         raise UserError(
@@ -178,7 +183,8 @@ def load_denoiser(
 
 def few_step(folder: Path) -> str | None:
     """The scheduler's class where a folder holds a model for few steps, of ours or another's; None for others."""
-    path = folder / SCHEDULER / "scheduler_config.json"
+    place = bare_unet(folder)
+    path = ((place[1] if place else None) or folder / SCHEDULER) / "scheduler_config.json"
     name = str(_object(path).get("_class_name")) if path.is_file() else ""
     return name if name in FEW_STEP_SCHEDULERS else None
 
@@ -271,8 +277,6 @@ def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2:
         raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
-    if sides[0] != sides[1]:
-        raise UserError(f"{path}: images of {sides[0]} x {sides[1]}: only square ones can be distilled")
     if (kind := config.get("class_embed_type")) is not None:
         raise UserError(f"{path}: class_embed_type {kind!r}: only plain class labels are understood")
     if config.get("time_embedding_type", "positional") == "fourier":

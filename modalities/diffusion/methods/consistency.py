@@ -75,7 +75,7 @@ class _Consistency(FewStep):
 
     def grid(self, process: Process) -> int:
         """The recipe's, or the process's own."""
-        return self.params.grid or max(n for n in range(1, MOST_TIMES + 1) if process.T % n == 0)
+        return int(self.params.grid or 0) or max(n for n in range(1, MOST_TIMES + 1) if process.T % n == 0)
 
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]

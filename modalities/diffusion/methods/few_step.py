@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -68,7 +69,8 @@ class FewStep:
                 "Set student.params.prediction to v_prediction, and method.params.features if the teacher's differs"
             )
         if self.features:
-            if not self.distil.objective.needs_teacher and not same_network(teacher, student, prediction=False):
+            own = same_network(teacher, student, prediction=False) and teacher.prediction != student.prediction
+            if not self.distil.objective.needs_teacher and not own:
                 raise UserError("method.params.features: no term of the objective compares student and teacher")
         elif not same_network(teacher, student):
             raise UserError(
@@ -95,7 +97,10 @@ class FewStep:
         if stage.name == FEATURES:
             student.sampling = teacher.sampling
             if self.params.features is None:
-                self._tell(teacher, student)
+                tell(
+                    f"the teacher predicts {teacher.prediction}, the student {student.prediction}: "
+                    f"{self.features} steps of matching come first (method.params.features)"
+                )
             if self.distil.objective.needs_teacher:
                 return self.distil.begin(stage, roles, batch)
             return {"student": build_optimizer(self.train.optimizer, {"student": student})}
@@ -109,13 +114,6 @@ class FewStep:
             yield "student", LossOut.mean("velocity", velocity_error(batch, roles))
         else:
             yield "student", LossOut.mean(type(self).__name__.lower(), self.values(batch, roles, ctx))
-
-    def _tell(self, teacher: Denoiser, student: Denoiser) -> None:
-        console.print(
-            f"the teacher predicts {teacher.prediction}, the student {student.prediction}: {self.features} steps of "
-            "matching come first (method.params.features)",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
 
     def modules(self) -> Mapping[str, nn.Module]:
         return self.distil.modules()
@@ -137,6 +135,12 @@ class FewStep:
     @abstractmethod
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
         """``(b,)`` losses."""
+
+
+@cache
+def tell(text: str) -> None:
+    """On the console, once."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def tells_x(process: Process) -> bool:
