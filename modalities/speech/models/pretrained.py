@@ -112,7 +112,7 @@ def _load(folder: Path) -> nn.Module:
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         model, found = AutoModelForCTC.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -122,7 +122,7 @@ def _load(folder: Path) -> nn.Module:
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
     finally:
         if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
     if lacking := sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])]):
         raise UserError(
             f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained CTC model"
