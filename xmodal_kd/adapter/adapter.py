@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -18,11 +18,9 @@ from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..runtime.registry import Registry, import_object
 from ..signals.signals import Signals
+from .listed import Few, Listed
 from .panels import Panel
 from .saved_model import CARD, About
-
-if TYPE_CHECKING:
-    from .listed import Listed
 
 Batch = Mapping[str, Any]
 #: Where a batch holds what a teacher's cache has of it, by the name of the signal.
@@ -44,6 +42,13 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSection(Strict):
+    """Base of the ``data`` sections whose samples can be left out by name."""
+
+    skip: Path | None = None
+    """A file that names a sample to leave out on each line, as ``check --bad FILE`` writes it."""
 
 
 class Source(Protocol):
@@ -179,8 +184,6 @@ class Adapter(Protocol):
         It shares what was read and made of the data, and nothing that hangs on a model: what it is told and builds
         must not reach this one.
         """
-        from .listed import Few
-
         made = copy.copy(self)
         few = {split: Few(self.data(split), items) for split in ("dev", "test")}
         made.data = lambda split: cast(Source, few[split] if split in few else self.data(split))  # type: ignore[method-assign]

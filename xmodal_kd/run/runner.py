@@ -155,13 +155,15 @@ class Run:
                 check_unchanged(self.out / RECIPE, state, self.loaded, self.adapter, self.role_plans)
             self._rehearse(state["roles"])
             return state if state["fingerprint"] == print_ else self._started(state | {"fingerprint": print_})
+        with disk_errors(self.out):
+            # the recipe is written first: a folder that holds nothing else is a run that was killed at its start
+            there = self.out.iterdir() if self.out.is_dir() else ()
+            rest = [found for found in there if found.name != RECIPE and found.suffix != ".tmp"]
+        if rest:
+            raise UserError(f"{self.out} is not empty and not a run: choose another --out")
         self._rehearse(())
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            # the recipe is written first: a folder that holds nothing else is a run that was killed at its start
-            rest = [found for found in self.out.iterdir() if found.name != RECIPE and found.suffix != ".tmp"]
-        if rest:
-            raise UserError(f"{self.out} is not empty and not a run: choose another --out")
         return self._started({"fingerprint": print_, "roles": {}})
 
     def _started(self, state: dict[str, Any]) -> dict[str, Any]:

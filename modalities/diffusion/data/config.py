@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from xmodal_kd.adapter.adapter import Strict
-from xmodal_kd.adapter.listed import DataSection
+from xmodal_kd.adapter.adapter import DataSection, Strict
 
 SourceName = Literal["digits", "folder", "edm", "arrays"]
 Split = Literal["train", "dev", "test"]
