@@ -95,12 +95,12 @@ def open_run(out: Path, loaded: Loaded, how: Opening) -> tuple[dict[str, Any], R
         UserError: somebody is at work there; it holds something else, a run that is not to go on, one of another
             recipe, or one whose teachers, samples or finished roles are not what they were.
     """
-    _refuse(out, how)
+    refuse_folder(out, how)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     lock = RunLock(out)
     try:
-        _refuse(out, how)  # another process may have been quicker
+        refuse_folder(out, how)  # another process may have been quicker
         clear(out, below=True, ours=True)
         state = _go_on(out, loaded, how) if (out / STATE).exists() else _begin(out, loaded, how)
     except BaseException:
@@ -109,7 +109,8 @@ def open_run(out: Path, loaded: Loaded, how: Opening) -> tuple[dict[str, Any], R
     return state, lock
 
 
-def _refuse(out: Path, how: Opening) -> None:
+def refuse_folder(out: Path, how: Opening) -> None:
+    """Raises `UserError` where `out` holds something else, or a run that is not to go on."""
     if (out / STATE).exists():
         if not how.resume:
             raise UserError(f"{out} holds a run already: --resume goes on with it, --out starts another")
@@ -196,4 +197,4 @@ def changed(written: Path, loaded: Loaded) -> Iterable[tuple[str, Any, Any]]:
     ]
 
 
-__all__ = ["RECIPE", "STATE", "Opening", "open_run", "read_state", "write_state"]
+__all__ = ["RECIPE", "STATE", "Opening", "open_run", "read_state", "refuse_folder", "write_state"]

@@ -56,7 +56,7 @@ from .roles import (
     training_source,
     twin_of,
 )
-from .run_folder import STATE, Opening, open_run, write_state
+from .run_folder import STATE, Opening, open_run, refuse_folder, write_state
 
 #: Seconds that measuring the latency of a role may take.
 LATENCY = 2.0
@@ -138,15 +138,16 @@ class Run:
         return found
 
     def _look_and_open(self) -> dict[str, Any]:
-        begun = (self.out / STATE).exists()
-        if not begun:
-            self._rehearse(())
         loaded = [(one.role, one.path) for one in self.role_plans if one.path is not None]
         how = Opening(
             self.options.resume, self.options.accept_changes, self.options.hash_data, loaded,
             threads_matter=self.accelerator.device.type == "cpu",
             prints=role_prints(self.loaded, self.adapter, self.role_plans),
         )  # fmt: skip
+        begun = (self.out / STATE).exists()
+        refuse_folder(self.out, how)
+        if not begun:
+            self._rehearse(())
         state, self.lock = open_run(self.out, self.loaded, how)
         if begun:
             try:
