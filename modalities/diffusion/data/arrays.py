@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
 
-from .images import Images, labelled, read_labels
+from .images import Images, labelled, read_labels, say_left_out
 from .stores import Zip, class_names, one_line
 
 
@@ -45,9 +45,10 @@ def read_arrays(
         return Images(x, None, None, keys)
     try:
         labels, found = _labels(held, len(x), path, classes)
-    except UserError:
+    except UserError as error:
         if conditional:
             raise
+        say_left_out(error)
         return Images(x, None, None, keys)
     return Images(x, labels, found, keys)
 
