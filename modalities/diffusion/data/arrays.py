@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
 
-from .images import Images, labelled, read_labels
+from .images import Images, labelled, read_labels, say_left_out
 from .stores import Zip, class_names, one_line
 
 
@@ -45,9 +45,10 @@ def read_arrays(
         return Images(x, None, None, keys)
     try:
         labels, found = _labels(held, len(x), path, classes)
-    except UserError:
+    except UserError as error:
         if conditional:
             raise
+        say_left_out(error)
         return Images(x, None, None, keys)
     return Images(x, labels, found, keys)
 
@@ -60,7 +61,7 @@ def _samples(x: npt.NDArray[Any], path: Path, latents: bool) -> npt.NDArray[np.f
     if not np.isfinite(x).all():
         bad = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(axis=1)))
         raise UserError(f"{path}: sample {bad} of 'x' has values that are not finite")
-    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] == x.shape[2] > 4:
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
         raise UserError(
             f"{path}: 'x' has shape {x.shape}: channels last? (samples, channels, height, width) is expected: "
             "x.transpose(0, 3, 1, 2)"

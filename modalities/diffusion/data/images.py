@@ -138,9 +138,14 @@ def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditiona
     except UserError as error:
         if conditional:
             raise
-        text = f"labels are left out, which nothing here needs (data.conditional is false): {error}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say_left_out(error)
         return None
+
+
+def say_left_out(error: UserError) -> None:
+    """On the console: what is wrong with labels that nothing needs."""
+    text = f"labels are left out, which nothing here needs (data.conditional is false): {error}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def labelled(x: npt.NDArray[Any], labelling: Labelling | None, store: Folder | Zip) -> Images:
@@ -229,12 +234,13 @@ def _broken(error: Exception) -> str:
 
 def _refusal(image: Image.Image, expected: Expected) -> str | None:
     """Why an opened image, not yet decoded, is not as `expected`. To convert it is the user's choice, never ours."""
-    width, height = _upright(image)
+    width, height = image.size
     if width * height > PIXELS:
         return f"{width}x{height} pixels by its header, more than {PIXELS:,}"
+    mode = _mode(image)
+    width, height = _upright(image)  # after the mode: it may decode a PNG
     if expected.size and (height, width) != expected.size:
         return f"{width}x{height} pixels, but {expected.size[1]}x{expected.size[0]} is expected ({expected.why})"
-    mode = _mode(image)
     wanted = [expected.mode] if expected.mode else list(CHANNELS)
     if mode not in wanted:
         name = f"{mode} ({MODES[mode]})" if mode in MODES else mode

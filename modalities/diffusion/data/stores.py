@@ -210,7 +210,8 @@ def _by_name(pairs: Any, where: str) -> dict[str, int]:
             raise UserError(f"{where}: each of its 'labels' must be [name, class], got {str(pair)[:80]}")
         name, label = pair[0].replace("\\", "/").removeprefix("./"), pair[1]
         if isinstance(label, bool) or not isinstance(label, int):
-            raise UserError(f"{where}: the label of {name!r} must be a class number, got {str(label)[:80]}")
+            vector = f" (a vector of {len(label)}: write its class's number)" if isinstance(label, list) else ""
+            raise UserError(f"{where}: the label of {name!r} must be a class number, got {str(label)[:80]}{vector}")
         if index.setdefault(name, label) != label:
             raise UserError(f"{where}: {name!r} has two labels, {index[name]} and {label}")
     return index

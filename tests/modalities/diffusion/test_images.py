@@ -151,7 +151,7 @@ class Trap:
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, held, says):
-    message = refused("arrays", arrays(tmp_path / "a.npz", **held))
+    message = refused("arrays", arrays(tmp_path / "a.npz", **held), conditional=True)
     assert says in message and "a.npz" in message
 
 

@@ -92,6 +92,8 @@ def test_channels_last_are_told_from_their_shape(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((20, 8, 8, 3), np.float32))
     assert "channels last?" in (message := refused("arrays", tmp_path / "a.npz"))
     assert "x.transpose(0, 3, 1, 2)" in message
+    np.savez(tmp_path / "c.npz", x=np.zeros((20, 12, 16, 1), np.float32))
+    assert "channels last?" in refused("arrays", tmp_path / "c.npz")
     np.savez(tmp_path / "b.npz", x=np.zeros((20, 3, 8, 8), np.float32))
     assert read("arrays", tmp_path / "b.npz").shape == (3, 8, 8)
 
