@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py $(LOCK) tools/install.py
 	@touch $(STAMP)
 
 # what the wheels do not bring: soundfile's libsndfile on some platforms, Open3D's libusb, GL and OpenMP on bare ones
-LIBRARIES := libsndfile1 libusb-1.0-0 libgl1 libgomp1 libx11-6
+LIBRARIES := libsndfile1 libusb-1.0-0 libegl1 libgl1 libgomp1 libx11-6
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		{ apt-get update -qq && apt-get install -y -qq $(LIBRARIES); } >$(VENV).system.log 2>&1 || \

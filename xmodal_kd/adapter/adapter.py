@@ -116,11 +116,15 @@ class Adapter(Protocol):
     output: ClassVar[str] = "logits"
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
+    #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.
+    quick_export: ClassVar[bool] = True
     #: What it was built with.
     streams: Streams
     batch_size: int
     #: What the recipe says of its teachers, by role; set by whoever builds the adapter.
     teachers: Mapping[str, Any] = MappingProxyType({})
+    #: The recipe's method by name; set as `teachers` is.
+    method: str = "distil"
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 
