@@ -116,6 +116,7 @@ def _places(steps: int) -> Sequence[int]:
     return sorted({*range(0, steps, max(1, steps // 200)), steps - 1})
 
 
+# docs/decisions/018-a-run-is-rehearsed.md
 @dataclass
 class Rehearsal:
     """What a run will do, in parts that are done in order.
