@@ -122,7 +122,7 @@ class Quantise(Compression):
 
     Params: ClassVar[type[Strict]] = Quantised
     paper, year = "Model compression via distillation and quantization", 2018
-    stands = True
+    swaps_weights = True
 
     @classmethod
     def plan(cls, params: Any, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
@@ -135,12 +135,12 @@ class Quantise(Compression):
         return super().plan(params, recipe, role_plan)
 
     @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
         chosen(model, params.bits, params.layers, params.full)
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
         codes = Learned(bits, params.bucket, model) if params.points == "learned" else Even(bits, params.bucket)

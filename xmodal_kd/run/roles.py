@@ -197,7 +197,7 @@ def models_of(
     """The roles that a training starts with: what learns first, then its peers, then what teaches.
 
     Args:
-        stand: roles of earlier lessons.
+        stand: roles of earlier trainings.
     """
     models = {role_plan.role: build(adapter, loaded, role_plan, streams)}
     for start in role_plan.starts:
@@ -209,7 +209,7 @@ def models_of(
 
 
 def make_method(loaded: Loaded, adapter: Adapter, role_plan: RolePlan, streams: Streams) -> Method:
-    """What trains a lesson's roles."""
+    """What trains the roles of a plan."""
     train = role_plan.steps
     objective = Objective(role_plan.terms, steps=train.steps, balance=loaded.recipe.balance)
     more: dict[str, Any] = {"peers": role_plan.peers} if role_plan.peers else {}
