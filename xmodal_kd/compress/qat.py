@@ -21,8 +21,8 @@ from ..models.weight_swap import weight_swap_of
 from ..runtime.distributed import Ranks
 from ..training.role_plan import RolePlan
 from . import packed
-from .base import COMPRESSIONS, Compression, record
-from .quantise import Codes, chosen, measured, settle
+from .base import COMPRESSIONS, record
+from .quantise import Codes, InCodes, chosen, settle
 
 #: Names of the tensors of activations in a packed file: one scale and one zero point a layer.
 SCALE, ZERO = "activation_scale", "activation_zero"
@@ -181,7 +181,7 @@ def _owners(names: Iterable[str]) -> tuple[str, ...]:
 
 
 @COMPRESSIONS.register("qat")
-class Qat(Compression):
+class Qat(InCodes):
     """Weights and activations as whole numbers, trained through torch's fake quantisation.
 
     Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
@@ -192,11 +192,6 @@ class Qat(Compression):
     Params: ClassVar[type[Strict]] = Aware
     paper = "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
     year = 2018
-    swaps_weights = True
-
-    @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
-        chosen(model, params.bits, params.layers, params.full)
 
     @classmethod
     def start(
@@ -218,10 +213,6 @@ class Qat(Compression):
         fix(model, swap.layers, scales, zeros)
 
     @classmethod
-    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
-        packed.write(folder / packed.PACKED, model, record(model).coded, record(model).more)
-
-    @classmethod
     def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
         unpack(model, folder / packed.PACKED)
 
@@ -232,7 +223,3 @@ class Qat(Compression):
         for layer in plain.modules():
             unhook(layer)
         return plain
-
-    @classmethod
-    def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        return {packed.PACKED: measured(cls, params, adapter, model, folder)}

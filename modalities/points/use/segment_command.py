@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from xmodal_kd.runtime.progress import each, named
+
 SUFFIXES = (".bin", ".ply", ".pcd", ".npz")
 
 
@@ -68,11 +70,11 @@ def segment(
     check_names(paths, out)
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))
     errors, failed = Console(stderr=True), False
-    for path in _progress(paths, errors):
+    for path in each(paths, "segmenting", errors):
         try:
             result = process(segmenter, path, out, image=image, calibration=calib, beams=beams)
         except UserError as error:
-            errors.print(_named(path, error), style="red", soft_wrap=True, markup=False, highlight=False)
+            errors.print(named(path, error), style="red", soft_wrap=True, markup=False, highlight=False)
             failed = True
             continue
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
@@ -97,17 +99,3 @@ def _files(scans: Iterable[Path]) -> Iterator[Path]:
         if not found:
             raise UserError(f"{path}: no scans in this folder (looked for {', '.join(SUFFIXES)})")
         yield from found
-
-
-def _progress(paths: list[Path], console: Console) -> Iterable[Path]:
-    """A progress bar on standard error where that is a terminal and there is more than one file."""
-    if len(paths) < 2 or not console.is_terminal:
-        return paths
-    from rich.progress import track
-
-    return track(paths, "segmenting", console=console, transient=True)
-
-
-def _named(path: Path, error: Exception) -> str:
-    text = str(error)
-    return text if str(path) in text else f"{path}: {text}"
