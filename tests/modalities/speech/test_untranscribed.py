@@ -27,7 +27,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sf.write(folder / "long.flac", 0.1 * rng.standard_normal(16000 * 8), 16000)
     lines = [{"audio_filepath": "long.flac", "offset": i, "duration": 1.0} for i in range(8)]
     for i in (1, 4, 6):
-        lines[i]["text"] = ("yes", "no")[i % 2]
+        lines[i]["text"] = ("yes no", "no yes")[i % 2]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for split in ("dev", "test"):
         sf.write(folder / f"{split}.wav", 0.1 * rng.standard_normal(16000), 16000)
@@ -47,11 +47,11 @@ def test_a_source_says_what_is_transcribed(recordings: Path) -> None:
     loaded = load("speech/kathleen", sets(recordings))
     adapter: Any = make_adapter(loaded, Streams(1))
     source = adapter.data("train")
-    assert len(source) == 8 and [source.items[i].text for i in source.labelled] == ["no", "yes", "yes"]
+    assert len(source) == 8 and [source.items[i].text for i in source.labelled] == ["no yes", "yes no", "yes no"]
     assert source.describe()["untranscribed"] == 5
     assert list(labelled_by(source, loaded.recipe, "student")) == source.labelled
     silent = next(i for i in range(8) if i not in source.labelled)
-    assert source.sample(silent, 0).target == [] and len(source.sample(silent, 0).clean) == 98
+    assert source.sample(silent, 0).target == [] and len(source.sample(silent, 0).clean) > 80
 
 
 def test_a_run_learns_from_it_what_needs_no_transcript(
