@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt
 
-.PHONY: install system lock quickstart assets test test-all lint fmt unit test-lowest test-latest release-check smoke clean
+.PHONY: install system lock quickstart assets test test-all lint fmt unit check-one test-lowest test-latest release-check smoke clean
 
 install: $(STAMP)
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py $(LOCK) tools/install.py
 	@touch $(STAMP)
 
 # what the wheels do not bring: soundfile's libsndfile on some platforms, Open3D's libusb, GL and OpenMP on bare ones
-LIBRARIES := libsndfile1 libusb-1.0-0 libgl1 libgomp1 libx11-6
+LIBRARIES := libsndfile1 libusb-1.0-0 libegl1 libgl1 libgomp1 libx11-6
 system:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		{ apt-get update -qq && apt-get install -y -qq $(LIBRARIES); } >$(VENV).system.log 2>&1 || \
@@ -54,6 +54,7 @@ test: install lint unit
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
 # what lint would complain of and a program can mend
@@ -70,6 +71,13 @@ unit: install
 # with the cases that only a complete matrix has
 test-all: install
 	$(PYTEST) -m 'full or not full'
+
+# what concerns one loss alone: oracle, properties, in the objective, docstring, its line in docs/methods.md
+ONE = "[$(LOSS)] or [$(LOSS)- or -$(LOSS)] or -$(LOSS)-"
+check-one: install
+	@test -n "$(LOSS)" || { echo "make check-one: which loss? make check-one LOSS=kd (xmodal-kd list losses)" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/losses tests/objective/test_losses_objective.py -k $(ONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/project -k "made_of or not_built or xmodal_kd.losses"
 
 # both ends of the ranges in pyproject.toml, each in an environment of its own; docs/versions.md gets what came of it
 test-lowest test-latest: test-%: install

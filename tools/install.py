@@ -86,7 +86,10 @@ def runs(python: Path) -> bool:
         done = subprocess.run([python, "-c", test], check=False, capture_output=True, text=True)
     except OSError:
         return False
-    return done.returncode == 0 and supported(tuple(map(int, done.stdout.split()))[:2])
+    if done.returncode:
+        return False
+    major, minor = map(int, done.stdout.split())
+    return supported((major, minor))
 
 
 def drop_torn(venv: Path) -> list[str]:

@@ -33,18 +33,21 @@ class BrokenError(Exception):
     """What did not work before a test could run, in a line."""
 
 
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing was printed"
+def telling_line(text: str) -> str:
+    """The last line that names an error, or the last one that is no hint."""
+    lines = [line.strip(" ×╰─▶│") for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("hint:")]
+    errors = [line for line in lines if re.match(r"(\w*Error|error|ERROR|Because|No solution)\b", line)]
+    return (errors or lines or ["nothing was printed"])[-1]
 
 
 def step(command: list[str], **environment: str) -> str:
-    """What ``command`` printed; BrokenError with its last line where it fails."""
+    """What ``command`` printed; BrokenError with the line that tells where it fails."""
     done = subprocess.run(
         command, cwd=ROOT, check=False, capture_output=True, text=True, env={**os.environ, **environment}
     )
     if done.returncode:
-        raise BrokenError(f"`{shlex.join(command[:3])} …`: {last_line(done.stdout + done.stderr)[:300]}")
+        raise BrokenError(f"`{shlex.join(command[:3])} …`: {telling_line(done.stdout + done.stderr)[:300]}")
     return done.stdout
 
 

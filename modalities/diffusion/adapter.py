@@ -56,6 +56,7 @@ class DiffusionAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("fd_clf", True)
     output: ClassVar[str] = "prediction"
+    quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
         "folder": "images in a folder; subfolders or dataset.json are the classes",

@@ -71,6 +71,7 @@ class PointsAdapter(Adapter):
     Data: ClassVar[type[PointsData]] = PointsData
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("miou", False)
+    quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "simulator": "streets made on the fly: ground, pavements, cars, trucks, buildings, poles, trees, people",
         "kitti": "KITTI object's layout: training/{velodyne,image_2,calib,label_2}",

@@ -21,7 +21,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.signals import Layout, Signals
 
-from .data.audio import duration
+from .data.audio import look
 from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from .data.features import Features
 from .data.source import Sample, SpeechSource
@@ -36,7 +36,7 @@ from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
-from .models.pretrained import is_pretrained, load_pretrained, vocabulary_of
+from .models.pretrained import is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import NoModel, StoredAnswers
 from .show.panels import Shown, show
 
@@ -54,6 +54,7 @@ class SpeechAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
     blank: ClassVar[int | None] = 0
+    quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
@@ -76,7 +77,7 @@ class SpeechAdapter(Adapter):
     def files(cls, data: SpeechData) -> Iterator[Listed]:
         for split in SPLITS:
             for utterance in utterances(data, split):
-                yield Listed(utterance.key, utterance.path, duration)
+                yield Listed(utterance.key, utterance.path, look)
 
     @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
@@ -160,9 +161,10 @@ class SpeechAdapter(Adapter):
             source.carry_waves(front_end.rate or 0)
 
     def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
-        """Symbols of a teacher of transformers that the student does not write: what it gives them is shared out."""
+        """Of a teacher of transformers: which class is its blank, and what it writes that the student does not."""
         if (folder / CARD).is_file() or not is_pretrained(folder):
             return
+        yield from (("warn", what, advice) for what, advice in traps(folder))
         if unused := left_out(self.tokens.symbols, vocabulary_of(folder)):
             advice = "its probability is shared among the others; letters that no training text holds do no harm"
             yield "warn", f"it also writes {listed(unused)}, which the student does not", advice
@@ -222,7 +224,7 @@ class SpeechAdapter(Adapter):
 
     def _front_end(self, role: str, model: nn.Module) -> FrontEnd:
         own = self._front_ends.get(role)
-        return own or SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
+        return own if own is not None else SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
 
     def _ours(self, role: str, logits: Tensor) -> Tensor:
         """Scores of our symbols, -inf of those that a role does not know."""

@@ -6,6 +6,7 @@ two maps of four positions. The numbers were found by running the released funct
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor
 
 from xmodal_kd.losses import LOSSES
+from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.schemes import aggregate
+from xmodal_kd.schemes.several import Agreed
+from xmodal_kd.signals.signals import Layout, Signals
 
 ITEM = torch.arange(2).repeat_interleave(4)
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
@@ -95,6 +99,25 @@ AE_KD = [
 def test_ae_kd_agrees_with_the_release(most: float, expected: list[float]) -> None:
     slopes = aggregate.gradients(rows(0), [rows(k) for k in (1, 2, 3)], 4.0).mean(dim=1)
     assert aggregate.min_norm(slopes @ slopes.T, 3 * most) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("most", "expected"), AE_KD)
+def test_the_scheme_as_released_gives_each_row_these_weights(most: float, expected: list[float]) -> None:
+    """And none of them to a row that no teacher sees; without the switch the rows' own gradients say otherwise."""
+    outputs = Signals().add("logits", rows(0), Layout.samples(8))
+    scores, seen = [rows(k) for k in (1, 2, 3)], torch.ones(3, 8, dtype=torch.bool)
+
+    def weights(released: bool) -> Tensor:
+        scheme = SimpleNamespace(
+            adapter=SimpleNamespace(output="logits"), temperature=4.0, _ranks=Ranks(),
+            params=SimpleNamespace(cap=3 * most, released=released),
+        )  # fmt: skip
+        found: Tensor = Agreed.weigh(scheme, scores, seen, outputs)  # type: ignore[arg-type]
+        return found
+
+    found = weights(released=True)
+    assert all(row.tolist() == pytest.approx(expected, abs=1e-4) for row in found.T)
+    assert (weights(released=False) - found).abs().max() > 0.01
 
 
 # ---------------------------------------------------------------- standardised logits in every loss that takes them

@@ -83,7 +83,8 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("no make here")
-    for name in ("Makefile", "pyproject.toml", "setup.py"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "requirements/lock.txt", "tools/install.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/.installed").touch()

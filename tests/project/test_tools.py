@@ -65,8 +65,8 @@ def test_lock_names_no_address() -> None:
     [
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left: "),
         (
-            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(... Temporary failure "
-            "in name resolution)'\nERROR: No matching distribution found for torch",
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(... "
+            "Temporary failure in name resolution)'\nERROR: No matching distribution found for torch",
             "the package index cannot be reached: ",
         ),
         ("ERROR: No matching distribution found for open3d>=0.20", "the package index has no open3d>=0.20 for Python "),
@@ -174,6 +174,12 @@ def test_what_broke_is_noted_in_place_of_what_was_noted_before() -> None:
     again = versions.noted(versions.noted(page, other), versions.section("lowest", {}, [], "6 passed", []))
     assert again.startswith("# Versions\n\nHead.\n\n## latest, ") and again.count("\n## ") == 2
     assert "**6 passed**" in again and "test_x" not in again and "\n\n\n" not in again
+
+
+def test_the_line_that_tells() -> None:
+    text = "  × Failed\n  ╰─▶ it returned an error\n       ImportError: Cannot import `y`.\n  Wants 2\n\nhint: see"
+    assert versions.telling_line(text) == "ImportError: Cannot import `y`."
+    assert versions.telling_line("a\nhint: b\n") == "a" and versions.telling_line("") == "nothing was printed"
 
 
 def test_versions_agree_or_the_line_says_which_does_not(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_recipe_with_its_defaults(tmp_path: Path) -> None:
         ("1e-3", ".inf", "r.yaml:22: train.optimizer.lr: Input should be a finite number"),
         ("  steps: 10", "  steps: 1.5", "r.yaml:20: train.steps: Input should be a valid integer"),
         ("weight: 0.5", "weight: -1", "r.yaml:13: objective.1.weight: Input should be greater than or equal to 0"),
-        ("model: conv\n  train:\n    steps: 5", "params: {}", "r.yaml:4: teacher: give path (a saved teacher), or"),
+        ("model: conv\n  train:\n    steps: 5", "params: {}", "r.yaml:4: teacher: give path (a saved teacher)"),
         ("  train:\n    steps: 5\n", "", "teacher: a teacher that is not loaded from a path needs train"),
         ("      student: a", "      student: 3", "r.yaml:17: objective.2.on.student: Input should be a valid string"),
         ("    on:\n      student: a\n      teacher: b", "    on: 3", "r.yaml:16: objective.2.on: Input should be"),

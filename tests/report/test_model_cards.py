@@ -76,12 +76,21 @@ def test_the_students_card_says_what_each_exported_file_reaches(run: Path, tmp_p
     assert "## Its files" not in (tmp_path / cards.README).read_text()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# No front matter", "---\n: [\n---\n", "---\n- a list\n---\n", "---\nlicense:\n---\n"]
-)
+@pytest.mark.parametrize("text", ["", "# No front matter", "---\nlicense:\n---\n"])
 def test_a_card_without_front_matter_names_no_licence(tmp_path: Path, text: str) -> None:
     (tmp_path / cards.README).write_text(text)
     assert cards.licences(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("---\n: [\n---\n", "is not YAML"), ("---\n- a list\n---\n", "no mapping"), ("---\nlicense: mit\n", "has no end")],
+)
+def test_front_matter_that_cannot_be_read_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """A licence in it would be lost without a word."""
+    (tmp_path / cards.README).write_text(text)
+    with pytest.raises(UserError, match=rf"README\.md.*{said}.*mend it"):
+        cards.licences(tmp_path)
 
 
 def test_a_saved_model_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_an_out_folder_that_is_a_file(recipe: Path, tmp_path: Path, capfd: pytes
 
 @pytest.mark.parametrize(("verb", "words"), [
     ("evaluate", ("measured",)), ("save", ("student",)), ("answer", ("measured",)), ("about", ("cards",)),
+    ("export", ("export",)),
 ])  # fmt: skip
 def test_an_adapter_whose_verb_fails(
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str,
@@ -138,8 +139,8 @@ def test_an_adapter_whose_verb_fails(
     """Of the student alone, which the run would ask last."""
     original = getattr(toy.ToyAdapter, verb)
 
-    def broken(self: Any, role: str, *args: Any) -> Any:
-        if role == "student":
+    def broken(self: Any, role: Any, *args: Any) -> Any:
+        if role == "student" or verb == "export":
             raise TypeError("not today")
         return original(self, role, *args)
 

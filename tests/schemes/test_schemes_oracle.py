@@ -132,7 +132,7 @@ def test_one(tmp_path: Path, shared: tuple[str, ...]) -> None:
 
     def formula() -> float:
         found = parts(held)
-        return float((found.branches.sum(0) + found.gate + ramp * found.teacher_signals.sum(0)).mean())
+        return float((found.branches.sum(0) + found.gate + ramp * found.taught.sum(0)).mean())
 
     case.agree(lambda: value(case.losses()["student"]), formula)
 

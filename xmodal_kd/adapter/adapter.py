@@ -8,25 +8,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict, field_validator
 from torch import nn
 
-from ..runtime.bounded_files import sane
 from ..runtime.checkpoint import read_object
 from ..runtime.discovery import modality
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..runtime.registry import Registry, import_object
 from ..signals.signals import Signals
+from .listed import Few, Listed
 from .panels import Panel
 from .saved_model import CARD, About
+from .source import Batch, Source, Strict
 
-if TYPE_CHECKING:
-    from .listed import Listed
-
-Batch = Mapping[str, Any]
 #: Where a batch holds what a teacher's cache has of it, by the name of the signal.
 CACHED = "cached_teacher"
 
@@ -34,47 +30,6 @@ CACHED = "cached_teacher"
 def is_teacher(role: str) -> bool:
     """Whether a role is the recipe's teacher or a further one, ``teacher-<name>``; all others are students."""
     return role == "teacher" or role.startswith("teacher-")
-
-
-class Strict(BaseModel):
-    """Base of every part of a recipe: frozen, and unknown keys are errors.
-
-    >>> class Config(Strict):
-    ...     width: int = 16
-    >>> Config(width=8)
-    Config(width=8)
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _sane(cls, value: Any) -> Any:
-        return sane(value)
-
-
-class Source(Protocol):
-    """The samples of one split, drawn as a function of (epoch, index): workers and resume change nothing.
-
-    Where only some samples of the train split have labels, it says which by an attribute ``labelled``, a sequence of
-    their indexes; without it all have. Where every sample is of one class, it may say so by an attribute ``classes``,
-    each sample's number, which pairs of a class are made by. Where labels are scarce, `sample` is asked for passes over
-    the data in the place of epochs.
-    """
-
-    def __len__(self) -> int: ...
-
-    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
-        """The global batches of an epoch, each a list of sample indexes."""
-        ...
-
-    def sample(self, index: int, epoch: int) -> Any:
-        """One sample, augmented by the streams of (epoch, index). Raises `UserError` naming it if it is broken."""
-        ...
-
-    def collate(self, samples: Sequence[Any]) -> Batch:
-        """A batch of tensors, with ``ids`` ``(b,)`` among them; padding is the adapter's affair."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -137,6 +92,7 @@ class ControlSpec:
     terms: tuple[str, ...]
 
 
+# docs/decisions/004-stages-and-controls.md
 @dataclass(frozen=True)
 class UntrainedControl:
     """The control is the teacher itself within the student's budget: what its user has without distillation."""
@@ -160,6 +116,8 @@ class Adapter(Protocol):
     output: ClassVar[str] = "logits"
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
+    #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.
+    quick_export: ClassVar[bool] = True
     #: What it was built with.
     streams: Streams
     batch_size: int
@@ -193,8 +151,6 @@ class Adapter(Protocol):
         It shares what was read and made of the data, and nothing that hangs on a model: what it is told and builds
         must not reach this one.
         """
-        from .listed import Few
-
         made = copy.copy(self)
         few = {split: Few(self.data(split), items) for split in ("dev", "test")}
         made.data = lambda split: cast(Source, few[split] if split in few else self.data(split))  # type: ignore[method-assign]
@@ -298,3 +254,20 @@ def adapter_class(name: str) -> type[Adapter]:
             raise
         raise UserError(f"modality {name!r} needs {error.name!r}: pip install 'xmodal-kd[{name}]'") from error
     return getattr(found, attribute)  # type: ignore[no-any-return]
+
+
+__all__ = [
+    "CACHED",
+    "Adapter",
+    "Batch",
+    "ControlSpec",
+    "Evaluation",
+    "NoControl",
+    "Overview",
+    "Score",
+    "Source",
+    "Strict",
+    "UntrainedControl",
+    "adapter_class",
+    "is_teacher",
+]

@@ -1,50 +1,90 @@
 """Pre-flight: what is wrong with a recipe, found on real batches before money is spent.
 
-Each check is a generator of findings about a `Subject`; `FIRST` and `THEN` list them in the order of the table.
+Each check is a generator of findings about a `Subject`; `FIRST`, `CHAIN`, `ALWAYS` and `THEN` list them in order. May
+import ``run`` and what it may. Public is the output of ``xmodal-kd check --json``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from ..adapter.listed import named
 from ..recipe.recipe import Loaded
 from ..runtime.errors import RunError, UserError
-from . import cached, data, rehearsal, saved, terms
+from . import ahead, cached, data, rehearsal, saved, terms
 from .subject import Finding, Status, Subject, prepare
 
 Check = Callable[[Subject], Iterator[Finding]]
-#: Where one of these fails, all that follow would fail for the same reason.
-FIRST: tuple[Check, ...] = (
-    data.modules, data.splits, data.signals, data.classes, data.labels, terms.counts,
-)  # fmt: skip
+#: Each hangs on nothing but the models.
+FIRST: tuple[Check, ...] = (data.modules, data.splits)
+#: Each hangs on those before it: where one fails, those behind it would fail for the same reason.
+CHAIN: tuple[Check, ...] = (data.signals, data.classes, data.labels, terms.counts)
+#: These go on whatever failed.
+ALWAYS: tuple[Check, ...] = (data.class_order, data.left_out, saved.teacher_folder, cached.cache)
+#: These hang on all of `FIRST` and `CHAIN`.
 THEN: tuple[Check, ...] = (
-    data.class_order, data.blank, data.padding, data.left_out, data.traps, saved.teacher_folder, cached.cache,
-    terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
+    data.blank, data.padding, data.traps, terms.masked_rows, terms.overfit, terms.balance, rehearsal.training,
+    ahead.dress_rehearsal,
 )  # fmt: skip
 
 
-def check(loaded: Loaded, device: str = "auto", gate: bool = False) -> list[Finding]:
-    """All checks in order, up to the first of `FIRST` that fails.
+def check(loaded: Loaded, device: str = "auto", gate: bool = False, bad: Path | None = None) -> list[Finding]:
+    """All checks in order; one that fails keeps only those back that hang on what it looks at.
 
     Args:
         gate: also measure the saved teacher against the metric that it declares.
+        bad: a file for the names of samples whose files will not do.
     """
+    first = list(ahead.ahead(loaded, bad))
     try:
         subject = prepare(loaded, device)
     except UserError as error:
-        return [Finding("build", "fail", str(error), "nothing else was tried")]
+        return merged([*first, Finding("build", "fail", str(error), "what hangs on the models was not tried")])
     sizes = ", ".join(f"{role} {sum(p.numel() for p in m.parameters()):,}" for role, m in subject.roles.items())
-    findings = [Finding("build", "pass", f"parameters: {sizes}")]
-    for one in (*FIRST, *THEN, *([saved.gate] if gate else [])):
-        found = _tried(one, subject)
-        findings += found
-        if one in FIRST and found and found[-1].status == "fail":
-            advice = "; ".join(filter(None, (found[-1].advice, "nothing else was tried")))
-            return [*findings[:-1], replace(found[-1], advice=advice)]
-    return findings
+    findings = [*first, Finding("build", "pass", f"parameters: {sizes}")]
+    for one in FIRST:
+        findings += _tried(one, subject)
+    sound = not _failed(findings[len(first) :])
+    for one in CHAIN:
+        if sound:
+            findings += _tried(one, subject)
+            sound = not _failed(findings[len(first) :])
+    if not sound:
+        at = max(i for i, finding in enumerate(findings) if finding.status == "fail")
+        advice = "; ".join(filter(None, (findings[at].advice, "what hangs on it was not tried")))
+        findings[at] = replace(findings[at], advice=advice)
+    for one in (*ALWAYS, *(THEN if sound else ()), *([saved.gate] if gate else [])):
+        findings += _tried(one, subject)
+    return merged(findings)
+
+
+def _failed(findings: list[Finding]) -> bool:
+    return any(finding.status == "fail" for finding in findings)
+
+
+def merged(findings: list[Finding]) -> list[Finding]:
+    """Findings of which those that say the same stand once, at the place of the first, with the others' checks."""
+    kept: dict[tuple[str, str], Finding] = {}
+    checks: dict[tuple[str, str], list[str]] = {}
+    for number, finding in enumerate(findings):
+        key = (finding.status, finding.found) if finding.status == "fail" else ("", str(number))
+        kept.setdefault(key, finding)
+        checks.setdefault(key, []).append(finding.check)
+        if finding.advice and not kept[key].advice:
+            kept[key] = replace(kept[key], advice=finding.advice)
+    return [
+        replace(finding, found=finding.found + _beside(checks[key])) if len(checks[key]) > 1 else finding
+        for key, finding in kept.items()
+    ]
+
+
+def _beside(checks: list[str]) -> str:
+    others = list(dict.fromkeys(checks[1:]))
+    return f" ({len(checks)} times: also {named(others)})"
 
 
 def _tried(one: Check, subject: Subject) -> list[Finding]:
@@ -65,4 +105,4 @@ def _tried(one: Check, subject: Subject) -> list[Finding]:
     return found
 
 
-__all__ = ["FIRST", "THEN", "Finding", "Status", "check"]
+__all__ = ["ALWAYS", "CHAIN", "FIRST", "THEN", "Finding", "Status", "check"]

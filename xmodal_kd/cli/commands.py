@@ -100,10 +100,12 @@ def doctor(
 ) -> None:
     """Does what is installed work here, and what does this machine offer? One line a check: ok, warning or failed.
 
-    Versions, and what each extra is for; one call of each compiled package (torchaudio, torchvision, Open3D, ONNX
-    Runtime and others), apart, so that a library which does not fit is a line with the command that mends it; the
-    attention kernel that was chosen and why; CPU, GPUs, memory, and the disk of the run folder. Status 1 if anything
-    that is installed does not work; what is not installed is no failure.
+    Versions, and what each extra is for. One call of each compiled package
+    (torchaudio, torchvision, Open3D, ONNX Runtime and others), apart, so that a
+    library which does not fit is a line with the command that mends it. The
+    attention kernel that was chosen and why. CPU, GPUs, memory, and the disk of
+    the run folder. Status 1 if anything that is installed does not work; what is
+    not installed is no failure.
 
     Example: xmodal-kd doctor --out runs/mine
     """

@@ -113,6 +113,10 @@ def check(
     gate: Annotated[
         bool, typer.Option("--gate", help="Also measure the saved teacher against the metric that it declares.")
     ] = False,
+    bad: Annotated[
+        Path | None,
+        typer.Option(help="Write the names of samples that cannot be read; data.skip=FILE leaves them out."),
+    ] = None,
     device: Device = "auto",
     allow_import: Imports = None,
     json_: AsJson = False,
@@ -122,11 +126,13 @@ def check(
     from ..recipe.recipe import load
 
     _allow(allow_import)
-    findings = run_checks(load(recipe, set_ or ()), device, gate)
+    findings = run_checks(load(recipe, set_ or ()), device, gate, bad)
     if json_:
         print(json.dumps([finding.to_json() for finding in findings]))
     else:
-        table = Table("check", "", "found", "what to do")
+        table = Table()
+        for column in ("check", "", "found", "what to do"):
+            table.add_column(column, overflow="fold")  # a path that is cut cannot be used
         colour = {"pass": "green", "warn": "yellow", "fail": "red"}
         for f in findings:
             table.add_row(f.check, f"[{colour[f.status]}]{f.status}[/]", escape(f.found), escape(f.advice))

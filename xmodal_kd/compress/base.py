@@ -47,6 +47,7 @@ def record(model: nn.Module) -> Record:
     return found  # type: ignore[no-any-return]
 
 
+# docs/decisions/013-compression.md
 class Compression:
     """Base of the ways of compression. The first line of a docstring is shown by ``list compress``.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -133,4 +135,4 @@ def _standardised(rows: Tensor, released: bool) -> Tensor:
     moved = centred(rows, dim=0)
     if released:
         return moved / (deviation(moved, dim=0) + 1e-6)
-    return direction(moved, dim=0) * len(rows) ** 0.5
+    return direction(moved, dim=0) * math.sqrt(len(rows))

@@ -14,13 +14,16 @@ from torch import Tensor
 LEAST = 1e-6
 
 
-def direction(rows: Tensor, dim: int = -1, *, least: float = LEAST, held: bool = False) -> Tensor:
+def direction(rows: Tensor, dim: int = -1, *, least: float = LEAST, held: bool = False, revive: bool = False) -> Tensor:
     """`rows` with length 1 along `dim`; 0, without gradient, where they are shorter than `least`.
 
     Args:
         held: lengths are constants in the gradient.
+        revive: what is shorter stays as it is, with the gradient of a vector of length 1.
     """
     squared = (rows.detach() if held else rows).square().sum(dim=dim, keepdim=True)
+    if revive:
+        return rows / torch.where(squared > least**2, squared, 1.0).sqrt()
     return rows * inverse_root(squared, least)
 
 

@@ -47,7 +47,9 @@ def affinity(
     for chosen in _of_like_size(counts, least):
         number = torch.full_like(counts, -1).index_copy(0, chosen, torch.arange(len(chosen), device=item.device))[which]
         inside = number >= 0
-        s, t = (side_by_side(direction(x[inside]), number[inside], len(chosen))[0] for x in (student, teacher))
+        s, t = (
+            side_by_side(direction(x[inside], revive=True), number[inside], len(chosen))[0] for x in (student, teacher)
+        )
         mean = _gram_difference(s, t) / counts[chosen].square()
         values = values.index_add(0, found[chosen, 0], mean)
     return values, torch.bincount(found[counts >= least, 0], minlength=items)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..runtime.checkpoint import load_weights, read_object, read_tensors, write_json, write_tensors
+from ..runtime.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
 from ..runtime.errors import UserError
 
 WEIGHTS, CARD = "exits.safetensors", "exits.json"
@@ -65,6 +65,7 @@ class Route:
     axis: int = -1
 
 
+# docs/decisions/015-students-that-teach.md
 class Exits(nn.Module):
     """The exits of a model, in the order in which it comes to them."""
 
@@ -160,7 +161,9 @@ def load_early(model: nn.Module, folder: Path, number: int) -> nn.Module:
     Raises:
         UserError: the folder has no such exit, or the model cannot be left there.
     """
-    card = read_object(folder / CARD)
+    card = read_json(folder / CARD)
+    if not isinstance(card, list):
+        raise UserError(f"{folder / CARD}: a JSON list of exits belongs here, not {type(card).__name__}")
     if not 1 <= number <= len(card):
         raise UserError(f"{folder}: it has exits 1 to {len(card)}, not {number}")
     exits = Exits([entry["path"] for entry in card], [tuple(entry["shape"]) for entry in card])

@@ -134,7 +134,7 @@ class Teacher(Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
         if self.path is None and self.model is None:
-            raise ValueError("give path (a saved teacher), signals (what one said), or model and train")
+            raise ValueError("give path (a saved teacher), or model and train, or signals (what one said)")
         if self.path is None and self.train is None:
             raise ValueError("a teacher that is not loaded from a path needs train")
         return self

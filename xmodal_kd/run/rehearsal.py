@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from ..runtime.errors import RunError, UserError
 from ..runtime.progress import Bar
 from ..runtime.random_streams import Streams
 from ..schemes import Scheme
-from ..teacher_cache.session import check_terms
+from ..teacher_cache.session import cache_folder, check_terms, identity
 from ..training import loader
 from ..training.controls import control_spec
 from ..training.engine import Engine
@@ -50,6 +51,8 @@ from .roles import compressions, labelled_by, make_method, models_of, training_s
 ITEMS = 4
 #: No weight of a sound model is as large after its first step.
 LARGEST = 1e15
+#: Seconds of training from which on an export that takes its time is rehearsed, too.
+LONG = 600.0
 #: Every training's adapter by its plan, and by the size of its batches where that is not the recipe's.
 Adapters = Callable[[RolePlan, int | None], Adapter]
 
@@ -60,6 +63,8 @@ class Rehearsing(Engine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.real, self.ranks = self.ranks, Ranks()
+        #: That the whole training would take, were all steps as slow as the first.
+        self.seconds = 0.0
 
     def save(self) -> None: ...
 
@@ -78,8 +83,11 @@ class Rehearsing(Engine):
         for index, stage in enumerate(stages):
             self.at.step = 0
             self._begin(stages, index, micros[0])
+            start = perf_counter()
             self._step(stage, micros, quiet)
-            self._leap(stage)
+            self.seconds += stage.steps * (perf_counter() - start)
+            if self.accelerator.scaler is None:  # of fp16 the first gradients may overflow, and are passed over
+                self._leap(stage)
             self._end(stage)
             yield stage
 
@@ -133,6 +141,10 @@ class Rehearsal:
         self.entries: dict[str, dict[str, Any]] = {}
         self._few: dict[int, Adapter] = {}
         self.folder = Path()
+        #: What trained the student, where that is a scheme.
+        self.scheme: Scheme | None = None
+        #: That all trainings will take, by their first steps.
+        self.seconds = 0.0
 
     def go(self) -> None:
         """Raises `UserError` for the first thing that the run would die of."""
@@ -166,8 +178,10 @@ class Rehearsal:
         for plan in self.role_plans:
             if plan.role not in self.done:
                 yield f"{plan.role}, measured", lambda plan=plan: self.measured(plan)  # type: ignore[misc]
-        if isinstance(control_spec(self.loaded.recipe), UntrainedControl):
+        trained = {plan.role for plan in self.role_plans}
+        if "student" in trained and isinstance(control_spec(self.loaded.recipe), UntrainedControl):
             yield "control", self.untrained_control
+        yield "export", self.export
         yield "cards", self.written_cards
 
     # ---------------------------------------------------------------- before any model
@@ -230,9 +244,11 @@ class Rehearsal:
             raise UserError(_not_finite(role, error, plan.terms)) from error
         self._cached(role, method)
         compressions(self.loaded, role).finish(models[role])
+        self.seconds += engine.seconds
         if isinstance(method, Scheme):
             for model in models.values():
                 model.eval()
+            self.scheme = method if role == "student" else self.scheme
         return models[role].eval()
 
     def _shares(self, plan: RolePlan, source: Any, world: int) -> None:
@@ -249,8 +265,12 @@ class Rehearsal:
 
     def _cached(self, role: str, method: Method) -> None:
         objective = method.modules().get("objective")
-        if self.loaded.recipe.cache is not None and role == "student" and isinstance(objective, Objective):
-            check_terms(objective)
+        if self.loaded.recipe.cache is None or role != "student" or not isinstance(objective, Objective):
+            return
+        check_terms(objective)
+        if (teacher := self.models.get("teacher")) is not None and objective.needs_teacher:
+            recipe, data = self.loaded.recipe, resolved(self.loaded)["data"]
+            identity(recipe, objective, teacher, data).adopt(cache_folder(recipe, self.out))
 
     # ---------------------------------------------------------------- what is told of it
 
@@ -279,10 +299,11 @@ class Rehearsal:
         name = self.adapter.metric[0]
         try:
             found = self._tried(role, model, adapter, split)
-            if found is not None and math.isfinite(float(found.metrics[name])):
+            if math.isfinite(float(found.metrics[name])):
                 return found
-        except (ArithmeticError, ValueError, LookupError, RuntimeError):
-            pass  # of what is too little to be measured; if not, it comes again
+        except Exception as error:  # of what is too little to be measured; if it is something else, it comes again
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
         every = self.adapters(plan, None)
         count = len(every.data(split))
         found = self._tried(role, model, every.rehearsing(count), split)
@@ -310,6 +331,17 @@ class Rehearsal:
         with torch.no_grad(), self.streams.forked("evaluate"):
             model = adapter.untrained_control(self.standing["teacher"], self.standing["student"])
         adapter.save("control", model, self.folder / "control")
+
+    def export(self) -> None:
+        """The student is made deployable, where that is quick or the run is long."""
+        student = self.standing.get("student")
+        if student is None or "student" in self.done or not (self.adapter.quick_export or self.seconds > LONG):
+            return
+        adapter, folder = self._data(self.adapter), self.folder / "student"
+        with self.streams.forked("export"):
+            compressions(self.loaded).export(adapter, copy.deepcopy(student), folder)
+            if self.scheme is not None:
+                self.scheme.export(student, adapter, folder)
 
     def written_cards(self) -> None:
         """Every card, with the metrics of the rehearsal."""

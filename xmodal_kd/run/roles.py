@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train
 from ..recipe.yaml_reader import Path_
 from ..runtime.allocation import bounded
+from ..runtime.checkpoint import damaged
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..schemes import SCHEMES, Scheme
@@ -179,6 +181,14 @@ def build(
     where = ".".join(map(str, role_plan.at)) or role_plan.role
     with streams.forked("init", role or role_plan.init), bounded(where):
         return adapter.build(role or role_plan.role, role_plan.model, checked.model_dump())
+
+
+def saved(adapter: Adapter, role: str, folder: Path) -> nn.Module:
+    """A saved model. Raises `UserError` also where an adapter stumbles over what a damaged folder says."""
+    try:
+        return adapter.load(role, folder)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise damaged(folder, error) from error
 
 
 def models_of(

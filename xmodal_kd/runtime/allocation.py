@@ -32,7 +32,7 @@ class _Bounded(TorchDispatchMode):
     """Counts what every function that makes a tensor is asked for."""
 
     def __init__(self, most: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most, self.bytes, self.tensors = most, 0, 0
 
     def __torch_dispatch__(

@@ -25,7 +25,7 @@ def columns(ours: Sequence[str], theirs: Sequence[str], who: str) -> tuple[int, 
 def map_classes(scores: Tensor, wanted: Sequence[int], dim: int = -1) -> Tensor:
     """`scores` of their classes as scores of ours: -inf of what they do not know.
 
-    >>> brought(torch.tensor([[1.0, 2.0]]), (1, -1, 0))
+    >>> map_classes(torch.tensor([[1.0, 2.0]]), (1, -1, 0))
     tensor([[2., -inf, 1.]])
     """
     held = torch.tensor(wanted, device=scores.device)

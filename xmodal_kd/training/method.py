@@ -39,6 +39,7 @@ class Ema(NamedTuple):
     decay: float
 
 
+# docs/decisions/004-stages-and-controls.md
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with one set of optimizers.

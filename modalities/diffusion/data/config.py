@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from xmodal_kd.adapter.adapter import Strict
-from xmodal_kd.adapter.listed import DataSection
+from xmodal_kd.adapter.source import DataSection, Strict
 
 from .stores import split_folders
 

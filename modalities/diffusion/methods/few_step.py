@@ -41,6 +41,7 @@ class FewStepParams(Strict):
     """
 
 
+# docs/decisions/011-diffusion.md
 class FewStep:
     """Base of the few-step methods: stages of its own after an optional one of feature distillation."""
 

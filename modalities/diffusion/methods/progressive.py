@@ -101,6 +101,7 @@ def check_grids(process: Process, steps: int) -> None:
         )
 
 
+# docs/decisions/011-diffusion.md
 def progressive_target(teacher: Denoiser, batch: Batch, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """z_t, t and the x that a student of `steps` steps must see in z_t to arrive where two DDIM steps lead.
 

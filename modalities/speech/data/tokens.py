@@ -40,7 +40,7 @@ def parted(text: str) -> str:
     """As `normalise`, but all punctuation parts words and no other character is lost.
 
     >>> parted("rock'n'roll, 3.5%")
-    "rock'n'roll 3 5 %"
+    "rock'n'roll 3 5%"
     """
     text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
     inside = (" " if unicodedata.category(c)[0] == "P" and c not in "'%&#@" else c for c in text)

@@ -64,6 +64,9 @@ def transcribe(
     recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
     kind = "json" if json_ else format_
     found = list(_files(audio))
+    unreadable = [one for one in found if isinstance(one, UserError)]
+    if unreadable and len(unreadable) == len(found):
+        raise unreadable[0]
     if kind in ("srt", "vtt") and into is None and len(found) > 1:
         raise UserError(f"--format {kind}: {len(found)} recordings: name a folder for their files by --into")
     for path in _progress(found, errors):
@@ -72,6 +75,8 @@ def transcribe(
                 raise path
             result = recogniser.transcribe(path, beam_size=beam)
             _give(_written(kind, path, result), path, kind, into)
+        except BrokenPipeError:  # nobody reads on
+            raise
         except Exception as error:  # whatever a file makes its reader say: the rest are worth their turn
             if "pip install" in str(error):  # no file is to blame
                 raise

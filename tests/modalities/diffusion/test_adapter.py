@@ -20,6 +20,7 @@ from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_p
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
 from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.run.run_folder import read_state, write_state
 from xmodal_kd.runtime.checkpoint import digest
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -129,10 +130,10 @@ def test_a_stopped_run_ends_with_the_same_bytes(done: Path, tmp_path: Path, stop
     else:
         shutil.copytree(done / "teacher", out / "teacher")
         shutil.copytree(done / "checkpoints/teacher", out / "checkpoints/teacher")
-        state = json.loads((done / "state.json").read_text())
+        state = read_state(done)
         state["roles"] = {"teacher": state["roles"]["teacher"]}
         state.pop("overview")
-        (out / "state.json").write_text(json.dumps(state))
+        write_state(out, state)
         shutil.copy(done / "recipe.yaml", out)
         first = done / "checkpoints/student/step-00000002"
         assert json.loads((first / "state.json").read_text())["at"]["stage"] == 0

@@ -257,8 +257,8 @@ def test_arrays_of_another_shape_go_through_the_source(tmp_path):
     made = DiffusionSource(data, "train", load_split(data, "train"), Streams(1), 5)
     batch = made.collate([made.sample(i, 0) for i in made.plan(0)[0]])
     assert batch["x"].shape == batch["noise"].shape == (5, 3, 2)
-    assert made.describe() == {"samples": 5, "left_out": 0, "shape": [3, 2], "classes": None}
+    assert made.describe() == {"samples": 5, "left_out": 0, "shape": [3, 2], "classes": None, "skipped": 0}
 
 
 def test_describe_says_what_a_report_needs():
-    assert source().describe() == {"samples": 1000, "left_out": 0, "shape": [1, 8, 8], "classes": 10}
+    assert source().describe() == {"samples": 1000, "left_out": 0, "shape": [1, 8, 8], "classes": 10, "skipped": 0}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from xmodal_kd.modalities.points.data.augment_config import Augment
+from xmodal_kd.modalities.points.data.augment_config import READ, Augment
 from xmodal_kd.modalities.points.data.frame import UNLABELLED, Scan
 from xmodal_kd.modalities.points.views import augment as A
 from xmodal_kd.modalities.points.views.augment import apply_image, apply_points, apply_range
@@ -290,7 +290,7 @@ def test_a_view_says_what_it_does_not_read():
     assert settings.unread("image") == ("rotate",)
     assert settings.unread("range") == settings.unread("points") == ("colour",)
     assert Augment().unread("image") == ()
-    assert set().union(*A.READ.values()) == set(Augment.model_fields)
+    assert set().union(*READ.values()) == set(Augment.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from points_small import SETS, run
 import xmodal_kd
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.points.export.saved_folder import load_card
+from xmodal_kd.run.run_folder import read_state, write_state
 from xmodal_kd.runtime.checkpoint import digest, read_json, read_tensors, write_json
 
 ROOT = Path(xmodal_kd.__file__).parents[1]
@@ -61,10 +62,10 @@ def test_a_stopped_run_ends_with_the_same_bytes(trained: Path, tmp_path: Path) -
         shutil.copytree(trained / part, out / part)
     first = trained / "checkpoints/student/step-00000002"
     shutil.copytree(first, out / "checkpoints/student" / first.name)
-    state = read_json(trained / "state.json")
+    state = read_state(trained)
     state["roles"] = {role: state["roles"][role] for role in ("teacher", "control")}
     state.pop("overview")
-    write_json(out / "state.json", state)
+    write_state(out, state)
     shutil.copy(trained / "recipe.yaml", out)
     assert run(out, more=["--resume"]) == 0
     assert weights(out / "student") == weights(trained / "student")

@@ -16,8 +16,8 @@ from onnxruntime import quantization
 from oracles.int8_graph import exact, run, saturating, weights, worst
 
 from xmodal_kd.adapter.adapter import Score
+from xmodal_kd.modalities.speech.export import onnx as export
 from xmodal_kd.modalities.speech.export.onnx import FP32, INT8, LARGEST, OnnxModel, against, export_onnx, quantise
-from xmodal_kd.modalities.speech.export.onnx import onnx as export
 from xmodal_kd.modalities.speech.models import MODELS
 from xmodal_kd.models import onnx as ours
 from xmodal_kd.runtime.errors import RunError, UserError

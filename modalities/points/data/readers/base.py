@@ -158,6 +158,8 @@ def look(path: Path) -> None:
     record = next((length for end, length in RECORDS.items() if name.endswith(end)), None)
     if record is not None and size % record:
         raise UserError(f"{path}: {size} bytes are no multiple of a record of {record}: is it cut?")
+    if name.endswith(".label"):
+        _check_labels(path, size // RECORDS[".label"])
     if path.suffix.lower() in ENDS:
         try:
             with Image.open(path):
@@ -169,6 +171,13 @@ def look(path: Path) -> None:
             whole = ENDS[path.suffix.lower()] in file.read()
         if not whole:
             raise UserError(f"{path}: the photograph is cut: it has no end")
+
+
+def _check_labels(path: Path, labels: int) -> None:
+    scan = path.parents[1] / "velodyne" / f"{path.stem}.bin"
+    points = scan.stat().st_size // RECORDS[".bin"] if scan.is_file() else labels
+    if labels != points:
+        raise UserError(f"{path}: {labels} labels, its scan has {points} points")
 
 
 def photograph(path: Path, intrinsics: Matrix, lidar_to_camera: Matrix, scan: Scan) -> Picture:
