@@ -10,6 +10,8 @@ from xmodal_kd.runtime.errors import UserError
 #: Where a folder without ``model_index.json`` keeps its network; averaged weights are the better ones.
 PLACES = ("unet_ema", "unet", ".")
 NETWORK, SCHEDULE, INDEX = "config.json", "scheduler_config.json", "model_index.json"
+#: Beside every pipeline that this package wrote.
+OWN = "sampler.json"
 
 
 def bare_unet(folder: Path) -> tuple[Path, Path | None] | None:
@@ -18,8 +20,8 @@ def bare_unet(folder: Path) -> tuple[Path, Path | None] | None:
     Raises:
         UserError: the folder only holds checkpoints, of which one must be named.
     """
-    if not folder.is_dir() or (folder / INDEX).is_file():
-        return None
+    if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, OWN)):
+        return None  # with ours alone it is a pipeline half written
     for place in PLACES:
         unet = folder / place
         if (unet / NETWORK).is_file() and "_class_name" in read_object(unet / NETWORK):  # which diffusers writes
