@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def process(
     found = segmenter.segment(scan, picture=picture, beams=beams)
     name, classes, known = stem(path), segmenter.classes, found.labels >= 0
     ply = write_ply(out / f"{name}.ply", scan.xyz, found.labels, found.confidence, classes)
-    png = write_picture(out / f"{name}.png", page(scan, found, picture, classes, segmenter.view.columns))
+    there = scan.there
+    shown = replace(found, labels=found.labels[there])
+    png = write_picture(out / f"{name}.png", page(scan[there], shown, picture, classes, segmenter.view.columns))
     counted = found.labels[known] if known.any() or found.pixels is None else found.pixels.ravel()
     return {
         "path": str(path), "points": len(scan), "shares": shares(counted, classes),
