@@ -39,7 +39,7 @@ def unlike(scan: Scan, view: View, sensor: Sensor) -> tuple[str, ...]:
     if len(scan) < FEWEST:
         return ()
     some = scan.xyz[:: -(-len(scan) // SAMPLE)].astype(np.float64)
-    return tuple((*_axes(some), *_height(some, sensor), *_range(some, sensor), *_turn(some), *_columns(scan, view)))
+    return (*_axes(some), *_height(some, sensor), *_range(some, sensor), *_turn(some), *_columns(scan, view))
 
 
 def _axes(xyz: Float[np.ndarray, "n 3"]) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _columns(scan: Scan, view: View) -> Iterator[str]:
         return
     typical = float(np.median(np.bincount(scan.ring)[np.unique(scan.ring)]))
     if typical < view.columns / 4:
-        yield f"a ring has {typical:.0f} points; the model learned images of {view.columns} columns, most are empty here"
+        yield f"a ring has {typical:.0f} points; the model learned images of {view.columns} columns: most stay empty"
 
 
 __all__ = ["ground", "unlike"]
