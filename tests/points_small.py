@@ -8,16 +8,20 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.points.adapter import PointsAdapter
-from xmodal_kd.modalities.points.data.config import PointsData
+from xmodal_kd.modalities.points.data.config import PointsData, View
+from xmodal_kd.modalities.points.data.frame import CLASSES, Scan
 from xmodal_kd.modalities.points.data.simulator.cast import simulate
 from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
 from xmodal_kd.modalities.points.data.simulator.write import write_semantickitti
+from xmodal_kd.modalities.points.export.saved_folder import save_model
+from xmodal_kd.modalities.points.models import MODELS
 from xmodal_kd.modalities.points.views.source import PointsSource
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -97,6 +101,31 @@ def run(out: Path, *sets: str, recipe: str = "smoke/points", more: Sequence[str]
     """The smoke recipe, smaller; a later setting of a key takes the place of an earlier one."""
     listed = [word for item in [*SETS, *sets] for word in ("--set", item)]
     return call(["run", recipe, "--out", str(out), "--quiet", *listed, *more])
+
+
+def street(sensor: str = "hdl64e", columns: int = 128) -> Scan:
+    """A flat road between two walls with a box on it, in the order in which the sensor's lasers see it."""
+    spec = SENSORS[sensor].with_columns(columns)
+    rays = spec.rays().reshape(-1, 3).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        ground = np.where(rays[:, 2] < 0, -spec.height / rays[:, 2], np.inf)
+        walls = 8 / np.maximum(abs(rays[:, 1]), 1e-9)
+    box = np.where((abs(rays[:, 1]) < 0.1) & (rays[:, 0] > 0.8), 6 / np.maximum(rays[:, 0], 1e-9), np.inf)
+    distance = np.minimum(np.minimum(ground, walls), box)
+    hit = np.flatnonzero(distance < 60)
+    xyz = (rays[hit] * distance[hit, None]).astype(np.float32)
+    return Scan(xyz, np.full(len(hit), 0.5, np.float32), hit // columns, spec.beams)
+
+
+def save(folder: Path, name: str, view: View, channels: int, **params: Any) -> Path:
+    torch.manual_seed(0)
+    kind = MODELS[name]
+    model = kind(kind.Config(**params), channels=channels, classes=len(CLASSES)).eval()
+    if hasattr(model, "head"):
+        with torch.no_grad():  # an untrained model that is sure of something
+            model.head.weight.mul_(20)
+    card = {"model": name, "params": params, "channels": channels, "classes": CLASSES, "view": view}
+    return save_model(folder, model, {**card, "image": (32, 64), "sensor": "hdl64e"})
 
 
 class Inside:

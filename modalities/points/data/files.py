@@ -15,18 +15,18 @@ import numpy.typing as npt
 from xmodal_kd.runtime.bounded_arrays import read_npz
 from xmodal_kd.runtime.errors import UserError
 
+from .bin_columns import check_columns
 from .frame import CLASSES, UNLABELLED, Scan
 from .ply_pcd import read_pcd, read_ply
+from .ring_numbers import rings_by_number
 
 NUSCENES_BEAMS = 32
 #: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
 NUSCENES_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-#: Numbers of lasers that sensors have: a file that names ring 60 as its last comes from 64.
-BEAMS = (4, 8, 16, 32, 40, 64, 80, 128)
 #: What columns are called by the programs that write them, lower case.
 NAMES = {
     "intensity": ("intensity", "scalar_intensity", "reflectance", "reflectivity", "remission", "i"),
-    "ring": ("ring", "scalar_ring", "laser_id", "laser", "channel"),
+    "ring": ("ring", "scalar_ring", "laser_id", "laserid", "laser_number", "laser", "channel", "beam"),
 }
 
 
@@ -40,11 +40,15 @@ def read_points(path: Path | str) -> Scan:
     ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
     ==============  ================================================================================================
 
-    In all but ``.pcd.bin`` intensities are divided by 255 if one is above 1, and rings are turned over if the higher
-    numbers look upwards.
+    In all but ``.pcd.bin`` intensities are divided by 255 if one is above 1, and rings are numbered by where their
+    lasers look, whatever the file numbers them (`ring_numbers`).
+
+    Organised clouds have a place for every shot, and NaN where nothing came back. Of ``.ply``, ``.pcd`` and ``.npz``
+    such points stay in the scan, with NaN in `xyz`, so that results are aligned with the file (`Scan.there`).
 
     Raises:
-        UserError: a file that is missing, not of these, cut, empty, or holds NaN or infinite values; it names the file.
+        UserError: a file that is missing, not of these, cut or empty, ``.bin`` with NaN or infinite values or with what
+            is no intensity in its fourth column, other files without any finite point; it names the file.
     """
     path = Path(path)
     suffix = ".pcd.bin" if path.name.lower().endswith(".pcd.bin") else path.suffix.lower()
@@ -81,6 +85,7 @@ def check_finite(table: npt.NDArray[Any], path: Path) -> None:
 
 
 def _kitti(path: Path) -> Scan:
+    check_columns(path)
     table = records(path, 4)
     return Scan(table[:, :3].copy(), _unit(table[:, 3]))
 
@@ -133,18 +138,15 @@ def _npz(path: Path) -> Scan:
 def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None, ring: npt.NDArray[Any] | None) -> Scan:
     """A scan of columns that may be of any type."""
     with np.errstate(over="ignore", invalid="ignore"):
-        xyz = np.ascontiguousarray(xyz, dtype=np.float32)
+        xyz = np.array(xyz, dtype=np.float32, order="C")
         intensity = np.zeros(len(xyz), np.float32) if intensity is None else intensity.astype(np.float32)
-    check_finite(np.column_stack([xyz, intensity]), path)
-    if ring is None:
-        return Scan(xyz, _unit(intensity))
-    numbers = ring.astype(np.int64)
-    if (numbers != ring).any() or numbers.min() < 0:
-        raise UserError(f"{path}: its rings must be whole numbers from 0")
-    beams = next((count for count in BEAMS if numbers.max() < count), int(numbers.max()) + 1)
-    elevation = np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1]))
-    upwards = float(np.mean((numbers - numbers.mean()) * (elevation - elevation.mean()))) > 0
-    return Scan(xyz, _unit(intensity), beams - 1 - numbers if upwards else numbers, beams)
+    there = np.isfinite(xyz).all(axis=1)
+    if not there.any():
+        check_finite(xyz, path)
+    xyz[~there] = np.nan
+    unit = _unit(np.where(np.isfinite(intensity) & there, intensity, 0))
+    found = None if ring is None else rings_by_number(ring, xyz, there, path)
+    return Scan(xyz, unit) if found is None else Scan(xyz, unit, *found)
 
 
 def _unit(intensity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

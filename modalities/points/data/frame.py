@@ -22,7 +22,7 @@ class Scan:
     """One sweep, or several brought into one frame.
 
     Attributes:
-        xyz: ``(n, 3)`` metres in the sensor's frame.
+        xyz: ``(n, 3)`` metres in the sensor's frame; of files to be segmented also NaN, for shots without a return.
         intensity: ``(n,)`` 0 to 1.
         ring: ``(n,)`` the laser that saw each point, 0 the highest; None where the file does not say.
         beams: number of lasers, where `ring` is known.
@@ -46,6 +46,12 @@ class Scan:
     def distance(self) -> Float[np.ndarray, " n"]:
         """Metres from the sensor."""
         found: np.ndarray = np.linalg.norm(self.xyz, axis=1)
+        return found
+
+    @property
+    def there(self) -> Bool[np.ndarray, " n"]:
+        """Points with a place: something came back from them."""
+        found: np.ndarray = np.isfinite(self.xyz).all(axis=1)
         return found
 
     def __getitem__(self, chosen: np.ndarray) -> Scan:

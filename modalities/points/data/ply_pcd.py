@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ MOST, MOST_VALUES = 1 << 32, 4096
 
 
 def read_ply(path: Path) -> Columns:
-    """The scalar properties of the element ``vertex``, by name, ``(n,)`` each.
+    """The scalar properties of the element ``vertex``, by name, ``(n,)`` each; other elements are passed over.
 
     Raises:
-        UserError: not a PLY, vertices that come after another element or hold lists, fewer values than the header says.
+        UserError: not a PLY, no vertices, vertices that hold lists, fewer values than the header says.
     """
     content = read_bytes(path, MOST)
     if not content.startswith((b"ply\n", b"ply\r\n")):
@@ -51,16 +52,48 @@ def read_ply(path: Path) -> Columns:
     order = next((line[1] for line in words if len(line) > 1 and line[0] == "format"), "")
     if order not in PLY_ORDERS:
         raise UserError(f"{path}: PLY format {order!r} is unknown (known: {', '.join(PLY_ORDERS)})")
-    elements = [i for i, line in enumerate(words) if line[:1] == ["element"]]
-    if not elements or words[elements[0]][1:2] != ["vertex"]:
-        raise UserError(f"{path}: the first element of a point cloud must be 'vertex'")
-    end = elements[1] if len(elements) > 1 else len(words)
-    properties = [line[1:] for line in words[elements[0] + 1 : end] if line[0] == "property"]
+    starts = [i for i, line in enumerate(words) if line[:1] == ["element"]]
+    elements = [words[start:end] for start, end in pairwise([*starts, len(words)])]
+    at = next((i for i, element in enumerate(elements) if element[0][1:2] == ["vertex"]), None)
+    if at is None:
+        raise UserError(f"{path}: no element 'vertex': it holds no points")
+    for element in elements[:at]:
+        body = _after(body, element, order, path)
+    count, properties = _element(elements[at], path)
     if odd := next((line for line in properties if len(line) != 2 or line[0] not in PLY_TYPES), None):
         raise UserError(f"{path}: property {' '.join(odd)!r} of its vertices is not a scalar that PLY knows")
-    count = _count(words[elements[0]][2:3], path)
     kinds = [(name, PLY_ORDERS[order] + PLY_TYPES[kind]) for kind, name in properties]
     return _text(body, kinds, count, path) if order == "ascii" else _binary(body, kinds, count, path)
+
+
+def _element(lines: list[list[str]], path: Path) -> tuple[int, list[list[str]]]:
+    """How many an element has, and the words of its properties."""
+    return _count(lines[0][2:3], path), [line[1:] for line in lines[1:] if line[:1] == ["property"]]
+
+
+def _after(body: bytes, element: list[list[str]], order: str, path: Path) -> bytes:
+    """What follows an element that is none of ours, faces that stand before the vertices for instance."""
+    count, properties = _element(element, path)
+    if order == "ascii":
+        rows = body.split(b"\n", count)
+        return rows[count] if len(rows) > count else b""
+    sizes = []  # of each property: bytes of its length, 0 for a scalar, and of a value
+    for words in properties:
+        kinds = words[1:3] if words[:1] == ["list"] and len(words) == 4 else words[:1]
+        if unknown := next((kind for kind in kinds if kind not in PLY_TYPES), None):
+            raise UserError(f"{path}: property {' '.join(words)!r}: {unknown!r} is no type that PLY knows")
+        lists = len(kinds) == 2
+        sizes.append((int(PLY_TYPES[kinds[0]][1]) if lists else 0, int(PLY_TYPES[kinds[-1]][1])))
+    if not any(length for length, _ in sizes):
+        return body[count * sum(size for _, size in sizes) :]
+    at, big = 0, order == "binary_big_endian"
+    for _ in range(count):
+        for length, size in sizes:
+            many = int.from_bytes(body[at : at + length], "big" if big else "little") if length else 1
+            at += length + many * size
+        if at > len(body):
+            raise UserError(f"{path}: cut short in its element {element[0][1]!r}, before the vertices")
+    return body[at:]
 
 
 def read_pcd(path: Path) -> Columns:

@@ -73,9 +73,9 @@ def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:
             turn = np.concatenate([[0], np.cumsum(np.diff(turned) < -JUMP)])
             if turn[-1] + 1 == beams:
                 elevation = np.arctan2(xyz[:, 2].astype(np.float64), np.hypot(xyz[:, 0], xyz[:, 1]))
-                medians = _medians(elevation, turn, beams)
-                left = np.var(elevation - medians[turn])
-                return _downwards(turn, medians) if beams == 1 or left < 0.5 * np.var(elevation) else None
+                typical = medians(elevation, turn, beams)
+                left = np.var(elevation - typical[turn])
+                return _downwards(turn, typical) if beams == 1 or left < 0.5 * np.var(elevation) else None
     return None
 
 
@@ -106,7 +106,7 @@ def rings_by_elevation(xyz: npt.NDArray[np.floating], beams: int) -> Ints:
         ring = nearest
     # A slope ranks badly where all points of a line are as far; the common start takes near walls out of the angles.
     angles = np.arctan2(height - np.median(starts), distance)
-    return _ranked(-_medians(angles, ring, beams))[ring]
+    return ranked(-medians(angles, ring, beams))[ring]
 
 
 def keep_beams(scan: Scan, beams: int) -> npt.NDArray[np.bool_]:
@@ -143,7 +143,7 @@ def _downwards(turn: Ints, elevation: Floats) -> Ints:
     Between two near walls a laser's points may seem higher than those of the laser above it. So where the file goes
     downwards or upwards on the whole, it is taken to do so throughout.
     """
-    rank = _ranked(-elevation)
+    rank = ranked(-elevation)
     order = np.arange(len(rank))
     trend = np.corrcoef(rank, order)[0, 1] if len(rank) > 1 else 1.0
     if abs(trend) > SORTED:
@@ -151,14 +151,14 @@ def _downwards(turn: Ints, elevation: Floats) -> Ints:
     return rank[turn]
 
 
-def _medians(values: Floats, group: Ints, groups: int) -> Floats:
+def medians(values: Floats, group: Ints, groups: int) -> Floats:
     """Of each group's values; -inf for an empty group."""
     order = np.argsort(group, kind="stable")
     parts = np.split(values[order], np.searchsorted(group[order], np.arange(1, groups)))
     return np.array([np.median(part) if len(part) else -np.inf for part in parts], dtype=np.float64)
 
 
-def _ranked(values: Floats) -> Ints:
+def ranked(values: Floats) -> Ints:
     """The place of each value, 0 the least."""
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))

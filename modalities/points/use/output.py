@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data.calibration import read_picture
 from ..data.files import read_points
 from ..data.frame import CLASSES, Picture, Scan
 from ..data.readers.base import read_rgb
+from ..export.label import prediction_place, write_label
 from ..export.ply import write_ply
 from ..show.palette import FAINT
 from ..show.pictures import above, in_photograph, in_view, painted, sheet, strip_panels, strips, write_picture
@@ -22,6 +24,8 @@ from .segment import Segmented, Segmenter, uncalibrated
 
 #: Metres to the edge of the two views from above.
 NEAR, FAR = 15.0, 40.0
+#: Kinds of results: a coloured cloud with a picture, or a data set's own labels.
+FORMATS = ("ply", "semantickitti")
 #: Ends of the names of scans; the longest that fits is cut.
 SUFFIXES = (".pcd.bin", ".bin", ".ply", ".pcd", ".npz")
 
@@ -32,11 +36,18 @@ def stem(scan: Path) -> str:
     return scan.name[: len(scan.name) - len(ending)]
 
 
-def check_names(scans: Sequence[Path], out: Path) -> None:
-    """Raises `UserError` where results would overwrite each other, or a scan."""
-    names: dict[str, Path] = {}
-    for scan in scans:
-        name = stem(scan)
+def check_names(scans: Mapping[Path, Path], out: Path, form: str = "ply") -> None:
+    """Raises `UserError` where results would overwrite each other, or a scan.
+
+    Args:
+        scans: each with the folder of its results, below `out`.
+        form: of `FORMATS`.
+    """
+    if form == "semantickitti":
+        return  # places are the data set's own; a scan outside it is refused when its turn comes
+    names: dict[Path, Path] = {}
+    for scan, below in scans.items():
+        name = below / stem(scan)
         if name in names:
             raise UserError(f"{scan} and {names[name]} would both be written to {out / name}.ply: segment them apart")
         names[name] = scan
@@ -46,30 +57,43 @@ def check_names(scans: Sequence[Path], out: Path) -> None:
 
 def process(
     segmenter: Segmenter, path: Path, out: Path, *, image: Path | None = None, calibration: Path | None = None,
-    beams: int | None = None,
+    beams: int | None = None, below: Path = Path(), form: str = "ply",
 ) -> dict[str, Any]:  # fmt: skip
-    """Segment one file, write its PLY and its PNG; returns what ``--json`` prints.
+    """Segment one file, write its results; returns what ``--json`` prints.
 
     ``path``, ``points``, ``shares`` (of the labelled points, by class, largest first; of the labelled pixels where no
     point has a label), ``confidence`` (mean), ``labelled`` and ``seen`` (shares of the points: with a label, by the
-    model itself), ``ply``, ``png``, ``notes``.
+    model itself), ``ply`` and ``png``, or ``label``, ``notes``.
+
+    Args:
+        below: folder of the results below `out`.
+        form: ``ply`` (a cloud and a picture) or ``semantickitti`` (labels only, see `export.label`).
 
     Raises:
         UserError: a file is missing or broken, or the model cannot see it.
     """
+    place = prediction_place(path, out) if form == "semantickitti" else None
     scan = read_points(path)
     picture = _picture(scan, image, calibration)
     found = segmenter.segment(scan, picture=picture, beams=beams)
-    name, classes, known = stem(path), segmenter.classes, found.labels >= 0
-    ply = write_ply(out / f"{name}.ply", scan.xyz, found.labels, found.confidence, classes)
-    png = write_picture(out / f"{name}.png", page(scan, found, picture, classes, segmenter.view.columns))
+    classes, known = segmenter.classes, found.labels >= 0
+    if place is None:
+        written = _cloud(out / below / stem(path), scan, found, picture, segmenter)
+    else:
+        written = {"label": str(write_label(place, found.labels, classes))}
     counted = found.labels[known] if known.any() or found.pixels is None else found.pixels.ravel()
     return {
         "path": str(path), "points": len(scan), "shares": shares(counted, classes),
         "confidence": float(found.confidence[known].mean()) if known.any() else None,
-        "labelled": float(known.mean()), "seen": float(found.seen.mean()), "ply": str(ply), "png": str(png),
-        "notes": list(found.notes),
+        "labelled": float(known.mean()), "seen": float(found.seen.mean()), **written, "notes": list(found.notes),
     }  # fmt: skip
+
+
+def _cloud(name: Path, scan: Scan, found: Segmented, picture: Picture | None, segmenter: Segmenter) -> dict[str, str]:
+    ply = write_ply(name.with_name(f"{name.name}.ply"), scan.xyz, found.labels, found.confidence, segmenter.classes)
+    shown = replace(found, labels=found.labels[scan.there])
+    drawn = page(scan[scan.there], shown, picture, segmenter.classes, segmenter.view.columns)
+    return {"ply": str(ply), "png": str(write_picture(name.with_name(f"{name.name}.png"), drawn))}
 
 
 def _picture(scan: Scan, image: Path | None, calibration: Path | None) -> Picture | None:
@@ -103,4 +127,4 @@ def page(
     return sheet(panels, 1, "", classes)
 
 
-__all__ = ["SUFFIXES", "check_names", "page", "process", "shares", "stem"]
+__all__ = ["FORMATS", "SUFFIXES", "check_names", "page", "process", "shares", "stem"]

@@ -20,6 +20,7 @@ from ..data.rings import find_rings
 from ..data.simulator.sensors import SENSORS, Sensor
 from ..export.saved_folder import load_model
 from ..views.views import Seen, see
+from .unlike import unlike
 
 #: Metres from the sensor within which returns are from the vehicle that carries it.
 VEHICLE = 1.0
@@ -30,12 +31,12 @@ class Segmented:
     """What a model makes of a scan.
 
     Attributes:
-        labels: ``(n,)`` class of each point; -1 for returns from the vehicle itself, and, of models that see
-            photographs, outside them or hidden in them.
+        labels: ``(n,)`` class of each point; -1 for missing points (NaN), for returns from the vehicle itself, and, of
+            models that see photographs, outside them or hidden in them.
         confidence: ``(n,)`` probability that the model gives its class, 0 where there is none.
         seen: ``(n,)`` whether the model itself saw the point; others have the answer of the nearest that it saw.
         pixels: ``(h, w)`` class of each pixel of the photograph, of models that see photographs.
-        notes: what was done to the scan so that the model could see it.
+        notes: what was done to the scan so that the model could see it, and how it is unlike what the model learned.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -77,14 +78,17 @@ class Segmenter:
         """
         if not len(scan):
             raise UserError("the scan is empty")
+        if not (there := scan.there).all():
+            return self._present(scan, there, picture, beams)
         if self.view.sees == "image":
             return self._pixels(scan, picture)
+        outside, given = np.flatnonzero(scan.distance >= VEHICLE), scan
         scan, notes = prepared(scan, self.view, self.sensor, beams)
-        outside = np.flatnonzero(scan.distance >= VEHICLE)
         if len(outside) < len(scan):
             notes += (f"{len(scan) - len(outside)} points within {VEHICLE:g} m are the vehicle itself: no label",)
         if not len(outside):
             raise UserError(f"all {len(scan)} points lie within {VEHICLE:g} m of the sensor: nothing to segment")
+        notes += unlike(given[outside], self.view, self.sensor)
         found = Segmented(np.full(len(scan), UNLABELLED), np.zeros(len(scan)), np.zeros(len(scan), bool), notes=notes)
         seen = self._see(scan[outside])
         here = seen.element >= 0
@@ -97,6 +101,17 @@ class Segmenter:
             element[~here] = element[here][cKDTree(xyz[here]).query(xyz[~here])[1]]
         found.labels[outside], found.confidence[outside], found.seen[outside] = rows[element], sure[element], here
         return found
+
+    def _present(self, scan: Scan, there: np.ndarray, picture: Picture | None, beams: int | None) -> Segmented:
+        """What is made of the points with a place, in the places of the file; the others have no label."""
+        if not there.any():
+            raise UserError(f"all {len(scan)} points are NaN or infinite: nothing to segment")
+        found = self.segment(scan[there], picture=picture, beams=beams)
+        whole = Segmented(np.full(len(scan), UNLABELLED), np.zeros(len(scan)), np.zeros(len(scan), bool), found.pixels)
+        for name in ("labels", "confidence", "seen"):
+            getattr(whole, name)[there] = getattr(found, name)
+        missing = f"{len(scan) - int(there.sum())} of {len(scan)} points are missing (NaN): no label"
+        return replace(whole, notes=(*found.notes, missing))
 
     def _see(self, scan: Scan, picture: Picture | None = None) -> Seen:
         return see([Frame("scan", scan, pictures=() if picture is None else (picture,))], self.view, self._data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +35,21 @@ def segment(
             "intrinsics (3 x 3) and lidar_to_camera (4 x 4)."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results: NAME.ply and NAME.png for each scan.")] = Path(
-        "segmented"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the results: NAME.ply and NAME.png for each scan; those of a folder lie as in it, and "
+            "where several folders are given, each in one of its own."
+        ),
+    ] = Path("segmented"),
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="ply, or semantickitti: sequences/NN/predictions/NAME.label (uint32 ids of the data set, 0 for none), "
+            "of scans that lie in sequences/NN/velodyne.",
+        ),
+    ] = "ply",
     beams: Annotated[
         int | None,
         typer.Option(
@@ -59,22 +71,38 @@ def segment(
     from xmodal_kd.runtime.device import make_accelerator
     from xmodal_kd.runtime.errors import UserError
 
-    from .output import check_names, process
-    from .segment import Segmenter
+    from .output import FORMATS, check_names, process
 
-    paths = list(_files(scans))
+    if format_ not in FORMATS:
+        raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
+    errors = Console(stderr=True)
+    places, empty = _files(scans)
     if image is None and calib is not None:
         raise UserError("--calib says where a photograph was taken: give it with --image")
-    if image is not None and len(paths) > 1:
-        raise UserError(f"--image is the photograph of one scan, and {len(paths)} are given")
-    check_names(paths, out)
+    if image is not None and len(places) > 1:
+        raise UserError(f"--image is the photograph of one scan, and {len(places)} are given")
+    if empty and not places:
+        raise UserError(empty[0])
+    check_names(places, out, format_)
+    from .segment import Segmenter
+
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))
-    errors, failed = Console(stderr=True), False
-    for path in each(paths, "segmenting", errors):
+    for line in empty:
+        _complain(errors, line)
+    failed = bool(empty)
+    for path in each(list(places), "segmenting", errors):
         try:
-            result = process(segmenter, path, out, image=image, calibration=calib, beams=beams)
+            result = process(
+                segmenter, path, out, image=image, calibration=calib, beams=beams, below=places[path], form=format_
+            )
         except UserError as error:
-            errors.print(named(path, error), style="red", soft_wrap=True, markup=False, highlight=False)
+            _complain(errors, named(path, error))
+            failed = True
+            continue
+        except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+            # whatever a file that nobody thought of leads to: the others go on
+            said = str(error).splitlines() or ["no more is known"]
+            _complain(errors, f"{path}: cannot be segmented ({type(error).__name__}: {said[0]}): leave it out")
             failed = True
             continue
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
@@ -82,20 +110,29 @@ def segment(
         raise typer.Exit(2)
 
 
+def _complain(errors: Console, line: str) -> None:
+    errors.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
+
+
 def _line(result: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result["shares"].items())
     return "\n".join([f"{result['path']}\t{shares}", *(f"  {note}" for note in result["notes"])])
 
 
-def _files(scans: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and those in the folders named, in order. A missing one is left for the reader to complain."""
-    from xmodal_kd.runtime.errors import UserError
-
+def _files(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
+    """The files named, and those in the folders named, each with the folder of its results below ``--out``, in order;
+    and a line for each folder without any. A missing file is left for the reader to complain.
+    """
+    found: dict[Path, Path] = {}
+    empty = []
+    several = sum(path.is_dir() for path in scans) > 1
     for path in scans:
         if not path.is_dir():
-            yield path
+            found[path] = Path()
             continue
-        found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
-        if not found:
-            raise UserError(f"{path}: no scans in this folder (looked for {', '.join(SUFFIXES)})")
-        yield from found
+        inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
+        if not inside:
+            empty.append(f"{path}: no scans in this folder (looked for {', '.join(SUFFIXES)})")
+        top = Path(path.resolve().name) if several else Path()
+        found |= {scan: top / scan.relative_to(path).parent for scan in inside}
+    return found, empty

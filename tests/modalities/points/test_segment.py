@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from points_small import save, street
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,9 +22,7 @@ from xmodal_kd.modalities.points.data.config import PointsData, View
 from xmodal_kd.modalities.points.data.files import read_points
 from xmodal_kd.modalities.points.data.frame import CLASSES, UNLABELLED, Camera, Frame, Picture, Scan
 from xmodal_kd.modalities.points.data.ply_pcd import read_ply
-from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
 from xmodal_kd.modalities.points.export.ply import write_ply
-from xmodal_kd.modalities.points.export.saved_folder import save_model
 from xmodal_kd.modalities.points.models import MODELS
 from xmodal_kd.modalities.points.show.palette import COLOURS
 from xmodal_kd.modalities.points.use import segment_command
@@ -35,20 +34,6 @@ from xmodal_kd.runtime.errors import UserError
 
 #: From the LiDAR's axes to those of a camera at its place.
 AHEAD = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
-
-
-def street(sensor: str = "hdl64e", columns: int = 128) -> Scan:
-    """A flat road between two walls with a box on it, in the order in which the sensor's lasers see it."""
-    spec = SENSORS[sensor].with_columns(columns)
-    rays = spec.rays().reshape(-1, 3).astype(np.float64)
-    with np.errstate(divide="ignore"):
-        ground = np.where(rays[:, 2] < 0, -spec.height / rays[:, 2], np.inf)
-        walls = 8 / np.maximum(abs(rays[:, 1]), 1e-9)
-    box = np.where((abs(rays[:, 1]) < 0.1) & (rays[:, 0] > 0.8), 6 / np.maximum(rays[:, 0], 1e-9), np.inf)
-    distance = np.minimum(np.minimum(ground, walls), box)
-    hit = np.flatnonzero(distance < 60)
-    xyz = (rays[hit] * distance[hit, None]).astype(np.float32)
-    return Scan(xyz, np.full(len(hit), 0.5, np.float32), hit // columns, spec.beams)
 
 
 class PerPoint(nn.Module):
@@ -69,17 +54,6 @@ class PerPoint(nn.Module):
         self.given.append(len(points))
         ahead = (points[:, 0] > 0).long()
         return nn.functional.one_hot(ahead, self.classes).float() + self.weight
-
-
-def save(folder: Path, name: str, view: View, channels: int, **params: Any) -> Path:
-    torch.manual_seed(0)
-    kind = MODELS[name]
-    model = kind(kind.Config(**params), channels=channels, classes=len(CLASSES)).eval()
-    if hasattr(model, "head"):
-        with torch.no_grad():  # an untrained model that is sure of something
-            model.head.weight.mul_(20)
-    card = {"model": name, "params": params, "channels": channels, "classes": CLASSES, "view": view}
-    return save_model(folder, model, {**card, "image": (32, 64), "sensor": "hdl64e"})
 
 
 @pytest.fixture(scope="module")
@@ -418,3 +392,62 @@ def test_a_real_scan_with_its_photograph(sparse: Path, kitti: Path, tmp_path: Pa
     assert status == 0 and found["points"] == 120268 and found["labelled"] == 1 and 0.1 < found["seen"] < 0.26
     with Image.open(found["png"]) as image:
         assert image.width > 1242, "the photograph is in it"
+
+
+# --- folders and formats
+
+
+def test_folders_are_kept_apart_and_one_bad_file_stops_none(
+    sparse: Path, scan_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xmodal_kd.modalities.points.use import output
+
+    good = [scan_file("one/0.npz"), scan_file("one/deep/0.npz"), scan_file("two/0.npz")]
+    (tmp_path / "one/cut.bin").write_bytes(b"\0" * 17)
+    odd = scan_file("two/odd.npz")
+    (tmp_path / "empty").mkdir()
+    real = output.read_points
+
+    def read(path: Path) -> Scan:
+        if path == odd:
+            raise ValueError("nobody thought\nof this")
+        return real(path)
+
+    monkeypatch.setattr(output, "read_points", read)
+    out, folders = tmp_path / "out", [tmp_path / name for name in ("one", "empty", "two")]
+    status, lines, errors = run(sparse, *folders, "--out", out, "--json")
+    assert status == 2 and [json.loads(line)["path"] for line in lines] == [str(path) for path in good]
+    assert [json.loads(line)["ply"] for line in lines] == [
+        str(out / name) for name in ("one/0.ply", "one/deep/0.ply", "two/0.ply")
+    ]
+    assert all((out / name).is_file() for name in ("one/0.png", "one/deep/0.png", "two/0.png"))
+    said = ("no scans in this folder", "cut.bin", "odd.npz: cannot be segmented (ValueError: nobody thought): leave")
+    for line, words in zip(errors.splitlines(), said, strict=True):
+        assert words in line
+
+
+def test_labels_in_semantickittis_layout_are_those_that_its_reader_reads(
+    sparse: Path, scan_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from xmodal_kd.modalities.points.data.readers.semantickitti import with_labels
+
+    scan, out = scan_file("set/sequences/08/velodyne/000007.bin"), tmp_path / "out"
+    loose = scan_file("loose.bin")
+    status, [line], errors = run(sparse, tmp_path / "set", loose, "--out", out, "--format", "semantickitti", "--json")
+    label = out / "sequences/08/predictions/000007.label"
+    assert status == 2 and json.loads(line)["label"] == str(label) and "sequences/NN/velodyne/NAME.bin" in errors
+    assert [path for path in out.rglob("*") if path.is_file()] == [label]
+    points = read_points(scan)
+    assert label.stat().st_size == 4 * len(points)
+    assert (with_labels(points, label).labels == Segmenter(sparse).segment(points).labels).all()
+    with pytest.raises(UserError, match="--format 'las' is unknown: choose one of ply, semantickitti"):
+        run(sparse, scan, "--format", "las")
+
+
+def test_points_without_a_class_are_written_as_none(tmp_path: Path) -> None:
+    from xmodal_kd.modalities.points.export.label import write_label
+
+    path = write_label(tmp_path / "a.label", np.array([-1, 2, 3, 0]), CLASSES)
+    assert np.fromfile(path, "<u4").tolist() == [0, 10, 18, 40]
+    with pytest.raises(UserError, match="class 'sofa' has no id"):
+        write_label(tmp_path / "b.label", np.array([0]), ("sofa",))

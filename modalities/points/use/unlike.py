@@ -1,0 +1,121 @@
+"""Whether a scan is unlike what a student learned: its answers are then guesses, however sure it is of them.
+
+What it learned is its sensor's, by the card: height above the ground, reach, lasers, columns, axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from ..data.config import View
+from ..data.frame import Scan
+from ..data.simulator.sensors import Sensor
+
+#: Points to look at, and fewer of which say nothing.
+SAMPLE, FEWEST = 20_000, 200
+#: The ground is looked for among points so far away, metres, and in layers so thick.
+REACH, LAYER = (2.5, 30.0), 0.2
+#: Share of those points that a layer must hold to be taken for the ground.
+GROUND = 0.1
+#: Metres by which the ground may lie higher or lower than learned.
+HEIGHT = 0.5
+#: Share of the points beyond the sensor's reach, and distance of the farthest points, metres.
+BEYOND, NEAR = 0.05, 5.0
+#: Share of the directions round the sensor that must hold points.
+TURN, SECTORS = 0.7, 72
+#: How much flatter than the height another axis must be to be taken for it.
+FLATTER = 0.6
+
+
+def unlike(scan: Scan, view: View, sensor: Sensor) -> tuple[str, ...]:
+    """One line for each way in which the scan differs, with what to do; empty if it is as learned or has few points.
+
+    Args:
+        scan: points with a place, without the vehicle's own; ring numbers as in the file, if there are any.
+    """
+    if len(scan) < FEWEST:
+        return ()
+    some = scan.xyz[:: -(-len(scan) // SAMPLE)].astype(np.float64)
+    return (*_axes(some), *_height(some, sensor), *_range(some, sensor), *_turn(some), *_columns(scan, view))
+
+
+def _axes(xyz: Float[np.ndarray, "n 3"]) -> Iterator[str]:
+    low, high = np.quantile(xyz, (0.02, 0.98), axis=0)
+    flattest = int((high - low).argmin())
+    if flattest != 2 and (high - low)[flattest] < FLATTER * (high - low)[2] and _layer(xyz, flattest) > 2 * _layer(xyz):
+        yield (
+            f"the scan is flat along {'xyz'[flattest]}, not along z: its axes seem not to be x forward, y left, z up "
+            "(a camera's are x right, y down, z forward): turn it first"
+        )
+
+
+def _layer(xyz: Float[np.ndarray, "n 3"], axis: int = 2) -> float:
+    """Share of the points in the fullest layer across an axis."""
+    return float(_layers(xyz[:, axis]).max()) / len(xyz)
+
+
+def _layers(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " layers"]:
+    counts = np.bincount(((values - values.min()) / LAYER).astype(np.int64).clip(0, 10_000))
+    found: np.ndarray = np.convolve(counts, np.ones(2), "full")
+    return found
+
+
+def ground(xyz: Float[np.ndarray, "n 3"]) -> float | None:
+    """Height of the ground: of the lowest of the layers that hold about as many points as the fullest one.
+
+    None where no layer holds many.
+    """
+    flat = np.hypot(xyz[:, 0], xyz[:, 1])
+    near = xyz[(flat > REACH[0]) & (flat < REACH[1]), 2]
+    if len(near) < FEWEST:
+        return None
+    near = near[near >= np.quantile(near, 0.005)]  # a few returns come from below, by reflection
+    layers = _layers(near)
+    if layers.max() < GROUND * len(near):
+        return None
+    first = int(np.flatnonzero(layers >= max(0.5 * layers.max(), GROUND * len(near)))[0])
+    low = near.min() + (first - 1) * LAYER
+    return float(np.median(near[(near >= low) & (near <= low + 2 * LAYER)]))
+
+
+def _height(xyz: Float[np.ndarray, "n 3"], sensor: Sensor) -> Iterator[str]:
+    found = ground(xyz)
+    if found is None or abs(found + sensor.height) <= HEIGHT:
+        return
+    if found > HEIGHT:
+        yield f"the ground seems to lie {found:.1f} m above the sensor: z must point up: turn the scan over first"
+        return
+    yield (
+        f"the ground seems to lie at z = {found:.1f} m; the model learned {-sensor.height:g} m: add "
+        f"{-sensor.height - found:+.2f} m to z first"
+    )
+
+
+def _range(xyz: Float[np.ndarray, "n 3"], sensor: Sensor) -> Iterator[str]:
+    distance = np.linalg.norm(xyz, axis=1)
+    beyond, farthest = float((distance > sensor.max_range).mean()), float(np.quantile(distance, 0.99))
+    if beyond > BEYOND:
+        yield f"{100 * beyond:.0f} % of the points lie beyond the {sensor.max_range:g} m that the model learned"
+    if farthest < NEAR:
+        yield f"nearly all points lie within {farthest:.1f} m: is this a street, in metres?"
+
+
+def _turn(xyz: Float[np.ndarray, "n 3"]) -> Iterator[str]:
+    turn = ((np.arctan2(xyz[:, 1], xyz[:, 0]) / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64).clip(0, SECTORS - 1)
+    held = len(np.unique(turn)) / SECTORS
+    if held < TURN:
+        yield f"the points cover {360 * held:.0f} of 360 degrees; the model learned full turns"
+
+
+def _columns(scan: Scan, view: View) -> Iterator[str]:
+    if view.sees != "range" or scan.ring is None:
+        return
+    typical = float(np.median(np.bincount(scan.ring)[np.unique(scan.ring)]))
+    if typical < view.columns / 4:
+        yield f"a ring has {typical:.0f} points; the model learned images of {view.columns} columns: most stay empty"
+
+
+__all__ = ["ground", "unlike"]
