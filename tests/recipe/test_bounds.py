@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from torture.recipes import BOMB, CHAIN
+from toy import RECIPE
 
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.recipe.yaml_reader import override
@@ -41,3 +42,10 @@ def test_one_line_before_anything_is_made(text: str, told: str, tmp_path: Path) 
 def test_values_of_the_command_line_too(text: str) -> None:
     with pytest.raises(UserError, match=r"^--set "):
         override({}, text)
+
+
+@pytest.mark.parametrize("betas", ["[2, 0.9]", "[0.9, 1]", "[-0.1, 0.9]"])
+def test_shares_are_shares(betas: str, tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(RECIPE)
+    with pytest.raises(UserError, match=r"train\.optimizer\.betas"):
+        load(str(tmp_path / "toy.yaml"), [f"train.optimizer.betas={betas}"])

@@ -31,12 +31,15 @@ from .yaml_reader import override as put
 M = TypeVar("M", bound=BaseModel)
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Strict):
     name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     """Matrices and kernels only; biases and norms are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Of Adam; SGD takes the first as its momentum."""
     lr_scale: dict[str, float] = Field(default_factory=dict)
     """Glob over parameter names (``student.head.*``) to a factor on its learning rate; the first match counts."""
