@@ -113,6 +113,9 @@ class Torture:
             self.two = ranks.of_two(base, self.folder), time.monotonic() - start
         self.tally.add("dead ranks", *ranks.dead(draw, self.two[0], self.folder / "dead", self.two[1]))
 
+    def say(self, tally: Tally) -> None:
+        """After every case."""
+
     def run(self, minutes: float, only: Sequence[str]) -> None:
         """Always the kind that is furthest from what is wanted, until the time is up."""
         end = time.monotonic() + 60 * minutes
@@ -126,12 +129,14 @@ class Torture:
                 self.kinds[kind](self.draws[kind])
             except Exception as error:  # of ours: a case that cannot be made is none, and is told
                 self.tally.add(kind, "the case itself", f"{type(error).__name__}: {error}")
+            self.say(self.tally)
 
 
 def worker(pipe: Any, seed: int, job: int, minutes: float, only: Sequence[str], smoke: bool) -> None:
     """One of several processes that share the work; sends its tally."""
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     torture = Torture(seed, job, folder, smoke)
+    torture.say = pipe.send  # type: ignore[method-assign]
     try:
         torture.run(minutes, only if job == 0 else [one for one in only or WANTED if one != "dead ranks"])
     except KeyboardInterrupt:
@@ -139,6 +144,7 @@ def worker(pipe: Any, seed: int, job: int, minutes: float, only: Sequence[str], 
     if not any(torture.tally.short.values()):
         shutil.rmtree(folder, ignore_errors=True)
     pipe.send(torture.tally)
+    pipe.close()
 
 
 def shared(given: argparse.Namespace) -> Tally:
@@ -152,7 +158,12 @@ def shared(given: argparse.Namespace) -> Tally:
         theirs.close()
         pairs.append((made, ours))
     for process, pipe in pairs:
-        one: Tally = pipe.recv()
+        one = Tally()
+        while True:  # the last that it said, should it die
+            try:
+                one = pipe.recv()
+            except EOFError:
+                break
         for kind in WANTED:
             whole.counts[kind] += one.counts[kind]
             whole.short[kind] += one.short[kind]

@@ -45,7 +45,8 @@ def dead(draw: random.Random, base: Baseline, out: Path, seconds: float) -> tupl
     start, wait = time.monotonic(), draw.uniform(0.2, 0.9) * seconds
     while time.monotonic() - start < wait and process.poll() is None:
         time.sleep(0.05)
-    workers = _children(process.pid)
+    # of one that has ended the number may be another process's by now
+    workers = _children(process.pid) if process.poll() is None else []
     what = f"a rank dead after {wait:.0f} s of {seconds:.0f}"
     if workers:
         os.kill(draw.choice(workers), signal.SIGKILL)
