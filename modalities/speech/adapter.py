@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal
@@ -125,8 +126,8 @@ class SpeechAdapter(Adapter):
             return self._load_stored(role, folder, stored.on_missing)
         _check_folder(folder)
         found = load_pretrained(folder)
-        partial = self.config.vocabulary == "by_name"
-        self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
+        some = self.config.vocabulary == "by_name"
+        self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=some)
         self._hears(role, found.front_end)
         self._names[role] = self.tokens.symbols
         return found.model
@@ -139,8 +140,8 @@ class SpeechAdapter(Adapter):
             )
         stored = StoredLogits(folder, on_missing)
         seconds = {item.key: item.seconds for item in self.data("train").items}
-        partial = self.config.vocabulary == "by_name"
-        self._maps[role] = match(self.tokens.symbols, stored.vocabulary, f"{folder}: its logits", partial=partial)
+        some = self.config.vocabulary == "by_name"
+        self._maps[role] = match(self.tokens.symbols, stored.vocabulary, f"{folder}: its logits", partial=some)
         self._hears(role, StoredAnswers(stored, seconds))
         self._names[role] = self.tokens.symbols
         return NoModel()
@@ -210,8 +211,9 @@ class SpeechAdapter(Adapter):
         return Fraction(self.stride * features.hop, features.sample_rate)
 
     def _front_end(self, role: str, model: nn.Module) -> FrontEnd:
-        own = self._front_ends.get(role)
-        return own or SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
+        if (own := self._front_ends.get(role)) is not None:
+            return own
+        return SharedFeatures(self.config.features, int(model.stride))  # type: ignore[arg-type]
 
     def _ours(self, role: str, logits: Tensor) -> Tensor:
         """Scores of our symbols, -inf of those that a role does not know."""
@@ -275,7 +277,7 @@ class SpeechAdapter(Adapter):
         found: dict[str, Any] = {}
         for name, key in ((FP32, "fp32"), (INT8, "int8")):
             onnx = OnnxModel(folder / name, threads=torch.get_num_threads())
-            metrics = self._evaluate(lambda batch, run=onnx: run(batch["clean"], batch["lengths"]), "test").metrics
+            metrics = self._evaluate(partial(_by_features, onnx), "test").metrics
             found[name] = {"bytes": cost[f"bytes_{key}"], "metrics": metrics}
         found["int8_against_fp32"] = {key: cost[key] for key in ("logit_error", "agreement")}
         return found
@@ -297,6 +299,10 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
             f"model.safetensors, processor); it holds {held}: save the teacher there with save_pretrained(folder)"
         )
+
+
+def _by_features(model: OnnxModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    return model(batch["clean"], batch["lengths"])
 
 
 def _output_frames(lengths: Tensor, stride: int) -> Tensor:

@@ -166,7 +166,7 @@ def _indexes(folder: Path) -> dict[str, int]:
 
 def _of_language(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     """One of several languages' vocabularies, the tokenizer's own."""
-    language = _settings(folder).get("target_lang")
+    language = str(_settings(folder).get("target_lang"))
     if language not in found:
         raise UserError(
             f"{folder}/vocab.json: vocabularies of {len(found)} languages: set target_lang in tokenizer_config.json"

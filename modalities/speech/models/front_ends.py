@@ -34,10 +34,13 @@ class Heard(NamedTuple):
 class FrontEnd(Protocol):
     """How a role hears."""
 
-    #: Hz of the waves that batches must carry for it; None where it hears the shared features.
-    rate: int | None
     #: Seconds between two frames of the answer.
     frame: Fraction
+
+    @property
+    def rate(self) -> int | None:
+        """Hz of the waves that batches must carry for it; None where it hears none."""
+        ...
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
         """The model's answer to a batch.
@@ -52,7 +55,7 @@ class FrontEnd(Protocol):
 class SharedFeatures:
     """The features of the recipe, which batches bring."""
 
-    rate = None
+    rate: int | None = None
 
     def __init__(self, features: Features, stride: int) -> None:
         self.frame = Fraction(stride * features.hop, features.sample_rate)

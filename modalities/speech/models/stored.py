@@ -33,7 +33,7 @@ class StoredAnswers:
         seconds: duration of utterances by key, by which the frame rate is found where the folder does not say it.
     """
 
-    rate = None
+    rate: int | None = None
 
     def __init__(self, stored: StoredLogits, seconds: Mapping[str, float]) -> None:
         self.stored = stored

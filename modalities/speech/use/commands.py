@@ -64,8 +64,9 @@ def transcribe(
     recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
     kind = "json" if json_ else format_
     found = list(_files(audio))
-    if found and all(isinstance(one, UserError) for one in found):
-        raise found[0]
+    wrong = [one for one in found if isinstance(one, UserError)]
+    if wrong and len(wrong) == len(found):
+        raise wrong[0]
     if kind in ("srt", "vtt") and into is None and len(found) > 1:
         raise UserError(f"--format {kind}: {len(found)} recordings: name a folder for their files by --into")
     for path in _progress(found, errors):
