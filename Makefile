@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt
 
-.PHONY: install system lock quickstart assets test test-all lint fmt unit test-lowest test-latest release-check smoke clean
+.PHONY: install system lock quickstart assets test test-all lint fmt unit check-one test-lowest test-latest release-check smoke clean
 
 install: $(STAMP)
 
@@ -71,6 +71,13 @@ unit: install
 # with the cases that only a complete matrix has
 test-all: install
 	$(PYTEST) -m 'full or not full'
+
+# what concerns one loss alone: oracle, properties, in the objective, docstring, its line in docs/methods.md
+ONE = "[$(LOSS)] or [$(LOSS)- or -$(LOSS)] or -$(LOSS)-"
+check-one: install
+	@test -n "$(LOSS)" || { echo "make check-one: which loss? make check-one LOSS=kd (xmodal-kd list losses)" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/losses tests/objective/test_losses_objective.py -k $(ONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/project -k "made_of or not_built or xmodal_kd.losses"
 
 # both ends of the ranges in pyproject.toml, each in an environment of its own; docs/versions.md gets what came of it
 test-lowest test-latest: test-%: install

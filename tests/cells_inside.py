@@ -11,6 +11,9 @@ from typing import IO, Any
 from xmodal_kd.cli.main import call
 from xmodal_kd.compare import Pool, Settings
 
+#: A recipe of toy rows, cut short.
+SHORT = ("train.steps=3", "teacher.train.steps=3", "trackers=[]")
+
 
 class Inside:
     """A cell run in this process, to its end; what it prints goes into its log."""

@@ -93,14 +93,14 @@ def engine(folder: Path, made: Content) -> Engine:
     streams = Streams(recipe.recipe.seed)
     adapter = make_adapter(recipe, streams)
     stand: dict[str, nn.Module] = {}
-    for lesson in role_plans(recipe, adapter):
-        models = models_of(adapter, recipe, lesson, streams, stand)
-        stand[lesson.role] = models[lesson.role]
-        if lesson.role == "student":
+    for role_plan in role_plans(recipe, adapter):
+        models = models_of(adapter, recipe, role_plan, streams, stand)
+        stand[role_plan.role] = models[role_plan.role]
+        if role_plan.role == "student":
             break
-    method = make_method(recipe, adapter, lesson, streams)
+    method = make_method(recipe, adapter, role_plan, streams)
     method.check(models)
-    train = lesson.steps
+    train = role_plan.steps
     return Engine(
         method, training_source(adapter, recipe.recipe, "student"), models, train, streams=streams,
         accelerator=make_accelerator("cpu", train.precision), folder=folder / "run", quiet=True,

@@ -24,19 +24,23 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
+from xmodal_kd.training.method import METHODS
 
 from .data.config import FEWEST, SPLITS, DiffusionData
 from .data.listed import listed
 from .data.source import DiffusionSource, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
+from .evaluate.denoising import trust
 from .evaluate.judge import Judge
 from .evaluate.metrics import paired_error
+from .export.bare import bare_unet
 from .export.card import about
-from .export.pipeline import SAMPLER, load_denoiser, save_pipeline
+from .export.pipeline import SAMPLER, few_step, load_denoiser, save_pipeline
 from .export.reload_gate import reload_gates
 from .export.scheduler_lint import lint
 from .losses import denoising  # noqa: F401 - registers the loss
 from .methods import consistency, progressive  # noqa: F401 - they register their methods
+from .methods.few_step import same_network, tells_x
 from .models.denoiser import Denoiser, Sampling
 from .models.networks import MODELS, build_like, build_unet
 from .models.process import Process
@@ -57,12 +61,16 @@ class DiffusionAdapter(Adapter):
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
         "folder": "images in a folder; subfolders or dataset.json are the classes",
         "edm": "a zip of images with dataset.json (the EDM convention)",
-        "arrays": "an .npz with x (n, ...) in [-1, 1], and if known labels and classes",
+        "arrays": "an .npz with x (n, ...) in [-1, 1], or latents, and if known labels and classes",
     }
 
     def __init__(self, data: DiffusionData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
         self.teacher: Denoiser | None = None
+        self.loaded: Denoiser | None = None
+        """A teacher of somebody else's, which `check` looks at."""
+        self.changes_prediction = False
+        """Whether the student that was built last is the teacher's network, but predicts something else."""
         self.tested: dict[str, dict[str, Any]] = {}
         """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
@@ -110,15 +118,20 @@ class DiffusionAdapter(Adapter):
             net = build_unet(config, self.shape, classes)
         sampling = Sampling(**self.config.sampling.model_dump())
         prediction = config.prediction or self._prediction(role)
-        return self._known(role, Denoiser(
+        made = Denoiser(
             net, self._process(), prediction, self.shape, classes=classes, class_names=names, sampling=sampling
-        ))  # fmt: skip
+        )
+        if role == "student" and self.teacher is not None:
+            same = same_network(self.teacher, made, prediction=False)
+            self.changes_prediction = same and self.teacher.prediction != prediction
+        return self._known(role, made)
 
     def _prediction(self, role: str) -> str:
-        """A student predicts what its teacher does, but never epsilon, from which a few-step sampler cannot tell x."""
+        """A student predicts what its teacher does, but v for epsilon where its method cannot tell x from that."""
         if is_teacher(role) or self.teacher is None:
             return self.config.process.prediction
-        return "v_prediction" if self.teacher.prediction == "epsilon" else self.teacher.prediction
+        keeps = getattr(METHODS[self.method], "keeps_epsilon", False) and tells_x(self.teacher.process)
+        return "v_prediction" if self.teacher.prediction == "epsilon" and not keeps else self.teacher.prediction
 
     def _process(self) -> Process:
         if self.teacher is not None:
@@ -128,7 +141,14 @@ class DiffusionAdapter(Adapter):
 
     def load(self, role: str, folder: Path) -> Denoiser:
         sampling = Sampling(**self.config.sampling.model_dump()) if is_teacher(role) else None
-        model = load_denoiser(folder, sampling=sampling)
+        if is_teacher(role) and (few := few_step(folder)) is not None:
+            raise UserError(
+                f"{folder}: a few-step model ({few}), which jumps where a teacher of many steps goes: "
+                "give the model that it was distilled from as the teacher (sample draws from this one as it is)"
+            )
+        own = self.config.process if "process" in self.config.model_fields_set else None
+        schedule = (self._process(), own.prediction) if own is not None else None
+        model = load_denoiser(folder, sampling=sampling, schedule=schedule)
         if model.shape != self.shape:
             raise UserError(f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}")
         names = self.class_labels
@@ -140,11 +160,25 @@ class DiffusionAdapter(Adapter):
             )
         if model.class_names is not None and names is not None and model.class_names != names:
             raise UserError(f"{folder}: its {role} orders the classes {model.class_names}, the data {names}")
+        self.loaded = model if is_teacher(role) else self.loaded
         return self._known(role, model)
+
+    def traps(self, batch: Batch) -> Iterator[tuple[Literal["pass", "warn", "fail"], str, str]]:
+        """Of a teacher that was loaded: whether it denoises the data, and better so than otherwise."""
+        if self.loaded is not None:
+            yield from trust(self.loaded, batch)
+        if self.changes_prediction and self.teacher is not None:
+            told = f"the teacher predicts {self.teacher.prediction}, the student v_prediction: matching it comes first"
+            yield "pass", f"{told}, for train.steps steps unless method.params.features says otherwise", ""
 
     def _known(self, role: str, model: Denoiser) -> Denoiser:
         """What would only be refused after the training is refused now."""
         model.sampling.times(model.process)  # more steps than there are timesteps
+        if model.classes is not None and len(set(self.shape[1:])) > 1:
+            raise UserError(
+                f"data.conditional: no diffusers pipeline takes classes for images that are not square {self.shape}: "
+                "crop them to squares, or set data.conditional to false"
+            )
         for split in SPLITS:  # fewer than can be measured
             if (count := len(load_split(self.config, split))) < FEWEST:
                 raise UserError(f"data: {count} {split} samples are too few to measure with: give at least {FEWEST}")
@@ -229,7 +263,7 @@ class DiffusionAdapter(Adapter):
         return None if names is None else torch.arange(self.config.samples, device=device) % len(names)
 
     def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> tuple[Tensor, float]:
-        """The first `count` samples of a draw, clamped to [-1, 1], on the model's device, and the seconds it took."""
+        """The first `count` samples of a draw, on the model's device, and the seconds; all but latents clamped."""
         device = next(model.parameters()).device
         noise, labels = self.noise(draw)[:count], self.labels()
         made: list[Tensor] = []
@@ -237,7 +271,8 @@ class DiffusionAdapter(Adapter):
         for part in _slices(len(noise), self.config.batch):
             generator = self.streams.torch("evaluation steps", draw, part.start)
             given = None if labels is None else labels[part].to(device)
-            made.append(model.sample(noise[part].to(device), given, generator=generator).clamp(-1, 1))
+            x = model.sample(noise[part].to(device), given, generator=generator)
+            made.append(x if self.config.latents else x.clamp(-1, 1))
         samples = torch.cat(made)
         samples.sum().item()  # the clock stops when the device is done
         return samples, perf_counter() - start
@@ -304,7 +339,9 @@ class DiffusionAdapter(Adapter):
 
     def lint(self, folder: Path) -> Iterator[tuple[Literal["warn", "fail"], str, str]]:
         """Traps of the teacher's scheduler in diffusers' own hands: our samplers do not fall into them."""
-        for finding in lint(folder):
+        place = bare_unet(folder)
+        scheduler = folder if place is None else place[1]
+        for finding in lint(folder if place is None else scheduler.parent) if scheduler is not None else ():
             yield "warn", finding.what, finding.advice
 
     def declared(self, folder: Path) -> Mapping[str, Any]:

@@ -1,4 +1,8 @@
-"""Compact CTC recognisers by acoustic distillation. Nothing heavy is imported until the adapter is asked for."""
+"""Compact CTC recognisers by acoustic distillation.
+
+Nothing heavy is imported until the adapter is asked for. May import the core below ``run``, and no other modality.
+Public are `ADAPTER` and `COMMANDS`, which the core finds by the folder's name.
+"""
 
 ADAPTER = "adapter:SpeechAdapter"
 COMMANDS = "use.commands"

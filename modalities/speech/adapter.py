@@ -36,7 +36,7 @@ from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
-from .models.pretrained import is_pretrained, load_pretrained, vocabulary_of
+from .models.pretrained import is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import NoModel, StoredAnswers
 from .show.panels import Shown, show
 
@@ -161,9 +161,10 @@ class SpeechAdapter(Adapter):
             source.carry_waves(front_end.rate or 0)
 
     def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
-        """Symbols of a teacher of transformers that the student does not write: what it gives them is shared out."""
+        """Of a teacher of transformers: which class is its blank, and what it writes that the student does not."""
         if (folder / CARD).is_file() or not is_pretrained(folder):
             return
+        yield from (("warn", what, advice) for what, advice in traps(folder))
         if unused := left_out(self.tokens.symbols, vocabulary_of(folder)):
             advice = "its probability is shared among the others; letters that no training text holds do no harm"
             yield "warn", f"it also writes {listed(unused)}, which the student does not", advice

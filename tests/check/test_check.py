@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any
 import pytest
 import torch
 import toy
+from check_findings import findings, wrong
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch
-from xmodal_kd.check import Finding, check, rehearsal, saved, terms
+from xmodal_kd.check import check, rehearsal, terms
 from xmodal_kd.check.subject import prepare
-from xmodal_kd.cli.main import call
 from xmodal_kd.losses import LOSSES, loss
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import load
-from xmodal_kd.runtime.checkpoint import digest
-from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS, Context, Distil, Ema, NoParams, Roles, Stage
 
@@ -76,28 +72,6 @@ class Two(Distil):
 if "test_two" not in METHODS:
     METHODS.add("test_two", Two)
     Two.Params = NoParams
-
-
-@pytest.fixture(autouse=True)
-def allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("xmodal_kd.runtime.registry.allowed_imports", allowed_imports | {"toy"})
-    yield
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.yaml"
-    path.write_text(toy.RECIPE)
-    return path
-
-
-def findings(recipe: Path, *sets: str, gate: bool = False) -> list[Finding]:
-    return check(load(str(recipe), sets), "cpu", gate)
-
-
-def wrong(found: list[Finding]) -> list[str]:
-    """Everything that is not a pass."""
-    return [f"{f.status} {f.check}: {f.found}" for f in found if f.status != "pass"]
 
 
 @pytest.fixture
@@ -377,69 +351,3 @@ def test_time_to_finish(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     each = ", ".join(f"{role} {steps} steps of 500.0 ms" for role, steps in STEPS.items())
     assert time.found == f"about 75 min: {each}"
     assert time.advice == "evaluation and export come on top"
-
-
-# ---------------------------------------------------------------- a saved teacher
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    """A saved teacher; its card declares what it reaches."""
-    made = toy.adapter()
-    with Streams(1).forked("teacher"):
-        net = made.build("teacher", "mlp", {"width": 24})
-    error = made.evaluate("teacher", net.eval(), "test").metrics["error"]
-    net.card["metrics"] = {"error": error}
-    made.save("teacher", net, tmp_path / "run" / "teacher")
-    return tmp_path / "run" / "teacher"
-
-
-def test_teacher_folder(recipe: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = findings(recipe, f"teacher.path={teacher}")
-    assert wrong(sound) == [] and "teacher folder" in {f.check for f in sound}
-    [time] = [f.found for f in sound if f.check == "time"]
-    assert "teacher" not in time, "a saved teacher takes no time"
-    monkeypatch.setattr(toy.ToyAdapter, "lint", lambda self, folder: [("warn", "a trap", "step aside")], raising=False)
-    found = findings(recipe, f"teacher.path={teacher}")
-    assert wrong(found) == [f"warn teacher folder: {teacher}: a trap"]
-
-
-def test_gate(recipe: Path, teacher: Path) -> None:
-    def gated(*sets: str) -> list[str]:
-        return wrong(list(saved.gate(prepare(load(str(recipe), sets), "cpu"))))
-
-    path = f"teacher.path={teacher}"
-    assert gated(path) == []
-    card = json.loads((teacher / "card.json").read_text())
-    reached = card["metrics"].pop("error")
-    (teacher / "card.json").write_text(json.dumps(card | {"metrics": {"error": reached / 2}}))
-    problem = f"fail gate: error {reached:.4g} on test, its card declares {reached / 2:.4g}"
-    assert gated(path) == [problem]
-    assert wrong(findings(recipe, path)) == [], "only on demand"
-    assert wrong(findings(recipe, path, gate=True)) == [problem]
-    (teacher / "card.json").write_text(json.dumps(card))
-    assert gated(path) == [f"fail gate: {teacher} declares no error"]
-    for name, share in (("state.json", 2), ("report.json", 3)):  # the report wins
-        report = {"roles": {"teacher": {"metrics": {"error": reached / share}}}}
-        (teacher.parent / name).write_text(json.dumps(report))
-        assert gated(path) == [f"fail gate: error {reached:.4g} on test, run/{name} declares {reached / share:.4g}"]
-    assert gated() == ["fail gate: the recipe has no saved teacher to measure"]
-
-
-def test_checking_leaves_the_teacher(recipe: Path, teacher: Path) -> None:
-    files = {p.name: p.read_bytes() for p in teacher.iterdir()}
-    before = digest(toy.adapter().load("teacher", teacher).state_dict().items())
-    findings(recipe, f"teacher.path={teacher}", gate=True)
-    assert {p.name: p.read_bytes() for p in teacher.iterdir()} == files
-    assert digest(toy.adapter().load("teacher", teacher).state_dict().items()) == before
-
-
-def test_status_and_json(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["check", str(recipe), "--allow-import", "toy", "--device", "cpu", "--json"]
-    assert call(command) == 0
-    sound = json.loads(capsys.readouterr().out)
-    assert {"check", "status", "found", "advice"} == sound[0].keys()
-    assert call([*command, "--gate"]) == 1
-    assert "fail" in [f["status"] for f in json.loads(capsys.readouterr().out)]
-    assert call([*command[:-1], "--set", "student.model=leaky"]) == 1
-    assert "mask what the model sees" in " ".join(capsys.readouterr().out.replace("│", " ").split())

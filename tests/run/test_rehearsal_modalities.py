@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,16 @@ import yaml
 from PIL import Image
 
 from xmodal_kd.cli.main import call
+from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
+from xmodal_kd.modalities.diffusion.data.config import DiffusionData
+from xmodal_kd.modalities.diffusion.data.source import DiffusionSource, load_split
+from xmodal_kd.modalities.points.data.config import PointsData
+from xmodal_kd.modalities.points.data.frames import frames_of
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.report.markdown import left_out
+from xmodal_kd.run.listed_files import look
+from xmodal_kd.run.runner import Options, Run
+from xmodal_kd.runtime.random_streams import Streams
 
 WORDS = ("one", "two")
 Refused = Callable[..., str]
@@ -133,12 +144,11 @@ def test_what_is_skipped_is_not_looked_at_and_counted(speech: Path, tmp_path: Pa
     (speech.parent / "speech" / "test" / "2.wav").unlink()
     (speech.parent / "speech" / "train" / "5.wav").write_bytes(b"")
     (tmp_path / "bad.txt").write_text("test/2.wav\ntrain/5.wav\n")
-    listed = ["--set", f"data.skip={tmp_path / 'bad.txt'}"]
-    assert call(["run", str(speech), "--out", str(tmp_path / "run"), "--device", "cpu", "--quiet", *listed]) == 0
-    data = json.loads((tmp_path / "run" / "report.json").read_text())["data"]
+    loaded = load(str(speech), [f"data.skip={tmp_path / 'bad.txt'}"])
+    data = Run(loaded, Options(tmp_path / "run", "cpu", quiet=True)).adapter.describe()  # it has been rehearsed
     assert [data[split]["skipped"] for split in ("train", "dev", "test")] == [1, 0, 1]
     assert [data[split]["utterances"] for split in ("train", "dev", "test")] == [7, 3, 2]
-    assert "1 left out by data.skip" in (tmp_path / "run" / "report.md").read_text()
+    assert left_out(data) == ("## Left out\n\n- train: 1 left out by data.skip\n- test: 1 left out by data.skip")
 
 
 def test_a_list_to_skip_that_is_not_there(speech: Path, refused: Refused, tmp_path: Path) -> None:
@@ -195,10 +205,9 @@ SMALL = (
 
 
 @pytest.mark.parametrize(("sets", "words"), [
-    (("data.process.steps=100",), ("4 steps of 100 timesteps", "power of 2")),
     (("data.sampling.steps=6",), ("method.params.end", "6 steps")),
     (("data.process.steps=1000", "method={name: consistency, params: {grid: 64}}"), ("method.params.grid", "1000")),
-    (("data.process.steps=1000", "data.sampling.steps=999", "method=distil"), ("999",)),
+    (("data.process.steps=1000", "data.sampling.steps=61", "method=distil"), ("61 steps of 1000", "another number")),
 ])  # fmt: skip
 def test_samplers_that_cannot_be_trained_or_saved(
     refused: Refused, sets: tuple[str, ...], words: tuple[str, ...]
@@ -214,3 +223,38 @@ def test_an_image_that_is_cut(refused: Refused, tmp_path: Path) -> None:
     content = (folder / "7.png").read_bytes()
     (folder / "7.png").write_bytes(content[: len(content) // 2])
     refused("smoke/diffusion", *SMALL, f"data.path={folder}", "data.sources=folder", words=(str(folder / "7.png"),))
+
+
+@pytest.mark.parametrize("kind", ["folder", "edm"])
+def test_images_that_are_skipped(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "images"
+    for i in range(30):
+        (folder / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8), np.uint8))
+        image.save(folder / str(i % 2) / f"{i}.png")
+    (folder / "1" / "7.png").write_bytes(b"broken")
+    path = folder
+    if kind == "edm":
+        path = tmp_path / "images.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(folder.glob("*/*.png")):
+                archive.write(file, file.relative_to(folder))
+    data = DiffusionData(sources=kind, path=path, dev=6, test=6)  # type: ignore[arg-type]
+    looked = look(DiffusionAdapter.files(data))
+    assert [bad.key for bad in looked.bad] == ["1/7.png"] and looked.files == 30
+    (tmp_path / "bad.txt").write_text("1/7.png\n")
+    skipping = data.model_copy(update={"skip": tmp_path / "bad.txt"})
+    train = DiffusionSource(skipping, "train", load_split(skipping, "train"), Streams(1), 4)
+    assert train.describe()["skipped"] == 1 and len(train) == 30 - 1 - 12
+
+
+def test_frames_that_are_skipped(tmp_path: Path) -> None:
+    points_small.drive(tmp_path / "drive", 6)
+    ranges = {"train": {"first": 0, "last": 4}, "dev": {"first": 4, "last": 5}, "test": {"first": 5}}
+    (tmp_path / "bad.txt").write_text("00/000002\n")
+    content = {"sources": "semantickitti", "path": tmp_path / "drive", "skip": tmp_path / "bad.txt", **ranges}
+    data = PointsData.model_validate(content | {"teacher": {"sweeps": 3}})
+    frames = frames_of(data, "train")
+    assert len(frames) == 3 and frames.describe()["skipped"] == 1
+    assert [frame.key for frame in frames[2]] == ["00/000003", "00/000001"], "nor is it a sweep of another"
+    assert len(frames_of(data, "dev")) == 1

@@ -136,10 +136,10 @@ def test_the_control_of_two_views_sees_both(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, content("ddgsd"))
     streams = Streams(3)
     toy = make_adapter(recipe, streams)
-    lesson = next(one for one in role_plans(recipe, toy) if one.role == "control")
-    models = models_of(toy, recipe, lesson, streams, {})
+    role_plan = next(one for one in role_plans(recipe, toy) if one.role == "control")
+    models = models_of(toy, recipe, role_plan, streams, {})
     [batch] = next(steps(training_source(toy, recipe.recipe, "control")))
-    method = make_method(recipe, toy, lesson, streams)
+    method = make_method(recipe, toy, role_plan, streams)
     method.begin(method.stages()[0], models, batch)
     parts = {
         name: float(part.total.detach()) for _, out in seen(method, models, batch) for name, part in out.parts.items()

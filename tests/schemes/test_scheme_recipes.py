@@ -32,8 +32,8 @@ def test_its_student_can_be_trained_as_it_says(name: str, monkeypatch: pytest.Mo
     streams = Streams(1)
     adapter = make_adapter(recipe, streams)
     stand: dict[str, nn.Module] = {}
-    for lesson in role_plans(recipe, adapter):
-        models = models_of(adapter, recipe, lesson, streams, stand)
-        make_method(recipe, adapter, lesson, streams).check(models)
-        stand[lesson.role] = models[lesson.role]
+    for role_plan in role_plans(recipe, adapter):
+        models = models_of(adapter, recipe, role_plan, streams, stand)
+        make_method(recipe, adapter, role_plan, streams).check(models)
+        stand[role_plan.role] = models[role_plan.role]
     assert "student" in stand and list(recipe.recipe.objective)

@@ -101,7 +101,7 @@ def test_student_and_control_start_alike(tmp_path: Path, example: str) -> None:
     recipe = loaded(tmp_path, content(example))
     streams = Streams(3)
     adapter = make_adapter(recipe, streams)
-    planned = {lesson.role: lesson for lesson in role_plans(recipe, adapter)}
+    planned = {role_plan.role: role_plan for role_plan in role_plans(recipe, adapter)}
     made = {role: build(adapter, recipe, planned[role], streams) for role in ("control", "student")}
     assert digest(made["control"].state_dict().items()) == digest(made["student"].state_dict().items())
     assert not planned["control"].teachers and {term.loss for term in planned["control"].terms} == {"test_ce"}

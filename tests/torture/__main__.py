@@ -1,6 +1,6 @@
 """``make torture``: a seed drawn from the system, new cases of every kind until the time is up, counts into the docs.
 
-    python -m torture [--seed N] [--minutes 20] [--smoke] [--only KIND] [--write]
+    python -m torture [--seed N] [--minutes 20] [--jobs N] [--smoke] [--only KIND] [--write]
 
 Exit status 1 if anything fell short: a traceback, a bare error, a status other than promised, other bytes.
 """
@@ -8,6 +8,7 @@ Exit status 1 if anything fell short: a traceback, a bare error, a status other 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import random
@@ -19,9 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from . import disks, hostile, kills, ranks, received, recipes
-from .processes import command, run_of
+from .processes import command, fork_here, run_of
 
 ROOT = Path(__file__).parents[2]
 PAGE, MARK = ROOT / "docs" / "reliability.md", "<!-- torture -->"
@@ -34,6 +36,8 @@ WANTED = {
     "full disks": 8,
     "dead ranks": 2,
 }
+#: Seconds that must be left for a case of dead ranks.
+RANKS = 300
 SMOKE = ("smoke/speech", "smoke/points", "smoke/diffusion")
 
 
@@ -54,9 +58,9 @@ class Tally:
 class Torture:
     """All kinds of cases, each drawn from its own stream of the seed."""
 
-    def __init__(self, seed: int, folder: Path, smoke: bool) -> None:
+    def __init__(self, seed: int, job: int, folder: Path, smoke: bool) -> None:
         self.folder, self.tally = folder, Tally()
-        self.draws = {kind: random.Random(f"{seed} {kind}") for kind in WANTED}
+        self.draws = {kind: random.Random(f"{seed} {job} {kind}") for kind in WANTED}
         self.recipe = kills.toy_recipe(folder)
         self.bases: dict[str, kills.Baseline] = {}
         self.two: tuple[kills.Baseline, float] | None = None
@@ -112,12 +116,48 @@ class Torture:
     def run(self, minutes: float, only: Sequence[str]) -> None:
         """Always the kind that is furthest from what is wanted, until the time is up."""
         end = time.monotonic() + 60 * minutes
-        while time.monotonic() < end:
-            kind = min(only or WANTED, key=lambda one: self.tally.counts[one] / WANTED[one])
+        while (left := end - time.monotonic()) > 0:
+            # two processes take minutes to start, be killed and end again: not at the last moment
+            kinds = [one for one in only or WANTED if one != "dead ranks" or left > RANKS]
+            if not kinds:
+                return
+            kind = min(kinds, key=lambda one: self.tally.counts[one] / WANTED[one])
             try:
                 self.kinds[kind](self.draws[kind])
             except Exception as error:  # of ours: a case that cannot be made is none, and is told
                 self.tally.add(kind, "the case itself", f"{type(error).__name__}: {error}")
+
+
+def worker(pipe: Any, seed: int, job: int, minutes: float, only: Sequence[str], smoke: bool) -> None:
+    """One of several processes that share the work; sends its tally."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    torture = Torture(seed, job, folder, smoke)
+    try:
+        torture.run(minutes, only if job == 0 else [one for one in only or WANTED if one != "dead ranks"])
+    except KeyboardInterrupt:
+        print("interrupted")
+    if not any(torture.tally.short.values()):
+        shutil.rmtree(folder, ignore_errors=True)
+    pipe.send(torture.tally)
+
+
+def shared(given: argparse.Namespace) -> Tally:
+    """The tally of all jobs."""
+    whole, context = Tally(), multiprocessing.get_context("fork")
+    pairs = []
+    for job in range(given.jobs):
+        ours, theirs = context.Pipe(duplex=False)
+        made = context.Process(target=worker, args=(theirs, given.seed, job, given.minutes, given.only, given.smoke))
+        made.start()
+        theirs.close()
+        pairs.append((made, ours))
+    for process, pipe in pairs:
+        one: Tally = pipe.recv()
+        for kind in WANTED:
+            whole.counts[kind] += one.counts[kind]
+            whole.short[kind] += one.short[kind]
+        process.join()
+    return whole
 
 
 def page(tally: Tally, seed: int, minutes: float) -> str:
@@ -141,25 +181,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(6)), help="else drawn from the system")
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that share the work")
     parser.add_argument("--smoke", action="store_true", help="kill smoke runs too, which take longer")
     parser.add_argument("--only", action="append", choices=WANTED, default=[], help="a kind of cases; repeatable")
     parser.add_argument("--write", action="store_true", help=f"put the counts into {PAGE.relative_to(ROOT)}")
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
-    start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="torture-"))
-    torture = Torture(given.seed, folder, given.smoke)
-    try:
-        torture.run(given.minutes, given.only)
-    except KeyboardInterrupt:
-        print("interrupted")
-    text = page(torture.tally, given.seed, (time.monotonic() - start) / 60)
+    start = time.monotonic()
+    fork_here()
+    tally = shared(given)
+    text = page(tally, given.seed, (time.monotonic() - start) / 60)
     print(text)
     if given.write:
         write(text)
-    short = sum(map(len, torture.tally.short.values()))
-    if not short:
-        shutil.rmtree(folder, ignore_errors=True)
-    return int(short > 0)
+    return int(any(tally.short.values()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import multiprocessing
 import os
@@ -13,11 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORKS = multiprocessing.get_context("forkserver")
+FORKS: Any = multiprocessing.get_context("forkserver")
 MODALITIES = [f"xmodal_kd.modalities.{name}.adapter" for name in ("speech", "points", "diffusion")]
-FORKS.set_forkserver_preload(
-    ["toy", "xmodal_kd.run.runner", "xmodal_kd.cli.main", "xmodal_kd.report", *MODALITIES, "torch.utils.tensorboard"]
-)
+PRELOADED = [
+    "toy",
+    "xmodal_kd.run.runner",
+    "xmodal_kd.cli.main",
+    "xmodal_kd.report",
+    "xmodal_kd.run.rerun",
+    "xmodal_kd.compare.run_diff",
+    *MODALITIES,
+    "torch.utils.tensorboard",
+]
+FORKS.set_forkserver_preload(PRELOADED)
+
+
+def fork_here() -> None:
+    """Import here what all commands need, and fork from this process, which must have no threads of its own."""
+    global FORKS
+    for name in PRELOADED:
+        importlib.import_module(name)
+    FORKS = multiprocessing.get_context("fork")
+
+
 #: Bytes of address space a process may have; a command that asks for more must say so in one line.
 MEMORY = 12 << 30
 #: What a command may end with: done, failed, refused, interrupted.

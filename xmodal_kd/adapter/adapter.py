@@ -92,6 +92,7 @@ class ControlSpec:
     terms: tuple[str, ...]
 
 
+# docs/decisions/004-stages-and-controls.md
 @dataclass(frozen=True)
 class UntrainedControl:
     """The control is the teacher itself within the student's budget: what its user has without distillation."""
@@ -122,6 +123,8 @@ class Adapter(Protocol):
     batch_size: int
     #: What the recipe says of its teachers, by role; set by whoever builds the adapter.
     teachers: Mapping[str, Any] = MappingProxyType({})
+    #: The recipe's method by name; set as `teachers` is.
+    method: str = "distil"
 
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 

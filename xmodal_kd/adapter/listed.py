@@ -8,16 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..runtime.errors import UserError
-from .source import Source, Strict
+from .source import Source
 
 T = TypeVar("T")
-
-
-class DataSection(Strict):
-    """Base of the ``data`` sections whose samples can be left out by name."""
-
-    skip: Path | None = None
-    """A file that names a sample to leave out on each line, as ``check --bad FILE`` writes it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +18,7 @@ class Listed:
     """A file that a sample stands on.
 
     Attributes:
-        key: of the sample, as `DataSection.skip` would name it.
+        key: of the sample, as ``data.skip`` would name it.
         look: raises `UserError` for a file that is there but whose header is not what it should be; it is not asked
             again of a file of the same size and time.
         part: what of the file is looked at, where that is not the whole of it: a member of a zip.
@@ -98,4 +91,4 @@ def named(keys: Sequence[str], count: int = 10) -> str:
     return ", ".join(keys[:count]) + more
 
 
-__all__ = ["DataSection", "Few", "Listed", "Skipped", "named"]
+__all__ = ["Few", "Listed", "Skipped", "named"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -27,6 +28,13 @@ class Strict(BaseModel):
     @classmethod
     def _sane(cls, value: Any) -> Any:
         return sane(value)
+
+
+class DataSection(Strict):
+    """Base of the ``data`` sections whose samples can be left out by name."""
+
+    skip: Path | None = None
+    """A file that names a sample to leave out on each line, as ``check --bad FILE`` writes it."""
 
 
 class Source(Protocol):

@@ -1,6 +1,7 @@
 """Pre-flight: what is wrong with a recipe, found on real batches before money is spent.
 
-Each check is a generator of findings about a `Subject`; `FIRST`, `CHAIN`, `ALWAYS` and `THEN` list them in order.
+Each check is a generator of findings about a `Subject`; `FIRST`, `CHAIN`, `ALWAYS` and `THEN` list them in order. May
+import ``run`` and what it may. Public is the output of ``xmodal-kd check --json``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -113,6 +114,14 @@ def doctor(
 
     if not report(out, only_kernels=kernels, as_json=json_):
         raise typer.Exit(1)
+
+
+def modality_commands() -> Iterator[tuple[str, Callable[..., None]]]:
+    """Each modality brings its own verbs (``transcribe``); their heavy imports wait until one is used."""
+    for name in modality_names():
+        path: str | None = getattr(modality(name), "COMMANDS", None)
+        if path is not None:
+            yield from importlib.import_module(f"xmodal_kd.modalities.{name}.{path}").COMMANDS.items()
 
 
 #: By name; `cli` adds them to the program.

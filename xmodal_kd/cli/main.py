@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
-from ..runtime.discovery import modality, modality_names, shipped
+from ..runtime.discovery import shipped
 from ..runtime.errors import RunError, UserError
 from ..runtime.progress import console
-from .commands import COMMANDS, starting
+from .commands import COMMANDS, modality_commands, starting
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -334,24 +333,8 @@ def _allow(packages: list[str] | None) -> None:
         sys.path.append("")  # last: what lies in the current folder stands in for no installed package
 
 
-for _verb, _function in COMMANDS.items():
+for _verb, _function in (*COMMANDS.items(), *modality_commands()):
     app.command(_verb)(_function)
-
-
-def _modality_commands() -> None:
-    """Each modality brings its own verbs (``transcribe``); their heavy imports wait until one is used."""
-    for name in modality_names():
-        path: str | None = getattr(modality(name), "COMMANDS", None)
-        if path is None:
-            continue
-        commands: dict[str, Callable[..., None]] = importlib.import_module(
-            f"xmodal_kd.modalities.{name}.{path}"
-        ).COMMANDS
-        for verb, function in commands.items():
-            app.command(verb)(function)
-
-
-_modality_commands()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """``xmodal-kd compare``: arms by seeds beside their control, at equal steps or time, with intervals and verdicts.
 
 `plan` says which runs that takes, `budget` how many steps are equal time, `cells` runs them as processes, `cluster` on
-Ray; `statistics` judges, `result` and `report` tell.
+Ray; `statistics` judges, `result` and `report` tell; `run_diff` sets two runs side by side. May import ``check`` and
+what it may. Public are the keys of ``compare.json``.
 """
 
 from __future__ import annotations

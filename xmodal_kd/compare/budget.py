@@ -28,6 +28,7 @@ FILE = "budget.json"
 TURNS, STEPS = 3, 8
 
 
+# docs/decisions/008-comparisons.md
 def check(plan: Plan) -> None:
     """Raises `UserError` where an arm has no control's time to keep to."""
     for arm in plan.arms:

@@ -29,6 +29,7 @@ class Measured:
 BySeed = Mapping[int, Measured]
 
 
+# docs/decisions/008-comparisons.md
 @dataclass(frozen=True)
 class Comparison:
     """An arm against its reference, named before anything was measured."""

@@ -47,6 +47,7 @@ def record(model: nn.Module) -> Record:
     return found  # type: ignore[no-any-return]
 
 
+# docs/decisions/013-compression.md
 class Compression:
     """Base of the ways of compression. The first line of a docstring is shown by ``list compress``.
 
@@ -64,7 +65,7 @@ class Compression:
     #: Whether what it starts from are weights that were trained before.
     trained: ClassVar[bool] = False
     #: Whether it stands between the weights and the forward pass.
-    stands: ClassVar[bool] = False
+    swaps_weights: ClassVar[bool] = False
     #: Inspired by the paper rather than the paper's method.
     experimental: ClassVar[bool] = False
 
@@ -78,25 +79,25 @@ class Compression:
         if not issubclass(role_plan.method, Distil):
             raise UserError(f"compress: the method {recipe.method.name!r} makes its own student: leave one of them out")
         kinds = [COMPRESSIONS[spec.name] for spec in recipe.compress]
-        if cls.stands and kinds.index(cls) < len(kinds) - 1:
+        if cls.swaps_weights and kinds.index(cls) < len(kinds) - 1:
             raise UserError("compress: quantise, or qat, is the last of the list, and there is only one of the two")
         if cls.starts_taught and recipe.teacher is None:
             raise UserError("compress: the student would start from weights of its teacher, and the recipe has none")
         return role_plan
 
     @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
-        """Raises `UserError` for a fresh model that cannot start so; `stand` are the roles, trained or not."""
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
+        """Raises `UserError` for a fresh model that cannot start so; `roles` may be trained or not."""
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
         """What is trained in the place of a model with its initial weights, which may be the same object.
 
         Args:
-            lesson: the training that begins or goes on.
-            stand: roles of earlier trainings.
+            role_plan: the training that begins or goes on.
+            roles: of earlier trainings.
         """
         return model
 
@@ -143,16 +144,16 @@ class Ways:
             role_plan = kind.plan(params, recipe, role_plan)
         return role_plan
 
-    def check(self, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+    def check(self, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
         for kind, params in self.ways:
-            kind.check(params, adapter, model, stand)
+            kind.check(params, adapter, model, roles)
 
     def start(
-        self, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module], streams: Streams
+        self, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module], streams: Streams
     ) -> nn.Module:
         for kind, params in self.ways:
             with streams.forked("compress", kind.__name__):
-                model = kind.start(params, adapter, role_plan, model, stand)
+                model = kind.start(params, adapter, role_plan, model, roles)
         return model
 
     def finish(self, model: nn.Module) -> dict[str, Any]:

@@ -178,9 +178,9 @@ class Fskd(Compression):
     @classmethod
     @torch.no_grad()
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
-        noted, teacher = record(model), stand["teacher"]
+        noted, teacher = record(model), roles["teacher"]
         device = next(teacher.parameters()).device
         model = model.to(device).eval()
         measured = params.measure and role_plan.role == "student"

@@ -21,8 +21,8 @@ from ..models.weight_swap import weight_swap_of
 from ..runtime.distributed import Ranks
 from ..training.role_plan import RolePlan
 from . import packed
-from .base import COMPRESSIONS, Compression, record
-from .quantise import Codes, chosen, measured, settle
+from .base import COMPRESSIONS, record
+from .quantise import Codes, InCodes, chosen, settle
 
 #: Names of the tensors of activations in a packed file: one scale and one zero point a layer.
 SCALE, ZERO = "activation_scale", "activation_zero"
@@ -130,11 +130,11 @@ def quantised(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 class _Input:
     """A layer's hook while its model learns; an object, so that a copy of the model has a copy of it."""
 
-    def __init__(self, stand: FakeWeights, number: int) -> None:
-        self.stand, self.number = stand, number
+    def __init__(self, swap: FakeWeights, number: int) -> None:
+        self.swap, self.number = swap, number
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.stand.taken(self.number, args[0]), *args[1:])
+        return (self.swap.taken(self.number, args[0]), *args[1:])
 
 
 class Fixed:
@@ -181,7 +181,7 @@ def _owners(names: Iterable[str]) -> tuple[str, ...]:
 
 
 @COMPRESSIONS.register("qat")
-class Qat(Compression):
+class Qat(InCodes):
     """Weights and activations as whole numbers, trained through torch's fake quantisation.
 
     Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
@@ -192,15 +192,10 @@ class Qat(Compression):
     Params: ClassVar[type[Strict]] = Aware
     paper = "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
     year = 2018
-    stands = True
-
-    @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
-        chosen(model, params.bits, params.layers, params.full)
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
         FakeWeights(bits, _owners(bits) if params.activations else (), params.averaging).attach(model)
@@ -208,18 +203,14 @@ class Qat(Compression):
 
     @classmethod
     def finish(cls, params: Any, model: nn.Module) -> None:
-        stand = weight_swap_of(model)
-        assert isinstance(stand, FakeWeights)
-        called = stand.ranges[0] <= stand.ranges[1]
-        scales, zeros = affine(*stand.ranges)
+        swap = weight_swap_of(model)
+        assert isinstance(swap, FakeWeights)
+        called = swap.ranges[0] <= swap.ranges[1]
+        scales, zeros = affine(*swap.ranges)
         scales = torch.where(called, scales, 0.0)
         settle(model)
-        record(model).more = {SCALE: scales, ZERO: torch.where(called, zeros, 0)} if stand.layers else {}
-        fix(model, stand.layers, scales, zeros)
-
-    @classmethod
-    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
-        packed.write(folder / packed.PACKED, model, record(model).coded, record(model).more)
+        record(model).more = {SCALE: scales, ZERO: torch.where(called, zeros, 0)} if swap.layers else {}
+        fix(model, swap.layers, scales, zeros)
 
     @classmethod
     def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
@@ -232,7 +223,3 @@ class Qat(Compression):
         for layer in plain.modules():
             unhook(layer)
         return plain
-
-    @classmethod
-    def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        return {packed.PACKED: measured(cls, params, adapter, model, folder)}

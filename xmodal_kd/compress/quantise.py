@@ -112,8 +112,26 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
+class InCodes(Compression):
+    """What all ways to weights of a few bits have in common; each has parameters ``bits``, ``layers`` and ``full``."""
+
+    swaps_weights = True
+
+    @classmethod
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
+        chosen(model, params.bits, params.layers, params.full)
+
+    @classmethod
+    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
+        packed.write(folder / packed.PACKED, model, record(model).coded, record(model).more)
+
+    @classmethod
+    def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        return {packed.PACKED: measured(cls, params, adapter, model, folder)}
+
+
 @COMPRESSIONS.register("quantise")
-class Quantise(Compression):
+class Quantise(InCodes):
     """Few-bit weights, trained as they are used: rounded with a straight-through gradient, or to learned points.
 
     Polino, Pascanu, Alistarh, "Model compression via distillation and quantization", ICLR 2018. The paper's objective
@@ -122,7 +140,6 @@ class Quantise(Compression):
 
     Params: ClassVar[type[Strict]] = Quantised
     paper, year = "Model compression via distillation and quantization", 2018
-    stands = True
 
     @classmethod
     def plan(cls, params: Any, recipe: Recipe, role_plan: RolePlan) -> RolePlan:
@@ -135,12 +152,8 @@ class Quantise(Compression):
         return super().plan(params, recipe, role_plan)
 
     @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
-        chosen(model, params.bits, params.layers, params.full)
-
-    @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
         codes = Learned(bits, params.bucket, model) if params.points == "learned" else Even(bits, params.bucket)
@@ -152,16 +165,8 @@ class Quantise(Compression):
         settle(model)
 
     @classmethod
-    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
-        packed.write(folder / packed.PACKED, model, record(model).coded, {})
-
-    @classmethod
     def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
         record(model).coded, _ = packed.read(folder / packed.PACKED, model)
-
-    @classmethod
-    def export(cls, params: Any, adapter: Adapter, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        return {packed.PACKED: measured(cls, params, adapter, model, folder)}
 
 
 @torch.no_grad()

@@ -51,18 +51,18 @@ class LayerCopy(Compression):
     starts_taught = trained = True
 
     @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
-        origins.copy(copy.deepcopy(model), stand["teacher"], cls._found(params, model, stand))
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
+        origins.copy(copy.deepcopy(model), roles["teacher"], cls._found(params, model, roles))
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
-        return begin(model, stand["teacher"], cls._found(params, model, stand))
+        return begin(model, roles["teacher"], cls._found(params, model, roles))
 
     @staticmethod
-    def _found(params: Any, model: nn.Module, stand: Mapping[str, nn.Module]) -> Origins:
-        named = origins.names(model, stand["teacher"], params.layers)
+    def _found(params: Any, model: nn.Module, roles: Mapping[str, nn.Module]) -> Origins:
+        named = origins.names(model, roles["teacher"], params.layers)
         return {mine: Origin(theirs) for mine, theirs in named.items()}
 
 
@@ -94,15 +94,15 @@ class WidthPrune(Compression):
         return super().plan(params, recipe, role_plan)
 
     @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
         mine = copy.deepcopy(model)
-        origins.copy(mine, stand["teacher"], cls._found(params, adapter, None, mine, stand["teacher"]))
+        origins.copy(mine, roles["teacher"], cls._found(params, adapter, None, mine, roles["teacher"]))
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
-        return begin(model, stand["teacher"], cls._found(params, adapter, role_plan, model, stand["teacher"]))
+        return begin(model, roles["teacher"], cls._found(params, adapter, role_plan, model, roles["teacher"]))
 
     @staticmethod
     def _found(
@@ -155,12 +155,12 @@ class Pretrained(Compression):
     trained = True
 
     @classmethod
-    def check(cls, params: Any, adapter: Adapter, model: nn.Module, stand: Mapping[str, nn.Module]) -> None:
+    def check(cls, params: Any, adapter: Adapter, model: nn.Module, roles: Mapping[str, nn.Module]) -> None:
         cls._load(params, adapter, copy.deepcopy(model))
 
     @classmethod
     def start(
-        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, stand: Mapping[str, nn.Module]
+        cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
         cls._load(params, adapter, model)
         return model

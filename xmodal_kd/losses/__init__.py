@@ -1,4 +1,9 @@
-"""All losses of the core. A new one is one file here and its oracle in ``tests/oracles``."""
+"""All losses of the core, a file a family. A new one is a function here and its oracle in ``tests/oracles``.
+
+``base`` is the contract, ``blocks`` computes in chunks and blocks, ``guards`` keeps digits where formulas divide by
+almost nothing. May import ``adapter``, ``signals`` and ``runtime``. Public are `LOSSES`, `loss` and every registered
+name.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules

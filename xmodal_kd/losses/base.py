@@ -151,6 +151,7 @@ LOSSES: Registry[LossSpec] = Registry("loss")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# docs/decisions/005-losses.md
 def loss(
     name: str,
     *,

@@ -1,4 +1,4 @@
 """Parts of networks that every modality may use: attention, early exits, weights swapped for a forward pass, ONNX.
 
-May import ``runtime``, ``signals`` and ``adapter``. Nothing here is public API.
+May import ``adapter``, ``signals`` and ``runtime``. Nothing here is public.
 """

@@ -65,6 +65,7 @@ class Route:
     axis: int = -1
 
 
+# docs/decisions/015-students-that-teach.md
 class Exits(nn.Module):
     """The exits of a model, in the order in which it comes to them."""
 

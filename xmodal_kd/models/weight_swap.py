@@ -18,6 +18,7 @@ from ..runtime.distributed import Ranks
 NAME = "compressed"
 
 
+# docs/decisions/013-compression.md
 class WeightSwap(nn.Module):
     """Stands between the parameters `names` of a model and its forward pass.
 

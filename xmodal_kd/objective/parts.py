@@ -23,6 +23,7 @@ class Part:
     unit: str
 
 
+# docs/decisions/001-rows-sums-and-counts.md
 @dataclass(frozen=True)
 class LossOut:
     """What a step minimises: the weighted sum of its parts' means.

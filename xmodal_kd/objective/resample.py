@@ -39,6 +39,7 @@ NEIGHBOURS = 3
 COORDINATES = "xyz"
 
 
+# docs/decisions/006-resampling.md
 class Pair(NamedTuple):
     """Two signals of a term, and coordinates of their rows where both sides know them."""
 

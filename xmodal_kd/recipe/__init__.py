@@ -1,4 +1,5 @@
 """What a recipe is: its sections as pydantic models, YAML read strictly with the line of every key, schedules.
 
-May import ``runtime``, ``signals``, ``adapter`` and ``losses``. Public are `Recipe`, `Term` and `Train` (``recipe``).
+May import ``losses``, ``models``, ``adapter``, ``signals`` and ``runtime``. Public are `Recipe`, `Term` and `Train`
+(``recipe``).
 """

@@ -31,12 +31,15 @@ from .yaml_reader import override as put
 M = TypeVar("M", bound=BaseModel)
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Strict):
     name: Literal["adamw", "adam", "radam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     """Matrices and kernels only; biases and norms are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Of Adam; SGD takes the first as its momentum."""
     lr_scale: dict[str, float] = Field(default_factory=dict)
     """Glob over parameter names (``student.head.*``) to a factor on its learning rate; the first match counts."""
@@ -134,7 +137,7 @@ class Teacher(Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Teacher:
         if self.path is None and self.model is None:
-            raise ValueError("give path (a saved teacher), signals (what one said), or model and train")
+            raise ValueError("give path (a saved teacher), or model and train, or signals (what one said)")
         if self.path is None and self.train is None:
             raise ValueError("a teacher that is not loaded from a path needs train")
         return self

@@ -1,4 +1,8 @@
-"""What a run says at its end: ``report.json`` for programs, ``report.md`` and ``report.html`` for people."""
+"""What a run says at its end: ``report.json`` for programs, ``report.md`` and ``report.html`` for people.
+
+Also the cards of saved models and the statistics behind intervals. May import ``recipe`` and what it may. Public are
+the keys of ``report.json``, not the functions.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ __all__ = [
 OLDER: dict[str, Any] = {"curve": [], "facts": {}, "pictures": {}, "gain": None}
 
 
+# docs/decisions/010-pages-and-cards.md
 def write(folder: Path, found: Mapping[str, Any]) -> None:
     """All reports into `folder`, which holds the run: the page shows its logs and pictures."""
     write_json(folder / "report.json", found)

@@ -41,7 +41,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _facts(content["facts"]),
         _pictures(content["pictures"]),
         _export(content["export"], name),
-        _left_out(content["data"]),
+        left_out(content["data"]),
         _changes(content.get("changes", [])),
         _examples(roles),
         "## Versions",
@@ -293,7 +293,7 @@ def _changes(changes: Sequence[str]) -> str:
     return "## Changed on the way\n\n" + "\n".join(lines) if lines else ""
 
 
-def _left_out(data: Mapping[str, Any]) -> str:
+def left_out(data: Mapping[str, Any]) -> str:
     lines = [
         f"- {split}: {entry['left_out']} left out, for example {e['key']} ({e['reason']})"
         for split, entry in data.items()

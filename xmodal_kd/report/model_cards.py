@@ -63,6 +63,7 @@ def reached(content: Mapping[str, Any], role: str) -> dict[str, Any]:
     return {key: metrics[key] for key in (name, f"{name}_interval") if key in metrics}
 
 
+# docs/decisions/010-pages-and-cards.md
 def licences(folder: Path) -> list[str]:
     """The licences that the card of a saved model names, by its front matter; none where there is no card."""
     found = front(folder).get("license") or []

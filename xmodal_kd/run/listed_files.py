@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -18,6 +17,7 @@ from ..adapter.adapter import adapter_class
 from ..adapter.listed import Listed, named
 from ..recipe.recipe import Loaded
 from ..runtime.errors import UserError
+from .roles import scheme_of
 
 #: Threads that look, and files that one of them takes at once.
 THREADS, TAKEN = 16, 256
@@ -73,9 +73,12 @@ def look(listed: Iterable[Listed]) -> Looked:
 
 
 def of_recipe(loaded: Loaded) -> Looked:
-    """Of the recipe's data section. Raises `UserError` where its files cannot be listed."""
-    kind = adapter_class(loaded.recipe.modality)
-    return look(kind.files(loaded.validate(kind.Data, loaded.recipe.data, ("data",))))
+    """Of the recipe's data section, and of those of its scheme. Raises `UserError` where files cannot be listed."""
+    kind, scheme = adapter_class(loaded.recipe.modality), scheme_of(loaded)
+    sections = {} if scheme is None else scheme[0].sections(scheme[1])
+    other = [loaded.validate(kind.Data, one, ("scheme", "params", key)) for key, one in sections.items()]
+    data = [loaded.validate(kind.Data, loaded.recipe.data, ("data",)), *other]
+    return look(listed for section in data for listed in kind.files(section))
 
 
 def _name(one: Listed) -> str:
@@ -142,9 +145,4 @@ def _write(memory: sqlite3.Connection, rows: Sequence[Row]) -> None:
         return
 
 
-def by_reason(bad: Sequence[Bad]) -> Counter[str]:
-    """How many files are bad for the same reason, their own names left out."""
-    return Counter(one.why.removeprefix(f"{one.path}: ") for one in bad)
-
-
-__all__ = ["Bad", "Looked", "by_reason", "look", "of_recipe"]
+__all__ = ["Bad", "Looked", "look", "of_recipe"]

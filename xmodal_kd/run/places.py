@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from ..recipe.recipe import Loaded
 from ..runtime.device import check_trackers
 from ..runtime.errors import UserError
+from ..teacher_cache.session import cache_folder
 from ..teacher_cache.store import Store
 
 
@@ -21,7 +22,7 @@ def check_places(loaded: Loaded, out: Path, roles: list[str]) -> None:
         if file.is_dir():
             raise UserError(f"{key}: {file} cannot be written: it is a folder: remove it, or choose another {key}")
     if loaded.recipe.cache is not None:
-        Store(_cache(loaded, out)).entries()  # an environment that is there can be opened
+        Store(cache_folder(loaded.recipe, out)).entries()  # an environment that is there can be opened
 
 
 def _folders(loaded: Loaded, out: Path, roles: list[str]) -> Iterator[tuple[str, Path]]:
@@ -32,7 +33,7 @@ def _folders(loaded: Loaded, out: Path, roles: list[str]) -> Iterator[tuple[str,
         yield "--out", out / role
     if loaded.recipe.cache is not None:
         key = "--out" if loaded.recipe.cache.path is None else "cache.path"
-        yield key, _cache(loaded, out) / "rank-0"
+        yield key, cache_folder(loaded.recipe, out) / "rank-0"
 
 
 def _files(out: Path, roles: list[str]) -> Iterator[tuple[str, Path]]:
@@ -40,11 +41,6 @@ def _files(out: Path, roles: list[str]) -> Iterator[tuple[str, Path]]:
         yield "--out", out / name
     for role in roles:
         yield "--out", out / role / "README.md"
-
-
-def _cache(loaded: Loaded, out: Path) -> Path:
-    assert loaded.recipe.cache is not None
-    return (loaded.recipe.cache.path or out / "cache").expanduser().absolute()
 
 
 def writable(folder: Path, key: str) -> None:

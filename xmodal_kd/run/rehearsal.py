@@ -34,7 +34,7 @@ from ..runtime.errors import RunError, UserError
 from ..runtime.progress import Bar
 from ..runtime.random_streams import Streams
 from ..schemes import Scheme
-from ..teacher_cache.session import check_terms
+from ..teacher_cache.session import cache_folder, check_terms, identity
 from ..training import loader
 from ..training.controls import control_spec
 from ..training.engine import Engine
@@ -86,7 +86,8 @@ class Rehearsing(Engine):
             start = perf_counter()
             self._step(stage, micros, quiet)
             self.seconds += stage.steps * (perf_counter() - start)
-            self._leap(stage)
+            if self.accelerator.scaler is None:  # of fp16 the first gradients may overflow, and are passed over
+                self._leap(stage)
             self._end(stage)
             yield stage
 
@@ -115,6 +116,7 @@ def _places(steps: int) -> Sequence[int]:
     return sorted({*range(0, steps, max(1, steps // 200)), steps - 1})
 
 
+# docs/decisions/018-a-run-is-rehearsed.md
 @dataclass
 class Rehearsal:
     """What a run will do, in parts that are done in order.
@@ -264,8 +266,12 @@ class Rehearsal:
 
     def _cached(self, role: str, method: Method) -> None:
         objective = method.modules().get("objective")
-        if self.loaded.recipe.cache is not None and role == "student" and isinstance(objective, Objective):
-            check_terms(objective)
+        if self.loaded.recipe.cache is None or role != "student" or not isinstance(objective, Objective):
+            return
+        check_terms(objective)
+        if (teacher := self.models.get("teacher")) is not None and objective.needs_teacher:
+            recipe, data = self.loaded.recipe, resolved(self.loaded)["data"]
+            identity(recipe, objective, teacher, data).adopt(cache_folder(recipe, self.out))
 
     # ---------------------------------------------------------------- what is told of it
 
@@ -294,10 +300,11 @@ class Rehearsal:
         name = self.adapter.metric[0]
         try:
             found = self._tried(role, model, adapter, split)
-            if found is not None and math.isfinite(float(found.metrics[name])):
+            if math.isfinite(float(found.metrics[name])):
                 return found
-        except (ArithmeticError, ValueError, LookupError, RuntimeError):
-            pass  # of what is too little to be measured; if not, it comes again
+        except Exception as error:  # of what is too little to be measured; if it is something else, it comes again
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
         every = self.adapters(plan, None)
         count = len(every.data(split))
         found = self._tried(role, model, every.rehearsing(count), split)

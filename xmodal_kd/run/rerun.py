@@ -16,7 +16,7 @@ from ..runtime.device import make_accelerator
 from ..runtime.errors import RunError, UserError
 from ..runtime.random_streams import Streams
 from ..runtime.run_lock import RunLock
-from .roles import make_adapter
+from .roles import make_adapter, saved
 from .run_folder import RECIPE, STATE, read_state
 
 
@@ -54,7 +54,7 @@ def _models(folder: Path, device: str) -> tuple[dict[str, nn.Module], Adapter, S
     models = {}
     for role in state["roles"]:
         path = state["roles"][role].get("path", folder / role)
-        models[role] = adapter.load(role, Path(path)).to(accelerator.device).eval()
+        models[role] = saved(adapter, role, Path(path)).to(accelerator.device).eval()
     if not models:
         raise RunError(f"{folder}: no role is finished yet: --resume the run first")
     return models, adapter, streams
@@ -70,6 +70,6 @@ def export_again(folder: Path) -> dict[str, Any]:
     adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
     lock = RunLock(folder)
     try:
-        return dict(adapter.export(adapter.load("student", folder / "student").eval(), folder / "student"))
+        return dict(adapter.export(saved(adapter, "student", folder / "student").eval(), folder / "student"))
     finally:
         lock.release()

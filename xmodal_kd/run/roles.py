@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train
 from ..recipe.yaml_reader import Path_
 from ..runtime.allocation import bounded
+from ..runtime.checkpoint import damaged
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..schemes import SCHEMES, Scheme
@@ -35,6 +37,7 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
     adapter = kind(data, streams, batch_size or loaded.recipe.train.batch_size)
     adapter.teachers = loaded.recipe.taught_by()
+    adapter.method = loaded.recipe.method.name
     return adapter
 
 
@@ -180,13 +183,21 @@ def build(
         return adapter.build(role or role_plan.role, role_plan.model, checked.model_dump())
 
 
+def saved(adapter: Adapter, role: str, folder: Path) -> nn.Module:
+    """A saved model. Raises `UserError` also where an adapter stumbles over what a damaged folder says."""
+    try:
+        return adapter.load(role, folder)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise damaged(folder, error) from error
+
+
 def models_of(
     adapter: Adapter, loaded: Loaded, role_plan: RolePlan, streams: Streams, stand: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
     """The roles that a training starts with: what learns first, then its peers, then what teaches.
 
     Args:
-        stand: roles of earlier lessons.
+        stand: roles of earlier trainings.
     """
     models = {role_plan.role: build(adapter, loaded, role_plan, streams)}
     for start in role_plan.starts:
@@ -198,7 +209,7 @@ def models_of(
 
 
 def make_method(loaded: Loaded, adapter: Adapter, role_plan: RolePlan, streams: Streams) -> Method:
-    """What trains a lesson's roles."""
+    """What trains the roles of a plan."""
     train = role_plan.steps
     objective = Objective(role_plan.terms, steps=train.steps, balance=loaded.recipe.balance)
     more: dict[str, Any] = {"peers": role_plan.peers} if role_plan.peers else {}

@@ -60,9 +60,22 @@ def read_state(out: Path) -> dict[str, Any]:
     roles = found.get("roles") if sound else None
     if not isinstance(roles, dict) or not all(isinstance(entry, dict) for entry in roles.values()):
         raise UserError(f"{path} is not a run's state, or damaged: restore it, or start another run with --out")
-    if "digest" in found and found.pop("digest") != _digest(found):
+    if ("digest" in found or "id" in found) and found.pop("digest", None) != _digest(found):
         raise UserError(f"{path} is not what the run wrote: restore it, or start another run with --out")
+    for role, entry in roles.items():
+        if (key := _wrong(entry)) is not None:
+            raise UserError(f"{path}: roles.{role}.{key} is missing or damaged: restore it, or start another run")
     return found  # type: ignore[no-any-return]
+
+
+def _wrong(entry: Mapping[str, Any]) -> str | None:
+    """The first key of a role's entry that every run writes and that is not of its type."""
+    kinds = {"parameters": int, "metrics": dict, "dev_metrics": dict, "examples": list, "scores": list}
+    wrong = next((key for key, kind in kinds.items() if not isinstance(entry.get(key), kind)), None)
+    scored = {"item", "group", "errors", "units"}
+    if wrong is None and not all(isinstance(one, dict) and one.keys() == scored for one in entry["scores"]):
+        return "scores"
+    return wrong
 
 
 def write_state(out: Path, state: Mapping[str, Any]) -> None:
@@ -82,12 +95,12 @@ def open_run(out: Path, loaded: Loaded, how: Opening) -> tuple[dict[str, Any], R
         UserError: somebody is at work there; it holds something else, a run that is not to go on, one of another
             recipe, or one whose teachers, samples or finished roles are not what they were.
     """
-    _refuse(out, how)
+    refuse_folder(out, how)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     lock = RunLock(out)
     try:
-        _refuse(out, how)  # another process may have been quicker
+        refuse_folder(out, how)  # another process may have been quicker
         clear(out, below=True, ours=True)
         state = _go_on(out, loaded, how) if (out / STATE).exists() else _begin(out, loaded, how)
     except BaseException:
@@ -96,7 +109,8 @@ def open_run(out: Path, loaded: Loaded, how: Opening) -> tuple[dict[str, Any], R
     return state, lock
 
 
-def _refuse(out: Path, how: Opening) -> None:
+def refuse_folder(out: Path, how: Opening) -> None:
+    """Raises `UserError` where `out` holds something else, or a run that is not to go on."""
     if (out / STATE).exists():
         if not how.resume:
             raise UserError(f"{out} holds a run already: --resume goes on with it, --out starts another")
@@ -183,4 +197,4 @@ def changed(written: Path, loaded: Loaded) -> Iterable[tuple[str, Any, Any]]:
     ]
 
 
-__all__ = ["RECIPE", "STATE", "Opening", "open_run", "read_state", "write_state"]
+__all__ = ["RECIPE", "STATE", "Opening", "open_run", "read_state", "refuse_folder", "write_state"]

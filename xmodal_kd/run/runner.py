@@ -51,11 +51,12 @@ from .roles import (
     models_of,
     other_task,
     role_plans,
+    saved,
     scheme_of,
     training_source,
     twin_of,
 )
-from .run_folder import STATE, Opening, open_run, write_state
+from .run_folder import STATE, Opening, open_run, refuse_folder, write_state
 
 #: Seconds that measuring the latency of a role may take.
 LATENCY = 2.0
@@ -119,7 +120,7 @@ class Run:
         """A role that is saved: in this run's folder, or where the recipe says."""
         if role not in self.models:
             path = next((role_plan.path for role_plan in self.role_plans if role_plan.role == role), None)
-            self.models[role] = self.adapter.load(role, path or self.out / role).to(self.accelerator.device)
+            self.models[role] = saved(self.adapter, role, path or self.out / role).to(self.accelerator.device)
             compressions(self.loaded, role).restore(self.models[role], self.out / role)
         return self.models[role]
 
@@ -137,15 +138,16 @@ class Run:
         return found
 
     def _look_and_open(self) -> dict[str, Any]:
-        begun = (self.out / STATE).exists()
-        if not begun:
-            self._rehearse(())
         loaded = [(one.role, one.path) for one in self.role_plans if one.path is not None]
         how = Opening(
             self.options.resume, self.options.accept_changes, self.options.hash_data, loaded,
             threads_matter=self.accelerator.device.type == "cpu",
             prints=role_prints(self.loaded, self.adapter, self.role_plans),
         )  # fmt: skip
+        begun = (self.out / STATE).exists()
+        refuse_folder(self.out, how)
+        if not begun:
+            self._rehearse(())
         state, self.lock = open_run(self.out, self.loaded, how)
         if begun:
             try:

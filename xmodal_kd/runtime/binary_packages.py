@@ -73,6 +73,7 @@ def load(module: str, extra: str | None = None) -> Any:
         return importlib.import_module(module)
 
 
+# docs/decisions/016-compiled-packages.md
 @contextmanager
 def loading(module: str, extra: str | None = None) -> Iterator[None]:
     """As `load`, round import statements, or a first call, of one package and nothing else."""

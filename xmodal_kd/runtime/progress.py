@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -15,8 +17,10 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    track,
 )
 
+T = TypeVar("T")
 console = Console(stderr=True)
 SECONDS_BETWEEN_LINES = 20.0
 
@@ -59,3 +63,16 @@ def bar(name: str, steps: int, start: int = 0, *, quiet: bool = False) -> Iterat
     with Progress(*columns, console=console, transient=False) as live:
         task = live.add_task(name, total=steps, completed=start, status="")
         yield Bar(name, steps, start, live, task)
+
+
+def each(items: Sequence[T], doing: str, shown: Console) -> Iterable[T]:
+    """The items, with a bar on `shown` where that is a terminal and there is more than one."""
+    if len(items) < 2 or not shown.is_terminal:
+        return items
+    return track(items, doing, console=shown, transient=True)
+
+
+def named(path: Path, error: Exception) -> str:
+    """What went wrong with a file, its name before it unless it is said already."""
+    text = str(error)
+    return text if str(path) in text else f"{path}: {text}"

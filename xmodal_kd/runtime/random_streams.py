@@ -16,6 +16,7 @@ import torch
 Key = str | int
 
 
+# docs/decisions/002-randomness.md
 class Streams:
     """Independent random streams of one seed, each addressed by a path of names and numbers.
 

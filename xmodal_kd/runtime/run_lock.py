@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import weakref
 from pathlib import Path
@@ -89,11 +90,13 @@ def _taken(path: Path) -> int:
     """The open and locked file, with our name in it."""
     while True:
         try:
-            file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            locked, holder = _flock(file), _holder(path)
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise UserError(f"cannot write {path}: it is no file: remove it")
+            locked, holder = _flock(file), _holder(file)
             if _busy(path, locked, holder):
                 raise UserError(_refusal(path, holder))
             if locked and not _still(path, file):  # its holder removed it between our two calls
@@ -136,9 +139,9 @@ def _still(path: Path, file: int) -> bool:
         return False
 
 
-def _holder(path: Path) -> dict[str, Any]:
+def _holder(file: int) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes()[:1000])
+        found = json.loads(os.pread(file, 1000, 0))
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}

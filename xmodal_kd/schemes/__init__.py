@@ -1,4 +1,8 @@
-"""Who teaches whom: the schemes, by name. Each says which trainings a run has and what teaches in them."""
+"""Who teaches whom: the schemes, by name. Each says which trainings a run has and what teaches in them.
+
+``base`` is the contract; ``rows``, ``batches``, ``sharing`` and ``aggregate`` are what several of them are made of. May
+import ``teacher_cache``, ``training`` and what these may. Public are the names in recipes and their parameters.
+"""
 
 from __future__ import annotations
 

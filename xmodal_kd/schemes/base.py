@@ -20,6 +20,7 @@ from ..training.role_plan import RolePlan
 SCHEMES: Registry[type[Scheme]] = Registry("scheme")
 
 
+# docs/decisions/014-schemes.md
 class Scheme(Distil):
     """Base of the schemes. The recipe's objective says how a student learns, the scheme from whom.
 

@@ -12,6 +12,7 @@ from ..runtime.errors import UserError, nearest
 from ..training.optim import build_optimizer
 
 
+# docs/decisions/015-students-that-teach.md
 def share(model: nn.Module, others: Sequence[nn.Module], paths: Sequence[str]) -> None:
     """Put the modules of `model` at `paths` into the place of those of `others`: branches on one trunk.
 

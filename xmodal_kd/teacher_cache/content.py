@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 
+# docs/decisions/009-teacher-cache.md
 class Contents:
     """Digests of samples. A tensor that a source keeps from epoch to epoch is hashed once."""
 

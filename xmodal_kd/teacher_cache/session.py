@@ -68,6 +68,19 @@ def check_terms(objective: Objective) -> None:
         )
 
 
+def cache_folder(recipe: Recipe, out: Path) -> Path:
+    """Where the store of a run in `out` lies."""
+    assert recipe.cache is not None
+    return (recipe.cache.path or out / "cache").expanduser().absolute()
+
+
+def identity(recipe: Recipe, objective: Objective, teacher: nn.Module, data: Mapping[str, Any]) -> Manifest:
+    """Whose signals the student's store holds; `data` is the resolved section of the recipe."""
+    if any(term.term.weights for term in objective if term.spec.needs_teacher):
+        data = {**data, "labels": recipe.labels}  # by which classes are weighed
+    return Manifest.of(teacher, data, recipe.train.precision)
+
+
 @dataclass(frozen=True)
 class CacheUser:
     """What a cache takes of a run: its recipe and folder, its models so far, and how it computes."""
@@ -113,10 +126,7 @@ class Session:
             user.accelerator, ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate,
             train.workers, user.quiet,
         )  # fmt: skip
-        if any(term.term.weights for term in method.objective if term.spec.needs_teacher):
-            data = {**data, "labels": user.recipe.labels}  # by which classes are weighed
-        folder = (spec.path or user.out / "cache").expanduser().absolute()
-        manifest = Manifest.of(teacher, data, train.precision)
+        folder, manifest = cache_folder(user.recipe, user.out), identity(user.recipe, method.objective, teacher, data)
         kept, filled = filled_store(filler, folder, manifest)
         method.restore = partial(restored, kept)
         cached = CachedSource(inner, spec, kinds, adapter, Store(folder), kept)

@@ -48,6 +48,7 @@ LOG_EVERY, CLOCK_EVERY = 10, 20
 AVERAGE = "average"
 
 
+# docs/decisions/003-one-loop.md
 class Engine:
     """Trains the roles of a method.
 

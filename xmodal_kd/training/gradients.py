@@ -16,6 +16,7 @@ from ..runtime.distributed import Ranks
 from .optim import parameters
 
 
+# docs/decisions/003-one-loop.md
 class Turn:
     """One loss of a step: `add` each micro-batch's share, then `finish` leaves the gradient in the parameters.
 

@@ -52,6 +52,7 @@ class Shown(NamedTuple):
     labelled: bool
 
 
+# docs/decisions/007-few-labels.md
 class LabelBudget:
     """A training source of which only some samples' labels may be looked at.
 

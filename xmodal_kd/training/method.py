@@ -39,6 +39,7 @@ class Ema(NamedTuple):
     decay: float
 
 
+# docs/decisions/004-stages-and-controls.md
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with one set of optimizers.
@@ -189,8 +190,8 @@ class Distil:
             out = self.loss(role, roles, batch, ctx)
             yield role, out if role == self.role else out.named(role)
         for role in self.learners:  # reached once a step, when its last loss has been dealt with
-            if (stand := weight_swap_of(roles[role])) is not None:
-                stand.settle(ctx.ranks)
+            if (swap := weight_swap_of(roles[role])) is not None:
+                swap.settle(ctx.ranks)
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         """Of one learner on a batch."""

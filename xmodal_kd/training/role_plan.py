@@ -14,7 +14,7 @@ from ..recipe.recipe import Term, Train
 from ..recipe.yaml_reader import Path_
 from .method import Distil
 
-#: Of a fresh model and the roles that stand: what is trained in its place, which may be the same object.
+#: Of a fresh model and the roles of earlier trainings: what is trained in its place, which may be the same object.
 Start = Callable[[nn.Module, Mapping[str, nn.Module]], nn.Module]
 
 
@@ -26,7 +26,7 @@ class RolePlan:
         role: ``teacher``, ``teacher-<name>``, ``control``, ``student``, ``self_training``, or what a scheme calls it.
         model: name of what is built, of which `params` are the parameters, checked where the recipe has them: `at`.
         train: None where it is loaded from `path`.
-        teachers: roles that teach it, all of earlier lessons and frozen; the first one teaches in `Distil`.
+        teachers: roles that teach it, all of earlier trainings and frozen; the first one teaches in `Distil`.
         path: folder of a saved model.
         init: stream of its initial weights; what shares one starts alike.
         method: what trains it, and its parameters.

@@ -1,1 +1,4 @@
-"""Images and other arrays: folders, zips, the batches of a split."""
+"""Images and other arrays: folders, zips, the batches of a split.
+
+May import the core alone. Public are the keys of the recipe's ``data`` section.
+"""

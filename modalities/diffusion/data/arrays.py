@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ import numpy.typing as npt
 from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
 
-from .images import Images
-from .stores import class_names
+from .images import Images, labelled, read_labels, say_left_out
+from .stores import Zip, class_names, one_line
 
 
-def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | None = None) -> Images:
+def read_arrays(
+    path: Path, *, conditional: bool, classes: tuple[str, ...] | None = None, latents: bool = False
+) -> Images:
     """``x`` (n, ...) floats in [-1, 1]; optional ``labels`` (n,) integers 0 to k-1 and ``classes`` (k,) text.
 
     Written with ``numpy.savez``. Pickled objects are refused: they could run code.
 
     Args:
         classes: what classes are called where the file only numbers them.
+        latents: ``x`` may lie anywhere.
     Raises:
         UserError: it names the file and what is wrong in it.
     """
@@ -33,17 +37,23 @@ def read_arrays(path: Path, *, conditional: bool, classes: tuple[str, ...] | Non
     names = ", ".join(names_in(path)) or "nothing"
     if "x" not in held:
         raise UserError(f"{path} has no array 'x' (it holds {names})")
-    x = _samples(held["x"], path)
+    x = _samples(held["x"], path, latents)
     keys = [str(i) for i in range(len(x))]
     if "labels" not in held:
         if conditional:
             raise UserError(f"{path}: conditional needs labels: it has no array 'labels' (it holds {names})")
         return Images(x, None, None, keys)
-    labels, found = _labels(held, len(x), path, classes)
+    try:
+        labels, found = _labels(held, len(x), path, classes)
+    except UserError as error:
+        if conditional:
+            raise
+        say_left_out(error)
+        return Images(x, None, None, keys)
     return Images(x, labels, found, keys)
 
 
-def _samples(x: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float32]:
+def _samples(x: npt.NDArray[Any], path: Path, latents: bool) -> npt.NDArray[np.float32]:
     if not np.issubdtype(x.dtype, np.floating):
         raise UserError(f"{path}: 'x' is {x.dtype}; floats in [-1, 1] are expected: scale it first")
     if x.ndim < 2 or x.size == 0:
@@ -51,10 +61,51 @@ def _samples(x: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float32]:
     if not np.isfinite(x).all():
         bad = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(axis=1)))
         raise UserError(f"{path}: sample {bad} of 'x' has values that are not finite")
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
+        raise UserError(
+            f"{path}: 'x' has shape {x.shape}: channels last? (samples, channels, height, width) is expected: "
+            "x.transpose(0, 3, 1, 2)"
+        )
     low, high = float(x.min()), float(x.max())
-    if low < -1 or high > 1:
-        raise UserError(f"{path}: 'x' lies in [{low:.4g}, {high:.4g}]; it must lie in [-1, 1]: scale it first")
+    if (low < -1 or high > 1) and not latents:
+        raise UserError(
+            f"{path}: 'x' lies in [{low:.4g}, {high:.4g}]; it must lie in [-1, 1]: scale it first, or, if these are "
+            "latents, set data.latents: true"
+        )
     return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def read_latents(
+    path: Path, *, conditional: bool, classes: tuple[str, ...] | None = None,
+    keep: Callable[[Sequence[str]], list[str]] = list,
+) -> Images:  # fmt: skip
+    """A zip of one .npy for each sample, all of one shape, and dataset.json: what EDM2's tools write of latents.
+
+    Channels are taken as they are: where half of them are standard deviations, keep the means.
+    """
+    with Zip(path, latents=True) as store:
+        labelling = read_labels(store, classes, conditional)
+        if labelling is None and conditional:
+            raise UserError(store.unlabelled())
+        store.names = keep(store.names)
+        if not store.names:
+            raise UserError(f"data.skip: it leaves out every sample of {path}")
+        samples = [_latent(store.read(name), store.where(name)) for name in store.names]
+        for name, sample in zip(store.names, samples, strict=True):
+            if sample.shape != samples[0].shape:
+                first = f"{samples[0].shape} is expected (as {store.names[0]})"
+                raise UserError(f"{store.where(name)}: has shape {sample.shape}, but {first}")
+        return labelled(_samples(np.stack(samples), path, True), labelling, store)
+
+
+def _latent(content: bytes, where: str) -> npt.NDArray[Any]:
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{where}: not an array that numpy.save wrote ({one_line(error)})") from error
+    if not isinstance(found, np.ndarray) or not np.issubdtype(found.dtype, np.floating):
+        raise UserError(f"{where}: floats are expected, got {getattr(found, 'dtype', type(found).__name__)}")
+    return found
 
 
 def _labels(

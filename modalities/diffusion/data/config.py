@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from xmodal_kd.adapter.adapter import Strict
-from xmodal_kd.adapter.listed import DataSection
+from xmodal_kd.adapter.source import DataSection, Strict
 
+from .stores import split_folders
+
+Side = Annotated[int, Field(ge=1, le=1 << 14)]
 SourceName = Literal["digits", "folder", "edm", "arrays"]
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -53,10 +55,12 @@ class DiffusionData(DataSection):
     test: int | None = Field(default=None, ge=1)
     #: Class-conditional models: every sample needs a label.
     conditional: bool = False
-    #: Height and width that every image must have; the first image's unless said.
-    size: int | None = Field(default=None, ge=1, le=1 << 14)
+    #: Height and width that every image must have, or one number for both; the first image's unless said.
+    size: Side | tuple[Side, Side] | None = None
     #: 8-bit grey or 8-bit colour; the first image's unless said.
     mode: Literal["L", "RGB"] | None = None
+    #: Samples are latents of an autoencoder: they may lie beyond [-1, 1], are not clamped, and a zip holds .npy arrays.
+    latents: bool = False
     #: Of the data, which models made from it inherit: stands on their cards, as Hugging Face names it (cc-by-4.0).
     license: str | None = None
     #: Mirror every second training image, left to right.
@@ -70,12 +74,22 @@ class DiffusionData(DataSection):
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_folders(cls, given: Any) -> Any:
+        """A folder of train/ and test/ (or val/) is both paths; of three, dev images are still split off train/."""
+        if not isinstance(given, dict) or given.get("sources") != "folder" or given.get("test_path") is not None:
+            return given
+        path = given.get("path")
+        found = split_folders(Path(path).expanduser()) if isinstance(path, str | Path) else None
+        return given if found is None else {**given, "path": found[0], "test_path": found[1]}
+
     @model_validator(mode="after")
     def _check_source(self) -> DiffusionData:
         if self.sources == "digits":
             if self.path is not None or self.test_path is not None:
                 raise ValueError("path and test_path: the digits come with scikit-learn: leave both out")
-            if self.size not in (None, 8) or self.mode not in (None, "L"):
+            if self.size not in (None, 8, (8, 8)) or self.mode not in (None, "L"):
                 raise ValueError("size and mode: the digits are 8x8 and L (8-bit grey): leave both out")
         elif self.path is None:
             raise ValueError(f"path: sources: {self.sources} needs the path of the samples")
@@ -83,6 +97,8 @@ class DiffusionData(DataSection):
             for key in ("size", "mode", "flip"):
                 if getattr(self, key):
                     raise ValueError(f"{key}: is for images; arrays are taken as they are: leave it out")
+        if self.latents and (self.sources in ("digits", "folder") or self.size or self.mode or self.flip):
+            raise ValueError("latents: are of sources arrays (.npz) or edm (a zip of .npy), without size, mode, flip")
         return self
 
     @model_validator(mode="after")

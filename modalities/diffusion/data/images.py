@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import bar
+from xmodal_kd.runtime.progress import bar, console
 
-from .stores import Folder, Zip, one_line
+from .stores import Folder, Labelling, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
 SHOW_PROGRESS = 5000
 #: Pixels of an image by its header, above which it is not decoded.
 PIXELS = 1 << 27
+#: Images that an error names one by one.
+NAMED = 100
+#: Exif's tag of how a camera was held.
+ORIENTATION = 0x0112
 #: What Pillow's modes are in words; those that models take first.
 MODES = {
     "L": "8-bit grey", "RGB": "8-bit colour", "1": "black and white", "P": "palette", "PA": "palette with transparency",
@@ -46,6 +50,7 @@ class Images:
         class_names: of the k classes, in order; None exactly where `labels` is.
         keys: the name of each sample.
         skipped: names that ``data.skip`` left out of the files that these come from.
+        unread: names of images in a format that this installation of Pillow does not read.
     """
 
     x: npt.NDArray[Any]
@@ -53,6 +58,7 @@ class Images:
     class_names: tuple[str, ...] | None
     keys: Sequence[str]
     skipped: Sequence[str] = ()
+    unread: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -80,14 +86,15 @@ class Images:
 
     def unlabelled(self) -> Images:
         """The same samples without their classes."""
-        return Images(self.x, None, None, self.keys, self.skipped)
+        return Images(self.x, None, None, self.keys, self.skipped, self.unread)
 
 
 @dataclass(frozen=True)
 class Expected:
     """What every image must be; None is decided by the first, which `why` then names."""
 
-    size: int | None = None
+    size: tuple[int, int] | None = None
+    """Height and width."""
     mode: str | None = None
     why: str = "as the recipe says"
 
@@ -104,46 +111,92 @@ def read_images(
     path: Path, kind: str, expected: Expected, *, conditional: bool, classes: tuple[str, ...] | None = None,
     keep: Callable[[Sequence[str]], list[str]] = list,
 ) -> Images:  # fmt: skip
-    """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8.
+    """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8; labels only where they are wanted.
 
     Args:
         classes: what classes are called where the source only numbers them.
         keep: those of all names that are read.
     Raises:
-        UserError: no images, one that is broken or not as `expected`, labels that are wrong, or, if `conditional`,
-            missing.
+        UserError: no images, those that are broken or not as `expected`, and, if `conditional`, labels that are
+            wrong or missing.
     """
     with Folder(path) if kind == "folder" else Zip(path) as store:
-        labelling = store.labelling(classes)
+        labelling = read_labels(store, classes, conditional)
         if labelling is None and conditional:
             raise UserError(store.unlabelled())
         store.names = keep(store.names)
         if not store.names:
             raise UserError(f"data.skip: it leaves out every image of {path}")
         x = _decode(store, expected)
-        if labelling is None:
-            return Images(x, None, None, store.names)
-        labels = np.array([labelling.index[name] for name in store.names], dtype=np.int64)
-        return Images(x, labels, labelling.names, store.names)
+        return labelled(x, labelling, store)
+
+
+def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditional: bool) -> Labelling | None:
+    """The labels of a store; wrong ones are an error where models are conditional, and else left out with a word."""
+    try:
+        return store.labelling(classes)
+    except UserError as error:
+        if conditional:
+            raise
+        say_left_out(error)
+        return None
+
+
+def say_left_out(error: UserError) -> None:
+    """On the console: what is wrong with labels that nothing needs."""
+    text = f"labels are left out, which nothing here needs (data.conditional is false): {error}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def labelled(x: npt.NDArray[Any], labelling: Labelling | None, store: Folder | Zip) -> Images:
+    """Samples in the order of the store's names, with their labels."""
+    if labelling is None:
+        return Images(x, None, None, store.names, unread=store.unread)
+    labels = np.array([labelling.index[name] for name in store.names], dtype=np.int64)
+    return Images(x, labels, labelling.names, store.names, unread=store.unread)
 
 
 def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
-    """``(n, c, h, w)``, c 1 or 3."""
+    """``(n, c, h, w)``, c 1 or 3. Raises `UserError` that names every image which is broken or unlike the first."""
     count = len(store.names)
-    x = np.empty(0, dtype=np.uint8)
+    x, faults = np.empty(0, dtype=np.uint8), dict[str, UserError]()
     with bar(f"reading {store.path.name}", count, quiet=count < SHOW_PROGRESS) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it then refuses: one line is enough
         for i, name in enumerate(store.names):
-            pixels, mode = _pixels(store.read(name), store.where(name), expected)
-            if i == 0:
-                size = pixels.shape[0]
+            try:
+                pixels, mode = _pixels(store.read(name), store.where(name), expected)
+            except UserError as fault:
+                faults[name] = fault
+                continue
+            if not x.size:
+                height, width = pixels.shape[:2]
                 why = expected.why if expected.size and expected.mode else f"as {name}"
-                expected = Expected(size, mode, why)
-                x = _room((count, CHANNELS[mode], size, size), store.path)
+                expected = Expected((height, width), mode, why)
+                x = _room((count, CHANNELS[mode], height, width), store.path)
             x[i] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
             if (i + 1) % 500 == 0 or i + 1 == count:
                 progress.update(i + 1, {})
+    if faults:
+        raise _all(faults, store)
     return x
+
+
+def _all(faults: Mapping[str, UserError], store: Folder | Zip) -> UserError:
+    """One line for all of them, by what is wrong."""
+    if len(faults) == 1:
+        return next(iter(faults.values()))
+    named: dict[str, list[str]] = {}
+    for name, fault in faults.items():
+        named.setdefault(str(fault).removeprefix(f"{store.where(name)}: "), []).append(name)
+    told = "; ".join(f"{', '.join(names[:NAMED])}{_more(len(names))}: {why}" for why, names in named.items())
+    return UserError(
+        f"{store.path}: {len(faults)} of {len(store.names)} images cannot be used (data.skip leaves out those that a "
+        f"file names): {told}"
+    )
+
+
+def _more(count: int) -> str:
+    return f" and {count - NAMED} more" if count > NAMED else ""
 
 
 def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
@@ -167,7 +220,8 @@ def _pixels(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray
         if refusal := _refusal(image, expected):
             raise UserError(f"{where}: {refusal}")
         try:
-            return np.asarray(image), str(image.mode)
+            upright = ImageOps.exif_transpose(image) or image
+            return np.asarray(upright), str(upright.mode)
         except Exception as error:
             raise UserError(f"{where}: {_broken(error)}") from error
 
@@ -183,11 +237,10 @@ def _refusal(image: Image.Image, expected: Expected) -> str | None:
     width, height = image.size
     if width * height > PIXELS:
         return f"{width}x{height} pixels by its header, more than {PIXELS:,}"
-    if width != height:
-        return f"{width}x{height} pixels: images must be square: crop or pad them first"
-    if expected.size and width != expected.size:
-        return f"{width}x{height} pixels, but {expected.size}x{expected.size} is expected ({expected.why})"
     mode = _mode(image)
+    width, height = _upright(image)  # after the mode: it may decode a PNG
+    if expected.size and (height, width) != expected.size:
+        return f"{width}x{height} pixels, but {expected.size[1]}x{expected.size[0]} is expected ({expected.why})"
     wanted = [expected.mode] if expected.mode else list(CHANNELS)
     if mode not in wanted:
         name = f"{mode} ({MODES[mode]})" if mode in MODES else mode
@@ -197,6 +250,15 @@ def _refusal(image: Image.Image, expected: Expected) -> str | None:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview beside it
         return "it is an animation or has several pages: one image is expected"
     return None
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Width and height as a camera's orientation tag means them to be seen."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # a damaged tag: Pillow raises what it leads to; the image is decoded next
+        turned = False
+    return (image.height, image.width) if turned else image.size
 
 
 def _mode(image: Image.Image) -> str:

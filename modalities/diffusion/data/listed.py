@@ -29,13 +29,13 @@ def listed(data: DiffusionData) -> Iterator[Listed]:
         if data.sources == "arrays" or not place.exists():
             yield Listed(path.name, place, _anything)
             continue
-        with Folder(place) if data.sources == "folder" else Zip(place) as store:
+        with Folder(place) if data.sources == "folder" else Zip(place, latents=data.latents) as store:
             for name in store.names:
                 key = key_of(path, name, beside)
                 if data.sources == "folder":
                     yield Listed(key, place / name, _file)
                 else:
-                    yield Listed(key, place, partial(_member, name), part=name)
+                    yield Listed(key, place, partial(_latent if data.latents else _member, name), part=name)
 
 
 def key_of(path: Path, name: str, beside: bool) -> str:
@@ -57,6 +57,11 @@ def _member(name: str, path: Path) -> None:
     with Zip(path) as store:
         content = store.read(name)
         _image(io.BytesIO(content), len(content), store.where(name))
+
+
+def _latent(name: str, path: Path) -> None:
+    with Zip(path, latents=True) as store:
+        store.read(name)
 
 
 def _image(file: io.BufferedIOBase, size: int, where: str) -> None:

@@ -18,7 +18,7 @@ from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
-from .arrays import read_arrays
+from .arrays import read_arrays, read_latents
 from .config import SPLITS, TEST, DiffusionData, ProcessConfig, SamplingConfig, Split
 from .images import Expected, Images, read_digits, read_images
 from .listed import key_of
@@ -26,7 +26,7 @@ from .listed import key_of
 __all__ = ["DiffusionData", "DiffusionSource", "Images", "ProcessConfig", "Sample", "SamplingConfig", "load_split"]
 
 #: The keys of the data section that decide what is read and how it is split.
-DECISIVE = ("sources", "path", "test_path", "dev", "test", "conditional", "size", "mode", "skip")
+DECISIVE = ("sources", "path", "test_path", "dev", "test", "conditional", "size", "mode", "latents", "skip")
 
 
 def load_split(config: DiffusionData, split: str) -> Images:
@@ -64,7 +64,7 @@ def _splits(config: DiffusionData) -> dict[Split, Images]:
         if config.conditional:
             raise UserError(f"data: {config.path} has one class only: set data.conditional to false")
         whole, test = whole.unlabelled(), test.unlabelled()
-    train = replace(whole.take(parts[-1]), skipped=whole.skipped)
+    train = replace(whole.take(parts[-1]), skipped=whole.skipped, unread=whole.unread)
     splits: dict[Split, Images] = {"train": train, "dev": whole.take(parts[1]), "test": test}
     if config.conditional:
         _check_classes(splits["train"])
@@ -93,7 +93,7 @@ def _own_test(config: DiffusionData, path: Path, train: Images) -> Images:
         return test
     if config.test > len(test):
         raise UserError(f"data.test: {config.test} test samples are asked for, {path} has {len(test)}")
-    return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped)
+    return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
 
 
 def _read(config: DiffusionData, path: Path | None, train: Images | None) -> Images:
@@ -105,14 +105,20 @@ def _read(config: DiffusionData, path: Path | None, train: Images | None) -> Ima
     classes = None if train is None else train.class_names
     skipped = Skipped.of(config.skip)
     if config.sources == "arrays":
-        every = read_arrays(path, conditional=config.conditional, classes=classes)
+        every = read_arrays(path, conditional=config.conditional, classes=classes, latents=config.latents)
         if train is not None or not skipped.keys:
             return every
         return replace(every.take(skipped.keep(range(len(every)), str)), skipped=skipped.found)
-    expected = Expected(config.size, config.mode)
-    if train is not None:
-        expected = Expected(train.shape[-1], {1: "L", 3: "RGB"}[train.shape[0]], "as the training images")
+    size = (config.size, config.size) if isinstance(config.size, int) else config.size
+    expected = Expected(size, config.mode)
+    if train is not None and not config.latents:
+        expected = Expected(
+            (train.shape[-2], train.shape[-1]), {1: "L", 3: "RGB"}[train.shape[0]], "as the training images"
+        )
     keep = partial(skipped.keep, key=lambda name: key_of(path, name, train is not None))
+    if config.latents:
+        latents = read_latents(path, conditional=config.conditional, classes=classes, keep=keep)
+        return replace(latents, skipped=skipped.found)
     found = read_images(path, config.sources, expected, conditional=config.conditional, classes=classes, keep=keep)
     return replace(found, skipped=skipped.found)  # fmt: skip
 
@@ -194,11 +200,13 @@ class DiffusionSource:
         return batch
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the report; nothing is ever left out: what is broken or of another shape is an error."""
-        return {
+        """Facts for the report; left out are images of formats that are not read here, a broken image is an error."""
+        unread = self.images.unread
+        examples = [{"key": name, "reason": "a format that Pillow does not read here"} for name in unread[:5]]
+        return ({"left_out_examples": examples} if examples else {}) | {
             "samples": len(self),
             "skipped": len(self.images.skipped),
-            "left_out": 0,
+            "left_out": len(unread),
             "shape": list(self.images.shape),
             "classes": self.images.classes,
         }

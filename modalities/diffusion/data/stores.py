@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import features
 
 from xmodal_kd.runtime.bounded_arrays import check_member, check_zip
 from xmodal_kd.runtime.bounded_files import parse_json, read_bytes
@@ -23,8 +24,17 @@ from xmodal_kd.runtime.errors import UserError
 #: What is taken for an image, by the end of its name; everything else is passed over, as torchvision does.
 EXTENSIONS = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".tga", ".jp2",
+    ".pnm", ".tga", ".jp2", ".avif",
 }  # fmt: skip
+if not features.check("avif"):
+    EXTENSIONS.discard(".avif")
+#: Images too, which Pillow does not read, or not everywhere: they are counted, not passed over in silence.
+UNREAD = {".avif", ".heic", ".heif", ".jxl"} - EXTENSIONS
+#: First-level folders that are splits of a data set, whatever lies in them.
+TRAIN, DEV, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
+SPLIT_FOLDERS = {*TRAIN, *DEV, *TEST}
+#: What an array's name ends with, in a zip of latents.
+ARRAYS = ".npy"
 LABELS = "dataset.json"
 #: Bytes of an image, or of all labels.
 MOST = 1 << 28
@@ -58,7 +68,7 @@ class Folder:
     """Images at any depth below `path`, links followed, hidden files and folders not.
 
     Labels are those of its dataset.json, or else, if every image lies in a subfolder, the names of the first-level
-    subfolders, numbered in alphabetical order as torchvision's ImageFolder does.
+    subfolders, numbered in natural order: 2 before 10, unlike torchvision's ImageFolder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,9 +79,9 @@ class Folder:
         for folder, below, files in os.walk(path, followlinks=True):
             below[:] = [name for name in below if not _hidden(name)]
             found += [(Path(folder) / name).relative_to(path).as_posix() for name in files]
-        self.names = _images(found)
+        self.names, self.unread = _images(found), _unread(found)
         if not self.names:
-            raise UserError(f"{path} has no images below it (their names end in {_extensions()})")
+            raise UserError(f"{path} has no images below it (their names end in {_extensions()}){_but(self.unread)}")
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.path / name, MOST)
@@ -85,7 +95,13 @@ class Folder:
         if not all("/" in name for name in self.names):
             return None
         folders = {name: name.partition("/")[0] for name in self.names}
-        numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values())))}
+        if {folder.lower() for folder in folders.values()} <= SPLIT_FOLDERS:
+            there = sorted(set(folders.values()))
+            raise UserError(
+                f"{self.path}: its subfolders {', '.join(there)} are splits, not classes: set data.path to the one to "
+                "train on and data.test_path to the one to test on"
+            )
+        numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values()), key=_natural))}
         return Labelling({name: numbers[folder] for name, folder in folders.items()}, tuple(numbers))
 
     def unlabelled(self) -> str:
@@ -102,7 +118,7 @@ class Folder:
 class Zip:
     """A zip, stored or compressed, of images and dataset.json: the convention of NVIDIA's EDM and StyleGAN."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, latents: bool = False) -> None:
         self.path = path
         if path.is_dir():
             raise UserError(f"{path} is a folder, not a zip (sources: folder reads it)")
@@ -114,10 +130,17 @@ class Zip:
             raise UserError(f"{path} is not readable ({error.strerror})") from error
         check_zip(path, self._zip)
         self._all = self._zip.namelist()
-        self.names = _images([name for name in self._all if not any(map(_hidden, name.split("/")))])
+        seen = [name for name in self._all if not any(map(_hidden, name.split("/")))]
+        arrays = sorted((name for name in seen if name.lower().endswith(ARRAYS)), key=_natural)
+        self.names = arrays if latents else _images(seen)
+        self.unread: list[str] = [] if latents else _unread(seen)
         if not self.names:
             self._zip.close()
-            raise UserError(f"{path} holds no images (their names end in {_extensions()})")
+            if latents:
+                raise UserError(f"{path} holds no latents (names that end in {ARRAYS}): leave data.latents out")
+            if arrays:
+                raise UserError(f"{path} holds no images but arrays ({arrays[0]}, ...): set data.latents: true")
+            raise UserError(f"{path} holds no images (their names end in {_extensions()}){_but(self.unread)}")
 
     def read(self, name: str) -> bytes:
         try:
@@ -187,7 +210,8 @@ def _by_name(pairs: Any, where: str) -> dict[str, int]:
             raise UserError(f"{where}: each of its 'labels' must be [name, class], got {str(pair)[:80]}")
         name, label = pair[0].replace("\\", "/").removeprefix("./"), pair[1]
         if isinstance(label, bool) or not isinstance(label, int):
-            raise UserError(f"{where}: the label of {name!r} must be a class number, got {str(label)[:80]}")
+            vector = f" (a vector of {len(label)}: write its class's number)" if isinstance(label, list) else ""
+            raise UserError(f"{where}: the label of {name!r} must be a class number, got {str(label)[:80]}{vector}")
         if index.setdefault(name, label) != label:
             raise UserError(f"{where}: {name!r} has two labels, {index[name]} and {label}")
     return index
@@ -237,6 +261,27 @@ def _hidden(name: str) -> bool:
 def _images(names: Sequence[str]) -> list[str]:
     found = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and not _hidden(name.split("/")[-1])]
     return sorted(found, key=_natural)
+
+
+def _unread(names: Sequence[str]) -> list[str]:
+    """Images in formats that are not read here."""
+    found = [name for name in names if Path(name).suffix.lower() in UNREAD and not _hidden(name.split("/")[-1])]
+    return sorted(found, key=_natural)
+
+
+def _but(unread: Sequence[str]) -> str:
+    return f", only {len(unread)} that Pillow cannot read here, as {unread[0]}: convert them first" if unread else ""
+
+
+def split_folders(path: Path) -> tuple[Path, Path] | None:
+    """The folders to train on and to test on, where a data set's folder holds its splits; None for any other."""
+    if not path.is_dir():
+        return None
+    below = {place.name.lower(): place for place in path.iterdir() if place.is_dir() and not _hidden(place.name)}
+    if not below or not set(below) <= SPLIT_FOLDERS:
+        return None
+    train, test = (next((below[name] for name in names if name in below), None) for names in (TRAIN, (*TEST, *DEV)))
+    return (train, test) if train is not None and test is not None else None
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

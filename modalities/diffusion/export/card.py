@@ -15,6 +15,7 @@ SOLVERS = {
     "ddim": "DDIM, written as DPM-Solver++ of first order, which is the same for any number of steps",
     "dpmpp_2m": "DPM-Solver++ (2M)",
     "lcm": "multistep consistency sampling",
+    "tcd": "trajectory consistency sampling",
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConsistencyModelPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xmodal_kd.runtime import leftovers
@@ -21,15 +21,19 @@ from xmodal_kd.runtime.checkpoint import disk_errors, load_weights, read_json, w
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.progress import console
 
-from ..models.denoiser import LCM, Denoiser, Sampling
+from ..models.denoiser import LCM, TCD, Denoiser, Sampling
 from ..models.process import PREDICTIONS, Process
+from .bare import bare_unet, without_scheduler
 from .card import card
+from .foreign import foreign_parts, foreign_schedule
 from .scheduler_lint import lint
 from .schedulers import saveable, scheduler_for
 from .weights import read_weights
 
 INDEX, SAMPLER, README = "model_index.json", "sampler.json", "README.md"
 UNET, SCHEDULER = "unet", "scheduler"
+#: Our samplers of the schedulers of few-step models.
+FEW_STEP_SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": TCD}
 #: alpha^2 at the last timestep of a schedule that leaves none there: solvers divide by it (diffusers' own remedy).
 FLOOR = 2.0**-24
 
@@ -80,8 +84,10 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     folder, net = Path(folder), denoiser.net
     if not isinstance(net, UNet2DModel):
         raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
-    if not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
+    square = denoiser.shape[-2] == denoiser.shape[-1]
+    if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
         net.register_to_config(sample_size=denoiser.shape[-1])
+    kind = ConsistencyModelPipeline if square else DDPMPipeline  # which keeps the scheduler, but knows no classes
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
     place = folder.absolute()
@@ -91,7 +97,7 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
             shutil.rmtree(rest, ignore_errors=True)
         try:
             scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
-            ConsistencyModelPipeline(net, scheduler).save_pretrained(temporary, safe_serialization=True)
+            kind(net, scheduler).save_pretrained(temporary, safe_serialization=True)
             write_json(temporary / SAMPLER, about.model_dump())
             write_bytes(temporary / README, card(about.model_dump()).encode())
             if found := [finding for finding in lint(temporary) if finding.status == "fail"]:
@@ -129,22 +135,33 @@ def _publish(temporary: Path, folder: Path) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def load_denoiser(folder: Path | str, *, sampling: Sampling | None = None, quiet: bool = False) -> Denoiser:
+def load_denoiser(
+    folder: Path | str, *, sampling: Sampling | None = None, quiet: bool = False,
+    schedule: tuple[Process, str] | None = None,
+) -> Denoiser:  # fmt: skip
     """The denoiser of a diffusers pipeline folder, ours or another's, on the CPU in eval mode, in float32.
 
     Args:
-        sampling: how it is to be sampled; None: as its ``sampler.json`` says, else by DDIM with 64 steps, a consistency
-            model of another's (LCMScheduler) with 4.
+        sampling: how it is to be sampled; None: as its ``sampler.json`` says, else by DDIM with 64 steps, a few-step
+            model of another's (LCMScheduler, TCDScheduler) with 4.
         quiet: say nothing of the scheduler's traps (see `lint`).
+        schedule: process and prediction type of a UNet that no scheduler lies beside, as in a training checkpoint.
 
     Raises:
         UserError: one line about what is missing, damaged, or cannot be distilled.
     """
     folder = Path(folder)
-    _check_index(folder)
-    own = _own_card(folder)
-    process, prediction, config = _process(folder)
-    net = _unet(folder, process.T)
+    unet, scheduler = bare_unet(folder) or (folder / UNET, folder / SCHEDULER)
+    if unet == folder / UNET and scheduler == folder / SCHEDULER:
+        _check_index(folder)
+    own, config = _own_card(folder), dict[str, Any]()
+    if scheduler is not None:
+        process, prediction, config = _process(scheduler)
+    elif schedule is not None:
+        process, prediction = schedule
+    else:
+        raise UserError(without_scheduler(unet))
+    net = _unet(unet, process.T)
     if own and (own.T, own.prediction) != (process.T, prediction):
         raise UserError(
             f"{folder}: {SAMPLER} says {own.prediction} on {own.T} timesteps, its scheduler {prediction} on {process.T}"
@@ -158,10 +175,18 @@ def load_denoiser(folder: Path | str, *, sampling: Sampling | None = None, quiet
         how.times(process)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    if not quiet and (found := lint(folder, steps=how.steps if own else None)):
+    if not quiet and scheduler is not None and (found := lint(scheduler.parent, steps=how.steps if own else None)):
         text = f"{folder}: in diffusers' own hands: {'; '.join(map(str, found))}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return Denoiser(net, process, prediction, shape, classes=classes, class_names=names, sampling=how).eval()
+
+
+def few_step(folder: Path) -> str | None:
+    """The scheduler's class where a folder holds a model for few steps, of ours or another's; None for others."""
+    place = bare_unet(folder)
+    path = ((place[1] if place else None) or folder / SCHEDULER) / "scheduler_config.json"
+    name = str(_object(path).get("_class_name")) if path.is_file() else ""
+    return name if name in FEW_STEP_SCHEDULERS else None
 
 
 def _check_index(folder: Path) -> None:
@@ -171,14 +196,10 @@ def _check_index(folder: Path) -> None:
         raise UserError(f"{folder}: not a diffusers pipeline: it has no {INDEX}")
     index = _object(folder / INDEX)
     parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
-    if "unet" not in parts:
-        raise UserError(f"{folder / INDEX}: names no unet, only {', '.join(sorted(parts)) or 'nothing'}")
-    if parts["unet"] != "UNet2DModel":
-        raise UserError(f"{folder / INDEX}: its unet is a {parts['unet']}: only UNet2DModel can be distilled")
+    if refusal := foreign_parts(parts):
+        raise UserError(f"{folder / INDEX}: {refusal}")
     if "scheduler" not in parts:
         raise UserError(f"{folder / INDEX}: names no scheduler: the noise schedule is unknown")
-    if more := sorted(set(parts) - {"unet", "scheduler"}):
-        raise UserError(f"{folder / INDEX}: has {', '.join(more)} beside unet and scheduler: this cannot be distilled")
 
 
 def _own_card(folder: Path) -> Card | None:
@@ -192,11 +213,13 @@ def _own_card(folder: Path) -> Card | None:
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _process(folder: Path) -> tuple[Process, str, dict[str, Any]]:
-    """The process, the prediction type and the configuration of the folder's scheduler."""
-    path = folder / SCHEDULER / "scheduler_config.json"
+def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
+    """The process, the prediction type and the configuration of a scheduler's folder."""
+    path = scheduler / "scheduler_config.json"
     config = _object(path)
     prediction = config.get("prediction_type", "epsilon")
+    if refusal := foreign_schedule(str(config.get("_class_name", ""))):
+        raise UserError(f"{path}: {refusal}")
     if config.get("use_flow_sigmas") or prediction == "flow_prediction":
         raise UserError(f"{path}: flow matching is not variance preserving: it cannot be distilled by these methods")
     if prediction not in PREDICTIONS:
@@ -220,14 +243,14 @@ def _process(folder: Path) -> tuple[Process, str, dict[str, Any]]:
 
 
 def _sampling(config: Mapping[str, Any], process: Process) -> Sampling:
-    if config.get("_class_name") == "LCMScheduler":
+    if (solver := FEW_STEP_SCHEDULERS.get(str(config.get("_class_name")))) is not None:
         original = int(config.get("original_inference_steps", 50))
-        return Sampling(LCM, min(4, original), original)
+        return Sampling(solver, min(4, original), original)
     return Sampling("ddim", min(64, process.T))
 
 
 def _unet(folder: Path, timesteps: int) -> UNet2DModel:
-    path = folder / UNET / "config.json"
+    path = folder / "config.json"
     config = _object(path)
     _check_unet(path, config, timesteps)
     try:
@@ -237,7 +260,7 @@ def _unet(folder: Path, timesteps: int) -> UNet2DModel:
         raise
     except Exception as error:  # whatever a damaged configuration makes of the layers
         raise UserError(f"{path}: no UNet2DModel can be built from it: {' '.join(str(error).split())}") from error
-    weights, source = read_weights(folder / UNET, net.state_dict())
+    weights, source = read_weights(folder, net.state_dict())
     load_weights(net, weights, source)
     return net
 
@@ -254,8 +277,6 @@ def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2:
         raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
-    if sides[0] != sides[1]:
-        raise UserError(f"{path}: images of {sides[0]} x {sides[1]}: only square ones can be distilled")
     if (kind := config.get("class_embed_type")) is not None:
         raise UserError(f"{path}: class_embed_type {kind!r}: only plain class labels are understood")
     if config.get("time_embedding_type", "positional") == "fourier":
@@ -272,4 +293,4 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["Card", "load_denoiser", "save_pipeline"]
+__all__ = ["Card", "few_step", "load_denoiser", "save_pipeline"]

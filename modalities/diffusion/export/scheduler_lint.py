@@ -15,14 +15,12 @@ import numpy as np
 from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
-from ..models.process import Process
+from ..models.process import LITTLE_SIGNAL, Process
 
 #: Schedulers that choose their times in their own way, whatever ``timestep_spacing`` says.
 OWN_SPACING = ("LCMScheduler", "TCDScheduler")
 #: What a scheduler does where its configuration is silent (diffusers' defaults); the others default to ``leading``.
 LINSPACE = ("DPMSolver", "UniPC", "Euler", "Heun", "DEIS", "LMS", "KDPM2")
-#: Below this much signal at the last timestep, what an epsilon network says of x is its error, enlarged by 1 / alpha.
-LITTLE_SIGNAL = 1e-3
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, LCMScheduler
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 
 from xmodal_kd.runtime.errors import UserError
 
-from ..models.denoiser import LCM, TIMESTEP_SCALING, Sampling
+from ..models.denoiser import LCM, TCD, TIMESTEP_SCALING, Sampling
 from ..models.process import Process
 
 #: How far log(alpha_t^2) of a named schedule may be from the process's: diffusers itself computes in float32.
@@ -28,6 +28,8 @@ def scheduler_for(process: Process, prediction: str, sampling: Sampling) -> Any:
             **common, original_inference_steps=sampling.original, timestep_scaling=TIMESTEP_SCALING, clip_sample=False,
             set_alpha_to_one=True,
         )  # fmt: skip
+    if sampling.solver == TCD:
+        return TCDScheduler(**common, original_inference_steps=sampling.original, clip_sample=False)
     if sampling.solver not in ("ddim", "dpmpp_2m"):
         raise ValueError(f"no scheduler of diffusers equals our {sampling.solver}")
     return DPMSolverMultistepScheduler(

@@ -23,11 +23,16 @@ from ..models.solvers import ddim_step, heun_step
 from .few_step import STUDENT, FewStep, FewStepParams, denoisers
 
 STAGE = "consistency"
+#: Of a grid that the recipe does not choose.
+MOST_TIMES = 64
 
 
 class ConsistencyParams(FewStepParams):
-    grid: int = Field(64, ge=2)
-    """Times N on which the model is made consistent, and among which its sampler chooses; must divide T."""
+    grid: int | None = Field(None, ge=2)
+    """Times N on which the model is made consistent, and among which its sampler chooses; must divide T.
+
+    Unless said, the most up to 64 that do: 64 of 1,024 timesteps, 50 of 1,000, as LCM has it.
+    """
     steps: int = Field(2, ge=1)
     """Of the sampler by which the student is evaluated and saved; it can be sampled in any number up to `grid`."""
     distance: Literal["l2", "huber"] = "huber"
@@ -55,23 +60,31 @@ class EasyParams(ConsistencyParams):
 
 
 class _Consistency(FewStep):
+    keeps_epsilon: ClassVar[bool] = True
+
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Also of the grid: a teacher's training is too long to find afterwards that its timesteps do not suit."""
         super().check(roles)
-        grid, steps, T = self.params.grid, self.params.steps, denoisers(roles)[0].process.T
+        process = denoisers(roles)[0].process
+        grid, steps, T = self.grid(process), self.params.steps, process.T
         if T % grid:
             near = min((n for n in range(2, T + 1) if T % n == 0), key=lambda n: abs(n - grid))
             raise UserError(f"method.params.grid: {grid} does not divide the teacher's {T} timesteps: take {near}")
         if steps > grid:
             raise UserError(f"method.params.steps: {steps} is more than method.params.grid ({grid})")
 
+    def grid(self, process: Process) -> int:
+        """The recipe's, or the process's own."""
+        return int(self.params.grid or 0) or max(n for n in range(1, MOST_TIMES + 1) if process.T % n == 0)
+
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]
 
     def prepare(self, stage: Stage, roles: Roles) -> None:
         teacher, student = denoisers(roles)
-        consistency_grid(teacher.process, self.params.grid)
-        student.sampling = Sampling(LCM, self.params.steps, self.params.grid)
+        grid = self.grid(teacher.process)
+        consistency_grid(teacher.process, grid)
+        student.sampling = Sampling(LCM, self.params.steps, grid)
         student.sampling.times(student.process)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -94,7 +107,7 @@ class Consistency(_Consistency):
         target = roles["target"]
         assert isinstance(target, Denoiser)
         with ctx.timer.time("teacher"), torch.no_grad():
-            z, t, z_after, after = neighbours(teacher, batch, self.params.grid, self.params.solver)
+            z, t, z_after, after = neighbours(teacher, batch, self.grid(teacher.process), self.params.solver)
             aim = target.consistency(z_after, after, labels)
         with ctx.timer.time("student"):
             said = student.consistency(z, t, labels)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,29 +17,38 @@ from xmodal_kd.objective.objective import Objective
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.progress import console
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.method import Context, Distil, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..models.denoiser import Denoiser
+from ..models.process import LITTLE_SIGNAL, Process, expand
 
 FEATURES = "features"
 STUDENT = frozenset({"student"})
+#: alpha at which an epsilon teacher's velocity counts as much as the sample's own.
+TRUST = 0.1
 
 
 class FewStepParams(Strict):
-    features: int = Field(0, ge=0)
+    features: int | None = Field(None, ge=0)
     """Steps of distillation by the recipe's objective at the teacher's own step count, before the first few-step stage.
 
-    A student of another width, depth or prediction type needs them: the teacher's weights are no start for it.
+    A student of another width, depth or prediction type needs them: the teacher's weights are no start for it. Unless
+    said, ``train.steps`` where only the prediction type differs, as of an epsilon teacher's student, else none. Where
+    no term of the objective compares student and teacher, a student of the teacher's shape learns its velocity.
     """
 
 
+# docs/decisions/011-diffusion.md
 class FewStep:
     """Base of the few-step methods: stages of its own after an optional one of feature distillation."""
 
     Params: ClassVar[type[Strict]] = FewStepParams
     control: ClassVar[Literal["trained", "teacher"]] = "teacher"
+    #: Whether a student may predict epsilon where the schedule leaves enough signal at its last timestep.
+    keeps_epsilon: ClassVar[bool] = False
 
     def __init__(
         self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
@@ -52,13 +63,14 @@ class FewStep:
         if "teacher" not in roles:
             raise UserError("a few-step student needs a teacher: give the recipe one")
         teacher, student = denoisers(roles)
-        if student.prediction == "epsilon":
+        if student.prediction == "epsilon" and not (self.keeps_epsilon and tells_x(student.process)):
             raise UserError(
                 "a few-step student cannot predict epsilon: at the last timestep x cannot be told from it. "
                 "Set student.params.prediction to v_prediction, and method.params.features if the teacher's differs"
             )
-        if self.params.features:
-            if not self.distil.objective.needs_teacher:
+        if self.features:
+            own = same_network(teacher, student, prediction=False) and teacher.prediction != student.prediction
+            if not self.distil.objective.needs_teacher and not own:
                 raise UserError("method.params.features: no term of the objective compares student and teacher")
         elif not same_network(teacher, student):
             raise UserError(
@@ -68,8 +80,15 @@ class FewStep:
         self.stages()
 
     def stages(self) -> Sequence[Stage]:
-        first = [Stage(FEATURES, self.params.features, STUDENT)] if self.params.features else []
+        first = [Stage(FEATURES, self.features, STUDENT)] if self.features else []
         return [*first, *self.own_stages()]
+
+    @property
+    def features(self) -> int:
+        """Steps of the feature stage: as the recipe says, else as many as a student of another prediction needs."""
+        if self.params.features is not None:
+            return int(self.params.features)
+        return self.train.steps if getattr(self.adapter, "changes_prediction", False) else 0
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         teacher, student = denoisers(roles)
@@ -77,13 +96,22 @@ class FewStep:
             student.load_state_dict(teacher.state_dict())
         if stage.name == FEATURES:
             student.sampling = teacher.sampling
-            return self.distil.begin(stage, roles, batch)
+            if self.params.features is None:
+                tell(
+                    f"the teacher predicts {teacher.prediction}, the student {student.prediction}: "
+                    f"{self.features} steps of matching come first (method.params.features)"
+                )
+            if self.distil.objective.needs_teacher:
+                return self.distil.begin(stage, roles, batch)
+            return {"student": build_optimizer(self.train.optimizer, {"student": student})}
         self.prepare(stage, roles)
         return {"student": build_optimizer(self.train.optimizer, {"student": student})}
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        if ctx.stage.name == FEATURES:
+        if ctx.stage.name == FEATURES and self.distil.objective.needs_teacher:
             yield from self.distil.losses(batch, roles, ctx)
+        elif ctx.stage.name == FEATURES:
+            yield "student", LossOut.mean("velocity", velocity_error(batch, roles))
         else:
             yield "student", LossOut.mean(type(self).__name__.lower(), self.values(batch, roles, ctx))
 
@@ -107,6 +135,35 @@ class FewStep:
     @abstractmethod
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
         """``(b,)`` losses."""
+
+
+@cache
+def tell(text: str) -> None:
+    """On the console, once."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def tells_x(process: Process) -> bool:
+    """Whether x can be told from epsilon at the last timestep: its error is enlarged by sigma / alpha."""
+    return float(process.alpha(process.T - 1)) >= LITTLE_SIGNAL
+
+
+def velocity_error(batch: Batch, roles: Mapping[str, nn.Module]) -> Tensor:
+    """``(b,)`` squared errors of the student's velocity, at uniform times.
+
+    What an epsilon teacher says of v is its own error enlarged by 1 / alpha. So its part in the target falls with
+    alpha, as alpha^2 / (alpha^2 + 0.1^2); the other part is the true v of the sample, which has the same mean given z.
+    """
+    (teacher, student), labels = denoisers(roles), batch.get("labels")
+    process, x, noise = teacher.process, batch["x"], batch["noise"]
+    t = (batch["u"] * process.T).long().clamp(max=process.T - 1)
+    z, aim = process.add_noise(x, noise, t), process.velocity(x, noise, t)
+    with torch.no_grad():
+        said = teacher.predict("v_prediction", z, t, labels)
+    squares = process.alpha(t).square()
+    share = squares / (squares + TRUST**2) if teacher.prediction == "epsilon" else torch.ones_like(squares)
+    aim = torch.lerp(aim, said, expand(share, aim))
+    return (student.predict("v_prediction", z, t, labels) - aim).flatten(1).square().mean(dim=1)
 
 
 def denoisers(roles: Mapping[str, nn.Module]) -> tuple[Denoiser, Denoiser]:

@@ -6,12 +6,12 @@ Salimans and Ho (2022), algorithm 2. A stage halves the step count; its optimize
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.runtime.errors import UserError
@@ -37,6 +37,12 @@ class Progressive(FewStep):
     """Progressive distillation: halve a sampler's steps, stage by stage (Salimans and Ho, 2022)."""
 
     Params: ClassVar[type[Strict]] = ProgressiveParams
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Also of the grids of all stages, before anything is trained."""
+        super().check(roles)
+        for count in self.counts():
+            check_grids(denoisers(roles)[0].process, count)
 
     def counts(self) -> list[int]:
         """Steps of each stage's student."""
@@ -95,6 +101,7 @@ def check_grids(process: Process, steps: int) -> None:
         )
 
 
+# docs/decisions/011-diffusion.md
 def progressive_target(teacher: Denoiser, batch: Batch, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """z_t, t and the x that a student of `steps` steps must see in z_t to arrive where two DDIM steps lead.
 

@@ -1,1 +1,4 @@
-"""Networks, diffusion processes and solvers, and the denoiser that joins them."""
+"""Networks, diffusion processes and solvers, and the denoiser that joins them.
+
+May import ``data``, beside the core. Public are the names of models and solvers in recipes.
+"""

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from .process import PREDICTIONS, Process, expand
-from .solvers import SOLVERS, evaluations, solve
+from .solvers import SOLVERS, ddim_step, evaluations, solve
 
 #: Multistep consistency sampling, as diffusers' LCMScheduler does it.
 LCM = "lcm"
+#: Trajectory consistency sampling (Zheng et al., 2024), as diffusers' TCDScheduler does it with its own eta.
+TCD, ETA = "tcd", 0.3
+#: Samplers of few-step models, whose times are chosen among those of the grid that they were trained on.
+FEW_STEP = (LCM, TCD)
 #: LCMScheduler's constants: the standard deviation of the data, and what a timestep is multiplied by.
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 
@@ -26,7 +30,7 @@ class Sampling:
     """How a model is sampled.
 
     Attributes:
-        solver: one of `SOLVERS`, or ``lcm`` for a consistency model.
+        solver: one of `SOLVERS`, or ``lcm`` or ``tcd`` for a consistency model.
         steps: of the solver.
         original: of the grid that a consistency model was trained on; its steps are chosen among these.
     """
@@ -36,8 +40,8 @@ class Sampling:
     original: int = 0
 
     def __post_init__(self) -> None:
-        if self.solver not in (*SOLVERS, LCM):
-            raise UserError(f"unknown solver {self.solver!r}{nearest(self.solver, (*SOLVERS, LCM))}")
+        if self.solver not in (*SOLVERS, *FEW_STEP):
+            raise UserError(f"unknown solver {self.solver!r}{nearest(self.solver, (*SOLVERS, *FEW_STEP))}")
         if self.steps < 1:
             raise UserError(f"{self.steps} sampling steps: at least one is needed")
 
@@ -48,7 +52,7 @@ class Sampling:
 
     def times(self, process: Process) -> tuple[int, ...]:
         """Falling timesteps, -1 at the end. Raises `UserError` for more steps than there are."""
-        if self.solver != LCM:
+        if self.solver not in FEW_STEP:
             return process.grid(self.steps)
         return consistency_times(process, self.steps, self.original)
 
@@ -141,16 +145,37 @@ class Denoiser(nn.Module):
         """
         how = sampling or self.sampling
         times = how.times(self.process)
+        if how.solver == TCD:
+            return self._trajectory(noise, labels, times, generator)
         if how.solver != LCM:
             return solve(lambda z, t: self.predict_x(z, t, labels), self.process, noise, times, how.solver)
         x = z = noise
         for t, after in pairwise(times):
             x = self.consistency(z, torch.full((len(z),), t, device=z.device), labels)
             if after >= 0:
-                device = generator.device if generator is not None else z.device
-                fresh = torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype).to(z.device)
-                z = self.process.add_noise(x, fresh, after)
+                z = self.process.add_noise(x, fresh(z, generator), after)
         return x
+
+    def _trajectory(
+        self, z: Tensor, labels: Tensor | None, times: Sequence[int], generator: torch.Generator | None
+    ) -> Tensor:
+        """Each step goes along the ODE below the next time, to (1 - eta) of it, and noise leads up again.
+
+        The last one ends at timestep 0, as diffusers' does, not at the clean sample.
+        """
+        for t, after in pairwise(times):
+            low = int((1 - ETA) * max(after, 0))
+            z = ddim_step(self.process, z, self.predict_x(z, t, labels), t, low)
+            if after >= 0:
+                kept = (self.process.alpha(after) / self.process.alpha(low)).to(z)
+                z = kept * z + (1 - kept.square()).sqrt() * fresh(z, generator)
+        return z
+
+
+def fresh(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of `like`'s shape, drawn where the generator is."""
+    device = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def scalings(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,4 +185,4 @@ def scalings(t: Tensor) -> tuple[Tensor, Tensor]:
     return SIGMA_DATA**2 / squares, scaled / squares.sqrt()
 
 
-__all__ = ["LCM", "Denoiser", "Sampling", "consistency_grid", "consistency_times", "scalings"]
+__all__ = ["FEW_STEP", "LCM", "TCD", "Denoiser", "Sampling", "consistency_grid", "consistency_times", "scalings"]

@@ -49,19 +49,19 @@ def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) ->
     """A UNet with fresh weights from the global torch generator.
 
     Args:
-        shape: ``(c, h, w)`` of a sample, h = w.
+        shape: ``(c, h, w)`` of a sample.
         classes: how many it is conditioned on; None for an unconditional one.
 
     Raises:
-        UserError: the shape is not square, does not halve often enough, or the groups do not divide a width.
+        UserError: the shape is no image's, does not halve often enough, or the groups do not divide a width.
     """
-    size = _square(shape)
+    sides = _sides(shape)
     widths, factor = config.channels, 2 ** (len(config.channels) - 1)
     if not widths or min(widths) < 1:
         raise UserError(f"model channels {list(widths)}: give one or more positive widths")
-    if size % factor:
+    if (odd_side := next((side for side in sides if side % factor), None)) is not None:
         raise UserError(
-            f"model channels {list(widths)}: {len(widths)} levels need a side that {factor} divides, not {size}: "
+            f"model channels {list(widths)}: {len(widths)} levels need a side that {factor} divides, not {odd_side}: "
             "use fewer levels"
         )
     if (odd := next((width for width in widths if width % config.groups), None)) is not None:
@@ -71,7 +71,7 @@ def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) ->
     down = [*["DownBlock2D"] * (len(widths) - 1), f"{lowest}DownBlock2D"]
     up = [f"{lowest}UpBlock2D", *["UpBlock2D"] * (len(widths) - 1)]
     return UNet2DModel(
-        sample_size=size, in_channels=shape[0], out_channels=shape[0], block_out_channels=widths,
+        sample_size=_size(sides), in_channels=shape[0], out_channels=shape[0], block_out_channels=widths,
         layers_per_block=config.layers, down_block_types=tuple(down), up_block_types=tuple(up), add_attention=attends,
         attention_head_dim=HEAD if widths[-1] % HEAD == 0 else widths[-1], norm_num_groups=config.groups,
         dropout=config.dropout, num_class_embeds=classes,
@@ -82,15 +82,20 @@ def build_like(net: UNet2DModel, classes: int | None) -> UNet2DModel:
     """Another UNet of `net`'s configuration with fresh weights, for `classes` classes."""
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
     size = config["sample_size"]
-    config["sample_size"] = size if isinstance(size, int) else _square((config["in_channels"], *size))
+    config["sample_size"] = size if isinstance(size, int) else _size(size)
     return UNet2DModel(**config | {"num_class_embeds": classes})
 
 
-def _square(shape: Sequence[int]) -> int:
-    """Height = width of ``(c, h, w)``."""
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise UserError(f"samples of shape {tuple(shape)}: a UNet is made for square images (channels, size, size)")
-    return shape[1]
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of ``(c, h, w)``."""
+    if len(shape) != 3:
+        raise UserError(f"samples of shape {tuple(shape)}: a UNet is made for images (channels, height, width)")
+    return shape[1], shape[2]
+
+
+def _size(sides: Sequence[int]) -> Any:
+    """As diffusers writes it: one number for a square."""
+    return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
 @MODELS.register("unet")

@@ -23,6 +23,8 @@ PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 MAX_BETA = 0.999
 #: Timesteps of a process; diffusers' have 1,000.
 MOST_TIMESTEPS = 1 << 20
+#: Below this much signal at the last timestep, what an epsilon network says of x is its error, enlarged by 1 / alpha.
+LITTLE_SIGNAL = 1e-3
 
 
 class Process:

@@ -1,1 +1,4 @@
-"""Samples as pictures and curves, and on a run's page."""
+"""Samples as pictures and curves, and on a run's page.
+
+May import ``export``, ``evaluate`` and what it may, beside the core. Public is nothing.
+"""

@@ -1,1 +1,4 @@
-"""What a person does with a student: draw samples."""
+"""What a person does with a student: draw samples.
+
+May import all of this modality but ``adapter``, beside the core. Public is the command ``sample``.
+"""

@@ -19,7 +19,7 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.progress import Bar, bar
 
 from ..export.pipeline import INDEX, SAMPLER, load_denoiser
-from ..models.denoiser import LCM, Denoiser, Sampling
+from ..models.denoiser import FEW_STEP, Denoiser, Sampling
 from ..show.pictures import pixels_of, write_grid, write_image
 
 #: Samples drawn at once. The noise of a call depends on it, so that it is no option.
@@ -69,7 +69,7 @@ def stage(folder: Path, steps: int | None) -> Path:
 def with_steps(denoiser: Denoiser, steps: int, place: Path) -> Sampling:
     """The model's own sampler with other steps. Raises `UserError` for more than there are."""
     how = Sampling(denoiser.sampling.solver, steps, denoiser.sampling.original)
-    most = how.original if how.solver == LCM else denoiser.process.T
+    most = how.original if how.solver in FEW_STEP else denoiser.process.T
     if steps > most:
         raise UserError(f"--steps {steps}: {place} takes at most {most}")
     return how

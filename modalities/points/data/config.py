@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from xmodal_kd.adapter.adapter import Strict, is_teacher
-from xmodal_kd.adapter.listed import DataSection
+from xmodal_kd.adapter.source import DataSection
 from xmodal_kd.runtime.errors import nearest
 from xmodal_kd.signals.signals import teacher_name
 

@@ -7,6 +7,8 @@ Every model is built as ``cls(config, channels=, classes=)`` and has
 * ``features``, ``encoder.*``, ``decoder.*``: paths to capture, see `SceneModel`.
 
 A model of a grid is called as ``model(x)``, one of points as ``model(points, lengths)``. None has batch statistics.
+
+May import ``views`` and ``data``, beside the core. Public are the names in recipes and their parameters.
 """
 
 from __future__ import annotations

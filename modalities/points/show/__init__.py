@@ -1,1 +1,4 @@
-"""Points as pictures, and on a run's page."""
+"""Points as pictures, and on a run's page.
+
+May import ``export``, ``evaluate`` and what it may, beside the core. Public is nothing.
+"""

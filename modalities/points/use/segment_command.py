@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from xmodal_kd.runtime.progress import each, named
 
 SUFFIXES = (".bin", ".ply", ".pcd", ".npz")
 
@@ -74,27 +76,27 @@ def segment(
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
     errors = Console(stderr=True)
-    named, empty = _files(scans)
+    places, empty = _files(scans)
     if image is None and calib is not None:
         raise UserError("--calib says where a photograph was taken: give it with --image")
-    if image is not None and len(named) > 1:
-        raise UserError(f"--image is the photograph of one scan, and {len(named)} are given")
-    if empty and not named:
+    if image is not None and len(places) > 1:
+        raise UserError(f"--image is the photograph of one scan, and {len(places)} are given")
+    if empty and not places:
         raise UserError(empty[0])
-    check_names(named, out, format_)
+    check_names(places, out, format_)
     from .segment import Segmenter
 
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))
     for line in empty:
         _complain(errors, line)
     failed = bool(empty)
-    for path in _progress(list(named), errors):
+    for path in each(list(places), "segmenting", errors):
         try:
             result = process(
-                segmenter, path, out, image=image, calibration=calib, beams=beams, below=named[path], form=format_
+                segmenter, path, out, image=image, calibration=calib, beams=beams, below=places[path], form=format_
             )
         except UserError as error:
-            _complain(errors, _named(path, error))
+            _complain(errors, named(path, error))
             failed = True
             continue
         except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
@@ -134,17 +136,3 @@ def _files(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
         top = Path(path.resolve().name) if several else Path()
         found |= {scan: top / scan.relative_to(path).parent for scan in inside}
     return found, empty
-
-
-def _progress(paths: list[Path], console: Console) -> Iterable[Path]:
-    """A progress bar on standard error where that is a terminal and there is more than one file."""
-    if len(paths) < 2 or not console.is_terminal:
-        return paths
-    from rich.progress import track
-
-    return track(paths, "segmenting", console=console, transient=True)
-
-
-def _named(path: Path, error: Exception) -> str:
-    text = str(error)
-    return text if str(path) in text else f"{path}: {text}"

@@ -1,1 +1,4 @@
-"""What one side sees of a frame, and which of its rows shows which point of another view."""
+"""What one side sees of a frame, and which of its rows shows which point of another view.
+
+May import ``data``, beside the core. Public is nothing.
+"""

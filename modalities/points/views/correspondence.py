@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor
 
 
+# docs/decisions/012-points.md
 @dataclass(frozen=True)
 class Correspondence:
     """Pairs of elements, within the flattened rows of a batch.

@@ -1,1 +1,4 @@
-"""Recordings and transcripts: files, manifests, features, augmentation, the batches of a split."""
+"""Recordings and transcripts: files, manifests, features, augmentation, the batches of a split.
+
+May import the core alone. Public are the keys of the recipe's ``data`` section.
+"""

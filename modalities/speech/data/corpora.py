@@ -10,7 +10,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from xmodal_kd.adapter.listed import DataSection, Skipped
+from xmodal_kd.adapter.listed import Skipped
+from xmodal_kd.adapter.source import DataSection
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from .augment import Augment

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ NAMES = ("logits", "log_probs", "logprobs")
 BLANKS = ("<blank>", "<blk>", "<pad>", "[PAD]", "<eps>", "ε", "_")
 #: Frame rates are guessed in steps of so many seconds, from so many utterances.
 STEP, LOOKED_AT = Fraction(1, 400), 50
+#: A guess further off than this share is none.
+SURE = 0.015
 
 
 class StoredLogits:
@@ -69,16 +72,21 @@ class StoredLogits:
         """
         if "frame_seconds" in self.about:
             return Fraction(str(self.about["frame_seconds"]))
-        known = [(key, held) for key, held in seconds.items() if self.path(key) is not None][:LOOKED_AT]
+        longest = sorted(seconds, key=lambda key: -seconds[key])
+        known = list(islice((key for key in longest if self.path(key) is not None), LOOKED_AT))
         if not known:
             raise UserError(
                 f"{self.folder}: holds logits of none of the {len(seconds)} training utterances, whose keys are as in "
                 f"{next(iter(seconds), '')!r}: name each file KEY.npz or KEY.safetensors, or list them in {INDEX}"
             )
-        lasts = [held / len(self[key]) for key, held in known]
-        guess = round(Fraction(float(np.median(lasts))) / STEP) * STEP
-        if guess <= 0 or abs(float(np.median(lasts)) / float(guess) - 1) > 0.1:
-            raise UserError(f'{self.folder}: say {{"frame_seconds": SECONDS}} in {ABOUT}: the durations do not tell')
+        # half a frame more: front ends drop the end of a recording that fills no window
+        lasts = float(np.median([seconds[key] / (len(self[key]) + 0.5) for key in known]))
+        guess = round(Fraction(lasts) / STEP) * STEP
+        if guess <= 0 or abs(lasts / float(guess) - 1) > SURE:
+            raise UserError(
+                f'{self.folder}: say {{"frame_seconds": SECONDS}} in {ABOUT}: its frames last about {lasts:.4f} s, '
+                "which the durations do not tell more exactly"
+            )
         return guess
 
     def path(self, key: str) -> Path | None:

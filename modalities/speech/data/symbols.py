@@ -139,6 +139,13 @@ def read_vocabulary(folder: Path, blank: int, classes: int) -> Vocabulary:
     return Vocabulary(tuple(SPACE if name == gap else name for name in names), blank, special)
 
 
+def other_blank(folder: Path, blank: int) -> int | None:
+    """The class that the tokenizer of a folder calls padding, where that is another than the model's own."""
+    pad = _settings(folder).get("pad_token")
+    found = _indexes(folder).get(_content(pad)) if pad else None
+    return None if found == blank else found
+
+
 def _indexes(folder: Path) -> dict[str, int]:
     """Class by name, from ``vocab.json`` or ``tokenizer.json``, with what ``added_tokens.json`` adds."""
     vocab, whole = folder / "vocab.json", folder / "tokenizer.json"

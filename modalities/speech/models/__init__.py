@@ -6,6 +6,8 @@ Every model is built as ``cls(config, mels=, classes=)``, is called as ``model(f
 * ``stride``: input frames an output frame;
 * ``receptive_field``: input frames it sees to the left and right of an output frame, or None where it sees them all;
 * ``axes(path)``: the layout of a captured submodule's output, ``"b t c"`` or ``"t b c"``.
+
+May import ``data``, beside the core. Public are the names in recipes and their parameters.
 """
 
 from __future__ import annotations

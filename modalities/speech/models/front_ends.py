@@ -34,10 +34,14 @@ class Heard(NamedTuple):
 class FrontEnd(Protocol):
     """How a role hears."""
 
-    #: Hz of the waves that batches must carry for it; None where it hears the shared features.
-    rate: int | None
-    #: Seconds between two frames of the answer.
-    frame: Fraction
+    @property
+    def rate(self) -> int | None:
+        """Hz of the waves that batches must carry for it; None where it hears the shared features."""
+
+    @property
+    def frame(self) -> Fraction:
+        """Seconds between two frames of the answer."""
+        ...
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
         """The model's answer to a batch.
@@ -66,7 +70,7 @@ class OwnFeatures:
     """Features of a saved recogniser's own card, from the wave."""
 
     def __init__(self, features: Features, stride: int) -> None:
-        self.rate: int | None = features.sample_rate
+        self.rate: int = features.sample_rate
         self.frame = Fraction(stride * features.hop, features.sample_rate)
         self.frontend = Frontend(features)
 

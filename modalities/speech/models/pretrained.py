@@ -22,7 +22,7 @@ from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, only_call
 
-from ..data.symbols import Vocabulary, read_vocabulary
+from ..data.symbols import Vocabulary, other_blank, read_vocabulary
 from .front_ends import Heard, waves_of
 
 CONFIG = "config.json"
@@ -50,6 +50,16 @@ def vocabulary_of(folder: Path) -> Vocabulary:
     """What the model in a folder writes, without loading it."""
     config = _config(folder)
     return read_vocabulary(folder, int(config.get("pad_token_id") or 0), int(config.get("vocab_size", 0)))
+
+
+def traps(folder: Path) -> Iterator[tuple[str, str]]:
+    """What looks wrong in a folder of transformers, and what to do."""
+    blank = int(_config(folder).get("pad_token_id") or 0)
+    if (other := other_blank(folder, blank)) is not None:
+        yield (
+            f"its model takes class {blank} for the blank (pad_token_id), its tokenizer class {other}",
+            "the model's is believed; if its transcripts are nonsense, correct pad_token_id in config.json",
+        )
 
 
 def load_pretrained(folder: Path) -> Pretrained:
@@ -102,7 +112,7 @@ def _load(folder: Path) -> nn.Module:
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         model, found = AutoModelForCTC.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -112,7 +122,7 @@ def _load(folder: Path) -> nn.Module:
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
     finally:
         if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
     if lacking := sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])]):
         raise UserError(
             f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained CTC model"
@@ -143,7 +153,7 @@ class WaveFrontEnd:
 
     def __init__(self, model: nn.Module, extractor: Mapping[str, Any], folder: Path) -> None:
         self.config: Any = model.config
-        self.rate: int | None = int(extractor["sampling_rate"])
+        self.rate: int = int(extractor["sampling_rate"])
         kind = extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
         self.normalise = bool(extractor.get("do_normalize", True))
         self.other: Any = None if kind == "Wav2Vec2FeatureExtractor" else _other(kind, extractor, folder)

@@ -1,1 +1,4 @@
-"""Utterances on a run's page."""
+"""Utterances on a run's page.
+
+May import ``export``, ``evaluate`` and what it may, beside the core. Public is nothing.
+"""

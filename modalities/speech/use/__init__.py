@@ -1,1 +1,4 @@
-"""What a person does with a student: transcribe files."""
+"""What a person does with a student: transcribe files.
+
+May import all of this modality but ``adapter``, beside the core. Public is the command ``transcribe``.
+"""

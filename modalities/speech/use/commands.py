@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.progress import each, named
 
 #: What libsndfile reads of what people record in.
 SUFFIXES = (
@@ -64,18 +65,23 @@ def transcribe(
     recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
     kind = "json" if json_ else format_
     found = list(_files(audio))
+    unreadable = [one for one in found if isinstance(one, UserError)]
+    if unreadable and len(unreadable) == len(found):
+        raise unreadable[0]
     if kind in ("srt", "vtt") and into is None and len(found) > 1:
         raise UserError(f"--format {kind}: {len(found)} recordings: name a folder for their files by --into")
-    for path in _progress(found, errors):
+    for path in each(found, "transcribing", errors):
         try:
             if isinstance(path, UserError):
                 raise path
             result = recogniser.transcribe(path, beam_size=beam)
             _give(_written(kind, path, result), path, kind, into)
+        except BrokenPipeError:  # nobody reads on
+            raise
         except Exception as error:  # whatever a file makes its reader say: the rest are worth their turn
             if "pip install" in str(error):  # no file is to blame
                 raise
-            text = str(error) if isinstance(path, UserError) else _named(path, error)
+            text = str(error) if isinstance(path, UserError) else named(path, error)
             errors.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
             failed = True
     if failed:
@@ -114,20 +120,6 @@ def _files(audio: Iterable[Path]) -> Iterator[Path | UserError]:
         if not found:
             yield UserError(f"{path}: no audio in this folder (looked for {', '.join(SUFFIXES)})")
         yield from found
-
-
-def _progress(paths: list[Path | UserError], console: Console) -> Iterable[Path | UserError]:
-    """A progress bar on standard error where that is a terminal and there is more than one file."""
-    if len(paths) < 2 or not console.is_terminal:
-        return paths
-    from rich.progress import track
-
-    return track(paths, "transcribing", console=console, transient=True)
-
-
-def _named(path: Path, error: Exception) -> str:
-    text = str(error)
-    return text if str(path) in text else f"{path}: {text}"
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"transcribe": transcribe}

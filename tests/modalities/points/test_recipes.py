@@ -37,8 +37,8 @@ def test_a_recipe_fits_its_models_and_its_terms(path: Path) -> None:
     data = PointsData.model_validate(content)
     made = PointsAdapter(data, Streams(recipe.seed), recipe.train.batch_size)
     objective = Objective(recipe.objective)
-    for lesson in (one for one in role_plans(loaded, made) if one.role in ("teacher", "student")):
-        role, model = lesson.role, build(made, loaded, lesson, Streams(recipe.seed))
+    for role_plan in (one for one in role_plans(loaded, made) if one.role in ("teacher", "student")):
+        role, model = role_plan.role, build(made, loaded, role_plan, Streams(recipe.seed))
         find_all(role, model, objective)
         assert made.view(role).sees == MODELS[recipe.teacher.model if role == "teacher" else recipe.student.model].view  # type: ignore[union-attr, index]
         for name in data.augment.unread(made.view(role).sees):

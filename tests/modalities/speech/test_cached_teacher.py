@@ -25,8 +25,8 @@ def smoke(*sets: str) -> tuple[Recipe, Any]:
     )
     loaded = load("smoke/speech", [*small, *sets])
     adapter = make_adapter(loaded, Streams(1))
-    for lesson in (one for one in role_plans(loaded, adapter) if one.role in ("teacher", "student")):
-        build(adapter, loaded, lesson, Streams(1))
+    for role_plan in (one for one in role_plans(loaded, adapter) if one.role in ("teacher", "student")):
+        build(adapter, loaded, role_plan, Streams(1))
     return loaded.recipe, adapter
 
 

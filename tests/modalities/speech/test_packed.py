@@ -86,7 +86,7 @@ def test_half_a_conformer_is_repaired_and_rounded_to_points(digits: Path) -> Non
     adapter = make_adapter(loaded, streams)
     [teacher, control, student] = role_plans(loaded, adapter)
     stand = {"teacher": build(adapter, loaded, teacher, streams)}
-    models = [models_of(adapter, loaded, lesson, streams, stand) for lesson in (control, student)]
+    models = [models_of(adapter, loaded, role_plan, streams, stand) for role_plan in (control, student)]
     one, other = models[0]["control"], models[1]["student"]
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))  # the same start
     told = record(other).facts["fskd"]["layers"]

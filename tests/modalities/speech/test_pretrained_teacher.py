@@ -244,6 +244,17 @@ def test_lint_lists_what_the_student_does_not_write(recordings: Path, folders: F
     assert status == "warn" and "'C'" in found and "<s>" not in found and "'A'" not in found
 
 
+def test_lint_tells_of_two_blanks(recordings: Path, folders: Folders, tmp_path: Path) -> None:
+    """Fine-tuned without pad_token_id: the loss took class 0 for the blank, the tokenizer decodes by another."""
+    folder = Path(shutil.copytree(folders["group"], tmp_path / "teacher"))
+    tokens = read_json(folder / "tokenizer_config.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokens, "pad_token": "</s>"}))
+    [(status, found, _), _] = adapter_of(recordings, folder).lint(folder)
+    assert (status, found) == (
+        "warn", "its model takes class 0 for the blank (pad_token_id), its tokenizer class 2",
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------- what is refused
 
 

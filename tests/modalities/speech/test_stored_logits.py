@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.adapter import SpeechAdapter
+from xmodal_kd.modalities.speech.data.stored_logits import StoredLogits
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.roles import make_adapter
 from xmodal_kd.runtime.checkpoint import read_json
@@ -136,6 +137,24 @@ def test_what_is_wrong_with_it_is_one_line(recordings: Path, logits: Path, chang
         adapter = adapter_of(recordings, logits)
         adapter.signals("teacher", adapter.load("teacher", logits), batch_of(adapter))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("frame, guessed", [(0.02, 0.02), (0.04, 0.04), (0.03, 0.03), (0.08, 0.08), (0.02322, None)])
+def test_the_frame_rate_is_found_by_the_durations_or_asked_for(tmp_path: Path, frame: float, guessed: float) -> None:
+    """Of a model that drops up to a window at the end."""
+    (tmp_path / "vocab.json").write_text(json.dumps(["<pad>", "A"]))
+    seconds = {f"u{i}": 1.7 + 0.37 * i for i in range(30)}
+    for key, held in seconds.items():
+        np.savez(tmp_path / f"{key}.npz", logits=np.zeros((int((held - 0.025) / frame), 2)))
+    stored = StoredLogits(tmp_path, "error")
+    if guessed is None:
+        with pytest.raises(
+            UserError, match=r"say \{\"frame_seconds\": SECONDS\} in signals.json: its frames last about 0.023"
+        ):
+            stored.frame(seconds)
+        (tmp_path / "signals.json").write_text(json.dumps({"frame_seconds": frame}))
+        stored = StoredLogits(tmp_path, "error")
+    assert float(stored.frame(seconds)) == pytest.approx(guessed or frame)
 
 
 def test_speed_is_refused(recordings: Path, logits: Path) -> None:

@@ -1,0 +1,54 @@
+"""Models of other kinds than these methods distil: what they are, and what to do instead, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Parts that turn images into latents, and that make a prompt into numbers.
+CODECS = ("vae", "vqvae", "movq", "prior", "decoder")
+TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "bert")
+OWN = "give a pipeline of a UNet2DModel and a scheduler with betas, or let the recipe train a teacher (teacher.model)"
+
+
+def foreign_parts(parts: Mapping[str, str]) -> str | None:
+    """Why a pipeline of these parts, class by name, is not distilled; None for a ``UNet2DModel`` alone."""
+    codec = next((name for name in CODECS if name in parts), None)
+    over = f" on the latents of its {codec} ({parts[codec]})" if codec else ""
+    if "unet" not in parts:
+        if "transformer" in parts:
+            return f"a {parts['transformer']}{over}: only UNet2DModel is distilled, no transformers: {OWN}"
+        return f"names no unet, only {', '.join(sorted(parts)) or 'nothing'}: {OWN}"
+    kind = parts["unet"]
+    if kind != "UNet2DModel":
+        prompted = " prompted by text" if kind == "UNet2DConditionModel" else ""
+        return f"its unet is a {kind}{prompted}{over}: only UNet2DModel is distilled: {OWN}"
+    if codec:
+        return (
+            f"a UNet2DModel{over}: the {codec} is not run here: save unet and scheduler alone "
+            "(DDPMPipeline(unet, scheduler).save_pretrained) and distil it on latents of your images in an .npz "
+            "(data.sources: arrays, data.latents: true)"
+        )
+    if more := sorted(set(parts) - {"unet", "scheduler"}):
+        return f"has {', '.join(more)} beside unet and scheduler, which would be left out of the student: {OWN}"
+    return None
+
+
+def foreign_schedule(scheduler: str) -> str | None:
+    """Why a diffusers scheduler has no process that these methods know; None where its class says nothing of it."""
+    kinds = {
+        "Flow": "flow matching, x_t = (1 - s) x + s noise",
+        "EDM": "EDM, noise of a sigma up to 80 added to samples that are not scaled",
+        "Karras": "variance exploding, noise added to samples that are not scaled",
+        "SCM": "TrigFlow, x_t = cos(s) x + sin(s) noise",
+        "CMStochastic": "a consistency model on EDM's sigmas, a few-step model already",
+    }
+    kind = next((told for word, told in kinds.items() if word in scheduler), None)
+    if kind is None:
+        return None
+    return (
+        f"{scheduler} is of another process ({kind}): progressive, consistency and ect distil "
+        f"variance-preserving models, whose scheduler has betas (DDPM, DDIM, DPM-Solver): {OWN}"
+    )
+
+
+__all__ = ["foreign_parts", "foreign_schedule"]
