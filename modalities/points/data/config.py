@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,19 +59,42 @@ class Scenes(Strict):
 
 
 class Frames(Strict):
-    """Frames of a folder, by their place in its order: from `first` up to, and without, `last`."""
+    """Frames of a folder: by their place in its order, from `first` up to, and without, `last`; or whole `sequences`.
+
+    A list stands for sequences: ``train: [00, 01]`` is ``train: {sequences: [00, 01]}``.
+    """
 
     first: Annotated[int, Field(ge=0)] = 0
     last: Count | None = None
+    sequences: tuple[str, ...] | None = None
+    """Names of sequences, as SemanticKITTI's 00 to 21; a number is written with two digits."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, content: Any) -> Any:
+        content = {"sequences": content} if isinstance(content, list | tuple) else content
+        if isinstance(content, dict) and isinstance(content.get("sequences"), list | tuple):
+            names = [f"{x:02d}" if isinstance(x, int) and not isinstance(x, bool) else x for x in content["sequences"]]
+            return content | {"sequences": names}
+        return content
 
     @model_validator(mode="after")
     def _some(self) -> Frames:
+        if self.sequences is not None:
+            if self.first or self.last is not None:
+                raise ValueError("sequences are taken whole: leave first and last out")
+            if not self.sequences or len(set(self.sequences)) < len(self.sequences):
+                raise ValueError("sequences: name at least one, each once")
         if self.last is not None and self.last <= self.first:
             raise ValueError(f"no frames from {self.first} up to {self.last}: last is not among them")
         return self
 
     def overlaps(self, other: Frames) -> bool:
-        """Whether a frame is among both."""
+        """Whether a frame is among both; of sequences and places together nobody knows, so it is taken to be."""
+        if self.sequences is not None and other.sequences is not None:
+            return bool(set(self.sequences) & set(other.sequences))
+        if self.sequences is not None or other.sequences is not None:
+            return True
         ends = [frames.last if frames.last is not None else float("inf") for frames in (self, other)]
         return self.first < ends[1] and other.first < ends[0]
 
@@ -99,7 +122,7 @@ class PointsData(DataSection):
     scenes: Scenes = Scenes()
     """Of the simulator."""
     train: Frames | None = None
-    """Of recorded frames, as `dev` and `test`: splits by time, which must not overlap."""
+    """Of recorded frames, as `dev` and `test`: splits by time or lists of sequences, which must not overlap."""
     dev: Frames | None = None
     test: Frames | None = None
     unlabelled: Folder | None = None
@@ -138,7 +161,9 @@ class PointsData(DataSection):
         if self.path is None:
             raise ValueError(f"sources {self.sources} needs path, the folder of its frames")
         if self.train is None or self.dev is None or self.test is None:
-            raise ValueError("recorded frames need train, dev and test, each a range of frames")
+            raise ValueError("recorded frames need train, dev and test, each a range of frames or a list of sequences")
+        if len({split.sequences is None for split in (self.train, self.dev, self.test)}) > 1:
+            raise ValueError("train, dev and test: give all as ranges of frames or all as lists of sequences")
         if any(a.overlaps(b) for a, b in combinations((self.train, self.dev, self.test), 2)):
             raise ValueError("train, dev and test overlap")
         self._apart()

@@ -47,9 +47,10 @@ def frames_of(data: PointsData, split: str) -> Frames:
     else:
         assert data.path is not None
         folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
-        found = Recorded(
+        found = recorded = Recorded(
             folder, data.sensor, sweeps=sweeps, pictures=data.needs_pictures, skipped=Skipped.of(data.skip)
         )
+        recorded.check_labels(split)
         if split != "train" and not found.labelled:
             raise UserError(
                 f"{data.path}: {data.sources} has no labels by point, so nothing can be measured on {split}"
@@ -102,17 +103,43 @@ class Recorded:
         self.folder, self.sweeps, self.pictures = folder, sweeps, pictures
         self.beams = len(SENSORS[sensor].elevations)
         self.reader = READERS[folder.sources](Path(folder.path))
-        first, last = folder.frames.first, folder.frames.last
-        if (last or first + 1) > len(self.reader):
-            raise UserError(
-                f"{folder.path}: frames {first} to {'the end' if last is None else last} of {len(self.reader)}: "
-                "first and last count from 0, last is not among them"
-            )
+        every = self._chosen()
         self.beside, self.skipped = beside, skipped or Skipped()
-        every = range(first, len(self.reader) if last is None else last)
         self.indexes = self.skipped.keep(every, self.key)
         if not self.indexes:
-            raise UserError(f"{folder.path}: data.skip leaves out all {len(every)} frames from {first}")
+            raise UserError(f"{folder.path}: data.skip leaves out all {len(every)} frames from {every[0]}")
+
+    def _chosen(self) -> Sequence[int]:
+        """Indexes of the reader's frames that the folder's ``frames`` mean."""
+        path, frames = self.folder.path, self.folder.frames
+        if frames.sequences is not None:
+            drives = [_drive(key) for key in self.reader.keys]
+            if absent := [name for name in frames.sequences if name not in drives]:
+                known = sorted(set(drives))
+                raise UserError(f"{path}: no sequence {absent[0]!r} (there are {', '.join(known[:30]) or 'none'})")
+            return [i for i, drive in enumerate(drives) if drive in frames.sequences]
+        first, last = frames.first, frames.last
+        if (last or first + 1) > len(self.reader):
+            raise UserError(
+                f"{path}: frames {first} to {'the end' if last is None else last} of {len(self.reader)}: "
+                "first and last count from 0, last is not among them"
+            )
+        return range(first, len(self.reader) if last is None else last)
+
+    def check_labels(self, split: str) -> None:
+        """Raises `UserError` that names the first sequence or frame without labels, of a list of sequences."""
+        if self.folder.frames.sequences is None:
+            return
+        for at in self.indexes:
+            if not self.reader.labelled(at):
+                raise UserError(
+                    f"{self.folder.path}: sequence {_drive(self.reader.keys[at])!r} of data.{split} has no labels: "
+                    "leave it out, or bring it as data.unlabelled"
+                )
+            if gone := next(
+                (p for p in self.reader.files(at, False) if p.suffix == ".label" and not p.is_file()), None
+            ):
+                raise UserError(f"{gone}: no such file: the frame has no labels; name it in data.skip or bring it")
 
     def __len__(self) -> int:
         return len(self.indexes)
@@ -152,6 +179,7 @@ class Recorded:
         return {
             "sources": self.folder.sources, "first": self.indexes[0], "last": self.indexes[-1],
             "skipped": len(self.skipped.found),
+            **({"sequences": list(named)} if (named := self.folder.frames.sequences) is not None else {}),
             "warnings": list(self.reader.warnings),
         }  # fmt: skip
 
