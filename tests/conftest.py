@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from jaxtyping import install_import_hook
 
-SHAPED = ("align", "decode", "features", "losses", "score")
+SHAPED = ("data.features", "evaluate.decode", "evaluate.score", "losses")
 install_import_hook([f"xmodal_kd.modalities.speech.{name}" for name in SHAPED], "beartype.beartype")
 
 
