@@ -102,7 +102,7 @@ def test_a_saved_teacher_is_rehearsed_on_a_copy(recipe: Path, tmp_path: Path) ->
     (("objective.1.params={temperature: 1e30}",), ("kd", "NaN or Inf", "temperature 1e+30")),
     (("train.accumulate=7",), ("train.accumulate", "7 micro-batches", "batch_size")),
     (("teacher.train.accumulate=7",), ("teacher.train.accumulate",)),
-    (("train.optimizer.lr=1e30",), ("train.optimizer", "lower lr")),
+    (("train.optimizer.lr=1e30",), ("train.optimizer.lr", "a number up to")),
     (("data.dev=0",), ("dev",)),
     (("data.test=0",), ("test",)),
     (("data.nan=2", "train.batch_size=24"), ("sample", "NaN")),

@@ -50,7 +50,7 @@ def content(folder: Path) -> dict[bytes, bytes]:
     store, found = Store(folder), {}
     for environment in store._environments():
         with environment.begin() as transaction:
-            found |= dict(transaction.cursor())
+            found |= {key: store._opened(key, value) for key, value in transaction.cursor()}
     store.close()
     return found
 

@@ -19,15 +19,15 @@ def known_classes(teacher: Tensor) -> Tensor | None:
     """``(c,)`` bool of scores ``(n, c)``; None where all are known (which costs one pass over the scores).
 
     Raises:
-        ValueError: some rows know a class and others do not, or a score is NaN.
+        ValueError: some rows know a class and others do not.
     """
     if teacher.ndim != 2 or not teacher.numel() or not teacher.is_floating_point():
         return None
     least = teacher.detach().amin()
     if bool(torch.isfinite(least)):
         return None
-    if bool(torch.isnan(least)):
-        raise ValueError("the teacher's scores hold NaN: look at its weights and its input")
+    if bool(torch.isnan(least)):  # of which whoever looks at the loss says which sample brought it
+        return None
     missing = teacher.detach() == -torch.inf
     nowhere = missing.all(dim=0)
     if bool(nowhere.all()):
@@ -72,7 +72,8 @@ def among_known(
     student, teacher, out = inputs["student"], inputs.get("teacher"), dict(inputs)
     labels = inputs.get("labels") if scores else None
     labels = None if labels is None or labels.is_floating_point() or len(labels) != len(student) else labels
-    if labels is not None and (wrong := outside(labels, student.shape[1])):
+    alike = teacher is None or teacher.shape == student.shape  # else the loss says what does not fit
+    if labels is not None and alike and (wrong := outside(labels, student.shape[1])):
         raise ValueError(f"{wrong}; a row without one is marked by {IGNORED}")
     known = None if teacher is None else known_classes(teacher)
     if teacher is not None and known is not None:

@@ -54,11 +54,14 @@ def only_known(signals: list[Signal], known: Known) -> list[Signal]:
     return signals if known is None else [Signal(rows[:, known], layout) for rows, layout in signals]
 
 
-def checked_labels(name: str, spec: LossSpec, labels: Signal, classes: int, known: Known) -> Signal:
+def checked_labels(
+    name: str, spec: LossSpec, labels: Signal, classes: int, known: Known, among: Tensor | None = None
+) -> Signal:
     """Integer labels, of which `IGNORED` ones and those of classes that the teacher does not know are invalid.
 
     Args:
         classes: of the student's scores.
+        among: ``(n,)`` bool, the rows that the term has; None for all that have a label.
 
     Raises:
         UserError: names the term and a label that is none of the classes.
@@ -68,6 +71,7 @@ def checked_labels(name: str, spec: LossSpec, labels: Signal, classes: int, know
         return labels
     ignored = rows == IGNORED
     wrong = layout.mask & ~ignored & ((rows < 0) | (rows >= classes))
+    wrong = wrong if among is None else wrong & among
     wrong = wrong if "logits" in spec.needs else torch.zeros_like(wrong)
     some_ignored, some_wrong = torch.stack([(ignored & layout.mask).any(), wrong.any()]).tolist()
     if some_wrong:

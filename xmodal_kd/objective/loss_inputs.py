@@ -110,10 +110,12 @@ def collect(
     if student.labelled is not None and reads_labels(term, spec):
         mine = [_only(signal, student.labelled[signal.layout.item]) for signal in mine]
     beside = _beside(name, term, spec, student, mine[0].layout)
-    if "labels" in beside:
-        beside["labels"] = checked_labels(name, spec, beside["labels"], classes, known)
     if term.weights is not None:
         beside["weights"] = _weights(name, term, spec, student, teacher, mine)
+    if "labels" in beside:
+        at = beside["labels"].layout
+        others = [s.layout for s in (*mine[:1], *theirs[:1], *beside.values()) if s.layout.same_rows(at)]
+        beside["labels"] = checked_labels(name, spec, beside["labels"], classes, known, _valid(others))
     by_row = {key: signal for key, signal in beside.items() if signal.layout.kind == mine[0].layout.kind}
     masks = _masks(mine, theirs, list(by_row.values()))
     rows, mask = mine[0].rows, masks[0]

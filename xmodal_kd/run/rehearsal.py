@@ -24,7 +24,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from .. import report
-from ..adapter.adapter import Adapter, Evaluation, UntrainedControl, is_teacher
+from ..adapter.adapter import Adapter, Batch, Evaluation, UntrainedControl, is_teacher
 from ..objective.objective import Objective
 from ..recipe.recipe import Loaded, Term
 from ..report import model_cards as cards
@@ -63,6 +63,7 @@ class Rehearsing(Engine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.real, self.ranks = self.ranks, Ranks()
+        self.first: Batch = {}
         #: That the whole training would take, were all steps as slow as the first.
         self.seconds = 0.0
 
@@ -79,6 +80,7 @@ class Rehearsing(Engine):
             model.to(self.device)
         share = {"rank": self.real.rank, "world": self.real.world, "accumulate": self.train.accumulate}
         micros = [send_to_device(batch, self.device) for batch in next(loader.steps(self.source, **share))]
+        self.first = micros[0]
         stages, quiet = self.method.stages(), Bar("rehearsal", 1, 0, None, None)
         for index, stage in enumerate(stages):
             self.at.step = 0
@@ -249,6 +251,8 @@ class Rehearsal:
         if isinstance(method, Scheme):
             for model in models.values():
                 model.eval()
+            with torch.no_grad(), self.streams.forked("facts"):
+                method.facts(models, engine.first)
             self.scheme = method if role == "student" else self.scheme
         return models[role].eval()
 

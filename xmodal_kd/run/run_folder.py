@@ -117,6 +117,8 @@ def refuse_folder(out: Path, how: Opening) -> None:
         return
     if not out.exists():
         return
+    if not out.is_dir():
+        raise UserError(f"--out {out} is no folder: choose another")
     with disk_errors(out):
         rest = [found for found in out.iterdir() if found.name not in FIRST and found.suffix != ".tmp"]
     if rest:

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from xmodal_kd.runtime.binary_packages import loading
+
 Span = tuple[int, int]
 
 #: Between a recording's quiet (10th percentile of its frames) and its loud (90th): above this share is sound. Chosen,
@@ -36,7 +38,8 @@ def align(logits: Float[Tensor, "t c"], tokens: Sequence[int], blank: int = 0) -
     repeats = sum(a == b for a, b in pairwise(tokens))
     if len(tokens) + repeats > len(logits):
         return None
-    from torchaudio.functional import forced_align
+    with loading("torchaudio"):
+        from torchaudio.functional import forced_align
 
     log_p = F.log_softmax(logits.float(), dim=-1)[None]
     path, _ = forced_align(log_p, torch.tensor([list(tokens)], dtype=torch.int32), blank=blank)
