@@ -33,7 +33,7 @@ def run(folder: Path, *, better: int = 0, **changes: Any) -> Path:
     wer = sum(s["errors"] for s in scores) / 200
     role = {"parameters": 7, "flops_per_sample": 9.0, "metrics": {"wer": wer, "by_speaker": {"anna": wer}}}
     report = {
-        "recipe": {}, "modality": "speech", "versions": {"torch": "2.11"}, "device": "cpu", "threads": 1,
+        "recipe": "a.yaml", "modality": "speech", "versions": {"torch": "2.11"}, "device": "cpu", "threads": 1,
         "metric": {"name": "wer", "lower_is_better": True}, "roles": {"student": role},
         "cost": {"student": {"steps": 10, "seconds": 4.0}, "peak_memory_bytes": 100},
     }  # fmt: skip

@@ -205,6 +205,10 @@ SMALL = (
 
 
 @pytest.mark.parametrize(("sets", "words"), [
+    (
+        ("data.process.steps=100", "data.sampling.steps=48", "method={name: progressive, params: {end: 24}}"),
+        ("24 steps of 100 timesteps", "power of 2"),
+    ),
     (("data.sampling.steps=6",), ("method.params.end", "6 steps")),
     (("data.process.steps=1000", "method={name: consistency, params: {grid: 64}}"), ("method.params.grid", "1000")),
     (("data.process.steps=1000", "data.sampling.steps=61", "method=distil"), ("61 steps of 1000", "another number")),
