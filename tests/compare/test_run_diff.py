@@ -13,6 +13,7 @@ import yaml
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.compare.run_diff import difference
+from xmodal_kd.run.run_folder import read_state, write_state
 from xmodal_kd.runtime.checkpoint import write_json
 from xmodal_kd.runtime.errors import UserError
 
@@ -31,9 +32,11 @@ def run(folder: Path, *, better: int = 0, **changes: Any) -> Path:
         for i, e in enumerate(ERRORS)
     ]
     wer = sum(s["errors"] for s in scores) / 200
-    role = {"parameters": 7, "flops_per_sample": 9.0, "metrics": {"wer": wer, "by_speaker": {"anna": wer}}}
+    metrics = {"wer": wer, "by_speaker": {"anna": wer}}
+    role = {"parameters": 7, "flops_per_sample": 9.0, "metrics": metrics, "dev_metrics": {"wer": wer}}
     report = {
-        "recipe": "a.yaml", "modality": "speech", "versions": {"torch": "2.11"}, "device": "cpu", "threads": 1,
+        "recipe": "a.yaml", "method": "distil", "seed": 1, "overrides": {}, "gap_closed": None, "reason": "no teacher",
+        "data": {}, "export": {}, "modality": "speech", "versions": {"torch": "2.11"}, "device": "cpu", "threads": 1,
         "metric": {"name": "wer", "lower_is_better": True}, "roles": {"student": role},
         "cost": {"student": {"steps": 10, "seconds": 4.0}, "peak_memory_bytes": 100},
     }  # fmt: skip
@@ -41,13 +44,21 @@ def run(folder: Path, *, better: int = 0, **changes: Any) -> Path:
     recipe = copy.deepcopy(RECIPE) | changes
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_json(folder / "report.json", report)
-    write_json(folder / "state.json", {"roles": {"student": {"scores": scores}}})
+    write_state(
+        folder, {"fingerprint": "none", "roles": {"student": {**role, "scores": scores, "examples": [], "latency": {}}}}
+    )
     return folder
 
 
 def rewrite(folder: Path, name: str, **changes: Any) -> None:
     content = json.loads((folder / name).read_text())
     write_json(folder / name, content | changes)
+
+
+def rescored(folder: Path, scores: Any) -> None:
+    state = read_state(folder)
+    state["roles"]["student"]["scores"] = scores
+    write_state(folder, state)
 
 
 def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
@@ -79,7 +90,7 @@ def test_metrics_with_intervals_over_shared_items(tmp_path: Path) -> None:
     low, high = student["interval"]
     assert low < mean < high < 0
     state = json.loads((b / "state.json").read_text())["roles"]["student"]["scores"]
-    write_json(b / "state.json", {"roles": {"student": {"scores": state[:30]}}})
+    rescored(b, state[:30])
     shared = difference(a, b)["roles"]["student"]
     assert shared["items"] == 30 and shared["of"] == {"a": 40, "b": 30}
     assert shared["difference"] == pytest.approx(-float((ERRORS[:30] > 0).sum()) / 150)
@@ -90,14 +101,14 @@ def test_why_there_is_no_interval(tmp_path: Path) -> None:
     scores = json.loads((b / "state.json").read_text())["roles"]["student"]["scores"]
 
     def reason(changed: list[dict[str, Any]]) -> str:
-        write_json(b / "state.json", {"roles": {"student": {"scores": changed}}})
+        rescored(b, changed)
         student = difference(a, b)["roles"]["student"]
         assert student["interval"] is None
         return str(student["reason"])
 
     assert "in common" in reason(scores[:1]) and "in common" in reason([])
     assert "differ in size" in reason([s | {"units": 6.0} for s in scores])
-    write_json(b / "state.json", {"roles": {}})
+    write_state(b, {**read_state(b), "roles": {}})
     assert "only one" in difference(a, b)["roles"]["student"]["reason"]
     rewrite(b, "report.json", metric={"name": "cer", "lower_is_better": True})
     found = difference(a, b)
