@@ -110,7 +110,8 @@ def test_why_there_is_no_interval(tmp_path: Path) -> None:
     assert "differ in size" in reason([s | {"units": 6.0} for s in scores])
     write_state(b, {**read_state(b), "roles": {}})
     assert "only one" in difference(a, b)["roles"]["student"]["reason"]
-    rewrite(b, "report.json", metric={"name": "cer", "lower_is_better": True})
+    other = {"parameters": 7, "flops_per_sample": 9.0, "metrics": {"cer": 0.1}, "dev_metrics": {"cer": 0.1}}
+    rewrite(b, "report.json", metric={"name": "cer", "lower_is_better": True}, roles={"student": other})
     found = difference(a, b)
     assert "different metrics" in found["roles"]["student"]["reason"]
     assert found["metric"] == {"name": {"a": "wer", "b": "cer"}}
