@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from xmodal_kd.runtime.errors import UserError
@@ -68,3 +70,13 @@ def test_a_damaged_manifest_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text if isinstance(text, str) else json.dumps(text))
     with pytest.raises(UserError, match=r"manifest\.json"):
         manifest.adopt(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_called_so(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise lmdb.Error(f"mdb_env_open: {os.strerror(number)}")
+
+    monkeypatch.setattr(lmdb, "open", full)
+    with pytest.raises(UserError, match=rf"cache {tmp_path}: .*the disk is full"):
+        Store(tmp_path, rank=0).put(ITEMS)

@@ -6,6 +6,7 @@ goes on from there. Not for network file systems, which do not keep LMDB's promi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -29,6 +30,8 @@ DATA = "data.mdb"
 READERS = 1024
 #: What an environment has on the disk once LMDB has laid it out; a kill may leave less.
 _LAID_OUT = 8192
+#: What LMDB says where there is no room.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG), os.strerror(errno.EDQUOT))
 ANEW = "delete the cache, which is then filled anew"
 #: Bytes of an entry's checksum, which stands before it.
 SEAL = 4
@@ -134,7 +137,8 @@ class Store:
             yield
         except (lmdb.Error, OSError) as error:
             text = " ".join(str(error).split())
-            raise UserError(f"cache {self.folder}: {text}; what was committed before is untouched") from error
+            full = ": the disk is full (or a file-size limit is hit)" if any(word in text for word in _FULL) else ""
+            raise UserError(f"cache {self.folder}: {text}{full}; what was committed before is untouched") from error
 
 
 def _seal(key: bytes, value: bytes) -> bytes:
