@@ -55,6 +55,7 @@ def test_check_finds_nothing_wrong_with_the_smallest(capsys: Capture) -> None:
     assert len({f["check"] for f in findings}) >= 4
 
 
+@pytest.mark.full
 def test_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells_module, "POLL", 0.0)
     plan = Plan("smoke/points", tuple(SETS), methods="kd,hint@features", seeds=1)

@@ -88,6 +88,7 @@ def test_what_cannot_be_is_refused(more: dict[str, Any], reason: str) -> None:
         PointsData.model_validate(more)
 
 
+@pytest.mark.full
 def test_a_scan_and_a_camera_teach_a_sparse_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole run: every teacher is trained on its own view, scored, and weighs as the mean says."""
     monkeypatch.setattr("xmodal_kd.run.runner.LATENCY", 0.01)
