@@ -120,10 +120,7 @@ def nbest_kd(
     same_shape(student, teacher)
     frames = torch.bincount(item, minlength=items)
     theirs = pad_rows(teacher, item, frames)
-    found = n_best(theirs, frames, n, max(n, beam), blank)
-    owner = torch.tensor([i for i, hypotheses in enumerate(found) for _ in hypotheses], device=item.device)
-    flat: list[Labels] = [labels for hypotheses in found for labels in hypotheses]
-    score = -sequence_nll(theirs[owner], frames[owner], flat, blank)
+    found, owner, flat, score = _hypotheses(theirs, frames, n, beam, blank)
     weight = _weights(score / temperature, owner, items)
     counted = _sure(found, score, owner, frames, min_confidence)
     nll = sequence_nll(pad_rows(student, item, frames)[owner], frames[owner], flat, blank)
@@ -131,6 +128,16 @@ def nbest_kd(
     # weight 0 times an infinite length of an impossible sequence would be NaN
     values = item_sum(torch.where(counted[owner] & (weight > 0), weight * nll, 0.0), owner, items)
     return values / longest, counted
+
+
+def _hypotheses(
+    teacher: Tensor, frames: Tensor, n: int, beam: int, blank: int
+) -> tuple[list[list[Labels]], Tensor, list[Labels], Tensor]:
+    """The N best sequences of each item; item, labels and full log-probability of every one."""
+    found = n_best(teacher, frames, n, max(n, beam), blank)
+    owner = torch.tensor([i for i, hypotheses in enumerate(found) for _ in hypotheses], device=frames.device)
+    flat = [labels for hypotheses in found for labels in hypotheses]
+    return found, owner, flat, -sequence_nll(teacher[owner], frames[owner], flat, blank)
 
 
 def _weights(scores: Tensor, owner: Tensor, items: int) -> Tensor:
@@ -193,10 +200,7 @@ def lattice_occupancy(
     same_shape(student, teacher)
     frames = torch.bincount(item, minlength=items)
     theirs = pad_rows(teacher, item, frames)
-    found = n_best(theirs, frames, n, max(n, beam), blank)
-    owner = torch.tensor([i for i, hypotheses in enumerate(found) for _ in hypotheses], device=item.device)
-    flat: list[Labels] = [labels for hypotheses in found for labels in hypotheses]
-    score = -sequence_nll(theirs[owner], frames[owner], flat, blank)
+    _, owner, flat, score = _hypotheses(theirs, frames, n, beam, blank)
     weight = _weights(score / temperature, owner, items)
     each = occupancy(theirs[owner], frames[owner], flat, blank)
     gamma = item_sum(weight[:, None, None] * each, owner, items)
