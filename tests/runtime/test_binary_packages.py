@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from source_files import ADAPTER_FILES, CORE_FILES, ids
 from stand_ins import Install, stand_in
 
@@ -19,6 +20,7 @@ from xmodal_kd.runtime import binary_packages as binary
 from xmodal_kd.runtime import installed
 from xmodal_kd.runtime.binary_packages import load, loading
 from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.installed import Asked, Wanted
 
 __all__ = ["stand_in"]  # a fixture
 
@@ -174,6 +176,20 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(monkeypatch: pyt
         monkeypatch.setitem(sys.modules, module, None)
         without(monkeypatch, project)
         assert told(module) == f"{project} is missing: pip install 'xmodal-kd[{extra}]'"
+
+
+def test_what_has_no_release_for_this_python_is_not_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashlight", None)
+    without(monkeypatch, "flashlight-text")
+    monkeypatch.setattr(binary, "fits_here", lambda project: project != "flashlight-text")
+    line = told("flashlight")
+    assert line.startswith("flashlight-text has no release for Python ") and line.endswith(binary.ELSEWHERE)
+
+
+def test_a_marker_says_what_fits_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Asked("flashlight-text", SpecifierSet(), "decode", here=False)
+    monkeypatch.setattr(installed, "wanted", lambda: Wanted(SpecifierSet(), (elsewhere,)))
+    assert not installed.fits_here("flashlight-text") and installed.fits_here("another")
 
 
 def test_what_a_package_needs_in_turn_is_named(stand_in: Install) -> None:

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from .errors import RunError, UserError
-from .installed import extra_of, needs, version
+from .installed import extra_of, fits_here, needs, version
 
 #: What is loaded through this door and no other.
 PACKAGES = frozenset({
@@ -55,6 +55,8 @@ LIBRARIES = {
 }
 #: Libraries that torch's wheels bring: one that is not found is of another torch, or of another CUDA.
 OF_TORCH = ("libtorch", "libc10", "libcu", "libnv", "libshm")
+#: Where to read what goes without a package that this Python or system has no release of.
+ELSEWHERE = "docs/installing.md says what goes without it"
 #: Characters of a loader's message that a line has room for.
 SHOWN = 240
 
@@ -166,6 +168,10 @@ def _missing(project: str, package: str, missing: str, extra: str | None) -> str
     extra = extra or extra_of(project)
     remedy = f"pip install 'xmodal-kd[{extra}]'" if extra else f"pip install {project}"
     if version(project) is None:
+        if not fits_here(project):  # its extra is empty here
+            return (
+                f"{project} has no release for Python {platform.python_version()} on {platform.system()}: {ELSEWHERE}"
+            )
         other = "" if missing.partition(".")[0] == package else f"{package} is needed and "
         return f"{other}{project if not other else missing} is missing: {remedy}"
     if missing.partition(".")[0] != package:

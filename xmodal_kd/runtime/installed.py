@@ -83,6 +83,12 @@ def extra_of(project: str) -> str | None:
     return next((one.extra for one in wanted().packages if one.project == project), None)
 
 
+def fits_here(project: str) -> bool:
+    """Whether a package that this one asks for can be had for this Python and platform, by its marker."""
+    asked = [one.here for one in wanted().packages if one.project == project]
+    return any(asked) or not asked
+
+
 def _asked(extra: str | None, line: str) -> Iterator[Asked]:
     need = Requirement(line)
     if need.name != PROJECT:
@@ -137,4 +143,16 @@ def _metadata() -> tuple[str, list[tuple[str | None, str]]]:
     return str(found.json.get("requires_python", "")), lines
 
 
-__all__ = ["LOCK", "PROJECT", "Asked", "Wanted", "checkout", "extra_of", "locked", "needs", "version", "wanted"]
+__all__ = [
+    "LOCK",
+    "PROJECT",
+    "Asked",
+    "Wanted",
+    "checkout",
+    "extra_of",
+    "fits_here",
+    "locked",
+    "needs",
+    "version",
+    "wanted",
+]
