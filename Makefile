@@ -92,6 +92,14 @@ release-check: install
 torture: install
 	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=.. ../$(BIN)/python -m torture --write --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
+# the pages under docs and the API reference as a site in build/site; a broken link is an error. In an environment of its own
+.PHONY: docs
+DOCS := $(VENV)-docs
+docs: install
+	@test -x $(DOCS)/bin/mkdocs || { $(BIN)/uv venv --quiet --clear $(DOCS) && \
+		$(BIN)/uv pip install --quiet --python $(DOCS)/bin/python mkdocs mkdocs-material 'mkdocstrings[python]'; }
+	@$(DOCS)/bin/python tools/docs_site.py
+
 smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
 	$(BIN)/xmodal-kd run smoke/diffusion

@@ -38,7 +38,9 @@ def mlkd(
 
     Args:
         temperatures: p is the softmax at each of them.
-        instance, batch, classes: weights of the three parts.
+        instance: weight of the first part.
+        batch: of the second.
+        classes: of the third.
         confident: ``half`` keeps the samples, and the classes, of which the teacher is least sure, up to the median of
             its confidence; sums are still divided by all samples or classes. ``release`` is what the published code
             computes instead: the mask multiplies the reduced parts, and only scales them by the kept share.

@@ -80,8 +80,10 @@ def attention(
     """``softmax(scale q kᵀ) v`` for every head. A query without any key gets zeros, and gradients of zero.
 
     Args:
-        q, k, v: ``(b, n, h, d)``, ``(b, m, h, d)``, ``(b, m, h, e)``; or, with `lengths`, the rows of all items laid
-            end to end: ``(total, h, d)`` and so on. Finite, also where a mask hides them.
+        q: ``(b, n, h, d)``; or, with `lengths`, the rows of all items laid end to end: ``(total, h, d)``. Finite, also
+            where a mask hides them, as `k` and `v`.
+        k: ``(b, m, h, d)``, or ``(total, h, d)``.
+        v: ``(b, m, h, e)``, or ``(total, h, e)``.
         mask: which keys a query may see, broadcastable to ``(b, h, n, m)``; not with `lengths`.
         lengths: ``(b,)`` rows of each item, which may be none; queries see the keys of their own item. A pair of them
             where queries and keys differ in number. Numbers on the CPU spare a wait for the device.
@@ -194,7 +196,8 @@ def kernel_for(
     """The first of `ORDER` that works, else None; the reasons are logged once at level debug.
 
     Args:
-        width, out: of a head's queries and keys, and of its values: kernels are compiled for some only.
+        width: of a head's queries and keys; kernels are compiled for some only.
+        out: of its values.
         drops: whether weights are dropped.
     """
     why = []

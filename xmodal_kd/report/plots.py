@@ -57,7 +57,8 @@ def line_plot(
     """A figure with its legend.
 
     Args:
-        x, y: names of the axes.
+        x: name of the horizontal axis.
+        y: of the vertical one.
         powers: x counts in powers of two: logarithmic, a tick at each value that occurs.
         floor: a level drawn across.
         log_y: None: where values differ by more than a factor of 40.
