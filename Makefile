@@ -7,17 +7,22 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do $
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/lock.txt
+# What is imported is compiled once. Images often forbid it, and then every process compiles torch again: three seconds, and
+# diffusers ten.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install system lock quickstart assets test test-all lint fmt unit check-one test-lowest test-latest release-check smoke clean
 
 install: $(STAMP)
 
-# exactly what the lock says, then one kernel of every binary package, so that a pair that does not fit fails here
+# exactly what the lock says, then one kernel of every binary package, so that a pair that does not fit fails here, and
+# not in the middle of a run; then what every modality imports, which is compiled by it
 $(STAMP): pyproject.toml setup.py $(LOCK) tools/install.py
 	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "make install: needs Python 3.11, 3.12 or 3.13 with its venv module (found: $(or $(PYTHON),none)); on Debian and Ubuntu: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) tools/install.py $(VENV) $(LOCK) '.[all,dev]'
 	@$(BIN)/python -c "import soundfile, torchaudio, open3d" 2>/dev/null || $(MAKE) --no-print-directory system
 	@$(BIN)/xmodal-kd doctor --kernels
+	@$(BIN)/xmodal-kd list models >/dev/null
 	@touch $(STAMP)
 
 # what the wheels do not bring: soundfile's libsndfile on some platforms, Open3D's libusb, GL and OpenMP on bare ones
