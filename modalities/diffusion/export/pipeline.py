@@ -189,6 +189,15 @@ def few_step(folder: Path) -> str | None:
     return name if name in FEW_STEP_SCHEDULERS else None
 
 
+def refuse_few_step(folder: Path) -> None:
+    """Raises `UserError` for a folder of a model for few steps, which is no teacher."""
+    if (few := few_step(folder)) is not None:
+        raise UserError(
+            f"{folder}: a few-step model ({few}), which jumps where a teacher of many steps goes: "
+            "give the model that it was distilled from as the teacher (xmodal-kd sample draws from this one as it is)"
+        )
+
+
 def _check_index(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: a diffusers pipeline is a folder with {INDEX}, downloaded before")
@@ -293,4 +302,4 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["Card", "few_step", "load_denoiser", "save_pipeline"]
+__all__ = ["Card", "few_step", "load_denoiser", "refuse_few_step", "save_pipeline"]
