@@ -7,3 +7,4 @@ Public are `ADAPTER`, `COMMANDS` and `SKETCH`, which the core finds by the folde
 ADAPTER = "adapter:DiffusionAdapter"
 COMMANDS = "use.commands"
 SKETCH = "use.sketch"
+PAGE = "modalities/diffusion/README.md#distil-a-model-of-your-own"

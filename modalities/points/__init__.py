@@ -7,3 +7,4 @@ Public are `ADAPTER`, `COMMANDS` and `SKETCH`, which the core finds by the folde
 ADAPTER = "adapter:PointsAdapter"
 COMMANDS = "use.commands"
 SKETCH = "use.sketch"
+PAGE = "docs/own_data.md#a-teacher-of-other-classes"

@@ -7,3 +7,4 @@ Public are `ADAPTER`, `COMMANDS` and `SKETCH`, which the core finds by the folde
 ADAPTER = "adapter:SpeechAdapter"
 COMMANDS = "use.commands"
 SKETCH = "use.sketch"
+PAGE = "modalities/speech/README.md#a-teacher-of-your-own"

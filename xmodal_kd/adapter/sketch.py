@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, with_page
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Looking:
         try:
             yield
         except UserError as error:
-            self.problems.append(str(error))
+            self.problems.append(with_page(error))
 
 
 __all__ = ["SIZES", "Given", "Like", "Looking", "Noted", "Size", "Sketch"]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..runtime.discovery import shipped
-from ..runtime.errors import RunError, UserError
+from ..runtime.errors import RunError, UserError, with_page
 from ..runtime.progress import console
 from .commands import COMMANDS, modality_commands, starting
 from .drafts import distil, new
@@ -352,7 +352,7 @@ def _failed(error: Exception, status: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         raise error
     kind = "" if isinstance(error, UserError | RunError) else f"{type(error).__name__}: "
-    text = " ".join(str(error).split())
+    text = with_page(error) if isinstance(error, UserError) else " ".join(str(error).split())
     _line(f"error: {kind}{text}" + ("" if isinstance(error, UserError | RunError) else " (--debug shows where)"))
     return status
 

@@ -20,6 +20,8 @@ from ..runtime.errors import UserError
 from .estimate import measured
 from .text import recipe_text
 
+PAGE = "README.md#a-recipe-of-your-own"
+
 
 class Unfit(UserError):
     """What was brought makes no recipe; `problems` has a line for each reason."""

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
-from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.errors import UserError, with_page
 
 from ..data.config import ProcessConfig
 from ..data.found import HELP, Samples, samples
@@ -61,7 +61,7 @@ def sketch(given: Given) -> Sketch:
     try:
         sections = _sections(given, teacher, found)
     except UserError as error:
-        return Sketch(problems=(str(error),))
+        return Sketch(problems=(with_page(error),))
     said = "a teacher that it trains itself" if teacher is None else str(teacher.folder)
     looking.notes += found.notes
     return Sketch(f"A sampler of few steps of {given.data}, distilled from {said}.", sections, tuple(looking.notes))

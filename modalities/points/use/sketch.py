@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
-from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.errors import UserError, with_page
 
 from ..data.config import Scenes
 from ..data.found import HELP, Scans, scans
@@ -49,7 +49,7 @@ def sketch(given: Given) -> Sketch:
     try:
         sections = _sections(given, card, found, looking)
     except UserError as error:
-        return Sketch(problems=(str(error),))
+        return Sketch(problems=(with_page(error),))
     said = "a teacher that it trains itself" if card is None else str(given.teacher)
     return Sketch(f"A segmenter of fewer beams for {given.data}, taught by {said}.", sections, tuple(looking.notes))
 

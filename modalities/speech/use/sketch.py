@@ -10,7 +10,7 @@ from typing import Any
 
 from xmodal_kd.adapter.saved_model import CARD
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
-from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.errors import UserError, with_page
 
 from ..data.corpora import SPLITS
 from ..data.features import Features
@@ -76,7 +76,7 @@ def sketch(given: Given) -> Sketch:
     try:
         sections = _sections(given, teacher, found, looking)
     except UserError as error:
-        return Sketch(problems=(str(error),))
+        return Sketch(problems=(with_page(error),))
     said = "a teacher that it trains itself" if teacher is None else str(teacher.folder)
     return Sketch(f"A compact recogniser of {given.data}, taught by {said}.", sections, tuple(looking.notes))
 
