@@ -147,7 +147,10 @@ class DiffusionAdapter(Adapter):
         schedule = (self._process(), own.prediction) if own is not None else None
         model = load_denoiser(folder, sampling=sampling, schedule=schedule)
         if model.shape != self.shape:
-            raise UserError(f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}")
+            raise UserError(
+                f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}: resize or "
+                "convert them"
+            )
         names = self.class_labels
         if model.classes != (None if names is None else len(names)):
             there = "no" if model.classes is None else model.classes
@@ -156,7 +159,10 @@ class DiffusionAdapter(Adapter):
                 f"{'no labels in use' if names is None else len(names)} (data.conditional)"
             )
         if model.class_names is not None and names is not None and model.class_names != names:
-            raise UserError(f"{folder}: its {role} orders the classes {model.class_names}, the data {names}")
+            raise UserError(
+                f"{folder}: its {role} orders the classes {model.class_names}, the data {names}: rename "
+                "the data's classes"
+            )
         self.loaded = model if is_teacher(role) else self.loaded
         return self._known(role, model)
 

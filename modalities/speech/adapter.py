@@ -112,7 +112,7 @@ class SpeechAdapter(Adapter):
             key = other[0]
             raise UserError(
                 f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says "
-                f"{features[key]!r}"
+                f"{features[key]!r}: set data.features to what the card says"
             )
         if other:
             self._hears(role, OwnFeatures(Features.model_validate(card.features), model.stride))
@@ -125,7 +125,10 @@ class SpeechAdapter(Adapter):
             where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
                 f"{len(symbols)} classes there, {len(self.tokens)} here"
             )  # fmt: skip
-            raise UserError(f"{folder}: its {role} writes another vocabulary than the training texts: {where}")
+            raise UserError(
+                f"{folder}: its {role} writes another vocabulary than the training texts: {where}: set "
+                "data.vocabulary to by_name and compare by the term uhc, or change the texts"
+            )
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, model, self.tokens.symbols)
 
