@@ -58,7 +58,8 @@ def read_card(folder: Path, kind: type[C], what: str) -> C:
     """
     path = folder / CARD
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: a saved {what} is a folder with {CARD}")
+        kind_of = "a file" if folder.is_file() else "no such folder"
+        raise UserError(f"{folder}: {kind_of}: a saved {what} is a folder with {CARD}: give the student/ of a run")
     if not path.is_file():
         held = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise UserError(

@@ -200,8 +200,9 @@ def refuse_few_step(folder: Path) -> None:
 
 def _check_index(folder: Path) -> None:
     if not folder.is_dir():
+        what = "a file" if folder.is_file() else "no such folder"
         raise UserError(
-            f"{folder}: no such folder: a diffusers pipeline is a folder with {INDEX}, nothing is fetched "
+            f"{folder}: {what}: a diffusers pipeline is a folder with {INDEX}, nothing is fetched "
             "(hf download NAME --local-dir FOLDER brings a published one)"
         )
     if not (folder / INDEX).is_file():

@@ -79,8 +79,9 @@ def described(folder: Path) -> Described:
 def check_folder(folder: Path) -> None:
     """Raises `UserError` for what is no folder of any kind that teaches."""
     if not folder.is_dir():
+        what = "a file" if folder.is_file() else "no such folder"
         raise UserError(
-            f"{folder}: no such folder: teacher.path is a folder on this machine, nothing is fetched "
+            f"{folder}: {what}: teacher.path is a folder on this machine, nothing is fetched "
             "(hf download NAME --local-dir FOLDER brings a published model)"
         )
     if not is_pretrained(folder):

@@ -117,11 +117,6 @@ def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: L
         {"speed": [0.9, 1.1], "freq_masks": 2, "time_masks": 2},
         "speed is heard by all roles, whose frames stay aligned; masks by those that learn",
     )
-    if teacher is not None and teacher.frame is not None:
-        looking.notes.append(
-            f"the teacher answers every {1000 * float(teacher.frame):g} ms ({teacher.where.parent}), students here "
-            "every 40 ms (four frames of 10 ms): its answers are brought to their frames"
-        )
     return {"data": data, **_roles(given, teacher, samples, batch), **_training(given, same, samples, batch)}
 
 
@@ -137,6 +132,11 @@ def _tokens(teacher: Heard | None, found: Recordings, looking: Looking) -> Token
     match(tokens.symbols, teacher.vocabulary, teacher.who, partial=True)  # raises where they share next to nothing
     known = {teacher.vocabulary.known_as(i) for i in range(len(teacher.vocabulary.names))}
     if lacking := [symbol for symbol in tokens.symbols if symbol not in known]:
+        if 2 * len(lacking) > len(tokens):
+            raise UserError(
+                f"{teacher.who} knows {len(tokens) - len(lacking)} of the {len(tokens)} {kind} that the training "
+                "texts hold: leave --teacher out, and one is trained on them, or bring a teacher of such texts"
+            )
         looking.notes.append(
             f"the teacher cannot write {listed(lacking)}, which the training texts hold: of these the student "
             "learns by its labels alone; write the texts in the teacher's symbols to change that"
@@ -193,7 +193,7 @@ def _roles(given: Given, teacher: Heard | None, samples: int, batch: int) -> dic
     if given.like is not None:
         model, params, why = given.like.model, given.like.params, given.like.why
     if teacher is not None:
-        taught: Any = {"path": Noted(str(teacher.folder), "as given by --teacher")}
+        taught: Any = {"path": Noted(str(teacher.folder), _why_teacher(teacher))}
     else:
         steps = given.size.steps(samples, batch)
         taught = {
@@ -206,6 +206,14 @@ def _roles(given: Given, teacher: Heard | None, samples: int, batch: int) -> dic
             ),
         }  # fmt: skip
     return {"teacher": taught, "student": {"model": Noted(model, why), "params": dict(params)}}
+
+
+def _why_teacher(teacher: Heard) -> str:
+    told = f"as given by --teacher: hears {teacher.rate:,} Hz"
+    if teacher.frame is None:
+        return told
+    every = f"{1000 * float(teacher.frame):g} ms"
+    return f"{told}, answers every {every}; brought to the student's frames, 40 ms (four of 10 ms)"
 
 
 def _training(given: Given, same: bool, samples: int, batch: int) -> dict[str, Any]:
