@@ -3,5 +3,3 @@
 May import ``signals`` and ``runtime``. Public are `Adapter`, `Evaluation` and `Score` (``adapter``), `Source`, `Batch`
 and `Strict` (``source``).
 """
-
-PAGE = "docs/tutorial_modality.md#what-each-part-is-for"

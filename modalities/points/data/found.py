@@ -119,6 +119,9 @@ def _no_layout(name: str, error: UserError) -> bool:
 
 
 def _unknown(path: Path, place: Path) -> str:
+    inside = [part for part in sorted(place.iterdir()) if (part / "sequences").is_dir()]
+    if inside:
+        return f"--data {path}: name the folder that holds sequences/: --data {path / inside[0].name}"
     loose = [file for file in islice(place.rglob("*"), SEARCHED) if file.suffix.lower() in SCANS]
     if loose:
         return (
