@@ -1,4 +1,4 @@
-"""Texts of the program's refusals, read from the source, and the names in them that a user may look for."""
+"""Texts of the program's refusals and of what ``check`` advises, read from the source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOLE = "\0"
 
 @dataclass(frozen=True)
 class Refusal:
-    """A `UserError` as it stands in the source; `HOLE` for what is put into it when it is raised."""
+    """A `UserError`, or a finding, as it stands in the source; `HOLE` for what is put into it when it is raised."""
 
     path: Path
     line: int
@@ -27,7 +27,7 @@ class Refusal:
 
 
 def refusals() -> Iterator[Refusal]:
-    """Every ``UserError(...)`` of core and modalities."""
+    """Every ``UserError(...)``, ``RunError(...)`` and ``Finding(...)`` of core and modalities."""
     for root in (CORE, ADAPTERS):
         for path in sorted(root.rglob("*.py")):
             yield from of_source(path, path.read_text())
@@ -37,8 +37,12 @@ def of_source(path: Path, source: str) -> Iterator[Refusal]:
     tree = ast.parse(source)
     named = {function.name: function for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
-            for text, holes in _texts(node.args[0], named):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            continue
+        for argument in {"UserError": node.args[:1], "RunError": node.args[:1], "Finding": node.args[2:]}.get(
+            node.func.id, []
+        ):
+            for text, holes in _texts(argument, named):
                 yield Refusal(path, node.lineno, text, tuple(holes))
 
 

@@ -22,7 +22,8 @@ ASSETS = ROOT / "assets"
 
 def made(path: Path, name: str, teacher: str | None, data: object, **more: str) -> Loaded:
     """A recipe that was written and of whose data section the modality approves."""
-    draft(name, path / "mine.yaml", teacher and ASSETS / "teachers" / teacher, Path(str(data)), estimate=False, **more)  # type: ignore[arg-type]
+    folder = None if teacher is None else ASSETS / "teachers" / teacher
+    draft(name, path / "mine.yaml", folder, Path(str(data)), estimate=False, **more)
     loaded = load(str(path / "mine.yaml"))
     loaded.validate(adapter_class(name).Data, loaded.recipe.data, ("data",))
     return loaded
@@ -71,8 +72,12 @@ def images(folder: Path, count: int, size: int = 8) -> Path:
 
 
 def test_diffusion_is_of_the_teachers_images_and_halves(tmp_path: Path) -> None:
-    recipe = made(tmp_path, "diffusion", "diffusion", images(tmp_path / "x", 40), size="small").recipe
-    data = recipe.data
+    path = tmp_path / "mine.yaml"
+    told = draft("diffusion", path, ASSETS / "teachers/diffusion", images(tmp_path / "x", 40), "small", device="cpu")
+    recipe, data = load(str(path)).recipe, load(str(path)).recipe.data
+    assert [line.partition(" ")[0] for line in told] == ["parameters:", "time,", "memory,"]
+    head = path.read_text().partition("modality:")[0].replace("\n#  ", "")
+    assert all(line in head for line in told)
     assert (
         data["size"] == 8 and data["mode"] == "L" and data["conditional"] is False and data["dev"] == data["test"] == 6
     )
