@@ -113,23 +113,16 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _sections(given: Given, teacher: Sampler | None, found: Samples) -> dict[str, Any]:
     size, batch = given.size, min(BATCH, found.train)
-    square = len(set(found.shape[1:])) == 1
     if teacher is not None:
         process, named = teacher.model.process, f"{teacher.model.prediction} on {teacher.model.process.T} timesteps"
-        conditional, why = (
-            teacher.model.classes is not None,
-            f"{teacher.folder} takes {'' if teacher.model.classes else 'no '}classes",
-        )
     else:
         process, named = Process.cosine(ProcessConfig().steps), "the cosine process of the teacher that is trained here"
-        conditional = found.classes is not None and square
-        why = "on the labels that were found" if conditional else "no labels, or images that are not square"
     start = halving(process, STEPS[size.at], END[size.at])
     data: dict[str, Any] = dict(found.section)
     data["dev"] = Noted(found.dev, f"samples split off, of {found.count:,}; of test also")
     if not found.own_test:
         data["test"] = found.test
-    data["conditional"] = Noted(conditional, why)
+    data["conditional"] = _conditional(teacher, found)
     if teacher is not None and teacher.unsaid:
         data["process"] = Noted(dict(UNSAID), "nothing in the teacher's folder says so: see the head of this file")
     data["samples"] = Noted(GENERATED[size.at], "generated for each evaluation")
@@ -139,6 +132,18 @@ def _sections(given: Given, teacher: Sampler | None, found: Samples) -> dict[str
     )
     steps = size.steps(found.train, batch)
     return {"data": data, **_roles(given, teacher, found, steps, batch), **_training(given, found, steps, batch)}
+
+
+def _conditional(teacher: Sampler | None, found: Samples) -> Noted:
+    """Whether models are told the class."""
+    if teacher is not None:
+        classes = teacher.model.classes
+        return Noted(classes is not None, f"{teacher.folder} takes {classes or 'no'} classes")
+    if found.classes is None:
+        return Noted(False, "no labels were found")
+    if len(set(found.shape[1:])) > 1:
+        return Noted(False, "no pipeline takes classes for images that are not square")
+    return Noted(True, f"on the {len(found.classes)} classes that were found")
 
 
 def halving(process: Process, most: int, end: int) -> int:
