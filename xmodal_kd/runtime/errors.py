@@ -40,10 +40,10 @@ def page_of(error: BaseException) -> str | None:
         trace = trace.tb_next
     for name in reversed(names):
         parts = name.split(".")
-        packages = (sys.modules.get(".".join(parts[:n])) for n in range(len(parts), 0, -1))
-        page = next((package.PAGE for package in packages if hasattr(package, "PAGE")), None)
-        if page is not None:
-            return str(page)
+        for n in range(len(parts), 0, -1):
+            page: str | None = getattr(sys.modules.get(".".join(parts[:n])), "PAGE", None)
+            if page is not None:
+                return page
     return None
 
 
