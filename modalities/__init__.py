@@ -2,3 +2,5 @@
 
 if __name__ != "xmodal_kd.modalities":
     raise ImportError("import xmodal_kd.modalities instead (after: pip install -e .)")
+
+PAGE = "docs/own_data.md#data-of-your-own"

@@ -35,7 +35,7 @@ from .evaluate.judge import Judge
 from .evaluate.metrics import paired_error
 from .export.bare import bare_unet
 from .export.card import about
-from .export.pipeline import SAMPLER, few_step, load_denoiser, save_pipeline
+from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipeline
 from .export.reload_gate import reload_gates
 from .export.scheduler_lint import lint
 from .losses import denoising  # noqa: F401 - registers the loss
@@ -141,16 +141,16 @@ class DiffusionAdapter(Adapter):
 
     def load(self, role: str, folder: Path) -> Denoiser:
         sampling = Sampling(**self.config.sampling.model_dump()) if is_teacher(role) else None
-        if is_teacher(role) and (few := few_step(folder)) is not None:
-            raise UserError(
-                f"{folder}: a few-step model ({few}), which jumps where a teacher of many steps goes: "
-                "give the model that it was distilled from as the teacher (sample draws from this one as it is)"
-            )
+        if is_teacher(role):
+            refuse_few_step(folder)
         own = self.config.process if "process" in self.config.model_fields_set else None
         schedule = (self._process(), own.prediction) if own is not None else None
         model = load_denoiser(folder, sampling=sampling, schedule=schedule)
         if model.shape != self.shape:
-            raise UserError(f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}")
+            raise UserError(
+                f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}: resize or "
+                "convert them"
+            )
         names = self.class_labels
         if model.classes != (None if names is None else len(names)):
             there = "no" if model.classes is None else model.classes
@@ -159,7 +159,10 @@ class DiffusionAdapter(Adapter):
                 f"{'no labels in use' if names is None else len(names)} (data.conditional)"
             )
         if model.class_names is not None and names is not None and model.class_names != names:
-            raise UserError(f"{folder}: its {role} orders the classes {model.class_names}, the data {names}")
+            raise UserError(
+                f"{folder}: its {role} orders the classes {model.class_names}, the data {names}: rename "
+                "the data's classes"
+            )
         self.loaded = model if is_teacher(role) else self.loaded
         return self._known(role, model)
 

@@ -36,7 +36,7 @@ from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
-from .models.pretrained import is_pretrained, load_pretrained, traps, vocabulary_of
+from .models.pretrained import check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import NoModel, StoredAnswers
 from .show.panels import Shown, show
 
@@ -112,7 +112,7 @@ class SpeechAdapter(Adapter):
             key = other[0]
             raise UserError(
                 f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says "
-                f"{features[key]!r}"
+                f"{features[key]!r}: set data.features to what the card says"
             )
         if other:
             self._hears(role, OwnFeatures(Features.model_validate(card.features), model.stride))
@@ -125,14 +125,17 @@ class SpeechAdapter(Adapter):
             where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
                 f"{len(symbols)} classes there, {len(self.tokens)} here"
             )  # fmt: skip
-            raise UserError(f"{folder}: its {role} writes another vocabulary than the training texts: {where}")
+            raise UserError(
+                f"{folder}: its {role} writes another vocabulary than the training texts: {where}: set "
+                "data.vocabulary to by_name and compare by the term uhc, or change the texts"
+            )
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, model, self.tokens.symbols)
 
     def _load_pretrained(self, role: str, folder: Path) -> nn.Module:
         if (stored := self.teachers.get(role)) is not None and stored.signals is not None:
             return self._load_stored(role, folder, stored.on_missing)
-        _check_folder(folder)
+        check_folder(folder)
         found = load_pretrained(folder)
         partial = self.config.vocabulary == "by_name"
         self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
@@ -308,21 +311,6 @@ class SpeechAdapter(Adapter):
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
-
-
-def _check_folder(folder: Path) -> None:
-    """Raises `UserError` for what is no folder of any kind that teaches."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder: teacher.path is a folder on this machine, nothing is fetched "
-            "(hf download NAME --local-dir FOLDER brings a published model)"
-        )
-    if not is_pretrained(folder):
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise UserError(
-            f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
-            f"model.safetensors, processor); it holds {held}: save the teacher there with save_pretrained(folder)"
-        )
 
 
 def _output_frames(lengths: Tensor, stride: int) -> Tensor:

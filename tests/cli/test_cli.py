@@ -22,7 +22,7 @@ from xmodal_kd.runtime.errors import UserError
 
 COMMANDS = (
     "run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache",
-    "new", "schema", "diff", "doctor",
+    "new", "distil", "schema", "diff", "doctor",
 )  # fmt: skip
 
 

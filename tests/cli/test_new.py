@@ -9,7 +9,8 @@ import pytest
 import soundfile as sf
 
 from xmodal_kd.adapter.adapter import adapter_class
-from xmodal_kd.cli.commands import starting, template
+from xmodal_kd.cli.commands import starting
+from xmodal_kd.cli.drafts import template
 from xmodal_kd.cli.main import call
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.resolved_recipe import resolved

@@ -58,12 +58,22 @@ def read_card(folder: Path, kind: type[C], what: str) -> C:
     """
     path = folder / CARD
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: a saved {what} is a folder with {CARD}")
+        kind_of = "a file" if folder.is_file() else "no such folder"
+        raise UserError(f"{folder}: {kind_of}: a saved {what} is a folder with {CARD}: give the student/ of a run")
     if not path.is_file():
-        raise UserError(f"{folder}: not a saved {what}: it has no {CARD}")
+        held = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"{folder}: not a saved {what}: it has no {CARD}, it holds {held}: give the folder of a model that a run "
+            "saved (student/ or teacher/ of a run's folder)"
+        )
+    content = read_json(path)
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(content)
     except ValidationError as error:
+        if error.errors()[0]["loc"] == ("modality",) and isinstance(content, dict):
+            raise UserError(
+                f"{path}: no {what}, but a model of {content.get('modality')!r}: give another folder"
+            ) from None
         raise UserError(f"{path}: {explain(error)}") from error
 
 

@@ -16,7 +16,9 @@ from ..adapter.listed import named
 from ..recipe.recipe import Loaded
 from ..runtime.errors import RunError, UserError
 from . import ahead, cached, data, rehearsal, saved, terms
-from .subject import Finding, Status, Subject, prepare
+from .subject import Finding, Status, Subject, prepare, told
+
+PAGE = "README.md#a-recipe-of-your-own"
 
 Check = Callable[[Subject], Iterator[Finding]]
 #: Each hangs on nothing but the models.
@@ -95,7 +97,7 @@ def _tried(one: Check, subject: Subject) -> list[Finding]:
             for finding in one(subject):
                 found.append(finding)
     except (UserError, RunError) as error:
-        found.append(Finding(name, "fail", str(error)))
+        found.append(Finding(name, "fail", str(error), told(error)))
     except torch.OutOfMemoryError:
         advice = "raise train.accumulate or lower train.batch_size"
         found.append(Finding("memory", "fail", f"{name}: out of memory on {subject.device}", advice))

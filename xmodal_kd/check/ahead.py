@@ -17,7 +17,7 @@ from ..run.rehearsal import ITEMS, Rehearsal, guarded
 from ..run.roles import make_adapter, other_task
 from ..runtime.errors import UserError
 from ..training.role_plan import RolePlan
-from .subject import Finding, Subject
+from .subject import Finding, Subject, told
 
 SKIP = "mend it, or leave it out: check --bad FILE lists what data.skip leaves out"
 
@@ -38,7 +38,7 @@ def _part(name: str, part: Callable[[], Sequence[Finding]]) -> Sequence[Finding]
         with guarded(name):
             return part()
     except UserError as error:
-        return [Finding(name, "fail", str(error))]
+        return [Finding(name, "fail", str(error), told(error))]
 
 
 def _places(loaded: Loaded) -> list[Finding]:
@@ -117,7 +117,7 @@ def dress_rehearsal(subject: Subject) -> Iterator[Finding]:
                     part()
             except UserError as error:
                 failed = True
-                yield Finding("rehearsal", "fail", str(error))
+                yield Finding("rehearsal", "fail", str(error), told(error))
     subject.put_back()
     if not failed:
         roles = ", ".join(plan.role for plan in subject.role_plans)

@@ -22,6 +22,7 @@ from ..recipe.recipe import Loaded, Recipe, Train
 from ..run.roles import build, labelled_by, make_adapter, make_method, models_of, role_plans, training_source
 from ..runtime.device import make_accelerator
 from ..runtime.distributed import Ranks
+from ..runtime.errors import page_of
 from ..runtime.random_streams import Streams
 from ..runtime.timing import StepTimer
 from ..signals.signals import Signals
@@ -44,6 +45,12 @@ class Finding:
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
+
+
+def told(error: BaseException) -> str:
+    """The advice of a finding that is what an error says: where more is told."""
+    page = page_of(error)
+    return f"see {page}" if page is not None and ".md" not in str(error) else ""
 
 
 @dataclass

@@ -2,3 +2,5 @@
 
 May import everything; nothing imports it. Public are the commands, their options and exit statuses, not the functions.
 """
+
+PAGE = "README.md#what-is-in-the-box"

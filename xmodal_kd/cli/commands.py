@@ -11,51 +11,11 @@ from typing import Annotated
 import typer
 
 from ..runtime.discovery import modality, modality_names
-from ..runtime.errors import UserError
 
 
 def starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """Answers a shell's Tab: those of `names` that start with what is typed."""
     return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
-
-
-def new(
-    modality_: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODALITY",
-            help=f"One of {', '.join(modality_names())}.",
-            autocompletion=starting(modality_names),
-        ),
-    ],
-    file: Annotated[Path | None, typer.Argument(help="Where to write it; else MODALITY.yaml; - is the screen.")] = None,
-) -> None:
-    """Write a commented recipe to start from: complete, and every key that one changes first is explained.
-
-    Example: xmodal-kd new points streets.yaml
-    """
-    text = template(modality_)
-    path = file or Path(f"{modality_}.yaml")
-    if str(path) == "-":
-        print(text, end="")
-        return
-    try:
-        with path.open("x", encoding="utf-8") as out:
-            out.write(text.replace("THIS_FILE", str(path)).replace("<name>", path.stem))
-    except FileExistsError:
-        raise UserError(f"{path} is there already: name another file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    print(f"{path} is written; next: xmodal-kd check {path}")
-
-
-def template(name: str) -> str:
-    """The commented recipe that a modality brings as ``template.yaml``. Raises `UserError` where there is none."""
-    [folder, *_] = modality(name).__path__
-    path = Path(folder) / "template.yaml"
-    if not path.is_file():
-        raise UserError(f"modality {name!r} brings no template.yaml: start from one of: xmodal-kd list recipes")
-    return path.read_text(encoding="utf-8")
 
 
 def diff(
@@ -125,4 +85,4 @@ def modality_commands() -> Iterator[tuple[str, Callable[..., None]]]:
 
 
 #: By name; `cli` adds them to the program.
-COMMANDS: Mapping[str, Callable[..., None]] = {"new": new, "schema": schema, "diff": diff, "doctor": doctor}
+COMMANDS: Mapping[str, Callable[..., None]] = {"schema": schema, "diff": diff, "doctor": doctor}

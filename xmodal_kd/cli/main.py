@@ -14,9 +14,11 @@ from rich.table import Table
 
 from .. import __version__
 from ..runtime.discovery import shipped
-from ..runtime.errors import RunError, UserError
+from ..runtime.errors import RunError, UserError, with_page
 from ..runtime.progress import console
 from .commands import COMMANDS, modality_commands, starting
+from .drafts import distil, new
+from .shown import show_findings, show_report, stdout
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -102,7 +104,7 @@ def run(
     if json_ and started.main:
         print(json.dumps(report))
     elif report:
-        _show_report(report, folder)
+        show_report(report, folder)
 
 
 @app.command()
@@ -129,13 +131,7 @@ def check(
     if json_:
         print(json.dumps([finding.to_json() for finding in findings]))
     else:
-        table = Table()
-        for column in ("check", "", "found", "what to do"):
-            table.add_column(column, overflow="fold")  # a path that is cut cannot be used
-        colour = {"pass": "green", "warn": "yellow", "fail": "red"}
-        for f in findings:
-            table.add_row(f.check, f"[{colour[f.status]}]{f.status}[/]", escape(f.found), escape(f.advice))
-        _console().print(table)
+        show_findings(findings)
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
 
@@ -295,7 +291,7 @@ def list_(
     table = Table(*shown)
     for row in rows:
         table.add_row(*(escape(str(row[key])) for key in shown))
-    _console().print(table)
+    stdout().print(table)
 
 
 def _plain(values: Mapping[str, Any]) -> str:
@@ -303,26 +299,6 @@ def _plain(values: Mapping[str, Any]) -> str:
     flat = {**values, **values.get("metrics", {})}
     shown = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in flat.items() if not isinstance(v, dict | list)}
     return "  ".join(f"{key} {value}" for key, value in shown.items())
-
-
-def _show_report(report: dict[str, Any], folder: Path) -> None:
-    name = report["metric"]["name"]
-    table = Table("role", "parameters", f"{name} (test)", f"{name} (dev)")
-    for role, entry in report["roles"].items():
-        table.add_row(
-            role, f"{entry['parameters']:,}", f"{entry['metrics'][name]:.4f}", f"{entry['dev_metrics'][name]:.4f}"
-        )
-    out = _console()
-    out.print(table)
-    gap = report["gap_closed"]
-    out.print(f"gap closed: {100 * gap:.0f} %" if gap is not None else f"gap closed: not stated: {report['reason']}")
-    out.print(f"report: {folder / 'report.html'}   student: {folder / 'student'}", soft_wrap=True)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
 
 
 def _allow(packages: list[str] | None) -> None:
@@ -333,7 +309,7 @@ def _allow(packages: list[str] | None) -> None:
         sys.path.append("")  # last: what lies in the current folder stands in for no installed package
 
 
-for _verb, _function in (*COMMANDS.items(), *modality_commands()):
+for _verb, _function in (("new", new), ("distil", distil), *COMMANDS.items(), *modality_commands()):
     app.command(_verb)(_function)
 
 
@@ -376,7 +352,7 @@ def _failed(error: Exception, status: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         raise error
     kind = "" if isinstance(error, UserError | RunError) else f"{type(error).__name__}: "
-    text = " ".join(str(error).split())
+    text = with_page(error) if isinstance(error, UserError) else " ".join(str(error).split())
     _line(f"error: {kind}{text}" + ("" if isinstance(error, UserError | RunError) else " (--debug shows where)"))
     return status
 

@@ -21,6 +21,8 @@ from .plan import Arm, Cell, Plan
 from .report import markdown, table, write
 from .result import content, measured
 
+PAGE = "README.md#what-is-in-the-box"
+
 
 @dataclass(frozen=True)
 class Search:

@@ -10,4 +10,6 @@ from __future__ import annotations
 from . import fskd, qat, quantise, starts
 from .base import COMPRESSIONS, Compression, Ways
 
+PAGE = "recipes/README.md#small-students"
+
 __all__ = ["COMPRESSIONS", "Compression", "Ways", "fskd", "qat", "quantise", "starts"]

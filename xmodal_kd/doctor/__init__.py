@@ -2,3 +2,5 @@
 
 May import ``runtime`` and ``models``. Public is the command ``xmodal-kd doctor``.
 """
+
+PAGE = "docs/installing.md#installing"

@@ -11,6 +11,8 @@ from pkgutil import iter_modules
 from . import blocks
 from .base import LOSSES, LossSpec, loss
 
+PAGE = "recipes/README.md#rows-and-weights"
+
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 

@@ -2,3 +2,5 @@
 
 May import ``adapter``, ``signals`` and ``runtime``. Nothing here is public.
 """
+
+PAGE = "README.md#your-own-models"

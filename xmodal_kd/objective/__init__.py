@@ -2,3 +2,5 @@
 
 May import ``recipe`` and what it may. Public are `Objective` (``objective``) and `LossOut` (``parts``).
 """
+
+PAGE = "recipes/README.md#rows-and-weights"

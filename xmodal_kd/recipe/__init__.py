@@ -3,3 +3,5 @@
 May import ``losses``, ``models``, ``adapter``, ``signals`` and ``runtime``. Public are `Recipe`, `Term` and `Train`
 (``recipe``).
 """
+
+PAGE = "recipes/README.md#keys"

@@ -18,6 +18,8 @@ from .markdown import markdown
 from .received import read, shown
 from .summary import show_runs
 
+PAGE = "README.md#what-is-in-the-box"
+
 __all__ = [
     "begun",
     "content",

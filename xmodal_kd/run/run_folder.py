@@ -25,8 +25,10 @@ from .fingerprints import check_unchanged
 from .resolved_recipe import resolved
 
 STATE, RECIPE = "state.json", "recipe.yaml"
+#: The recipe as it was written for this run, with its comments, where ``distil`` wrote it.
+DRAFT = "draft.yaml"
 #: What stands in a run folder before its state does: a kill may leave it alone.
-FIRST = frozenset({RECIPE, NAME, provenance.FILE})
+FIRST = frozenset({RECIPE, DRAFT, NAME, provenance.FILE})
 #: Keys of a recipe that decide nothing of the result, by their last part, or by their first.
 FREE_ENDS, FREE_STARTS = (".workers",), ("trackers", "out", "cache.path")
 
@@ -199,4 +201,4 @@ def changed(written: Path, loaded: Loaded) -> Iterable[tuple[str, Any, Any]]:
     ]
 
 
-__all__ = ["RECIPE", "STATE", "Opening", "open_run", "read_state", "refuse_folder", "write_state"]
+__all__ = ["DRAFT", "RECIPE", "STATE", "Opening", "open_run", "read_state", "refuse_folder", "write_state"]

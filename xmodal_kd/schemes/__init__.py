@@ -9,4 +9,6 @@ from __future__ import annotations
 from . import chains, continual, ensembles, exits, online, self_distillation, several
 from .base import SCHEMES, Scheme
 
+PAGE = "recipes/README.md#several-teachers"
+
 __all__ = ["SCHEMES", "Scheme", "chains", "continual", "ensembles", "exits", "online", "self_distillation", "several"]

@@ -2,3 +2,5 @@
 
 May import ``runtime``. Public are `Layout` and `Signals` (``signals``) and the context manager `capture` (``capture``).
 """
+
+PAGE = "docs/own_models.md#in-a-loop-of-your-own-with-features"

@@ -5,3 +5,5 @@
 ``fill`` the teacher's one pass, ``session`` a training's use of it all, ``measure`` what it was worth. The recipe's
 section is in ``recipe``, the verb in ``cli``. May import ``training`` and what it may. Public are the recipe's keys.
 """
+
+PAGE = "recipes/README.md#a-teacher-on-disk"

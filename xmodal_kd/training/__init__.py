@@ -4,3 +4,5 @@ May import ``objective``, ``report`` and what these may. A role's place in a run
 Newcomers start at `Engine.fit`. Public are `Engine` (``engine``), `Method`, `Distil`, `Stage`, `Context` and `METHODS`
 (``method``).
 """
+
+PAGE = "recipes/README.md#keys"

@@ -131,6 +131,13 @@ def read_images(
         return labelled(x, labelling, store)
 
 
+def first_of(store: Folder | Zip) -> tuple[tuple[int, int, int], str]:
+    """``(c, h, w)`` and mode of the first image of a store. Raises `UserError` naming it where it cannot be used."""
+    name = store.names[0]
+    pixels, mode = _pixels(store.read(name), store.where(name), Expected())
+    return (CHANNELS[mode], *pixels.shape[:2]), mode
+
+
 def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditional: bool) -> Labelling | None:
     """The labels of a store; wrong ones are an error where models are conditional, and else left out with a word."""
     try:

@@ -59,7 +59,7 @@ def _splits(config: DiffusionData) -> dict[Split, Images]:
     if not parts[-1]:
         taken = f"dev takes {config.dev}" + ("" if config.test_path else f" and test {config.test or TEST}")
         where = f"data: {config.path or config.sources} has {len(whole)} samples"
-        raise UserError(f"{where}, of which {taken}: none are left for training")
+        raise UserError(f"{where}, of which {taken}: none are left for training: set data.dev and data.test lower")
     if whole.classes == 1:  # a classifier of one class learns nothing, and its features would judge
         if config.conditional:
             raise UserError(f"data: {config.path} has one class only: set data.conditional to false")

@@ -3,3 +3,5 @@
 May import ``methods``, ``losses``, ``models`` and ``data``, beside the core. Public are the names of metrics in
 reports.
 """
+
+PAGE = "modalities/diffusion/README.md#the-judge"

@@ -189,11 +189,28 @@ def few_step(folder: Path) -> str | None:
     return name if name in FEW_STEP_SCHEDULERS else None
 
 
+def refuse_few_step(folder: Path) -> None:
+    """Raises `UserError` for a folder of a model for few steps, which is no teacher."""
+    if (few := few_step(folder)) is not None:
+        raise UserError(
+            f"{folder}: a few-step model ({few}), which jumps where a teacher of many steps goes: "
+            "give the model that it was distilled from as the teacher (xmodal-kd sample draws from this one as it is)"
+        )
+
+
 def _check_index(folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: a diffusers pipeline is a folder with {INDEX}, downloaded before")
+        what = "a file" if folder.is_file() else "no such folder"
+        raise UserError(
+            f"{folder}: {what}: a diffusers pipeline is a folder with {INDEX}, nothing is fetched "
+            "(hf download NAME --local-dir FOLDER brings a published one)"
+        )
     if not (folder / INDEX).is_file():
-        raise UserError(f"{folder}: not a diffusers pipeline: it has no {INDEX}")
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"{folder}: not a diffusers pipeline: it has no {INDEX}, it holds {held}: save one there with "
+            "pipeline.save_pretrained(folder)"
+        )
     index = _object(folder / INDEX)
     parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
     if refusal := foreign_parts(parts):
@@ -223,7 +240,8 @@ def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
     if config.get("use_flow_sigmas") or prediction == "flow_prediction":
         raise UserError(f"{path}: flow matching is not variance preserving: it cannot be distilled by these methods")
     if prediction not in PREDICTIONS:
-        raise UserError(f"{path}: prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+        known = ", ".join(PREDICTIONS)
+        raise UserError(f"{path}: prediction_type {prediction!r} is not one of {known}: use a teacher of one of these")
     try:
         process = Process.from_scheduler(config)
     except UserError as error:
@@ -271,9 +289,14 @@ def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
         raise UserError(f"{path}: is a {config['_class_name']}: only UNet2DModel can be distilled")
     inner, outer, size = config.get("in_channels", 3), config.get("out_channels", 3), config.get("sample_size")
     if outer == 2 * inner:
-        raise UserError(f"{path}: its {outer} output channels hold a learned variance too: this cannot be distilled")
+        raise UserError(
+            f"{path}: its {outer} output channels hold a learned variance too: this cannot be distilled: use a "
+            "teacher without one"
+        )
     if outer != inner:
-        raise UserError(f"{path}: {inner} channels in and {outer} out: the network is conditioned on something else")
+        raise UserError(
+            f"{path}: {inner} channels in and {outer} out: it is conditioned on something else: use another"
+        )
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2:
         raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
@@ -293,4 +316,4 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["Card", "few_step", "load_denoiser", "save_pipeline"]
+__all__ = ["Card", "few_step", "load_denoiser", "refuse_few_step", "save_pipeline"]

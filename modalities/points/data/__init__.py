@@ -2,3 +2,5 @@
 
 May import the core alone. Public are the keys of the recipe's ``data`` section.
 """
+
+PAGE = "docs/own_data.md#points-scans"

@@ -15,7 +15,7 @@ from .config import Folder, PointsData
 from .frame import Frame
 from .readers import READERS
 from .readers.base import look
-from .rings import find_rings
+from .rings import OtherBeams, find_rings
 from .simulator.camera import CameraSpec
 from .simulator.cast import simulate
 from .simulator.sensors import SENSORS
@@ -173,7 +173,12 @@ class Recorded:
 
     def _frame(self, at: int, pictures: bool) -> Frame:
         frame = self.reader.frame(at, pictures=pictures)
-        return frame if frame.scan.ring is not None else replace(frame, scan=find_rings(frame.scan, self.beams))
+        if frame.scan.ring is not None:
+            return frame
+        try:
+            return replace(frame, scan=find_rings(frame.scan, self.beams))
+        except OtherBeams as error:
+            raise UserError(f"{self.folder.path}: {self.key(at)}: {_of_sensor(error.beams, self.beams)}") from error
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -205,6 +210,15 @@ class Kept:
 
     def describe(self) -> dict[str, Any]:
         return self.frames.describe()
+
+
+def _of_sensor(beams: int, taken: int) -> str:
+    """What to do with recorded scans of another number of beams than the sensor that the recipe names."""
+    name = next((name for name, sensor in SENSORS.items() if sensor.beams == beams), None)
+    advice = (
+        f"set data.sensor to {name}" if name else f"data.sensor knows none of {beams}: thin them ({', '.join(SENSORS)})"
+    )
+    return f"a scan of {beams} beams, and data.sensor is one of {taken}: {advice}"
 
 
 def _drive(key: str) -> str:

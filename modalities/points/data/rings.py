@@ -36,6 +36,14 @@ NEAR = 2.0
 ROUNDS = 10
 
 
+class OtherBeams(UserError):
+    """A scan has another number of beams than it is taken for; `beams` says which."""
+
+    def __init__(self, what: str, beams: int, taken: int) -> None:
+        super().__init__(f"a scan of {beams} {what} is taken for one of {taken} beams: say --beams {beams}")
+        self.beams = beams
+
+
 def find_rings(scan: Scan, beams: int) -> Scan:
     """The scan with `ring` set, 0 the highest of `beams` lasers; as it is if it has that many already.
 
@@ -48,14 +56,14 @@ def find_rings(scan: Scan, beams: int) -> Scan:
     """
     if scan.ring is not None:
         if scan.beams != beams:
-            raise UserError(f"a scan of {scan.beams} beams is taken for one of {beams}: set beams to {scan.beams}")
+            raise OtherBeams("beams", scan.beams or 0, beams)
         return scan
     if len(scan) < beams:
         raise UserError(f"a scan of {len(scan)} points has no {beams} rings: choose fewer beams")
     ring = rings_by_order(scan.xyz, beams)
     if ring is None:
         if other := next((n for n in BEAMS if n != beams and rings_by_order(scan.xyz, n) is not None), None):
-            raise UserError(f"a scan of {other} turns is taken for one of {beams} beams: set beams to {other}")
+            raise OtherBeams("turns", other, beams)
         ring = rings_by_elevation(scan.xyz, beams)
     return replace(scan, ring=ring, beams=beams)
 

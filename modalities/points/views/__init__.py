@@ -2,3 +2,5 @@
 
 May import ``data``, beside the core. Public is nothing.
 """
+
+PAGE = "modalities/points/README.md#conventions"

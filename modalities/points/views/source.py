@@ -205,7 +205,8 @@ def _side(seen: Sequence[Seen]) -> dict[str, Tensor]:
     if inputs[0].ndim == 3 and (odd := next((x for x in inputs if x.shape != inputs[0].shape), None)) is not None:
         raise UserError(
             f"a batch of range images of {inputs[0].shape[1]} and of {odd.shape[1]} beams: the frames come from "
-            "different sensors: set beams of data.teacher and data.student to what both have"
+            "different sensors: give one sensor's, which data.sensor names, or set data.student.beams and "
+            "data.teacher.beams to what both have"
         )
     return {
         "inputs": torch.stack(inputs) if inputs[0].ndim == 3 else torch.cat(inputs),

@@ -72,6 +72,12 @@ def duration(path: Path | str) -> float:
         return float(file.frames / file.samplerate)
 
 
+def rate_of(path: Path | str) -> int:
+    """Hz by the header. Raises `UserError` as `duration` does."""
+    with _opened(path) as file:
+        return int(file.samplerate)
+
+
 def look(path: Path | str) -> None:
     """Raises `UserError` as `duration` does, and for a stream whose header promises more than there is to its end."""
     if _plain_wav(path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Batch
+from xmodal_kd.adapter.saved_model import CARD
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, only_call
@@ -50,6 +52,44 @@ def vocabulary_of(folder: Path) -> Vocabulary:
     """What the model in a folder writes, without loading it."""
     config = _config(folder)
     return read_vocabulary(folder, int(config.get("pad_token_id") or 0), int(config.get("vocab_size", 0)))
+
+
+class Described(NamedTuple):
+    """What the files of a folder say of its model, without the weights.
+
+    Attributes:
+        rate: Hz of the waves that it hears.
+        frame: seconds of a frame of its answer; None where only the model itself tells.
+    """
+
+    rate: int
+    frame: Fraction | None
+    vocabulary: Vocabulary
+
+
+def described(folder: Path) -> Described:
+    """Raises `UserError` as `load_pretrained` does, for all but the weights' content."""
+    config = _config(folder)
+    _check_files(folder, config)
+    rate, strides = int(_extractor(folder)["sampling_rate"]), config.get("conv_stride")
+    whole = strides and not config.get("add_adapter", False)
+    return Described(rate, Fraction(prod(strides), rate) if whole else None, vocabulary_of(folder))
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `UserError` for what is no folder of any kind that teaches."""
+    if not folder.is_dir():
+        what = "a file" if folder.is_file() else "no such folder"
+        raise UserError(
+            f"{folder}: {what}: teacher.path is a folder on this machine, nothing is fetched "
+            "(hf download NAME --local-dir FOLDER brings a published model)"
+        )
+    if not is_pretrained(folder):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
+            f"model.safetensors, processor); it holds {held}: save the teacher there with save_pretrained(folder)"
+        )
 
 
 def traps(folder: Path) -> Iterator[tuple[str, str]]:

@@ -13,11 +13,7 @@ from rich.console import Console
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.progress import each, named
 
-#: What libsndfile reads of what people record in.
-SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
-    ".rf64", ".nist", ".sph", ".voc",
-)  # fmt: skip
+from ..data.suffixes import SUFFIXES
 
 
 def transcribe(

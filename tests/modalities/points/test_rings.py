@@ -92,7 +92,7 @@ def test_given_rings_stay():
 
 def test_another_number_of_beams_is_found_out():
     scan, _ = turn(EVEN)
-    with pytest.raises(UserError, match="a scan of 16 turns is taken for one of 64 beams: set beams to 16"):
+    with pytest.raises(UserError, match="a scan of 16 turns is taken for one of 64 beams: say --beams 16"):
         find_rings(scan, 64)
 
 

@@ -1,0 +1,236 @@
+"""A recipe for a diffusion model's folder and samples like those it makes: image size, process, a grid that halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
+from xmodal_kd.runtime.errors import UserError, with_page
+
+from ..data.config import ProcessConfig
+from ..data.found import HELP, Samples, samples
+from ..export.bare import bare_unet
+from ..export.pipeline import load_denoiser, refuse_few_step
+from ..methods.progressive import check_grids
+from ..models.denoiser import Denoiser, Sampling
+from ..models.process import Process
+
+BATCH = 64
+#: Most steps that the teacher is sampled with and steps of the last student, of generated samples for an evaluation.
+STEPS, END, GENERATED = (16, 32, 64), (4, 2, 1), (200, 500, 1000)
+#: Channels of a level of teachers that are trained here, by size; group norms have eight groups.
+WIDTHS, GROUPS = (16, 32, 64), 8
+#: Sides at the lowest resolution of such a teacher, and its levels.
+LOWEST, LEVELS = 4, 3
+#: How many stages long a narrower student learns its teacher's answers, and a teacher is trained.
+FEATURES = 4
+#: What diffusers' training script trains, for a network beside which no scheduler lies.
+UNSAID = {"schedule": "linear", "steps": 1000, "prediction": "epsilon"}
+WIDER = "a narrower network than the teacher's learns its answers first (features)"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a teacher's folder says of it; `unsaid` where no scheduler lies there."""
+
+    folder: Path
+    model: Denoiser
+    unsaid: bool
+
+
+def sketch(given: Given) -> Sketch:
+    """The parts of a recipe, or what stands in its way."""
+    looking, teacher, found = Looking(), None, None
+    if given.teacher is not None:
+        with looking.on():
+            teacher = _teacher(given.teacher, looking)
+    with looking.on():
+        if given.data is None:
+            raise UserError(_needed(teacher))
+        found = samples(given.data)
+    if teacher is not None and found is not None:
+        looking.problems += _clashes(teacher, found)
+    if looking.problems or found is None:
+        return Sketch(problems=tuple(looking.problems))
+    try:
+        sections = _sections(given, teacher, found)
+    except UserError as error:
+        return Sketch(problems=(with_page(error),))
+    said = "a teacher that it trains itself" if teacher is None else str(teacher.folder)
+    looking.notes += found.notes
+    return Sketch(f"A sampler of few steps of {given.data}, distilled from {said}.", sections, tuple(looking.notes))
+
+
+def _teacher(folder: Path, looking: Looking) -> Sampler:
+    refuse_few_step(folder)
+    place = bare_unet(folder)
+    unsaid = place is not None and place[1] is None
+    process = Process.linear(UNSAID["steps"])  # type: ignore[arg-type]
+    schedule = (process, str(UNSAID["prediction"])) if unsaid else None
+    model = load_denoiser(folder, sampling=Sampling("ddim", 1), quiet=True, schedule=schedule)
+    if unsaid:
+        looking.notes.append(
+            f"{folder} has no scheduler, so its schedule and prediction type are those of diffusers' training script "
+            "(data.process): the line data of xmodal-kd check says whether another reading denoises better"
+        )
+    return Sampler(folder, model, unsaid)
+
+
+def _needed(teacher: Sampler | None) -> str:
+    makes = "" if teacher is None else f" of {_shape(teacher.model.shape)}, as the teacher makes,"
+    return f"--data is missing: a folder of images{makes} an EDM zip or an .npz: {HELP} says how it is laid out"
+
+
+def _clashes(teacher: Sampler, found: Samples) -> list[str]:
+    """Where samples are not what the teacher makes, a line each."""
+    model, lines = teacher.model, []
+    if model.shape != found.shape:
+        lines.append(
+            f"{teacher.folder} makes samples of {_shape(model.shape)}, the data's are {_shape(found.shape)}: resize or "
+            "convert them, or bring the teacher of these"
+        )
+    if model.classes is not None and (found.classes is None or len(found.classes) != model.classes):
+        have = "no labels" if found.classes is None else f"{len(found.classes)} classes"
+        lines.append(
+            f"{teacher.folder} is conditioned on {model.classes} classes, the data have {have}: give a subfolder for "
+            f"each class, in its order ({HELP})"
+        )
+    elif model.class_names is not None and model.class_names != found.classes:
+        lines.append(f"{teacher.folder} orders the classes {model.class_names}, the data {found.classes}: rename them")
+    return lines
+
+
+def _shape(shape: Sequence[int]) -> str:
+    kind = {1: "grey", 3: "colour"}.get(shape[0], f"{shape[0]} channels")
+    return f"{'x'.join(map(str, shape[1:]))} {kind}" if len(shape) == 3 else "x".join(map(str, shape))
+
+
+def _sections(given: Given, teacher: Sampler | None, found: Samples) -> dict[str, Any]:
+    size, batch = given.size, min(BATCH, found.train)
+    if teacher is not None:
+        process, named = teacher.model.process, f"{teacher.model.prediction} on {teacher.model.process.T} timesteps"
+    else:
+        process, named = Process.cosine(ProcessConfig().steps), "the cosine process of the teacher that is trained here"
+    start = halving(process, STEPS[size.at], END[size.at])
+    data: dict[str, Any] = dict(found.section)
+    data["dev"] = Noted(found.dev, f"samples split off, of {found.count:,}; of test also")
+    if not found.own_test:
+        data["test"] = found.test
+    data["conditional"] = _conditional(teacher, found)
+    if teacher is not None and teacher.unsaid:
+        data["process"] = Noted(dict(UNSAID), "nothing in the teacher's folder says so: see the head of this file")
+    data["samples"] = Noted(GENERATED[size.at], "generated for each evaluation")
+    data["draws"] = Noted(3, "evaluations on test, for intervals")
+    data["sampling"] = Noted(
+        {"solver": "ddim", "steps": start}, f"the teacher's ({named}); these steps halve to whole timesteps"
+    )
+    steps = size.steps(found.train, batch)
+    return {"data": data, **_roles(given, teacher, found, steps, batch), **_training(given, found, steps, batch)}
+
+
+def _conditional(teacher: Sampler | None, found: Samples) -> Noted:
+    """Whether models are told the class."""
+    if teacher is not None:
+        classes = teacher.model.classes
+        return Noted(classes is not None, f"{teacher.folder} takes {classes or 'no'} classes")
+    if found.classes is None:
+        return Noted(False, "no labels were found")
+    if len(set(found.shape[1:])) > 1:
+        return Noted(False, "no pipeline takes classes for images that are not square")
+    return Noted(True, f"on the {len(found.classes)} classes that were found")
+
+
+def halving(process: Process, most: int, end: int) -> int:
+    """The most steps, up to `most`, that halve to `end` with every student's times among its teacher's.
+
+    Raises `UserError` where no grid of the process does.
+    """
+    good = end
+    for k in count(1):
+        steps = end * 2**k
+        if steps > min(most, process.T):
+            break
+        try:
+            check_grids(process, steps // 2)
+        except UserError:
+            break
+        good = steps
+    if good == end:
+        raise UserError(f"{process.T} timesteps cannot be halved to {end} steps: take a teacher with more")
+    return good
+
+
+def _roles(given: Given, teacher: Sampler | None, found: Samples, steps: int, batch: int) -> dict[str, Any]:
+    channels = _channels(teacher, found, given.size.at)
+    if teacher is not None:
+        taught: Any = {
+            "path": Noted(
+                str(teacher.folder), f"as given by --teacher: {teacher.model.prediction}, {_shape(found.shape)}"
+            )
+        }
+    else:
+        taught = {
+            "model": Noted("unet", "no --teacher was given: one is trained here first"),
+            "params": Noted({"channels": channels}, f"a level halves the {'x'.join(map(str, found.shape[1:]))} pixels"),
+            "train": Noted(
+                {"steps": FEATURES * steps, "batch_size": batch, "optimizer": {"name": "adam", "lr": 2e-3},
+                 "ema": 0.995, "eval_every": steps},
+                "four times as long as a stage of the student",
+            ),
+        }  # fmt: skip
+    student: dict[str, Any] = {"model": Noted("like_teacher", "starts as a copy of it and takes fewer steps")}
+    if given.like is not None:
+        student = {"model": Noted(given.like.model, given.like.why), "params": dict(given.like.params)}
+    elif given.size.at == 0:
+        narrow = [max(GROUPS, width // 2 // GROUPS * GROUPS) for width in channels]
+        student = {"model": Noted("unet", WIDER), "params": Noted({"channels": narrow}, f"half of {channels}")}
+    return {"teacher": taught, "student": student}
+
+
+def _channels(teacher: Sampler | None, found: Samples, at: int) -> list[int]:
+    """Widths of the teacher's levels, the number of which its images can be halved."""
+    if teacher is not None:
+        net = teacher.model.net
+        assert isinstance(net, UNet2DModel)
+        return list(net.config.block_out_channels)
+    if len(found.shape) != 3:
+        raise UserError(
+            f"samples of shape {found.shape}: a network is made for (channels, height, width): reshape them"
+        )
+    levels = 1
+    while levels < LEVELS and all(side % 2**levels == 0 and side // 2**levels >= LOWEST for side in found.shape[1:]):
+        levels += 1
+    return [WIDTHS[at] * 2**level for level in range(levels)]
+
+
+def _training(given: Given, found: Samples, steps: int, batch: int) -> dict[str, Any]:
+    end = END[given.size.at]
+    params: dict[str, Any] = {"end": end}
+    terms: list[Any] = [Noted({"loss": "denoising", "on": "prediction"}, "what trains a teacher")]
+    own = given.like.model != "like_teacher" if given.like is not None else given.size.at == 0
+    if own:
+        params["features"] = FEATURES * steps
+        terms.append(Noted({"loss": "hint", "on": "prediction"}, "the teacher's answer, in the stage of features"))
+    return {
+        "method": Noted(
+            {"name": "progressive", "params": params},
+            f"halves the steps, stage by stage, to {end}; or consistency, ect",
+        ),
+        "objective": terms,
+        "train": {
+            "steps": Noted(steps, f"of each stage, the last two twice as long; {given.size.why(found.train, batch)}"),
+            "batch_size": Noted(batch, "what an optimizer step sees; accumulate: 2 computes it in halves"),
+            "optimizer": {"name": "adam", "lr": 5e-4},
+            "schedule": {"kind": "linear"},
+            "eval_every": 2 * steps,
+        },
+    }
+
+
+__all__ = ["halving", "sketch"]

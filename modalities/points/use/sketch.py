@@ -1,0 +1,209 @@
+"""A recipe for a segmenter's folder and a folder of scans: who sees what, of which sensor, with which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
+from xmodal_kd.runtime.errors import UserError, with_page
+
+from ..data.config import Scenes
+from ..data.found import HELP, Scans, scans
+from ..data.frame import CLASSES
+from ..data.simulator.sensors import SENSORS
+from ..export.saved_folder import Card, check_classes, load_card
+from ..models import MODELS
+
+BATCH, TEACHER_BATCH = 8, 4
+#: Widths of students, of the teachers that are trained for them, and simulated scenes, by size.
+STUDENTS, TEACHERS = (6, 12, 16), (12, 16, 24)
+SCENES = (
+    {"train": 80, "dev": 16, "test": 48},
+    {"train": 160, "dev": 48, "test": 96},
+    {"train": 320, "dev": 96, "test": 192},
+)
+#: One of so many beams is the student's.
+FEWER = 4
+COLUMNS = Noted(256, "of the range image, over the full turn")
+TRAIN = {"optimizer": {"lr": 1e-2, "weight_decay": 0.01}, "schedule": {"kind": "cosine", "warmup": 0.3}}
+
+
+def sketch(given: Given) -> Sketch:
+    """The parts of a recipe, or what stands in its way."""
+    looking, card, found = Looking(), None, None
+    if given.teacher is not None:
+        with looking.on():
+            card = load_card(given.teacher)
+            _known_classes(given.teacher, card)
+    with looking.on():
+        if given.data is None:
+            raise UserError(_needed(card))
+        found = scans(given.data)
+    if card is not None and found is not None and given.teacher is not None:
+        looking.problems += _clashes(given.teacher, card, found)
+    if looking.problems or found is None:
+        return Sketch(problems=tuple(looking.problems))
+    looking.notes += found.notes
+    try:
+        sections = _sections(given, card, found, looking)
+    except UserError as error:
+        return Sketch(problems=(with_page(error),))
+    said = "a teacher that it trains itself" if card is None else str(given.teacher)
+    return Sketch(f"A segmenter of fewer beams for {given.data}, taught by {said}.", sections, tuple(looking.notes))
+
+
+def _known_classes(folder: Path, card: Card) -> None:
+    if not set(card.classes) <= set(CLASSES):
+        check_classes(folder, card)  # names the first that is not ours
+
+
+def _needed(card: Card | None) -> str:
+    sees = "" if card is None else f" (the teacher sees {card.view.sees}, of {card.sensor})"
+    return (
+        f"--data is missing: a folder of scans{sees} as in {HELP}, or simulator for streets made on the fly "
+        "(xmodal-kd simulate FOLDER writes some)"
+    )
+
+
+def _clashes(folder: Path, card: Card, found: Scans) -> list[str]:
+    """Where the scans are not what the teacher sees, a line each."""
+    lines = []
+    if card.view.sees != "image" and found.sensor not in (None, card.sensor):
+        ours, theirs = SENSORS[str(found.sensor)], SENSORS.get(card.sensor)
+        beams = "" if theirs is None else f" of {theirs.beams} beams"
+        lines.append(
+            f"{folder} was trained on {card.sensor}{beams}, the scans of {found.path} are of {ours.beams} beams "
+            f"({ours.name}): leave --teacher out, and one is trained on simulated scans of {ours.name}"
+        )
+    if card.view.sees == "image" and not found.pictures:
+        lines.append(f"{folder} sees photographs, {found.path} has none: bring them with their calibration ({HELP})")
+    return lines
+
+
+def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -> dict[str, Any]:
+    sensor = found.sensor or (card.sensor if card is not None and card.sensor in SENSORS else "hdl64e")
+    data, samples = _frames(given, found, sensor, looking)
+    teacher, student = _views(given, card, sensor)
+    data |= {"teacher": teacher, "student": student}
+    if "image" in (_plain(teacher)["sees"], _plain(student)["sees"]):
+        size = (96, 320) if card is None else card.image
+        data["image"] = Noted(list(size), "height and width that photographs are brought to")
+    else:
+        data["augment"] = {"rotate": True, "flip": True}
+    return {"data": data, **_roles(given, card, samples), **_training(given, samples)}
+
+
+def _plain(view: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Noted) else value for key, value in view.items()}
+
+
+def _frames(given: Given, found: Scans, sensor: str, looking: Looking) -> tuple[dict[str, Any], int]:
+    """What is learned from and measured on, and the number of training samples."""
+    of = Noted(sensor, found.why if found.sensor else "of the simulator")
+    if found.splits is not None:
+        data = {
+            "sources": Noted(found.sources, "labels by point were found"),
+            "path": Noted(str(found.path), "relative to where the command is called"),
+            "sensor": of,
+            **found.splits,
+        }
+        if found.others is not None:
+            data["unlabelled"] = Noted(
+                {"sources": found.sources, "path": str(found.path), "frames": found.others},
+                "sequences without labels: the teacher answers for them",
+            )
+        return data, found.train
+    scenes = Scenes(**SCENES[given.size.at])
+    data = {"sources": Noted("simulator", "labels by point come from simulated streets"), "sensor": of,
+            "scenes": Noted(scenes.model_dump(), "simulated moments, a street of its own each")}  # fmt: skip
+    if found.path is None:
+        return data, scenes.train
+    looking.notes.append(
+        f"{found.path} has no labels by point: simulated streets have, and the teacher answers for the recorded scans; "
+        "teacher and student are measured on simulated streets, and on the recorded ones by their agreement"
+    )
+    learned = max(1, found.frames * 2 // 3)
+    repeat = max(1, scenes.train // learned)
+    folder = {"sources": found.sources, "path": str(found.path)}
+    data["unlabelled"] = Noted(
+        {**folder, "frames": {"first": 0, "last": learned}, "repeat": repeat},
+        f"{learned} of {found.frames} recorded scans, so often that they are as many as the simulated ones",
+    )
+    if learned < found.frames:
+        measured = {**folder, "frames": {"first": learned, "last": found.frames}}
+        data["real"] = [Noted(measured, "the other recorded scans: all roles are measured on them")]
+    else:
+        looking.notes.append(
+            f"{found.path} has one scan: it is learned from, and none is left to measure on: bring more"
+        )
+    return data, scenes.train + learned * repeat
+
+
+def _views(given: Given, card: Card | None, sensor: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the two see of a moment."""
+    beams = SENSORS[sensor].beams
+    if card is None:
+        teacher: dict[str, Any] = {"sees": Noted("range", f"all {beams} beams, as a range image"), "columns": COLUMNS}
+    else:
+        told = card.view.model_dump(mode="json", exclude_defaults=True) | {"sees": card.view.sees}
+        if card.view.sees == "range":
+            told["columns"] = card.view.columns
+        if tuple(card.classes) != CLASSES:
+            told["classes"] = list(card.classes)
+        teacher = {key: Noted(value, "as the teacher's card says") for key, value in told.items()}
+    sees = MODELS[given.like.model].view if given.like is not None else "range"
+    if sees == "image":
+        return teacher, {"sees": Noted("image", "as the student's model does")}
+    seen = min(beams, (card.view.beams if card is not None and card.view.beams else beams))
+    fewer = max(1, seen // FEWER)
+    student = {
+        "sees": sees,
+        "beams": Noted(fewer, f"a quarter of the {seen} that the teacher sees; any divisor of {beams}"),
+    }
+    if sees == "range":
+        student["columns"] = teacher.get("columns", COLUMNS)
+    return teacher, student
+
+
+def _roles(given: Given, card: Card | None, samples: int) -> dict[str, Any]:
+    at, batch = given.size.at, min(TEACHER_BATCH, samples)
+    if card is not None:
+        taught: Any = {
+            "path": Noted(str(given.teacher), f"as given by --teacher: {card.model}, {len(card.classes)} classes")
+        }
+    else:
+        taught = {
+            "model": Noted("range_unet", "no --teacher was given: one is trained here first"),
+            "params": {"width": TEACHERS[at]},
+            "train": Noted(
+                {"steps": given.size.steps(samples, batch), "batch_size": batch, **TRAIN},
+                given.size.why(samples, batch),
+            ),
+        }
+    student: dict[str, Any] = {"model": Noted("range_unet", f"--{given.size.name}"), "params": {"width": STUDENTS[at]}}
+    if given.like is not None:
+        student = {"model": Noted(given.like.model, given.like.why), "params": dict(given.like.params)}
+    return {"teacher": taught, "student": student}
+
+
+def _training(given: Given, samples: int) -> dict[str, Any]:
+    batch = min(BATCH, samples)
+    return {
+        "objective": [
+            Noted({"loss": "ce", "weights": "class_weight"}, "the labels; also trains control and teacher"),
+            Noted(
+                {"loss": "kd", "weights": "class_weight", "params": {"temperature": 2.0}},
+                "the teacher's answers; choose weights on dev, never on test",
+            ),
+        ],
+        "train": {
+            "steps": Noted(given.size.steps(samples, batch), given.size.why(samples, batch)),
+            "batch_size": Noted(batch, "what an optimizer step sees; accumulate: 2 computes it in halves"),
+            **TRAIN,
+        },
+    }
+
+
+__all__ = ["sketch"]

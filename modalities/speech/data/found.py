@@ -1,0 +1,125 @@
+"""What a folder of recordings holds: its layout, its splits, its sample rate, its texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from xmodal_kd.adapter.sketch import Noted
+from xmodal_kd.runtime.errors import UserError
+
+from .audio import rate_of
+from .corpora import SPLITS, SpeechData, utterances
+from .manifests import Utterance, read_fsdd, read_manifest
+from .suffixes import SUFFIXES
+
+#: Recordings whose headers are looked at, and files of a folder that is of no known layout.
+LOOKED_AT, SEARCHED = 50, 10_000
+#: Of ten speakers, how many are for dev, and how many for test.
+SHARE = 10
+#: Vocabularies of words may hold so many, each so often.
+FEW_WORDS, OFTEN = 60, 5
+HELP = "docs/own_data.md#speech-recordings-and-their-words"
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """A data set that can be trained on.
+
+    Attributes:
+        section: keys of the data section that say where it is and how it is split.
+        parts: the utterances by split.
+        rate: Hz, of most recordings.
+        rates: all that were met.
+    """
+
+    section: dict[str, Noted]
+    parts: dict[str, list[Utterance]]
+    rate: int
+    rates: tuple[int, ...]
+
+    def texts(self, split: str) -> list[str]:
+        return [one.text for one in self.parts[split] if one.text is not None]
+
+    @property
+    def few_words(self) -> bool:
+        """Whether the texts are of a small closed vocabulary, in which dev and test lie."""
+        train = Counter(word for text in self.texts("train") for word in text.lower().split())
+        others = {word for split in SPLITS[1:] for text in self.texts(split) for word in text.lower().split()}
+        return 2 <= len(train) <= FEW_WORDS and min(train.values()) >= OFTEN and others <= set(train)
+
+
+def recordings(path: Path) -> Recordings:
+    """What `path` holds.
+
+    Raises:
+        UserError: it is not there, holds no recordings, no texts, or cannot be split; it says what to do.
+    """
+    section = dict(_layout(path))
+    data = SpeechData(**{key: noted.value for key, noted in section.items()})
+    parts = {split: utterances(data, split) for split in SPLITS}
+    rates = Counter(rate_of(one.path) for one in islice(parts["train"], LOOKED_AT))
+    return Recordings(section, parts, rates.most_common(1)[0][0], tuple(sorted(rates)))
+
+
+def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
+    """Source, path and, where the layout has no splits of its own, speakers of each."""
+    place = path.expanduser()
+    if not place.exists():
+        raise UserError(f"--data {path}: no such folder: give the one that holds the recordings ({HELP})")
+    manifests = sorted(place.glob("*.jsonl")) if place.is_dir() else [place] if place.suffix == ".jsonl" else []
+    if not place.is_dir() and not manifests:
+        raise UserError(f"--data {path} is a file: give the folder of recordings, or a manifest (.jsonl): {HELP}")
+    if {f"{split}.jsonl" for split in SPLITS} <= {file.name for file in manifests}:
+        yield "sources", Noted("manifest", "train.jsonl, dev.jsonl and test.jsonl were found, which are the splits")
+        yield "path", Noted(str(path), "relative to where the command is called")
+    elif manifests:
+        read = [one for file in manifests for one in read_manifest(file)]
+        named = ", ".join(file.name for file in manifests)
+        yield "sources", Noted("manifest", f"{named}: not all of train, dev and test, so they are split by speaker")
+        yield "path", Noted(str(path), "relative to where the command is called")
+        yield from _speakers(path, [one.speaker for one in read])
+    elif any(place.glob("[0-9]_*_*.wav")) or any(place.glob("recordings/[0-9]_*_*.wav")):
+        yield "sources", Noted("fsdd", "recordings named {digit}_{speaker}_{take}.wav were found")
+        yield "path", Noted(str(path), "relative to where the command is called")
+        yield from _speakers(path, [one.speaker for one in read_fsdd(place)])
+    elif all(any(part.is_dir() for part in place.glob(f"{split}*")) for split in SPLITS):
+        yield "sources", Noted("librispeech", "folders train*, dev* and test* were found, which are the splits")
+        yield "path", Noted(str(path), "relative to where the command is called")
+    else:
+        raise UserError(_unknown(path, place))
+
+
+def _speakers(path: Path, heard: Sequence[str]) -> Iterator[tuple[str, Noted]]:
+    """A split for each part of the speakers, those with the fewest recordings in dev and test."""
+    count = Counter(heard)
+    if len(count) < len(SPLITS):
+        raise UserError(
+            f"--data {path}: recordings of {len(count)} speaker(s) and no splits: write train.jsonl, dev.jsonl and "
+            f"test.jsonl, no sentence in two of them ({HELP})"
+        )
+    order = [name for name, _ in count.most_common()]
+    held = max(1, len(order) // SHARE)
+    parts = {"test": order[-held:], "dev": order[-2 * held : -held], "train": order[: -2 * held]}
+    for split in SPLITS:
+        told = f"{len(parts[split])} of {len(order)} speakers, {sum(count[name] for name in parts[split]):,} recordings"
+        why = told if split == "train" else f"{told}: voices that training never hears"
+        yield f"{split}_speakers", Noted(sorted(parts[split]), why)
+
+
+def _unknown(path: Path, place: Path) -> str:
+    """What is missing of a folder of no known layout."""
+    audio = [file for file in islice(place.rglob("*"), SEARCHED) if file.suffix.lower() in SUFFIXES]
+    if audio:
+        return (
+            f"--data {path}: {len(audio)} recordings, as {audio[0].relative_to(place)}, and no transcripts: write "
+            f"train.jsonl, dev.jsonl and test.jsonl beside them, a line each ({HELP})"
+        )
+    held = ", ".join(sorted(file.name for file in place.iterdir())[:5]) or "nothing"
+    return f"--data {path}: no recordings and no manifest, it holds {held}: give a folder as in {HELP}"
+
+
+__all__ = ["Recordings", "recordings"]

@@ -1,0 +1,237 @@
+"""A recipe for a recogniser's folder and a folder of recordings: who hears what, writes what, at which frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from xmodal_kd.adapter.saved_model import CARD
+from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
+from xmodal_kd.runtime.errors import UserError, with_page
+
+from ..data.corpora import SPLITS
+from ..data.features import Features
+from ..data.found import HELP, Recordings, recordings
+from ..data.symbols import Vocabulary, left_out, listed, match
+from ..data.tokens import BLANK, SPACE, Kind, Tokens
+from ..export.saved_folder import load_card
+from ..models.pretrained import check_folder, described
+
+#: Hz beyond which features of speech gain nothing.
+ENOUGH = 16_000
+BATCH = 16
+#: Students from small to large, and the teachers that are trained for them where there is none.
+STUDENTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("conv", {"width": 24, "lookahead": 4}),
+    ("conv", {"width": 64, "lookahead": 4}),
+    ("conformer", {"width": 96, "layers": 4}),
+)
+TEACHERS: tuple[Mapping[str, Any], ...] = (
+    {"width": 96, "layers": 4, "dropout": 0.15},
+    {"width": 144, "layers": 6, "dropout": 0.15},
+    {"width": 192, "layers": 8, "dropout": 0.15},
+)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a teacher's folder says of it.
+
+    Attributes:
+        rate: Hz.
+        frame: seconds of a frame of its answer, if the files say so.
+        kind: what its symbols are.
+        features: its own, of a recogniser that was saved here.
+        where: the file that says so.
+    """
+
+    folder: Path
+    rate: int
+    frame: Fraction | None
+    vocabulary: Vocabulary
+    kind: Kind
+    features: Features | None
+    where: Path
+
+    @property
+    def who(self) -> str:
+        return f"{self.folder}: its teacher"
+
+
+def sketch(given: Given) -> Sketch:
+    """The parts of a recipe, or what stands in its way."""
+    looking, teacher, found = Looking(), None, None
+    if given.teacher is not None:
+        with looking.on():
+            teacher = _teacher(given.teacher)
+    with looking.on():
+        if given.data is None:
+            raise UserError(_needed(teacher))
+        found = recordings(given.data)
+    if looking.problems or found is None:
+        return Sketch(problems=tuple(looking.problems))
+    try:
+        sections = _sections(given, teacher, found, looking)
+    except UserError as error:
+        return Sketch(problems=(with_page(error),))
+    said = "a teacher that it trains itself" if teacher is None else str(teacher.folder)
+    return Sketch(f"A compact recogniser of {given.data}, taught by {said}.", sections, tuple(looking.notes))
+
+
+def _teacher(folder: Path) -> Heard:
+    if (folder / CARD).is_file():
+        card = load_card(folder)
+        features = Features.model_validate(card.features)
+        vocabulary = Vocabulary(tuple(card.tokens["symbols"]), blank=0)
+        frame = Fraction(card.stride * features.hop, features.sample_rate)
+        return Heard(folder, card.sample_rate, frame, vocabulary, card.tokens["kind"], features, folder / CARD)
+    check_folder(folder)
+    told = described(folder)
+    names = [told.vocabulary.known_as(i) for i in range(len(told.vocabulary.names))]
+    letters = [name for name in names if name not in (None, BLANK, SPACE)]
+    kind: Kind = "characters" if sum(len(name or "") == 1 for name in letters) * 2 > len(letters) else "words"
+    return Heard(folder, told.rate, told.frame, told.vocabulary, kind, None, folder / "vocab.json")
+
+
+def _needed(teacher: Heard | None) -> str:
+    hears = "" if teacher is None else f" (the teacher hears {teacher.rate:,} Hz and writes {teacher.kind})"
+    return f"--data is missing: a folder of recordings with their words{hears}: {HELP} says how it is laid out"
+
+
+def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: Looking) -> dict[str, Any]:
+    tokens = _tokens(teacher, found, looking)
+    same = teacher is None or _same(teacher, tokens)
+    samples = len(found.parts["train"])
+    batch = min(BATCH, samples)
+    data: dict[str, Any] = dict(found.section)
+    data["tokens"] = Noted(tokens.kind, _why_tokens(teacher, tokens, found))
+    if teacher is not None and not same:
+        data["vocabulary"] = Noted("by_name", "the teacher's symbols are not the texts': they are compared by name")
+    if unknown := _unheard(tokens, found):
+        data["unknown"] = Noted("keep", f"dev and test hold what training does not: {listed(unknown)}; it counts wrong")
+    data["features"] = _features(teacher, found, looking)
+    data["augment"] = Noted(
+        {"speed": [0.9, 1.1], "freq_masks": 2, "time_masks": 2},
+        "speed is heard by all roles, whose frames stay aligned; masks by those that learn",
+    )
+    return {"data": data, **_roles(given, teacher, samples, batch), **_training(given, same, samples, batch)}
+
+
+def _tokens(teacher: Heard | None, found: Recordings, looking: Looking) -> Tokens:
+    """What the student writes: the symbols of the training texts, of the teacher's kind."""
+    texts = found.texts("train")
+    if not texts:
+        raise UserError("no training recording has a text: some are needed, to know what the student writes: " + HELP)
+    kind = teacher.kind if teacher is not None else "words" if found.few_words else "characters"
+    tokens = Tokens.build(kind, texts)
+    if teacher is None:
+        return tokens
+    match(tokens.symbols, teacher.vocabulary, teacher.who, partial=True)  # raises where they share next to nothing
+    known = {teacher.vocabulary.known_as(i) for i in range(len(teacher.vocabulary.names))}
+    if lacking := [symbol for symbol in tokens.symbols if symbol not in known]:
+        if 2 * len(lacking) > len(tokens):
+            raise UserError(
+                f"{teacher.who} knows {len(tokens) - len(lacking)} of the {len(tokens)} {kind} that the training "
+                "texts hold: leave --teacher out, and one is trained on them, or bring a teacher of such texts"
+            )
+        looking.notes.append(
+            f"the teacher cannot write {listed(lacking)}, which the training texts hold: of these the student "
+            "learns by its labels alone; write the texts in the teacher's symbols to change that"
+        )
+    if unused := left_out(tokens.symbols, teacher.vocabulary):
+        looking.notes.append(f"the teacher also writes {listed(unused)}, which no training text holds: left out")
+    return tokens
+
+
+def _same(teacher: Heard, tokens: Tokens) -> bool:
+    """Whether the teacher's answers can be read as scores of the student's symbols, one for one."""
+    if teacher.features is not None:
+        return teacher.vocabulary.names == tokens.symbols
+    known = {teacher.vocabulary.known_as(i) for i in range(len(teacher.vocabulary.names))}
+    return set(tokens.symbols) <= known
+
+
+def _why_tokens(teacher: Heard | None, tokens: Tokens, found: Recordings) -> str:
+    count = f"{len(tokens)} symbols of {len(found.texts('train')):,} training texts, the blank among them"
+    if teacher is not None:
+        return f"as the teacher writes ({teacher.where}); {count}"
+    return f"{'few words, each often' if found.few_words else 'too many words for a class each'}; {count}"
+
+
+def _unheard(tokens: Tokens, found: Recordings) -> list[str]:
+    """Symbols of dev and test texts that no training text has."""
+    held: set[str] = set()
+    for split in SPLITS[1:]:
+        try:
+            held |= set(Tokens.build(tokens.kind, found.texts(split)).symbols)
+        except UserError as error:
+            raise UserError(f"{split}: {error}") from error
+    return sorted(held - set(tokens.symbols))
+
+
+def _features(teacher: Heard | None, found: Recordings, looking: Looking) -> Noted:
+    rates = f"{', '.join(f'{rate:,}' for rate in found.rates)} Hz in the recordings' headers"
+    if len(found.rates) > 1:
+        looking.notes.append(f"recordings of {len(found.rates)} sample rates ({rates}): all are resampled to one")
+    if teacher is not None and found.rate < teacher.rate:
+        looking.notes.append(
+            f"the teacher hears {teacher.rate:,} Hz ({teacher.where.parent}), the recordings have {found.rate:,} Hz: "
+            "they are resampled, and it hears no highs: expect more errors of it than it was measured with"
+        )
+    if teacher is not None and teacher.features is not None and teacher.rate <= found.rate:
+        own = teacher.features.model_dump(mode="json", exclude_defaults=True) | {"sample_rate": teacher.rate}
+        return Noted(own, f"the teacher's ({teacher.where}); {rates}")
+    return Noted({"sample_rate": min(found.rate, ENOUGH), "mels": 40}, rates)
+
+
+def _roles(given: Given, teacher: Heard | None, samples: int, batch: int) -> dict[str, Any]:
+    model, params = STUDENTS[given.size.at]
+    why = f"--{given.size.name}; a conv can stream, lookahead 0 is strictly causal"
+    if given.like is not None:
+        model, params, why = given.like.model, given.like.params, given.like.why
+    if teacher is not None:
+        taught: Any = {"path": Noted(str(teacher.folder), _why_teacher(teacher))}
+    else:
+        steps = given.size.steps(samples, batch)
+        taught = {
+            "model": Noted("conformer", "no --teacher was given: one is trained here first"),
+            "params": TEACHERS[given.size.at],
+            "train": Noted(
+                {"steps": steps, "batch_size": batch, "optimizer": {"lr": 1.5e-3, "weight_decay": 0.01},
+                 "schedule": {"kind": "cosine", "warmup": 0.1}},
+                given.size.why(samples, batch),
+            ),
+        }  # fmt: skip
+    return {"teacher": taught, "student": {"model": Noted(model, why), "params": dict(params)}}
+
+
+def _why_teacher(teacher: Heard) -> str:
+    told = f"as given by --teacher: hears {teacher.rate:,} Hz"
+    if teacher.frame is None:
+        return told
+    every = f"{1000 * float(teacher.frame):g} ms"
+    return f"{told}, answers every {every}; brought to the student's frames, 40 ms (four of 10 ms)"
+
+
+def _training(given: Given, same: bool, samples: int, batch: int) -> dict[str, Any]:
+    by_frame = {"loss": "kd", "weight": 0.3, "params": {"temperature": 1.0}}
+    term = (
+        Noted(by_frame, "the teacher's frames; choose the weight on dev, never on test")
+        if same
+        else Noted({"loss": "uhc", "weight": 0.3}, "the teacher's frames, of the symbols that both know")
+    )
+    return {
+        "objective": [Noted({"loss": "ctc"}, "the texts; also trains the control"), term],
+        "train": {
+            "steps": Noted(given.size.steps(samples, batch), given.size.why(samples, batch)),
+            "batch_size": Noted(batch, "what an optimizer step sees; accumulate: 2 computes it in halves"),
+            "optimizer": {"lr": 3e-3, "weight_decay": 0.01},
+            "schedule": {"kind": "cosine", "warmup": 0.05},
+        },
+    }
+
+
+__all__ = ["sketch"]

@@ -1,0 +1,84 @@
+"""``distil``: the recipe that ``new`` writes is kept, checked and run; what stops it says how to go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusals import Capture
+from source_files import ROOT
+
+from xmodal_kd.check import Finding
+from xmodal_kd.cli.main import call
+
+ASSETS = ROOT / "assets"
+COMMAND = [
+    "distil",
+    "speech",
+    "--teacher",
+    str(ASSETS / "teachers/speech"),
+    "--data",
+    str(ASSETS / "digits"),
+    "--small",
+]
+#: A report as far as the program shows it.
+REPORT = {"metric": {"name": "wer"}, "roles": {}, "gap_closed": None, "reason": "nothing was trained"}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, Any]]]:
+    """Recipes and options of the runs that were asked for, none of which is run."""
+    asked: list[tuple[Any, Any]] = []
+
+    class Run:
+        main = True
+
+        def __init__(self, loaded: Any, options: Any) -> None:
+            asked.append((loaded, options))
+
+        def execute(self) -> dict[str, Any]:
+            return REPORT
+
+    monkeypatch.setattr("xmodal_kd.run.runner.Run", Run)
+    monkeypatch.setattr("xmodal_kd.check.check", lambda loaded, device: [Finding("build", "pass", "")])
+    yield asked
+
+
+def test_new_check_run(tmp_path: Path, runs: list[tuple[Any, Any]], capfd: Capture) -> None:
+    out = tmp_path / "run"
+    assert call([*COMMAND, "--out", str(out), "--set", "train.steps=3", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == REPORT
+    [(loaded, options)] = runs
+    assert loaded.source == out / "draft.yaml" and loaded.recipe.train.steps == 3 and options.out == out
+    assert "taught by" in loaded.source.read_text()
+    assert call([*COMMAND, "--out", str(out)]) == 2
+    assert "--out starts another" in capfd.readouterr().err
+    assert call([*COMMAND, "--out", str(out), "--resume"]) == 0 and runs[-1][1].resume
+
+
+def test_what_check_finds_stops_it(
+    tmp_path: Path, runs: list[tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.setattr("xmodal_kd.check.check", lambda loaded, device: [Finding("labels", "fail", "none")])
+    assert call([*COMMAND, "--out", str(tmp_path / "run")]) == 1 and not runs
+    assert f"then: xmodal-kd run {tmp_path / 'run/draft.yaml'}" in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, runs: list[tuple[Any, Any]], capfd: Capture) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert call([*COMMAND, "--out", str(tmp_path)]) == 2 and not runs
+    assert "not empty and not a run" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.full
+def test_a_whole_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sets = ["train.steps=4", "train.batch_size=8"]
+    assert call([*COMMAND, "--out", str(out), "--quiet", *(part for s in sets for part in ("--set", s))]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert {"teacher", "control", "student"} <= report["roles"].keys()
+    assert (out / "draft.yaml").is_file() and (out / "student" / "card.json").is_file()

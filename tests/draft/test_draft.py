@@ -1,0 +1,138 @@
+"""Recipes of folders as people bring them: the teachers of the project, its recordings, images made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from refusals import Capture
+from source_files import ROOT
+
+from xmodal_kd.adapter.adapter import adapter_class
+from xmodal_kd.cli.main import call
+from xmodal_kd.draft import Unfit, draft
+from xmodal_kd.recipe.recipe import Loaded, load
+from xmodal_kd.runtime.errors import UserError
+
+ASSETS = ROOT / "assets"
+
+
+def made(path: Path, name: str, teacher: str | None, data: object, **more: str) -> Loaded:
+    """A recipe that was written and of whose data section the modality approves."""
+    folder = None if teacher is None else ASSETS / "teachers" / teacher
+    draft(name, path / "mine.yaml", folder, Path(str(data)), estimate=False, **more)
+    loaded = load(str(path / "mine.yaml"))
+    loaded.validate(adapter_class(name).Data, loaded.recipe.data, ("data",))
+    return loaded
+
+
+def test_speech_is_of_the_teachers_words_and_rate(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "speech", "speech", ASSETS / "digits", size="small").recipe
+    assert recipe.data["sources"] == "fsdd" and recipe.data["tokens"] == "words" and "vocabulary" not in recipe.data
+    assert recipe.data["features"]["sample_rate"] == 8000
+    speakers = [set(recipe.data[f"{split}_speakers"]) for split in ("train", "dev", "test")]
+    assert all(speakers) and len(set.union(*speakers)) == sum(map(len, speakers)) == 6
+    assert recipe.teacher is not None and recipe.teacher.path == ASSETS / "teachers/speech"
+    assert [term.loss for term in recipe.objective] == ["ctc", "kd"]
+
+
+def test_speech_without_a_teacher_trains_one(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "speech", None, ASSETS / "digits", like="conformer").recipe
+    assert recipe.teacher is not None and recipe.teacher.model == "conformer" and recipe.student.model == "conformer"
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "few words, each often" in text and "--like conformer" in text
+
+
+def test_speech_of_other_words_is_compared_by_name(tmp_path: Path) -> None:
+    clips = {"0_anna_0": "zero", "1_anna_0": "one", "2_anna_0": "deux"}
+    lines = [
+        json.dumps({"audio_filepath": str(ASSETS / f"digits/recordings/{clip}.wav"), "text": text})
+        for clip, text in clips.items()
+    ]
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines if split == "train" else []))
+    with pytest.raises(Unfit, match="no utterance for the dev split"):
+        made(tmp_path, "speech", "speech", tmp_path)
+    (tmp_path / "dev.jsonl").write_text(lines[0].replace("0_anna_0", "0_brian_0"))
+    (tmp_path / "test.jsonl").write_text(lines[0].replace("0_anna_0", "0_carla_0").replace("zero", "null"))
+    recipe = made(tmp_path, "speech", "speech", tmp_path).recipe
+    assert recipe.data["vocabulary"] == "by_name" and recipe.data["unknown"] == "keep"
+    assert recipe.objective[1].loss == "uhc"
+    assert "cannot write 'deux'" in (tmp_path / "mine.yaml").read_text()
+
+
+def images(folder: Path, count: int, size: int = 8) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(np.full((size, size), i % 256, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_diffusion_is_of_the_teachers_images_and_halves(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    told = draft("diffusion", path, ASSETS / "teachers/diffusion", images(tmp_path / "x", 40), "small", device="cpu")
+    recipe, data = load(str(path)).recipe, load(str(path)).recipe.data
+    assert [line.partition(" ")[0] for line in told] == ["parameters:", "time,", "memory,"]
+    head = path.read_text().partition("modality:")[0].replace("\n#  ", "")
+    assert all(line in head for line in told)
+    assert (
+        data["size"] == 8 and data["mode"] == "L" and data["conditional"] is False and data["dev"] == data["test"] == 6
+    )
+    assert data["sampling"]["steps"] == 16 and recipe.method.params["end"] == 4
+    assert recipe.student.params["channels"] == [8, 16] and recipe.train.batch_size == 28
+
+
+def test_diffusion_steps_halve_on_any_number_of_timesteps() -> None:
+    from xmodal_kd.modalities.diffusion.models.process import Process
+    from xmodal_kd.modalities.diffusion.use.sketch import halving
+
+    assert [halving(Process.linear(steps), 64, 1) for steps in (1000, 1024, 100, 50)] == [64, 64, 64, 32]
+    with pytest.raises(UserError, match="take a teacher with more"):
+        halving(Process.linear(3), 16, 4)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, capfd: Capture) -> None:
+    folder, out = images(tmp_path / "x", 40, size=9), tmp_path / "mine.yaml"
+    command = ["new", "diffusion", str(out), "--teacher", str(ASSETS / "teachers/diffusion"), "--data", str(folder)]
+    assert call(command) == 2 and not out.exists()
+    err = capfd.readouterr().err.replace("\n", " ")
+    assert "makes samples of 8x8 grey, the data's are 9x9 grey: resize" in err
+    nothing = str(tmp_path / "nothing")
+    assert call(["new", "points", str(out), "--teacher", nothing, "--data", nothing]) == 2
+    assert [line[:6] for line in capfd.readouterr().err.splitlines()] == ["error:", "error:"]
+
+
+@pytest.mark.parametrize(("modality", "says"), [
+    ("speech", "the teacher hears 8,000 Hz and writes words"),
+    ("diffusion", "images of 8x8 grey, as the teacher makes,"),
+    ("points", "the teacher sees range, of hdl64e"),
+])  # fmt: skip
+def test_a_teacher_alone_says_what_data_it_needs(modality: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(Unfit, match="--data is missing") as refused:
+        draft(modality, tmp_path / "x.yaml", ASSETS / "teachers" / modality, None)
+    assert says in str(refused.value) and "docs/own_data.md#" in str(refused.value)
+
+
+@pytest.mark.parametrize("modality", ["speech", "diffusion", "points"])
+def test_folders_of_the_wrong_kind(modality: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing to learn from")
+    for data in (tmp_path, tmp_path / "notes.txt", tmp_path / "gone"):
+        with pytest.raises(Unfit, match=r"docs/own_data\.md#") as refused:
+            draft(modality, tmp_path / "x.yaml", tmp_path, data)
+        assert len(refused.value.problems) == 2 and not (tmp_path / "x.yaml").exists()
+
+
+def test_what_cannot_be_chosen(tmp_path: Path, capfd: Capture) -> None:
+    out, data = str(tmp_path / "x.yaml"), str(ASSETS / "digits")
+    assert call(["new", "speech", out, "--data", data, "--small", "--large"]) == 2
+    assert "choose one of --small, --medium and --large" in capfd.readouterr().err
+    assert call(["new", "speech", out, "--data", data, "--like", "nosuch"]) == 2
+    assert "neither a model of speech" in capfd.readouterr().err
+    assert call(["new", "speech", out, "--small"]) == 2 and "give --data FOLDER" in capfd.readouterr().err
+    assert call(["new", "speech", "-", "--data", data]) == 2 and "name a file" in capfd.readouterr().err
+    Path(out).write_text("mine")
+    assert call(["new", "speech", out, "--data", data]) == 2 and "is there already" in capfd.readouterr().err
+    assert Path(out).read_text() == "mine"

@@ -1,0 +1,101 @@
+"""A recipe out of a teacher's folder and a folder of data: looked at by the modality, written and measured here.
+
+May import ``check`` and what it may. Public is what ``xmodal-kd new`` writes: a recipe that loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..adapter.adapter import adapter_class
+from ..adapter.saved_model import CARD
+from ..adapter.sketch import SIZES, Given, Like, Sketch
+from ..recipe.recipe import load
+from ..runtime.checkpoint import read_object
+from ..runtime.discovery import modality
+from ..runtime.errors import UserError
+from .estimate import measured
+from .text import recipe_text
+
+PAGE = "README.md#a-recipe-of-your-own"
+
+
+class Unfit(UserError):
+    """What was brought makes no recipe; `problems` has a line for each reason."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+def draft(
+    name: str, path: Path, teacher: Path | None, data: Path | None, size: str = "medium", like: str | None = None,
+    device: str = "auto", estimate: bool = True,
+) -> list[str]:  # fmt: skip
+    """Write a recipe to `path`, which must not be there, and try a few steps of it.
+
+    Args:
+        name: of the modality.
+        like: what the student is to be: a registered model, or the folder of a saved one.
+        estimate: whether time and memory are measured and told in the recipe's head.
+
+    Returns:
+        What one should know of the recipe, a line each.
+    Raises:
+        Unfit: what was brought does not make a recipe. Nothing is left at `path`.
+    """
+    given = Given(teacher, data, SIZES[size], None if like is None else _like(name, like))
+    found = _looker(name)(given)
+    if found.problems:
+        raise Unfit(found.problems)
+    _write(path, recipe_text(name, path, found, ()), "x")
+    try:
+        loaded = load(str(path))
+        cost = measured(loaded, device) if estimate else []
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    _write(path, recipe_text(name, path, found, cost), "w")
+    return [*found.notes, *cost]
+
+
+def _looker(name: str) -> Callable[[Given], Sketch]:
+    """The function of a modality that looks at folders."""
+    adapter_class(name)  # says which package is missing, where one is
+    place: str | None = getattr(modality(name), "SKETCH", None)
+    if place is None:
+        raise UserError(f"modality {name!r} looks at no folders: start from its template: xmodal-kd new {name}")
+    found: Callable[[Given], Sketch] = importlib.import_module(f"xmodal_kd.modalities.{name}.{place}").sketch
+    return found
+
+
+def _like(name: str, like: str) -> Like:
+    """A student by the name of its model, or as a saved one's card describes it."""
+    models, card = adapter_class(name).models, Path(like) / CARD
+    if like in models:
+        return Like(like, {}, f"--like {like}, with its defaults")
+    if card.is_file():
+        told: dict[str, Any] = read_object(card)
+        if told.get("model") in models and isinstance(told.get("params"), dict):
+            return Like(told["model"], told["params"], f"--like: as {card} says")
+    known = ", ".join(models)
+    raise UserError(
+        f"--like {like}: neither a model of {name} ({known}; xmodal-kd list models) nor a saved student's folder "
+        f"with {CARD}"
+    )
+
+
+def _write(path: Path, text: str, mode: str) -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} is there already: name another file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}: name another file") from None
+
+
+__all__ = ["Unfit", "draft"]
