@@ -1,4 +1,4 @@
-"""Reading samples into memory: images of a folder or a zip, scikit-learn's digits."""
+"""Reading images of a folder or a zip into memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-from xmodal_kd.runtime.allocation import room
-from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import bar, console
-
+from ...runtime.allocation import room
+from ...runtime.errors import UserError
+from ...runtime.progress import bar, console
 from .stores import Folder, Labelling, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
@@ -99,31 +97,24 @@ class Expected:
     why: str = "as the recipe says"
 
 
-def read_digits() -> Images:
-    """scikit-learn's 1797 digits of 8x8: 17 grey levels 0 to 16, mapped exactly onto [-1, 1]."""
-    found = load_digits()
-    x = (found.images / 8 - 1).astype(np.float32)[:, None]
-    keys = [f"digit{i:04d}" for i in range(len(x))]
-    return Images(x, found.target.astype(np.int64), tuple(map(str, range(10))), keys)
-
-
 def read_images(
-    path: Path, kind: str, expected: Expected, *, conditional: bool, classes: tuple[str, ...] | None = None,
+    path: Path, kind: str, expected: Expected, *, who: str | None, classes: tuple[str, ...] | None = None,
     keep: Callable[[Sequence[str]], list[str]] = list,
 ) -> Images:  # fmt: skip
-    """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8; labels only where they are wanted.
+    """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8; labels only where they are right.
 
     Args:
+        who: needs labels, for messages; None where nobody does.
         classes: what classes are called where the source only numbers them.
         keep: those of all names that are read.
     Raises:
-        UserError: no images, those that are broken or not as `expected`, and, if `conditional`, labels that are
-            wrong or missing.
+        UserError: no images, those that are broken or not as `expected`, and, where somebody needs them, labels that
+            are wrong or missing.
     """
     with Folder(path) if kind == "folder" else Zip(path) as store:
-        labelling = read_labels(store, classes, conditional)
-        if labelling is None and conditional:
-            raise UserError(store.unlabelled())
+        labelling = read_labels(store, classes, needed=who is not None)
+        if labelling is None and who is not None:
+            raise UserError(store.unlabelled(who))
         store.names = keep(store.names)
         if not store.names:
             raise UserError(f"data.skip: it leaves out every image of {path}")
@@ -131,12 +122,12 @@ def read_images(
         return labelled(x, labelling, store)
 
 
-def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditional: bool) -> Labelling | None:
-    """The labels of a store; wrong ones are an error where models are conditional, and else left out with a word."""
+def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, *, needed: bool) -> Labelling | None:
+    """The labels of a store; wrong ones are an error where they are needed, and else left out with a word."""
     try:
         return store.labelling(classes)
     except UserError as error:
-        if conditional:
+        if needed:
             raise
         say_left_out(error)
         return None
@@ -144,7 +135,7 @@ def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditiona
 
 def say_left_out(error: UserError) -> None:
     """On the console: what is wrong with labels that nothing needs."""
-    text = f"labels are left out, which nothing here needs (data.conditional is false): {error}"
+    text = f"labels are left out, which nothing here needs: {error}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
