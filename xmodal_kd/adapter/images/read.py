@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...runtime.allocation import room
+from ...runtime.bounded_files import read_bytes
 from ...runtime.errors import UserError
 from ...runtime.progress import bar, console
-from .stores import Folder, Labelling, Zip, one_line
+from .stores import MOST, Folder, Labelling, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
 SHOW_PROGRESS = 5000
@@ -172,6 +173,26 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
     return x
 
 
+def read_image(path: Path, expected: Expected) -> npt.NDArray[np.uint8]:
+    """``(h, w)`` or ``(h, w, 3)`` of one file. Raises `UserError`: it is broken, or not as `expected`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `_decode`
+        return _pixels(read_bytes(path, MOST), str(path), expected)[0]
+
+
+def open_image(content: bytes, where: str) -> Image.Image:
+    """An encoded image, not yet decoded. Raises `UserError` naming it as `where`: unknown, or of too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(content))
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        raise UserError(f"{where}: {_broken(error)}") from error
+    width, height = image.size
+    if width * height > PIXELS:
+        image.close()
+        raise UserError(f"{where}: {width}x{height} pixels by its header, more than {PIXELS:,}")
+    return image
+
+
 def _all(faults: Mapping[str, UserError], store: Folder | Zip) -> UserError:
     """One line for all of them, by what is wrong."""
     if len(faults) == 1:
@@ -203,11 +224,7 @@ def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
 
 def _pixels(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:
     """``(h, w)`` or ``(h, w, 3)`` uint8 and the mode of an encoded image. Raises `UserError` naming it as `where`."""
-    try:
-        image = Image.open(io.BytesIO(content))
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        raise UserError(f"{where}: {_broken(error)}") from error
-    with image:
+    with open_image(content, where) as image:
         if refusal := _refusal(image, expected):
             raise UserError(f"{where}: {refusal}")
         try:
@@ -225,9 +242,6 @@ def _broken(error: Exception) -> str:
 
 def _refusal(image: Image.Image, expected: Expected) -> str | None:
     """Why an opened image, not yet decoded, is not as `expected`. To convert it is the user's choice, never ours."""
-    width, height = image.size
-    if width * height > PIXELS:
-        return f"{width}x{height} pixels by its header, more than {PIXELS:,}"
     mode = _mode(image)
     width, height = _upright(image)  # after the mode: it may decode a PNG
     if expected.size and (height, width) != expected.size:
