@@ -43,11 +43,6 @@ Imports = Annotated[
     typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
 ]
 
-#: What `list` lists.
-LISTS = ("losses", "methods", "models", "modalities", "datasets", "recipes")
-#: What a table of `list` has room for on a terminal.
-SHOWN = ("name", "modality", "summary", "paper", "year")
-
 
 @app.callback(invoke_without_command=True)
 def options(
@@ -277,25 +272,6 @@ def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = Fals
     else:
         for name, entry in found.items():
             print(f"{name}\t{_plain(entry)}")
-
-
-@app.command("list")
-def list_(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=starting(lambda: LISTS))],
-    json_: AsJson = False,
-) -> None:
-    """What there is, a line each; --json tells more (of a loss: what it needs, its parameters)."""
-    from .catalogue import catalogue
-
-    rows = catalogue(what)
-    if json_:
-        print(json.dumps(rows))
-        return
-    shown = [key for key in rows[0] if key in SHOWN] if rows else ["nothing"]
-    table = Table(*shown)
-    for row in rows:
-        table.add_row(*(escape(str(row[key])) for key in shown))
-    _console().print(table)
 
 
 def _plain(values: Mapping[str, Any]) -> str:

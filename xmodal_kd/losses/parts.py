@@ -35,7 +35,8 @@ def sdd(
 
     Rows are class scores of positions: a linear head on each position of a map, so that their mean over a tile is the
     head's answer to the pooled tile. A scale s cuts each axis of the grid into s parts (where there are fewer
-    positions, each is its own). ``w`` is `complementary` where by the teacher the tile disagrees with the whole, else 1.
+    positions, each is its own). ``w`` is `complementary` where by the teacher the tile disagrees with the whole,
+    else 1.
 
     Args:
         agree: `right`, the release's: both are right about the item's label, or both wrong. `class`: their most

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd
 from typing import Any, ClassVar
 
-from einops.layers.torch import Rearrange, Reduce
+from einops.layers.torch import Reduce
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -57,6 +57,13 @@ class Block(nn.Module):
         return F.relu(self.skip(x) + self.body(x))
 
 
+class Cells(nn.Module):
+    """Scores of positions one after another, laid out as a map."""
+
+    def forward(self, scores: Float[Tensor, "b hw k"], height: int, width: int) -> Float[Tensor, "b k h w"]:
+        return scores.transpose(1, 2).unflatten(2, (height, width))
+
+
 class Classifier(nn.Module):
     """Stages of convolutions, the mean over positions, one linear layer.
 
@@ -77,13 +84,13 @@ class Classifier(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.embedding = Reduce("b c h w -> b c", "mean")
         self.head = nn.Linear(width, classes)
-        self.cells = Rearrange("b h w k -> b k h w")
+        self.cells = Cells()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         for stage in self.stages:
             x = stage(x)
         self.embedding(x)  # nothing stands on it here: it is there to be captured
-        cells = self.cells(self.head(x.movedim(1, -1)))
+        cells = self.cells(self.head(x.flatten(2).transpose(1, 2)), *x.shape[2:])
         return cells.mean(dim=(2, 3))  # type: ignore[no-any-return]
 
 
