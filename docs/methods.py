@@ -26,7 +26,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 
-from xmodal_kd.cli.catalogue import adapters, scheme_needs, serves
+from xmodal_kd.cli.catalogue import adapters, first_line, scheme_needs, serves
 from xmodal_kd.compress import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.report.statistics import Interval, t_interval
@@ -248,12 +248,16 @@ def choice(things: Mapping[str, Any], where: Mapping[str, set[str]], effects: Ma
     left = {name: needs_of(name) for name in things if name != "distil"}
     for title, takes in GROUPS:
         mine = [name for name, needs in left.items() if takes(name, needs)]
-        yield from (f"## {title}", "", "| name | needs | serves | ran in | measured |", "|---|---|---|---|---|")
+        losses = any(name in LOSSES for name in mine)
+        columns = ["name", "what", *(["needs", "serves"] if losses else []), "ran in", "measured"]
+        yield from (f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
         for name in sorted(mine, key=lambda name: (name not in effects, name)):
-            serving = [m for m, kind in modalities.items() if name in LOSSES and serves(LOSSES[name], m, kind)]
+            serving = [m for m, kind in modalities.items() if losses and serves(LOSSES[name], m, kind)]
+            needs = ", ".join(sorted(left.pop(name) - {"teacher"}))
             cells = [
-                f"[`{name}`]({lives(things[name])})", ", ".join(sorted(left.pop(name) - {"teacher"})),
-                ", ".join(serving), ", ".join(sorted(where.get(name, ()))), "; ".join(effects.get(name, ())),
+                f"[`{name}`]({lives(things[name])})", first_line(things[name]).replace("|", "\\|"),
+                *([needs, ", ".join(serving)] if losses else []),
+                ", ".join(sorted(where.get(name, ()))), "; ".join(effects.get(name, ())),
             ]  # fmt: skip
             yield f"| {' | '.join(cells)} |"
         yield ""
