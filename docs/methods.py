@@ -124,7 +124,7 @@ def measured() -> dict[str, list[str]]:
     for _, result in compared():
         metric = result["metric"]["name"]
         labels = result.get("overrides", {}).get("labels")
-        recipe = Path(result["recipe"]).stem + (f", labels {labels:g}" if labels is not None else "")
+        recipe = Path(result["recipe"]).stem + (f", labels {labels}" if labels is not None else "")
         for entry in result["against_control"]:
             if entry["difference"]:
                 change = bracketed(Interval(**entry["difference"]), 4, sign="+")
