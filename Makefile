@@ -109,6 +109,7 @@ smoke: install
 	$(BIN)/xmodal-kd run smoke/speech
 	$(BIN)/xmodal-kd run smoke/diffusion
 	$(BIN)/xmodal-kd run smoke/points
+	$(BIN)/xmodal-kd run smoke/images
 
 clean:
 	rm -rf $(VENV)* build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

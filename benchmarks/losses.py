@@ -123,6 +123,7 @@ def inputs_of(spec: LossSpec, shape: Shape, device: torch.device) -> dict[str, A
     return given | {
         "items": items,
         "labels": torch.randn(n, widths[0][0], device=device, generator=random) if regresses(spec) else labels,
+        "label_item": item,
         "regions": torch.randint(64, (n,), device=device, generator=random),
         "ids": torch.arange(items, device=device),
         "head": nn.Linear(widths[1][0], shape.classes, device=device).requires_grad_(False),

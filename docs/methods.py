@@ -14,9 +14,10 @@ import argparse
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 
+from xmodal_kd.cli.catalogue import adapters, first_line, scheme_needs, serves
 from xmodal_kd.compress import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.report.statistics import Interval, t_interval
@@ -41,13 +43,17 @@ HEAD = """# Methods
 Every method of the two surveys that this project follows, and the baselines that they compare with. Made by
 `python docs/methods.py`; a test fails where it is stale, so edit `docs/methods.yaml` or what it is made of.
 
-- **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an
-  arrangement does it. *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give
-  in full. *Not built*: there is nothing, or only what is near.
-- **needs**: what a term of it must be given. **ran in**: modalities of shipped recipes, and of comparisons, that use
-  it; every loss runs in the tests on random rows besides. Both stand at the first method that names a loss.
+The first part is for choosing: what is registered, by what it needs. The second is the map: every method of the
+surveys, and where it is. `xmodal-kd list losses --needs features --without labels --for speech` filters the first.
+
+- **needs**: what a term of it must be given, beside the teacher. **serves**: modalities whose signals have that. **ran
+  in**: modalities of shipped recipes, and of comparisons, that use it; every loss runs in the tests on random rows
+  besides.
 - **measured**: against the same student without the teacher, or as it says; brackets are 95 % intervals over seeds.
   `recipes/RESULTS.md` has the whole and what speaks against it. Empty: not measured here.
+- **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an
+  arrangement does it. *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give
+  in full. *Not built*: there is nothing, or only what is near. Nothing that is built works without data.
 """
 
 
@@ -86,8 +92,13 @@ def ran() -> dict[str, set[str]]:
             found[name].add(recipe["modality"])
     for _, result in compared():
         for arm in result["arms"]:
-            found[arm["name"].partition("@")[0]].add(result["modality"])
+            found[_loss_of(arm["name"])].add(result["modality"])
     return found
+
+
+def _loss_of(arm: str) -> str:
+    """``at`` of ``at@stages.1=1000``, ``ntce`` of ``ntce=8``."""
+    return re.split("[@= ]", arm, maxsplit=1)[0]
 
 
 def _named(specs: Any) -> list[str]:
@@ -112,12 +123,14 @@ def measured() -> dict[str, list[str]]:
         found[name].append(text)
     for _, result in compared():
         metric = result["metric"]["name"]
+        labels = result.get("overrides", {}).get("labels")
+        recipe = Path(result["recipe"]).stem + (f", labels {labels}" if labels is not None else "")
         for entry in result["against_control"]:
             if entry["difference"]:
                 change = bracketed(Interval(**entry["difference"]), 4, sign="+")
                 verdict = entry["verdict"] or "no verdict"
-                name = entry["arm"].partition("@")[0]
-                found[name].append(f"{Path(result['recipe']).stem}: {metric} {change}, {verdict}")
+                name = _loss_of(entry["arm"])
+                found[name].append(f"{recipe}: {metric} {change}, {verdict}")
     return found
 
 
@@ -203,29 +216,64 @@ def page() -> str:
     losses = sum(name in LOSSES for name in things)
     others = f"{len(SCHEMES)} schemes and {len(COMPRESSIONS)} ways of compression"
     lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses, {others} are registered.", ""]
+    lines += ["# To choose from", "", *choice(things, where, effects), "# The map", ""]
     for family in table:
-        lines += [f"## {family['family']}", "", "| method | paper | state | here | needs | ran in | measured |"]
-        lines.append("|---|---|---|---|---|---|---|")
+        lines += [f"## {family['family']}", "", "| method | paper | state | here |", "|---|---|---|---|"]
         for row in family["methods"]:
-            mine = [name for name in row.get("here", "").split() if home[name] == row["name"]]
-            cells = [
-                row["name"], row["paper"], state(row), _here(row, things), _needs(mine),
-                ", ".join(sorted(set().union(*(where.get(name, set()) for name in mine)))),
-                "; ".join(text for name in mine for text in effects.get(name, [])),
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(f"| {row['name']} | {row['paper']} | {state(row)} | {_here(row, things)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- to choose from
+
+#: Tables of the first part, in order, and which registered things they hold: a thing is in the first that takes it.
+GROUPS: list[tuple[str, Callable[[str, frozenset[str]], bool]]] = [
+    ("Several teachers, one student", lambda name, needs: "several_teachers" in needs),
+    ("Schemes with one teacher", lambda name, needs: name.startswith("scheme:") and "teacher" in needs),
+    ("Schemes without a teacher", lambda name, needs: name.startswith("scheme:")),
+    ("Compression", lambda name, needs: name.startswith("compress:")),
+    ("Methods of few sampling steps", lambda name, needs: name in METHODS),
+    ("Losses without a teacher", lambda name, needs: "teacher" not in needs),
+    ("Losses on class scores", lambda name, needs: needs == {"logits", "teacher"}),
+    ("Losses on class scores and labels", lambda name, needs: needs == {"logits", "labels", "teacher"}),
+    ("Losses on features", lambda name, needs: needs == {"features", "teacher"}),
+    ("Losses on features of a special kind, or on several things", lambda name, needs: True),
+]
+
+
+def choice(things: Mapping[str, Any], where: Mapping[str, set[str]], effects: Mapping[str, list[str]]) -> Iterator[str]:
+    """Tables of what is registered, by what it needs; what was measured comes first in each."""
+    modalities = dict(adapters())
+    left = {name: needs_of(name) for name in things if name != "distil"}
+    for title, takes in GROUPS:
+        mine = [name for name, needs in left.items() if takes(name, needs)]
+        losses = any(name in LOSSES for name in mine)
+        columns = ["name", "what", *(["needs", "serves"] if losses else []), "ran in", "measured"]
+        yield from (f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
+        for name in sorted(mine, key=lambda name: (name not in effects, name)):
+            serving = [m for m, kind in modalities.items() if losses and serves(LOSSES[name], m, kind)]
+            needs = ", ".join(sorted(left.pop(name) - {"teacher"}))
+            cells = [
+                f"[`{name}`]({lives(things[name])})", first_line(things[name]).replace("|", "\\|"),
+                *([needs, ", ".join(serving)] if losses else []),
+                ", ".join(sorted(where.get(name, ()))), "; ".join(effects.get(name, ())),
+            ]  # fmt: skip
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
+def needs_of(name: str) -> frozenset[str]:
+    """Of a loss what it says, of a scheme its teachers; of others nothing is said."""
+    if name in LOSSES:
+        return LOSSES[name].needs
+    kind, _, short = name.rpartition(":")
+    return frozenset(scheme_needs(SCHEMES[short])) if kind == "scheme" else frozenset({"teacher"})
 
 
 def _here(row: Row, things: Mapping[str, Any]) -> str:
     links = ", ".join(f"[`{name}`]({lives(things[name])})" for name in row.get("here", "").split())
     return "; ".join(text for text in (links, row.get("how"), row.get("note")) if text)
-
-
-def _needs(names: list[str]) -> str:
-    words = {word for name in names if name in LOSSES for word in LOSSES[name].needs}
-    return ", ".join(sorted(words))
 
 
 def main() -> int:

@@ -58,6 +58,11 @@ def regression(batch: Batch, seed: int) -> Batch:
     return batch | {"labels": rows(batch, batch["student"].shape[1], 1000 * seed + 500)}
 
 
+def one_label(batch: Batch, seed: int) -> Batch:
+    """The batch whose items have a class each."""
+    return batch | {"labels": batch["item"] % batch["student"].shape[1]}
+
+
 def partly(batch: Batch, seed: int) -> Batch:
     """The batch of a teacher that knows neither class 0 nor, of every other row, class 3."""
     teacher = batch["teacher"].clone()
@@ -78,6 +83,7 @@ def statistics() -> Path:
 #: Changes of the random batch ``(batch, seed) -> batch`` for a loss whose rows have a form of their own.
 EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for name in SHAPES} | {
     "bounded_reg": regression,
+    "sdd": one_label,
     "uhc": partly,
 }
 #: Hyper-parameters under every setting, where the defaults make tests slow or do not fit the random batch.

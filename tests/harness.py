@@ -109,6 +109,7 @@ def batch(seed: int, spec: LossSpec, dtype: torch.dtype = torch.float64, counts:
     made = given | {
         "items": ITEMS,
         "labels": torch.randint(WIDTH, (len(item),), generator=random),
+        "label_item": item,
         "regions": place % 2,
         "ids": torch.tensor([7, 2, 31, 11]),
         "head": Head(widths[0] + wider),
@@ -123,6 +124,7 @@ def rows_of(inputs: Batch, keep: Tensor) -> Batch:
     item = listed(inputs["item"])[0][keep]
     return inputs | alone | {
         "items": 1,
+        "label_item": torch.zeros_like(item),
         "item": each(lambda x: torch.zeros_like(item), inputs["item"]),
         "cell": each(lambda x: x[keep] % prod(GRID), inputs["cell"]),
         "ids": inputs["ids"][item[:1]] if len(item) else inputs["ids"][:1],

@@ -54,6 +54,7 @@ class DiffusionAdapter(Adapter):
 
     Data: ClassVar[type[DiffusionData]] = DiffusionData
     models: ClassVar[Registry[Any]] = MODELS
+    gives: ClassVar[frozenset[str]] = frozenset({"prediction", "regression", "features"})
     metric: ClassVar[tuple[str, bool]] = ("fd_clf", True)
     output: ClassVar[str] = "prediction"
     quick_export: ClassVar[bool] = False

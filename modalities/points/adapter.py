@@ -70,6 +70,7 @@ class PointsAdapter(Adapter):
 
     Data: ClassVar[type[PointsData]] = PointsData
     models: ClassVar[Registry[Any]] = MODELS
+    gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
     metric: ClassVar[tuple[str, bool]] = ("miou", False)
     quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {

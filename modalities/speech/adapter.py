@@ -52,6 +52,7 @@ class SpeechAdapter(Adapter):
 
     Data: ClassVar[type[SpeechData]] = SpeechData
     models: ClassVar[Registry[Any]] = MODELS
+    gives: ClassVar[frozenset[str]] = frozenset({"logits", "item_labels", "features"})
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
     blank: ClassVar[int | None] = 0
     quick_export: ClassVar[bool] = False

@@ -13,9 +13,9 @@ from xmodal_kd.losses.base import INPUTS
 from xmodal_kd.runtime.errors import UserError
 
 FIELDS = {
-    "losses": {"name", "summary", "paper", "year", "family", "needs", "reduction", "parameters"},
+    "losses": {"name", "summary", "paper", "year", "family", "needs", "reduction", "parameters", "for"},
     "methods": {"name", "summary"},
-    "schemes": {"name", "summary", "paper", "year", "family", "teacher"},
+    "schemes": {"name", "summary", "paper", "year", "family", "teacher", "needs"},
     "compress": {"name", "summary", "paper", "year"},
     "models": {"name", "modality", "summary"},
     "datasets": {"name", "modality", "summary"},
@@ -68,3 +68,38 @@ def test_a_loss_that_asks_for_what_nobody_has_fails_at_import() -> None:
 def test_an_unknown_list_offers_the_nearest() -> None:
     with pytest.raises(UserError, match=r"list 'loses': there is no such list \(nearest: losses"):
         catalogue("loses")
+
+
+def names(*what: Any) -> set[str]:
+    return {row["name"] for row in catalogue(*what)}
+
+
+def test_losses_by_what_they_need() -> None:
+    assert {"dkd", "nkd", "ntce"} <= names("losses", ["labels", "teacher"]) and "kd" not in names("losses", ["labels"])
+    assert {"kd", "hint"} <= names("losses", [], ["labels"]) and not {"dkd", "ce"} & names("losses", [], ["labels"])
+    assert names("losses", ["features"], ["labels"]) == names("losses", ["features"]) - names("losses", ["labels"])
+    assert {"average", "you"} <= names("schemes", ["several_teachers"]) and "dml" not in names("schemes", ["teacher"])
+
+
+def test_losses_by_the_modality_that_they_serve() -> None:
+    """Speech has labels of utterances and none of frames; diffusion no class scores; a loss of one serves no other."""
+    serving = {name: names("losses", [], [], name) for name in ("speech", "points", "images", "diffusion")}
+    assert {"kd", "hint", "ctc", "sdd_teacher"} <= serving["speech"] and "dkd" not in serving["speech"]
+    assert {"kd", "dkd", "hint"} <= serving["points"] & serving["images"] and "ctc" not in serving["images"]
+    assert {"hint", "at", "denoising", "bounded_reg"} <= serving["diffusion"] and "kd" not in serving["diffusion"]
+    assert "sdd" in serving["images"] and "sdd" not in serving["points"]
+    assert names("models", [], [], "images") == {"cnn", "resnet"} and "digits" in names("datasets", [], [], "images")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (("losses", ["lables"]), r"nothing needs 'lables' \(nearest: labels"),
+        (("recipes", ["labels"]), "they have no needs to choose by"),
+        (("losses", [], [], "speach"), r"no such modality \(nearest: speech"),
+        (("compress", [], [], "speech"), "for every modality alike"),
+    ],
+)
+def test_words_that_mean_nothing(what: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        catalogue(*what)

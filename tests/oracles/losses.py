@@ -34,15 +34,18 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
+from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
 from .several_losses import triplet_votes, uhc
 from .structure_losses import cc, darkrank, darkrank_soft, ickd, ifvd, intra_kd, lsp, rcka, skd_pair
 from .target_losses import bounded_reg, ctkd, lelp, mlkd
+from .tiles import sdd, sdd_teacher
 from .transformer_losses import distilbert, minilm, minilmv2, mobilebert, pkd, tinybert
 
 ORACLES: Mapping[str, Callable[..., Any]] = {
     "ab": ab,
+    "abkd": abkd,
     "adv_feature": adv_feature,
     "adv_logit": adv_logit,
     "affinity": affinity,
@@ -71,6 +74,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "hint": hint,
     "ickd": ickd,
     "ifvd": ifvd,
+    "ikl": ikl,
     "infonce": infonce,
     "infonce_regions": infonce_regions,
     "intra_kd": intra_kd,
@@ -89,8 +93,10 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "mlkd": mlkd,
     "mobilebert": mobilebert,
     "multi_label": multi_label,
+    "nkd": nkd,
     "norm": n_to_one,
     "nst": nst,
+    "ntce": ntce,
     "ofa": ofa,
     "ofd": ofd,
     "pearson": pearson,
@@ -100,24 +106,47 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "region_kd": region_kd,
     "reviewkd": reviewkd,
     "rkd": rkd,
+    "sdd": sdd,
+    "sdd_teacher": sdd_teacher,
     "simkd": simkd,
     "skd_adv": skd_adv,
     "skd_pair": skd_pair,
     "skew_kl": skew_kl,
     "skew_rkl": skew_rkl,
     "sp": sp,
+    "spherical_kd": spherical_kd,
     "srrl": srrl,
     "tfkd_reg": tfkd_reg,
     "tinybert": tinybert,
     "triplet_votes": triplet_votes,
+    "ttm": ttm,
     "uhc": uhc,
     "vid": vid,
     "weighted_ce": weighted_ce,
     "wsld": wsld,
+    "wttm": wttm,
 }
 
 #: Hyper-parameters to compare at. The first are the loss's own defaults; a loss that is not here is tested at those.
 SETTINGS: Mapping[str, list[dict[str, Any]]] = {
+    "abkd": [
+        {},
+        {"alpha": 1.0, "beta": 0.0},
+        {"alpha": 0.0, "beta": 1.0},
+        {"alpha": 0.0, "beta": 0.0, "temperature": 3.0},
+        {"alpha": 0.6, "beta": -0.6},
+        {"alpha": 0.8, "beta": 0.3, "temperature": 4.0},
+        {"alpha": 0.0, "beta": 0.5},
+        {"alpha": 0.5, "beta": 0.0},
+    ],
+    "ikl": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
+    "nkd": [{}, {"temperature": 3.0, "gamma": 3.5}],
+    "ntce": [{}, {"temperature": 1.0, "factors": (2.0, 0.0)}],
+    "sdd": [{}, {"agree": "class"}, {"temperature": 1.0, "complementary": 3.0, "scales": (2,)}, {"scales": ()}],
+    "sdd_teacher": [{}, {"temperature": 1.0, "complementary": 3.0, "scales": (3,)}],
+    "spherical_kd": [{}, {"temperature": 1.0}],
+    "ttm": [{}, {"temperature": 1.0}],
+    "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
     "adv_feature": [{}, {"game": "bce"}, {"spectral": False}],
     "adv_logit": [{}, {"game": "bce"}, {"spectral": False}],

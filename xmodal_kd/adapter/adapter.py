@@ -114,6 +114,9 @@ class Adapter(Protocol):
     metric: ClassVar[tuple[str, bool]]
     #: The signal that says what a role answers, one of `signals.OUTPUTS`.
     output: ClassVar[str] = "logits"
+    #: What its signals can give a loss, for ``list losses --for``: ``logits``, ``labels`` (a class each row of them),
+    #: ``item_labels`` (classes of an item), ``features``, ``prediction``, ``regression`` (real labels).
+    gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "item_labels", "features"})
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
     #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.

@@ -3,26 +3,69 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..adapter.adapter import Adapter, adapter_class
 from ..compress import COMPRESSIONS
-from ..losses import LOSSES
+from ..losses import LOSSES, LossSpec
 from ..runtime.discovery import modality, modality_names, shipped
 from ..runtime.errors import UserError, nearest
 from ..runtime.progress import console
-from ..schemes import SCHEMES
+from ..schemes import SCHEMES, Scheme
 from ..training.method import METHODS
 
 Row = dict[str, Any]
+#: Needs of a loss that are no feature captured from inside a model.
+SIGNALS = {"logits", "labels", "prediction", "regression", "teacher"}
 
 
-def catalogue(what: str) -> list[Row]:
-    """Rows of one kind of thing. Raises `UserError` with the nearest kinds."""
+def catalogue(
+    what: str, needs: Sequence[str] = (), without: Sequence[str] = (), modality: str | None = None
+) -> list[Row]:
+    """Rows of one kind of thing.
+
+    Args:
+        needs: only what needs all of these.
+        without: only what needs none of these.
+        modality: only what serves, or belongs to, this one.
+
+    Raises:
+        UserError: with the nearest kinds, words and modalities.
+    """
     if what not in KINDS:
         raise UserError(f"list {what!r}: there is no such list{nearest(what, KINDS)}")
-    return KINDS[what]()
+    rows = KINDS[what]()
+    if needs or without:
+        known = {word for row in rows for word in row.get("needs", ())}
+        if not known:
+            raise UserError(f"list {what}: they have no needs to choose by: losses and schemes do")
+        if unknown := next((word for word in (*needs, *without) if word not in known), None):
+            raise UserError(f"list {what}: nothing needs {unknown!r}{nearest(unknown, sorted(known))}")
+        rows = [r for r in rows if set(needs) <= set(r["needs"]) and not set(without) & set(r["needs"])]
+    if modality is not None:
+        if modality not in modality_names():
+            raise UserError(f"list --for {modality!r}: no such modality{nearest(modality, modality_names())}")
+        if rows and not {"for", "modality"} & rows[0].keys():
+            raise UserError(f"list {what}: they are for every modality alike: leave --for out")
+        rows = [row for row in rows if modality in row.get("for", (row.get("modality"),))]
+    return rows
+
+
+def serves(spec: LossSpec, name: str, kind: type[Adapter]) -> bool:
+    """Whether a modality can give a loss what it asks for; a loss of a modality's own serves that one alone."""
+    home = spec.fn.__module__.split(".")
+    if home[:2] == ["xmodal_kd", "modalities"]:
+        return home[2] == name
+    return asked(spec) <= kind.gives
+
+
+def asked(spec: LossSpec) -> frozenset[str]:
+    """The words of `Adapter.gives` that a loss asks for: all that is captured from inside a model is a feature."""
+    asked = spec.needs & {"logits", "prediction", "regression"}
+    labels = {"labels" if "label_item" not in spec.inputs else "item_labels"} if "labels" in spec.inputs else set()
+    features = {"features"} if spec.needs - SIGNALS else set()
+    return frozenset(asked | features | (labels if "regression" not in asked else set()))
 
 
 def adapters() -> Iterator[tuple[str, type[Adapter]]]:
@@ -35,8 +78,10 @@ def adapters() -> Iterator[tuple[str, type[Adapter]]]:
 
 
 def _losses() -> list[Row]:
-    list(adapters())  # a modality registers losses of its own
-    return [LOSSES[name].describe() for name in LOSSES]
+    found = list(adapters())  # a modality registers losses of its own
+    return [
+        LOSSES[name].describe() | {"for": [m for m, kind in found if serves(LOSSES[name], m, kind)]} for name in LOSSES
+    ]
 
 
 def _methods() -> list[Row]:
@@ -47,9 +92,15 @@ def _methods() -> list[Row]:
 def _schemes() -> list[Row]:
     return [
         {"name": name, "family": kind.family, "paper": kind.paper, "year": kind.year, "teacher": kind.recipe_teacher,
-         "experimental": kind.experimental, "summary": first_line(kind)}
+         "needs": scheme_needs(kind), "experimental": kind.experimental, "summary": first_line(kind)}
         for name, kind in ((name, SCHEMES[name]) for name in SCHEMES)
     ]  # fmt: skip
+
+
+def scheme_needs(kind: type[Scheme]) -> list[str]:
+    """A teacher of the recipe's, or several."""
+    several = ["several_teachers"] if kind.family == "several teachers" else []
+    return several + (["teacher"] if kind.recipe_teacher == "needed" else [])
 
 
 def _compressions() -> list[Row]:

@@ -52,6 +52,54 @@ def schema() -> None:
     print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
+#: What `list` lists.
+LISTS = ("losses", "methods", "schemes", "compress", "models", "modalities", "datasets", "recipes")
+#: What a table of `list` has room for on a terminal.
+SHOWN = ("name", "modality", "summary", "paper", "year")
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=starting(lambda: LISTS))],
+    needs: Annotated[
+        str | None, typer.Option(help="Losses and schemes that need all of these: labels,features; several_teachers.")
+    ] = None,
+    without: Annotated[str | None, typer.Option(help="Those that need none of these: labels; teacher.")] = None,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="MODALITY",
+            help="What serves, or belongs to, one.",
+            autocompletion=starting(modality_names),
+        ),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """What there is, a line each; --json tells more (of a loss: what it needs, which modalities it serves, parameters).
+
+    Example: xmodal-kd list losses --needs features --without labels --for speech
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .catalogue import catalogue
+
+    rows = catalogue(what, _words(needs), _words(without), for_)
+    if json_:
+        print(json.dumps(rows))
+        return
+    shown = [key for key in rows[0] if key in SHOWN] if rows else ["nothing"]
+    table = Table(*shown)
+    for row in rows:
+        table.add_row(*(escape(str(row[key])) for key in shown))
+    Console().print(table)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
 def doctor(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Only call the compiled packages; print what fails and one line.")
@@ -85,4 +133,4 @@ def modality_commands() -> Iterator[tuple[str, Callable[..., None]]]:
 
 
 #: By name; `cli` adds them to the program.
-COMMANDS: Mapping[str, Callable[..., None]] = {"schema": schema, "diff": diff, "doctor": doctor}
+COMMANDS: Mapping[str, Callable[..., None]] = {"schema": schema, "diff": diff, "list": list_, "doctor": doctor}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from .. import __version__
 from ..runtime.discovery import shipped
@@ -18,7 +16,7 @@ from ..runtime.errors import RunError, UserError, with_page
 from ..runtime.progress import console
 from .commands import COMMANDS, modality_commands, starting
 from .drafts import distil, new
-from .shown import show_findings, show_report, stdout
+from .shown import show_findings, show_report
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -44,11 +42,6 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
 ]
-
-#: What `list` lists.
-LISTS = ("losses", "methods", "models", "modalities", "datasets", "recipes")
-#: What a table of `list` has room for on a terminal.
-SHOWN = ("name", "modality", "summary", "paper", "year")
 
 
 @app.callback(invoke_without_command=True)
@@ -275,25 +268,6 @@ def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = Fals
             print(f"{name}\t{_plain(entry)}")
 
 
-@app.command("list")
-def list_(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(LISTS)}.", autocompletion=starting(lambda: LISTS))],
-    json_: AsJson = False,
-) -> None:
-    """What there is, a line each; --json tells more (of a loss: what it needs, its parameters)."""
-    from .catalogue import catalogue
-
-    rows = catalogue(what)
-    if json_:
-        print(json.dumps(rows))
-        return
-    shown = [key for key in rows[0] if key in SHOWN] if rows else ["nothing"]
-    table = Table(*shown)
-    for row in rows:
-        table.add_row(*(escape(str(row[key])) for key in shown))
-    stdout().print(table)
-
-
 def _plain(values: Mapping[str, Any]) -> str:
     """Numbers and words on one line, without lists and tables; of a ``metrics`` table, what is in it."""
     flat = {**values, **values.get("metrics", {})}
@@ -309,7 +283,8 @@ def _allow(packages: list[str] | None) -> None:
         sys.path.append("")  # last: what lies in the current folder stands in for no installed package
 
 
-for _verb, _function in (("new", new), ("distil", distil), *COMMANDS.items(), *modality_commands()):
+_VERBS: list[tuple[str, Callable[..., None]]] = [("new", new), ("distil", distil)]
+for _verb, _function in (*_VERBS, *COMMANDS.items(), *modality_commands()):
     app.command(_verb)(_function)
 
 

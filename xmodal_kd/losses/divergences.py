@@ -78,6 +78,40 @@ def skew_rkl(
 
 
 @loss(
+    "abkd", reduction="rows", family="logits", year=2025, properties="zero_at_teacher shift_invariant",
+    paper="Wang et al.: ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via "
+    "alpha-beta-Divergence",
+)  # fmt: skip
+def abkd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, alpha: float = 0.5, beta: float = 0.5, temperature: Positive = 1.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``-1/(ab) sum_k (p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b))``, p the teacher, q the student, both at T.
+
+    The alpha-beta divergence (Cichocki et al., 2011): (1, 0) is KL(p || q), (0, 1) is KL(q || p), (1/2, 1/2) four times
+    the squared Hellinger distance. Where a, b or a + b is 0 the value is the formula's limit; the release divides there
+    by another power of it. No T^2.
+    """
+    log_q, log_p = _tempered(student, teacher, temperature)
+    return _alpha_beta(log_p, log_q, alpha, beta).sum(dim=-1)
+
+
+def _alpha_beta(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
+    """Each class's share of the alpha-beta divergence, its limit where the formula divides by 0."""
+    if a == b == 0:
+        return (log_p - log_q).square() / 2
+    if a + b == 0:
+        ratio = a * (log_p - log_q)
+        return (torch.expm1(ratio) - ratio) / a**2
+    if b == 0:
+        return ((a * log_p).exp() * a * (log_p - log_q) - (a * log_p).exp() + (a * log_q).exp()) / a**2
+    if a == 0:
+        return _alpha_beta(log_q, log_p, b, a)
+    both = (a * log_p + b * log_q).exp()
+    return (a * ((a + b) * log_p).exp() + b * ((a + b) * log_q).exp() - (a + b) * both) / (a * b * (a + b))
+
+
+@loss(
     "multi_label", reduction="rows", family="logits", year=2015,
     paper="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (independent labels)",
 )  # fmt: skip

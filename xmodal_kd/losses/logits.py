@@ -100,6 +100,81 @@ def logit_mse(
     return difference.square().mean(dim=-1)
 
 
+@loss(
+    "ttm", reduction="rows", family="logits", year=2024, properties="shift_invariant",
+    paper="Zheng, Yang: Knowledge Distillation Based on Transformed Teacher Matching",
+)  # fmt: skip
+def ttm(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 4.0
+) -> Float[Tensor, " n"]:
+    """``KL(softmax(teacher/T) || softmax(student))``: only the teacher is tempered, without the factor T^2.
+
+    What `kd` has less is a Renyi entropy of the student, which keeps it from being too sure. The papers tune 1/T for
+    each pair of networks; this default is that of `kd`.
+    """
+    same_shape(student, teacher)
+    return kl(F.log_softmax(teacher / temperature, dim=-1), F.log_softmax(student, dim=-1))
+
+
+@loss(
+    "wttm", reduction="rows", family="logits", year=2024, properties="shift_invariant",
+    paper="Zheng, Yang: Knowledge Distillation Based on Transformed Teacher Matching",
+)  # fmt: skip
+def wttm(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 4.0
+) -> Float[Tensor, " n"]:
+    """``w KL(softmax(teacher/T) || softmax(student))`` with ``w = sum_k p_t[k]^(1/T)``: `ttm`, a doubtful row first.
+
+    The weight is 1 where the teacher is certain and c^(1 - 1/T) where it is even.
+    """
+    same_shape(student, teacher)
+    log_power = F.log_softmax(teacher, dim=-1) / temperature
+    log_size = log_power.logsumexp(dim=-1, keepdim=True)
+    return log_size.squeeze(-1).exp() * kl(log_power - log_size, F.log_softmax(student, dim=-1))
+
+
+@loss(
+    "spherical_kd", reduction="rows", family="logits", year=2020, confidence="B",
+    paper="Guo et al.: Reducing the Teacher-Student Gap via Spherical Knowledge Distillation",
+    properties="zero_at_teacher shift_invariant",
+)  # fmt: skip
+def spherical_kd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, temperature: Positive = 4.0
+) -> Float[Tensor, " n"]:
+    """``T^2 KL(softmax(teacher/T) || softmax(r student/T))``: the student's row at the length of the teacher's.
+
+    ``r`` is the unbiased deviation of the teacher's row over that of the student's, as in the release; the deviation
+    of the student has a gradient. A constant row of the student is even. The paper's other reading, both rows divided
+    by their norms and multiplied by the teacher's mean norm over the batch, is not here: a row would depend on others.
+    """
+    same_shape(student, teacher)
+    length = deviation(centred(teacher, dim=-1))
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    return temperature**2 * kl(log_p, F.log_softmax(length * standardised(student, added=0.0) / temperature, dim=-1))
+
+
+@loss(
+    "ikl", reduction="rows", family="logits", year=2024, properties="shift_invariant",
+    paper="Cui et al.: Decoupled Kullback-Leibler Divergence Loss",
+)  # fmt: skip
+def ikl(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, alpha: float = 1.0, beta: float = 8.0, temperature: Positive = 4.0, weight_temperature: Positive = 100.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """``beta/4 sum_jk w_j w_k (d_j - d_k)^2 - alpha sum_k p_t log p_s`` with ``d = teacher - student``.
+
+    The KL divergence is, by its gradient, a weighted squared error of differences of logits and a cross-entropy, the
+    first of which gives the student nothing; here both do. ``p`` is at T, without T^2, ``d`` plain,
+    ``w = softmax(teacher / weight_temperature)``. The double sum is twice the variance of d under w. The paper's global
+    weights, the mean teacher of the label's class, are not here. Defaults are those of CIFAR-100 in the first release.
+    """
+    same_shape(student, teacher)
+    weight, difference = torch.softmax(teacher / weight_temperature, dim=-1), teacher - student
+    spread = difference - (weight * difference).sum(dim=-1, keepdim=True)
+    p_t, log_s = torch.softmax(teacher / temperature, dim=-1), F.log_softmax(student / temperature, dim=-1)
+    return beta / 2 * (weight * spread.square()).sum(dim=-1) - alpha * (p_t * log_s).sum(dim=-1)
+
+
 def pearson(x: Tensor, y: Tensor, dim: int) -> Tensor:
     """Correlation of `x` and `y` along `dim`; 0, without gradient, where one of them is constant."""
     x, y = (direction(centred(z, dim), dim, least=TINY) for z in (x, y))

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xmodal_kd.adapter.images.read import Images, labelled, read_labels, say_left_out
+from xmodal_kd.adapter.images.stores import Zip, class_names, one_line
 from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
-
-from .images import Images, labelled, read_labels, say_left_out
-from .stores import Zip, class_names, one_line
 
 
 def read_arrays(
@@ -84,9 +83,9 @@ def read_latents(
     Channels are taken as they are: where half of them are standard deviations, keep the means.
     """
     with Zip(path, latents=True) as store:
-        labelling = read_labels(store, classes, conditional)
+        labelling = read_labels(store, classes, needed=conditional)
         if labelling is None and conditional:
-            raise UserError(store.unlabelled())
+            raise UserError(store.unlabelled("conditional"))
         store.names = keep(store.names)
         if not store.names:
             raise UserError(f"data.skip: it leaves out every sample of {path}")

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from xmodal_kd.adapter.images.digits import read_digits
+from xmodal_kd.adapter.images.read import Images, first_of
+from xmodal_kd.adapter.images.stores import DEV as DEV_NAMES
+from xmodal_kd.adapter.images.stores import TEST as TEST_NAMES
+from xmodal_kd.adapter.images.stores import Folder, Zip
 from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
 from .arrays import read_arrays, read_latents
 from .config import FEWEST, DiffusionData
-from .images import Images, first_of, read_digits
-from .stores import DEV as DEV_NAMES
-from .stores import TEST as TEST_NAMES
-from .stores import Folder, Zip
 
 #: Samples split off where there are enough of them, and else which share of all.
 DEV, TEST, SHARE = 297, 500, 6

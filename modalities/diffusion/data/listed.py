@@ -1,80 +1,29 @@
-"""The files and members that images are read from, and what of one can be seen without decoding it."""
+"""The files that samples are read from."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
+from xmodal_kd.adapter.images.listed import listed_images
 from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.runtime.errors import UserError
 
 from .config import DiffusionData
-from .stores import Folder, Zip
-
-#: What an image ends with, by Pillow's name of its format; some programs leave bytes behind it.
-ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-TAIL = 4096
 
 
 def listed(data: DiffusionData) -> Iterator[Listed]:
-    """Of a folder and of a zip every image, of arrays the file; the digits have none."""
-    for path, beside in ((data.path, False), (data.test_path, True)):
-        if path is None:
-            continue
-        place = path.expanduser()
-        if data.sources == "arrays" or not place.exists():
-            yield Listed(path.name, place, _anything)
-            continue
-        with Folder(place) if data.sources == "folder" else Zip(place, latents=data.latents) as store:
-            for name in store.names:
-                key = key_of(path, name, beside)
-                if data.sources == "folder":
-                    yield Listed(key, place / name, _file)
-                else:
-                    yield Listed(key, place, partial(_latent if data.latents else _member, name), part=name)
+    """Of a folder and of a zip every sample, of arrays the file; the digits have none."""
+    if data.sources == "arrays":
+        for path in filter(None, (data.path, data.test_path)):
+            yield Listed(path.name, path.expanduser(), _file)
+    else:
+        yield from listed_images(data, arrays=data.latents)
 
 
-def key_of(path: Path, name: str, beside: bool) -> str:
-    """How ``data.skip`` names an image: those of ``data.test_path`` with their folder before it."""
-    return f"{path}/{name}" if beside else name
-
-
-def _anything(path: Path) -> None:
+def _file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path}: a folder, not an .npz")
 
 
-def _file(path: Path) -> None:
-    with path.open("rb") as file:
-        _image(file, path.stat().st_size, str(path))
-
-
-def _member(name: str, path: Path) -> None:
-    with Zip(path) as store:
-        content = store.read(name)
-        _image(io.BytesIO(content), len(content), store.where(name))
-
-
-def _latent(name: str, path: Path) -> None:
-    with Zip(path, latents=True) as store:
-        store.read(name)
-
-
-def _image(file: io.BufferedIOBase, size: int, where: str) -> None:
-    """Raises `UserError` where Pillow does not know the format, or the end is not there."""
-    try:
-        with Image.open(file) as image:
-            kind = str(image.format)
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        raise UserError(f"{where}: not an image that Pillow can read, or a broken one") from error
-    if kind in ENDS:
-        file.seek(max(0, size - TAIL))
-        if ENDS[kind] not in file.read():
-            raise UserError(f"{where}: a broken image: it is cut, for it has no end")
-
-
-__all__ = ["key_of", "listed"]
+__all__ = ["listed"]

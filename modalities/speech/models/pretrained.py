@@ -72,8 +72,8 @@ def described(folder: Path) -> Described:
     config = _config(folder)
     _check_files(folder, config)
     rate, strides = int(_extractor(folder)["sampling_rate"]), config.get("conv_stride")
-    whole = strides and not config.get("add_adapter", False)
-    return Described(rate, Fraction(prod(strides), rate) if whole else None, vocabulary_of(folder))
+    frame = Fraction(prod(strides), rate) if strides and not config.get("add_adapter", False) else None
+    return Described(rate, frame, vocabulary_of(folder))
 
 
 def check_folder(folder: Path) -> None:

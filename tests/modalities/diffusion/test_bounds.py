@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from xmodal_kd.modalities.diffusion.data import images, stores
-from xmodal_kd.modalities.diffusion.data.images import Expected, read_images
-from xmodal_kd.modalities.diffusion.data.stores import class_names, parse_labels
+from xmodal_kd.adapter.images import read, stores
+from xmodal_kd.adapter.images.read import Expected, read_images
+from xmodal_kd.adapter.images.stores import class_names, parse_labels
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.runtime import bounded_arrays
 from xmodal_kd.runtime.errors import UserError
@@ -29,21 +29,21 @@ def test_a_pipe_among_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     os.mkfifo(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"b\.png is a pipe"):
-        read_images(tmp_path, "folder", Expected(), conditional=False)
+        read_images(tmp_path, "folder", Expected(), who=None)
 
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    monkeypatch.setattr(images, "PIXELS", 50)
+    monkeypatch.setattr(read, "PIXELS", 50)
     with pytest.raises(UserError, match=r"a\.png: 8x8 pixels by its header, more than 50"):
-        read_images(tmp_path, "folder", Expected(), conditional=False)
+        read_images(tmp_path, "folder", Expected(), who=None)
 
 
 def test_more_than_the_memory_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    monkeypatch.setattr(images, "room", lambda: 10)
+    monkeypatch.setattr(read, "room", lambda: 10)
     with pytest.raises(UserError, match=r"1 images take .* GiB of memory: make them smaller"):
-        read_images(tmp_path, "folder", Expected(), conditional=False)
+        read_images(tmp_path, "folder", Expected(), who=None)
 
 
 def test_a_zip_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,10 +52,10 @@ def test_a_zip_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.Monk
         file.writestr("b.png", bytes(5000))
     monkeypatch.setattr(stores, "MOST", 4000)
     with pytest.raises(UserError, match=r"a\.zip: b\.png unpacks to 5,000 bytes"):
-        read_images(tmp_path / "a.zip", "edm", Expected(), conditional=False)
+        read_images(tmp_path / "a.zip", "edm", Expected(), who=None)
     monkeypatch.setattr(bounded_arrays, "MOST_MEMBERS", 1)
     with pytest.raises(UserError, match=r"a\.zip holds 2 files, more than 1"):
-        read_images(tmp_path / "a.zip", "edm", Expected(), conditional=False)
+        read_images(tmp_path / "a.zip", "edm", Expected(), who=None)
 
 
 def test_labels_without_end() -> None:

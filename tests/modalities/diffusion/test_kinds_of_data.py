@@ -11,7 +11,7 @@ import pytest
 from image_files import encoded, everything, folder, grey, picture, read, refused
 from PIL import Image, features
 
-from xmodal_kd.modalities.diffusion.data import stores
+from xmodal_kd.adapter.images import stores
 from xmodal_kd.modalities.diffusion.data.source import DiffusionData, DiffusionSource, load_split
 from xmodal_kd.runtime.random_streams import Streams
 

@@ -1,4 +1,4 @@
-"""Reading samples into memory: images of a folder or a zip, scikit-learn's digits."""
+"""Reading images of a folder or a zip into memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-from xmodal_kd.runtime.allocation import room
-from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import bar, console
-
-from .stores import Folder, Labelling, Zip, one_line
+from ...runtime.allocation import room
+from ...runtime.bounded_files import read_bytes
+from ...runtime.errors import UserError
+from ...runtime.progress import bar, console
+from .stores import MOST, Folder, Labelling, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
 SHOW_PROGRESS = 5000
@@ -99,31 +98,24 @@ class Expected:
     why: str = "as the recipe says"
 
 
-def read_digits() -> Images:
-    """scikit-learn's 1797 digits of 8x8: 17 grey levels 0 to 16, mapped exactly onto [-1, 1]."""
-    found = load_digits()
-    x = (found.images / 8 - 1).astype(np.float32)[:, None]
-    keys = [f"digit{i:04d}" for i in range(len(x))]
-    return Images(x, found.target.astype(np.int64), tuple(map(str, range(10))), keys)
-
-
 def read_images(
-    path: Path, kind: str, expected: Expected, *, conditional: bool, classes: tuple[str, ...] | None = None,
+    path: Path, kind: str, expected: Expected, *, who: str | None, classes: tuple[str, ...] | None = None,
     keep: Callable[[Sequence[str]], list[str]] = list,
 ) -> Images:  # fmt: skip
-    """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8; labels only where they are wanted.
+    """Every image of a folder (`kind` "folder") or of a zip ("edm"), as uint8; labels only where they are right.
 
     Args:
+        who: needs labels, for messages; None where nobody does.
         classes: what classes are called where the source only numbers them.
         keep: those of all names that are read.
     Raises:
-        UserError: no images, those that are broken or not as `expected`, and, if `conditional`, labels that are
-            wrong or missing.
+        UserError: no images, those that are broken or not as `expected`, and, where somebody needs them, labels that
+            are wrong or missing.
     """
     with Folder(path) if kind == "folder" else Zip(path) as store:
-        labelling = read_labels(store, classes, conditional)
-        if labelling is None and conditional:
-            raise UserError(store.unlabelled())
+        labelling = read_labels(store, classes, needed=who is not None)
+        if labelling is None and who is not None:
+            raise UserError(store.unlabelled(who))
         store.names = keep(store.names)
         if not store.names:
             raise UserError(f"data.skip: it leaves out every image of {path}")
@@ -138,12 +130,12 @@ def first_of(store: Folder | Zip) -> tuple[tuple[int, int, int], str]:
     return (CHANNELS[mode], *pixels.shape[:2]), mode
 
 
-def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditional: bool) -> Labelling | None:
-    """The labels of a store; wrong ones are an error where models are conditional, and else left out with a word."""
+def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, *, needed: bool) -> Labelling | None:
+    """The labels of a store; wrong ones are an error where they are needed, and else left out with a word."""
     try:
         return store.labelling(classes)
     except UserError as error:
-        if conditional:
+        if needed:
             raise
         say_left_out(error)
         return None
@@ -151,7 +143,7 @@ def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, conditiona
 
 def say_left_out(error: UserError) -> None:
     """On the console: what is wrong with labels that nothing needs."""
-    text = f"labels are left out, which nothing here needs (data.conditional is false): {error}"
+    text = f"labels are left out, which nothing here needs: {error}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -188,6 +180,26 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
     return x
 
 
+def read_image(path: Path, expected: Expected) -> npt.NDArray[np.uint8]:
+    """``(h, w)`` or ``(h, w, 3)`` of one file. Raises `UserError`: it is broken, or not as `expected`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `_decode`
+        return _pixels(read_bytes(path, MOST), str(path), expected)[0]
+
+
+def open_image(content: bytes, where: str) -> Image.Image:
+    """An encoded image, not yet decoded. Raises `UserError` naming it as `where`: unknown, or of too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(content))
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        raise UserError(f"{where}: {_broken(error)}") from error
+    width, height = image.size
+    if width * height > PIXELS:
+        image.close()
+        raise UserError(f"{where}: {width}x{height} pixels by its header, more than {PIXELS:,}")
+    return image
+
+
 def _all(faults: Mapping[str, UserError], store: Folder | Zip) -> UserError:
     """One line for all of them, by what is wrong."""
     if len(faults) == 1:
@@ -219,11 +231,7 @@ def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
 
 def _pixels(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:
     """``(h, w)`` or ``(h, w, 3)`` uint8 and the mode of an encoded image. Raises `UserError` naming it as `where`."""
-    try:
-        image = Image.open(io.BytesIO(content))
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        raise UserError(f"{where}: {_broken(error)}") from error
-    with image:
+    with open_image(content, where) as image:
         if refusal := _refusal(image, expected):
             raise UserError(f"{where}: {refusal}")
         try:
@@ -241,9 +249,6 @@ def _broken(error: Exception) -> str:
 
 def _refusal(image: Image.Image, expected: Expected) -> str | None:
     """Why an opened image, not yet decoded, is not as `expected`. To convert it is the user's choice, never ours."""
-    width, height = image.size
-    if width * height > PIXELS:
-        return f"{width}x{height} pixels by its header, more than {PIXELS:,}"
     mode = _mode(image)
     width, height = _upright(image)  # after the mode: it may decode a PNG
     if expected.size and (height, width) != expected.size:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import features
 
-from xmodal_kd.runtime.bounded_arrays import check_member, check_zip
-from xmodal_kd.runtime.bounded_files import parse_json, read_bytes
-from xmodal_kd.runtime.errors import UserError
+from ...runtime.bounded_arrays import check_member, check_zip
+from ...runtime.bounded_files import parse_json, read_bytes
+from ...runtime.errors import UserError
 
 #: What is taken for an image, by the end of its name; everything else is passed over, as torchvision does.
 EXTENSIONS = {
@@ -35,6 +35,8 @@ TRAIN, DEV, TEST = ("train", "training"), ("val", "valid", "validation", "dev"),
 SPLIT_FOLDERS = {*TRAIN, *DEV, *TEST}
 #: What an array's name ends with, in a zip of latents.
 ARRAYS = ".npy"
+#: What to do with such a zip where images are looked for.
+ADVICE = "where a model of latents is meant, set data.latents: true"
 LABELS = "dataset.json"
 #: Bytes of an image, or of all labels.
 MOST = 1 << 28
@@ -104,10 +106,10 @@ class Folder:
         numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values()), key=_natural))}
         return Labelling({name: numbers[folder] for name, folder in folders.items()}, tuple(numbers))
 
-    def unlabelled(self) -> str:
-        """Why `labelling` is None, and what to do."""
+    def unlabelled(self, who: str) -> str:
+        """Why `labelling` is None, and what to do; `who` needs labels."""
         loose = next(name for name in self.names if "/" not in name)
-        return f"{self.path}: conditional needs labels: a subfolder for each class ({loose} is in none), or {LABELS}"
+        return f"{self.path}: {who} needs labels: a subfolder for each class ({loose} is in none), or {LABELS}"
 
     def __enter__(self) -> Folder:
         return self
@@ -139,7 +141,7 @@ class Zip:
             if latents:
                 raise UserError(f"{path} holds no latents (names that end in {ARRAYS}): leave data.latents out")
             if arrays:
-                raise UserError(f"{path} holds no images but arrays ({arrays[0]}, ...): set data.latents: true")
+                raise UserError(f"{path} holds no images but arrays ({arrays[0]}, ...): {ADVICE}")
             raise UserError(f"{path} holds no images (their names end in {_extensions()}){_but(self.unread)}")
 
     def read(self, name: str) -> bytes:
@@ -157,8 +159,8 @@ class Zip:
             return None
         return parse_labels(self.read(LABELS), self.where(LABELS), self.names, classes)
 
-    def unlabelled(self) -> str:
-        """Why `labelling` is None, and what to do."""
+    def unlabelled(self, who: str) -> str:
+        """Why `labelling` is None, and what to do; `who` needs labels."""
         deeper = next((name for name in self._all if name.endswith(f"/{LABELS}")), None)
         if LABELS in self._all:
             why = f"the labels of its {LABELS} are null"
@@ -166,7 +168,7 @@ class Zip:
             why = f"its {LABELS} must lie at the top, not at {deeper}"
         else:
             why = f"it has no {LABELS}"
-        return f"{self.path}: conditional needs labels: {why}"
+        return f"{self.path}: {who} needs labels: {why}"
 
     def __enter__(self) -> Zip:
         return self

@@ -1,0 +1,126 @@
+"""The data section of a classifier's recipe, its splits, and the batches of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from xmodal_kd.adapter.images.read import Images
+from xmodal_kd.adapter.images.section import SPLITS, ImageSection, Split
+from xmodal_kd.adapter.images.splits import check_classes, order_of, read_section, settled, split_images, told
+from xmodal_kd.runtime.errors import UserError, nearest
+from xmodal_kd.runtime.random_streams import Streams
+
+#: The keys of the data section that decide what is read and how it is split.
+DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip")
+
+
+class ImagesData(ImageSection):
+    """Which labelled images there are, and how training ones are moved."""
+
+    sources: Literal["digits", "folder", "edm"]
+    #: Pixels by which a training image is moved at most, each way; what comes in repeats the edge.
+    shift: int = Field(default=0, ge=0, le=1 << 10)
+
+    @model_validator(mode="after")
+    def _check_shift(self) -> ImagesData:
+        if self.sources == "digits" and self.shift > 4:
+            raise ValueError("shift: moves most of an 8x8 digit out of sight: give at most 4")
+        return self
+
+
+def load_split(config: ImagesData, split: str) -> Images:
+    """The images of ``train``, ``dev`` or ``test``, all labelled; read once in a process: leave the arrays as they are.
+
+    Raises:
+        UserError: what the readers find wrong, a class that training never sees, fewer than two classes.
+    """
+    for name, images in _splits(settled(config, DECISIVE)).items():
+        if name == split:
+            return images
+    raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
+
+
+@lru_cache(maxsize=4)
+def _splits(config: ImagesData) -> Mapping[Split, Images]:
+    splits = split_images(config, partial(read_section, config, who="a classifier"))
+    check_classes(splits["train"], "a classifier")
+    if splits["train"].classes == 1:
+        raise UserError(f"data: {config.path} has one class only: there is nothing to tell apart")
+    return splits
+
+
+class Sample(NamedTuple):
+    """One image, moved and mirrored."""
+
+    id: int
+    #: ``(c, h, w)`` float32 in [-1, 1].
+    x: Tensor
+
+
+class ImagesSource:
+    """The images of one split; order, mirroring and shift are functions of (seed, split, epoch, sample).
+
+    Raises:
+        UserError: fewer training images than a batch.
+    """
+
+    def __init__(self, config: ImagesData, split: str, images: Images, streams: Streams, batch_size: int) -> None:
+        self.config, self.split, self.images = config, split, images
+        self.streams, self.batch_size = streams, batch_size
+        assert images.labels is not None  # the readers see to it
+        self.labels = torch.from_numpy(images.labels)
+        if split == "train" and len(images) < batch_size:
+            raise UserError(f"train.batch_size: {batch_size} is more than the {len(images)} training samples")
+
+    @property
+    def classes(self) -> list[int]:
+        """Class of each sample, which pairs of a class are made by."""
+        return self.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        order = self.streams.numpy("order", epoch).permutation(len(self)).tolist() if self.split == "train" else None
+        return order_of(len(self), self.batch_size, order)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        x = self.images.tensor([index])[0]
+        if self.split != "train" or not (self.config.flip or self.config.shift):
+            return Sample(index, x)
+        generator, far = self.streams.torch("augment", epoch, index), self.config.shift
+        down, right, mirror = torch.rand(3, generator=generator).tolist()
+        if self.config.flip and mirror < 0.5:
+            x = x.flip(-1)
+        return Sample(index, _moved(x, int(down * (2 * far + 1)), int(right * (2 * far + 1)), far) if far else x)
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """``ids`` (b,) int64, ``keys`` list of names, ``x`` (b, c, h, w) float32, ``labels`` (b,) int64."""
+        ids = torch.tensor([sample.id for sample in samples])
+        return {
+            "ids": ids,
+            "keys": [self.images.keys[i] for i in ids.tolist()],
+            "x": torch.stack([sample.x for sample in samples]),
+            "labels": self.labels[ids],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the report."""
+        return told(self.images)
+
+
+def _moved(x: Tensor, down: int, right: int, far: int) -> Tensor:
+    """The window of `x`, padded by `far`, whose upper left corner lies at (down, right)."""
+    _, height, width = x.shape
+    padded = F.pad(x[None], (far, far, far, far), mode="replicate")[0]
+    return padded[:, down : down + height, right : right + width]
+
+
+__all__ = ["ImagesData", "ImagesSource", "Sample", "load_split"]

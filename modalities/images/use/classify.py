@@ -1,0 +1,69 @@
+"""A saved student as a classifier of image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from xmodal_kd.adapter.images.read import CHANNELS, Expected, open_image, read_image
+from xmodal_kd.adapter.images.stores import MOST, one_line
+from xmodal_kd.runtime.bounded_files import read_bytes
+from xmodal_kd.runtime.errors import UserError
+
+from ..export.saved_folder import load_card, load_model
+
+
+class ImageClassifier:
+    """Classifies with what `save_model` left in a folder, and with nothing else.
+
+    Args:
+        device: that the model runs on.
+
+    Raises:
+        UserError: the folder is not a saved classifier.
+    """
+
+    def __init__(self, folder: Path | str, device: str = "cpu") -> None:
+        self.card = load_card(Path(folder))
+        self.model = load_model(Path(folder)).to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def classify(self, path: Path, *, fit: bool = False) -> dict[str, float]:
+        """Probability of each class, the most probable first.
+
+        Args:
+            fit: bring an image of another size or other colours to the model's: it is resized, not cropped.
+
+        Raises:
+            UserError: it names the file and what is wrong with it.
+        """
+        channels, height, width = self.card.shape
+        mode = {count: name for name, count in CHANNELS.items()}[channels]
+        pixels = _fitted(path, mode, width, height) if fit else self._as_it_is(path, mode)
+        x = torch.from_numpy(pixels.astype(np.float32)).reshape(height, width, channels).permute(2, 0, 1)
+        found = torch.softmax(self.model(x[None].to(self.device).div(127.5).sub(1))[0].double(), dim=0).cpu()
+        order = found.argsort(descending=True, stable=True).tolist()
+        return {self.card.classes[i]: float(found[i]) for i in order}
+
+    def _as_it_is(self, path: Path, mode: str) -> np.ndarray:
+        _, height, width = self.card.shape
+        return read_image(path, Expected((height, width), mode, "by the classifier; --fit brings it to that"))
+
+
+def _fitted(path: Path, mode: str, width: int, height: int) -> np.ndarray:
+    """Any image that Pillow reads, upright, on white where it is transparent, brought to this size and mode."""
+    with open_image(read_bytes(path, MOST), str(path)) as image:
+        try:
+            upright = (ImageOps.exif_transpose(image) or image).convert("RGBA")
+        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+            raise UserError(f"{path}: a broken image ({one_line(error)})") from error
+    paper = Image.new("RGBA", upright.size, "white")
+    paper.alpha_composite(upright)
+    return np.asarray(paper.convert(mode).resize((width, height), Image.Resampling.BOX))
+
+
+__all__ = ["ImageClassifier"]

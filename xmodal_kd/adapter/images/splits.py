@@ -1,0 +1,143 @@
+"""The images of a data section, cut into train, dev and test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from ...runtime.errors import UserError
+from ..listed import Skipped
+from .digits import read_digits
+from .listed import key_of
+from .read import Expected, Images, read_images
+from .section import TEST, ImageSection, Split
+
+S = TypeVar("S", bound=ImageSection)
+#: Reads all samples of a path (None: of a source without files); beside it the training samples where they are test's.
+Reader = Callable[[Path | None, Images | None], Images]
+
+
+def settled(config: S, keys: Sequence[str]) -> S:
+    """The part of a section that decides what is read, for a cache: a relative path means another file elsewhere."""
+    decisive = {key: getattr(config, key) for key in keys}
+    for key in ("path", "test_path", "skip"):
+        if decisive[key] is not None:
+            decisive[key] = Path.cwd() / decisive[key].expanduser()
+    return type(config)(**decisive)
+
+
+def read_section(config: ImageSection, path: Path | None, train: Images | None, *, who: str | None) -> Images:
+    """All images of `path`, or the digits.
+
+    Args:
+        train: the training samples, if these are test samples of their own: they must be alike.
+        who: needs labels, for messages; None where nobody does.
+
+    Raises:
+        UserError: there is no such path, and what the readers find wrong.
+    """
+    if path is None:
+        return read_digits()
+    check_there(path, train)
+    size = (config.size, config.size) if isinstance(config.size, int) else config.size
+    expected = Expected(size, config.mode)
+    if train is not None:
+        side = (train.shape[-2], train.shape[-1])
+        expected = Expected(side, {1: "L", 3: "RGB"}[train.shape[0]], "as the training images")
+    skipped = Skipped.of(config.skip)
+    keep = partial(skipped.keep, key=lambda name: key_of(path, name, train is not None))
+    classes = None if train is None else train.class_names
+    found = read_images(path, config.sources, expected, who=who, classes=classes, keep=keep)
+    return replace(found, skipped=skipped.found)
+
+
+def check_there(path: Path, train: Images | None) -> None:
+    """Raises `UserError` where there is no such path."""
+    if not path.exists():
+        raise UserError(f"data.{'path' if train is None else 'test_path'}: {path} does not exist")
+
+
+def split_images(config: ImageSection, read: Reader) -> dict[Split, Images]:
+    """What `read` gives of the section's paths, cut into splits that are disjoint by index.
+
+    Raises:
+        UserError: splits that leave nothing for training, and test samples unlike the training samples.
+    """
+    whole = read(config.path, None)
+    if config.test_path is None:
+        parts = _cut(len(whole), [config.test or TEST, config.dev])
+        test = whole.take(parts[0])
+    else:
+        parts = [[], *_cut(len(whole), [config.dev])]
+        test = _own_test(config, config.test_path, whole, read)
+    if not parts[-1]:
+        taken = f"dev takes {config.dev}" + ("" if config.test_path else f" and test {config.test or TEST}")
+        where = f"data: {config.path or config.sources} has {len(whole)} samples"
+        raise UserError(f"{where}, of which {taken}: none are left for training: set data.dev and data.test lower")
+    train = replace(whole.take(parts[-1]), skipped=whole.skipped, unread=whole.unread)
+    return {"train": train, "dev": whole.take(parts[1]), "test": test}
+
+
+def check_classes(train: Images, who: str) -> None:
+    """Raises `UserError` for a class that no training sample has, which `who` could not learn."""
+    if train.labels is None or train.class_names is None:
+        raise ValueError("readers refuse data without labels where they are needed")
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    if not counts.all():
+        name = train.class_names[int(counts.argmin())]
+        raise UserError(f"data: no training sample is of class {name!r}: {who} could not learn it")
+
+
+def _cut(count: int, sizes: Sequence[int]) -> list[list[int]]:
+    """Disjoint sorted parts of `sizes` of the indexes below `count`, and what is left over (nothing, if too few).
+
+    Drawn by a hash: the same on every machine, with every version of NumPy, for every seed of a recipe.
+    """
+    order = sorted(range(count), key=lambda i: blake2b(i.to_bytes(8), digest_size=8).digest())
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [sorted(order[start:end]) for start, end in pairwise([*ends, count])]
+
+
+def _own_test(config: ImageSection, path: Path, train: Images, read: Reader) -> Images:
+    """The samples of `test_path`, or as many of them as the recipe says."""
+    test = read(path, train)
+    if test.shape != train.shape:
+        raise UserError(f"data.test_path: {path}: samples have shape {test.shape}, training samples {train.shape}")
+    if test.class_names != train.class_names:
+        told = [", ".join(names) if names else "no labels" for names in (test.class_names, train.class_names)]
+        raise UserError(f"data.test_path: {path} has classes {told[0]:.200}; training has {told[1]:.200}")
+    if config.test is None:
+        return test
+    if config.test > len(test):
+        raise UserError(f"data.test: {config.test} test samples are asked for, {path} has {len(test)}")
+    return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
+
+
+def order_of(count: int, batch_size: int, shuffled: Sequence[int] | None) -> list[list[int]]:
+    """Batches of an epoch. `shuffled` (training): full ones in that order, and what is left over waits for another
+    epoch; None (dev and test): all samples in order, the last batch may be smaller."""
+    if shuffled is None:
+        return [list(range(count))[i : i + batch_size] for i in range(0, count, batch_size)]
+    return [list(shuffled[i : i + batch_size]) for i in range(0, count - batch_size + 1, batch_size)]
+
+
+def told(images: Images) -> dict[str, object]:
+    """Facts for the report; left out are images of formats that are not read here, a broken image is an error."""
+    examples = [{"key": name, "reason": "a format that Pillow does not read here"} for name in images.unread[:5]]
+    return ({"left_out_examples": examples} if examples else {}) | {
+        "samples": len(images),
+        "skipped": len(images.skipped),
+        "left_out": len(images.unread),
+        "shape": list(images.shape),
+        "classes": images.classes,
+    }
+
+
+__all__ = ["check_classes", "check_there", "order_of", "read_section", "settled", "split_images", "told"]
