@@ -61,7 +61,7 @@ def test_models_of_other_data_are_refused(trained: Path, tmp_path: Path) -> None
     made = adapter()
     assert made.load("teacher", trained / "teacher").card["model"] == "cnn"
     card = (trained / "teacher/card.json").read_text()
-    for old, new, says in (('"0"', '"zero"', "knows the classes"), ('"images"', '"points"', "modality")):
+    for old, new, says in (('"0"', '"zero"', "knows the classes"), ('"images"', '"points"', "a model of 'points'")):
         (tmp_path / "card.json").write_text(card.replace(old, new, 1))
         with pytest.raises(UserError, match=says):
             made.load("teacher", tmp_path)
