@@ -31,7 +31,7 @@ def test_the_shells_script(shell: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("xmodal-kd di", ["diff", "distil"]),
+        ("xmodal-kd di", ["distil", "diff"]),
         ("xmodal-kd run smoke/sp", ["smoke/speech"]),
         ("xmodal-kd new po", ["points"]),
         ("xmodal-kd list mo", ["models", "modalities"]),
