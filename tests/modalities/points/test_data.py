@@ -237,7 +237,7 @@ def test_frames_of_two_sensors_do_not_make_a_batch(nuscenes_frame: Path) -> None
     unlabelled = {"sources": "nuscenes", "path": nuscenes_frame}
     source = source_of("sparse", "sparse", unlabelled=unlabelled)
     assert batch_of(source, (0, 6))["student"]["inputs"].shape == (2, 5, 16, COLUMNS)
-    with pytest.raises(UserError, match=r"of 64 and of 32 beams: .* set beams"):
+    with pytest.raises(UserError, match=r"of 64 and of 32 beams: .* data\.sensor"):
         batch_of(source_of(unlabelled=unlabelled), (0, 6))
 
 
