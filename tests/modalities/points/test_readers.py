@@ -398,6 +398,6 @@ def test_nuscenes_that_is_odd(key_frame):
 
 
 def test_all_readers_are_registered_and_know_their_classes():
-    assert set(READERS) == {"kitti", "kitti_raw", "nuscenes", "semantickitti"}
+    assert set(READERS) == {"kitti", "kitti_raw", "nuscenes", "range_images", "semantickitti"}
     for reader in READERS.values():
         refused(lambda reader=reader: reader(NOWHERE), str(NOWHERE))
