@@ -98,6 +98,7 @@ class PointsAdapter(Adapter):
 
     @classmethod
     def files(cls, data: PointsData) -> Iterator[Listed]:
+        yield from data.listed()
         for split in () if data.sources == "simulator" and data.unlabelled is None else ("train", "dev", "test"):
             frames = frames_of(data, split)
             for part in frames.parts if isinstance(frames, Joined) else (frames,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from xmodal_kd.adapter.adapter import Strict, is_teacher
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.source import DataSection
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.signals.signals import teacher_name
 
 from .augment_config import Augment
-from .classes import EIGHT, LARGEST, Classes, classes_of
+from .classes import EIGHT, LARGEST, SHIPPED, Classes, classes_of, read_classes
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"]
 Sees = Literal["range", "image", "points"]
@@ -157,6 +159,11 @@ class PointsData(DataSection):
     def taxonomy(self) -> Classes:
         """The classes that models answer in."""
         return EIGHT if self.classes is None else classes_of(self.classes)
+
+    def listed(self) -> Iterator[Listed]:
+        """The file that says what the classes are, where the recipe names one of its own."""
+        if isinstance(self.classes, str) and self.classes not in SHIPPED:
+            yield Listed("data.classes", Path(self.classes).expanduser(), read_classes)
 
     def label_ids(self, view: View) -> tuple[int, ...] | None:
         """A data set's id of each class of a view, to write labels with; None of the eight, whose names say it."""

@@ -39,8 +39,9 @@ def test_semantickittis_map_is_the_official_one() -> None:
         UserError, match=r"a\.label: label id 7 and 1 others is out of range: semantickitti has no such"
     ):
         found.labels(np.array([10, 7, 8]), PATH)
-    assert classes_of("semantickitti_learnt").names == OFFICIAL
-    assert classes_of("semantickitti_learnt").written == tuple(range(1, 20))
+    learnt = classes_of("semantickitti_learnt")
+    assert (learnt.names, learnt.written) == (OFFICIAL, found.written), "written with the data set's ids"
+    assert learnt.labels(np.arange(20), PATH).tolist() == list(range(-1, 19))
 
 
 def test_nuscenes_map_has_the_sixteen_classes_of_the_challenge() -> None:
@@ -61,6 +62,9 @@ def test_a_data_sets_own_file_is_read_as_it_is(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(content))
     mine, ours = classes_of(str(path)), classes_of("semantickitti")
     assert (mine.names, mine.table, mine.written) == (ours.names, ours.table, ours.written)
+    content = {"sources": "kitti", "path": "x", "classes": str(path), **SPLITS}
+    assert [one.path for one in PointsData.model_validate(content).listed()] == [path], "what a run is made from"
+    assert not list(PointsData.model_validate(content | {"classes": "nuscenes"}).listed())
 
 
 def test_ids_written_out_leave_all_others_uncounted() -> None:
