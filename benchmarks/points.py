@@ -2,9 +2,9 @@
 
     python benchmarks/points.py --out runs/points
 
-The teacher of an experiment is trained once and shared by its seeds. Every cell is a run through the command line, so a
-stopped benchmark goes on where it was. Writes one JSON with an entry a cell and prints the tables of
-``recipes/RESULTS.md``: mIoU in percent, and the differences with t-intervals paired by seed.
+The teacher of an experiment is trained once and shared by its seeds; of real labels every seed has its own. Every cell
+is a run through the command line, so a stopped benchmark goes on where it was. Writes one JSON with an entry a cell and
+prints the tables of ``recipes/RESULTS.md``: mIoU in percent, and the differences with t-intervals paired by seed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ EXPERIMENTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "kitti": ("points/kitti", (), "scarce"),
     "camera": ("points/camera", (), "scarce"),
     "lidar from image": ("points/lidar_from_image", (), "lidar from image"),
+    "real labels": ("points/real_labels", (), ""),
+    "real labels, nuScenes": ("points/real_labels_nuscenes", (), ""),
+}
+#: Folders of recordings below ``--data``, by the key of the recipe that names them.
+RECORDINGS: Mapping[str, Mapping[str, str]] = {
+    "kitti": {"real.0": "kitti_raw", "real.1": "kitti", "real.2": "nuscenes_frame", "unlabelled": "kitti_raw"},
+    "real labels": {"": "lidar_labelled/range_images/semantic_kitti"},
+    "real labels, nuScenes": {"": "lidar_labelled/range_images/nuscenes"},
 }
 #: Whose controls an experiment shares: students without its teacher on the same data are the same runs.
 CONTROLS = {"scarce, teacher of 12": "scarce"}
@@ -49,13 +57,12 @@ def teacher(args: argparse.Namespace, name: str) -> None:
 
 def cell(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     recipe, sets, taught_by = EXPERIMENTS[name]
-    if name == "kitti":
-        real = {"real.0": "kitti_raw", "real.1": "kitti", "real.2": "nuscenes_frame", "unlabelled": "kitti_raw"}
-        sets = tuple(f"data.{key}.path={args.data / value}" for key, value in real.items())
+    found = RECORDINGS.get(name, {})
+    sets += tuple(f"data.{key}.path".replace("..", ".") + f"={args.data / value}" for key, value in found.items())
     out = folder(args, name) / f"seed-{seed}"
     if not (out / "report.json").exists():
-        path = folder(args, taught_by) / "teacher" / "teacher"
-        run(recipe, [*sets, f"seed={seed}", f"teacher.path={path}", *args.set], out)
+        taught = [f"teacher.path={folder(args, taught_by) / 'teacher' / 'teacher'}"] if taught_by else []
+        run(recipe, [*sets, f"seed={seed}", *taught, *args.set], out)
     report = json.loads((out / "report.json").read_text())
     roles = {role: entry for role, entry in report["roles"].items() if role in ROLES}
     return {
@@ -98,7 +105,8 @@ def table(cells: list[dict[str, Any]]) -> str:
         found = {role: [100 * c["metrics"][role]["miou"] for c in mine if role in c["metrics"]] for role in ROLES}
         shares = [shown(t_interval(found[role])) if len(found[role]) > 1 else "–" for role in ROLES[1:]]
         gains = [gain(mine, role) for role in ("control", "self_training")]
-        lines.append(f"| {name} | {found['teacher'][0]:.1f} | {' | '.join([*shares, *gains])} |")
+        taught = shown(t_interval(found["teacher"])) if not EXPERIMENTS[name][2] else f"{found['teacher'][0]:.1f}"
+        lines.append(f"| {name} | {taught} | {' | '.join([*shares, *gains])} |")
     return "\n".join(lines)
 
 
@@ -131,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out, args.data = args.out.resolve(), args.data.resolve()
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only})))
+        list(pool.map(lambda name: teacher(args, name), sorted({EXPERIMENTS[name][2] for name in args.only} - {""})))
         keys = [(name, seed) for name in args.only for seed in args.seeds]
         cells = list(pool.map(lambda key: cell(args, *key), keys))
     share_controls(cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -27,10 +27,10 @@ from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.augment_config import MOVES
 from .data.config import PointsData, View
-from .data.frame import CLASSES
 from .data.frames import Joined, Recorded, frames_of
 from .data.simulator.sensors import SENSORS
 from .evaluate.metrics import Tally, miou_interval, miou_labelled
+from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, load_card, load_model, save_model
@@ -79,10 +79,12 @@ class PointsAdapter(Adapter):
         "kitti_raw": "KITTI raw's layout: <date>/<drive>_sync/{velodyne_points,image_02}/data, calib_*.txt",
         "semantickitti": "SemanticKITTI's layout: sequences/NN/{velodyne,labels}, poses.txt, calib.txt",
         "nuscenes": "a nuScenes key frame: frame.json with its sweep and six photographs",
+        "range_images": "labelled range images: NAME.npz with xyz (h, w, 3), intensity and label (h, w)",
     }
 
     def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.classes = data.taxonomy.names
         # opened now: a folder that is not there must not come out after hours of training
         self.real = list(_real(data))
         self._sources: dict[str, PointsSource] = {}
@@ -97,6 +99,7 @@ class PointsAdapter(Adapter):
 
     @classmethod
     def files(cls, data: PointsData) -> Iterator[Listed]:
+        yield from data.listed()
         for split in () if data.sources == "simulator" and data.unlabelled is None else ("train", "dev", "test"):
             frames = frames_of(data, split)
             for part in frames.parts if isinstance(frames, Joined) else (frames,):
@@ -132,14 +135,14 @@ class PointsAdapter(Adapter):
         if kind.view != sees:
             raise UserError(f"{role}: model {model!r} sees {kind.view}, {_key(role)}.sees says {sees}")
         config = kind.Config.model_validate(params)
-        classes = self.view(role).classes or CLASSES
+        classes = self.view(role).classes or self.classes
         built = kind(config, channels=CHANNELS[sees], classes=len(classes))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
-        return answering(built, classes)
+        return answering(built, classes, self.classes)
 
     def load(self, role: str, folder: Path) -> nn.Module:
         model, card = load_model(folder)
-        classes = self.view(role).classes or CLASSES
+        classes = self.view(role).classes or self.classes
         check_classes(folder, card, classes)
         asked, trained = _essence(self.view(role), self.config.sensor), _essence(card.view, card.sensor)
         for key in asked:
@@ -149,17 +152,18 @@ class PointsAdapter(Adapter):
                     f"{asked[key]}: make them agree"
                 )
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
-        return answering(model, classes)
+        return answering(model, classes, self.classes)
 
     def class_names(self, role: str) -> Sequence[str]:
-        return CLASSES
+        return self.classes
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         view = self.view(role)
         card: Mapping[str, Any] = model.card  # type: ignore[assignment]
         save_model(folder, model, {
-            **card, "channels": CHANNELS[view.sees], "classes": view.classes or CLASSES, "view": view,
+            **card, "channels": CHANNELS[view.sees], "classes": view.classes or self.classes, "view": view,
             "image": self.config.image, "sensor": self.config.sensor, "role": role,
+            "label_ids": self.config.label_ids(view),
         })  # fmt: skip
 
     # ---------------------------------------------------------------- signals
@@ -190,7 +194,7 @@ class PointsAdapter(Adapter):
         classes = self.view(role).classes
         if classes is None:
             return labels >= 0
-        return torch.isin(labels, torch.tensor([CLASSES.index(name) for name in classes], device=labels.device))
+        return torch.isin(labels, torch.tensor([self.classes.index(name) for name in classes], device=labels.device))
 
     def _teaches(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str]) -> Signals:
         """A teacher's rows, brought to the student's."""
@@ -254,13 +258,17 @@ class PointsAdapter(Adapter):
         """On the student's rows that the teacher sees too, so that roles compare; `miou_own` on all of its own.
 
         `miou` is over the classes that are labelled or predicted, `miou_labelled` over those that are labelled.
-        A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows.
+        A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows. Of the test
+        split, with ``measure: points``, also what `over_points` says.
         """
-        return self.measure(role, model, self.data(split))
+        found = self.measure(role, model, source := self.data(split))
+        if split != "test" or self.config.measure == "rows":
+            return found
+        return replace(found, metrics=found.metrics | over_points(model, source.frames, self.view(role), self.config))
 
     def measure(self, role: str, model: nn.Module, source: PointsSource) -> Evaluation:
         device = next(model.parameters()).device
-        shared, own, scores, matrices = Tally(CLASSES), Tally(CLASSES), [], []
+        shared, own, scores, matrices = Tally(self.classes), Tally(self.classes), [], []
         for batch in batches(source, device):
             said = self.signals(role, model, batch)
             rows, layout = said["logits"]
@@ -314,7 +322,8 @@ class PointsAdapter(Adapter):
 def _real(data: PointsData) -> Iterator[Recorded]:
     """The folders that all roles are measured on at the end."""
     for folder in data.real:
-        yield Recorded(folder, data.sensor, pictures=True, skipped=Skipped.of(data.skip), beside=True)
+        skipped = Skipped.of(data.skip)
+        yield Recorded(folder, data.sensor, classes=data.taxonomy, pictures=True, skipped=skipped, beside=True)
 
 
 def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:
@@ -365,11 +374,11 @@ def _key(role: str) -> str:
     return f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
 
 
-def answering(model: nn.Module, classes: Sequence[str]) -> nn.Module:
-    """`model`, whose outputs mean `classes`, answering in scores of all classes: -inf of what it does not know."""
-    if tuple(classes) == CLASSES:
+def answering(model: nn.Module, classes: Sequence[str], every: tuple[str, ...]) -> nn.Module:
+    """`model`, whose outputs mean `classes`, answering in scores of `every` class: -inf of what it does not know."""
+    if tuple(classes) == every:
         return model
-    wanted = columns(CLASSES, classes, "the teacher")
+    wanted = columns(every, classes, "the teacher")
     model.register_forward_hook(lambda module, inputs, scores: map_classes(scores, wanted, dim=1))
     return model
 

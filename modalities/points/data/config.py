@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,17 +11,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from xmodal_kd.adapter.adapter import Strict, is_teacher
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.source import DataSection
-from xmodal_kd.runtime.errors import nearest
+from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.signals.signals import teacher_name
 
 from .augment_config import Augment
-from .frame import CLASSES
+from .classes import EIGHT, LARGEST, SHIPPED, Classes, classes_of, read_classes
 
-Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"]
+Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"]
 Sees = Literal["range", "image", "points"]
 #: Of frames, points, columns: more than any recording has, and a bound on what is made of it.
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
+#: A data set's number of a class.
+Id = Annotated[int, Field(ge=0, le=LARGEST)]
 Side = Annotated[int, Field(gt=0, le=1 << 14)]
 
 
@@ -37,14 +42,12 @@ class View(Strict):
     points: Count = 4096
     """At most so many points where a set of points is seen, drawn anew at every epoch."""
     classes: tuple[str, ...] | None = None
-    """Of a teacher that tells only some classes apart: their names, of `frame.CLASSES`; None: all."""
+    """Of a teacher that tells only some classes apart: their names, of the data's; None: all."""
 
     @model_validator(mode="after")
     def _fits(self) -> View:
         if self.sees == "image" and (self.beams is not None or self.sweeps > 1):
             raise ValueError("an image has no beams and no sweeps")
-        if unknown := sorted(set(self.classes or ()) - set(CLASSES)):
-            raise ValueError(f"no class is called {unknown[0]!r}{nearest(unknown[0], CLASSES)}")
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError("classes: give at least two, each once")
         return self
@@ -117,6 +120,10 @@ class PointsData(DataSection):
     """The folder of recorded frames, in the layout of its data set."""
     license: str | None = None
     """Of the frames, which models made from them inherit: stands on their cards, as Hugging Face names it."""
+    classes: str | dict[str, tuple[Id, ...]] | None = None
+    """What points are labelled with: a shipped map by name (``semantickitti``, ``semantickitti_learnt``, ``nuscenes``),
+    a file in the shape of ``semantic-kitti.yaml``, or the ids of each class, ``{car: [10, 252], road: [40]}``, where
+    ids that are not listed are not counted. None: the eight of the simulator."""
     sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
     """Of the simulator; for recorded frames, whose number of beams and field of view."""
     scenes: Scenes = Scenes()
@@ -144,6 +151,44 @@ class PointsData(DataSection):
     supervoxels: Count = 4
     """Of PVKD's, drawn for each scan by difficulty: the signal ``supervoxels``."""
     augment: Augment = Augment()
+    measure: Literal["rows", "points"] = "rows"
+    """What the test split is measured on: the student's rows, or all labelled points of its scans beside them, as
+    benchmarks count: points that a role's view does not show have the answer of the nearest that it shows."""
+
+    @cached_property
+    def taxonomy(self) -> Classes:
+        """The classes that models answer in."""
+        return EIGHT if self.classes is None else classes_of(self.classes)
+
+    def listed(self) -> Iterator[Listed]:
+        """The file that says what the classes are, where the recipe names one of its own."""
+        if isinstance(self.classes, str) and self.classes not in SHIPPED:
+            yield Listed("data.classes", Path(self.classes).expanduser(), read_classes)
+
+    def label_ids(self, view: View) -> tuple[int, ...] | None:
+        """A data set's id of each class of a view, to write labels with; None of the eight, whose names say it."""
+        if self.classes is None:
+            return None
+        known = dict(zip(self.taxonomy.names, self.taxonomy.written, strict=True))
+        return tuple(known[name] for name in view.classes or self.taxonomy.names)
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> PointsData:
+        try:
+            names = self.taxonomy.names
+        except UserError as error:
+            raise ValueError(f"classes: {error}") from None
+        for view in self.views:
+            if unknown := sorted(set(view.classes or ()) - set(names)):
+                raise ValueError(f"no class is called {unknown[0]!r}{nearest(unknown[0], names)}")
+        if self.sources == "simulator" and self.classes is not None:
+            raise ValueError(
+                "classes: the simulator labels its streets with its own eight: leave classes out, or write its streets "
+                "with xmodal-kd simulate and read them as semantickitti"
+            )
+        if self.sources == "range_images" and self.classes is None:
+            raise ValueError("sources range_images needs classes: what the ids of its labels mean")
+        return self
 
     @model_validator(mode="after")
     def _student_knows_all(self) -> PointsData:

@@ -1,6 +1,6 @@
 """One scan from one file: KITTI and nuScenes records, PLY, PCD, NPZ.
 
-Labels are kept only from NPZ, which holds our own classes; what a PLY calls a label belongs to somebody else's.
+Labels are kept only from NPZ, which holds indexes of our own classes; what a PLY calls a label is somebody else's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from xmodal_kd.runtime.bounded_arrays import read_npz
 from xmodal_kd.runtime.errors import UserError
 
 from .bin_columns import check_columns
-from .frame import CLASSES, UNLABELLED, Scan
+from .classes import EIGHT
+from .frame import UNLABELLED, Scan
 from .ply_pcd import read_pcd, read_ply
 from .ring_numbers import rings_by_number
 
@@ -30,7 +31,7 @@ NAMES = {
 }
 
 
-def read_points(path: Path | str) -> Scan:
+def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     """The scan of a file, by the end of its name, with intensities 0 to 1 and ring 0 the highest.
 
     ==============  ================================================================================================
@@ -46,6 +47,9 @@ def read_points(path: Path | str) -> Scan:
     Organised clouds have a place for every shot, and NaN where nothing came back. Of ``.ply``, ``.pcd`` and ``.npz``
     such points stay in the scan, with NaN in `xyz`, so that results are aligned with the file (`Scan.there`).
 
+    Args:
+        classes: how many there are; the labels of an ``.npz`` are their indexes.
+
     Raises:
         UserError: a file that is missing, not of these, cut or empty, ``.bin`` with NaN or infinite values or with what
             is no intensity in its fourth column, other files without any finite point; it names the file.
@@ -57,7 +61,7 @@ def read_points(path: Path | str) -> Scan:
     if not path.is_file():
         raise UserError(f"{path}: {'it is a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
-        return READERS[suffix](path)
+        return check_labels(path, READERS[suffix](path), classes)
     except OSError as error:
         raise UserError(f"{path}: not readable ({error.strerror or error})") from error
 
@@ -129,10 +133,15 @@ def _npz(path: Path) -> Scan:
     scan = _scan(path, points[:, :3], arrays.get("intensity", fourth), arrays.get("ring"))
     if "labels" not in arrays:
         return scan
-    labels = arrays["labels"].astype(np.int64)
-    if len(wrong := np.unique(labels[(labels < UNLABELLED) | (labels >= len(CLASSES))])):
-        raise UserError(f"{path}: label {wrong[0]} is out of range ({UNLABELLED} for none, 0 to {len(CLASSES) - 1})")
-    return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, labels)
+    return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, arrays["labels"].astype(np.int64))
+
+
+def check_labels(path: Path, scan: Scan, classes: int) -> Scan:
+    """The scan. Raises `UserError` for a label that is none of `classes`."""
+    labels = np.zeros(0, np.int64) if scan.labels is None else scan.labels
+    if len(wrong := np.unique(labels[(labels < UNLABELLED) | (labels >= classes)])):
+        raise UserError(f"{path}: label {wrong[0]} is out of range ({UNLABELLED} for none, 0 to {classes - 1})")
+    return scan
 
 
 def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None, ring: npt.NDArray[Any] | None) -> Scan:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-#: What the rooms' labels mean, in order; each source maps its own to these.
+#: What the simulator labels, in order; also the classes of recipes that name no others (`classes.EIGHT`).
 CLASSES = ("ground", "pavement", "car", "truck", "building", "pole", "tree", "person")
 #: The label of what has none.
 UNLABELLED = -1
@@ -26,7 +26,7 @@ class Scan:
         intensity: ``(n,)`` 0 to 1.
         ring: ``(n,)`` the laser that saw each point, 0 the highest; None where the file does not say.
         beams: number of lasers, where `ring` is known.
-        labels: ``(n,)`` index into `CLASSES`, or `UNLABELLED`; None where nothing is labelled.
+        labels: ``(n,)`` index into the classes, or `UNLABELLED`; None where nothing is labelled.
         moving: ``(n,)`` whether a point lies on something that moves; None where nobody knows.
         sweep: ``(n,)`` how many sweeps ago a point was seen, 0 for the sweep whose frame this is; None for one sweep.
     """
@@ -108,7 +108,7 @@ class Picture:
         camera: where it stood and how it projects.
         rgb: ``(h, w, 3)`` uint8.
         depth: ``(h, w)`` metres along the axis, inf for the sky; None for a photograph.
-        labels: ``(h, w)`` index into `CLASSES`, or `UNLABELLED`; None where no pixel is labelled.
+        labels: ``(h, w)`` index into the classes, or `UNLABELLED`; None where no pixel is labelled.
     """
 
     camera: Camera

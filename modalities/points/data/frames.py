@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.runtime.errors import UserError
 
+from .classes import EIGHT, Classes
 from .config import Folder, PointsData
 from .frame import Frame
 from .readers import READERS
@@ -48,8 +49,9 @@ def frames_of(data: PointsData, split: str) -> Frames:
         assert data.path is not None
         folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
         found = recorded = Recorded(
-            folder, data.sensor, sweeps=sweeps, pictures=data.needs_pictures, skipped=Skipped.of(data.skip)
-        )
+            folder, data.sensor, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
+            skipped=Skipped.of(data.skip),
+        )  # fmt: skip
         recorded.check_labels(split)
         if split != "train" and not found.labelled:
             raise UserError(
@@ -57,8 +59,8 @@ def frames_of(data: PointsData, split: str) -> Frames:
             )
     if split == "train" and data.unlabelled is not None:
         more = Recorded(
-            data.unlabelled, data.sensor, sweeps=sweeps, pictures=data.needs_pictures, skipped=Skipped.of(data.skip),
-            beside=True,
+            data.unlabelled, data.sensor, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
+            skipped=Skipped.of(data.skip), beside=True,
         )  # fmt: skip
         return Joined(found, more)
     return found
@@ -92,17 +94,18 @@ class Recorded:
     """Frames of a folder, in its order.
 
     Args:
+        classes: what the labels of its points mean.
         skipped: frames that are left out, by key.
         beside: whether it stands beside the data's own folder, so that its keys need the folder's name.
     """
 
     def __init__(
-        self, folder: Folder, sensor: str, *, sweeps: int = 1, pictures: bool = False, skipped: Skipped | None = None,
-        beside: bool = False,
+        self, folder: Folder, sensor: str, *, classes: Classes = EIGHT, sweeps: int = 1, pictures: bool = False,
+        skipped: Skipped | None = None, beside: bool = False,
     ) -> None:  # fmt: skip
         self.folder, self.sweeps, self.pictures = folder, sweeps, pictures
         self.beams = len(SENSORS[sensor].elevations)
-        self.reader = READERS[folder.sources](Path(folder.path))
+        self.reader = READERS[folder.sources](Path(folder.path), classes)
         every = self._chosen()
         self.beside, self.skipped = beside, skipped or Skipped()
         self.indexes = self.skipped.keep(every, self.key)

@@ -132,6 +132,40 @@ class Tally:
         return float(np.abs(correct - confidence).sum() / max(count.sum(), 1))
 
 
+class PointTally:
+    """All labelled points of scans, as SemanticKITTI's own program counts them: no answer is a wrong one."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        #: Rows are labels, columns predictions, the last one none.
+        self.counts = np.zeros((len(self.classes), len(self.classes) + 1), dtype=np.int64)
+
+    def add(self, predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> None:
+        """Count points; a prediction below 0 is none, labels below 0 do not count."""
+        known, columns = labels >= 0, len(self.classes) + 1
+        said = np.where(predicted >= 0, predicted, len(self.classes))
+        pairs = labels[known].astype(np.int64) * columns + said[known]
+        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
+
+    def metrics(self) -> dict[str, Any]:
+        """``miou_points``, ``miou_official``, ``iou_points`` by class and ``points``.
+
+        ``miou_points`` is the mean over the classes whose union is above 0. ``miou_official`` is the mean over all of
+        them, where one that is neither there nor predicted counts 0, as in semantic-kitti-api's ``iouEval``: the two
+        differ on scans that lack a class.
+        """
+        hit = np.diag(self.counts).astype(np.float64)
+        union = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0) - hit
+        there = union > 0
+        shares = np.divide(hit, union, out=np.zeros_like(hit), where=there)
+        return {
+            "miou_points": float(shares[there].mean()) if there.any() else float("nan"),
+            "miou_official": float(shares.mean()),
+            "iou_points": {name: float(shares[i]) for i, name in enumerate(self.classes) if there[i]},
+            "points": int(self.counts.sum()),
+        }
+
+
 def _range_names() -> list[str]:
     starts = (0.0, *RANGES[:-1])
     return [f"{a:g}-{b:g} m" if np.isfinite(b) else f"{a:g}+ m" for a, b in zip(starts, RANGES, strict=True)]

@@ -11,10 +11,10 @@ from jaxtyping import Int
 from xmodal_kd.runtime.checkpoint import write_bytes
 from xmodal_kd.runtime.errors import UserError
 
-from ..data.readers.semantickitti import IDS
+from ..data.classes import EIGHT
 
-#: Of our classes that are several of the data set's, the id that is written: the commonest, or the one of the name.
-WRITTEN = {name: ids[0] for name, ids in IDS.items()} | {"truck": 18}
+#: The id of each of the eight classes; those of other classes stand on their model's card.
+WRITTEN = dict(zip(EIGHT.names, EIGHT.written, strict=True))
 #: The data set's id of what has no label.
 NONE = 0
 
@@ -34,16 +34,27 @@ def prediction_place(scan: Path, out: Path) -> Path:
     return out / "sequences" / folder.parent.name / "predictions" / f"{scan.stem}.label"
 
 
-def write_label(path: Path, labels: Int[np.ndarray, " n"], classes: Sequence[str]) -> Path:
+def write_label(
+    path: Path, labels: Int[np.ndarray, " n"], classes: Sequence[str], ids: Sequence[int] | None = None
+) -> Path:
     """The data set's id of each point's class, 0 for none; read back by the reader it is the same class.
 
+    Args:
+        ids: of `classes`, as the data set's ``learning_map_inv`` has them; None: those of the eight by their names.
+
     Raises:
-        UserError: a class that the data set does not have.
+        UserError: a class that the data set does not have, or whose id means none.
     """
-    if unknown := next((name for name in classes if name not in WRITTEN), None):
+    if ids is None and (unknown := next((name for name in classes if name not in WRITTEN), None)):
         raise UserError(f"{path}: class {unknown!r} has no id in SemanticKITTI (known: {', '.join(WRITTEN)})")
-    ids = np.array([*(WRITTEN[name] for name in classes), NONE], dtype="<u4")  # the last one is that of -1
-    write_bytes(path, ids[labels].tobytes())
+    table = [WRITTEN[name] for name in classes] if ids is None else list(ids)
+    if NONE in table:
+        name = classes[table.index(NONE)]
+        raise UserError(
+            f"{path}: the id of class {name!r} is {NONE}, which means no label: train with other ids for it"
+        )
+    written = np.array([*table, NONE], dtype="<u4")  # the last one is that of -1
+    write_bytes(path, written[labels].tobytes())
     return path
 
 

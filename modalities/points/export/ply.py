@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 
 from xmodal_kd.runtime.checkpoint import write_bytes
 
-from ..data.frame import CLASSES
 from ..show.palette import colours
 
 FIELDS = (
@@ -21,7 +20,7 @@ FIELDS = (
 
 def write_ply(
     path: Path, xyz: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, " n"], confidence: Float[np.ndarray, " n"],
-    classes: Sequence[str] = CLASSES,
+    classes: Sequence[str],
 ) -> Path:  # fmt: skip
     """x, y, z in metres, red, green, blue of the class, its number (-1: none) and the confidence in it, by point.
 

@@ -17,7 +17,6 @@ from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import View
-from ..data.frame import CLASSES
 from ..models import MODELS
 
 
@@ -33,11 +32,14 @@ class Card(saved.Card):
     image: tuple[int, int]
     """Height and width of the pictures it sees, if it does."""
     sensor: str
+    label_ids: tuple[int, ...] | None = None
+    """A data set's id of each class, to write labels with; None: those of the simulator's eight, by their names."""
 
 
 def save_model(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> Path:
     """Write a folder that `load_model` reads; `card` has the fields of `Card`, and whatever else it should say."""
     checked = Card.model_validate({"format": 1, "modality": "points", **card}).model_dump(mode="json")
+    checked = {key: value for key, value in checked.items() if (key, value) != ("label_ids", None)}
     # each file appears whole or not at all, and the card, which makes it a segmenter, comes last
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CARD, checked)
@@ -67,7 +69,7 @@ def load_model(folder: Path) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
-def check_classes(folder: Path, card: Card, wanted: Sequence[str] = CLASSES) -> None:
+def check_classes(folder: Path, card: Card, wanted: Sequence[str]) -> None:
     """Raises `UserError` that names the first class in which a saved model differs from what is `wanted` of it."""
     for at, (theirs, ours) in enumerate(zip(card.classes, wanted, strict=False)):
         if theirs != ours:

@@ -15,7 +15,7 @@ from xmodal_kd.runtime.progress import console
 from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import Folder, PointsData, View
-from ..data.frame import CLASSES, Frame
+from ..data.frame import Frame
 from ..data.frames import Kept, Recorded
 from ..data.readers.base import in_view
 from ..data.simulator.sensors import SENSORS
@@ -26,8 +26,8 @@ from .pictures import density_curve, overview_pictures
 
 #: Shares of the sensor's beams that the sweep leaves.
 SHARES = (1, 2, 4, 8)
-CAR = CLASSES.index("car")
-#: What a data set calls what `CLASSES` calls a car.
+CAR = "car"
+#: What the boxes of a data set call what our classes call a car.
 CARS = frozenset({"Car", "car", "Van"})
 #: Metres by which a box is enlarged: labellers draw them tight.
 MARGIN = 0.1
@@ -40,6 +40,7 @@ class Segmenting(Protocol):
     streams: Streams
     batch_size: int
     real: list[Recorded]
+    classes: tuple[str, ...]
 
     def data(self, split: str) -> PointsSource: ...
 
@@ -62,7 +63,7 @@ def overview(adapter: Segmenting, models: Mapping[str, nn.Module], folder: Path)
         for name, frames in zip(_names(adapter.real), adapter.real, strict=True)
     ]
     frames = adapter.data("test").frames[0]
-    found |= overview_pictures(pictures, frames[0], answers(adapter, models, frames))
+    found |= overview_pictures(pictures, frames[0], answers(adapter, models, frames), adapter.classes)
     return Overview(curve, {"recorded": real} if real else {}, found)
 
 
@@ -125,7 +126,8 @@ def recorded(
     names, views = dict(models), {role: adapter.view(role) for role in models}
     if "teacher" in models and adapter.view("teacher").sees == adapter.config.student.sees == "range":
         names["teacher_direct"], views["teacher_direct"] = models["teacher"], adapter.config.student
-    matrices = {role: np.zeros((len(CLASSES), len(CLASSES)), np.int64) for role in names}
+    n, car = len(adapter.classes), adapter.classes.index(CAR) if CAR in adapter.classes else None
+    matrices = {role: np.zeros((n, n), np.int64) for role in names}
     boxes = {role: {"hits": 0, "predicted": 0, "inside": 0} for role in names}
     for i in range(len(frames)):
         moment = frames[i]
@@ -135,22 +137,24 @@ def recorded(
             reference = np.where(shown, said["teacher"], -1)
             for role, answer in said.items():
                 both = (answer >= 0) & (reference >= 0)
-                matrices[role] += confusion(answer[both], reference[both], len(CLASSES))
-        if moment[0].boxes is not None:
+                matrices[role] += confusion(answer[both], reference[both], n)
+        if moment[0].boxes is not None and car is not None:
             inside, counted = _in_cars(moment[0]), shown & _labelled_area(moment[0], source)
             for role, answer in said.items():
-                for key, value in in_boxes(answer == CAR, inside, counted & (answer >= 0)).items():
+                for key, value in in_boxes(answer == car, inside, counted & (answer >= 0)).items():
                     boxes[role][key] += value
         if i == len(frames) - 1:
             place = pictures / name
             place.mkdir(exist_ok=True)
-            made = overview_pictures(place, moment[0], {r: a for r, a in said.items() if r != "teacher_direct"})
+            drawn = {r: a for r, a in said.items() if r != "teacher_direct"}
+            made = overview_pictures(place, moment[0], drawn, adapter.classes)
             found |= {f"{name}: {caption}": path for caption, path in made.items()}
     return {
         "sources": source.sources, "frames": len(frames),
         "roles": {role: _summary(matrices[role], boxes[role]) for role in names},
         "majority_agreement": majority_agreement(matrices["teacher"]) if "teacher" in matrices else None,
         "warnings": list(frames.reader.warnings),
+        **({} if car is not None else {"boxes": f"not measured: no class is called {CAR!r}"}),
     }  # fmt: skip
 
 

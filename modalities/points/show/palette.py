@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.frame import CLASSES
-
 PAPER, INK, FAINT = (255, 255, 255), (40, 40, 40), (222, 222, 226)
-#: By class of `CLASSES`; a model with more classes begins again.
+#: By class, those of the simulator's eight first; a model with more classes begins again.
 COLOURS = (
     (132, 134, 150), (186, 92, 190), (30, 110, 230), (0, 152, 164), (170, 92, 32), (172, 140, 0), (36, 144, 62),
-    (228, 36, 48),
+    (228, 36, 48), (252, 14, 252), (112, 28, 238), (168, 14, 126), (252, 56, 154), (98, 98, 84), (154, 126, 252),
+    (224, 112, 98), (252, 84, 0), (84, 84, 182), (0, 112, 0), (28, 98, 126), (182, 14, 0),
 )  # fmt: skip
 #: Side of a legend's square and the room above and below it, pixels.
 SQUARE, MARGIN = 14, 8
@@ -31,7 +30,7 @@ def font(size: int = 14) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def legend(width: int, classes: Sequence[str] = CLASSES) -> Image.Image:
+def legend(width: int, classes: Sequence[str]) -> Image.Image:
     """Squares with the names of classes, in as many lines as `width` pixels take."""
     letters, items = font(), [*zip(range(len(classes)), classes, strict=True), (-1, "no label or no return")]
     places, left, top = [], MARGIN, MARGIN

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from xmodal_kd.runtime.checkpoint import write_bytes
 
-from ..data.frame import CLASSES, Frame, Picture, Scan
+from ..data.frame import Frame, Picture, Scan
 from ..views.range_image import range_image
 from ..views.visibility import visible
 from .palette import FAINT, INK, PAPER, colours, font, legend
@@ -32,9 +32,7 @@ BANDS = 40
 Panel = tuple[str, Image.Image]
 
 
-def range_strip(
-    rows: Sequence[tuple[str, np.ndarray]], *, title: str = "", classes: Sequence[str] = CLASSES
-) -> Image.Image:
+def range_strip(rows: Sequence[tuple[str, np.ndarray]], classes: Sequence[str], *, title: str = "") -> Image.Image:
     """Range images below each other, all of one size on the page whatever their rows and columns.
 
     Args:
@@ -59,9 +57,12 @@ def shades(metres: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def birds_eye(
-    scenes: Sequence[tuple[str, np.ndarray, np.ndarray]], *, reach: float = REACH, title: str = "",
-    classes: Sequence[str] = CLASSES,
-) -> Image.Image:  # fmt: skip
+    scenes: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    classes: Sequence[str],
+    *,
+    reach: float = REACH,
+    title: str = "",
+) -> Image.Image:
     """Scenes from above, side by side: x (forward) up, y to the left, circles every 10 m round the sensor.
 
     Args:
@@ -92,8 +93,8 @@ def above(xyz: Float[np.ndarray, "n 3"], labels: Int[np.ndarray, " n"], reach: f
 
 
 def projected(
-    rgb: UInt8[np.ndarray, "h w 3"], uv: Float[np.ndarray, "n 2"], by_role: Mapping[str, np.ndarray], *,
-    title: str = "", classes: Sequence[str] = CLASSES,
+    rgb: UInt8[np.ndarray, "h w 3"], uv: Float[np.ndarray, "n 2"], by_role: Mapping[str, np.ndarray],
+    classes: Sequence[str], *, title: str = "",
 ) -> Image.Image:  # fmt: skip
     """The photograph once for each role, with the points that it sees coloured by that role's labels.
 
@@ -170,9 +171,8 @@ def sheet(panels: Sequence[Panel], columns: int, title: str, classes: Sequence[s
 
 
 def overview_pictures(
-    folder: Path, frame: Frame, by_role: Mapping[str, np.ndarray], *, columns: int = 256,
-    classes: Sequence[str] = CLASSES,
-) -> dict[str, Path]:  # fmt: skip
+    folder: Path, frame: Frame, by_role: Mapping[str, np.ndarray], classes: Sequence[str], *, columns: int = 256
+) -> dict[str, Path]:
     """One frame as every role labels it: range images, the view from above, and its first photograph if it has one.
 
     Args:
@@ -190,13 +190,13 @@ def overview_pictures(
     stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in key)
     scenes = [(role, scan.xyz, labels) for role, labels in shown.items()]
     pages = {
-        f"Range images of {key}": ("range", range_strip(strips(scan, shown, columns), classes=classes)),
-        f"{key} from above": ("above", birds_eye(scenes, classes=classes)),
+        f"Range images of {key}": ("range", range_strip(strips(scan, shown, columns), classes)),
+        f"{key} from above": ("above", birds_eye(scenes, classes)),
     }
     if frame.pictures:
         picture = frame.pictures[0]
         seen, uv = in_view(scan, picture)
-        page = projected(picture.rgb, uv, {role: labels[seen] for role, labels in shown.items()}, classes=classes)
+        page = projected(picture.rgb, uv, {role: labels[seen] for role, labels in shown.items()}, classes)
         pages[f"{key} in the photograph"] = ("photograph", page)
     return {caption: write_picture(folder / f"{stem}-{name}.png", page) for caption, (name, page) in pages.items()}
 

@@ -14,7 +14,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.calibration import read_picture
 from ..data.files import read_points
-from ..data.frame import CLASSES, Picture, Scan
+from ..data.frame import Picture, Scan
 from ..data.readers.base import read_rgb
 from ..export.label import prediction_place, write_label
 from ..export.ply import write_ply
@@ -73,14 +73,14 @@ def process(
         UserError: a file is missing or broken, or the model cannot see it.
     """
     place = prediction_place(path, out) if form == "semantickitti" else None
-    scan = read_points(path)
+    scan = read_points(path, len(segmenter.classes))
     picture = _picture(scan, image, calibration)
     found = segmenter.segment(scan, picture=picture, beams=beams)
     classes, known = segmenter.classes, found.labels >= 0
     if place is None:
         written = _cloud(out / below / stem(path), scan, found, picture, segmenter)
     else:
-        written = {"label": str(write_label(place, found.labels, classes))}
+        written = {"label": str(write_label(place, found.labels, classes, segmenter.card.label_ids))}
     counted = found.labels[known] if known.any() or found.pixels is None else found.pixels.ravel()
     return {
         "path": str(path), "points": len(scan), "shares": shares(counted, classes),
@@ -109,7 +109,7 @@ def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
 
 
 def page(
-    scan: Scan, found: Segmented, picture: Picture | None, classes: Sequence[str] = CLASSES, columns: int = 256
+    scan: Scan, found: Segmented, picture: Picture | None, classes: Sequence[str], columns: int = 256
 ) -> Image.Image:
     """Range images, two views from above, and the photograph with its pixels' and its points' labels."""
     panels = strip_panels(strips(scan, {"class": found.labels}, columns))

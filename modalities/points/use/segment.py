@@ -6,11 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from scipy.spatial import cKDTree
-from torch import Tensor
 
 from xmodal_kd.runtime.errors import UserError
 
@@ -18,12 +15,10 @@ from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED, Camera, Frame, Picture, Scan
 from ..data.rings import find_rings
 from ..data.simulator.sensors import SENSORS, Sensor
+from ..evaluate.whole_scan import VEHICLE, answer, whole_scan
 from ..export.saved_folder import load_model
-from ..views.views import Seen, see
+from ..views.views import see
 from .unlike import unlike
-
-#: Metres from the sensor within which returns are from the vehicle that carries it.
-VEHICLE = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,11 @@ class Segmenter:
         self.model.to(device)
         self.classes, self.view, self.sensor = self.card.classes, self.card.view, SENSORS[self.card.sensor]
         self._data = PointsData.model_validate(
-            {"sensor": self.card.sensor, "student": self.view, "image": self.card.image}
+            {
+                "sensor": self.card.sensor,
+                "student": self.view.model_copy(update={"classes": None}),
+                "image": self.card.image,
+            }
         )
 
     def segment(self, scan: Scan, *, picture: Picture | None = None, beams: int | None = None) -> Segmented:
@@ -89,18 +88,10 @@ class Segmenter:
         if not len(outside):
             raise UserError(f"all {len(scan)} points lie within {VEHICLE:g} m of the sensor: nothing to segment")
         notes += unlike(given[outside], self.view, self.sensor)
-        found = Segmented(np.full(len(scan), UNLABELLED), np.zeros(len(scan)), np.zeros(len(scan), bool), notes=notes)
-        seen = self._see(scan[outside])
-        here = seen.element >= 0
-        if not here.any():
+        found = whole_scan(self.model, [Frame("scan", scan)], self.view, self._data)
+        if not found.seen.any():
             raise UserError(f"no point is in the model's view: {VEHICLE:g} to {self.sensor.max_range:g} m are needed")
-        rows, sure = self._points(seen) if self.view.sees == "points" else self._answer(seen.inputs[None])
-        # hidden points of a cell, beams and ranges that the model does not see: as the nearest point that it sees
-        element, xyz = seen.element.copy(), scan.xyz[outside]
-        if not here.all():
-            element[~here] = element[here][cKDTree(xyz[here]).query(xyz[~here])[1]]
-        found.labels[outside], found.confidence[outside], found.seen[outside] = rows[element], sure[element], here
-        return found
+        return Segmented(found.labels, found.confidence, found.seen, notes=notes)
 
     def _present(self, scan: Scan, there: np.ndarray, picture: Picture | None, beams: int | None) -> Segmented:
         """What is made of the points with a place, in the places of the file; the others have no label."""
@@ -113,42 +104,17 @@ class Segmenter:
         missing = f"{len(scan) - int(there.sum())} of {len(scan)} points are missing (NaN): no label"
         return replace(whole, notes=(*found.notes, missing))
 
-    def _see(self, scan: Scan, picture: Picture | None = None) -> Seen:
-        return see([Frame("scan", scan, pictures=() if picture is None else (picture,))], self.view, self._data)
-
     def _pixels(self, scan: Scan, picture: Picture | None) -> Segmented:
         if picture is None:
             raise UserError("this model sees photographs: give one (--image), and a calibration to label points")
-        seen = self._see(scan, picture)
-        rows, sure = self._answer(seen.inputs[None])
+        seen = see([Frame("scan", scan, pictures=(picture,))], self.view, self._data)
+        rows, sure = answer(self.model, seen.inputs[None])
         height, width = picture.rgb.shape[:2]
         small = Image.fromarray(rows.reshape(self.card.image).astype(np.uint8))
         pixels = np.asarray(small.resize((width, height), Image.Resampling.NEAREST)).astype(np.int64)
         here = seen.element >= 0
         labels = np.where(here, rows[seen.element], UNLABELLED)
         return Segmented(labels, np.where(here, sure[seen.element], 0.0), here, pixels)
-
-    def _points(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-        """Class and confidence of each point.
-
-        The model was trained on so many points drawn from a scan. So the scan is dealt into sets of about that size,
-        each spread over all of it, rather than given whole or thinned evenly, at a density that the model never saw.
-        """
-        rows = seen.rows
-        labels, confidence = np.empty(rows, dtype=np.int64), np.empty(rows)
-        order = np.random.default_rng(0).permutation(rows)
-        for part in np.array_split(order, -(-rows // self.view.points)):
-            part.sort()  # in the order of the file
-            chosen = seen.inputs[torch.from_numpy(part)]
-            labels[part], confidence[part] = self._answer(chosen, torch.tensor([len(part)]))
-        return labels, confidence
-
-    @torch.no_grad()
-    def _answer(self, *inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        device = next(self.model.parameters()).device
-        logits = self.model(*(value.to(device) for value in inputs))
-        sure, best = torch.softmax(logits.float(), dim=1).max(dim=1)
-        return best.reshape(-1).cpu().numpy(), sure.reshape(-1).double().cpu().numpy()
 
 
 def prepared(scan: Scan, view: View, sensor: Sensor, beams: int | None) -> tuple[Scan, tuple[str, ...]]:

@@ -17,11 +17,11 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import PointsData, View
-from ..data.frame import CLASSES, UNLABELLED
+from ..data.frame import UNLABELLED
 from ..data.frames import Frames, frames_of
 from .correspondence import Correspondence, from_elements
 from .correspondence import collate as collate_matches
-from .regions import VOXELS, cells, supervoxels
+from .regions import VOXELS, cells, minor, supervoxels
 from .views import Seen, augmented, see, thinned
 
 #: Bytes of views that one source keeps in memory; past that they are made anew.
@@ -114,7 +114,8 @@ class PointsSource:
             for side, (seen, view) in self._teachers(moment).items()
         )
         labels = student.labels if index in self.known else np.full_like(student.labels, UNLABELLED)
-        drawn = supervoxels(student.xyz, labels, data.supervoxels, self.streams.numpy("supervoxels", *at))
+        rng = self.streams.numpy("supervoxels", *at)
+        drawn = supervoxels(student.xyz, labels, data.supervoxels, rng, minor(data.taxonomy))
         return Sample(index, moment.key, student, teacher, drawn, dict(zip(self._others, others, strict=True)))
 
     @property
@@ -184,10 +185,10 @@ class PointsSource:
 
     def count(self, indexes: Sequence[int] | None = None) -> Int[np.ndarray, " c"]:
         """Rows of each class that the student sees in the labelled frames, or in those of `indexes`."""
-        total = np.zeros(len(CLASSES), dtype=np.int64)
+        total = np.zeros(len(self.data.taxonomy), dtype=np.int64)
         for index in self.labelled if indexes is None else indexes:
             labels = self.moment(index).student.labels
-            total += np.bincount(labels[labels >= 0], minlength=len(CLASSES))
+            total += np.bincount(labels[labels >= 0], minlength=len(total))
         return total
 
     def describe(self) -> dict[str, Any]:

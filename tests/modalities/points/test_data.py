@@ -11,10 +11,11 @@ import pytest
 import torch
 from points_small import COLUMNS, VIEWS, batch_of, equal, points_data
 
+from xmodal_kd.modalities.points.data.classes import EIGHT
 from xmodal_kd.modalities.points.data.frame import CLASSES
 from xmodal_kd.modalities.points.data.frames import Joined, Recorded
 from xmodal_kd.modalities.points.views.correspondence import Correspondence
-from xmodal_kd.modalities.points.views.regions import MINOR, VOXELS
+from xmodal_kd.modalities.points.views.regions import VOXELS, minor
 from xmodal_kd.modalities.points.views.source import PointsSource, Sample
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -155,7 +156,7 @@ def test_supervoxels_do_not_look_at_labels_that_nobody_may_look_at() -> None:
     blind.known = frozenset()
     for index in (0, 1, 2):
         seen = forged.moment(index).student
-        seen.labels[seen.valid] = MINOR[0]  # the remembered view itself
+        seen.labels[seen.valid] = minor(EIGHT)[0]  # the remembered view itself
     drawn = [[s.sample(i, e).supervoxel for i in (1, 2) for e in range(3)] for s in (source, blind, forged)]
     for a, b, c in zip(*drawn, strict=True):
         assert (a == b).all() and (a == c).all()

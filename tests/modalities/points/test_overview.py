@@ -16,7 +16,7 @@ from xmodal_kd.modalities.points.data.config import Folder
 from xmodal_kd.modalities.points.data.frame import CLASSES, Frame
 from xmodal_kd.modalities.points.data.simulator.cast import simulate
 from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
-from xmodal_kd.modalities.points.show.overview import CAR, _names, answers, density, recorded
+from xmodal_kd.modalities.points.show.overview import _names, answers, density, recorded
 
 
 class Always(nn.Module):
@@ -87,7 +87,8 @@ def test_boxes_and_agreement_are_counted_over_frames(tmp_path: Path) -> None:
         inside, counted = inside + int((cars & seen).sum()), counted + int(seen.sum())
     assert inside > 20
     found: dict[str, Path] = {}
-    models = {"teacher": Always(CAR), "student": Always(CAR), "control": Always(0)}
+    car = CLASSES.index("car")
+    models = {"teacher": Always(car), "student": Always(car), "control": Always(0)}
     facts = recorded(made, models, Few("semantickitti", frames), tmp_path, found, "drive")  # type: ignore[arg-type]
     roles = facts["roles"]
     assert roles["student"]["car_recall"] == 1 and roles["control"]["car_recall"] == 0

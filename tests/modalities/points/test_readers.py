@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xmodal_kd.modalities.points.data.classes import classes_of
 from xmodal_kd.modalities.points.data.frame import CLASSES
 from xmodal_kd.modalities.points.data.readers import READERS, Kitti, KittiRaw, NuScenes, SemanticKitti
 from xmodal_kd.modalities.points.data.readers.base import in_view
@@ -371,6 +372,23 @@ def test_nuscenes_looks_along_x(key_frame):
     assert np.allclose(uv, [[70, 25]]) and np.allclose(depth, 10)
 
 
+def test_nuscenes_points_are_labelled_where_the_recipe_names_classes(key_frame):
+    folder, _ = key_frame
+    named, mask = {"pts_semantic_mask_path": "lidarseg.bin"}, np.full(62, 24, np.uint8)
+    mask[:3] = 17, 0, 3
+    put(folder / "lidarseg.bin", mask.tobytes())
+    assert written(key_frame, **named).frame(0).scan.labels is None, "the eight have no ids there"
+    reader, classes = NuScenes(folder, classes_of("nuscenes")), classes_of("nuscenes")
+    assert reader.labelled(0) and reader.classes == classes.names and folder / "lidarseg.bin" in reader.files(0)
+    labels = reader.frame(0).scan.labels
+    assert [classes.names[i] for i in labels[[0, 2, 3]]] == ["car", "pedestrian", "driveable_surface"]
+    assert labels[1] == -1 and len(labels) == 60, "without those on the car itself"
+    put(folder / "lidarseg.bin", mask[:61].tobytes())
+    refused(lambda: reader.frame(0), "lidarseg.bin: 62 labels of a byte are expected", "61 bytes")
+    put(folder / "lidarseg.bin", bytes([99] * 62))
+    refused(lambda: reader.frame(0), "label id 99 is out of range: nuscenes has no such class")
+
+
 def test_nuscenes_that_is_odd(key_frame):
     folder, content = key_frame
     refused(lambda: NuScenes(folder), "frame.json")
@@ -398,6 +416,6 @@ def test_nuscenes_that_is_odd(key_frame):
 
 
 def test_all_readers_are_registered_and_know_their_classes():
-    assert set(READERS) == {"kitti", "kitti_raw", "nuscenes", "semantickitti"}
+    assert set(READERS) == {"kitti", "kitti_raw", "nuscenes", "range_images", "semantickitti"}
     for reader in READERS.values():
         refused(lambda reader=reader: reader(NOWHERE), str(NOWHERE))

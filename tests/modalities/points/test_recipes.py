@@ -32,7 +32,8 @@ def test_a_recipe_fits_its_models_and_its_terms(path: Path) -> None:
     loaded = load(str(path))
     recipe = loaded.recipe
     content = dict(yaml.safe_load(path.read_text())["data"])
-    for key in ("unlabelled", "real"):
+    recorded = ("sources", "path", "classes", "train", "dev", "test") if content["sources"] != "simulator" else ()
+    for key in ("unlabelled", "real", *recorded):
         content.pop(key, None)
     data = PointsData.model_validate(content)
     made = PointsAdapter(data, Streams(recipe.seed), recipe.train.batch_size)
@@ -67,7 +68,7 @@ def test_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("what", "names"), [
     ("modalities", {"points"}),
     ("models", {"range_unet", "image_unet", "point_transformer"}),
-    ("datasets", {"simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes"}),
+    ("datasets", {"simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"}),
     ("recipes", {"smoke/points", "points/beams", "points/camera"}),
 ])  # fmt: skip
 def test_the_room_is_listed(what: str, names: set[str], capsys: Capture) -> None:

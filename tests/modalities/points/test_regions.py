@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from xmodal_kd.modalities.points.data.classes import EIGHT
 from xmodal_kd.modalities.points.data.frame import CLASSES
-from xmodal_kd.modalities.points.views.regions import HEIGHT, RADIUS, SUPERVOXELS, VOXELS, cells, supervoxels
+from xmodal_kd.modalities.points.views.regions import HEIGHT, RADIUS, SUPERVOXELS, VOXELS, cells, minor, supervoxels
 
-PERSON = CLASSES.index("person")
+PERSON, MINOR = CLASSES.index("person"), minor(EIGHT)
 
 
 def scattered(n: int, seed: int = 0) -> np.ndarray:
@@ -34,7 +35,7 @@ def test_a_voxel_lies_in_one_supervoxel() -> None:
 
 def test_so_many_supervoxels_are_drawn_each_of_points_of_one_cell() -> None:
     xyz = scattered(3000)
-    found = supervoxels(xyz, np.zeros(len(xyz), int), 4, np.random.default_rng(1))
+    found = supervoxels(xyz, np.zeros(len(xyz), int), 4, np.random.default_rng(1), MINOR)
     assert set(found) == {-1, 0, 1, 2, 3}
     for number in range(4):
         assert len(np.unique(cells(xyz, SUPERVOXELS)[found == number])) == 1
@@ -49,11 +50,11 @@ def test_supervoxels_of_minor_classes_are_drawn_more_often() -> None:
     for full in (False, True):
         labels[held == chosen] = PERSON if full else 0
         rng = np.random.default_rng(2)
-        drawn.append(sum((supervoxels(xyz, labels, 1, rng)[held == chosen] == 0).any() for _ in range(400)))
+        drawn.append(sum((supervoxels(xyz, labels, 1, rng, MINOR)[held == chosen] == 0).any() for _ in range(400)))
     assert drawn[1] > 2.5 * drawn[0]  # f falls from 5 to 1
 
 
 @pytest.mark.parametrize("xyz", [np.zeros((0, 3)), np.full((5, 3), np.nan), np.array([[1.0, 2.0, 0.0]])])
 def test_nothing_to_draw_from_is_no_error(xyz: np.ndarray) -> None:
-    found = supervoxels(xyz, np.zeros(len(xyz), int), 4, np.random.default_rng(0))
+    found = supervoxels(xyz, np.zeros(len(xyz), int), 4, np.random.default_rng(0), MINOR)
     assert found.shape == (len(xyz),) and (found == -1).all()

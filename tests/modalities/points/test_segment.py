@@ -190,7 +190,7 @@ def test_a_photograph_without_calibration_labels_pixels_only(camera_student: Pat
 def test_a_written_ply_is_read_back(tmp_path: Path) -> None:
     scan, labels = street(), np.tile([2, -1], 10**5)[: len(street())]
     confidence = np.linspace(0, 1, len(scan))
-    path = write_ply(tmp_path / "deep" / "a.ply", scan.xyz, labels, confidence)
+    path = write_ply(tmp_path / "deep" / "a.ply", scan.xyz, labels, confidence, CLASSES)
     found = read_ply(path)
     assert (np.stack([found[k] for k in "xyz"], axis=1) == scan.xyz).all() and (found["label"] == labels).all()
     assert tuple(found[k][0] for k in ("red", "green", "blue")) == COLOURS[2]
@@ -367,7 +367,7 @@ def test_what_the_options_cannot_mean(sparse: Path, scan_file: Callable[..., Pat
     ):
         with pytest.raises(UserError, match=message):
             run(sparse, *given, "--out", tmp_path / "out")
-    c = write_ply(tmp_path / "c.ply", street().xyz, np.zeros(len(street()), int), np.ones(len(street())))
+    c = write_ply(tmp_path / "c.ply", street().xyz, np.zeros(len(street()), int), np.ones(len(street())), CLASSES)
     with pytest.raises(UserError, match="would overwrite it"):
         run(sparse, c, "--out", tmp_path)
     with pytest.raises(UserError, match=r"card\.json"):
@@ -408,10 +408,10 @@ def test_folders_are_kept_apart_and_one_bad_file_stops_none(
     (tmp_path / "empty").mkdir()
     real = output.read_points
 
-    def read(path: Path) -> Scan:
+    def read(path: Path, classes: int) -> Scan:
         if path == odd:
             raise ValueError("nobody thought\nof this")
-        return real(path)
+        return real(path, classes)
 
     monkeypatch.setattr(output, "read_points", read)
     out, folders = tmp_path / "out", [tmp_path / name for name in ("one", "empty", "two")]

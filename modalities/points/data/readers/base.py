@@ -13,6 +13,7 @@ from PIL import Image
 from xmodal_kd.runtime import bounded_files
 from xmodal_kd.runtime.errors import UserError
 
+from ..classes import EIGHT, Classes
 from ..frame import Camera, Frame, Picture, Scan
 
 #: Bytes of a record, by the end of a file's name; the longer names first.
@@ -34,18 +35,19 @@ MOST_TEXT = 1 << 31
 class Reader(Protocol):
     """Frames of one folder, in order.
 
-    The constructor takes the folder and checks its layout (`UserError`); files are read in `frame`.
+    The constructor takes the folder and checks its layout (`UserError`); files are read in `frame`. Labels are
+    those of the `Classes` that it is given.
 
     Attributes:
         keys: names the frames, in order of time where there is one.
-        classes: of `frame.CLASSES`, what the source labels points with; empty if it labels none.
+        classes: names of what the source labels points with; empty if it labels none.
         warnings: what is odd but readable, found so far; one line each.
     """
 
     classes: tuple[str, ...]
     warnings: list[str]
 
-    def __init__(self, folder: Path) -> None: ...
+    def __init__(self, folder: Path, classes: Classes = EIGHT) -> None: ...
 
     @property
     def keys(self) -> Sequence[str]: ...

@@ -9,6 +9,7 @@ import numpy as np
 
 from xmodal_kd.runtime.errors import UserError
 
+from ..classes import EIGHT, Classes
 from ..files import read_points
 from ..frame import Box, Frame, Picture
 from . import base
@@ -38,7 +39,7 @@ class Kitti:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: Classes = EIGHT) -> None:
         splits = [name for name in SPLITS if (folder / name / "velodyne").is_dir()]
         if not (folder / "velodyne").is_dir() and not splits:
             raise UserError(f"{folder}: no KITTI object data: a folder 'velodyne' is expected there (or in training/)")

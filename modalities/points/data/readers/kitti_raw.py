@@ -8,6 +8,7 @@ import numpy as np
 
 from xmodal_kd.runtime.errors import UserError
 
+from ..classes import EIGHT, Classes
 from ..files import read_points
 from ..frame import Frame
 from . import base
@@ -27,7 +28,7 @@ class KittiRaw:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: Classes = EIGHT) -> None:
         places = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
         drives = [path for path in places if (path / SCANS).is_dir()]
         if not drives:

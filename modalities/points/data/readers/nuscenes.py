@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xmodal_kd.runtime.bounded_files import parse_json
+from xmodal_kd.runtime.bounded_files import parse_json, read_bytes
 from xmodal_kd.runtime.errors import UserError
 
+from ..classes import EIGHT, Classes
 from ..files import NUSCENES_TURN, read_points
-from ..frame import Box, Frame
+from ..frame import Box, Frame, Scan
 from . import base
 from .base import Matrix
 
 DESCRIPTION = "frame.json"
+#: Where the description names the labels of the points, as mmdetection3d's does.
+MASK = "pts_semantic_mask_path"
+#: Bytes of such a file: no sensor has as many points.
+MOST_POINTS = 1 << 26
 #: Nearer returns come from the car itself, metres.
 NEAREST = 1.0
 
@@ -27,18 +33,20 @@ class NuScenes:
     The description has ``lidar`` (``file``), ``images`` by camera (``file``, ``cam2img`` 3 x 3, ``lidar2cam`` 4 x 4),
     ``instances`` (``bbox_3d``: gravity centre, length, width, height, yaw in the LiDAR's frame; ``bbox_label_3d``) and
     the names of the labels, ``metainfo.categories``. nuScenes' LiDAR looks along y; here, as everywhere, along x.
-    Points are not labelled, and a single frame has no pose.
+    Where it has ``pts_semantic_mask_path``, a byte a point of nuScenes-lidarseg, and the recipe names classes, points
+    are labelled: the eight have no ids there. A single frame has no pose.
     """
 
-    classes: tuple[str, ...] = ()
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: Classes = EIGHT) -> None:
         places = [folder, *sorted(folder.glob("*"))]
         self._folders = [place for place in places if (place / DESCRIPTION).is_file()]
         if not self._folders:
             raise UserError(f"{folder}: no nuScenes frame: {DESCRIPTION} is expected there or in its folders")
         self.keys = [place.resolve().name for place in self._folders]
         self.warnings: list[str] = []
+        self._classes = classes
+        masked = [classes is not EIGHT and MASK in self._described(i)[1] for i in range(len(self._folders))]
+        self._masked, self.classes = masked, classes.names if any(masked) else ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -48,10 +56,11 @@ class NuScenes:
         path, content = self._described(i)
         images = _get(content, path, "images").values() if pictures else ()
         named = [_get(content, path, "lidar", "file"), *(_get(image, path, "file") for image in images)]
+        named += [_get(content, path, MASK)] if self._masked[i] else []
         return [path, *(folder / name for name in named)]
 
     def labelled(self, i: int) -> bool:
-        return False
+        return self._masked[i]
 
     def _described(self, i: int) -> tuple[Path, Any]:
         path = self._folders[i] / DESCRIPTION
@@ -62,6 +71,8 @@ class NuScenes:
         folder = self._folders[i]
         path, content = self._described(i)
         scan = read_points(folder / _get(content, path, "lidar", "file"))
+        if self._masked[i]:
+            scan = with_mask(scan, folder / _get(content, path, MASK), self._classes)
         far = scan.distance > NEAREST
         if not far.any():
             raise UserError(
@@ -78,6 +89,14 @@ class NuScenes:
             lidar_to_camera[:3, :3] = lidar_to_camera[:3, :3] @ NUSCENES_TURN.T
             taken.append(base.photograph(folder / _get(image, path, "file"), intrinsics, lidar_to_camera, scan))
         return Frame(self.keys[i], scan, pictures=tuple(taken), boxes=_boxes(content, path))
+
+
+def with_mask(scan: Scan, path: Path, classes: Classes) -> Scan:
+    """The scan with the labels of a nuScenes-lidarseg file: a byte a point. Raises `UserError` for another number."""
+    ids = np.frombuffer(read_bytes(path, MOST_POINTS), np.uint8)
+    if len(ids) != len(scan):
+        raise UserError(f"{path}: {len(scan)} labels of a byte are expected, one a point; it has {len(ids)} bytes")
+    return replace(scan, labels=classes.labels(ids, path))
 
 
 def _boxes(content: Mapping[str, Any], path: Path) -> tuple[Box, ...] | None:

@@ -6,46 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from xmodal_kd.runtime.errors import UserError
 
+from ..classes import EIGHT, Classes
 from ..files import read_points
-from ..frame import CLASSES, UNLABELLED, Frame, Picture, Scan
+from ..frame import Frame, Picture, Scan
 from . import base
 from .base import Matrix
 
-#: The data set's ids of our classes; its own names in the comments.
-IDS = {
-    "ground": (40, 44, 49, 60, 72),  # road, parking, other ground, lane marking, terrain
-    "pavement": (48,),  # sidewalk
-    "car": (10,),
-    "truck": (13, 18),  # bus, truck
-    "building": (50,),
-    "pole": (80,),
-    "tree": (70, 71),  # vegetation, trunk
-    "person": (30, 31, 32),  # person, bicyclist, motorcyclist
-}
-#: Known ids without a class of ours: unlabelled, outlier, two-wheelers, on rails, other vehicle, fence, other
-#: structure, traffic sign, other object.
-OTHERS = (0, 1, 11, 15, 16, 20, 51, 52, 81, 99)
-#: What moves has an id of its own: car, bicyclist, person, motorcyclist, on rails, bus, truck, other vehicle.
-MOVING = {252: 10, 253: 31, 254: 30, 255: 32, 256: 16, 257: 13, 258: 18, 259: 20}
-UNKNOWN = -2
-
-
-def _table() -> npt.NDArray[np.int64]:
-    """``(65536,)`` our class of each id, or `UNLABELLED`, or `UNKNOWN`."""
-    table = np.full(1 << 16, UNKNOWN, dtype=np.int64)
-    table[list(OTHERS)] = UNLABELLED
-    for name, ids in IDS.items():
-        table[list(ids)] = CLASSES.index(name)
-    for moving, still in MOVING.items():
-        table[moving] = table[still]
-    return table
-
-
-TABLE = _table()
+#: What moves has an id of its own, from here on.
+MOVES = 252
 
 
 @dataclass(frozen=True)
@@ -66,7 +37,8 @@ class SemanticKitti:
     the LiDAR's, in the frame of the sequence's first.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: Classes = EIGHT) -> None:
+        self._classes = classes
         places = [folder, *sorted(folder.glob("sequences/*")), *sorted(folder.glob("*"))]
         found = [place for place in places if (place / "velodyne").is_dir()]
         if not found:
@@ -77,7 +49,7 @@ class SemanticKitti:
             sequence = self._open(place)
             self._frames += [(sequence, path.stem) for path in base.files(place / "velodyne", ".bin")]
         self.keys = [f"{sequence.folder.resolve().name}/{name}" for sequence, name in self._frames]
-        self.classes: tuple[str, ...] = CLASSES if any(sequence.labelled for sequence, _ in self._frames) else ()
+        self.classes: tuple[str, ...] = classes.names if any(sequence.labelled for sequence, _ in self._frames) else ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -87,7 +59,7 @@ class SemanticKitti:
         sequence, name = self._frames[i]
         scan = read_points(sequence.folder / "velodyne" / f"{name}.bin")
         if sequence.labelled:
-            scan = with_labels(scan, sequence.folder / "labels" / f"{name}.label")
+            scan = with_labels(scan, sequence.folder / "labels" / f"{name}.label", self._classes)
         taken: tuple[Picture, ...] = ()
         if pictures and sequence.camera:
             taken = (base.photograph(sequence.folder / "image_2" / f"{name}.png", *sequence.camera, scan),)
@@ -148,7 +120,7 @@ def read_poses(path: Path, lidar_to_rectified: Matrix) -> Matrix:
     return np.array(poses).reshape(-1, 4, 4)
 
 
-def with_labels(scan: Scan, path: Path) -> Scan:
+def with_labels(scan: Scan, path: Path, classes: Classes = EIGHT) -> Scan:
     """The scan with the labels of its file: uint32 a point, the id in the lower 16 bits, an instance above them.
 
     Raises:
@@ -163,9 +135,4 @@ def with_labels(scan: Scan, path: Path) -> Scan:
     if len(content) != 4 * len(scan):
         raise UserError(f"{path}: {len(scan)} labels of 4 bytes are expected, one a point; it has {len(content)} bytes")
     ids = np.frombuffer(content, "<u4") & 0xFFFF
-    labels = TABLE[ids]
-    if (labels == UNKNOWN).any():
-        wrong = np.unique(ids[labels == UNKNOWN])
-        more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
-        raise UserError(f"{path}: label id {wrong[0]}{more} is out of range: SemanticKITTI has no such class")
-    return replace(scan, labels=labels, moving=ids >= min(MOVING))
+    return replace(scan, labels=classes.labels(ids, path), moving=ids >= MOVES)
