@@ -9,6 +9,7 @@ from typing import Any
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError, with_page
 
+from ..data.classes import SHIPPED, read_classes
 from ..data.config import Scenes
 from ..data.found import HELP, Scans, scans
 from ..data.frame import CLASSES
@@ -36,7 +37,7 @@ def sketch(given: Given) -> Sketch:
     if given.teacher is not None:
         with looking.on():
             card = load_card(given.teacher)
-            _known_classes(given.teacher, card)
+            _classes(given.teacher, card)
     with looking.on():
         if given.data is None:
             raise UserError(_needed(card))
@@ -54,9 +55,15 @@ def sketch(given: Given) -> Sketch:
     return Sketch(f"A segmenter of fewer beams for {given.data}, taught by {said}.", sections, tuple(looking.notes))
 
 
-def _known_classes(folder: Path, card: Card) -> None:
-    if not set(card.classes) <= set(CLASSES):
-        check_classes(folder, card)  # names the first that is not ours
+def _classes(folder: Path, card: Card) -> str | None:
+    """The shipped map whose classes the teacher tells apart; None where they are among the eight."""
+    if set(card.classes) <= set(CLASSES):
+        return None
+    for name, path in SHIPPED.items():
+        if read_classes(path).names == tuple(card.classes):
+            return name
+    check_classes(folder, card, CLASSES)  # names the first that is not ours
+    return None
 
 
 def _needed(card: Card | None) -> str:
@@ -86,6 +93,8 @@ def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -
     sensor = found.sensor or (card.sensor if card is not None and card.sensor in SENSORS else "hdl64e")
     data, samples = _frames(given, found, sensor, looking)
     teacher, student = _views(given, card, sensor)
+    if given.teacher is not None and card is not None and (classes := _classes(given.teacher, card)) is not None:
+        data["classes"] = Noted(classes, f"{given.teacher}: what its teacher tells apart")
     data |= {"teacher": teacher, "student": student}
     if "image" in (_plain(teacher)["sees"], _plain(student)["sees"]):
         size = (96, 320) if card is None else card.image
