@@ -158,7 +158,7 @@ def test_bad_recipes_are_one_line_and_status_2(capsys: Capture, tmp_path: Path, 
         (lambda card: card, ["data.teacher.beams=32"], "trained with beams 64, data.teacher.beams says 32"),
         (lambda card: card | {"classes": card["classes"][::-1]}, [], "its class 0 is 'person', here it is 'ground'"),
         (lambda card: card | {"classes": card["classes"][:7]}, [], "'head.bias' is (8,), the model's (7,)"),
-        (lambda card: card | {"modality": "speech"}, [], "card.json: modality"),
+        (lambda card: card | {"modality": "speech"}, [], "card.json: no segmenter, but a model of 'speech'"),
     ],
 )  # fmt: skip
 def test_a_saved_teacher_that_does_not_fit(
