@@ -29,9 +29,9 @@ from xmodal_kd.training.method import METHODS
 THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--upgrade"}
 #: Keys of other programs' files and their functions, and of ours in files that are no recipes.
 THEIRS = {
-    "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "find_rings", "frame_seconds", "learning_map_inv",
-    "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size", "save_pretrained",
-    "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "weight_map",
+    "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "find_rings", "frame_seconds",
+    "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
+    "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "weight_map",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
 PLAIN = {"a", "an", "another", "by", "distil", "fewer", "modules", "one", "sigmas", "the"}
