@@ -17,6 +17,8 @@ from ..runtime.discovery import shipped
 from ..runtime.errors import RunError, UserError
 from ..runtime.progress import console
 from .commands import COMMANDS, modality_commands, starting
+from .hub import COMMANDS as HUB
+from .watching import COMMANDS as WATCHING
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -47,6 +49,11 @@ Imports = Annotated[
 LISTS = ("losses", "methods", "models", "modalities", "datasets", "recipes")
 #: What a table of `list` has room for on a terminal.
 SHOWN = ("name", "modality", "summary", "paper", "year")
+
+Hooks = Annotated[
+    list[str] | None,
+    typer.Option("--allow-hook", metavar="NAME", help="Let the recipe's 'on' tell this host, or start this command."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -80,6 +87,7 @@ def run(
         bool, typer.Option("--hash-data", help="Know samples by content, not by size and time (small data always are).")
     ] = False,
     allow_import: Imports = None,
+    allow_hook: Hooks = None,
     json_: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -88,10 +96,12 @@ def run(
     Example: xmodal-kd run speech/fsdd --set data.path=recordings --set train.steps=500 --out runs/mine
     """
     from ..recipe.recipe import load
+    from ..run.alerts import allowed_hooks
     from ..run.options import Options
     from ..run.runner import Run
 
     _allow(allow_import)
+    allowed_hooks.update(allow_hook or ())
     if only not in (None, "teacher"):
         raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
     loaded = load(recipe, set_ or ())
@@ -333,7 +343,7 @@ def _allow(packages: list[str] | None) -> None:
         sys.path.append("")  # last: what lies in the current folder stands in for no installed package
 
 
-for _verb, _function in (*COMMANDS.items(), *modality_commands()):
+for _verb, _function in (*COMMANDS.items(), *WATCHING.items(), *HUB.items(), *modality_commands()):
     app.command(_verb)(_function)
 
 
