@@ -35,9 +35,8 @@ def write_config(folder: Path) -> None:
     if (folder / CARD).is_file() and not (folder / INDEX).is_file():
         card = read_object(folder / CARD)
         kept = {key: card[key] for key in ("modality", "model", "params") if key in card}
-        write_json(
-            folder / CONFIG, {"library_name": "xmodal-kd", "model_type": f"xmodal-kd-{card['modality']}", **kept}
-        )
+        kind = "-".join(["xmodal-kd", *([str(card["modality"])] if "modality" in card else [])])
+        write_json(folder / CONFIG, {"library_name": "xmodal-kd", "model_type": kind, **kept})
 
 
 def fetched(name: Path | str, revision: str | None = None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -146,7 +146,10 @@ def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> st
 
 def _fronts(runs: Sequence[Run], name: str, lower: bool, folder: Path) -> str:
     """The metric of every run against the size and the latency of its models."""
-    axes = {"parameters": lambda e: e["parameters"], "ms a sample": lambda e: e.get("latency", {}).get("median_ms")}
+    axes: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+        "parameters": lambda e: e["parameters"],
+        "ms a sample": lambda e: e.get("latency", {}).get("median_ms"),
+    }
     plots = []
     for x, cost in axes.items():
         dots = [

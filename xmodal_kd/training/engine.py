@@ -33,6 +33,7 @@ from ..runtime.errors import UserError
 from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
+from ..runtime.run_log import RunLog
 from ..runtime.saved_steps import Checkpoints, Progressed
 from ..runtime.timing import StepTimer
 from . import loader
@@ -84,7 +85,7 @@ class Engine:
         self.quiet, self.stop = quiet, Stop(max_seconds)
         self.device, self.ranks = accelerator.device, ranks_of(accelerator)
         self.checkpoints, self.accept = Checkpoints(folder, train.keep, owner), accept
-        self.timer, self.at = StepTimer(self.device), Progressed()
+        self.timer, self.log, self.at = StepTimer(self.device), RunLog(folder), Progressed()
         self.journal: Journal | None = None
         self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
         self.optimizers: Mapping[str, Optimizer] = {}
@@ -105,7 +106,7 @@ class Engine:
         place = find_place(self.checkpoints, stages, self.ranks, resume=resume, accept=self.accept)
         self.at, tensors, state = place.at, place.tensors, place.state
         if self.ranks.main:
-            self.journal = Journal(self.folder, stages, self.device, self.metric[0], self.at)
+            self.journal = Journal(self.log, stages, self.device, self.metric[0], self.at)
         start = monotonic() - self.at.seconds
         with (
             self.stop.listening(),

@@ -6,7 +6,6 @@ import importlib.util
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
@@ -26,14 +25,12 @@ class Journal:
     """``log.jsonl`` and ``progress.json`` of a training, which nothing is computed from.
 
     Args:
-        folder: of the training's checkpoints.
+        log: beside which ``progress.json`` is written.
         metric: the name under which evaluations hold their value.
     """
 
-    def __init__(
-        self, folder: Path, stages: Sequence[Stage], device: torch.device, metric: str, at: Progressed
-    ) -> None:
-        self.log, self.folder, self.stages, self.device, self.metric = RunLog(folder), folder, stages, device, metric
+    def __init__(self, log: RunLog, stages: Sequence[Stage], device: torch.device, metric: str, at: Progressed) -> None:
+        self.log, self.stages, self.device, self.metric = log, stages, device, metric
         self.start, self.began = at.total, monotonic()
         self._told = -BETWEEN
         self.log.rewind(at.total)
@@ -49,7 +46,7 @@ class Journal:
         if now or since - self._told >= BETWEEN:
             self._told = since
             done = at.total - self.start
-            run_status.write(self.folder / run_status.PROGRESS, {
+            run_status.write(self.log.path.with_name(run_status.PROGRESS), {
                 "step": at.total, "steps": sum(stage.steps for stage in self.stages), "stage": at.stage,
                 "stages": len(self.stages), "seconds": at.seconds, "step_seconds": since / done if done else None,
                 "best_at": at.best_at, "dev": [

@@ -109,7 +109,7 @@ def _told(found: Look) -> Iterator[tuple[str, str]]:
             yield span(left), f"left for the {now.role}"
         if whole is not None and left is not None and whole > 1.05 * left:
             yield span(whole), "left for all trainings"
-    last = now or next((one for one in reversed(found.trainings.values()) if one.dev.points), None)
+    last = now or next((one for one in reversed([*found.trainings.values()]) if one.dev.points), None)
     if last is not None and last.dev.points:
         value = next((v for s, v in last.dev.points if s == last.dev.best_at), last.dev.points[-1][1])
         yield number(value), f"best {found.metric} of the {last.role} on dev, at step {last.dev.best_at or '?'}"

@@ -235,7 +235,7 @@ def test_every_model_learns_from_every_view(teacher: str, student: str, tmp_path
     assert digest(roles["teacher"].state_dict().items()) == before["teacher"]
     assert not roles["teacher"].training and all(p.grad is None for p in roles["teacher"].parameters())
     assert digest(roles["student"].state_dict().items()) != before["student"]
-    losses = [read for read in map(_numbers, (engine.folder / "log.jsonl").read_text().splitlines()) if read]
+    losses = [read for read in map(_numbers, engine.log.path.read_text().splitlines()) if read]
     assert losses and all(np.isfinite(v) for line in losses for v in line.values())
 
 
