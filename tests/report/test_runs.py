@@ -23,6 +23,7 @@ from xmodal_kd.report.where import where
 from xmodal_kd.runtime import run_status
 from xmodal_kd.runtime.errors import UserError
 
+EVIL = "=1+1\n\x1b[2J"
 ROWS: list[dict[str, Any]] = [
     {"run": "a", "wer": 0.05, "modality": "speech", "seed": 1},
     {"run": "b", "wer": 0.5, "modality": "speech", "seed": 2},
@@ -111,9 +112,14 @@ def test_rows_say_what_every_run_has_come_to(many: Path) -> None:
 
 
 def test_a_report_that_is_none_is_a_row_with_its_reason(many: Path) -> None:
-    (many / "small/report.json").write_text("{}")
-    small = next(row for row in rows(many) if row["run"] == "small")
+    wrong = {"small": {}, "middle": content(cost={"student": [1]}), "deep/large": content(scheme=EVIL, recipe=EVIL)}
+    wrong["deep/large"]["roles"]["student"]["metrics"] |= {EVIL: 1.0, "wer": float("nan")}
+    for name, found in wrong.items():
+        (many / name / "report.json").write_text(json.dumps(found))
+    small, middle, large = ({row["run"]: row for row in rows(many)}[name] for name in wrong)
     assert small["value"] is None and "not a run's report" in small["why"]
+    assert middle["value"] is None and "cannot be shown" in middle["why"]
+    assert EVIL not in large and large["value"] is None and "NaN" not in json.dumps(large)
 
 
 def test_the_command_lists_them(many: Path, capfd: Capture) -> None:

@@ -101,6 +101,11 @@ def test_a_run_at_work_says_what_it_does_and_how_long_it_takes(running: Path) ->
         assert said in text, said
 
 
+def test_a_role_that_has_learned_is_measured(running: Path) -> None:
+    tell(running, "student", 40, 40)
+    assert "the student has learned its 40 steps and is measured" in parts(running, 0)["run-0-now"]
+
+
 @pytest.mark.parametrize(
     ("how", "state", "why"),
     [

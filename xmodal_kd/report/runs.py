@@ -13,6 +13,7 @@ from typing import Any
 from ..runtime.errors import UserError
 from ..runtime.run_status import Status, condition, is_run, read_progress, read_status
 from .html import short
+from .received import shown
 from .where import Row, where
 
 #: Columns of a table on a terminal: key and head.
@@ -55,7 +56,8 @@ def row(place: Path, folder: Path) -> dict[str, Any]:
         found |= _begun(place, status)
     if (place / "report.json").is_file():
         try:
-            found |= of_report(load(place))
+            with shown(place):
+                found |= of_report(load(place))
         except UserError as error:
             found["why"] = str(error)
     return found
@@ -79,11 +81,12 @@ def of_report(content: Mapping[str, Any]) -> dict[str, Any]:
     student, scheme = roles["student"], content.get("scheme")
     costs = [cost for cost in content["cost"].values() if isinstance(cost, Mapping)]
     latency = student.get("latency")
-    return {key: value for key, value in student["metrics"].items() if _number(value) is not None} | {
+    named = {key: value for key, value in student["metrics"].items() if key.isidentifier()}
+    return {key: value for key, value in named.items() if _number(value) is not None} | {
         "modality": content["modality"], "recipe": short(str(content["recipe"])), "method": content["method"],
         "scheme": scheme.get("name") if isinstance(scheme, Mapping) else None, "seed": content["seed"], "metric": name,
-        "value": student["metrics"][name], "dev": student["dev_metrics"][name],
-        **{role: roles[role]["metrics"][name] if role in roles else None for role in ("teacher", "control")},
+        "value": _number(student["metrics"][name]), "dev": _number(student["dev_metrics"][name]),
+        **{role: _number(roles[role]["metrics"][name]) if role in roles else None for role in ("teacher", "control")},
         "gain": gain["difference"] if gain else None, "gap_closed": content["gap_closed"],
         "parameters": student["parameters"], "flops": student["flops_per_sample"],
         "latency_ms": _number(latency.get("median_ms")) if isinstance(latency, Mapping) else None,
@@ -145,7 +148,7 @@ def show(found: Sequence[Row]) -> None:
         table.add_row(*(escape(printable(_cell(key, one))) for key in SHOWN))
     Console().print(table)
     for one in found:
-        if one["why"] and one["state"] != "finished":
+        if one["why"] and (one["state"] != "finished" or one["value"] is None):
             print(f"{printable(one['run'])} {one['state']}: {printable(one['why'])}")
 
 

@@ -91,6 +91,8 @@ def _doing(found: Look) -> str:
     if now is None or found.state == "finished":
         return SAID[found.state]
     at = f"{now.role}, step {now.step:,} of {now.steps:,}"
+    if found.state == "running" and now.step >= now.steps:
+        return f"the {now.role} has learned its {now.steps:,} steps and is measured"
     if found.state != "running":
         return f"{SAID[found.state]}: {at}"
     return at
@@ -111,8 +113,10 @@ def _told(found: Look) -> Iterator[tuple[str, str]]:
             yield span(whole), "left for all trainings"
     last = now or next((one for one in reversed([*found.trainings.values()]) if one.dev.points), None)
     if last is not None and last.dev.points:
-        value = next((v for s, v in last.dev.points if s == last.dev.best_at), last.dev.points[-1][1])
-        yield number(value), f"best {found.metric} of the {last.role} on dev, at step {last.dev.best_at or '?'}"
+        best = next(((s, v) for s, v in last.dev.points if s == last.dev.best_at), None)
+        step, value = best or last.dev.points[-1]
+        which = "best" if best else "last"
+        yield number(value), f"{which} {found.metric} of the {last.role} on dev, at step {step:,.0f}"
     trained = [one.progress for one in found.trainings.values() if one.progress is not None]
     if trained:
         progress = now.progress if now is not None and now.progress is not None else trained[-1]
@@ -146,7 +150,11 @@ def _role(one: Training, found: Look) -> str:
     state = "" if loaded else "done" if one.done else "waiting" if not one.step else found.state
     took = f", {span(one.seconds)}" if one.seconds else ""
     steps = "a model that is loaded" if loaded else f"{one.step:,} of {one.steps:,} steps{took}"
-    bar = f'<progress max="{max(one.steps, 1)}" value="{one.step}"></progress>' if not loaded else "<span></span>"
+    bar = (
+        f'<progress aria-label="{escape(one.role)}" max="{max(one.steps, 1)}" value="{one.step}"></progress>'
+        if not loaded
+        else "<span></span>"
+    )
     return (
         f'<li class="{colour(one.role)}"><b>{escape(one.role)}</b>{bar}<span>{escape(steps)}</span>'
         f"<em>{escape(state)}</em></li>"

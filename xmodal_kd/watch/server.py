@@ -64,6 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: Server
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds for which a connection that says nothing is kept
 
     def do_GET(self) -> None:
         asked = urlsplit(self.path)
