@@ -160,6 +160,9 @@ def test_what_is_pushed_comes_back_and_says_the_same(
     (student / ".cache").mkdir()
     (student / ".cache/secret.json").write_text("{}")
     (student / "notes.log").write_text("mine")
+    (student / "steps-4/unet").mkdir(parents=True)
+    for name in ("model_index.json", "unet/config.json"):  # of an earlier stage, a model of its own
+        (student / "steps-4" / name).write_text("{}")
     assert call(["push", str(student), "me/digits", "--dry-run"]) == 0
     assert "4 files" in capfd.readouterr().out and not there.repos
     assert call(["push", str(student), "me/digits", "--private", "--json"]) == 0

@@ -176,3 +176,8 @@ def test_alerts_decide_nothing_of_a_result(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(RECIPE)
     plain, told = (load(str(tmp_path / "toy.yaml"), sets) for sets in ([], ['on.done={"command": ["x"]}']))
     assert plain.recipe.fingerprint() == told.recipe.fingerprint() and told.recipe.on.done[0].command == ("x",)
+
+
+def test_editors_take_one_hook_and_several() -> None:
+    done = Alerts.model_json_schema()["properties"]["done"]["anyOf"]
+    assert {one.get("type", "one") for one in done} == {"one", "array"}

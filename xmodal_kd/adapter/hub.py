@@ -62,7 +62,7 @@ def fetched(name: Path | str, revision: str | None = None) -> Path:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """What of a saved student is pushed, by its name in the repository.
+    """What of a saved student is pushed, by its name in the repository. A model in a folder of its own is another one.
 
     Raises:
         UserError: it lacks a card, weights or a configuration, or holds weights that run code.
@@ -71,10 +71,11 @@ def files(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder} is a run: push its student: {folder / 'student'}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    others = {path.parent for name in (INDEX, CARD) for path in folder.rglob(name)} - {folder}
     found = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not others & {*path.parents} and not _hidden(path.relative_to(folder))
     }
     if outside := next((name for name, path in found.items() if not _inside(path, folder)), None):
         raise UserError(f"{folder / outside} links to a file elsewhere: copy what is to be pushed")
@@ -135,6 +136,10 @@ def _told(what: str) -> Iterator[None]:
         raise RunError(f"{what}: {told}") from None
     except (OSError, getattr(errors, "HTTPError", OSError)) as error:  # of the network
         raise RunError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _inside(path: Path, folder: Path) -> bool:

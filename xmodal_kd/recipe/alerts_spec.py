@@ -6,7 +6,7 @@ import shlex
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..adapter.adapter import Strict
 
@@ -48,6 +48,16 @@ class PlateauHook(Hook):
     """That brought nothing better, before it is told."""
 
 
+def _several(hooks: Any) -> Any:
+    return [hooks] if isinstance(hooks, dict) else hooks
+
+
+Hooks = Annotated[tuple[Hook, ...], BeforeValidator(_several, json_schema_input_type=Hook | tuple[Hook, ...])]
+PlateauHooks = Annotated[
+    tuple[PlateauHook, ...], BeforeValidator(_several, json_schema_input_type=PlateauHook | tuple[PlateauHook, ...])
+]
+
+
 class Alerts(Strict):
     """Who is told that a run is done, failed, met NaN or Inf, or that a role has stopped getting better.
 
@@ -55,16 +65,14 @@ class Alerts(Strict):
     'notify-send done'
     """
 
-    done: tuple[Hook, ...] = ()
-    failed: tuple[Hook, ...] = ()
+    done: Hooks = ()
+    """With the values of all roles, gain and gap closed."""
+    failed: Hooks = ()
     """Also told where the error was NaN."""
-    nan: tuple[Hook, ...] = ()
-    plateau: tuple[PlateauHook, ...] = ()
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _several(cls, hooks: Any) -> Any:
-        return [hooks] if isinstance(hooks, dict) else [] if hooks is None else hooks
+    nan: Hooks = ()
+    """NaN or Inf in a loss, a gradient or the metric on dev."""
+    plateau: PlateauHooks = ()
+    """A role has brought nothing better for so many evaluations."""
 
 
 __all__ = ["Alerts", "Hook", "PlateauHook"]
