@@ -105,13 +105,13 @@ class Browser:
         message: dict[str, Any] = json.loads(first)
         return message
 
-    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Load a file as a screen of `width` CSS pixels shows it, and wait until it is loaded."""
+    def open(self, page: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Load a file, or an address, as a screen of `width` CSS pixels shows it, and wait until it is loaded."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.events.clear()
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         until = time.monotonic() + self.patience
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next(until))

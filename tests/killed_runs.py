@@ -51,7 +51,7 @@ def child(pipe: Any, arguments: list[str], before: Callable[..., None] | None, a
 
 def kill_at(number: int) -> None:
     """SIGKILL in place of the `number`-th write to the disk: half of them inside a checkpoint."""
-    import xmodal_kd.runtime.checkpoint as module
+    import xmodal_kd.runtime.whole_files as module
 
     fsync, calls = os.fsync, 0
 

@@ -1,8 +1,16 @@
-"""A report as a run writes it, of made-up numbers."""
+"""A report and a run folder as a run writes them, of made-up numbers."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from xmodal_kd import report
+from xmodal_kd.adapter import panels
+from xmodal_kd.adapter.panels import Panel
 
 ROLES = {"teacher": 0.1, "control": 0.4, "student": 0.2}
 
@@ -32,3 +40,39 @@ def content(**changes: Any) -> dict[str, Any]:
         "gap_closed": 2 / 3, "reason": None, "gain": {"difference": 0.2, "interval": [0.1, 0.3]}, "data": {},
         "cost": {"control": training, "student": training, "peak_memory_bytes": 2**20}, "export": {},
     } | changes  # fmt: skip
+
+
+def shown() -> tuple[list[Panel], bytes]:
+    """A panel of each kind, and the picture that is in one of them."""
+    rng = np.random.default_rng(0)
+    dot = panels.png(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
+    xyz = rng.normal(size=(500, 3)) * 10
+    labels = rng.integers(0, 3, 500)
+    said = {"labels": labels, "student": np.where(labels == 2, 1, labels)}
+    trace = panels.Trace(0.04, [0.1, 0.9, 0.2], [(1, "one")])
+    tone = np.sin(np.arange(8000) / 20)
+    item = panels.sequence(
+        "u1", "one two", {"teacher": "one two", "student": "one </script>"}, seconds=1.0, sound=panels.wav(tone, 8000),
+        heat=rng.integers(0, 256, (4, 10), dtype=np.uint8), traces={"student": trace},
+    )  # fmt: skip
+    colours = [(9, 9, 9), (0, 99, 200), (200, 0, 0)]
+    return [
+        panels.clouds("Points", xyz, said, classes=["a", "b", "c"], colours=colours, reference="labels"),
+        panels.sequences("Heard", [item]),
+        panels.gallery("Samples", ["teacher", "student"], [("1 step", {"student": (dot, "one")})], replaces=["Twice"]),
+    ], dot  # fmt: skip
+
+
+def run_folder(folder: Path) -> Path:
+    """A finished run with logs, a picture and a panel of each kind."""
+    (folder / "pictures").mkdir(parents=True)
+    found, dot = shown()
+    (folder / "pictures" / "one.png").write_bytes(dot)
+    (folder / "recipe.yaml").write_text("modality: speech # </pre><b>\n")
+    for role in ("control", "student"):
+        (folder / "checkpoints" / role).mkdir(parents=True)
+        lines = [{"step": s, "ctc": 30.0 / s, "lr/student": 0.1} for s in range(1, 21)]
+        (folder / "checkpoints" / role / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    panels.write(folder, found)
+    report.write(folder, content())
+    return folder

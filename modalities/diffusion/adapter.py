@@ -46,7 +46,7 @@ from .models.networks import MODELS, build_like, build_unet
 from .models.process import Process
 from .models.solvers import SOLVERS, most_steps
 from .show.overview import overview
-from .show.panels import show
+from .show.panels import glimpse, show
 
 
 class DiffusionAdapter(Adapter):
@@ -300,6 +300,9 @@ class DiffusionAdapter(Adapter):
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
         return show(self, {role: cast(Denoiser, model) for role, model in models.items()}, folder)
+
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        return glimpse(self, role, cast(Denoiser, model))
 
     # ---------------------------------------------------------------- files
 

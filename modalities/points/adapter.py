@@ -36,7 +36,7 @@ from .export.onnx import export
 from .export.saved_folder import check_classes, load_card, load_model, save_model
 from .models import MODELS
 from .show.overview import overview
-from .show.panels import show
+from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
 from .views.source import PointsSource
 from .views.views import CHANNELS, KINDS, see
@@ -294,6 +294,9 @@ class PointsAdapter(Adapter):
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
         return show(self, models)
+
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        return glimpse(self, role, model)
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
         return about(load_card(folder))

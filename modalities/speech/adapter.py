@@ -38,7 +38,7 @@ from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.pretrained import check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import NoModel, StoredAnswers
-from .show.panels import Shown, show
+from .show.panels import Shown, glimpse, show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
@@ -278,7 +278,13 @@ class SpeechAdapter(Adapter):
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(Shown(self.data("test"), self.tokens, self.config.features.sample_rate, self.recognised), models)
+        return show(self._shown("test"), models)
+
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        return glimpse(self._shown("dev"), role, model)
+
+    def _shown(self, split: str) -> Shown:
+        return Shown(self.data(split), self.tokens, self.config.features.sample_rate, self.recognised)
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
         return about(model, self.config, self.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from xmodal_kd import report as reports
 from xmodal_kd.cli.main import call
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.resolved_recipe import resolved
+from xmodal_kd.runtime import run_status
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors, write_json
 from xmodal_kd.runtime.errors import UserError
 
 COMMANDS = (
     "run", "check", "eval", "report", "export", "list", "transcribe", "sample", "compare", "cache",
-    "new", "distil", "schema", "diff", "doctor",
+    "new", "distil", "schema", "diff", "doctor", "watch", "runs", "push",
 )  # fmt: skip
 
 
@@ -32,7 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "toy.yaml").write_text(RECIPE)
     out = folder / "run"
-    run = ["run", str(folder / "toy.yaml"), "--out", str(out), "--allow-import", "toy", "--quiet", "--json"]
+    tell = ["cp", "/dev/stdin", str(folder / "told.json")]
+    run = ["run", str(folder / "toy.yaml"), "--out", str(out), "--allow-import", "toy", "--quiet", "--json",
+           "--set", f"on.done={json.dumps({'command': tell})}", "--allow-hook", shlex.join(tell)]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xmodal_kd.run.runner.LATENCY", 2.0)  # as shipped
         assert call(run) == 0
@@ -170,6 +174,21 @@ def test_run_folder(trained: Path) -> None:
         "logs",
     } <= names
     assert "on: body" in (trained / "recipe.yaml").read_text().replace("'on'", "on")
+
+
+def test_who_looks_on_is_told_how_it_went(trained: Path) -> None:
+    report, told = read_json(trained / "report.json"), read_json(trained.parent / "told.json")
+    assert told["event"] == "done" and told["run"] == str(trained) and told["gain"] == report["gain"]
+    assert told["values"] == {role: entry["metrics"]["error"] for role, entry in report["roles"].items()}
+    for name in ("recipe.yaml", "report.json", "report.md", "student/README.md"):
+        path = trained / name
+        assert not path.exists() or "told.json" not in path.read_text(), "where a hook leads may be a secret"
+    status, progress = run_status.read_status(trained), run_status.read_progress(trained, "student")
+    assert status is not None and progress is not None and run_status.condition(trained) == ("finished", "")
+    assert [one.role for one in status.plan] == list(report["roles"])
+    assert progress.step == progress.steps == report["cost"]["student"]["steps"]
+    assert [one.value for one in progress.dev] == [one["error"] for one in report["cost"]["student"]["dev"]]
+    assert progress.machine.peak > 1e6 and progress.machine.memory is None
 
 
 def test_eval_again(trained: Path, capfd: Capture) -> None:

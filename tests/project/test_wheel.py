@@ -30,7 +30,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_modalities_and_recipes_under_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "xmodal_kd/modalities/speech/adapter.py" in names and "xmodal_kd/recipes/speech/fsdd.yaml" in names
-    assert {"xmodal_kd/py.typed", "xmodal_kd/report/page.css", "xmodal_kd/report/page.js"} <= set(names)
+    assert {
+        "xmodal_kd/py.typed",
+        "xmodal_kd/report/page.css",
+        "xmodal_kd/report/page.js",
+        "xmodal_kd/watch/watch.js",
+    } <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"xmodal_kd"}
 

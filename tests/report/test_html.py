@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from made_up_report import content
+from made_up_report import content, run_folder
 
 from xmodal_kd import report
 from xmodal_kd.adapter import panels
@@ -26,33 +26,7 @@ from xmodal_kd.runtime.errors import UserError
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder with logs, a picture and a panel of each kind."""
-    folder = tmp_path / "runs" / "tiny"
-    (folder / "pictures").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    dot = panels.png(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
-    (folder / "pictures" / "one.png").write_bytes(dot)
-    (folder / "recipe.yaml").write_text("modality: speech # </pre><b>\n")
-    for role in ("control", "student"):
-        (folder / "checkpoints" / role).mkdir(parents=True)
-        lines = [{"step": s, "ctc": 30.0 / s, "lr/student": 0.1} for s in range(1, 21)]
-        (folder / "checkpoints" / role / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
-    xyz = rng.normal(size=(500, 3)) * 10
-    labels = rng.integers(0, 3, 500)
-    said = {"labels": labels, "student": np.where(labels == 2, 1, labels)}
-    trace = panels.Trace(0.04, [0.1, 0.9, 0.2], [(1, "one")])
-    tone = np.sin(np.arange(8000) / 20)
-    item = panels.sequence(
-        "u1", "one two", {"teacher": "one two", "student": "one </script>"}, seconds=1.0, sound=panels.wav(tone, 8000),
-        heat=rng.integers(0, 256, (4, 10), dtype=np.uint8), traces={"student": trace},
-    )  # fmt: skip
-    panels.write(folder, [
-        panels.clouds("Points", xyz, said, classes=["a", "b", "c"], colours=[(9, 9, 9), (0, 99, 200), (200, 0, 0)],
-                      reference="labels"),
-        panels.sequences("Heard", [item]),
-        panels.gallery("Samples", ["teacher", "student"], [("1 step", {"student": (dot, "one")})], replaces=["Twice"]),
-    ])  # fmt: skip
-    report.write(folder, content())
-    return folder
+    return run_folder(tmp_path / "runs" / "tiny")
 
 
 def test_the_page_holds_what_the_run_folder_holds(run: Path) -> None:

@@ -214,6 +214,13 @@ class Adapter(Protocol):
         """What to look at or listen to on the page of the run in `folder`: a few samples, and nothing is measured."""
         return ()
 
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        """What `role` makes of a few dev samples, the same at every evaluation while it learns, for who watches it.
+
+        It must take a small part of the time that an evaluation takes, and draw nothing that training draws from.
+        """
+        return ()
+
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         """Write a folder that `load` reads: safetensors and JSON."""
         ...

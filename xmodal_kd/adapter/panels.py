@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from ..runtime.bounded_files import inside
-from ..runtime.checkpoint import read_json, write_json
 from ..runtime.errors import UserError
+from ..runtime.whole_files import read_json, write_json
 from .panel_schema import checked
 
 FILE = "panels.json"

@@ -16,7 +16,9 @@ from ..runtime.errors import RunError, UserError, with_page
 from ..runtime.progress import console
 from .commands import COMMANDS, modality_commands, starting
 from .drafts import distil, new
+from .hub import COMMANDS as HUB
 from .shown import show_findings, show_report
+from .watching import COMMANDS as WATCHING
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -41,6 +43,11 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Imports = Annotated[
     list[str] | None,
     typer.Option("--allow-import", metavar="PACKAGE", help="Let the recipe name classes of this package."),
+]
+
+Hooks = Annotated[
+    list[str] | None,
+    typer.Option("--allow-hook", metavar="NAME", help="Let the recipe's 'on' tell this host, or start this command."),
 ]
 
 
@@ -75,6 +82,7 @@ def run(
         bool, typer.Option("--hash-data", help="Know samples by content, not by size and time (small data always are).")
     ] = False,
     allow_import: Imports = None,
+    allow_hook: Hooks = None,
     json_: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -83,10 +91,12 @@ def run(
     Example: xmodal-kd run speech/fsdd --set data.path=recordings --set train.steps=500 --out runs/mine
     """
     from ..recipe.recipe import load
+    from ..run.alerts import allowed_hooks
     from ..run.options import Options
     from ..run.runner import Run
 
     _allow(allow_import)
+    allowed_hooks.update(allow_hook or ())
     if only not in (None, "teacher"):
         raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
     loaded = load(recipe, set_ or ())
@@ -284,7 +294,9 @@ def _allow(packages: list[str] | None) -> None:
 
 
 _VERBS: list[tuple[str, Callable[..., None]]] = [("new", new), ("distil", distil)]
-for _verb, _function in (*_VERBS, *COMMANDS.items(), *modality_commands()):
+for _verb, _function in (
+    *_VERBS, *COMMANDS.items(), *WATCHING.items(), *HUB.items(), *modality_commands(),
+):  # fmt: skip
     app.command(_verb)(_function)
 
 

@@ -94,6 +94,7 @@ class Pool:
     def sets(self, cell: Cell) -> list[str]:
         shared = shared_cache(cell)
         more = [] if shared is None else [f"cache.path={(self.settings.out / 'cache' / shared).absolute()}"]
+        more.append("on={}")  # a comparison is watched as a whole
         if cell.teacher is None:
             return [*cell.sets, *more]
         path = (self.folder(cell.teacher) / "teacher").absolute()

@@ -22,6 +22,7 @@ from ..adapter.adapter import Strict
 from ..runtime.bounded_files import read_text
 from ..runtime.discovery import shipped
 from ..runtime.errors import UserError, nearest
+from .alerts_spec import Alerts
 from .balance_spec import Balance
 from .cache_spec import CacheSpec
 from .schedules import Schedule
@@ -228,6 +229,8 @@ class Recipe(Strict):
     out: Path | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
     """Any tracker that Accelerate knows, by its name."""
+    on: Alerts = Alerts()
+    """Who is told that it is done, failed, met NaN or gets no better: webhooks and commands, by event."""
 
     @field_validator("method", "scheme", "balance", mode="before")
     @classmethod
@@ -265,7 +268,7 @@ class Recipe(Strict):
 
     def fingerprint(self) -> str:
         """Of all that decides the result; where it is written, by whom it is tracked and read ahead, does not."""
-        content = self.model_dump(mode="json", exclude={"out": True, "trackers": True, "cache": {"path"}})
+        content = self.model_dump(mode="json", exclude={"out": True, "trackers": True, "on": True, "cache": {"path"}})
         for train in (content["train"], *((one or {}).get("train") for one in self._teachers(content))):
             (train or {}).pop("workers", None)
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

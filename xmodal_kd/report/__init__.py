@@ -1,7 +1,8 @@
 """What a run says at its end: ``report.json`` for programs, ``report.md`` and ``report.html`` for people.
 
 Also the cards of saved models and the statistics behind intervals. May import ``recipe`` and what it may. Public are
-the keys of ``report.json``, not the functions.
+the keys of ``report.json``, not the functions. What draws a page imports no torch; what makes a report (``content``)
+does.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runtime.checkpoint import write_bytes, write_json
-from .content import begun, content
+from ..runtime.whole_files import write_bytes, write_json
 from .html import html
 from .index import find_runs, write_index
 from .markdown import markdown
@@ -21,8 +21,6 @@ from .summary import show_runs
 PAGE = "README.md#what-is-in-the-box"
 
 __all__ = [
-    "begun",
-    "content",
     "find_runs",
     "html",
     "load",

@@ -64,7 +64,7 @@ def begun(loaded: Loaded, state: Mapping[str, Any], metric: tuple[str, bool]) ->
     recipe, (name, lower), roles = loaded.recipe, metric, _ordered(state)
     return {
         "recipe": str(loaded.source),
-        "overrides": dict(loaded.overrides),
+        "overrides": {key: value for key, value in loaded.overrides.items() if key.partition(".")[0] != "on"},
         "modality": recipe.modality,
         "method": recipe.method.name,
         "scheme": None if recipe.scheme is None else recipe.scheme.model_dump(mode="json"),

@@ -11,8 +11,9 @@ from ..adapter.panels import Panel
 from .align import columns
 from .plots import colour
 
-#: Units of a trace: width of a page, heights of the heat above and of each role's lane, room for names at the left.
-WIDE, HEAT, LANE, NAMES = 760, 96, 46, 78
+#: Units of a trace: width of a page, heights of the heat above and of each role's lane, and of the names at the left
+#: the least room and that of a letter.
+WIDE, HEAT, LANE, NAMES, LETTER = 760, 96, 46, 78, 7.2
 #: Words of a text that are aligned: that takes the product of two lengths.
 WORDS = 400
 
@@ -67,43 +68,44 @@ def _traces(item: Mapping[str, Any]) -> str:
     traces, seconds = item["traces"], item["seconds"]
     if not traces or not seconds:
         return ""
-    unit = (WIDE - NAMES) / seconds
+    left = max(NAMES, round(12 + LETTER * min(24, max(map(len, traces)))))
+    unit = (WIDE - left) / seconds
     top = HEAT + 4 if item["heat"] else 4
     tall = top + LANE * len(traces) + 18
     parts = []
     if item["heat"]:
-        parts.append(f'<image href="{escape(item["heat"])}" x="{NAMES}" y="0" width="{WIDE - NAMES}" height="{HEAT}" '
+        parts.append(f'<image href="{escape(item["heat"])}" x="{left}" y="0" width="{WIDE - left}" height="{HEAT}" '
                      'preserveAspectRatio="none"/>')  # fmt: skip
     for i, (role, trace) in enumerate(traces.items()):
-        parts.append(_lane(role, trace, top + i * LANE, unit))
+        parts.append(_lane(role, trace, top + i * LANE, unit, left))
     parts += [
-        f'<text class="tick" x="{NAMES + s * unit:.1f}" y="{tall - 4}" text-anchor="middle">{s} s</text>'
+        f'<text class="tick" x="{left + s * unit:.1f}" y="{tall - 4}" text-anchor="middle">{s} s</text>'
         for s in range(0, int(seconds) + 1, max(1, round(seconds / 8)))
     ]
-    parts.append(f'<path class="cursor" d="M{NAMES} 0V{tall - 16}" visibility="hidden"/>')
+    parts.append(f'<path class="cursor" d="M{left} 0V{tall - 16}" visibility="hidden"/>')
     names = ", ".join(traces)
     return (
-        f'<div class="scroll"><svg class="traces" viewBox="0 0 {WIDE} {tall}" data-start="{NAMES}" '
+        f'<div class="scroll"><svg class="traces" viewBox="0 0 {WIDE} {tall}" data-start="{left}" '
         f'data-unit="{unit:.3f}" role="img" aria-label="{escape(names)} over time">{"".join(parts)}</svg></div>'
     )
 
 
-def _lane(role: str, trace: Mapping[str, Any], top: float, unit: float) -> str:
+def _lane(role: str, trace: Mapping[str, Any], top: float, unit: float, left: int) -> str:
     base, room = top + LANE - 2, LANE - 16
     step, style = trace["frame"] * unit, colour(role)
-    places = [(NAMES + (k + 0.5) * step, base - room * h) for k, h in enumerate(trace["height"])]
+    places = [(left + (k + 0.5) * step, base - room * h) for k, h in enumerate(trace["height"])]
     path = "".join(f"L{x:.1f} {y:.1f}" for x, y in places)
-    last = places[-1][0] if places else NAMES
-    shape = f'<path class="area {style}" d="M{NAMES} {base}{path}L{last:.1f} {base}Z"/>'
-    marks, free = "", NAMES
+    last = places[-1][0] if places else left
+    shape = f'<path class="area {style}" d="M{left} {base}{path}L{last:.1f} {base}Z"/>'
+    marks, free = "", left
     for k, text in trace["marks"]:
         half = 3.2 * len(text)  # about half of what the text takes: marks close to each other stand side by side
         x = max(places[k][0], free + half)
         free = x + half + 4
         place = f'x="{x:.1f}" y="{base - room - 3:.1f}" text-anchor="middle"'
         marks += f'<text class="mark {style}" {place}>{escape(text)}</text>'
-    name = f'<text class="row {style}" x="{NAMES - 8}" y="{base - 6}" text-anchor="end">{escape(role)}</text>'
-    return f'<path class="grid" d="M{NAMES} {base}H{WIDE}"/>{shape}{marks}{name}'
+    name = f'<text class="row {style}" x="{left - 8}" y="{base - 6}" text-anchor="end">{escape(role)}</text>'
+    return f'<path class="grid" d="M{left} {base}H{WIDE}"/>{shape}{marks}{name}'
 
 
 def _clouds(content: Mapping[str, Any]) -> str:
@@ -130,7 +132,8 @@ def _clouds(content: Mapping[str, Any]) -> str:
     return (
         '<div class="clouds"><div class="bar"><span class="group"><button data-mode="classes" aria-pressed="true">'
         f'Classes</button>{errors}</span><span class="group"><button data-view="sensor">Behind</button>'
-        '<button data-view="side">Side</button><button data-view="above">Above</button></span>'
+        '<button data-view="side">Side</button><button data-view="above">Above</button>'
+        '<button data-turn aria-pressed="false">Turning</button></span>'
         '<span class="hint">Drag to turn, wheel or pinch to come closer; all turn together.</span></div>'
         f'<div class="views{even}">{figures}</div><div class="legend classes">{key}</div>'
         '<div class="legend errors" hidden><span class="key"><i class="bad"></i>wrong</span><span class="key">'
@@ -148,7 +151,7 @@ def _share(view: Mapping[str, Any], reference: str | None) -> str:
 
 def _gallery(content: Mapping[str, Any]) -> str:
     names = content["columns"]
-    head = "<th></th>" + "".join(f'<th class="{colour(name.partition(",")[0])}">{escape(name)}</th>' for name in names)
+    head = "<th></th>" + "".join(f'<th class="{colour(name)}">{escape(name)}</th>' for name in names)
     rows = "".join(
         f"<tr><th>{escape(row['name'])}</th>{''.join(_cell(row['cells'].get(name)) for name in names)}</tr>"
         for row in content["rows"]

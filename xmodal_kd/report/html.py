@@ -12,10 +12,10 @@ from typing import Any
 
 from ..adapter import panels
 from ..runtime.bounded_files import inside, read_bytes
-from ..runtime.run_log import read as read_log
 from .draw import aligned, draw
+from .learning import dev_of, folded, learning, log_of
 from .markdown import markdown
-from .plots import ROLES, Line, interval_plot, line_plot, series
+from .plots import ROLES, Line, interval_plot, line_plot
 from .prose import sections
 from .received import picture
 
@@ -23,7 +23,7 @@ from .received import picture
 #: that are ours, by their hashes, and none that a run's files bring.
 POLICY = (
     "default-src 'none'; style-src {style}; script-src {script}; img-src data:; media-src data:; base-uri 'none'; "
-    "form-action 'none'"
+    "form-action 'none'; connect-src {connect}"
 )
 #: Utterances of the table of errors.
 EXAMPLES = 8
@@ -46,10 +46,15 @@ def html(content: Mapping[str, Any], folder: Path) -> str:
     return page(f"{name} · {content['modality']}", f"<header class='top'>{head}</header><nav>{links}</nav>{body}")
 
 
-def page(title: str, body: str) -> str:
-    """A whole document."""
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = POLICY.format(style=_hash(style), script=_hash(script))
+def page(title: str, body: str, script: str = "", connect: str = "'none'") -> str:
+    """A whole document.
+
+    Args:
+        script: what runs behind the page's own.
+        connect: what that may ask, as a content security policy names it.
+    """
+    style, script = _asset("page.css"), _asset("page.js") + script
+    policy = POLICY.format(style=_hash(style), script=_hash(script), connect=connect)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -80,11 +85,11 @@ def _asset(name: str) -> str:
 def _sections(content: Mapping[str, Any], folder: Path, said: Mapping[str, list[str]]) -> Iterator[Section]:
     """Key, title and HTML of each part; of a part that has nothing to show, no HTML."""
     shown = panels.read(folder)
-    yield "result", "Result", _result(content) + "".join(said.get("Result", ()))
+    yield "result", "Result", result(content) + "".join(said.get("Result", ()))
     for i, panel in enumerate(shown):
         yield f"panel-{i}", panel.title, draw(panel)
     yield "errors", "Where the student errs most", _errors(content["roles"])
-    yield "budgets", "At every budget", _budgets(content) + _folded("All numbers", said.get("At every budget", ()))
+    yield "budgets", "At every budget", _budgets(content) + folded("All numbers", said.get("At every budget", ()))
     yield "learning", "Learning", _learning(content, folder)
     yield "cost", "Cost", "".join(said.get("Cost", ()))
     hidden = {caption for panel in shown for caption in panel.replaces}
@@ -92,11 +97,11 @@ def _sections(content: Mapping[str, Any], folder: Path, said: Mapping[str, list[
     told = (("judge", "What measured it"), ("export", "Export"), ("left-out", "Left out"))
     for key, title in (*told, ("changes", "Changed on the way")):
         yield key, title, "".join(said.get(title, ()))
-    yield "recipe", "Recipe", "".join(said[""][1:]) + _recipe(folder)
+    yield "recipe", "Recipe", "".join(said[""][1:]) + recipe(folder)
     yield "versions", "Versions", "".join(said.get("Versions", ()))
 
 
-def _result(content: Mapping[str, Any]) -> str:
+def result(content: Mapping[str, Any]) -> str:
     """The main metric of every role with its interval, and what the student is beside its teacher."""
     plot = role_plot(content)
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in _tiles(content))
@@ -177,35 +182,11 @@ def _budget(budget: str, curve: Sequence[Mapping[str, Any]], name: str, level: f
 
 
 def _learning(content: Mapping[str, Any], folder: Path) -> str:
-    """The metric on dev, then a plot for each term of the objective; what the optimizer did is folded away."""
+    """Of every role that was trained."""
     name = content["metric"]["name"]
-    logs = {role: _log(folder, role) for role in ROLES}
-    dev = [
-        Line(role, role, [(e["step"], e[name]) for e in cost["dev"] if e.get(name) is not None], dots=True)
-        for role, cost in content["cost"].items() if isinstance(cost, Mapping) and cost.get("dev")
-    ]  # fmt: skip
-    keys = dict.fromkeys(key for entries in logs.values() for entry in entries for key in entry if key != "step")
-    terms = [key for key in keys if "/" not in key]
-    plots = [line_plot(dev, x="step", y=f"{name} on dev"), *(_logged(logs, key) for key in terms)]
-    others = [_logged(logs, key) for key in keys if "/" in key]
-    return _grid(plots) + _folded("Gradient norms and learning rates", [_grid(others)] if any(others) else [])
-
-
-def _log(folder: Path, role: str) -> list[dict[str, Any]]:
-    path = inside(folder, f"checkpoints/{role}/log.jsonl")
-    return [] if path is None else read_log(path)
-
-
-def _logged(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> str:
-    lines = []
-    for role, entries in logs.items():
-        raw, smooth = series(entries, key)
-        lines += [Line(role, role, raw, raw=True), Line(role, role, smooth)]
-    return line_plot(lines, x="step", y=key)
-
-
-def _grid(plots: Sequence[str]) -> str:
-    return f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
+    trained = {role: cost for role, cost in content["cost"].items() if isinstance(cost, Mapping) and cost.get("dev")}
+    dev = {role: dev_of(cost, name) for role, cost in trained.items()}
+    return learning(name, dev, {role: log_of(folder, role) for role in ROLES})
 
 
 def _pictures(pictures: Mapping[str, str], folder: Path) -> str:
@@ -219,14 +200,11 @@ def _pictures(pictures: Mapping[str, str], folder: Path) -> str:
     )  # fmt: skip
 
 
-def _recipe(folder: Path) -> str:
+def recipe(folder: Path) -> str:
+    """The resolved recipe of a run, folded away."""
     path = inside(folder, "recipe.yaml")
     text = "" if path is None else read_bytes(path, MOST_RECIPE).decode("utf-8", errors="replace")
-    return _folded("The resolved recipe", [f"<pre>{escape(text)}</pre>"]) if text else ""
+    return folded("The resolved recipe", [f"<pre>{escape(text)}</pre>"]) if text else ""
 
 
-def _folded(title: str, blocks: Sequence[str]) -> str:
-    return f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>" if blocks else ""
-
-
-__all__ = ["html", "page", "role_plot", "short"]
+__all__ = ["html", "page", "recipe", "result", "role_plot", "short"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -11,11 +12,14 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from ..runtime.checkpoint import read_json, write_bytes
 from ..runtime.errors import UserError
+from ..runtime.whole_files import read_json, write_bytes
 from .html import html, page, role_plot, short
+from .learning import grid
+from .pareto import Dot, front_plot
 from .plots import ROLES, interval_plot, number
 from .received import shown
+from .runs import of_report
 
 NAME = "index.html"
 Run = tuple[Path, dict[str, Any]]
@@ -86,7 +90,18 @@ def index(runs: Sequence[Run], folder: Path, broken: Broken = MappingProxyType({
     parts = [_group(kind, list(found), folder) for kind, found in groupby(ordered, key=_kind)]
     parts += [_unshown(broken, folder)] if broken else []
     head = f'<header class="top"><p class="eyebrow">runs</p><h1>{escape(folder.resolve().name)}</h1><p>{len(runs)} '
-    return page(f"{folder.resolve().name}: runs", f"{head}finished runs.</p></header><nav></nav>{''.join(parts)}")
+    return page(f"{folder.resolve().name}: runs", f"{head}finished runs.</p></header>{_filter(runs)}{''.join(parts)}")
+
+
+def _filter(runs: Sequence[Run]) -> str:
+    """A line in which a reader says which runs are meant, as ``xmodal-kd runs --where`` takes it."""
+    if len(runs) < 2:
+        return ""
+    name = str(runs[0][1]["metric"]["name"])
+    return (
+        f'<div class="filter"><input type="search" id="filter" aria-label="which runs" spellcheck="false" '
+        f'placeholder="{escape(name)}&lt;0.1 and seed=1, or a part of a name"><output for="filter"></output></div>'
+    )
 
 
 def _unshown(broken: Broken, folder: Path) -> str:
@@ -114,14 +129,42 @@ def _group(kind: tuple[str, str, bool], runs: Sequence[Run], folder: Path) -> st
     head = ["run", "recipe", "method", "seed", *(f"{role}" for role in roles), "gain over control", "gap closed",
             "parameters", "ms a sample", "minutes"]  # fmt: skip
     cells = "".join(f'<th class="sortable{" figure" if i > 2 else ""}">{escape(h)}</th>' for i, h in enumerate(head))
-    rows = "".join(f"<tr>{''.join(_row(place, content, name, roles, folder))}</tr>" for place, content in runs)
+    rows = "".join(
+        f'<tr data-run="{escape(json.dumps(_facts(place, content, folder)))}">'
+        f"{''.join(_row(place, content, name, roles, folder))}</tr>"
+        for place, content in runs
+    )
     marks = [mark for run in runs for mark in _marks(run, name, folder)]
     plot = interval_plot(marks, x=f"student of each run: {name} on test") if len(runs) > 1 else role_plot(runs[0][1])
     return (
         f"<section><h2>{escape(modality)}</h2><p class='note'>{escape(name)} on test, {'less' if lower else 'more'} is "
         "better. A click on a heading sorts.</p><div class='scroll'><table>"
-        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div><div class='wide'>{plot}</div></section>"
+        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<div class='fronts'>{_fronts(runs, name, lower, folder)}</div><div class='wide'>{plot}</div></section>"
     )
+
+
+def _fronts(runs: Sequence[Run], name: str, lower: bool, folder: Path) -> str:
+    """The metric of every run against the size and the latency of its models."""
+    axes: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+        "parameters": lambda e: e["parameters"],
+        "ms a sample": lambda e: e.get("latency", {}).get("median_ms"),
+    }
+    plots = []
+    for x, cost in axes.items():
+        dots = [
+            Dot(place.relative_to(folder).as_posix(), role, float(cost(entry)), float(entry["metrics"][name]))
+            for place, content in runs for role, entry in content["roles"].items()
+            if role in ("teacher", "control", "student") and cost(entry)
+        ]  # fmt: skip
+        plots.append(front_plot(dots, x=x, y=f"{name} on test", lower=lower))
+    return grid(plots)
+
+
+def _facts(place: Path, content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a filter finds a run by."""
+    found = {"run": place.relative_to(folder).as_posix(), **of_report(content)}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _row(place: Path, content: Mapping[str, Any], name: str, roles: Sequence[str], folder: Path) -> Iterator[str]:

@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from ..adapter import hub
 from ..adapter.adapter import is_teacher
 from ..adapter.saved_model import CARD, About
 from ..recipe.yaml_reader import read_yaml
 from ..runtime.bounded_files import read_bytes
-from ..runtime.checkpoint import read_object, write_bytes, write_json
 from ..runtime.errors import UserError
+from ..runtime.whole_files import read_object, write_bytes, write_json
 from .html import short
 from .markdown import exported, gap, result_row, table
 
@@ -41,7 +42,7 @@ def write(
     every = list(dict.fromkeys([*own, *inherited]))
     files = exported(content.get("export", {}), content["metric"]["name"]) if role == "student" else ""
     parts = [
-        _front(about, content, every),
+        _front(about, content, every, role, data),
         f"# {about.title}",
         about.what,
         f"## How to use it\n\n{about.use}" if about.use else "",
@@ -55,6 +56,7 @@ def write(
     if (folder / CARD).is_file():
         facts = {"metrics": reached(content, role), "license": every, "recipe": short(str(content["recipe"]))}
         write_json(folder / CARD, read_object(folder / CARD) | facts)
+        hub.write_config(folder)
 
 
 def reached(content: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -106,9 +108,15 @@ def front(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _front(about: About, content: Mapping[str, Any], every: Sequence[str]) -> str:
+def _front(about: About, content: Mapping[str, Any], every: Sequence[str], role: str, data: Mapping[str, Any]) -> str:
+    name = content["metric"]["name"]
     tags = ["knowledge-distillation", "xmodal-kd", *about.front.get("tags", ())]
-    found: dict[str, Any] = {**about.front, "tags": tags, "metrics": [content["metric"]["name"]]}
+    found: dict[str, Any] = {"library_name": "xmodal-kd", **about.front, "tags": tags, "metrics": [name]}
+    found["model-index"] = [{"name": about.title, "results": [{
+        "task": {"type": about.front.get("pipeline_tag", "other")},
+        "dataset": {"name": _sources(data), "type": _sources(data), "split": "test"},
+        "metrics": [{"type": name, "name": f"{name} on test", "value": content["roles"][role]["metrics"][name]}],
+    }]}]  # fmt: skip
     if every:
         found["license"] = every[0] if len(every) == 1 else list(every)
     return f"---\n{yaml.safe_dump(found, sort_keys=False)}---"
@@ -125,18 +133,22 @@ def _reached(content: Mapping[str, Any], role: str) -> str:
 
 
 def _made(content: Mapping[str, Any], role: str, data: Mapping[str, Any]) -> str:
-    sources = data.get("sources", "of its modality")
     lines = [
         f"- **recipe**: `{short(str(content['recipe']))}`"
         + "".join(f", `{key}={'null' if value is None else value}`" for key, value in content["overrides"].items()),
         f"- **method**: {content['method'] if role == 'student' else 'its own labels, without a teacher'}",
-        f"- **data**: {', '.join(sources) if isinstance(sources, list | tuple) else sources}",
+        f"- **data**: {_sources(data)}",
         f"- **seed**: {content['seed']}",
     ]
     sizes = [f"{entry['parameters']:,} parameters" for name, entry in content["roles"].items() if is_teacher(name)]
     if sizes and not is_teacher(role):
         lines.insert(2, f"- **teacher**: {', '.join(sizes)}")
     return "\n".join(lines)
+
+
+def _sources(data: Mapping[str, Any]) -> str:
+    sources = data.get("sources", "of its modality")
+    return ", ".join(sources) if isinstance(sources, list | tuple) else str(sources)
 
 
 def _licences(own: Sequence[str], inherited: Sequence[str], role: str) -> str:

@@ -10,7 +10,7 @@ document.getElementById("theme").addEventListener("click", () => {
 
 // ------------------------------------------------------------------ plots: the values nearest to the pointer
 
-for (const svg of document.querySelectorAll("svg[data-plot]")) {
+function readings(svg) {
   const plot = JSON.parse(svg.dataset.plot);
   const hair = document.createElementNS("http://www.w3.org/2000/svg", "path");
   hair.setAttribute("class", "crosshair");
@@ -44,7 +44,7 @@ for (const svg of document.querySelectorAll("svg[data-plot]")) {
 
 // ------------------------------------------------------------------ sound: one at a time, a cursor over its traces
 
-for (const audio of document.querySelectorAll("audio")) {
+function sounding(audio) {
   const svg = audio.closest("article").querySelector("svg.traces");
   const cursor = svg && svg.querySelector(".cursor");
   const move = () => {
@@ -68,11 +68,11 @@ for (const audio of document.querySelectorAll("audio")) {
 
 // ------------------------------------------------------------------ pictures and tables
 
-for (const image of document.querySelectorAll(".picture img")) {
+function enlarging(image) {
   image.addEventListener("click", () => image.parentNode.classList.toggle("full"));
 }
 
-for (const head of document.querySelectorAll("th.sortable")) {
+function sorting(head) {
   head.addEventListener("click", () => {
     const table = head.closest("table"), body = table.tBodies[0], i = head.cellIndex;
     const up = head.getAttribute("aria-sort") !== "ascending";
@@ -103,6 +103,9 @@ const VIEWS = {
   above: { yaw: 0, pitch: Math.PI / 2, reach: 34 },
 };
 
+// What a reader made of the clouds of a part, kept where a part is written anew.
+const kept = new Map();
+
 function clouds(root) {
   const data = JSON.parse(root.querySelector("script").textContent);
   const raw = new Int16Array(bytes(data.xyz).buffer), count = raw.length / 3;
@@ -110,8 +113,9 @@ function clouds(root) {
   const views = data.views.map((view) => ({ name: view.name, labels: bytes(view.labels) }));
   const reference = views.find((view) => view.name === data.reference);
   const canvases = [...root.querySelectorAll("canvas")], inks = data.colours.map(rgb);
-  const camera = { ...VIEWS.sensor };
-  let mode = "classes", asked = false;
+  const part = root.closest("section, .part")?.id, before = kept.get(part);
+  const camera = before?.camera ?? { ...VIEWS.sensor };
+  let mode = before?.mode ?? "classes", turning = before?.turning ?? false, asked = false;
 
   function style(name) {
     const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -153,7 +157,7 @@ function clouds(root) {
   }
 
   function ask() {
-    if (asked) return;
+    if (asked || !root.isConnected) return;
     asked = true;
     requestAnimationFrame(() => { asked = false; canvases.forEach((canvas, i) => draw(canvas, views[i])); });
   }
@@ -162,6 +166,20 @@ function clouds(root) {
     camera.yaw += dx;
     camera.pitch = Math.min(Math.PI / 2, Math.max(-0.2, camera.pitch + dy));
     ask();
+  }
+
+  function on() {
+    if (!turning || !root.isConnected) return;
+    if (!document.hidden) turn(0.006, 0);
+    requestAnimationFrame(on);
+  }
+
+  function show() {
+    for (const other of root.querySelectorAll("[data-mode]")) other.setAttribute("aria-pressed", other.dataset.mode === mode);
+    root.querySelector("[data-turn]").setAttribute("aria-pressed", turning);
+    root.querySelector(".legend.classes").hidden = mode === "errors";
+    root.querySelector(".legend.errors").hidden = mode !== "errors";
+    kept.set(part, { camera, mode, turning });
   }
 
   function approach(factor) {
@@ -201,17 +219,83 @@ function clouds(root) {
   }
   for (const button of root.querySelectorAll("button")) button.addEventListener("click", () => {
     if (button.dataset.view) Object.assign(camera, VIEWS[button.dataset.view]);
-    if (button.dataset.mode) {
-      mode = button.dataset.mode;
-      for (const other of root.querySelectorAll("[data-mode]")) other.setAttribute("aria-pressed", other === button);
-      root.querySelector(".legend.classes").hidden = mode === "errors";
-      root.querySelector(".legend.errors").hidden = mode !== "errors";
-    }
+    if (button.dataset.mode) mode = button.dataset.mode;
+    if ("turn" in button.dataset) { turning = !turning; on(); }
+    show();
     ask();
   });
   document.addEventListener("theme", ask);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ask);
+  show();
   ask();
+  on();
 }
 
-document.querySelectorAll(".clouds").forEach(clouds);
+// ------------------------------------------------------------------ many runs: which are meant, and their front
+
+const COMPARED = {
+  "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b,
+  "=": (a, b) => a === b, "==": (a, b) => a === b, "!=": (a, b) => a !== b,
+};
+
+// Whether a run is meant: comparisons joined by "and" and "or", and parts of names.
+function meaning(text, runs) {
+  const test = (said) => {
+    const found = said.match(/^([^\s<>=!]+)\s*(<=|>=|!=|==|=|<|>)\s*(.+)$/);
+    if (!found) return (run) => JSON.stringify(Object.values(run)).toLowerCase().includes(said.toLowerCase());
+    const [, key, op, word] = found, value = word.replace(/^(["'])(.*)\1$/, "$2"), number = Number(value);
+    if (!runs.some((run) => key in run)) {
+      throw new Error(`unknown key ${key}; known: ${[...new Set(runs.flatMap(Object.keys))].sort().join(", ")}`);
+    }
+    return (run) => key in run && COMPARED[op](run[key], typeof run[key] === "number" ? number : value);
+  };
+  const any = text.split(/\s+or\s+/i).map((one) => one.split(/\s+and\s+/i).map((said) => said.trim()).filter(Boolean).map(test));
+  return (run) => any.some((every) => every.every((one) => one(run)));
+}
+
+function drawFront(svg) {
+  const lower = svg.dataset.lower === "true";
+  const at = (dot) => [dot.cx.baseVal.value, dot.cy.baseVal.value];
+  const dots = [...svg.querySelectorAll('circle[data-role="student"]')].filter((dot) => !dot.classList.contains("out")).map(at);
+  dots.sort((a, b) => a[0] - b[0] || (lower ? b[1] - a[1] : a[1] - b[1]));
+  let path = "", last = null;
+  for (const [x, y] of dots) {
+    if (last !== null && (lower ? y <= last : y >= last)) continue;
+    path += path ? `H${x}V${y}` : `M${x} ${y}`;
+    last = y;
+  }
+  svg.querySelector(".edge").setAttribute("d", path && `${path}H${svg.viewBox.baseVal.width - 14}`);
+}
+
+function filtering(input) {
+  const rows = [...document.querySelectorAll("tr[data-run]")].map((row) => [row, JSON.parse(row.dataset.run)]);
+  const told = input.parentNode.querySelector("output");
+  input.addEventListener("input", () => {
+    const text = input.value.trim();
+    let meant;
+    try {
+      meant = meaning(text, rows.map(([, run]) => run));
+    } catch (error) {
+      told.textContent = error.message;
+      return;
+    }
+    const out = new Set();
+    for (const [row, run] of rows) {
+      row.hidden = text !== "" && !meant(run);
+      if (row.hidden) out.add(run.run);
+    }
+    for (const dot of document.querySelectorAll("circle[data-run]")) dot.classList.toggle("out", out.has(dot.dataset.run));
+    document.querySelectorAll("svg.front").forEach(drawFront);
+    told.textContent = text && `${rows.length - out.size} of ${rows.length} runs`;
+  });
+}
+
+// ------------------------------------------------------------------ all of it
+
+function enliven(root) {
+  const each = { "svg[data-plot]": readings, audio: sounding, ".picture img": enlarging, "th.sortable": sorting,
+    ".clouds": clouds, "#filter": filtering };
+  for (const [what, how] of Object.entries(each)) root.querySelectorAll(what).forEach(how);
+}
+
+enliven(document);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -20,7 +20,10 @@ ROLES = ("teacher", "control", "self_training", "student")
 
 @dataclass(frozen=True)
 class Line:
-    """Points in order of x. `role` decides the colour; `raw` lines are pale, without a legend or a reading."""
+    """Points in order of x. `role` decides the colour; `raw` lines are pale, without a legend or a reading.
+
+    The point whose x is `best` has a ring around it.
+    """
 
     name: str
     role: str
@@ -28,6 +31,7 @@ class Line:
     dash: int = 0
     raw: bool = False
     dots: bool = False
+    best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Axis:
 
 
 def colour(role: str) -> str:
-    """The class of a role's marks."""
+    """The class of a role's marks; a name may say more behind its role: ``student, ddim``, ``control 200``."""
+    role = role.partition(",")[0].partition(" ")[0]
     return f"of-{role}" if role in ROLES else "of-other"
 
 
@@ -63,7 +68,7 @@ def line_plot(
         floor: a level drawn across.
         log_y: None: where values differ by more than a factor of 40.
     """
-    lines = [Line(one.name, one.role, _finite(one.points), one.dash, one.raw, one.dots) for one in lines]
+    lines = [replace(one, points=_finite(one.points)) for one in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
@@ -201,7 +206,11 @@ def _path(line: Line, across: Axis, up: Axis) -> str:
     style = f'class="line {colour(line.role)}{" raw" if line.raw else ""}"'
     dashes = f' stroke-dasharray="{DASHES[line.dash % len(DASHES)]}"' if line.dash else ""
     dots = "".join(f'<circle class="dot {colour(line.role)}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in places)
-    return f'<path {style} d="{d}"{dashes}/>' + (dots if line.dots or len(places) == 1 else "")
+    ring = "".join(
+        f'<circle class="best {colour(line.role)}" cx="{across.at(a):.1f}" cy="{up.at(b):.1f}" r="7"/>'
+        for a, b in line.points if a == line.best
+    )  # fmt: skip
+    return f'<path {style} d="{d}"{dashes}/>' + (dots if line.dots or len(places) == 1 else "") + ring
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..adapter.panel_schema import check_png
 from ..runtime.bounded_files import inside, read_bytes
-from ..runtime.checkpoint import read_json
 from ..runtime.errors import UserError
+from ..runtime.whole_files import read_json
 
 #: Bytes of a picture that a page takes in.
 MOST_PICTURE = 1 << 25

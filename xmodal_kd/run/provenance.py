@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..adapter.hub import CONFIG
 from ..adapter.saved_model import CARD
 from ..runtime.checkpoint import read_json, write_json
 from ..runtime.errors import UserError
@@ -45,6 +46,8 @@ def model_files(folder: Path) -> dict[str, str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(place) / name
+            if name == CONFIG and CARD in files:  # which says no more than the card
+                continue
             if path.suffix in READ and not name.startswith("."):
                 found[path.relative_to(folder).as_posix()] = _card_digest(path) if name == CARD else file_digest(path)
     return found

@@ -23,11 +23,11 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from .. import report
 from ..adapter.adapter import Adapter, Batch, Evaluation, UntrainedControl, is_teacher
 from ..objective.objective import Objective
 from ..recipe.recipe import Loaded, Term
 from ..report import model_cards as cards
+from ..report.content import begun
 from ..runtime.device import make_accelerator
 from ..runtime.distributed import Ranks, ranks_of
 from ..runtime.errors import RunError, UserError
@@ -350,7 +350,7 @@ class Rehearsal:
 
     def written_cards(self) -> None:
         """Every card, with the metrics of the rehearsal."""
-        content = report.begun(self.loaded, {"roles": self.entries}, self.adapter.metric)
+        content = begun(self.loaded, {"roles": self.entries}, self.adapter.metric)
         data, adapter = resolved(self.loaded)["data"], self._data(self.adapter)
         teachers = [plan.path or self.folder / plan.role for plan in self.role_plans if is_teacher(plan.role)]
         for plan in self.role_plans:

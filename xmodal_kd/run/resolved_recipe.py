@@ -14,7 +14,7 @@ from .roles import compressions, scheme_of
 
 def resolved(loaded: Loaded) -> dict[str, Any]:
     """The recipe with all defaults and with absolute paths, so that a run folder can be used from anywhere."""
-    content = loaded.recipe.model_dump(mode="json", exclude={"out"})
+    content = loaded.recipe.model_dump(mode="json", exclude={"out", "on"})  # an address may hold a secret
     data = loaded.validate(adapter_class(loaded.recipe.modality).Data, loaded.recipe.data, ("data",))
     content["data"] = _absolute(data).model_dump(mode="json")
     if loaded.recipe.cache is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -19,6 +20,8 @@ from ..adapter.adapter import Adapter, Source, UntrainedControl, is_teacher
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded
 from ..report import model_cards as cards
+from ..report.content import begun
+from ..report.content import content as report_content
 from ..runtime import flops
 from ..runtime.checkpoint import disk_errors
 from ..runtime.device import check_trackers, make_accelerator
@@ -57,6 +60,7 @@ from .roles import (
     twin_of,
 )
 from .run_folder import STATE, Opening, open_run, refuse_folder, write_state
+from .watched import Watched
 
 #: Seconds that measuring the latency of a role may take.
 LATENCY = 2.0
@@ -81,6 +85,7 @@ class Run:
         #: What trained the student, where that is a scheme.
         self.scheme: Scheme | None = None
         self.lock: RunLock | None = None
+        self.watched = Watched(self.out, loaded, self.adapter.metric, self.streams)
         self._look_ahead()
         self.state = self._open()
 
@@ -175,8 +180,10 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """All parts in order, and the folder is free again. Returns the report, or ``{}`` after ``--only``."""
+        plans = [plan for plan in self.role_plans if self.options.only in (None, plan.role)]
         try:
-            return self._execute()
+            with self.watched.telling(plans, whole=self.options.only is None) if self.main else nullcontext():
+                return self._execute()
         finally:
             if self.lock is not None:
                 self.lock.release()
@@ -199,7 +206,7 @@ class Run:
         with torch.no_grad(), self.streams.forked("evaluate"):
             models = {role: self.models[role].eval() for role in self.state["roles"]}
             panels.write(self.out, self.adapter.show(models, self.out))
-        content = report.content(
+        content = report_content(
             self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out,
             self.twin,
         )  # fmt: skip
@@ -240,7 +247,7 @@ class Run:
                 entry["files"] = provenance.model_files(folder)
             self.state["roles"][role] = entry
             if is_teacher(role) and role_plan.path is None:
-                self._card(role, report.begun(self.loaded, self.state, self.adapter.metric))
+                self._card(role, begun(self.loaded, self.state, self.adapter.metric))
             self._keep()
         self.accelerator.wait_for_everyone()
 
@@ -276,6 +283,7 @@ class Run:
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
             finished=self._save_stage(role) if len(method.stages()) > 1 else None,
             owner=f"{self.state['id']}/{role}" if "id" in self.state else "", accept=self.options.accept_changes,
+            evaluated=self.watched.evaluations(role, mine),
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
         for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .bounded_files import MOST_JSON, parse_json, read_bytes, regular
-from .errors import RunError, UserError
-from .leftovers import temporary
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk, a size limit or a missing permission becomes one line that names the file."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        what = "the disk is full (or a file-size limit is hit)" if full else (error.strerror or str(error))
-        advice = ": free some space, then --resume" if full else ""
-        raise UserError(f"cannot write {path}: {what}; what was complete before is untouched{advice}") from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    half = temporary(path)
-    with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with half.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            half.replace(path)
-            sync_folder(path.parent)
-        finally:
-            half.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename is safe from a power cut once the folder is on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON, whole or not at all. Raises `RunError` for NaN and infinity, which JSON does not have."""
-    try:
-        text = json.dumps(content, indent=2, allow_nan=False)
-    except ValueError as error:
-        raise RunError(f"{path}: a value of it is NaN or infinite ({error})") from error
-    write_bytes(path, f"{text}\n".encode())
+from .bounded_files import regular
+from .errors import UserError
+from .whole_files import damaged, disk_errors, read_json, read_object, sync_folder, write_bytes, write_json
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -79,25 +29,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is not a safetensors file: {' '.join(str(error).split())}") from None
-
-
-def read_json(path: Path, most: int = MOST_JSON) -> Any:
-    """Raises `UserError` for what is missing, no file, too large or nested too deeply, and for what is not JSON."""
-    return parse_json(read_bytes(path, most), path)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds keys and values."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON object belongs here, not {type(found).__name__}")
-    return found
-
-
-def damaged(path: Path, error: BaseException) -> UserError:
-    """What to say of a file whose content is not of the types that it should be of."""
-    told = " ".join(str(error).split())[:120]
-    return UserError(f"{path} is damaged, or of another version ({type(error).__name__}: {told})")
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
@@ -174,3 +105,22 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         hasher.update(name.encode())
         hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()
+
+
+__all__ = [
+    "damaged",
+    "digest",
+    "disk_errors",
+    "load_optimizer",
+    "load_weights",
+    "optimizer_state",
+    "prefixed",
+    "read_json",
+    "read_object",
+    "read_tensors",
+    "sync_folder",
+    "unprefixed",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+]

@@ -16,15 +16,18 @@ import stat
 import threading
 import weakref
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 from typing import Any
 
+from .bounded_files import read_bytes
 from .errors import UserError
 from .leftovers import alive
 
 NAME = ".lock"
 #: Seconds between two signs of life, and for which another machine's are waited for.
 BEAT, WAIT = 5.0, 12.0
+#: Seconds without a sign of life after which a lock that is only looked at counts as left behind.
+SILENT = 60.0
 #: What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -84,6 +87,17 @@ class RunLock:
         held, self._held = self._held, None
         if held is not None:
             held.close()
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder, as far as looking on can tell: nothing is waited for."""
+    path = folder / NAME
+    try:
+        holder = json.loads(read_bytes(path, 1000))
+        silent = abs(time() - path.stat().st_mtime) > SILENT
+    except (OSError, ValueError, RecursionError, UserError):
+        return False
+    return isinstance(holder, dict) and not silent and not _gone(holder)
 
 
 def _taken(path: Path) -> int:
@@ -176,4 +190,4 @@ def _refusal(path: Path, holder: dict[str, Any]) -> str:
     return f"{path.parent} is in use by {by}: wait until it ends, or stop it, then --resume"
 
 
-__all__ = ["NAME", "RunLock"]
+__all__ = ["NAME", "RunLock", "at_work"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .bounded_files import read_bytes
-from .checkpoint import disk_errors, write_bytes
+from .whole_files import disk_errors, write_bytes
 
 #: Bytes of a log: an entry of 300 for every tenth of ten million steps.
 MOST_LOG = 1 << 29

@@ -29,7 +29,7 @@ from ..runtime.checkpoint import (
     unprefixed,
 )
 from ..runtime.distributed import ranks_of
-from ..runtime.errors import RunError, UserError
+from ..runtime.errors import UserError
 from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
@@ -39,6 +39,7 @@ from ..runtime.timing import StepTimer
 from . import loader
 from .finite_check import NotFiniteError, check_finite
 from .gradients import Turn, stepped
+from .journal import Journal
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
 from .resuming import best_of, find_place
@@ -65,6 +66,7 @@ class Engine:
         target: the role that is evaluated and whose best weights are the result, of each stage and of the whole.
         finished: told of every stage that is done and of the target's weights then, on the main process; after a kill
             it may be told twice.
+        evaluated: told of every evaluation, with the role that it was of, on the main process.
         owner: whose checkpoints these are; another's are refused. Empty: anybody's.
         accept: go on with the last weights where the best ones are gone or damaged, and note it.
     """
@@ -74,16 +76,17 @@ class Engine:
         accelerator: Accelerator, folder: Path, evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
         metric: tuple[str, bool] = ("loss", True), target: str = "student", max_seconds: float | None = None,
         quiet: bool = False, finished: Callable[[Stage, nn.Module], None] | None = None, owner: str = "",
-        accept: bool = False,
+        accept: bool = False, evaluated: Callable[[Progressed, nn.Module], None] | None = None,
     ) -> None:  # fmt: skip
         self.method, self.source, self.roles, self.train = method, source, roles, train
         self.streams, self.accelerator, self.folder = streams, accelerator, folder
         self.evaluate, self.metric, self.target, self.finished = evaluate, metric, target, finished
+        self.evaluated = evaluated
         self.quiet, self.stop = quiet, Stop(max_seconds)
         self.device, self.ranks = accelerator.device, ranks_of(accelerator)
         self.checkpoints, self.accept = Checkpoints(folder, train.keep, owner), accept
-        self.timer, self.log = StepTimer(self.device), RunLog(folder)
-        self.at = Progressed()
+        self.timer, self.log, self.at = StepTimer(self.device), RunLog(folder), Progressed()
+        self.journal: Journal | None = None
         self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
         self.optimizers: Mapping[str, Optimizer] = {}
         self.averages: dict[str, Ema] = {}
@@ -103,7 +106,7 @@ class Engine:
         place = find_place(self.checkpoints, stages, self.ranks, resume=resume, accept=self.accept)
         self.at, tensors, state = place.at, place.tensors, place.state
         if self.ranks.main:
-            self.log.rewind(self.at.total)
+            self.journal = Journal(self.log, stages, self.device, self.metric[0], self.at)
         start = monotonic() - self.at.seconds
         with (
             self.stop.listening(),
@@ -258,6 +261,8 @@ class Engine:
             done = done or self.at.stopped_early
         reason = self.stop.reason
         stopping = self.ranks.any(reason is not None)
+        if self.journal is not None:
+            self.journal.told(self.at, now=done or stopping)
         if done or stopping or self.at.step % self._checkpoint_every(stage) == 0:
             self.save()
         if stopping:
@@ -282,7 +287,7 @@ class Engine:
         metrics = self.ranks.share(metrics)
         value = float(metrics[name])
         if not math.isfinite(value):
-            raise RunError(f"dev {name} is {value} at step {self.at.total}: nothing can be chosen by it")
+            raise NotFiniteError(f"dev {name} is {value} at step {self.at.total}: nothing can be chosen by it")
         self.at.evaluations.append({"step": self.at.total, name: value})
         delta = self.train.early_stop.min_delta if self.train.early_stop else 0.0
         gain = None if self.at.best is None else (self.at.best - value if lower else value - self.at.best)
@@ -300,17 +305,19 @@ class Engine:
             self.at.bad += 1
         if self.train.early_stop and self.at.bad >= self.train.early_stop.patience:
             self.at.stopped_early = True
+        if self.evaluated is not None and self.ranks.main:
+            self.evaluated(self.at, model)
 
     def _log(self, values: Mapping[str, Any], steps: int, shown: Bar) -> None:
         if not self._logged(self.at.step, steps):
             return
         self.at.split = self.timer.split() or self.at.split
-        if not self.ranks.main:
+        if self.journal is None:
             return
         numbers = {name: float(value) for name, value in values.items()}
         shown.update(self.at.total, {name: value for name, value in numbers.items() if "/" not in name})
         self._track(numbers)
-        self.log.append(self.at.total, numbers)
+        self.journal.append(self.at.total, numbers)
 
     def _logged(self, step: int, steps: int) -> bool:
         return (self.at.total + step - self.at.step) % LOG_EVERY == 0 or step in (1, steps)

@@ -38,4 +38,13 @@ def show(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Seque
     return [gallery("Samples by number of evaluations", order, labelled, note=note, replaces=replaces)]
 
 
-__all__ = ["show"]
+def glimpse(adapter: Judged, role: str, model: Denoiser) -> Sequence[Panel]:
+    """A grid of what one role makes now of the noise of the first draw."""
+    pixels = np.asarray(grid(adapter.sample(model, 0, SHOWN)[0].cpu(), heat=adapter.config.sources == "arrays"))
+    nfe = model.sampling.nfe
+    cell = (png(pixels), f"{nfe} evaluation{'s' if nfe > 1 else ''}")
+    note = "The same noise at every evaluation, and in every role: each place shows what becomes of one draw."
+    return [gallery("Samples while it learns", [role], [("now", {role: cell})], note=note)]
+
+
+__all__ = ["glimpse", "show"]

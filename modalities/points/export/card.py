@@ -12,8 +12,16 @@ xmodal-kd segment path/to/this/folder scan.bin --out segmented
 ```
 
 labels every point of scans (`.bin`, `.ply`, `.pcd`, `.npz`) and writes coloured clouds and pictures, with
-`pip install 'xmodal-kd[points]'`.{onnx}"""
-ONNX = """ `model.onnx`, where it lies here, takes `view` (batch, {channels}, height, width) and gives
+`pip install 'xmodal-kd[points]'`. From Python:
+
+```python
+from xmodal_kd.modalities.points.use.segment import Segmenter
+
+segmenter = Segmenter.from_pretrained("path/to/this/folder")  # or owner/name of a repository of the Hub
+```
+{onnx}"""
+ONNX = """
+`model.onnx`, where it lies here, takes `view` (batch, {channels}, height, width) and gives
 `logits` (batch, {classes}, height, width)."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -26,6 +27,14 @@ def show(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Sequence[Panel
     return made
 
 
+def glimpse(adapter: Segmenting, role: str, model: nn.Module) -> Sequence[Panel]:
+    """The first dev frame, as one role labels it now."""
+    frames = adapter.data("dev").frames[0]
+    note = "The first frame of the dev split at one evaluation after another: the number is the step."
+    panel = _cloud(frames[0], answers(adapter, {role: model}, frames), note, adapter.classes)
+    return [replace(panel, title="What is seen while it learns", replaces=())]
+
+
 def _cloud(frame: Frame, said: Mapping[str, np.ndarray], note: str, classes: Sequence[str]) -> Panel:
     """Held against the labels, or against the teacher where there are none."""
     views, reference, labels = dict(said), "teacher" if "teacher" in said else None, frame.scan.labels
@@ -39,4 +48,4 @@ def _cloud(frame: Frame, said: Mapping[str, np.ndarray], note: str, classes: Seq
     )  # fmt: skip
 
 
-__all__ = ["show"]
+__all__ = ["glimpse", "show"]

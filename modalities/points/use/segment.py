@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
+from xmodal_kd.adapter.hub import fetched
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import PointsData, View
@@ -62,6 +63,15 @@ class Segmenter:
                 "image": self.card.image,
             }
         )
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, revision: str | None = None, *, device: str = "cpu") -> Segmenter:
+        """Of a folder, or of a repository of the Hugging Face Hub (``owner/name``), which is fetched once and kept.
+
+        Args:
+            revision: a branch, a tag or a commit of the repository.
+        """
+        return cls(fetched(name, revision), device)
 
     def segment(self, scan: Scan, *, picture: Picture | None = None, beams: int | None = None) -> Segmented:
         """A class for every point.

@@ -18,7 +18,8 @@ takes audio files of any sample rate and length, with `pip install 'xmodal-kd[sp
 ```python
 from xmodal_kd.modalities.speech.use.transcribe import Recogniser
 
-print(Recogniser("path/to/this/folder").transcribe("recording.wav")["text"])
+recogniser = Recogniser.from_pretrained("path/to/this/folder")  # or owner/name of a repository of the Hub
+print(recogniser.transcribe("recording.wav")["text"])
 ```
 
 `model.onnx` and `model.int8.onnx`, where they lie here, take `features` (batch, time, mels) and `lengths` (batch,) and

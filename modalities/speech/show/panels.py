@@ -20,13 +20,15 @@ from ..evaluate.score import score
 
 #: Utterances shown, half of them the test split's first, half those with the student's most errors among `SEARCHED`.
 SHOWN, SEARCHED = 6, 48
+#: Utterances that are shown while a role learns.
+GLIMPSED = 3
 #: Seconds of the longest utterance shown: a page holds the sound of all.
 LONGEST = 16.0
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page is made from: the test split, its symbols, samples of sound a second, and a role's answers.
+    """What the page is made from: a split, its symbols, samples of sound a second, and a role's answers.
 
     ``recognised(role, model, batch)`` gives logits ``(b, t, classes)`` and lengths ``(b,)``.
     """
@@ -52,6 +54,17 @@ def show(test: Shown, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
         "is no blank, with the symbol where it is first said. A click on the spectrogram moves the sound."
     )
     return [sequences("What each role hears", items, note=note)]
+
+
+def glimpse(dev: Shown, role: str, model: nn.Module) -> Sequence[Panel]:
+    """The first dev utterances that are not too long, as one role hears them now."""
+    short = [i for i, item in enumerate(dev.source.items) if item.seconds <= LONGEST][:GLIMPSED]
+    items = [_item(dev, {role: model}, i) for i in short]
+    note = (
+        f"The first {len(items)} dev utterances, heard at one evaluation after another: the number is the step. Greedy "
+        "decoding. Over time: the log-mel spectrogram, and the probability that a frame is no blank."
+    )
+    return [sequences("What is heard while it learns", items, note=note)] if items else ()
 
 
 def _logits(test: Shown, role: str, model: nn.Module, index: int) -> tuple[Tensor, Tensor]:
@@ -92,4 +105,4 @@ def _heat(features: Tensor) -> np.ndarray:
     return scaled
 
 
-__all__ = ["show"]
+__all__ = ["glimpse", "show"]

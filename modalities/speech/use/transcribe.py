@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from xmodal_kd.adapter.hub import fetched
 from xmodal_kd.adapter.saved_model import CARD, explain
 from xmodal_kd.runtime.errors import UserError
 
@@ -60,6 +61,18 @@ class Recogniser:
         self.model = _model(Path(folder), precision, backend, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
+
+    @classmethod
+    def from_pretrained(
+        cls, name: Path | str, revision: str | None = None, *, precision: Precision = "fp32",
+        backend: Backend = "auto", threads: int = 1,
+    ) -> Recogniser:  # fmt: skip
+        """Of a folder, or of a repository of the Hugging Face Hub (``owner/name``), which is fetched once and kept.
+
+        Args:
+            revision: a branch, a tag or a commit of the repository.
+        """
+        return cls(fetched(name, revision), precision, backend, threads=threads)
 
     def transcribe(self, path: Path | str, *, beam_size: int = 0) -> dict[str, Any]:
         """``text``, ``words`` (``word``, ``start`` and ``end`` in seconds, ``confidence``), ``duration`` and ``rtf``.

@@ -21,6 +21,9 @@ def test_a_cloud_shows_what_each_role_says_of_a_frame(tmp_path: Path) -> None:
         [panel] = made.show(models, tmp_path)
         frames = made.data("test").frames[0]
         said = answers(made, models, frames)
+        [glimpse] = made.glimpse("student", models["student"])
+    assert [view["name"] for view in glimpse.content["views"]] == ["labels", "student"]
+    assert glimpse.content["of"] == len(made.data("dev").frames[0][0].scan)
     found = panel.content
     assert [view["name"] for view in found["views"]] == ["labels", "teacher", "student"]
     assert found["reference"] == "labels" and found["classes"] == list(CLASSES)

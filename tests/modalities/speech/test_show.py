@@ -28,6 +28,9 @@ def test_what_is_shown_is_what_is_heard_and_said(digits: Path, tmp_path: Path) -
     with torch.no_grad():
         [panel] = adapter.show(models, tmp_path)
         said = {e["key"]: e["hypothesis"] for e in adapter.evaluate("student", models["student"], "test").examples}
+        [glimpse] = adapter.glimpse("student", models["student"])
+    assert [item["key"] for item in glimpse.content["items"]] == [item.key for item in adapter.data("dev").items[:3]]
+    assert all(set(item["said"]) == set(item["traces"]) == {"student"} for item in glimpse.content["items"])
     items = panel.content["items"]
     source = adapter.data("test")
     assert [item["key"] for item in items[:3]] == [item.key for item in source.items[:3]]
