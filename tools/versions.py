@@ -59,7 +59,7 @@ def build(end: str, venv: Path) -> dict[str, str]:
     wanted = ["pyproject.toml", "--extra", "all", "--extra", "dev", "--resolution", RESOLUTION[end]]
     # a release that has no wheel for this Python is a bound that is too low, and not one to compile
     step([uv, "pip", "compile", *wanted, "--python-version", python, "--only-binary", ":all:", "-o", str(lock)])
-    step([uv, "venv", "--clear", "--python", sys.executable, str(venv)])
+    step([uv, "venv", "--seed", "--clear", "--python", sys.executable, str(venv)])
     into = [uv, "pip", "install", "--python", str(venv / "bin/python")]
     step([*into, "--requirements", str(lock)])
     step([*into, "--no-deps", "--no-build-isolation", "--editable", "."])
@@ -71,7 +71,9 @@ def run_tests(venv: Path, tests: list[str]) -> tuple[str, list[str]]:
     """The counts, and what failed."""
     results = venv / "tests.xml"
     command = [str(venv / "bin/python"), "-m", "pytest", "-q", f"--junitxml={results}", *tests]
-    status = subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+    # what is imported is compiled once, whatever this machine's habit: the tests start hundreds of processes
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    status = subprocess.run(command, cwd=ROOT, check=False, env={**kept, "OMP_NUM_THREADS": "1"}).returncode
     if not results.exists():
         raise BrokenError(f"pytest ended with status {status} before it ran a test")
     return counted(ElementTree.parse(results).getroot())
