@@ -66,7 +66,8 @@ class Scm(Multistep):
         """``(b,)`` in float64, far enough from both ends for the differences."""
         log = self.params.mean + self.params.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
         highest = torch.atan2(process.sigma(process.T - 1), process.alpha(process.T - 1))
-        return log.exp().atan().clamp(2 * self.params.difference, float(highest) - 2 * self.params.difference)
+        angles: Tensor = log.exp().atan().clamp(2 * self.params.difference, float(highest) - 2 * self.params.difference)
+        return angles
 
     def tangent(
         self, student: Denoiser, z: Tensor, a: Tensor, said: Tensor, along: Tensor, labels: Tensor | None,
@@ -84,7 +85,8 @@ class Scm(Multistep):
         cos, sin = expand(a.cos(), z), expand(a.sin(), z)
         g = -cos.square() * (said.detach() - along) - warm * cos * sin * (z + slope)
         length = g.flatten(1).norm(dim=1)
-        return g / expand(length + self.params.constant, g)
+        tangent: Tensor = g / expand(length + self.params.constant, g)
+        return tangent
 
 
 def velocity(model: Denoiser, z: Tensor, a: Tensor, labels: Tensor | None) -> Tensor:

@@ -189,7 +189,7 @@ def path_of(scheduler: Mapping[str, Any]) -> tuple[Process, str] | None:
         if prediction not in says:
             raise UserError(f"{name}: prediction_type {prediction!r} is not one of {', '.join(says)}")
         keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
-        given = {key: float(scheduler[key]) for key in keys if key in scheduler}
+        given: dict[str, Any] = {key: float(scheduler[key]) for key in keys if key in scheduler}
         return Edm(**given, schedule=str(scheduler.get("sigma_schedule", "karras"))), says[prediction]
     if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"):
         for key in ("use_dynamic_shifting", "invert_sigmas"):

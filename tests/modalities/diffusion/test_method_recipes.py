@@ -25,7 +25,8 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("dmd2", "flow"), pytest.param("scm", "edm", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "kind"), [("dmd2", "flow"), ("scm", "edm")])
 def test_a_method_s_smoke_recipe_runs_to_a_pipeline(tmp_path: Path, name: str, kind: str) -> None:
     listed = [word for item in SMALL for word in ("--set", item)]
     assert call(["run", f"smoke/methods/{name}", "--out", str(tmp_path / "run"), "--quiet", *listed]) == 0
