@@ -117,8 +117,7 @@ class FewStep:
         elif ctx.stage.name == FEATURES:
             yield "student", LossOut.mean("velocity", velocity_error(batch, roles))
         else:
-            name, values = type(self).__name__.lower(), self.values(batch, roles, ctx)
-            yield "student", masked(name, values) if self.masks else LossOut.mean(name, values)
+            yield from self.turns(batch, roles, ctx)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return self.distil.modules()
@@ -137,9 +136,14 @@ class FewStep:
     def prepare(self, stage: Stage, roles: Roles) -> None:
         """Roles at the start of one of `own_stages`."""
 
+    def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        """The losses of a step of `own_stages`: the student's alone, unless others learn before it."""
+        name, values = type(self).__name__.lower(), self.values(batch, roles, ctx)
+        yield "student", masked(name, values) if self.masks else LossOut.mean(name, values)
+
     @abstractmethod
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
-        """``(b,)`` losses."""
+        """``(b,)`` losses of the student, of methods that have no `turns` of their own."""
 
 
 class MultistepParams(FewStepParams):

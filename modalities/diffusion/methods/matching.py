@@ -66,10 +66,8 @@ class Dmd2(Multistep):
         # patterns of lr_scale know it as the student, whose network it has
         return {**optimizers, "fake": build_optimizer(config, {"student": self.fake})}
 
-    def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        if ctx.stage.name != STAGE:
-            yield from super().losses(batch, roles, ctx)
-            return
+    def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        """The fake denoiser's, each on samples of their own, then the student's."""
         (teacher, student), labels = denoisers(roles), batch.get("labels")
         assert isinstance(self.fake, Denoiser)
         for turn in range(self.params.critic):
@@ -83,9 +81,6 @@ class Dmd2(Multistep):
         with ctx.timer.time("teacher"):
             pull = self.gradient(teacher, self.fake, made.detach(), labels, *self.noisy(batch, ctx, "student"))
         yield "student", masked("dmd2", 0.5 * (made - (made.detach() - pull)).flatten(1).square().mean(dim=1))
-
-    def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
-        raise NotImplementedError("the losses of a step are two, which `losses` yields in turns")
 
     # ---------------------------------------------------------------- what is minimised
 
