@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
@@ -22,8 +21,7 @@ from xmodal_kd.runtime.checkpoint import digest, read_object
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
-from xmodal_kd.signals.capture import capture, only_call
-from xmodal_kd.signals.signals import Layout, Signals
+from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS
 
 from .data.config import FEWEST, SPLITS, DiffusionData
@@ -39,11 +37,13 @@ from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipel
 from .export.reload_gate import reload_gates
 from .export.scheduler_lint import lint
 from .losses import denoising  # noqa: F401 - registers the loss
-from .methods import consistency, progressive  # noqa: F401 - they register their methods
+from .methods import consistency, continuous, matching, progressive  # noqa: F401 - they register their methods
 from .methods.few_step import same_network, tells_x
 from .models.denoiser import Denoiser, Sampling
 from .models.networks import MODELS, build_like, build_unet
+from .models.paths import process_of
 from .models.process import Process
+from .models.said import said
 from .models.solvers import SOLVERS, most_steps
 from .show.overview import overview
 from .show.panels import glimpse, show
@@ -130,7 +130,7 @@ class DiffusionAdapter(Adapter):
     def _prediction(self, role: str) -> str:
         """A student predicts what its teacher does, but v for epsilon where its method cannot tell x from that."""
         if is_teacher(role) or self.teacher is None:
-            return self.config.process.prediction
+            return self.config.process.prediction or self._process().natural
         keeps = getattr(METHODS[self.method], "keeps_epsilon", False) and tells_x(self.teacher.process)
         return "v_prediction" if self.teacher.prediction == "epsilon" and not keeps else self.teacher.prediction
 
@@ -138,6 +138,8 @@ class DiffusionAdapter(Adapter):
         if self.teacher is not None:
             return self.teacher.process
         wanted = self.config.process
+        if wanted.schedule in ("edm", "flow"):
+            return process_of({"kind": wanted.schedule, "steps": wanted.steps})
         return Process.cosine(wanted.steps) if wanted.schedule == "cosine" else Process.linear(wanted.steps)
 
     def load(self, role: str, folder: Path) -> Denoiser:
@@ -145,7 +147,7 @@ class DiffusionAdapter(Adapter):
         if is_teacher(role):
             refuse_few_step(folder)
         own = self.config.process if "process" in self.config.model_fields_set else None
-        schedule = (self._process(), own.prediction) if own is not None else None
+        schedule = (self._process(), own.prediction or self._process().natural) if own is not None else None
         model = load_denoiser(folder, sampling=sampling, schedule=schedule)
         if model.shape != self.shape:
             raise UserError(
@@ -178,6 +180,20 @@ class DiffusionAdapter(Adapter):
     def _known(self, role: str, model: Denoiser) -> Denoiser:
         """What would only be refused after the training is refused now."""
         model.sampling.times(model.process)  # more steps than there are timesteps
+        kind = model.process.kind
+        if kind != "vp" and model.process.T % model.sampling.steps:
+            raise UserError(
+                f"data.sampling.steps: {model.sampling.steps} does not divide the {model.process.T} timesteps of {kind}"
+                ": take a power of 2"
+            )
+        if model.classes is not None and kind == "flow":
+            raise UserError(
+                "data.conditional: no diffusers pipeline takes classes for flow matching: set data.conditional to false"
+            )
+        if kind == "edm" and len(set(self.shape[1:])) > 1:
+            raise UserError(
+                f"no diffusers pipeline samples EDM's process for images that are not square {self.shape}: crop them"
+            )
         if model.classes is not None and len(set(self.shape[1:])) > 1:
             raise UserError(
                 f"data.conditional: no diffusers pipeline takes classes for images that are not square {self.shape}: "
@@ -196,18 +212,8 @@ class DiffusionAdapter(Adapter):
     # ---------------------------------------------------------------- signals
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
-        """``prediction`` and ``labels``: v said and true, rows of the sample's grid; captured features on their own."""
-        denoiser = cast(Denoiser, model)
-        process, x, noise = denoiser.process, batch["x"], batch["noise"]
-        t = (batch["u"] * process.T).long().clamp(max=process.T - 1)
-        z = process.add_noise(x, noise, t)
-        with capture(model, features) as taken:
-            v = denoiser.predict("v_prediction", z, t, batch.get("labels"))
-        true = process.velocity(x, noise, t)
-        out = _add(_add(Signals(batch["ids"]), "prediction", v), "labels", true)
-        for name, calls in taken.items():
-            _add(out, name, only_call(name, calls))
-        return out
+        """As `said`: v said and true, and captured features."""
+        return said(cast(Denoiser, model), batch, features)
 
     def views_differ(self) -> str | None:
         return "each has a noise and a time of its own, which decide what is predicted: choose ema_teacher"
@@ -367,13 +373,6 @@ class DiffusionAdapter(Adapter):
 def _classifier(train: Images, device: str) -> Classifier:
     """One for all splits, and for all runs of a process: `load_split` gives the same images again."""
     return train_classifier(train, device=device)
-
-
-def _add(out: Signals, name: str, maps: Tensor) -> Signals:
-    """``(b, c, *grid)`` as rows of the grid."""
-    grid = tuple(maps.shape[2:])
-    layout = Layout.dense("pixel" if grid else "sample", len(maps), grid, maps.device)
-    return out.add(name, rearrange(maps, "b c ... -> (b ...) c") if grid else maps, layout)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -17,10 +17,21 @@ FEWEST = 6
 class ProcessConfig(Strict):
     """The forward process and what a teacher trained by the recipe predicts; a loaded teacher brings its own."""
 
-    schedule: Literal["cosine", "linear"] = "cosine"
+    #: Of betas, or EDM's (Karras et al., 2022), or flow matching.
+    schedule: Literal["cosine", "linear", "edm", "flow"] = "cosine"
     #: T. A power of two, so that every halving of the sampling steps falls on whole timesteps.
     steps: int = Field(default=1024, ge=2, le=1 << 20)
-    prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    #: v unless said; networks of EDM and flow matching predict what these prescribe.
+    prediction: Literal["v_prediction", "epsilon", "sample"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ProcessConfig:
+        if self.schedule in ("edm", "flow"):
+            if self.prediction is not None:
+                raise ValueError(f"prediction: {self.schedule} prescribes what is predicted: leave it out")
+            if self.steps & (self.steps - 1):
+                raise ValueError(f"steps: {self.steps}: a power of two suits {self.schedule}: leave it out")
+        return self
 
 
 class SamplingConfig(Strict):

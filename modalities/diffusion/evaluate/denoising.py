@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
-from ..models.process import PREDICTIONS, Process
+from ..models.process import Process
 
 #: Samples and times that the error is taken over.
 SAMPLES, TIMES = 32, 8
@@ -77,6 +77,8 @@ def readings(teacher: Denoiser, batch: Mapping[str, Any]) -> list[Reading]:
 def schedules(own: Process) -> dict[str, Process]:
     """The usual ones on the timesteps of `own`, which stands first; those equal to it are left out."""
     steps, found = own.T, {OWN: own}
+    if own.kind != "vp":
+        return found
     named = {
         "squaredcos_cap_v2": Process.cosine(steps),
         "linear (beta 0.0001 to 0.02)": _of(np.linspace(1e-4, 0.02, steps)),
@@ -96,21 +98,22 @@ def _errors(teacher: Denoiser, process: Process, x: Tensor, noise: Tensor, label
     """Of each prediction type, over that of the linear guess from each value, its mean and its variance."""
     times = _times(process)
     mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)
-    errors, trivial = dict.fromkeys(PREDICTIONS, 0.0), 0.0
+    errors, trivial = dict.fromkeys(process.predictions, 0.0), 0.0
     for t in times:
         alpha, sigma = process.pair(t, x)
         z = process.add_noise(x, noise, t)
         out = teacher(z, torch.full((len(x),), t, device=x.device), labels).to(x)
         guess = mean + alpha * variance / (alpha**2 * variance + sigma**2) * (z - alpha * mean)
         trivial += float((guess - x).square().mean())
-        for prediction in PREDICTIONS:
+        for prediction in process.predictions:
             errors[prediction] += float((process.convert(out, z, t, prediction, "sample") - x).square().mean())
     return {prediction: error / max(trivial, 1e-12) for prediction, error in errors.items()}
 
 
 def _times(process: Process) -> list[int]:
     """Evenly over those that `ALPHAS` leave."""
-    alpha = process.alphas_cumprod.sqrt()
+    times = torch.arange(process.T)
+    alpha = (1 + (process.sigma(times) / process.alpha(times)).square()).rsqrt()  # what is left of x at unit variance
     inside = ((alpha >= ALPHAS[0]) & (alpha <= ALPHAS[1])).nonzero().flatten().tolist()
     chosen = inside or list(range(process.T))
     return [chosen[round(i)] for i in np.linspace(0, len(chosen) - 1, min(TIMES, len(chosen)))]

@@ -13,6 +13,7 @@ from xmodal_kd.adapter.saved_model import About
 MADE = ("role", "teacher", "data", "seed", "parameters", "measured_with")
 SOLVERS = {
     "ddim": "DDIM, written as DPM-Solver++ of first order, which is the same for any number of steps",
+    "euler": "Euler's method, which is DDIM of such a process",
     "dpmpp_2m": "DPM-Solver++ (2M)",
     "lcm": "multistep consistency sampling",
     "tcd": "trajectory consistency sampling",
@@ -62,12 +63,17 @@ def _what(about: Mapping[str, Any]) -> str:
     size = " x ".join(map(str, sides))
     classes = f", of {about['classes']} classes" if about["classes"] else ""
     steps, calls = about["steps"], about["nfe"]
+    path = about.get("process", {}).get("kind")
+    solver = SOLVERS["euler" if path and about["solver"] == "ddim" else about["solver"]]
     text = (
         f"It makes samples of {size} with {channels} {_plural('channel', channels)}{classes}, in {steps} "
-        f"{_plural('step', steps)} ({calls} network {_plural('evaluation', calls)}), by {SOLVERS[about['solver']]}. "
+        f"{_plural('step', steps)} ({calls} network {_plural('evaluation', calls)}), by {solver}. "
         f"The network predicts `{about['prediction']}` on {about['T']} timesteps and is asked at "
         f"{_times(about['timesteps'])}."
     )
+    if path:
+        kind = {"edm": "EDM", "flow": "flow matching"}[path]
+        return f"{text} Its scheduler, of {kind}, is bent to this number of steps: with another its times are others."
     if about["solver"] != "lcm":
         return f"{text} Another number of steps works, and is not what it was made for."
     return f"{text} Any number of steps up to {about['original']} works."

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 #: Parts that turn images into latents, and that make a prompt into numbers.
 CODECS = ("vae", "vqvae", "movq", "prior", "decoder")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "bert")
-OWN = "give a pipeline of a UNet2DModel and a scheduler with betas, or let the recipe train a teacher (teacher.model)"
+OWN = "give a pipeline of a UNet2DModel and its scheduler, or let the recipe train a teacher (teacher.model)"
 
 
 def foreign_parts(parts: Mapping[str, str]) -> str | None:
@@ -36,8 +36,7 @@ def foreign_parts(parts: Mapping[str, str]) -> str | None:
 def foreign_schedule(scheduler: str) -> str | None:
     """Why a diffusers scheduler has no process that these methods know; None where its class says nothing of it."""
     kinds = {
-        "Flow": "flow matching, x_t = (1 - s) x + s noise",
-        "EDM": "EDM, noise of a sigma up to 80 added to samples that are not scaled",
+        "FlowMap": "a flow map, a few-step model already",
         "Karras": "variance exploding, noise added to samples that are not scaled",
         "SCM": "TrigFlow, x_t = cos(s) x + sin(s) noise",
         "CMStochastic": "a consistency model on EDM's sigmas, a few-step model already",
@@ -46,8 +45,8 @@ def foreign_schedule(scheduler: str) -> str | None:
     if kind is None:
         return None
     return (
-        f"{scheduler} is of another process ({kind}): progressive, consistency and ect distil "
-        f"variance-preserving models, whose scheduler has betas (DDPM, DDIM, DPM-Solver): {OWN}"
+        f"{scheduler} is of another process ({kind}): models are distilled whose scheduler has betas (DDPM, DDIM, "
+        f"DPM-Solver), of EDM (EDMEulerScheduler) or of flow matching (FlowMatchEulerDiscreteScheduler): {OWN}"
     )
 
 

@@ -22,7 +22,8 @@ from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.progress import console
 
 from ..models.denoiser import LCM, TCD, Denoiser, Sampling
-from ..models.process import PREDICTIONS, Process
+from ..models.paths import path_of, process_of
+from ..models.process import Process
 from .bare import bare_unet, without_scheduler
 from .card import card
 from .foreign import foreign_parts, foreign_schedule
@@ -33,7 +34,7 @@ from .weights import read_weights
 INDEX, SAMPLER, README = "model_index.json", "sampler.json", "README.md"
 UNET, SCHEDULER = "unet", "scheduler"
 #: Our samplers of the schedulers of few-step models.
-FEW_STEP_SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": TCD}
+FEW_STEP_SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": TCD, "FlowMatchLCMScheduler": LCM}
 #: alpha^2 at the last timestep of a schedule that leaves none there: solvers divide by it (diffusers' own remedy).
 FLOOR = 2.0**-24
 
@@ -55,6 +56,8 @@ class Card(BaseModel):
     classes: int | None = None
     class_names: tuple[str, ...] | None = None
     T: int = Field(ge=2)
+    process: dict[str, Any] = Field(default_factory=dict)
+    """Of EDM and flow matching, whose scheduler is bent to the steps; see `Process.config`."""
     facts: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -84,10 +87,11 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     folder, net = Path(folder), denoiser.net
     if not isinstance(net, UNet2DModel):
         raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
-    square = denoiser.shape[-2] == denoiser.shape[-1]
+    square, path = denoiser.shape[-2] == denoiser.shape[-1], denoiser.process.kind
     if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
         net.register_to_config(sample_size=denoiser.shape[-1])
-    kind = ConsistencyModelPipeline if square else DDPMPipeline  # which keeps the scheduler, but knows no classes
+    # DDPMPipeline keeps the scheduler, but knows no classes; the other one wants to know where flow matching starts
+    kind = DDPMPipeline if path == "flow" or not square else ConsistencyModelPipeline
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
     place = folder.absolute()
@@ -116,7 +120,8 @@ def describe(denoiser: Denoiser, sampling: Sampling, facts: Mapping[str, Any]) -
     return Card(
         solver=sampling.solver, steps=sampling.steps, original=sampling.original, nfe=sampling.nfe,
         timesteps=sampling.times(denoiser.process)[:-1], prediction=denoiser.prediction, shape=denoiser.shape,
-        classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T, facts=told,
+        classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T,
+        process=denoiser.process.config(), facts=told,
     )  # fmt: skip
 
 
@@ -161,7 +166,9 @@ def load_denoiser(
         process, prediction = schedule
     else:
         raise UserError(without_scheduler(unet))
-    net = _unet(unet, process.T)
+    net = _unet(unet, process)
+    if own and own.process and process.kind != "vp":
+        process = _own_process(folder, own, process)
     if own and (own.T, own.prediction) != (process.T, prediction):
         raise UserError(
             f"{folder}: {SAMPLER} says {own.prediction} on {own.T} timesteps, its scheduler {prediction} on {process.T}"
@@ -230,17 +237,34 @@ def _own_card(folder: Path) -> Card | None:
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
+def _own_process(folder: Path, own: Card, there: Process) -> Process:
+    """The one that the model was trained on. Raises `UserError` where the scheduler is of another kind."""
+    try:
+        process = process_of(own.process)
+    except UserError as error:
+        raise UserError(f"{folder / SAMPLER}: {error}") from error
+    if process.kind != there.kind:
+        raise UserError(f"{folder}: {SAMPLER} says {process.kind}, its scheduler is of {there.kind}")
+    return process
+
+
 def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
     """The process, the prediction type and the configuration of a scheduler's folder."""
     path = scheduler / "scheduler_config.json"
     config = _object(path)
     prediction = config.get("prediction_type", "epsilon")
+    try:
+        found = path_of(config)
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if found is not None:
+        return *found, config
     if refusal := foreign_schedule(str(config.get("_class_name", ""))):
         raise UserError(f"{path}: {refusal}")
     if config.get("use_flow_sigmas") or prediction == "flow_prediction":
-        raise UserError(f"{path}: flow matching is not variance preserving: it cannot be distilled by these methods")
-    if prediction not in PREDICTIONS:
-        known = ", ".join(PREDICTIONS)
+        raise UserError(f"{path}: flow matching by a scheduler with betas: save FlowMatchEulerDiscreteScheduler")
+    if prediction not in Process.predictions:
+        known = ", ".join(Process.predictions)
         raise UserError(f"{path}: prediction_type {prediction!r} is not one of {known}: use a teacher of one of these")
     try:
         process = Process.from_scheduler(config)
@@ -262,15 +286,15 @@ def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
 
 def _sampling(config: Mapping[str, Any], process: Process) -> Sampling:
     if (solver := FEW_STEP_SCHEDULERS.get(str(config.get("_class_name")))) is not None:
-        original = int(config.get("original_inference_steps", 50))
+        original = int(config.get("original_inference_steps", 64 if process.kind == "flow" else 50))
         return Sampling(solver, min(4, original), original)
     return Sampling("ddim", min(64, process.T))
 
 
-def _unet(folder: Path, timesteps: int) -> UNet2DModel:
+def _unet(folder: Path, process: Process) -> UNet2DModel:
     path = folder / "config.json"
     config = _object(path)
-    _check_unet(path, config, timesteps)
+    _check_unet(path, config, process)
     try:
         with bounded(str(path)):
             net = UNet2DModel.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
@@ -283,7 +307,7 @@ def _unet(folder: Path, timesteps: int) -> UNet2DModel:
     return net
 
 
-def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
+def _check_unet(path: Path, config: Mapping[str, Any], process: Process) -> None:
     """Raises `UserError` for a network that our samplers and losses would misread."""
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise UserError(f"{path}: is a {config['_class_name']}: only UNet2DModel can be distilled")
@@ -305,8 +329,11 @@ def _check_unet(path: Path, config: Mapping[str, Any], timesteps: int) -> None:
     if config.get("time_embedding_type", "positional") == "fourier":
         raise UserError(f"{path}: time_embedding_type 'fourier' belongs to networks that take sigmas, not timesteps")
     known = config.get("num_train_timesteps")
-    if config.get("time_embedding_type") == "learned" and (known or 0) < timesteps:
-        raise UserError(f"{path}: its embedding has {known} timesteps, its scheduler {timesteps}")
+    learned = config.get("time_embedding_type") == "learned"
+    if learned and process.kind != "vp":
+        raise UserError(f"{path}: a learned embedding of whole timesteps cannot be asked at those of its scheduler")
+    if learned and (known or 0) < process.T:
+        raise UserError(f"{path}: its embedding has {known} timesteps, its scheduler {process.T}")
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from ..models.process import LITTLE_SIGNAL, Process
 
 #: Schedulers that choose their times in their own way, whatever ``timestep_spacing`` says.
 OWN_SPACING = ("LCMScheduler", "TCDScheduler")
+#: Schedulers of EDM and flow matching.
+PATHS = ("EDM", "FlowMatch")
 #: What a scheduler does where its configuration is silent (diffusers' defaults); the others default to ``leading``.
 LINSPACE = ("DPMSolver", "UniPC", "Euler", "Heun", "DEIS", "LMS", "KDPM2")
 
@@ -63,6 +65,8 @@ def lint_scheduler(
         ours: it was saved by this package, whose samplers never clip.
     """
     scheduler = str(config.get("_class_name", ""))
+    if scheduler.startswith(PATHS):
+        return [*_pipeline(pipeline, scheduler), *_bent(config, scheduler, ours)]
     found = [*_pipeline(pipeline, scheduler), *_spacing(config, scheduler), *_clipping(config, ours)]
     return [*found, *_signal(config), *_steps(config, scheduler, steps)]
 
@@ -76,6 +80,18 @@ def _pipeline(pipeline: str, scheduler: str) -> Iterator[Finding]:
         )
     if pipeline == "DDPMPipeline":
         yield Finding("warn", "DDPMPipeline takes 1,000 steps unless told", "pass num_inference_steps")
+        if scheduler.startswith("EDM"):
+            what = f"DDPMPipeline neither scales the noise to {scheduler}'s nor the network's input"
+            yield Finding("fail", what, "save it as ConsistencyModelPipeline")
+
+
+def _bent(config: Mapping[str, Any], scheduler: str, ours: bool) -> Iterator[Finding]:
+    """Of EDM and flow matching: the last step before the clean sample is of the scheduler's own choice."""
+    if config.get("final_sigmas_type") == "sigma_min":
+        yield Finding("fail", "final_sigmas_type 'sigma_min': noise is left", "set final_sigmas_type='zero'")
+    if scheduler.startswith("FlowMatch") and not config.get("shift_terminal") and not ours:
+        what = f"{scheduler} spends its last step on the last thousandth of the noise"
+        yield Finding("warn", what, "set shift_terminal to 1 / steps, or pass sigmas")
 
 
 def _spacing(config: Mapping[str, Any], scheduler: str) -> Iterator[Finding]:

@@ -6,35 +6,27 @@ The consistency function and its sampler are those that diffusers' LCMScheduler 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from xmodal_kd.adapter.adapter import Batch, Strict
-from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Ema, Roles, Stage
 
-from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
+from ..models.denoiser import Denoiser, consistency_grid
 from ..models.process import Process, expand
 from ..models.solvers import ddim_step, heun_step
-from .few_step import STUDENT, FewStep, FewStepParams, denoisers
+from .few_step import STUDENT, Multistep, MultistepParams, denoisers
 
 STAGE = "consistency"
-#: Of a grid that the recipe does not choose.
-MOST_TIMES = 64
 
 
-class ConsistencyParams(FewStepParams):
-    grid: int | None = Field(None, ge=2)
-    """Times N on which the model is made consistent, and among which its sampler chooses; must divide T.
+class ConsistencyParams(MultistepParams):
+    """The model is made consistent on the times of the grid, and can be sampled in any number of steps up to it."""
 
-    Unless said, the most up to 64 that do: 64 of 1,024 timesteps, 50 of 1,000, as LCM has it.
-    """
-    steps: int = Field(2, ge=1)
-    """Of the sampler by which the student is evaluated and saved; it can be sampled in any number up to `grid`."""
     distance: Literal["l2", "huber"] = "huber"
     """Squared error, or pseudo-Huber with c = 0.00054 sqrt(dimensions) (Song and Dhariwal, 2023)."""
 
@@ -59,33 +51,9 @@ class EasyParams(ConsistencyParams):
     """Of log(sigma / alpha), which is drawn normal."""
 
 
-class _Consistency(FewStep):
-    keeps_epsilon: ClassVar[bool] = True
-
-    def check(self, roles: Mapping[str, nn.Module]) -> None:
-        """Also of the grid: a teacher's training is too long to find afterwards that its timesteps do not suit."""
-        super().check(roles)
-        process = denoisers(roles)[0].process
-        grid, steps, T = self.grid(process), self.params.steps, process.T
-        if T % grid:
-            near = min((n for n in range(2, T + 1) if T % n == 0), key=lambda n: abs(n - grid))
-            raise UserError(f"method.params.grid: {grid} does not divide the teacher's {T} timesteps: take {near}")
-        if steps > grid:
-            raise UserError(f"method.params.steps: {steps} is more than method.params.grid ({grid})")
-
-    def grid(self, process: Process) -> int:
-        """The recipe's, or the process's own."""
-        return int(self.params.grid or 0) or max(n for n in range(1, MOST_TIMES + 1) if process.T % n == 0)
-
+class _Consistency(Multistep):
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]
-
-    def prepare(self, stage: Stage, roles: Roles) -> None:
-        teacher, student = denoisers(roles)
-        grid = self.grid(teacher.process)
-        consistency_grid(teacher.process, grid)
-        student.sampling = Sampling(LCM, self.params.steps, grid)
-        student.sampling.times(student.process)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """``(b,)`` distances of samples ``(b, ...)``."""

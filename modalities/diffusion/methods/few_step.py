@@ -14,21 +14,23 @@ from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Strict
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.objective.parts import LossOut
+from xmodal_kd.objective.parts import LossOut, Part
 from xmodal_kd.recipe.recipe import Train
-from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.progress import console
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.method import Context, Distil, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
-from ..models.denoiser import Denoiser
+from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
 from ..models.process import LITTLE_SIGNAL, Process, expand
 
 FEATURES = "features"
 STUDENT = frozenset({"student"})
 #: alpha at which an epsilon teacher's velocity counts as much as the sample's own.
 TRUST = 0.1
+#: Of a grid that the recipe does not choose.
+MOST_TIMES = 64
 
 
 class FewStepParams(Strict):
@@ -49,6 +51,8 @@ class FewStep:
     control: ClassVar[Literal["trained", "teacher"]] = "teacher"
     #: Whether a student may predict epsilon where the schedule leaves enough signal at its last timestep.
     keeps_epsilon: ClassVar[bool] = False
+    #: Whether samples whose loss is not finite are left out and counted, of methods that divide by what may be nothing.
+    masks: ClassVar[bool] = False
 
     def __init__(
         self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
@@ -113,7 +117,7 @@ class FewStep:
         elif ctx.stage.name == FEATURES:
             yield "student", LossOut.mean("velocity", velocity_error(batch, roles))
         else:
-            yield "student", LossOut.mean(type(self).__name__.lower(), self.values(batch, roles, ctx))
+            yield from self.turns(batch, roles, ctx)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return self.distil.modules()
@@ -132,9 +136,54 @@ class FewStep:
     def prepare(self, stage: Stage, roles: Roles) -> None:
         """Roles at the start of one of `own_stages`."""
 
+    def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        """The losses of a step of `own_stages`: the student's alone, unless others learn before it."""
+        name, values = type(self).__name__.lower(), self.values(batch, roles, ctx)
+        yield "student", masked(name, values) if self.masks else LossOut.mean(name, values)
+
     @abstractmethod
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
-        """``(b,)`` losses."""
+        """``(b,)`` losses of the student, of methods that have no `turns` of their own."""
+
+
+class MultistepParams(FewStepParams):
+    grid: int | None = Field(None, ge=2)
+    """Times N among which the student's sampler chooses its own; must divide T.
+
+    Unless said, the most up to 64 that do: 64 of 1,024 timesteps, 50 of 1,000, as LCM has it.
+    """
+    steps: int = Field(2, ge=1)
+    """Of the sampler by which the student is evaluated and saved."""
+
+
+class Multistep(FewStep):
+    """Students that see the clean sample at once and add noise again for each further step (LCM's sampler)."""
+
+    keeps_epsilon: ClassVar[bool] = True
+    Params: ClassVar[type[Strict]] = MultistepParams
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Also of the grid: a teacher's training is too long to find afterwards that its timesteps do not suit."""
+        super().check(roles)
+        process = denoisers(roles)[0].process
+        grid, steps, T = self.grid(process), self.params.steps, process.T
+        if T % grid:
+            near = min((n for n in range(2, T + 1) if T % n == 0), key=lambda n: abs(n - grid))
+            raise UserError(f"method.params.grid: {grid} does not divide the teacher's {T} timesteps: take {near}")
+        check_saveable(process, steps)
+        if steps > grid:
+            raise UserError(f"method.params.steps: {steps} is more than method.params.grid ({grid})")
+
+    def grid(self, process: Process) -> int:
+        """The recipe's, or the process's own."""
+        return int(self.params.grid or 0) or max(n for n in range(1, MOST_TIMES + 1) if process.T % n == 0)
+
+    def prepare(self, stage: Stage, roles: Roles) -> None:
+        teacher, student = denoisers(roles)
+        grid = self.grid(teacher.process)
+        consistency_grid(teacher.process, grid)
+        student.sampling = Sampling(LCM, self.params.steps, grid)
+        student.sampling.times(student.process)
 
 
 @cache
@@ -148,6 +197,31 @@ def tells_x(process: Process) -> bool:
     return float(process.alpha(process.T - 1)) >= LITTLE_SIGNAL
 
 
+def masked(name: str, values: Tensor) -> LossOut:
+    """The mean of those ``(b,)`` that are finite, and beside it how many are not.
+
+    Raises:
+        RunError: none is.
+    """
+    sound = values.detach().isfinite()
+    if not bool(sound.any()):
+        raise RunError(f"{name}: no sample of the batch is finite: lower train.optimizer.lr")
+    count, lost = sound.sum().to(values.dtype), (~sound).sum().to(values.dtype)
+    parts = {name: Part(values[sound].sum(), count, 1.0, f"finite {name}")}
+    return LossOut(parts | {f"{name}_masked": Part(lost, 1.0, 0.0, f"masked {name}")})
+
+
+def check_saveable(process: Process, steps: int) -> None:
+    """Raises `UserError` where no diffusers scheduler samples a consistency model in so many steps."""
+    if process.kind == "edm" and steps > 1:
+        raise UserError(
+            f"method.params.steps: {steps}: no diffusers scheduler adds noise between the steps of an EDM student: "
+            "set it to 1, or take progressive"
+        )
+    if process.kind == "flow" and process.T % steps:
+        raise UserError(f"method.params.steps: {steps} does not divide {process.T}: take a power of 2")
+
+
 def velocity_error(batch: Batch, roles: Mapping[str, nn.Module]) -> Tensor:
     """``(b,)`` squared errors of the student's velocity, at uniform times.
 
@@ -157,13 +231,13 @@ def velocity_error(batch: Batch, roles: Mapping[str, nn.Module]) -> Tensor:
     (teacher, student), labels = denoisers(roles), batch.get("labels")
     process, x, noise = teacher.process, batch["x"], batch["noise"]
     t = (batch["u"] * process.T).long().clamp(max=process.T - 1)
-    z, aim = process.add_noise(x, noise, t), process.velocity(x, noise, t)
+    z, aim = process.add_noise(x, noise, t), process.truth(process.natural, x, noise, t)
     with torch.no_grad():
-        said = teacher.predict("v_prediction", z, t, labels)
+        said = teacher.predict(process.natural, z, t, labels)
     squares = process.alpha(t).square()
     share = squares / (squares + TRUST**2) if teacher.prediction == "epsilon" else torch.ones_like(squares)
     aim = torch.lerp(aim, said, expand(share, aim))
-    return (student.predict("v_prediction", z, t, labels) - aim).flatten(1).square().mean(dim=1)
+    return (student.predict(process.natural, z, t, labels) - aim).flatten(1).square().mean(dim=1)
 
 
 def denoisers(roles: Mapping[str, nn.Module]) -> tuple[Denoiser, Denoiser]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xmodal_kd.runtime.errors import UserError, nearest
 
-from .process import PREDICTIONS, Process, expand
+from .process import Process, expand
 from .solvers import SOLVERS, ddim_step, evaluations, solve
 
 #: Multistep consistency sampling, as diffusers' LCMScheduler does it.
@@ -23,6 +23,7 @@ TCD, ETA = "tcd", 0.3
 FEW_STEP = (LCM, TCD)
 #: LCMScheduler's constants: the standard deviation of the data, and what a timestep is multiplied by.
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Denoiser(nn.Module):
 
     Args:
         net: called ``net(z, t, class_labels=...)``, t ``(b,)``; its output, or the output's ``sample``, has z's shape.
-        prediction: what it predicts, one of `PREDICTIONS`.
+        prediction: what it predicts, one of the process's.
         shape: of one sample.
         classes: how many it is conditioned on; None for an unconditional one.
     """
@@ -90,8 +91,8 @@ class Denoiser(nn.Module):
         class_names: Sequence[str] | None = None, sampling: Sampling | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise UserError(f"unknown prediction type {prediction!r}{nearest(prediction, PREDICTIONS)}")
+        if prediction not in process.predictions:
+            raise UserError(f"unknown prediction type {prediction!r}{nearest(prediction, process.predictions)}")
         self.net, self.process, self.prediction = net, process, prediction
         self.shape, self.classes = tuple(shape), classes
         self.class_names = tuple(class_names) if class_names is not None else None
@@ -104,19 +105,24 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
         """What the network says about z ``(b, ...)`` at times t ``(b,)``; at t = -1 it is not asked."""
+        self.check_labels(labels)
+        times = torch.as_tensor(t, device=z.device).expand(len(z))
+        given, times = self.process.network(z, times)
+        if times.is_floating_point():  # in half precision neighbouring times would be one
+            times = times.to(torch.float32 if z.dtype in HALF else z.dtype)
+        out: Any = self.net(given, times, class_labels=labels)
+        return cast(Tensor, out if isinstance(out, Tensor) else out.sample)
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raises `UserError` where labels are missing, or given to a model that knows none."""
         if (labels is None) != (self.classes is None):
             given, wanted = "no labels" if labels is None else "labels", "none" if self.classes is None else "labels"
             raise UserError(f"the model was given {given} and is made for {wanted}")
-        times = torch.as_tensor(t, device=z.device).expand(len(z))
-        if times.is_floating_point():
-            times = times.to(z.dtype)
-        out: Any = self.net(z, times, class_labels=labels)
-        return cast(Tensor, out if isinstance(out, Tensor) else out.sample)
 
     def predict(self, target: str, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
         """The network's output as one of `PREDICTIONS`, in at least float32."""
         out = self(z, t, labels)
-        wide = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+        wide = out.float() if out.dtype in HALF else out
         return self.process.convert(wide, z, t, self.prediction, target)
 
     def predict_x(self, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
@@ -126,10 +132,13 @@ class Denoiser(nn.Module):
     def consistency(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The consistency function f(z, t) = c_skip z + c_out x(z, t), the identity at t = -1.
 
-        Song et al. (2023), eq. 5, with Luo et al.'s coefficients (2023), which LCMScheduler applies. t is ``(b,)``.
+        Song et al. (2023), eq. 5, with Luo et al.'s coefficients (2023), which LCMScheduler applies. Of other processes
+        it is x(z, t), whose last timestep is close enough to the clean sample. t is ``(b,)``.
         """
-        skip, out = scalings(t)
-        f = expand(out, z) * self.predict_x(z, t.clamp(min=0), labels) + expand(skip, z) * z
+        f = self.predict_x(z, t.clamp(min=0), labels)
+        if self.process.kind == "vp":
+            skip, out = scalings(t)
+            f = expand(out, z) * f + expand(skip, z) * z
         return torch.where(expand(t < 0, z).bool(), z, f)
 
     @torch.no_grad()
@@ -144,7 +153,7 @@ class Denoiser(nn.Module):
             generator: of the noise that multistep consistency sampling adds between its steps; others need none.
         """
         how = sampling or self.sampling
-        times = how.times(self.process)
+        times, noise = how.times(self.process), self.process.start * noise
         if how.solver == TCD:
             return self._trajectory(noise, labels, times, generator)
         if how.solver != LCM:

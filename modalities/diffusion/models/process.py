@@ -1,4 +1,4 @@
-"""The variance-preserving diffusion process: z_t = alpha_t x + sigma_t eps, on a table of T timesteps.
+"""The diffusion process: z_t = alpha_t x + sigma_t eps, on a table of T timesteps. Others than this: `paths`.
 
 A time t is diffusers' timestep: an integer or real number between -1 and T - 1. At t = -1 lies the clean sample
 (alpha 1, sigma 0), which diffusers' tables leave out. Coefficients are float64 and cast to the sample's type last.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from xmodal_kd.runtime.errors import UserError, nearest
 
-#: What a network may say about z_t, in diffusers' words: eps, x, or v = alpha eps - sigma x (Salimans and Ho, 2022).
-Prediction = Literal["epsilon", "sample", "v_prediction"]
+#: What a network may say about z_t, in diffusers' words: eps, x, v = alpha eps - sigma x (Salimans and Ho, 2022), or
+#: eps - x; in ours, an EDM network's own output, and the same with its sign changed.
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm", "edm_v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 #: No single beta may take more of the signal than this (diffusers' and Nichol and Dhariwal's cap).
 MAX_BETA = 0.999
@@ -28,11 +29,16 @@ LITTLE_SIGNAL = 1e-3
 
 
 class Process:
-    """A variance-preserving process on T timesteps.
+    """A variance-preserving process on T timesteps; `paths.Edm` and `paths.Flow` are of other kinds.
 
     Args:
         alphas_cumprod: ``(T,)`` alpha_t^2 of t = 0 .. T - 1, falling.
     """
+
+    kind: ClassVar[Literal["vp", "edm", "flow"]] = "vp"
+    #: What its networks may predict, and what they are best compared in: of about unit size at every time.
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
+    natural: ClassVar[str] = "v_prediction"
 
     def __init__(self, alphas_cumprod: Tensor | np.ndarray | Sequence[float]) -> None:
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
@@ -41,15 +47,32 @@ class Process:
         if not bool(((table[:-1] > table[1:]) & (table[:-1] < 1) & (table[1:] >= 0)).all()):
             raise UserError("the noise schedule is not variance preserving: alphas_cumprod must fall between 1 and 0")
         self.alphas_cumprod = table
-        clean = table.new_ones(1)
-        self._alpha = torch.cat([clean, table]).sqrt()  # index t + 1, so that t = -1 is the clean sample
-        self._sigma = torch.cat([clean - clean, 1 - table]).sqrt()
+        self._set(table.sqrt(), (1 - table).sqrt())
+
+    def _set(self, alpha: Tensor, sigma: Tensor) -> None:
+        """The tables ``(T,)``, to which the clean sample is added."""
+        clean = alpha.new_ones(1)
+        self._alpha = torch.cat([clean, alpha])  # index t + 1, so that t = -1 is the clean sample
+        self._sigma = torch.cat([clean - clean, sigma])
         self._ratio = self._sigma / self._alpha
         self._tables = {torch.device("cpu"): (self._alpha, self._sigma)}
 
     @property
     def T(self) -> int:
-        return len(self.alphas_cumprod)
+        return len(self._alpha) - 1
+
+    @property
+    def start(self) -> float:
+        """What standard normal noise is multiplied with to be where sampling starts."""
+        return 1.0
+
+    def network(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What a network is given of z ``(b, ...)`` at times t ``(b,)``: its input, and its time ``(b,)``."""
+        return z, t
+
+    def config(self) -> dict[str, Any]:
+        """JSON of which `paths.process_of` makes it again; empty where a scheduler with betas says it all."""
+        return {}
 
     @classmethod
     def cosine(cls, steps: int) -> Process:
@@ -121,6 +144,10 @@ class Process:
         if not t.is_floating_point():
             alpha, sigma = self._on(t.device)
             return alpha[t + 1], sigma[t + 1]
+        return self._between(t)
+
+    def _between(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at real times, float64."""
         ratio = self._interpolated(t)
         alpha = (1 + ratio.square()).rsqrt()
         return alpha, ratio * alpha
@@ -158,6 +185,20 @@ class Process:
         alpha, sigma = self.pair(t, x)
         return alpha * noise - sigma * x
 
+    def truth(self, target: str, x: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+        """What a perfect network that predicts `target` would say of z_t, were x and noise all there is."""
+        on_x, on_noise = self.weights(target, *self.pair(t, x))
+        return on_x * x + on_noise * noise
+
+    def weights(self, target: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """p and q of a prediction p x + q eps at alpha and sigma."""
+        zero, one = torch.zeros_like(sigma), torch.ones_like(sigma)
+        known = {"sample": (one, zero), "epsilon": (zero, one), "v_prediction": (-sigma, alpha),
+                 "flow_prediction": (-one, one)}  # fmt: skip
+        if target not in known:
+            raise UserError(f"unknown prediction type {target!r}{nearest(target, tuple(known))}")
+        return known[target]
+
     def pair(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, shaped and typed to multiply samples `like`."""
         alpha, sigma = self._coefficients(t if isinstance(t, int) else t.to(like.device))
@@ -169,8 +210,8 @@ class Process:
         x from eps needs alpha > 0, eps from x needs sigma > 0: where the coefficient is 0 the result is not finite.
         """
         for name in (source, target):
-            if name not in PREDICTIONS:
-                raise UserError(f"unknown prediction type {name!r}{nearest(name, PREDICTIONS)}")
+            if name not in self.predictions:
+                raise UserError(f"unknown prediction type {name!r}{nearest(name, self.predictions)}")
         if source == target:
             return value
         alpha, sigma = self.pair(t, value)

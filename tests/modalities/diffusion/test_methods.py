@@ -16,7 +16,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_samples import Adapter, Source, denoiser
 
-from xmodal_kd.modalities.diffusion.methods import consistency, progressive
+from xmodal_kd.modalities.diffusion.methods import consistency, matching, progressive  # noqa: F401 - registers
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.objective.objective import Objective
@@ -197,7 +197,8 @@ def engine(folder: Path, name: str, *, shape: Sequence[int] = (3,), width: int =
 
 
 def weights(built: Engine) -> dict[str, str]:
-    return {name: digest(model.state_dict().items()) for name, model in built.roles.items()}
+    owners = {**built.roles, **built.method.modules()}
+    return {name: digest(model.state_dict().items()) for name, model in owners.items()}
 
 
 def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
 
 
 def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
-    for name in ("progressive", "consistency", "ect"):
+    for name in ("progressive", "consistency", "ect", "dmd2", "scm"):
         built = engine(tmp_path / name, name)
         source = built.source
         batch = source.collate([source.sample(i, 0) for i in range(6)])
@@ -232,13 +233,15 @@ def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
         assert weights(built)["student"] == weights(built)["teacher"]
 
 
-@pytest.mark.parametrize("name", ["progressive", "consistency", "ect"])
+@pytest.mark.parametrize("name", ["progressive", "consistency", "ect", "dmd2", "scm"])
 @pytest.mark.parametrize("width", [12, 5])
 def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, width: int) -> None:
     """A student of another width learns features first, and takes the teacher's place in its own shape."""
     more = {"width": width, "features": 3 if width != 12 else 0, "classes": 2, "dropout": 0.3, "steps": 3}
     if name != "progressive":
         more["grid"] = 8
+    if name == "dmd2":
+        more["critic"] = 2
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total
     expected = weights(whole)

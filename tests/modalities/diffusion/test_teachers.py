@@ -166,8 +166,8 @@ def test_pipelines_of_other_kinds_say_what_they_are_and_what_to_do(parts: dict[s
 
 def test_other_processes_are_named() -> None:
     assert foreign_parts({"unet": "UNet2DModel", "scheduler": "DDIMScheduler"}) is None
-    assert "flow matching" in str(foreign_schedule("FlowMatchEulerDiscreteScheduler"))
-    assert "sigma up to 80" in str(foreign_schedule("EDMEulerScheduler"))
+    assert foreign_schedule("FlowMatchEulerDiscreteScheduler") is foreign_schedule("EDMEulerScheduler") is None
+    assert "a few-step model already" in str(foreign_schedule("FlowMapEulerDiscreteScheduler"))
     assert "TrigFlow" in str(foreign_schedule("SCMScheduler"))
     assert "few-step model already" in str(foreign_schedule("CMStochasticIterativeScheduler"))
     assert foreign_schedule("DDPMScheduler") is foreign_schedule("DPMSolverMultistepScheduler") is None
@@ -176,7 +176,7 @@ def test_other_processes_are_named() -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("flow", "flow matching"), ("edm_euler", "EDM"), ("dit", "DiTTransformer2DModel"),
+        ("dit", "DiTTransformer2DModel"),
         ("sd", "UNet2DConditionModel"), ("sd3", "SD3Transformer2DModel"), ("ldm", "data.latents"),
         ("train_ckpt", "checkpoint-500"),
     ],

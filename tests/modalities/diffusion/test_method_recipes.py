@@ -1,0 +1,43 @@
+"""The smoke recipes of single methods: whole runs to a saved student that diffusers samples as the trainer does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xmodal_kd.cli.main import call
+from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser
+from xmodal_kd.modalities.diffusion.models.denoiser import Sampling
+from xmodal_kd.recipe.recipe import load
+from xmodal_kd.runtime.discovery import shipped
+
+SMOKE = sorted(name for name in shipped() if name.startswith("smoke/methods/"))
+#: As the recipe, in fewer steps and samples.
+SMALL = ["data.samples=12", "data.draws=1", "teacher.train.steps=3", "teacher.train.eval_every=3", "train.steps=2",
+         "train.eval_every=2", "train.batch_size=8"]  # fmt: skip
+pytestmark = [
+    pytest.mark.usefixtures("here"),
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
+    ),
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "kind"), [("dmd2", "flow"), ("scm", "edm")])
+def test_a_method_s_smoke_recipe_runs_to_a_pipeline(tmp_path: Path, name: str, kind: str) -> None:
+    listed = [word for item in SMALL for word in ("--set", item)]
+    assert call(["run", f"smoke/methods/{name}", "--out", str(tmp_path / "run"), "--quiet", *listed]) == 0
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["export"]["student"]["reload_difference"] < 1e-4
+    student = load_denoiser(tmp_path / "run/student", quiet=True)
+    assert student.process.kind == kind and student.sampling == Sampling("lcm", 1, 64)
+
+
+def test_every_recipe_of_a_method_names_it() -> None:
+    assert SMOKE == ["smoke/methods/dmd2", "smoke/methods/scm"]
+    for name in ("dmd2", "scm"):
+        for recipe in (f"smoke/methods/{name}", f"diffusion/digits_{name}"):
+            assert load(recipe).recipe.method.name == name
