@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xmodal_kd.adapter.images.read import Images
-from xmodal_kd.adapter.images.section import SPLITS, ImageSection
+from xmodal_kd.adapter.images.section import SPLITS, ImageSection, Split
 from xmodal_kd.adapter.images.splits import check_classes, order_of, read_section, settled, split_images, told
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
@@ -47,12 +47,12 @@ def load_split(config: ImagesData, split: str) -> Images:
 
 
 @lru_cache(maxsize=4)
-def _splits(config: ImagesData) -> dict[str, Images]:
+def _splits(config: ImagesData) -> dict[Split, Images]:
     splits = split_images(config, partial(read_section, config, who="a classifier"))
     check_classes(splits["train"], "a classifier")
     if splits["train"].classes == 1:
         raise UserError(f"data: {config.path} has one class only: there is nothing to tell apart")
-    return dict(splits)
+    return splits
 
 
 class Sample(NamedTuple):
@@ -81,7 +81,8 @@ class ImagesSource:
     @property
     def classes(self) -> list[int]:
         """Class of each sample, which pairs of a class are made by."""
-        return self.labels.tolist()  # type: ignore[no-any-return]
+        found: list[int] = self.labels.tolist()
+        return found
 
     def __len__(self) -> int:
         return len(self.images)
