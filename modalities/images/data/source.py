@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -41,14 +41,13 @@ def load_split(config: ImagesData, split: str) -> Images:
     Raises:
         UserError: what the readers find wrong, a class that training never sees, fewer than two classes.
     """
-    for name, images in _splits(settled(config, DECISIVE)).items():
-        if name == split:
-            return images
-    raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
+    return _splits(settled(config, DECISIVE))[split]
 
 
 @lru_cache(maxsize=4)
-def _splits(config: ImagesData) -> Mapping[Split, Images]:
+def _splits(config: ImagesData) -> dict[Split, Images]:
     splits = split_images(config, partial(read_section, config, who="a classifier"))
     check_classes(splits["train"], "a classifier")
     if splits["train"].classes == 1:
@@ -82,7 +81,8 @@ class ImagesSource:
     @property
     def classes(self) -> list[int]:
         """Class of each sample, which pairs of a class are made by."""
-        return self.labels.tolist()
+        found: list[int] = self.labels.tolist()
+        return found
 
     def __len__(self) -> int:
         return len(self.images)

@@ -44,7 +44,8 @@ class Card(saved.Card):
 def build(card: Card) -> Classifier:
     """The network that a card names, with fresh weights."""
     kind = MODELS[card.model]
-    model = kind(kind.Config.model_validate(card.params), channels=card.shape[0], classes=len(card.classes))  # type: ignore[arg-type,call-arg]
+    config = kind.Config.model_validate(card.params)
+    model: Classifier = kind(config, channels=card.shape[0], classes=len(card.classes))
     model.card = card.model_dump(mode="json")
     return model
 

@@ -8,11 +8,13 @@ May import ``data``, beside the core. Public are the names in recipes and their 
 
 from __future__ import annotations
 
+from typing import Any
+
 from xmodal_kd.runtime.registry import Registry
 
 from .classifier import CNN, Classifier, ResNet
 
-MODELS: Registry[type[Classifier]] = Registry("images model")
+MODELS: Registry[Any] = Registry("images model")
 MODELS.add("cnn", CNN)
 MODELS.add("resnet", ResNet)
 

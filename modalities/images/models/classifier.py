@@ -61,8 +61,8 @@ class Cells(nn.Module):
     """Scores of positions one after another, laid out as a map."""
 
     def forward(self, scores: Float[Tensor, "b hw k"], height: int, width: int) -> Float[Tensor, "b k h w"]:
-        maps: Tensor = scores.transpose(1, 2).unflatten(2, (height, width))
-        return maps
+        cells: Tensor = scores.transpose(1, 2).unflatten(2, (height, width))
+        return cells
 
 
 class Classifier(nn.Module):
@@ -103,9 +103,10 @@ class CNN(Classifier):
     def __init__(self, config: CNNConfig, *, channels: int, classes: int) -> None:
         stages: list[nn.Module] = []
         for level in range(config.depth):
-            width, layers = config.width * 2**level, [nn.MaxPool2d(2, ceil_mode=True)] if level else []
+            width = config.width * 2**level
+            layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if level else []
             for _ in range(config.convolutions):
-                layers += [Convolution(channels, width), nn.ReLU()]  # type: ignore[list-item]
+                layers += [Convolution(channels, width), nn.ReLU()]
                 channels = width
             stages.append(nn.Sequential(*layers))
         super().__init__(stages, channels, classes)

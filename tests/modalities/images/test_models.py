@@ -20,7 +20,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
 def make(name: str, params: dict[str, Any]) -> Classifier:
     torch.manual_seed(0)
     kind = MODELS[name]
-    return kind(kind.Config(**params), channels=3, classes=5)  # type: ignore[arg-type,call-arg]
+    return kind(kind.Config(**params), channels=3, classes=5)
 
 
 @pytest.mark.parametrize(("name", "params"), SMALL)
@@ -49,7 +49,7 @@ def test_no_batch_statistics(name: str, params: dict[str, Any]) -> None:
 def test_sizes_that_the_docstrings_name() -> None:
     def parameters(name: str, channels: int) -> int:
         kind = MODELS[name]
-        model = kind(kind.Config(), channels=channels, classes=10)  # type: ignore[arg-type,call-arg]
+        model = kind(kind.Config(), channels=channels, classes=10)
         return sum(p.numel() for p in model.parameters())
 
     assert round(parameters("cnn", 1), -3) == 17_000 and round(parameters("resnet", 3), -3) == 175_000
