@@ -22,7 +22,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
-from xmodal_kd.signals.class_mapping import columns, map_classes
+from xmodal_kd.signals.class_mapping import answering
 from xmodal_kd.signals.signals import Layout, Signals
 
 from .data.augment_config import MOVES
@@ -375,15 +375,6 @@ def _side(role: str, batch: Batch) -> Mapping[str, Any]:
 def _key(role: str) -> str:
     """Where the recipe says what a role sees."""
     return f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
-
-
-def answering(model: nn.Module, classes: Sequence[str], every: tuple[str, ...]) -> nn.Module:
-    """`model`, whose outputs mean `classes`, answering in scores of `every` class: -inf of what it does not know."""
-    if tuple(classes) == every:
-        return model
-    wanted = columns(every, classes, "the teacher")
-    model.register_forward_hook(lambda module, inputs, scores: map_classes(scores, wanted, dim=1))
-    return model
 
 
 def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tensor:
