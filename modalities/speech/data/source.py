@@ -18,7 +18,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from .audio import Wave, resample
-from .augment import add_noise, perturb, spec_augment
+from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment
 from .compose import Composer
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
@@ -194,6 +194,9 @@ class SpeechSource:
     def _heard(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features of the perturbed wave, without and with noise, and one of the two waves."""
         augment = self.data.augment
+        if augment.few_speeds and self.wave_rate is None:
+            clean = self._at_speed(index, draw_speed(augment, rng))
+            return clean, clean, None
         plain = noisy = perturb(self._recorded(index), augment, rng)
         if augment.noise_snr_db is not None:
             noisy = add_noise(plain, rng.uniform(*augment.noise_snr_db), rng, colour=rng.uniform(*augment.noise_colour))
@@ -203,6 +206,11 @@ class SpeechSource:
             return clean, features, None
         heard = plain if self.data.teacher_view == "clean" else noisy
         return clean, features, torch.from_numpy(resample(heard, self._rate, self.wave_rate))
+
+    def _at_speed(self, index: int, speed: float) -> Tensor:
+        """Features of the wave at a speed, computed once."""
+        make = lambda: self._features(change_speed(self._recorded(index), speed))  # noqa: E731
+        return self._memory.get(("features", index, speed), make)  # type: ignore[no-any-return]
 
     @property
     def _rate(self) -> int:
