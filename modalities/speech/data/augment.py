@@ -47,7 +47,7 @@ class Augment(Strict):
     """
 
     speed: SpeedRange | None = None
-    #: How many speeds are drawn from, evenly spaced over `speed` (3: those of Ko et al., 2015); None: all, to the percent.
+    #: How many speeds are drawn from, evenly spaced over `speed` (3 in Ko et al., 2015); None: all, to the percent.
     #: With few, and neither gain nor noise, the features of each are computed once and kept.
     speeds: int | None = Field(default=None, ge=2, le=100)
     gain_db: Range | None = None
