@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kd.losses.base import item_sum, loss
-
-Share = Annotated[float, Field(gt=0, le=1)]
+from xmodal_kd.losses.base import loss
 
 
 @loss(
@@ -76,31 +71,6 @@ class InterCtc(nn.Module):
         found = [ctc(z, i, items, labels, label_item, blank=self.blank) for z, i in zip(said, item[1:], strict=True)]
         values, counted = zip(*found, strict=True)
         return torch.stack(values).mean(dim=0), counted[0]
-
-
-@loss(
-    "flat_start", reduction="items", family="sequence", year=1998, needs="logits labels", confidence="C",
-    paper="Rabiner, 1989, and HTK: uniform segmentation as the start of training",
-)  # fmt: skip
-def flat_start(
-    student: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
-    labels: Int[Tensor, " m"], label_item: Int[Tensor, " m"], progress: float, *, until: Share = 0.1, blank: int = 0,
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:  # fmt: skip
-    """Cross entropy of frames with the transcript spread evenly over them, fading out until a share of the training.
-
-    Frame t of T says label ``floor(t L / T)`` of L; the factor is ``max(0, 1 - progress / until)``. CTC alone first
-    learns to say blank and stays there for epochs on little data: hidden Markov models start from such a segmentation.
-    Beside `ctc`. Utterances without labels are not counted.
-    """
-    _check_labels(labels, student.shape[-1], blank)
-    factor = max(0.0, 1 - progress / until)
-    frames, tokens = torch.bincount(item, minlength=items), torch.bincount(label_item, minlength=items)
-    position = torch.arange(len(item), device=item.device) - (frames.cumsum(0) - frames)[item]
-    spoken = (tokens > 0)[item]
-    at = (tokens.cumsum(0) - tokens)[item] + position * tokens[item] // frames[item]
-    target = labels[torch.where(spoken, at, 0)] if len(labels) else torch.zeros_like(item)
-    values = torch.where(spoken, F.cross_entropy(student, target, reduction="none"), 0.0)
-    return factor * item_sum(values, item, items), item_sum(spoken.to(values.dtype), item, items)
 
 
 def _check_labels(labels: Tensor, classes: int, blank: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import ctc_sequence as oracle
 
-from xmodal_kd.modalities.speech.losses.ctc import InterCtc, flat_start
+from xmodal_kd.modalities.speech.losses.ctc import InterCtc
 from xmodal_kd.modalities.speech.losses.sequence import (
     ctc_kd,
     ctc_occupancy,
@@ -147,19 +147,3 @@ def test_two_views_by_ctc_and_kd_are_cr_ctc(logits: tuple[torch.Tensor, torch.Te
         logits[0].numpy(),
     )  # fmt: skip
     np.testing.assert_allclose(views[0].rows("logits").grad.numpy(), at_one, atol=1e-7)
-
-
-@pytest.mark.parametrize(("progress", "factor"), [(0.0, 1.0), (0.05, 0.75), (0.2, 0.0), (0.9, 0.0)])
-def test_flat_start_spreads_a_transcript_evenly_and_fades_out(progress: float, factor: float) -> None:
-    """Seven frames of three labels, two of one, three of none, two of three of which the last gets none."""
-    spelled = [(7, [2, 1, 3], [2, 2, 2, 1, 1, 3, 3]), (2, [3], [3, 3]), (3, [], None), (2, [1, 2, 3], [1, 2])]
-    z = 2 * torch.randn(14, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    item = torch.arange(4).repeat_interleave(torch.tensor([frames for frames, _, _ in spelled]))
-    labels = torch.tensor([k for _, said, _ in spelled for k in said])
-    owner = torch.arange(4).repeat_interleave(torch.tensor([len(said) for _, said, _ in spelled]))
-    values, counts = flat_start(z, item, 4, labels, owner, progress, until=0.2)
-    for rows, (frames, _, path), value, count in zip(z.split([7, 2, 3, 2]), spelled, values, counts, strict=True):
-        log_p = oracle.log_softmax_rows(rows.numpy())
-        expected = 0.0 if path is None else -factor * sum(log_p[t, k] for t, k in enumerate(path))
-        assert value.item() == pytest.approx(expected, rel=1e-12)
-        assert count.item() == (0 if path is None else frames)
