@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import ctc_sequence as oracle
 
-from xmodal_kd.modalities.speech.losses.ctc import InterCtc
+from xmodal_kd.modalities.speech.losses.ctc import InterCtc, ctc, ctc_flat_start
 from xmodal_kd.modalities.speech.losses.sequence import (
     ctc_kd,
     ctc_occupancy,
@@ -147,3 +147,25 @@ def test_two_views_by_ctc_and_kd_are_cr_ctc(logits: tuple[torch.Tensor, torch.Te
         logits[0].numpy(),
     )  # fmt: skip
     np.testing.assert_allclose(views[0].rows("logits").grad.numpy(), at_one, atol=1e-7)
+
+
+@pytest.mark.parametrize(("progress", "w"), [(0.0, 0.0), (0.1, 0.0), (0.15, 0.25), (0.3, 1.0), (0.9, 1.0)])
+def test_a_flat_start_teaches_transcripts_spread_evenly_and_then_ctc(progress: float, w: float) -> None:
+    """Seven frames of three labels, two of one, three of none, two of three, which no path spells."""
+    spelled = [(7, [2, 1, 3], [2, 2, 2, 1, 1, 3, 3]), (2, [3], [3, 3]), (3, [], []), (2, [1, 2, 3], None)]
+    frames = [count for count, _, _ in spelled]
+    z = 2 * torch.randn(14, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    item = torch.arange(4).repeat_interleave(torch.tensor(frames))
+    labels = torch.tensor([k for _, said, _ in spelled for k in said])
+    owner = torch.arange(4).repeat_interleave(torch.tensor([len(said) for _, said, _ in spelled]))
+    plain, counted = ctc(z, item, 4, labels, owner)
+    values, counts = ctc_flat_start(z, item, 4, labels, owner, progress, hold=0.1, until=0.3)
+    assert counts.tolist() == counted.tolist() == [True, True, True, False]
+    for rows, (_, _, path), value, after in zip(z.split(frames), spelled, values, plain, strict=True):
+        log_p = oracle.log_softmax_rows(rows.numpy())
+        even = -sum(log_p[t, k] for t, k in enumerate(path)) / len(rows) if path else 0.0
+        expected = 0.0 if path is None else (1 - w) * even + w * after.item()
+        assert value.item() == pytest.approx(expected, rel=1e-9)
+    z.requires_grad_()
+    ctc_flat_start(z, item, 4, labels, owner, progress, hold=0.1, until=0.3)[0].sum().backward()
+    assert z.grad is not None and torch.isfinite(z.grad).all() and not z.grad[12:].any()
