@@ -243,9 +243,6 @@ class SpeechAdapter(Adapter):
         """What it hears, be it features or the wave, and the stride of the grid that its frames are brought to."""
         return self.stride, sample.clean if self.config.teacher_view == "clean" else sample.features, sample.wave
 
-    def views_differ(self) -> str | None:
-        return None if self.config.augment.speed is None else "data.augment.speed changes their frames: leave it out"
-
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """The forward pass on features, or the wave, that are there."""
         return self.recognised(role, model, batch)

@@ -199,7 +199,8 @@ def loss(
         hints = get_type_hints(forward)
         many = get_origin(hints["student"]) is list
         ragged = "grid" not in inputs or "None" in str(hints["grid"])
-        if many and (single := set(inputs) & {"labels", "label_item", "regions"}):
+        by_row = {"regions"} if "label_item" in inputs else {"labels", "regions"}  # tokens belong to items, not to rows
+        if many and (single := set(inputs) & by_row):
             raise TypeError(f"loss {name!r} compares lists of signals: it has no one row for {sorted(single)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())
         words |= {"teacher"} if "teacher" in inputs else set()

@@ -47,10 +47,16 @@ class Pair(NamedTuple):
 
 
 class TwoViews(_Around):
-    """Every sample in two augmentations: the batch is the first one's, with the second one's under `OTHER`."""
+    """Every sample in two augmentations: the batch is the first one's, with the second one's under `OTHER`.
+
+    A source some of whose augmentations move rows has a method ``again(index, epoch, view)``: the sample of `epoch`,
+    its rows where they are there, in whatever else the epoch `view` makes of it.
+    """
 
     def sample(self, index: int, epoch: int) -> Pair:
-        return Pair(self.inner.sample(index, epoch), self.inner.sample(index, epoch + ELSEWHERE))
+        one, view = self.inner.sample(index, epoch), epoch + ELSEWHERE
+        again = getattr(self.inner, "again", None)
+        return Pair(one, self.inner.sample(index, view) if again is None else again(index, epoch, view))
 
     def collate(self, samples: Sequence[Pair]) -> Batch:
         one, other = (self.inner.collate(side) for side in zip(*samples, strict=True))

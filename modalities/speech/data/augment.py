@@ -47,6 +47,9 @@ class Augment(Strict):
     """
 
     speed: SpeedRange | None = None
+    #: How many speeds are drawn from, evenly spaced over `speed` (3 in Ko et al., 2015); None: all, to the percent.
+    #: With few, and neither gain nor noise, the features of each are computed once and kept.
+    speeds: int | None = Field(default=None, ge=2, le=100)
     gain_db: Range | None = None
     noise_snr_db: Range | None = None
     #: Exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
@@ -62,6 +65,11 @@ class Augment(Strict):
         return not (self.speed is None and self.gain_db is None and self.noise_snr_db is None)
 
     @property
+    def few_speeds(self) -> bool:
+        """Whether a wave is heard in so few ways, by its speed alone, that the features of each are worth keeping."""
+        return self.speeds is not None and self.speed is not None and self.gain_db is None and self.noise_snr_db is None
+
+    @property
     def masks(self) -> bool:
         return self.freq_masks > 0 or self.time_masks > 0
 
@@ -74,10 +82,18 @@ class Augment(Strict):
 def perturb(wave: Wave, config: Augment, rng: np.random.Generator) -> Wave:
     """Speed and gain: what every role hears."""
     if config.speed is not None:
-        wave = change_speed(wave, rng.uniform(*config.speed))
+        wave = change_speed(wave, draw_speed(config, rng))
     if config.gain_db is not None:
         wave = wave * np.float32(10 ** (rng.uniform(*config.gain_db) / 20))
     return wave
+
+
+def draw_speed(config: Augment, rng: np.random.Generator) -> float:
+    """A factor of ``config.speed``, which is given: any, or one of ``config.speeds``."""
+    assert config.speed is not None
+    if config.speeds is None:
+        return rng.uniform(*config.speed)
+    return float(np.linspace(*config.speed, config.speeds)[rng.integers(config.speeds)])
 
 
 def change_speed(wave: Wave, factor: float) -> Wave:

@@ -18,7 +18,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from .audio import Wave, resample
-from .augment import add_noise, perturb, spec_augment
+from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment
 from .compose import Composer
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
@@ -168,22 +168,29 @@ class SpeechSource:
 
         Raises `UserError` that names a file which cannot be read, or is shorter than it was said to be.
         """
+        return self.again(index, epoch, epoch)
+
+    def again(self, index: int, epoch: int, view: int) -> Sample:
+        """As `sample` at the speed and gain of `epoch`, so that frames stay where they are, with what `view` masks and
+        adds of noise: the second view of CR-CTC (Yao et al., 2024), which warps time once for both."""
         item, target = self.items[index], self.targets[index]
         if self.split != "train":
             clean = features = self._remembered(index)
             wave = self._wave(index)
         else:
-            clean, features, wave = self._augmented(index, epoch)
+            clean, features, wave = self._augmented(index, epoch, view)
             if reason := self._unaligned(len(clean), target):
                 raise UserError(f"train utterance {item.key}: {reason}: is the duration in its manifest right?")
         text = self.tokens.normalise(item.text or "")
         return Sample(index, item.key, text, item.speaker, clean, features, target, wave)
 
-    def _augmented(self, index: int, epoch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _augmented(self, index: int, epoch: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The clean and the augmented view of a training utterance, and the wave that a front end of its own hears."""
-        augment, path = self.data.augment, (self.split, epoch, index)
+        augment, path = self.data.augment, (self.split, view, index)
         if augment.waves:
-            clean, features, wave = self._heard(index, self.streams.numpy("augment", *path))
+            moved = self.streams.numpy("augment", self.split, epoch, index)
+            noise = moved if view == epoch else self.streams.numpy("augment", *path)
+            clean, features, wave = self._heard(index, moved, noise)
         else:
             clean = features = self._remembered(index)
             wave = self._wave(index)
@@ -191,18 +198,33 @@ class SpeechSource:
             features = spec_augment(features, augment, self.streams.numpy("specaugment", *path))
         return clean, features, wave
 
-    def _heard(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features of the perturbed wave, without and with noise, and one of the two waves."""
+    def _heard(
+        self, index: int, rng: np.random.Generator, noise: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features of the perturbed wave, without and with noise, and one of the two waves.
+
+        Args:
+            rng: of speed and gain.
+        """
         augment = self.data.augment
+        if augment.few_speeds and self.wave_rate is None:
+            clean = self._at_speed(index, draw_speed(augment, rng))
+            return clean, clean, None
         plain = noisy = perturb(self._recorded(index), augment, rng)
         if augment.noise_snr_db is not None:
-            noisy = add_noise(plain, rng.uniform(*augment.noise_snr_db), rng, colour=rng.uniform(*augment.noise_colour))
+            snr_db, colour = noise.uniform(*augment.noise_snr_db), augment.noise_colour
+            noisy = add_noise(plain, snr_db, noise, colour=noise.uniform(*colour))
         clean = self._features(plain)
         features = clean if noisy is plain else self._features(noisy)
         if self.wave_rate is None:
             return clean, features, None
         heard = plain if self.data.teacher_view == "clean" else noisy
         return clean, features, torch.from_numpy(resample(heard, self._rate, self.wave_rate))
+
+    def _at_speed(self, index: int, speed: float) -> Tensor:
+        """Features of the wave at a speed, computed once."""
+        make = lambda: self._features(change_speed(self._recorded(index), speed))  # noqa: E731
+        return self._memory.get(("features", index, speed), make)  # type: ignore[no-any-return]
 
     @property
     def _rate(self) -> int:

@@ -70,15 +70,13 @@ def n_best(logits: Tensor, frames: Tensor, n: int, beam: int, blank: int) -> lis
 def _search(log_p: Tensor, n: int, beam: int, blank: int) -> list[Labels]:
     """Prefixes with the log-probability of their paths that end in a blank, and in their last symbol."""
     kept: dict[Labels, tuple[float, float]] = {(): (0.0, -math.inf)}
-    tried = [row.nonzero().flatten().tolist() for row in log_p.exp() >= NEGLIGIBLE]
-    for row, symbols in zip(log_p.tolist(), tried, strict=True):
+    for row, likely, first in zip(log_p.tolist(), *_tried(log_p, beam, blank), strict=True):
         grown: dict[Labels, tuple[float, float]] = {}
+        symbols = first | {prefix[-1] for prefix in kept if prefix} & likely
         for prefix, (ends, says) in kept.items():
             either = _add(ends, says)
             _put(grown, prefix, either + row[blank], -math.inf)
             for k in symbols:
-                if k == blank:
-                    continue
                 if prefix and k == prefix[-1]:  # the same again, or after a blank a second one
                     _put(grown, prefix, -math.inf, says + row[k])
                     _put(grown, (*prefix, k), -math.inf, ends + row[k])
@@ -88,6 +86,20 @@ def _search(log_p: Tensor, n: int, beam: int, blank: int) -> list[Labels]:
         scores = {prefix: score for prefix, both in grown.items() if (score := _add(*both)) > -math.inf}
         kept = {prefix: grown[prefix] for prefix in sorted(scores, key=lambda prefix: -scores[prefix])[:beam]}
     return list(kept)[:n]
+
+
+def _tried(log_p: Tensor, beam: int, blank: int) -> tuple[list[set[int]], list[set[int]]]:
+    """By frame the symbols that are not negligible, and those of them with which any prefix may grow.
+
+    Whatever else it grows by, `beam` symbols that it does not end in make more probable prefixes of it; but where the
+    grown prefix is kept already, whose last symbol it then is, their paths add up.
+    """
+    spoken = log_p.clone()
+    spoken[:, blank] = -math.inf
+    above = spoken >= math.log(NEGLIGIBLE)
+    top = spoken.topk(min(beam + 1, spoken.shape[1]), dim=1).indices.tolist()
+    likely = [set(row.nonzero().flatten().tolist()) for row in above]
+    return likely, [found & set(best) for found, best in zip(likely, top, strict=True)]
 
 
 def _put(into: dict[Labels, tuple[float, float]], prefix: Labels, ends: float, says: float) -> None:

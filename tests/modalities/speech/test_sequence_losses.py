@@ -172,6 +172,20 @@ def test_threshold_keeps_blanks_that_are_not_sure() -> None:
         assert counts.tolist() == [count]
 
 
+@pytest.mark.parametrize("beam", [1, 2, 4])
+@pytest.mark.parametrize("blank", [0, 5])
+def test_the_search_that_tries_few_symbols_finds_what_trying_all_finds(beam: int, blank: int) -> None:
+    """Of 30 symbols in frames of all shapes, from certain to flat, with repeats."""
+    rng = torch.Generator().manual_seed(beam)
+    for scale in (0.5, 2.0, 6.0):
+        z = scale * torch.randn(12, 30, generator=rng, dtype=torch.float64)
+        z[4:9] = z[3] + 0.3 * torch.randn(5, 30, generator=rng, dtype=torch.float64)
+        z[::3, blank] += 3
+        log_p = z.log_softmax(dim=-1).clamp(min=-9.0).log_softmax(dim=-1)  # nothing is negligible
+        expected = [labels for labels, _ in oracle.prefix_beam_search(log_p.numpy(), beam, blank)]
+        assert n_best(log_p[None], torch.tensor([12]), beam, beam, blank)[0] == expected
+
+
 # ---------------------------------------------------------------- gradients
 
 Loss = Callable[[Tensor], Tensor]
