@@ -71,8 +71,9 @@ def described(folder: Path) -> Described:
     """Raises `UserError` as `load_pretrained` does, for all but the weights' content."""
     config = _config(folder)
     _check_files(folder, config)
-    rate, strides = int(_extractor(folder)["sampling_rate"]), config.get("conv_stride")
-    whole = strides and not config.get("add_adapter", False)
+    rate = int(_extractor(folder)["sampling_rate"])
+    strides: list[int] = config.get("conv_stride") or []
+    whole = bool(strides) and not config.get("add_adapter", False)
     return Described(rate, Fraction(prod(strides), rate) if whole else None, vocabulary_of(folder))
 
 
