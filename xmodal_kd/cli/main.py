@@ -17,7 +17,7 @@ from ..runtime.discovery import shipped
 from ..runtime.errors import RunError, UserError, with_page
 from ..runtime.progress import console
 from .commands import COMMANDS, modality_commands, starting
-from .drafts import distil, new
+from .drafts import DRAFTS
 from .shown import show_findings, show_report, stdout
 
 app = typer.Typer(
@@ -309,7 +309,7 @@ def _allow(packages: list[str] | None) -> None:
         sys.path.append("")  # last: what lies in the current folder stands in for no installed package
 
 
-for _verb, _function in (("new", new), ("distil", distil), *COMMANDS.items(), *modality_commands()):
+for _verb, _function in (*DRAFTS.items(), *COMMANDS.items(), *modality_commands()):
     app.command(_verb)(_function)
 
 

@@ -102,6 +102,7 @@ def _plain(view: Mapping[str, Any]) -> dict[str, Any]:
 def _frames(given: Given, found: Scans, sensor: str, looking: Looking) -> tuple[dict[str, Any], int]:
     """What is learned from and measured on, and the number of training samples."""
     of = Noted(sensor, found.why if found.sensor else "of the simulator")
+    data: dict[str, Any]
     if found.splits is not None:
         data = {
             "sources": Noted(found.sources, "labels by point were found"),
