@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -121,6 +122,10 @@ def distil(
         print(json.dumps(report))
     elif report:
         show_report(report, out)
+
+
+#: By name; `cli` adds them to the program.
+DRAFTS: Mapping[str, Callable[..., None]] = {"new": new, "distil": distil}
 
 
 def template(name: str) -> str:
