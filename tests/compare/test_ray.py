@@ -52,7 +52,7 @@ def test_without_ray_it_is_refused(recipe: Path, tmp_path: Path, monkeypatch: py
                                    capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray", None)
     assert call(words(recipe, tmp_path / "out", "--launcher", "ray")) == 2
-    assert capfd.readouterr().err.strip().endswith("--launcher ray needs ray: pip install 'xmodal-kd[ray]'")
+    assert "--launcher ray needs ray: pip install 'xmodal-kd[ray]'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--launcher", "slurm"), ("--equal", "flops")])

@@ -29,7 +29,8 @@ from xmodal_kd.training.method import METHODS
 THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--upgrade"}
 #: Keys of other programs' files and their functions, and of ours in files that are no recipes.
 THEIRS = {
-    "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "find_rings", "frame_seconds",
+    "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "final_sigmas_type", "find_rings",
+    "frame_seconds", "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "weight_map",
 }  # fmt: skip
@@ -97,7 +98,7 @@ def is_key(parts: Iterable[str]) -> bool:
 @cache
 def names() -> tuple[frozenset[str], frozenset[str]]:
     """Every name that a recipe may hold: of keys; of registered things and choices."""
-    keys = set[str]()
+    keys, brought = set[str](), rooms()  # which registers what is its own
     found = {*LOSSES, *METHODS, *SCHEMES, *COMPRESSIONS}
     models: list[type[BaseModel]] = [
         Recipe,
@@ -105,7 +106,7 @@ def names() -> tuple[frozenset[str], frozenset[str]]:
         *(SCHEMES[n].Params for n in SCHEMES),
     ]
     models += [COMPRESSIONS[name].Params for name in COMPRESSIONS]
-    for room in rooms():
+    for room in brought:
         found |= {*room.models, *room.datasets}
         models += [room.Data, *(room.models[name].Config for name in room.models)]
     seen: set[type[BaseModel]] = set()

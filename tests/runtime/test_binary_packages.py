@@ -74,7 +74,7 @@ def test_a_command_ends_in_that_line_when_another_package_imports_it(
     stand_in("torchaudio", "2.11.1", source, requires=("torch>=2.11",))
     guest = "try:\n    import torchaudio\nexcept Exception as e:\n    raise RuntimeError('Failed to import') from e"
     stand_in("madeup", "1.0", guest)
-    monkeypatch.setattr(catalogue, "catalogue", lambda _: importlib.import_module("madeup"))
+    monkeypatch.setattr(catalogue, "catalogue", lambda *_: importlib.import_module("madeup"))
     assert call(["list", "models"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(

@@ -56,7 +56,7 @@ def test_hostile_folders_and_received_files(base: kills.Baseline, folder: Path) 
 
 
 def bare() -> None:
-    import xmodal_kd.cli.main as module
+    import rich.markup as module
 
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("state")

@@ -29,6 +29,7 @@ Status = Literal["ok", "warning", "failed"]
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 #: What one has for an extra.
 GIVES = {
+    "images": "classifiers of images, and their export",
     "speech": "recognisers from recordings, and their export",
     "decode": "beam search with flashlight",
     "diffusion": "few-step samplers from diffusers pipelines",

@@ -2,3 +2,5 @@
 
 May import ``report`` and what it may, and imports no torch. Public is the command ``watch``, not the functions.
 """
+
+PAGE = "docs/watch.md#watching-a-run"

@@ -83,7 +83,7 @@ def test_extra_may_not_contradict_the_card(tmp_path: Path, student: Path) -> Non
     ("change", "message"),
     [
         ({"model": "cnov"}, "nearest: conv"),
-        ({"modality": "points"}, "modality"),
+        ({"modality": "points"}, "a model of 'points'"),
         ({"params": {"widht": 3}}, "params.widht"),
         ({"params": {"width": 8}}, "(8|32)"),
         ({"features": {}}, "mels"),
@@ -107,7 +107,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not JSON"):
         load_card(tmp_path)
     (tmp_path / CARD).write_text("{}")
-    with pytest.raises(UserError, match="modality"):
+    with pytest.raises(UserError, match="a model of None"):
         load_card(tmp_path)
 
 
