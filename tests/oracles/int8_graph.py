@@ -90,8 +90,10 @@ def _operations(product: Product) -> list[type[OpRun]]:
 
         def _run(
             self, x: Any, x_scale: Any, x_zero: Any, w: Any, w_scale: Any, w_zero: Any, bias: Any = None, *,
-            auto_pad: str = "NOTSET", dilations: Any, group: int, kernel_shape: Any, pads: Any, strides: Any,
+            auto_pad: str = "NOTSET", dilations: Any, group: int, kernel_shape: Any = None, pads: Any, strides: Any,
         ) -> tuple[Any]:  # fmt: skip
+            if kernel_shape is None:  # some exporters leave it to the weights
+                kernel_shape = w.shape[2:]
             assert auto_pad == "NOTSET" and len(kernel_shape) == 1
             x = np.pad(x, [(0, 0), (0, 0), tuple(pads)], constant_values=x_zero)
             reach, step = (kernel_shape[0] - 1) * dilations[0] + 1, strides[0]
