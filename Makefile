@@ -67,8 +67,9 @@ fmt: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# tests in two processes, which share what takes long to make: a worker that is done takes half of what the other has left
-WORKERS ?= 2
+# tests in three processes, for two cores: one waits for what another makes, or for a process of its own. They share what
+# takes long to make, and a worker that is done takes half of what another has left
+WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 unit: install
 	$(PYTEST)
