@@ -1,7 +1,8 @@
 """The contract of few-step methods: how near each comes to a mixture's truth in 1, 2 and 4 evaluations.
 
 Distances are over the sampling floor, so 1 is as good as the truth. A new method needs its arm in `ARMS` and its
-bounds here: a half above what it was measured to reach (benchmarks/results/mixture.json, seed 1), not what one would like.
+bounds here: a half above what it was measured to reach (benchmarks/results/mixture.json, seed 1), not what one would
+like.
 """
 
 from __future__ import annotations
