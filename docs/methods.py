@@ -27,7 +27,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 
 from xmodal_kd.cli.catalogue import adapters, first_line, scheme_needs, serves
-from xmodal_kd.compress import COMPRESSIONS
+from xmodal_kd.compress.known import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.report.statistics import Interval, t_interval
 from xmodal_kd.runtime.discovery import modality_names, shipped

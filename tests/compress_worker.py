@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from toy import TERMS, adapter, engine, roles
 
-from xmodal_kd.compress import COMPRESSIONS
+from xmodal_kd.compress.known import COMPRESSIONS
 from xmodal_kd.recipe.recipe import Optimizer, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import write_tensors

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from xmodal_kd.cli.catalogue import catalogue
 from xmodal_kd.cli.main import call
-from xmodal_kd.compress import COMPRESSIONS, fskd
+from xmodal_kd.compress.known import COMPRESSIONS, fskd
 from xmodal_kd.compress.origins import Origin
 from xmodal_kd.compress.packed import PACKED
 from xmodal_kd.models.weight_swap import weight_swap_of

@@ -17,7 +17,7 @@ from user_errors import HOLE, Refusal, of_source, refusals
 
 from xmodal_kd.cli.catalogue import adapters
 from xmodal_kd.cli.main import app
-from xmodal_kd.compress import COMPRESSIONS
+from xmodal_kd.compress.known import COMPRESSIONS
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.objective.objective import spec_of
 from xmodal_kd.recipe.recipe import CompressSpec, MethodSpec, Recipe, SchemeSpec, Term

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..adapter.adapter import Adapter, adapter_class
-from ..compress import COMPRESSIONS
+from ..compress.known import COMPRESSIONS
 from ..losses import LOSSES, LossSpec
 from ..runtime.discovery import modality, modality_names, shipped
 from ..runtime.errors import UserError, nearest

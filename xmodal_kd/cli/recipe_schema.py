@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from ..compress import COMPRESSIONS
+from ..compress.known import COMPRESSIONS
 from ..losses import LOSSES
 from ..objective.objective import spec_of
 from ..recipe.recipe import CompressSpec, MethodSpec, ModelSpec, Recipe, SchemeSpec, Teacher, Term

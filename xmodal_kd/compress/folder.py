@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ..runtime.checkpoint import load_weights, read_tensors
-from . import packed, qat
+from .packed import PACKED
 
 
 def load(model: nn.Module, path: Path) -> None:
@@ -16,8 +16,10 @@ def load(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: both are missing, or the file is damaged or another model's.
     """
-    small = path.with_name(packed.PACKED)
+    small = path.with_name(PACKED)
     if path.exists() or not small.exists():
         load_weights(model, read_tensors(path), path)
     else:
+        from . import qat  # with all that trains a model
+
         qat.unpack(model, small)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..adapter.adapter import Adapter, ControlSpec, NoControl, Source, adapter_class, is_teacher
-from ..compress import COMPRESSIONS, Compression, Ways
+from ..compress.known import COMPRESSIONS, Compression, Ways
 from ..objective.loss_inputs import reads_labels
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train

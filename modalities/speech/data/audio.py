@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import firwin, resample_poly
 
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.binary_packages import loading
@@ -137,6 +136,8 @@ def resample(wave: Wave, old: int, new: int) -> Wave:
 def _resampled(wave: Wave, up: int, down: int) -> Wave:
     if up == down or not len(wave):
         return wave
+    from scipy.signal import resample_poly  # a second of CPU, which audio of the right rate need not wait for
+
     out: Wave = resample_poly(wave, up, down, window=_filter(up, down)).astype(np.float32, copy=False)
     return out
 
@@ -149,6 +150,8 @@ def _ratio(old: int, new: int) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def _filter(up: int, down: int) -> Wave:
     """The low-pass filter that `resample_poly` would design anew on every call (Kaiser, beta 5)."""
+    from scipy.signal import firwin
+
     widest = max(up, down)
     taps: Wave = firwin(2 * HALF_TAPS * widest + 1, 1 / widest, window=("kaiser", 5.0)).astype(np.float32)
     return taps
