@@ -18,6 +18,7 @@ from xmodal_kd.signals.signals import teacher_name
 
 from .augment_config import Augment
 from .classes import EIGHT, LARGEST, SHIPPED, Classes, classes_of, read_classes
+from .simulator.sensors import Sensor, SensorField, sensor
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"]
 Sees = Literal["range", "image", "points"]
@@ -124,8 +125,9 @@ class PointsData(DataSection):
     """What points are labelled with: a shipped map by name (``semantickitti``, ``semantickitti_learnt``, ``nuscenes``),
     a file in the shape of ``semantic-kitti.yaml``, or the ids of each class, ``{car: [10, 252], road: [40]}``, where
     ids that are not listed are not counted. None: the eight of the simulator."""
-    sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
-    """Of the simulator; for recorded frames, whose number of beams and field of view."""
+    sensor: SensorField = "hdl64e"
+    """Of the simulator; for recorded frames, whose number of beams and field of view: a preset by name, or its lasers,
+    ``{beams: 40, fov: [-25, 15]}``."""
     scenes: Scenes = Scenes()
     """Of the simulator."""
     train: Frames | None = None
@@ -159,6 +161,11 @@ class PointsData(DataSection):
     def taxonomy(self) -> Classes:
         """The classes that models answer in."""
         return EIGHT if self.classes is None else classes_of(self.classes)
+
+    @cached_property
+    def lidar(self) -> Sensor:
+        """The sensor."""
+        return sensor(self.sensor)
 
     def listed(self) -> Iterator[Listed]:
         """The file that says what the classes are, where the recipe names one of its own."""

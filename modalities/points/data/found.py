@@ -8,15 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
 from .frame import Scan
+from .measured_sensor import alike, measured
 from .readers import READERS, Reader
 from .rings import BEAMS, rings_by_order
-from .simulator.sensors import SENSORS
+from .simulator.sensors import SENSORS, SensorSpec, sensor
 
 #: Layouts that share folders' names, the stricter one first.
 ORDER = ("semantickitti", "kitti_raw", "kitti", "nuscenes")
@@ -24,10 +23,6 @@ ORDER = ("semantickitti", "kitti_raw", "kitti", "nuscenes")
 USUAL = {"semantickitti": "hdl64e", "kitti": "hdl64e", "kitti_raw": "hdl64e", "nuscenes": "nuscenes32"}
 #: Splits, and which part of the frames is for each where they are cut by time.
 SPLITS, SHARES = ("train", "dev", "test"), (0.7, 0.15, 0.15)
-#: Degrees by which a scan's field of view may differ from its sensor's.
-APART = 4.0
-#: Points that may lie beyond what is taken for the field of view, of each side.
-BEYOND = 0.01
 SCANS, SEARCHED = (".bin", ".ply", ".pcd", ".npz"), 10_000
 HELP = "docs/own_data.md#points-scans"
 
@@ -38,7 +33,7 @@ class Scans:
 
     Attributes:
         sources: the layout.
-        sensor: of `SENSORS`; None for simulated frames, which are of any.
+        sensor: a preset, or what was measured; None for simulated frames, which are of any.
         splits: of labelled frames, by split; else None.
         train: how many of the frames are for training.
         others: keys of the folder's frames without labels, as ``Folder.frames`` takes them.
@@ -47,7 +42,7 @@ class Scans:
 
     sources: str
     path: Path | None
-    sensor: str | None
+    sensor: str | SensorSpec | None
     frames: int
     why: str
     splits: dict[str, Noted] | None = None
@@ -75,12 +70,12 @@ def scans(path: Path) -> Scans:
         )
     sources, reader = _reader(path, place)
     first = reader.frame(0)
-    sensor, why, notes = _sensor(path, sources, first.scan)
+    seen_by, why, notes = _sensor(path, sources, first.scan)
     splits, others = _splits(path, reader)
     train = 0 if splits is None else _count(reader, splits["train"].value)
     counted = f"{len(reader):,} frames in the layout of {sources}"
     return Scans(
-        sources, path, sensor, len(reader), f"{counted}; {why}", splits, train, others, bool(first.pictures),
+        sources, path, seen_by, len(reader), f"{counted}; {why}", splits, train, others, bool(first.pictures),
         (*notes, *reader.warnings),
     )  # fmt: skip
 
@@ -135,40 +130,22 @@ def _unknown(path: Path, place: Path) -> str:
 # ---------------------------------------------------------------- the sensor
 
 
-def _sensor(path: Path, sources: str, scan: Scan) -> tuple[str, str, list[str]]:
-    """A sensor of as many beams, what it was told by, and what is odd."""
+def _sensor(path: Path, sources: str, scan: Scan) -> tuple[str | SensorSpec, str, list[str]]:
+    """The preset that looks as a scan does, or else what the scan shows; what it was told by, and what is odd."""
     beams = scan.beams if scan.ring is not None else next((n for n in BEAMS if _turns(scan, n)), None)
     if beams is None:
         name = USUAL[sources]
         told = f"taken for {name}, the layout's own sensor"
         return name, told, [f"{path}: the beams of its scans cannot be counted: {told}; data.sensor says otherwise"]
-    fitting = {sensor.beams: name for name, sensor in SENSORS.items()}
-    if beams not in fitting:
-        known = ", ".join(f"{name} ({count})" for count, name in fitting.items())
-        raise UserError(
-            f"--data {path}: scans of {beams} beams, and data.sensor knows {known}: thin them to one of these"
-        )
-    name, low, high = fitting[beams], *_field(scan)
-    edges = np.degrees(SENSORS[name].elevations)
-    told = f"{beams} beams from {low:.0f} to {high:.0f} degrees"
-    if abs(low - edges.min()) > APART or abs(high - edges.max()) > APART:
-        return name, told, [
-            f"{path}: {told}, and {name} looks from {edges.min():.0f} to {edges.max():.0f}: what lies beyond is cut "
-            "off the range images; compare them on the run's page"
-        ]  # fmt: skip
-    return name, told, []
+    found = measured(scan, beams)
+    lidar = sensor(found)
+    told = f"its first scan shows {lidar.name}"
+    presets = [USUAL[sources], *SENSORS]  # of several that fit, the layout's own
+    return next((name for name in presets if alike(SENSORS[name], lidar)), found), told, []
 
 
 def _turns(scan: Scan, beams: int) -> bool:
     return rings_by_order(scan.xyz, beams) is not None
-
-
-def _field(scan: Scan) -> tuple[float, float]:
-    """Lowest and highest elevation in degrees, but for a few points."""
-    flat = np.hypot(scan.xyz[:, 0], scan.xyz[:, 1])
-    angles = np.degrees(np.arctan2(scan.xyz[:, 2], flat))[flat > 0]
-    low, high = np.quantile(angles, (BEYOND, 1 - BEYOND))
-    return float(low), float(high)
 
 
 # ---------------------------------------------------------------- splits
@@ -215,4 +192,4 @@ def _sequence(reader: Reader, i: int) -> str:
     return reader.keys[i].rpartition("/")[0]
 
 
-__all__ = ["Scans", "scans"]
+__all__ = ["HELP", "Scans", "scans"]

@@ -30,7 +30,7 @@ def about(card: Card) -> About:
     view = card.view
     beams = "" if view.sees == "image" else f" of {view.beams or 'all'} beams"
     size = f", {view.columns} columns a turn" if view.sees == "range" else ""
-    seen = f"{SEES[view.sees]}{beams}{size}" + ("" if view.sees == "image" else f" (sensor `{card.sensor}`)")
+    seen = f"{SEES[view.sees]}{beams}{size}" + ("" if view.sees == "image" else f" (sensor `{card.lidar.name}`)")
     what = f"It sees {seen} and labels each point with one of {len(card.classes)} classes: {', '.join(card.classes)}."
     onnx = "" if view.sees == "points" else ONNX.format(channels=card.channels, classes=len(card.classes))
     return About("LiDAR segmenter" if view.sees != "image" else "Street image segmenter", what, USE.format(onnx=onnx))

@@ -17,6 +17,7 @@ from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import View
+from ..data.simulator.sensors import Sensor, SensorField, sensor
 from ..models import MODELS
 
 
@@ -31,9 +32,14 @@ class Card(saved.Card):
     """What it was trained to see."""
     image: tuple[int, int]
     """Height and width of the pictures it sees, if it does."""
-    sensor: str
+    sensor: SensorField
+    """A preset, or its lasers."""
     label_ids: tuple[int, ...] | None = None
     """A data set's id of each class, to write labels with; None: those of the simulator's eight, by their names."""
+
+    @property
+    def lidar(self) -> Sensor:
+        return sensor(self.sensor)
 
 
 def save_model(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> Path:

@@ -18,7 +18,10 @@ def simulate(
     frames: Annotated[int, typer.Option(min=1, max=40, help="Of each drive, a tenth of a second apart.")] = 20,
     drives: Annotated[int, typer.Option(min=1, max=100, help="Sequences, each in a street of its own.")] = 1,
     first: Annotated[int, typer.Option(min=0, help="Number of the first street; drives go on from it.")] = 0,
-    sensor: Annotated[str, typer.Option(help="hdl64e, vlp16 or nuscenes32.")] = "hdl64e",
+    sensor: Annotated[
+        str,
+        typer.Option(help="A preset (hdl64e, vlp16, pandar64, ...), or its lasers: '{beams: 40, fov: [-25, 15]}'."),
+    ] = "hdl64e",
     columns: Annotated[
         int | None, typer.Option(min=8, help="Shots of a laser in a turn; unless said, as the sensor does.")
     ] = None,
@@ -34,10 +37,11 @@ def simulate(
     """
     from ..data.simulator.camera import CameraSpec
     from ..data.simulator.cast import simulate as drive
-    from ..data.simulator.sensors import sensor as preset
+    from ..data.simulator.sensors import sensor as described
+    from ..data.simulator.sensors import told
     from ..data.simulator.write import sequence_folder, write_semantickitti
 
-    spec, chosen = CameraSpec(375, 1242) if camera else None, preset(sensor, columns)
+    spec, chosen = CameraSpec(375, 1242) if camera else None, described(told(sensor), columns)
     for number in range(drives):
         sequence_folder(out, number)  # before any work
     for number in range(drives):

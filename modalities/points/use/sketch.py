@@ -13,7 +13,8 @@ from ..data.classes import SHIPPED, read_classes
 from ..data.config import Scenes
 from ..data.found import HELP, Scans, scans
 from ..data.frame import CLASSES
-from ..data.simulator.sensors import SENSORS
+from ..data.measured_sensor import alike
+from ..data.simulator.sensors import SensorSpec, sensor
 from ..export.saved_folder import Card, check_classes, load_card
 from ..models import MODELS
 
@@ -77,12 +78,11 @@ def _needed(card: Card | None) -> str:
 def _clashes(folder: Path, card: Card, found: Scans) -> list[str]:
     """Where the scans are not what the teacher sees, a line each."""
     lines = []
-    if card.view.sees != "image" and found.sensor not in (None, card.sensor):
-        ours, theirs = SENSORS[str(found.sensor)], SENSORS.get(card.sensor)
-        beams = "" if theirs is None else f" of {theirs.beams} beams"
+    ours = None if found.sensor is None else sensor(found.sensor)
+    if card.view.sees != "image" and ours is not None and not alike(ours, card.lidar):
         lines.append(
-            f"{folder} was trained on {card.sensor}{beams}, the scans of {found.path} are of {ours.beams} beams "
-            f"({ours.name}): leave --teacher out, and one is trained on simulated scans of {ours.name}"
+            f"{folder} was trained on {card.lidar.name} of {card.lidar.beams} beams, the scans of {found.path} are of "
+            f"{ours.beams} beams ({ours.name}): leave --teacher out, and one is trained on simulated scans of theirs"
         )
     if card.view.sees == "image" and not found.pictures:
         lines.append(f"{folder} sees photographs, {found.path} has none: bring them with their calibration ({HELP})")
@@ -90,9 +90,9 @@ def _clashes(folder: Path, card: Card, found: Scans) -> list[str]:
 
 
 def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -> dict[str, Any]:
-    sensor = found.sensor or (card.sensor if card is not None and card.sensor in SENSORS else "hdl64e")
-    data, samples = _frames(given, found, sensor, looking)
-    teacher, student = _views(given, card, sensor)
+    seen_by = found.sensor or (card.sensor if card is not None else "hdl64e")
+    data, samples = _frames(given, found, seen_by, looking)
+    teacher, student = _views(given, card, sensor(seen_by).beams)
     if given.teacher is not None and card is not None and (classes := _classes(given.teacher, card)) is not None:
         data["classes"] = Noted(classes, f"{given.teacher}: what its teacher tells apart")
     data |= {"teacher": teacher, "student": student}
@@ -108,9 +108,10 @@ def _plain(view: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.value if isinstance(value, Noted) else value for key, value in view.items()}
 
 
-def _frames(given: Given, found: Scans, sensor: str, looking: Looking) -> tuple[dict[str, Any], int]:
+def _frames(given: Given, found: Scans, seen_by: str | SensorSpec, looking: Looking) -> tuple[dict[str, Any], int]:
     """What is learned from and measured on, and the number of training samples."""
-    of = Noted(sensor, found.why if found.sensor else "of the simulator")
+    said = seen_by if isinstance(seen_by, str) else seen_by.model_dump(mode="json", exclude_defaults=True)
+    of = Noted(said, found.why if found.sensor else "of the simulator")
     data: dict[str, Any]
     if found.splits is not None:
         data = {
@@ -151,9 +152,8 @@ def _frames(given: Given, found: Scans, sensor: str, looking: Looking) -> tuple[
     return data, scenes.train + learned * repeat
 
 
-def _views(given: Given, card: Card | None, sensor: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _views(given: Given, card: Card | None, beams: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two see of a moment."""
-    beams = SENSORS[sensor].beams
     if card is None:
         teacher: dict[str, Any] = {"sees": Noted("range", f"all {beams} beams, as a range image"), "columns": COLUMNS}
     else:

@@ -12,14 +12,11 @@ from jaxtyping import Float
 
 from ..data.config import View
 from ..data.frame import Scan
+from ..data.ground import FEWEST, fullest, ground
 from ..data.simulator.sensors import Sensor
 
-#: Points to look at, and fewer of which say nothing.
-SAMPLE, FEWEST = 20_000, 200
-#: The ground is looked for among points so far away, metres, and in layers so thick.
-REACH, LAYER = (2.5, 30.0), 0.2
-#: Share of those points that a layer must hold to be taken for the ground.
-GROUND = 0.1
+#: Points to look at.
+SAMPLE = 20_000
 #: Metres by which the ground may lie higher or lower than learned.
 HEIGHT = 0.5
 #: Share of the points beyond the sensor's reach, and distance of the farthest points, metres.
@@ -45,40 +42,15 @@ def unlike(scan: Scan, view: View, sensor: Sensor) -> tuple[str, ...]:
 def _axes(xyz: Float[np.ndarray, "n 3"]) -> Iterator[str]:
     low, high = np.quantile(xyz, (0.02, 0.98), axis=0)
     flattest = int((high - low).argmin())
-    if flattest != 2 and (high - low)[flattest] < FLATTER * (high - low)[2] and _layer(xyz, flattest) > 2 * _layer(xyz):
+    if (
+        flattest != 2
+        and (high - low)[flattest] < FLATTER * (high - low)[2]
+        and fullest(xyz, flattest) > 2 * fullest(xyz, 2)
+    ):
         yield (
             f"the scan is flat along {'xyz'[flattest]}, not along z: its axes seem not to be x forward, y left, z up "
             "(a camera's are x right, y down, z forward): turn it first"
         )
-
-
-def _layer(xyz: Float[np.ndarray, "n 3"], axis: int = 2) -> float:
-    """Share of the points in the fullest layer across an axis."""
-    return float(_layers(xyz[:, axis]).max()) / len(xyz)
-
-
-def _layers(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " layers"]:
-    counts = np.bincount(((values - values.min()) / LAYER).astype(np.int64).clip(0, 10_000))
-    found: np.ndarray = np.convolve(counts, np.ones(2), "full")
-    return found
-
-
-def ground(xyz: Float[np.ndarray, "n 3"]) -> float | None:
-    """Height of the ground: of the lowest of the layers that hold about as many points as the fullest one.
-
-    None where no layer holds many.
-    """
-    flat = np.hypot(xyz[:, 0], xyz[:, 1])
-    near = xyz[(flat > REACH[0]) & (flat < REACH[1]), 2]
-    if len(near) < FEWEST:
-        return None
-    near = near[near >= np.quantile(near, 0.005)]  # a few returns come from below, by reflection
-    layers = _layers(near)
-    if layers.max() < GROUND * len(near):
-        return None
-    first = int(np.flatnonzero(layers >= max(0.5 * layers.max(), GROUND * len(near)))[0])
-    low = near.min() + (first - 1) * LAYER
-    return float(np.median(near[(near >= low) & (near <= low + 2 * LAYER)]))
 
 
 def _height(xyz: Float[np.ndarray, "n 3"], sensor: Sensor) -> Iterator[str]:
@@ -118,4 +90,4 @@ def _columns(scan: Scan, view: View) -> Iterator[str]:
         yield f"a ring has {typical:.0f} points; the model learned images of {view.columns} columns: most stay empty"
 
 
-__all__ = ["ground", "unlike"]
+__all__ = ["unlike"]

@@ -12,9 +12,10 @@ from shared_data import ROOT
 from xmodal_kd.modalities.points.data.config import View
 from xmodal_kd.modalities.points.data.files import read_points
 from xmodal_kd.modalities.points.data.frame import UNLABELLED, Scan
+from xmodal_kd.modalities.points.data.ground import ground
 from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS
 from xmodal_kd.modalities.points.use.segment import Segmenter
-from xmodal_kd.modalities.points.use.unlike import ground, unlike
+from xmodal_kd.modalities.points.use.unlike import unlike
 from xmodal_kd.runtime.errors import UserError
 
 #: Rings of a VLP-16 in the order in which its lasers fire: the lowest, the ninth, and so on.

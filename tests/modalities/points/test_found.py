@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from xmodal_kd.adapter.sketch import SIZES, Given
-from xmodal_kd.modalities.points.data.config import Folder
+from xmodal_kd.adapter.sketch import SIZES, Given, Noted
+from xmodal_kd.modalities.points.data.config import Folder, PointsData
 from xmodal_kd.modalities.points.data.found import scans
+from xmodal_kd.modalities.points.data.frame import Scan
 from xmodal_kd.modalities.points.data.frames import Recorded
-from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS, Sensor
+from xmodal_kd.modalities.points.data.measured_sensor import alike, measured
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS, Sensor, SensorSpec, sensor
 from xmodal_kd.modalities.points.use.sketch import sketch
 from xmodal_kd.runtime.errors import UserError
 
@@ -62,13 +66,46 @@ def test_frames_without_labels_join_simulated_streets(tmp_path: Path) -> None:
 
 
 def test_sensors_that_do_not_fit(tmp_path: Path) -> None:
-    forty = Sensor("forty", np.radians(np.linspace(10, -20, 40)), 64, 100.0, 1.7)
-    sequence(tmp_path / "forty", 1, forty)
-    with pytest.raises(UserError, match=r"scans of 40 beams, and data.sensor knows hdl64e \(64\)"):
-        scans(tmp_path / "forty")
     sequence(tmp_path / "sixteen", 1, SENSORS["vlp16"])
-    with pytest.raises(UserError, match=r"a scan of 16 beams, and data\.sensor is one of 64: set data.sensor to vlp16"):
-        Recorded(Folder(sources="semantickitti", path=tmp_path / "sixteen"), "hdl64e")[0]
+    with pytest.raises(UserError, match=r"of 16 beams, and data\.sensor is one of 64: set data.sensor to vlp16, or to"):
+        Recorded(Folder(sources="semantickitti", path=tmp_path / "sixteen"), SENSORS["hdl64e"])[0]
+
+
+@pytest.mark.parametrize(
+    "degrees", [np.linspace(10, -20, 40), np.degrees(SENSORS["vlp32c"].elevations) * 1.5], ids=["even", "uneven"]
+)
+def test_a_sensor_of_no_preset_is_measured(tmp_path: Path, degrees: np.ndarray) -> None:
+    sequence(tmp_path, 5, Sensor("own", np.radians(degrees), 64, 100.0, 1.7))
+    found = scans(tmp_path)
+    assert isinstance(found.sensor, SensorSpec) and (found.sensor.elevations is None) == (len(degrees) == 40)
+    np.testing.assert_allclose(np.degrees(sensor(found.sensor).elevations), degrees, atol=0.02)
+    made = sketch(Given(None, tmp_path, SIZES["small"]))
+    written = PointsData.model_validate(plain(made.sections["data"]))
+    assert written.sensor == found.sensor and written.lidar.beams == len(degrees) == 4 * (written.student.beams or 0)
+
+
+def test_sensors_are_alike_by_where_their_lasers_look() -> None:
+    even = sensor(SensorSpec(beams=40, fov=(-25, 15)))  # the ends of a Pandar40P, not its lasers
+    assert alike(even, even) and not alike(sensor("pandar40p"), even) and not alike(sensor("hdl64e"), even)
+    lower = sensor(SensorSpec(beams=40, fov=(-26, 14)))
+    assert alike(even, lower)
+
+
+def test_rings_that_saw_nothing_are_filled_in() -> None:
+    lidar = Sensor("own", np.radians(np.linspace(10, -20, 16)), 64, 100.0, 1.7)
+    xyz = (lidar.rays() * 10).astype(np.float32)
+    ring = np.repeat(np.arange(16), 64)
+    seen = ~np.isin(ring, (0, 1, 7, 15))  # the sky, a gap, the car
+    scan = Scan(xyz.reshape(-1, 3)[seen], np.zeros(int(seen.sum()), np.float32), ring=ring[seen], beams=16)
+    spec = measured(scan, 16)
+    assert (spec.beams, spec.fov, spec.max_range) == (16, (-20.0, 10.0), 100.0)
+    assert measured(replace(scan, xyz=scan.xyz * 17), 16).max_range == 180.0
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Noted):
+        return plain(value.value)
+    return {key: plain(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def test_too_little_to_split_and_no_layout(tmp_path: Path) -> None:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+import yaml
 from jaxtyping import Float
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.runtime.errors import UserError, nearest
+
+#: Degrees above the horizon.
+Degrees = Annotated[float, Field(ge=-90, le=90)]
+Metres = Annotated[float, Field(gt=0, le=10_000)]
+#: Lasers of one sensor: more than any has.
+MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,13 @@ def _spread(*blocks: tuple[float, float, int]) -> Float[np.ndarray, " beams"]:
     return elevations
 
 
+#: Degrees of the VLP-32C's lasers, by its manual: dense about the horizon.
+_VLP32C = (
+    15, 10.333, 7, 4.667, 3.333, 2.333, 1.667, 1.333, 1, 0.667, 0.333, 0, -0.333, -0.667, -1, -1.333, -1.667, -2,
+    -2.333, -2.667, -3, -3.333, -3.667, -4, -4.667, -5.333, -6.148, -7.254, -8.843, -11.31, -15.639, -25,
+)  # fmt: skip
+#: Where the uppermost lasers of Hesai's two look.
+_HESAI = ((15, 11, 2), (8, 8, 1), (5, 3, 2))
 #: The HDL-64E's upper half is spaced by a third of a degree, its lower half by half a degree.
 SENSORS = {
     sensor.name: sensor
@@ -65,16 +82,96 @@ SENSORS = {
         Sensor("hdl64e", _spread((2.0, -8.33, 32), (-8.83, -24.33, 32)), 1024, 100.0, 1.73),
         Sensor("vlp16", _spread((15.0, -15.0, 16)), 1024, 100.0, 1.73, noise=0.03),
         Sensor("nuscenes32", _spread((10.67, -30.67, 32)), 1084, 70.0, 1.84),
+        Sensor("hdl32e", _spread((10.67, -30.67, 32)), 1084, 100.0, 1.73),
+        Sensor("vlp32c", np.radians(_VLP32C), 1800, 200.0, 1.73, noise=0.03),
+        Sensor("pandar40p", _spread(*_HESAI, (2, -6, 25), (-7, -14, 8), (-19, -25, 2)), 1800, 200.0, 1.73),
+        Sensor("pandar64", _spread(*_HESAI, (2, -6, 49), (-7, -14, 8), (-19, -25, 2)), 1800, 200.0, 1.73),
+        Sensor("os1_64", _spread((22.5, -22.5, 64)), 1024, 120.0, 1.73, noise=0.03),
+        Sensor("os1_128", _spread((22.5, -22.5, 128)), 1024, 120.0, 1.73, noise=0.03),
+        Sensor("os0_128", _spread((45.0, -45.0, 128)), 1024, 50.0, 1.73, noise=0.03),
     )
 }
 
 
-def sensor(name: str, columns: int | None = None) -> Sensor:
-    """The preset of that name, with another number of columns where one is given.
+class SensorSpec(Strict):
+    """A LiDAR that turns and is none of the presets: its lasers by number and field of view, or one by one."""
+
+    beams: Annotated[int, Field(gt=1, le=MOST)] | None = None
+    """Lasers, evenly spaced over `fov`."""
+    fov: tuple[Degrees, Degrees] | None = None
+    """Lowest and highest elevation, degrees above the horizon."""
+    elevations: Annotated[tuple[Degrees, ...], Field(min_length=2, max_length=MOST)] | None = None
+    """Of each laser, where they are not evenly spaced."""
+    columns: Annotated[int, Field(ge=8, le=1 << 14)] = 1024
+    """Shots of a laser in a turn; of the simulator."""
+    max_range: Metres = 100.0
+    """Beyond which nothing comes back."""
+    height: Metres = 1.73
+    """Above the ground."""
+    noise: Annotated[float, Field(ge=0, le=10)] = 0.02
+    """Standard deviation of a range in metres; of the simulator, as `dropout`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of returns that are lost."""
+
+    @model_validator(mode="after")
+    def _lasers(self) -> SensorSpec:
+        if (self.elevations is None) == (self.beams is None) or (self.beams is None) != (self.fov is None):
+            raise ValueError("give beams and fov, [lowest, highest] in degrees, or the elevations of all lasers")
+        if self.fov is not None and self.fov[0] >= self.fov[1]:
+            raise ValueError(f"fov is [lowest, highest] in degrees, got [{self.fov[0]:g}, {self.fov[1]:g}]")
+        if self.elevations is not None and len(set(self.elevations)) < len(self.elevations):
+            raise ValueError("elevations: two lasers look at the same angle")
+        return self
+
+    def sensor(self) -> Sensor:
+        if self.fov is not None and self.beams is not None:
+            degrees = np.linspace(self.fov[1], self.fov[0], self.beams)
+        else:
+            degrees = np.array(sorted(self.elevations or (), reverse=True))
+        name = f"{len(degrees)} beams from {degrees[-1]:g} to {degrees[0]:g} degrees"
+        lasers: np.ndarray = np.radians(degrees)
+        return Sensor(name, lasers, self.columns, self.max_range, self.height, self.noise, self.dropout)
+
+
+def sensor(given: str | SensorSpec, columns: int | None = None) -> Sensor:
+    """The preset of that name, or the sensor that is described, with another number of columns where one is given.
 
     Raises:
         UserError: no such preset.
     """
-    if name not in SENSORS:
-        raise UserError(f"sensor {name!r} is unknown: choose one of {', '.join(SENSORS)}")
-    return SENSORS[name] if columns is None else SENSORS[name].with_columns(columns)
+    if isinstance(given, SensorSpec):
+        found = given.sensor()
+    elif given in SENSORS:
+        found = SENSORS[given]
+    else:
+        raise UserError(
+            f"sensor {given!r} is unknown{nearest(given, SENSORS)}: name one, or describe it by its lasers, "
+            "{beams: 40, fov: [-25, 15]}"
+        )
+    return found if columns is None else found.with_columns(columns)
+
+
+def told(text: str) -> str | SensorSpec:
+    """A sensor as a command line says it: a preset's name, or a YAML mapping. Raises `UserError`."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return SensorSpec.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"--sensor {text}: no YAML mapping: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(f"--sensor {text}: {at}{first['msg']}") from error
+
+
+def _known(given: str | SensorSpec) -> str | SensorSpec:
+    try:
+        sensor(given)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return given
+
+
+#: As recipes and cards say it: a preset's name, or its lasers.
+SensorField = Annotated[str | SensorSpec, AfterValidator(_known)]
