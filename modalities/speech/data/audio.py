@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from math import gcd
@@ -105,27 +105,41 @@ def _plain_wav(path: Path | str) -> bool:
 def blocks(path: Path | str, seconds: float, sample_rate: int | None = None) -> Iterator[Wave]:
     """Chunks of about `seconds` of a long file, never the whole in memory; at `sample_rate` Hz if one is given.
 
-    Joined, they are what `read` (and `resample`) give: each chunk is resampled with its neighbours' edges in view.
+    Joined, they are what `read` (and `resample`) give.
     """
     with _opened(path) as file:
         rate = int(file.samplerate)
-        up, down = _ratio(rate, sample_rate or rate)
-        # Chunks begin at multiples of `down` input samples, where an input and an output sample coincide.
-        size = max(1, round(seconds * rate / down)) * down
-        context = 0 if up == down else (HALF_TAPS * max(up, down) // (up * down) + 1) * down
-        done, held, head = 0, np.zeros(0, np.float32), 0
-        while len(block := file.read(size, dtype="float32", always_2d=True)):
-            done += len(block)
-            held = np.concatenate([held, _mono(block, path)])
-            # The last `context` samples wait for what follows them; those before are final.
-            ready = (len(held) - head - context) // down * down
-            if ready > 0:
-                yield _resampled(held, up, down)[head * up // down : (head + ready) * up // down]
-                start = max(0, head + ready - context)
-                held, head = held[start:], head + ready - start
-        _check_count(done, file.frames, path)
-        if len(held) > head:
-            yield _resampled(held, up, down)[head * up // down :]
+        yield from resampled(_decoded(file, path, max(1, round(seconds * rate))), rate, sample_rate or rate)
+
+
+def _decoded(file: Any, path: Path | str, size: int) -> Iterator[Wave]:
+    done = 0
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
+        done += len(block)
+        yield _mono(block, path)
+    _check_count(done, file.frames, path)
+
+
+def resampled(waves: Iterable[Wave], old: int, new: int) -> Iterator[Wave]:
+    """Chunks of a wave of `old` Hz at `new` Hz, as they come; joined, they are what `resample` gives of the whole.
+
+    Each is resampled with its neighbours' edges in view, so the last samples of one are given with the next.
+    """
+    up, down = _ratio(old, new)
+    # What is given out ends at multiples of `down` input samples, where an input and an output sample coincide.
+    context = 0 if up == down else (HALF_TAPS * max(up, down) // (up * down) + 1) * down
+    held, head = np.zeros(0, np.float32), 0
+    for wave in waves:
+        held = np.concatenate([held, wave])
+        # The last `context` samples wait for what follows them; those before are final.
+        ready = (len(held) - head - context) // down * down
+        if ready > 0:
+            yield _resampled(held, up, down)[head * up // down : (head + ready) * up // down]
+            # what is forgotten is a multiple, too
+            start = max(0, head + ready - context)
+            held, head = held[start:], head + ready - start
+    if len(held) > head:
+        yield _resampled(held, up, down)[head * up // down :]
 
 
 def resample(wave: Wave, old: int, new: int) -> Wave:

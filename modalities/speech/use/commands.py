@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +15,11 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.progress import each, named
 
 from ..data.suffixes import SUFFIXES
+
+if TYPE_CHECKING:
+    from .transcribe import Recogniser
+
+STDIN = Path("-")
 
 
 def transcribe(
@@ -24,7 +30,8 @@ def transcribe(
         list[Path],
         typer.Argument(
             help="Audio files of any sample rate and length, and folders, which are searched for "
-            f"{', '.join('*' + suffix for suffix in SUFFIXES)} at any depth."
+            f"{', '.join('*' + suffix for suffix in SUFFIXES)} at any depth; or - for standard input, whose words are "
+            "written as soon as they are final."
         ),
     ],
     json_: Annotated[
@@ -51,13 +58,25 @@ def transcribe(
             "worse. Needs pip install 'xmodal-kd\\[decode]'.",
         ),
     ] = 0,
+    raw: Annotated[
+        int | None,
+        typer.Option(help="Hz of standard input without a header, 16-bit little-endian mono; else it is a WAV."),
+    ] = None,
 ) -> None:
     """Write what is said in audio files, as "path<TAB>text" lines.
 
     A file that cannot be read is named on standard error, the rest are transcribed, and the exit status is 2.
+
+    From a microphone: arecord -f S16_LE -r 16000 | xmodal-kd transcribe STUDENT - --raw 16000
     """
     from .transcribe import Recogniser
 
+    if raw is not None and STDIN not in audio:
+        raise UserError("--raw: it is the sample rate of standard input, which is given as -")
+    if STDIN in audio:
+        if len(audio) > 1 or into is not None or beam or format_ in ("srt", "vtt"):
+            raise UserError("-: standard input is heard alone, as text or --json, without --into and --beam")
+        return _listen(Recogniser(student, precision), raw, json_ or format_ == "json")
     recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
     kind = "json" if json_ else format_
     found = list(_files(audio))
@@ -82,6 +101,19 @@ def transcribe(
             failed = True
     if failed:
         raise typer.Exit(2)
+
+
+def _listen(recogniser: Recogniser, raw: int | None, as_json: bool) -> None:
+    """Words of standard input, each when it is final: on one line, or a JSON object a line."""
+    from .live import heard, words
+
+    waves, rate = heard(sys.stdin.buffer, raw)
+    for said, word in enumerate(words(recogniser, waves, rate)):
+        text = json.dumps(word, ensure_ascii=False) + "\n" if as_json else f"{' ' if said else ''}{word['word']}"
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    if not as_json:
+        typer.echo("")
 
 
 def _written(kind: str, path: Path, result: dict[str, Any]) -> str:

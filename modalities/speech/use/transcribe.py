@@ -113,8 +113,7 @@ class Recogniser:
             with torch.no_grad():
                 yield self.model(whole[None], torch.tensor([len(whole)]))[0][0]
             return
-        left, right = self.card.receptive_field or (self._overlap, self._overlap)
-        stream = Stream(self.model, left, right, stride=self.card.stride)
+        stream = Stream(self.model, *self.context, stride=self.card.stride)
         for features in self._frames(path):
             if loudness is not None:
                 loudness.append(features.mean(dim=1))
@@ -122,8 +121,10 @@ class Recogniser:
         yield stream.finish()
 
     @property
-    def _overlap(self) -> int:
-        return round(OVERLAP * self.features.sample_rate / self.features.hop)
+    def context(self) -> tuple[int, int]:
+        """Feature frames that a frame of logits is given before and after it where a recording comes in chunks."""
+        overlap = round(OVERLAP * self.features.sample_rate / self.features.hop)
+        return self.card.receptive_field or (overlap, overlap)
 
     def _frames(self, path: Path | str) -> Iterator[Tensor]:
         """Features ``(t, mels)`` of a file, chunk by chunk."""
