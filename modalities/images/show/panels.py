@@ -55,7 +55,9 @@ def glimpse(source: ImagesSource, role: str, model: nn.Module) -> Sequence[Panel
     batch = source.collate([source.sample(i, 0) for i in range(min(len(source), GLIMPSED))])
     labels, said = batch["labels"].tolist(), _probabilities(model, batch["x"])
     lines = [
-        np.hstack([_thumbnail(pixels(x)), bars(p.numpy(), label)])
+        np.pad(
+            np.hstack([_thumbnail(pixels(x)), bars(p.numpy(), label)]), ((0, 4), (0, 0), (0, 0)), constant_values=250
+        )
         for x, p, label in zip(batch["x"], said, labels, strict=True)
     ]
     right = int((said.argmax(dim=1) == batch["labels"]).sum())
