@@ -28,7 +28,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.augment_config import MOVES
 from .data.config import PointsData, View
 from .data.frames import Joined, Recorded, frames_of
-from .data.simulator.sensors import SENSORS
+from .data.simulator.sensors import Named, known
 from .evaluate.metrics import Tally, miou_interval, miou_labelled
 from .evaluate.whole_scan import over_points
 from .export.card import about
@@ -326,7 +326,7 @@ def _real(data: PointsData) -> Iterator[Recorded]:
     """The folders that all roles are measured on at the end."""
     for folder in data.real:
         skipped = Skipped.of(data.skip)
-        yield Recorded(folder, data.sensor, classes=data.taxonomy, pictures=True, skipped=skipped, beside=True)
+        yield Recorded(folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=skipped, beside=True)
 
 
 def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:
@@ -357,11 +357,12 @@ def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
     return Layout(KINDS[len(grid)], valid, item, items, grid or None)
 
 
-def _essence(view: View, sensor: str) -> dict[str, Any]:
+def _essence(view: View, sensor: Named) -> dict[str, Any]:
     """What of a view a model depends on."""
     if view.sees == "image":
         return {"sees": view.sees}
-    beams = view.beams or (SENSORS[sensor].beams if sensor in SENSORS else None)
+    lidar = known(sensor)
+    beams = view.beams or (None if lidar is None else lidar.beams)
     columns = {"columns": view.columns} if view.sees == "range" else {}
     return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns
 

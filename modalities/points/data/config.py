@@ -18,6 +18,7 @@ from xmodal_kd.signals.signals import teacher_name
 
 from .augment_config import Augment
 from .classes import EIGHT, LARGEST, SHIPPED, Classes, classes_of, read_classes
+from .simulator.sensors import OwnSensor, Sensor, sensor
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"]
 Sees = Literal["range", "image", "points"]
@@ -124,8 +125,9 @@ class PointsData(DataSection):
     """What points are labelled with: a shipped map by name (``semantickitti``, ``semantickitti_learnt``, ``nuscenes``),
     a file in the shape of ``semantic-kitti.yaml``, or the ids of each class, ``{car: [10, 252], road: [40]}``, where
     ids that are not listed are not counted. None: the eight of the simulator."""
-    sensor: Literal["hdl64e", "vlp16", "nuscenes32"] = "hdl64e"
-    """Of the simulator; for recorded frames, whose number of beams and field of view."""
+    sensor: Literal["hdl64e", "vlp16", "nuscenes32"] | OwnSensor = "hdl64e"
+    """Of the simulator; for recorded frames, whose number of beams and field of view: a preset, or one's own as
+    ``{beams: 40, top: 7, bottom: -16}`` (degrees)."""
     scenes: Scenes = Scenes()
     """Of the simulator."""
     train: Frames | None = None
@@ -154,6 +156,11 @@ class PointsData(DataSection):
     measure: Literal["rows", "points"] = "rows"
     """What the test split is measured on: the student's rows, or all labelled points of its scans beside them, as
     benchmarks count: points that a role's view does not show have the answer of the nearest that it shows."""
+
+    @property
+    def lidar(self) -> Sensor:
+        """What the sensor is."""
+        return sensor(self.sensor)
 
     @cached_property
     def taxonomy(self) -> Classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from xmodal_kd.runtime.errors import UserError
 from .frame import Scan
 from .readers import READERS, Reader
 from .rings import BEAMS, rings_by_order
-from .simulator.sensors import SENSORS
+from .simulator.sensors import SENSORS, Named, OwnSensor
 
 #: Layouts that share folders' names, the stricter one first.
 ORDER = ("semantickitti", "kitti_raw", "kitti", "nuscenes")
@@ -38,7 +39,7 @@ class Scans:
 
     Attributes:
         sources: the layout.
-        sensor: of `SENSORS`; None for simulated frames, which are of any.
+        sensor: a preset's name or what was measured; None for simulated frames, which are of any.
         splits: of labelled frames, by split; else None.
         train: how many of the frames are for training.
         others: keys of the folder's frames without labels, as ``Folder.frames`` takes them.
@@ -47,7 +48,7 @@ class Scans:
 
     sources: str
     path: Path | None
-    sensor: str | None
+    sensor: Named | None
     frames: int
     why: str
     splits: dict[str, Noted] | None = None
@@ -135,26 +136,26 @@ def _unknown(path: Path, place: Path) -> str:
 # ---------------------------------------------------------------- the sensor
 
 
-def _sensor(path: Path, sources: str, scan: Scan) -> tuple[str, str, list[str]]:
-    """A sensor of as many beams, what it was told by, and what is odd."""
+def _sensor(path: Path, sources: str, scan: Scan) -> tuple[Named, str, list[str]]:
+    """A preset of as many beams, or else what the scan shows of its sensor, what it was told by, and what is odd."""
     beams = scan.beams if scan.ring is not None else next((n for n in BEAMS if _turns(scan, n)), None)
     if beams is None:
         name = USUAL[sources]
         told = f"taken for {name}, the layout's own sensor"
         return name, told, [f"{path}: the beams of its scans cannot be counted: {told}; data.sensor says otherwise"]
     fitting = {sensor.beams: name for name, sensor in SENSORS.items()}
-    if beams not in fitting:
-        known = ", ".join(f"{name} ({count})" for count, name in fitting.items())
-        raise UserError(
-            f"--data {path}: scans of {beams} beams, and data.sensor knows {known}: thin them to one of these"
-        )
-    name, low, high = fitting[beams], *_field(scan)
-    edges = np.degrees(SENSORS[name].elevations)
+    low, high = _field(scan)
     told = f"{beams} beams from {low:.0f} to {high:.0f} degrees"
+    own = OwnSensor(beams=beams, top=ceil(high), bottom=floor(low))
+    if beams not in fitting:
+        return own, told, [f"{path}: {told}, by its first scan: put its data sheet's numbers into data.sensor"]
+    name = fitting[beams]
+    edges = np.degrees(SENSORS[name].elevations)
     if abs(low - edges.min()) > APART or abs(high - edges.max()) > APART:
         return name, told, [
             f"{path}: {told}, and {name} looks from {edges.min():.0f} to {edges.max():.0f}: what lies beyond is cut "
-            "off the range images; compare them on the run's page"
+            f"off the range images: with data.sensor={{beams: {beams}, top: {own.top:g}, bottom: {own.bottom:g}}} it "
+            "is not, for a teacher that is trained so"
         ]  # fmt: skip
     return name, told, []
 

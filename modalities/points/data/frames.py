@@ -19,7 +19,7 @@ from .readers.base import look
 from .rings import OtherBeams, find_rings
 from .simulator.camera import CameraSpec
 from .simulator.cast import simulate
-from .simulator.sensors import SENSORS
+from .simulator.sensors import SENSORS, Sensor
 
 
 class Frames(Protocol):
@@ -49,7 +49,7 @@ def frames_of(data: PointsData, split: str) -> Frames:
         assert data.path is not None
         folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
         found = recorded = Recorded(
-            folder, data.sensor, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
+            folder, data.lidar, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
             skipped=Skipped.of(data.skip),
         )  # fmt: skip
         recorded.check_labels(split)
@@ -59,7 +59,7 @@ def frames_of(data: PointsData, split: str) -> Frames:
             )
     if split == "train" and data.unlabelled is not None:
         more = Recorded(
-            data.unlabelled, data.sensor, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
+            data.unlabelled, data.lidar, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
             skipped=Skipped.of(data.skip), beside=True,
         )  # fmt: skip
         return Joined(found, more)
@@ -71,7 +71,7 @@ class Simulated:
 
     def __init__(self, data: PointsData, split: str, sweeps: int) -> None:
         self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
-        self.sensor = SENSORS[data.sensor].with_columns(max(view.columns for view in data.views))
+        self.sensor = data.lidar.with_columns(max(view.columns for view in data.views))
         self.camera = None
         if data.needs_pictures:
             self.camera = CameraSpec(height=data.image[0], width=data.image[1])
@@ -100,11 +100,11 @@ class Recorded:
     """
 
     def __init__(
-        self, folder: Folder, sensor: str, *, classes: Classes = EIGHT, sweeps: int = 1, pictures: bool = False,
+        self, folder: Folder, sensor: Sensor, *, classes: Classes = EIGHT, sweeps: int = 1, pictures: bool = False,
         skipped: Skipped | None = None, beside: bool = False,
     ) -> None:  # fmt: skip
         self.folder, self.sweeps, self.pictures = folder, sweeps, pictures
-        self.beams = len(SENSORS[sensor].elevations)
+        self.beams = sensor.beams
         self.reader = READERS[folder.sources](Path(folder.path), classes)
         every = self._chosen()
         self.beside, self.skipped = beside, skipped or Skipped()
@@ -218,9 +218,8 @@ class Kept:
 def _of_sensor(beams: int, taken: int) -> str:
     """What to do with recorded scans of another number of beams than the sensor that the recipe names."""
     name = next((name for name, sensor in SENSORS.items() if sensor.beams == beams), None)
-    advice = (
-        f"set data.sensor to {name}" if name else f"data.sensor knows none of {beams}: thin them ({', '.join(SENSORS)})"
-    )
+    own = f"say what it is: data.sensor={{beams: {beams}, top: DEGREES, bottom: DEGREES}}"
+    advice = f"set data.sensor to {name}" if name else own
     return f"a scan of {beams} beams, and data.sensor is one of {taken}: {advice}"
 
 

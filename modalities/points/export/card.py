@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xmodal_kd.adapter.saved_model import About
 
+from ..data.simulator.sensors import known
 from .saved_folder import Card
 
 SEES = {"range": "a LiDAR scan as a range image", "points": "a LiDAR scan as a set of points", "image": "a photograph"}
@@ -30,7 +31,9 @@ def about(card: Card) -> About:
     view = card.view
     beams = "" if view.sees == "image" else f" of {view.beams or 'all'} beams"
     size = f", {view.columns} columns a turn" if view.sees == "range" else ""
-    seen = f"{SEES[view.sees]}{beams}{size}" + ("" if view.sees == "image" else f" (sensor `{card.sensor}`)")
+    lidar = known(card.sensor)
+    name = card.sensor if lidar is None else lidar.name
+    seen = f"{SEES[view.sees]}{beams}{size}" + ("" if view.sees == "image" else f" (sensor `{name}`)")
     what = f"It sees {seen} and labels each point with one of {len(card.classes)} classes: {', '.join(card.classes)}."
     onnx = "" if view.sees == "points" else ONNX.format(channels=card.channels, classes=len(card.classes))
     return About("LiDAR segmenter" if view.sees != "image" else "Street image segmenter", what, USE.format(onnx=onnx))

@@ -14,7 +14,7 @@ from xmodal_kd.models import onnx
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.timing import latency
 
-from ..data.simulator.sensors import SENSORS
+from ..data.simulator.sensors import sensor
 from .saved_folder import Card, load_card
 
 FP32 = "model.onnx"
@@ -64,7 +64,7 @@ def size(card: Card) -> tuple[int, int]:
     """Rows and columns of what a saved model of range images or pictures sees."""
     if card.view.sees == "image":
         return card.image
-    return card.view.beams or len(SENSORS[card.sensor].elevations), card.view.columns
+    return card.view.beams or sensor(card.sensor).beams, card.view.columns
 
 
 def wave(shape: tuple[int, ...]) -> Tensor:

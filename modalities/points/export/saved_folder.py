@@ -17,6 +17,7 @@ from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import View
+from ..data.simulator.sensors import Named
 from ..models import MODELS
 
 
@@ -31,7 +32,7 @@ class Card(saved.Card):
     """What it was trained to see."""
     image: tuple[int, int]
     """Height and width of the pictures it sees, if it does."""
-    sensor: str
+    sensor: Named
     label_ids: tuple[int, ...] | None = None
     """A data set's id of each class, to write labels with; None: those of the simulator's eight, by their names."""
 

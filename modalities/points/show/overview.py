@@ -18,7 +18,6 @@ from ..data.config import Folder, PointsData, View
 from ..data.frame import Frame
 from ..data.frames import Kept, Recorded
 from ..data.readers.base import in_view
-from ..data.simulator.sensors import SENSORS
 from ..evaluate.metrics import balanced_agreement, confusion, in_boxes, majority_agreement
 from ..views.source import PointsSource
 from ..views.views import Seen, see
@@ -73,8 +72,8 @@ def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[di
         role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
     }
     frames = Kept(adapter.data("test").frames)
-    total = len(SENSORS[adapter.config.sensor].elevations)
-    for share in SHARES if seers else ():
+    total = adapter.config.lidar.beams
+    for share in (share for share in SHARES if seers and total % share == 0):
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
         config = adapter.config.model_copy(update={"teacher": view, "teachers": {}, "student": view})
         source = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)

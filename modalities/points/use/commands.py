@@ -18,7 +18,9 @@ def simulate(
     frames: Annotated[int, typer.Option(min=1, max=40, help="Of each drive, a tenth of a second apart.")] = 20,
     drives: Annotated[int, typer.Option(min=1, max=100, help="Sequences, each in a street of its own.")] = 1,
     first: Annotated[int, typer.Option(min=0, help="Number of the first street; drives go on from it.")] = 0,
-    sensor: Annotated[str, typer.Option(help="hdl64e, vlp16 or nuscenes32.")] = "hdl64e",
+    sensor: Annotated[
+        str, typer.Option(help="hdl64e, vlp16, nuscenes32, or one's own: {beams: 40, top: 7, bottom: -16}.")
+    ] = "hdl64e",
     columns: Annotated[
         int | None, typer.Option(min=8, help="Shots of a laser in a turn; unless said, as the sensor does.")
     ] = None,

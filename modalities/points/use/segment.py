@@ -15,7 +15,7 @@ from xmodal_kd.runtime.errors import UserError
 from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED, Camera, Frame, Picture, Scan
 from ..data.rings import find_rings
-from ..data.simulator.sensors import SENSORS, Sensor
+from ..data.simulator.sensors import Sensor, sensor
 from ..evaluate.whole_scan import VEHICLE, answer, whole_scan
 from ..export.saved_folder import load_model
 from ..views.views import see
@@ -55,7 +55,7 @@ class Segmenter:
     def __init__(self, folder: Path | str, device: str = "cpu") -> None:
         self.model, self.card = load_model(Path(folder))
         self.model.to(device)
-        self.classes, self.view, self.sensor = self.card.classes, self.card.view, SENSORS[self.card.sensor]
+        self.classes, self.view, self.sensor = self.card.classes, self.card.view, sensor(self.card.sensor)
         self._data = PointsData.model_validate(
             {
                 "sensor": self.card.sensor,

@@ -13,7 +13,7 @@ from ..data.classes import SHIPPED, read_classes
 from ..data.config import Scenes
 from ..data.found import HELP, Scans, scans
 from ..data.frame import CLASSES
-from ..data.simulator.sensors import SENSORS
+from ..data.simulator.sensors import Named, known, sensor
 from ..export.saved_folder import Card, check_classes, load_card
 from ..models import MODELS
 
@@ -67,7 +67,7 @@ def _classes(folder: Path, card: Card) -> str | None:
 
 
 def _needed(card: Card | None) -> str:
-    sees = "" if card is None else f" (the teacher sees {card.view.sees}, of {card.sensor})"
+    sees = "" if card is None else f" (the teacher sees {card.view.sees}, of {_named(card.sensor)})"
     return (
         f"--data is missing: a folder of scans{sees} as in {HELP}, or simulator for streets made on the fly "
         "(xmodal-kd simulate FOLDER writes some)"
@@ -77,22 +77,30 @@ def _needed(card: Card | None) -> str:
 def _clashes(folder: Path, card: Card, found: Scans) -> list[str]:
     """Where the scans are not what the teacher sees, a line each."""
     lines = []
-    if card.view.sees != "image" and found.sensor not in (None, card.sensor):
-        ours, theirs = SENSORS[str(found.sensor)], SENSORS.get(card.sensor)
-        beams = "" if theirs is None else f" of {theirs.beams} beams"
-        lines.append(
-            f"{folder} was trained on {card.sensor}{beams}, the scans of {found.path} are of {ours.beams} beams "
-            f"({ours.name}): leave --teacher out, and one is trained on simulated scans of {ours.name}"
-        )
+    if card.view.sees != "image" and found.sensor is not None:
+        ours, theirs = sensor(found.sensor), known(card.sensor)
+        if theirs is None or theirs.beams != ours.beams:
+            beams = "" if theirs is None or not isinstance(card.sensor, str) else f" of {theirs.beams} beams"
+            lines.append(
+                f"{folder} was trained on {_named(card.sensor)}{beams}, the scans of {found.path} are of {ours.beams} "
+                f"beams ({ours.name}): leave --teacher out, and one is trained on simulated scans of such a sensor"
+            )
     if card.view.sees == "image" and not found.pictures:
         lines.append(f"{folder} sees photographs, {found.path} has none: bring them with their calibration ({HELP})")
     return lines
 
 
+def _named(named: Named) -> str:
+    lidar = known(named)
+    return str(named) if lidar is None else lidar.name
+
+
 def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -> dict[str, Any]:
-    sensor = found.sensor or (card.sensor if card is not None and card.sensor in SENSORS else "hdl64e")
-    data, samples = _frames(given, found, sensor, looking)
-    teacher, student = _views(given, card, sensor)
+    lidar: Named = found.sensor or "hdl64e"
+    if card is not None and known(card.sensor) is not None:
+        lidar = card.sensor  # of as many beams, and what the teacher was trained on
+    data, samples = _frames(given, found, lidar, looking)
+    teacher, student = _views(given, card, sensor(lidar).beams)
     if given.teacher is not None and card is not None and (classes := _classes(given.teacher, card)) is not None:
         data["classes"] = Noted(classes, f"{given.teacher}: what its teacher tells apart")
     data |= {"teacher": teacher, "student": student}
@@ -108,9 +116,10 @@ def _plain(view: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.value if isinstance(value, Noted) else value for key, value in view.items()}
 
 
-def _frames(given: Given, found: Scans, sensor: str, looking: Looking) -> tuple[dict[str, Any], int]:
+def _frames(given: Given, found: Scans, lidar: Named, looking: Looking) -> tuple[dict[str, Any], int]:
     """What is learned from and measured on, and the number of training samples."""
-    of = Noted(sensor, found.why if found.sensor else "of the simulator")
+    told = lidar if isinstance(lidar, str) else lidar.model_dump(mode="json", exclude_defaults=True)
+    of = Noted(told, found.why if found.sensor else "of the simulator")
     data: dict[str, Any]
     if found.splits is not None:
         data = {
@@ -151,9 +160,8 @@ def _frames(given: Given, found: Scans, sensor: str, looking: Looking) -> tuple[
     return data, scenes.train + learned * repeat
 
 
-def _views(given: Given, card: Card | None, sensor: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _views(given: Given, card: Card | None, beams: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two see of a moment."""
-    beams = SENSORS[sensor].beams
     if card is None:
         teacher: dict[str, Any] = {"sees": Noted("range", f"all {beams} beams, as a range image"), "columns": COLUMNS}
     else:
@@ -167,7 +175,7 @@ def _views(given: Given, card: Card | None, sensor: str) -> tuple[dict[str, Any]
     if sees == "image":
         return teacher, {"sees": Noted("image", "as the student's model does")}
     seen = min(beams, (card.view.beams if card is not None and card.view.beams else beams))
-    fewer = max(1, seen // FEWER)
+    fewer = next(count for count in range(max(1, seen // FEWER), 0, -1) if beams % count == 0)
     student = {
         "sees": sees,
         "beams": Noted(fewer, f"a quarter of the {seen} that the teacher sees; any divisor of {beams}"),

@@ -18,7 +18,6 @@ from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED, Frame, Picture, Scan
 from ..data.fuse import fuse
 from ..data.rings import keep_beams, thin
-from ..data.simulator.sensors import SENSORS
 from .augment import apply_image, apply_points, apply_range
 from .range_image import SCALES, range_image
 from .visibility import point_index, visible
@@ -81,7 +80,7 @@ def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " 
 
 
 def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: PointsData) -> Seen:
-    sensor = SENSORS[data.sensor]
+    sensor = data.lidar
     ringed = scan if view.sweeps == 1 else replace(scan, ring=None)
     rows = scan.beams if ringed.ring is not None and scan.beams else view.beams or sensor.beams
     edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)

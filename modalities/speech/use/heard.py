@@ -29,7 +29,7 @@ class Heard:
         features: its own, of a recogniser that was saved here.
         where: the file that says so.
         stored: its logits, where it ran elsewhere.
-        lacking: recordings of which it has none.
+        lacking: recordings of which it has none: of training; of dev and test.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Heard:
     features: Features | None
     where: Path
     stored: StoredLogits | None = None
-    lacking: int = 0
+    lacking: tuple[int, int] = (0, 0)
 
     @property
     def who(self) -> str:
@@ -61,8 +61,8 @@ class Heard:
         if self.stored is None:
             return self
         frame = self.stored.frame({one.key: one.seconds() for one in found.parts["train"]})
-        keys = [one.key for split in SPLITS for one in found.parts[split]]
-        return replace(self, frame=frame, lacking=sum(self.stored.path(key) is None for key in keys))
+        lacking = [sum(self.stored.path(one.key) is None for one in found.parts[split]) for split in SPLITS]
+        return replace(self, frame=frame, lacking=(lacking[0], sum(lacking[1:])))
 
 
 def heard(folder: Path) -> Heard:

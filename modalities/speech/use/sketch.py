@@ -157,8 +157,12 @@ def _roles(given: Given, teacher: Heard | None, samples: int, batch: int) -> dic
         taught: Any = {
             "path" if teacher.stored is None else "signals": Noted(str(teacher.folder), _why_teacher(teacher))
         }
-        if teacher.lacking:
-            why = f"{teacher.lacking:,} recordings have no logits: they teach by their texts alone"
+        if any(teacher.lacking):
+            train, others = teacher.lacking
+            why = (
+                f"no logits of {train:,} training recordings, which teach by their texts alone, and of {others:,} of "
+                "dev and test, where the teacher's score then means nothing"
+            )
             taught["on_missing"] = Noted("skip", why)
     else:
         steps = given.size.steps(samples, batch)

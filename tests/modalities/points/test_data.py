@@ -14,6 +14,7 @@ from points_small import COLUMNS, VIEWS, batch_of, equal, points_data
 from xmodal_kd.modalities.points.data.classes import EIGHT
 from xmodal_kd.modalities.points.data.frame import CLASSES
 from xmodal_kd.modalities.points.data.frames import Joined, Recorded
+from xmodal_kd.modalities.points.data.simulator.sensors import sensor
 from xmodal_kd.modalities.points.views.correspondence import Correspondence
 from xmodal_kd.modalities.points.views.regions import VOXELS, minor
 from xmodal_kd.modalities.points.views.source import PointsSource, Sample
@@ -250,7 +251,7 @@ def test_frames_out_of_range(drives: Path) -> None:
 
 def test_recordings_without_labels_cannot_be_measured_on(kitti: Path) -> None:
     content = {"sources": "kitti", "path": kitti, "train": {"last": 1}, "dev": {"first": 1, "last": 2}}
-    frames = len(Recorded(points_data(unlabelled={"sources": "kitti", "path": kitti}).unlabelled, "hdl64e"))  # type: ignore[arg-type]
+    frames = len(Recorded(points_data(unlabelled={"sources": "kitti", "path": kitti}).unlabelled, sensor("hdl64e")))  # type: ignore[arg-type]
     assert frames >= 2
     with pytest.raises(UserError, match="kitti has no labels by point, so nothing can be measured on dev"):
         source_of(split="dev", **content, test={"first": frames})

@@ -11,7 +11,7 @@ from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.modalities.points.data.config import Folder
 from xmodal_kd.modalities.points.data.found import scans
 from xmodal_kd.modalities.points.data.frames import Recorded
-from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS, Sensor
+from xmodal_kd.modalities.points.data.simulator.sensors import SENSORS, OwnSensor, Sensor, sensor
 from xmodal_kd.modalities.points.use.sketch import sketch
 from xmodal_kd.runtime.errors import UserError
 
@@ -61,14 +61,35 @@ def test_frames_without_labels_join_simulated_streets(tmp_path: Path) -> None:
     assert any("no labels by point" in note for note in made.notes)
 
 
+FORTY = OwnSensor(beams=40, top=10, bottom=-20)
+
+
+def test_a_sensor_of_ones_own_is_measured(tmp_path: Path) -> None:
+    sequence(tmp_path, 3, FORTY.made)
+    assert scans(tmp_path).sensor == FORTY
+    made = sketch(Given(None, tmp_path, SIZES["small"]))
+    data = made.sections["data"]
+    assert data["sensor"].value == {"beams": 40, "top": 10.0, "bottom": -20.0} and data["student"]["beams"].value == 10
+    assert any("put its data sheet's numbers into data.sensor" in note for note in made.notes)
+    with pytest.raises(UserError, match=r"is one of 64: say what it is: data\.sensor=\{beams: 40, "):
+        Recorded(Folder(sources="semantickitti", path=tmp_path), SENSORS["hdl64e"])[0]
+
+
+def test_what_is_said_of_a_sensor() -> None:
+    made = sensor("{beams: 40, top: 7, bottom: -16, height: 2}", 96)
+    assert (made.beams, made.columns, made.height) == (40, 96, 2.0)
+    np.testing.assert_allclose(np.degrees(made.elevations[[0, -1]]), [7, -16])
+    for said, wrong in (("{beams: 40}", "top"), ("{beams: 2, top: 1, bottom: 3}", "above bottom"), ("{a: [", "YAML")):
+        with pytest.raises(UserError, match=wrong):
+            sensor(said)
+
+
 def test_sensors_that_do_not_fit(tmp_path: Path) -> None:
-    forty = Sensor("forty", np.radians(np.linspace(10, -20, 40)), 64, 100.0, 1.7)
-    sequence(tmp_path / "forty", 1, forty)
-    with pytest.raises(UserError, match=r"scans of 40 beams, and data.sensor knows hdl64e \(64\)"):
-        scans(tmp_path / "forty")
     sequence(tmp_path / "sixteen", 1, SENSORS["vlp16"])
     with pytest.raises(UserError, match=r"a scan of 16 beams, and data\.sensor is one of 64: set data.sensor to vlp16"):
-        Recorded(Folder(sources="semantickitti", path=tmp_path / "sixteen"), "hdl64e")[0]
+        Recorded(Folder(sources="semantickitti", path=tmp_path / "sixteen"), SENSORS["hdl64e"])[0]
+    with pytest.raises(UserError, match=r"is one of 40: set data\.sensor to vlp16"):
+        Recorded(Folder(sources="semantickitti", path=tmp_path / "sixteen"), FORTY.made)[0]
 
 
 def test_too_little_to_split_and_no_layout(tmp_path: Path) -> None:

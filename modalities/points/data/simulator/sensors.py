@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import yaml
 from jaxtyping import Float
+from pydantic import Field, ValidationError, model_validator
 
+from xmodal_kd.adapter.saved_model import explain
+from xmodal_kd.adapter.source import Strict
 from xmodal_kd.runtime.errors import UserError
 
 
@@ -69,12 +73,58 @@ SENSORS = {
 }
 
 
-def sensor(name: str, columns: int | None = None) -> Sensor:
-    """The preset of that name, with another number of columns where one is given.
+class OwnSensor(Strict):
+    """A LiDAR that is none of the presets, its beams evenly spaced."""
+
+    beams: int = Field(ge=1, le=1024)
+    top: float = Field(ge=-90, le=90)
+    """Elevation of the highest beam, degrees above the horizon."""
+    bottom: float = Field(ge=-90, le=90)
+    """Of the lowest."""
+    height: float = Field(default=1.73, ge=0, le=100)
+    """Metres above the ground."""
+    max_range: float = Field(default=100.0, gt=0, le=10_000)
+    """Metres beyond which nothing comes back."""
+
+    @model_validator(mode="after")
+    def _downwards(self) -> OwnSensor:
+        if self.beams > 1 and self.top <= self.bottom:
+            raise ValueError(f"top: {self.top:g} degrees must lie above bottom, {self.bottom:g}")
+        return self
+
+    @property
+    def made(self) -> Sensor:
+        name = f"{self.beams} beams from {self.top:g} to {self.bottom:g} degrees"
+        return Sensor(name, _spread((self.top, self.bottom, self.beams)), 1024, self.max_range, self.height)
+
+
+#: As a recipe or a card names it.
+Named = str | OwnSensor
+
+
+def known(named: Named) -> Sensor | None:
+    """The sensor that a recipe or a card names; None for a name that is no preset's."""
+    return SENSORS.get(named) if isinstance(named, str) else named.made
+
+
+def sensor(name: Named, columns: int | None = None) -> Sensor:
+    """The preset of that name, or one's own (also as YAML), with another number of columns where one is given.
 
     Raises:
-        UserError: no such preset.
+        UserError: no such preset, or no sensor.
     """
-    if name not in SENSORS:
-        raise UserError(f"sensor {name!r} is unknown: choose one of {', '.join(SENSORS)}")
-    return SENSORS[name] if columns is None else SENSORS[name].with_columns(columns)
+    if isinstance(name, str) and name.lstrip().startswith("{"):
+        name = _written(name)
+    if (found := known(name)) is None:
+        own = "{beams: 40, top: 7, bottom: -16}"
+        raise UserError(f"sensor {name!r} is unknown: choose one of {', '.join(SENSORS)}, or say what it is: {own}")
+    return found if columns is None else found.with_columns(columns)
+
+
+def _written(text: str) -> OwnSensor:
+    try:
+        return OwnSensor.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"sensor {text!r} is no YAML: {' '.join(str(error).split())[:120]}") from error
+    except ValidationError as error:
+        raise UserError(f"sensor {text!r}: {explain(error)}") from error
