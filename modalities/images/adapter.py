@@ -25,7 +25,7 @@ from .data.source import ImagesData, ImagesSource, Sample, load_split
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
 from .models import MODELS, Classifier
-from .show.panels import show
+from .show.panels import glimpse, show
 
 #: Images that are scored at once.
 TOGETHER = 256
@@ -118,6 +118,9 @@ class ImagesAdapter(Adapter):
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
         return show(self.data("test"), models, self.class_names("student"))
+
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        return glimpse(self.data("dev"), role, model)
 
 
 def _add(out: Signals, name: str, value: Tensor, rows: Layout) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,22 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, runs: list[tu
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+SAMPLER = ASSETS / "teachers/diffusion"
+#: Of diffusion a network that learns features first, then two stages; samples and evaluations as few as can be.
+FEW = ["method.params.features=2", "data.samples=12", "data.draws=1", "data.sampling.steps=8"]
+
+
 @pytest.mark.full
-def test_a_whole_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "sets", "card"), [
+    (COMMAND[1:], [], "card.json"),
+    (["diffusion", "--teacher", str(SAMPLER), "--data", "digits", "--small"], FEW, "sampler.json"),
+    (["images", "--data", "digits", "--small"], ["teacher.train.steps=4"], "card.json"),
+], ids=["speech", "diffusion", "images"])  # fmt: skip
+def test_a_whole_one(what: list[str], sets: list[str], card: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    sets = ["train.steps=4", "train.batch_size=8"]
-    assert call([*COMMAND, "--out", str(out), "--quiet", *(part for s in sets for part in ("--set", s))]) == 0
+    settings = [part for s in ["train.steps=4", "train.batch_size=8", *sets] for part in ("--set", s)]
+    assert call(["distil", *what, "--out", str(out), "--quiet", *settings]) == 0
     report = json.loads((out / "report.json").read_text())
     assert {"teacher", "control", "student"} <= report["roles"].keys()
-    assert (out / "draft.yaml").is_file() and (out / "student" / "card.json").is_file()
+    assert all(math.isfinite(role["metrics"][report["metric"]["name"]]) for role in report["roles"].values())
+    assert (out / "draft.yaml").is_file() and (out / "student" / card).is_file() and (out / "report.html").is_file()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 from PIL import Image
 from refusals import Capture
 from source_files import ROOT
@@ -20,9 +21,11 @@ from xmodal_kd.runtime.errors import UserError
 ASSETS = ROOT / "assets"
 
 
-def made(path: Path, name: str, teacher: str | None, data: object, **more: str) -> Loaded:
+def made(
+    path: Path, name: str, teacher: str | None, data: object, teacher_at: Path | None = None, **more: str
+) -> Loaded:
     """A recipe that was written and of whose data section the modality approves."""
-    folder = None if teacher is None else ASSETS / "teachers" / teacher
+    folder = teacher_at if teacher is None else ASSETS / "teachers" / teacher
     draft(name, path / "mine.yaml", folder, Path(str(data)), estimate=False, **more)
     loaded = load(str(path / "mine.yaml"))
     loaded.validate(adapter_class(name).Data, loaded.recipe.data, ("data",))
@@ -64,8 +67,71 @@ def test_speech_of_other_words_is_compared_by_name(tmp_path: Path) -> None:
     assert "cannot write 'deux'" in (tmp_path / "mine.yaml").read_text()
 
 
-def images(folder: Path, count: int, size: int = 8) -> Path:
+def logits(folder: Path, seconds: dict[str, float], frame: float = 0.02) -> Path:
+    """Of a recogniser elsewhere, by the names of the digits' recordings."""
     folder.mkdir()
+    words = ["<blank>", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    (folder / "vocab.json").write_text(json.dumps(words))
+    for key, lasts in seconds.items():
+        np.savez(folder / f"{key}.npz", logits=np.zeros((int(lasts / frame), len(words)), np.float32))
+    return folder
+
+
+def test_speech_of_logits_that_were_stored(tmp_path: Path) -> None:
+    clips = sorted((ASSETS / "digits/recordings").glob("*.wav"))
+    seconds = {clip.stem: sf.info(clip).duration for clip in clips}
+    recipe = made(tmp_path, "speech", None, ASSETS / "digits", teacher_at=logits(tmp_path / "all", seconds)).recipe
+    assert recipe.teacher is not None and recipe.teacher.signals == tmp_path / "all"
+    assert recipe.teacher.on_missing == "error" and recipe.data["tokens"] == "words"
+    assert "speed" not in recipe.data["augment"] and recipe.objective[1].loss == "kd"
+    assert "answers every 20 ms" in (tmp_path / "mine.yaml").read_text()
+    (tmp_path / "few").mkdir()
+    few = logits(tmp_path / "some", {key: seconds[key] for key in list(seconds)[::2]})
+    lacking = made(tmp_path / "few", "speech", None, ASSETS / "digits", teacher_at=few).recipe
+    assert lacking.teacher is not None and lacking.teacher.on_missing == "skip"
+    parts = [sum(clip.stem.split("_")[1] in lacking.data[f"{split}_speakers"] for clip in clips[1::2])
+             for split in ("train", "dev", "test")]  # fmt: skip
+    told = f"no logits of {parts[0]} training recordings, which teach by their texts alone, and of {sum(parts[1:])} of"
+    assert told in " ".join((tmp_path / "few/mine.yaml").read_text().replace("#", " ").split())
+    with pytest.raises(Unfit, match="holds logits of none"):
+        draft("speech", tmp_path / "x.yaml", logits(tmp_path / "none", {"other": 1.0}), ASSETS / "digits")
+    with pytest.raises(Unfit, match="its logits are of words, by recording"):
+        draft("speech", tmp_path / "x.yaml", few, None)
+
+
+def test_images_are_of_their_classes_and_size(tmp_path: Path) -> None:
+    for name, count in (("cat", 12), ("dog", 12)):
+        images(tmp_path / "x" / name, count, size=24)
+    recipe = made(tmp_path, "images", None, tmp_path / "x", size="small").recipe
+    assert (recipe.data["size"], recipe.data["mode"], recipe.data["shift"]) == (24, "L", 3)
+    assert recipe.data["dev"] == recipe.data["test"] == 6 and recipe.train.batch_size == 12
+    assert recipe.teacher is not None and recipe.teacher.model == recipe.student.model == "resnet"
+    assert "2 classes: cat, dog" in (tmp_path / "mine.yaml").read_text()
+    images(tmp_path / "one/cat", 24)
+    with pytest.raises(Unfit, match="its images are of one class"):
+        draft("images", tmp_path / "y.yaml", None, tmp_path / "one")
+    with pytest.raises(Unfit, match="a classifier needs labels: a subfolder for each class"):
+        draft("images", tmp_path / "y.yaml", None, tmp_path / "x/cat")
+
+
+def test_a_classifier_of_other_images_is_refused(tmp_path: Path) -> None:
+    card = {"format": 1, "modality": "images", "model": "cnn", "params": {"width": 4}, "shape": [1, 8, 8],
+            "classes": list("0123456789")}  # fmt: skip
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    recipe = made(tmp_path, "images", None, "digits", teacher_at=tmp_path, like=str(tmp_path)).recipe
+    assert recipe.teacher is not None and recipe.teacher.path == tmp_path
+    assert (recipe.student.model, recipe.student.params) == ("cnn", {"width": 4})
+    for name in ("cat", "dog"):
+        images(tmp_path / "x" / name, 12, size=9)
+    with pytest.raises(Unfit, match="sees images of 8x8 grey, the data's are 9x9 grey") as refused:
+        draft("images", tmp_path / "y.yaml", tmp_path, tmp_path / "x")
+    assert "its class 0 is '0', the data's 'cat'" in refused.value.problems[1]
+    with pytest.raises(Unfit, match="images of 8x8 grey, as the teacher sees, in 10 classes"):
+        draft("images", tmp_path / "y.yaml", tmp_path, None)
+
+
+def images(folder: Path, count: int, size: int = 8) -> Path:
+    folder.mkdir(parents=True)
     for i in range(count):
         Image.fromarray(np.full((size, size), i % 256, np.uint8)).save(folder / f"{i}.png")
     return folder
@@ -94,6 +160,21 @@ def test_diffusion_steps_halve_on_any_number_of_timesteps() -> None:
         halving(Process.linear(3), 16, 4)
 
 
+def test_diffusion_like_another_pipeline(tmp_path: Path) -> None:
+    teacher = ASSETS / "teachers/diffusion"
+    recipe = made(tmp_path, "diffusion", "diffusion", "digits", like=str(teacher)).recipe
+    assert (recipe.student.model, recipe.student.params) == ("unet", {"channels": [16, 32]})
+    assert recipe.method.params["features"] > 0
+    config = json.loads((teacher / "unet/config.json").read_text())
+    for key, value, says in (("norm_num_groups", 5, "do not divide"), ("time_embedding_type", "fourier", "fourier")):
+        (tmp_path / key / "unet").mkdir(parents=True)
+        (tmp_path / key / "unet/config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(UserError, match=f"none that a recipe can name .*{says}"):
+            draft("diffusion", tmp_path / "x.yaml", teacher, Path("digits"), like=str(tmp_path / key))
+    with pytest.raises(UserError, match="nor a saved student's folder"):
+        draft("diffusion", tmp_path / "x.yaml", teacher, Path("digits"), like=str(ASSETS))
+
+
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, capfd: Capture) -> None:
     folder, out = images(tmp_path / "x", 40, size=9), tmp_path / "mine.yaml"
     command = ["new", "diffusion", str(out), "--teacher", str(ASSETS / "teachers/diffusion"), "--data", str(folder)]
@@ -116,7 +197,7 @@ def test_a_teacher_alone_says_what_data_it_needs(modality: str, says: str, tmp_p
     assert says in str(refused.value) and "docs/own_data.md#" in str(refused.value)
 
 
-@pytest.mark.parametrize("modality", ["speech", "diffusion", "points"])
+@pytest.mark.parametrize("modality", ["speech", "diffusion", "points", "images"])
 def test_folders_of_the_wrong_kind(modality: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to learn from")
     for data in (tmp_path, tmp_path / "notes.txt", tmp_path / "gone"):

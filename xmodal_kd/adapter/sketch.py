@@ -1,7 +1,8 @@
 """What a modality makes of a teacher's folder and a folder of data: the parts of a recipe, each with where it is from.
 
 A modality names a module in ``SKETCH`` of its package, as it does its verbs in ``COMMANDS``; the module has
-``sketch(given: Given) -> Sketch``. The core's `draft` writes the file.
+``sketch(given: Given) -> Sketch``, and where saved students lie without a ``card.json``, ``like(folder: Path) -> Like |
+None``, which describes one. The core's `draft` writes the file.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ Modality = Annotated[
     ),
 ]
 Teacher = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="A saved teacher; without one the recipe trains one.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="A saved teacher, or logits that one wrote; without, one is trained."),
 ]
 Data = Annotated[
     Path | None,

@@ -21,8 +21,8 @@ def push(
 
     The repository is made where it is not there. Weights that run code where they are loaded are refused; hidden files
     and whatever is no part of a student stay here. Who is logged in (hf auth login, or HF_TOKEN) pushes. What is there
-    is loaded by Recogniser.from_pretrained("owner/name") (speech), Segmenter.from_pretrained (points) or
-    DiffusionPipeline.from_pretrained (diffusion).
+    is loaded by Recogniser.from_pretrained("owner/name") (speech), Segmenter.from_pretrained (points),
+    ImageClassifier.from_pretrained (images) or DiffusionPipeline.from_pretrained (diffusion).
 
     Example: xmodal-kd push runs/fsdd/student me/digits --dry-run
     """

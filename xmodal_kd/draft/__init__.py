@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..adapter.adapter import adapter_class
@@ -47,8 +48,9 @@ def draft(
     Raises:
         Unfit: what was brought does not make a recipe. Nothing is left at `path`.
     """
-    given = Given(teacher, data, SIZES[size], None if like is None else _like(name, like))
-    found = _looker(name)(given)
+    looker = _looker(name)
+    given = Given(teacher, data, SIZES[size], None if like is None else _like(name, like, looker))
+    found: Sketch = looker.sketch(given)
     if found.problems:
         raise Unfit(found.problems)
     _write(path, recipe_text(name, path, found, ()), "x")
@@ -62,29 +64,30 @@ def draft(
     return [*found.notes, *cost]
 
 
-def _looker(name: str) -> Callable[[Given], Sketch]:
-    """The function of a modality that looks at folders."""
+def _looker(name: str) -> ModuleType:
+    """The module of a modality that looks at folders."""
     adapter_class(name)  # says which package is missing, where one is
     place: str | None = getattr(modality(name), "SKETCH", None)
     if place is None:
         raise UserError(f"modality {name!r} looks at no folders: start from its template: xmodal-kd new {name}")
-    found: Callable[[Given], Sketch] = importlib.import_module(f"xmodal_kd.modalities.{name}.{place}").sketch
-    return found
+    return importlib.import_module(f"xmodal_kd.modalities.{name}.{place}")
 
 
-def _like(name: str, like: str) -> Like:
-    """A student by the name of its model, or as a saved one's card describes it."""
-    models, card = adapter_class(name).models, Path(like) / CARD
+def _like(name: str, like: str, looker: ModuleType) -> Like:
+    """A student by the name of its model, or as a saved one's folder describes it."""
+    models, folder = adapter_class(name).models, Path(like)
     if like in models:
         return Like(like, {}, f"--like {like}, with its defaults")
-    if card.is_file():
-        told: dict[str, Any] = read_object(card)
+    if (folder / CARD).is_file():
+        told: dict[str, Any] = read_object(folder / CARD)
         if told.get("model") in models and isinstance(told.get("params"), dict):
-            return Like(told["model"], told["params"], f"--like: as {card} says")
+            return Like(told["model"], told["params"], f"--like: as {folder / CARD} says")
+    own: Callable[[Path], Like | None] | None = getattr(looker, "like", None)
+    if own is not None and folder.is_dir() and (found := own(folder)) is not None:
+        return found
     known = ", ".join(models)
     raise UserError(
-        f"--like {like}: neither a model of {name} ({known}; xmodal-kd list models) nor a saved student's folder "
-        f"with {CARD}"
+        f"--like {like}: neither a model of {name} ({known}; xmodal-kd list models) nor a saved student's folder"
     )
 
 

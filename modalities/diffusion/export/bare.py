@@ -54,4 +54,4 @@ def without_scheduler(unet: Path) -> str:
     )
 
 
-__all__ = ["bare_unet", "without_scheduler"]
+__all__ = ["NETWORK", "bare_unet", "without_scheduler"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -10,16 +9,18 @@ from typing import Any
 
 from diffusers import UNet2DModel
 
+from xmodal_kd.adapter.images.found import Found, shown
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError, with_page
 
 from ..data.config import ProcessConfig
-from ..data.found import HELP, Samples, samples
+from ..data.found import HELP, samples
 from ..export.bare import bare_unet
 from ..export.pipeline import load_denoiser, refuse_few_step
 from ..methods.progressive import check_grids
 from ..models.denoiser import Denoiser, Sampling
 from ..models.process import Process
+from .like import like
 
 BATCH = 64
 #: Most steps that the teacher is sampled with and steps of the last student, of generated samples for an evaluation.
@@ -83,16 +84,16 @@ def _teacher(folder: Path, looking: Looking) -> Sampler:
 
 
 def _needed(teacher: Sampler | None) -> str:
-    makes = "" if teacher is None else f" of {_shape(teacher.model.shape)}, as the teacher makes,"
+    makes = "" if teacher is None else f" of {shown(teacher.model.shape)}, as the teacher makes,"
     return f"--data is missing: a folder of images{makes} an EDM zip or an .npz: {HELP} says how it is laid out"
 
 
-def _clashes(teacher: Sampler, found: Samples) -> list[str]:
+def _clashes(teacher: Sampler, found: Found) -> list[str]:
     """Where samples are not what the teacher makes, a line each."""
     model, lines = teacher.model, []
     if model.shape != found.shape:
         lines.append(
-            f"{teacher.folder} makes samples of {_shape(model.shape)}, the data's are {_shape(found.shape)}: resize or "
+            f"{teacher.folder} makes samples of {shown(model.shape)}, the data's are {shown(found.shape)}: resize or "
             "convert them, or bring the teacher of these"
         )
     if model.classes is not None and (found.classes is None or len(found.classes) != model.classes):
@@ -106,12 +107,7 @@ def _clashes(teacher: Sampler, found: Samples) -> list[str]:
     return lines
 
 
-def _shape(shape: Sequence[int]) -> str:
-    kind = {1: "grey", 3: "colour"}.get(shape[0], f"{shape[0]} channels")
-    return f"{'x'.join(map(str, shape[1:]))} {kind}" if len(shape) == 3 else "x".join(map(str, shape))
-
-
-def _sections(given: Given, teacher: Sampler | None, found: Samples) -> dict[str, Any]:
+def _sections(given: Given, teacher: Sampler | None, found: Found) -> dict[str, Any]:
     size, batch = given.size, min(BATCH, found.train)
     if teacher is not None:
         process, named = teacher.model.process, f"{teacher.model.prediction} on {teacher.model.process.T} timesteps"
@@ -119,9 +115,7 @@ def _sections(given: Given, teacher: Sampler | None, found: Samples) -> dict[str
         process, named = Process.cosine(ProcessConfig().steps), "the cosine process of the teacher that is trained here"
     start = halving(process, STEPS[size.at], END[size.at])
     data: dict[str, Any] = dict(found.section)
-    data["dev"] = Noted(found.dev, f"samples split off, of {found.count:,}; of test also")
-    if not found.own_test:
-        data["test"] = found.test
+    data |= found.splits
     data["conditional"] = _conditional(teacher, found)
     if teacher is not None and teacher.unsaid:
         data["process"] = Noted(dict(UNSAID), "nothing in the teacher's folder says so: see the head of this file")
@@ -134,7 +128,7 @@ def _sections(given: Given, teacher: Sampler | None, found: Samples) -> dict[str
     return {"data": data, **_roles(given, teacher, found, steps, batch), **_training(given, found, steps, batch)}
 
 
-def _conditional(teacher: Sampler | None, found: Samples) -> Noted:
+def _conditional(teacher: Sampler | None, found: Found) -> Noted:
     """Whether models are told the class."""
     if teacher is not None:
         classes = teacher.model.classes
@@ -166,12 +160,12 @@ def halving(process: Process, most: int, end: int) -> int:
     return good
 
 
-def _roles(given: Given, teacher: Sampler | None, found: Samples, steps: int, batch: int) -> dict[str, Any]:
+def _roles(given: Given, teacher: Sampler | None, found: Found, steps: int, batch: int) -> dict[str, Any]:
     channels = _channels(teacher, found, given.size.at)
     if teacher is not None:
         taught: Any = {
             "path": Noted(
-                str(teacher.folder), f"as given by --teacher: {teacher.model.prediction}, {_shape(found.shape)}"
+                str(teacher.folder), f"as given by --teacher: {teacher.model.prediction}, {shown(found.shape)}"
             )
         }
     else:
@@ -193,7 +187,7 @@ def _roles(given: Given, teacher: Sampler | None, found: Samples, steps: int, ba
     return {"teacher": taught, "student": student}
 
 
-def _channels(teacher: Sampler | None, found: Samples, at: int) -> list[int]:
+def _channels(teacher: Sampler | None, found: Found, at: int) -> list[int]:
     """Widths of the teacher's levels, the number of which its images can be halved."""
     if teacher is not None:
         net = teacher.model.net
@@ -209,7 +203,7 @@ def _channels(teacher: Sampler | None, found: Samples, at: int) -> list[int]:
     return [WIDTHS[at] * 2**level for level in range(levels)]
 
 
-def _training(given: Given, found: Samples, steps: int, batch: int) -> dict[str, Any]:
+def _training(given: Given, found: Found, steps: int, batch: int) -> dict[str, Any]:
     end = END[given.size.at]
     params: dict[str, Any] = {"end": end}
     terms: list[Any] = [Noted({"loss": "denoising", "on": "prediction"}, "what trains a teacher")]
@@ -233,4 +227,4 @@ def _training(given: Given, found: Samples, steps: int, batch: int) -> dict[str,
     }
 
 
-__all__ = ["halving", "sketch"]
+__all__ = ["halving", "like", "sketch"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from xmodal_kd.adapter.images.read import Images
 from xmodal_kd.adapter.images.section import SPLITS, ImageSection, Split
-from xmodal_kd.adapter.images.splits import check_classes, order_of, read_section, settled, split_images, told
+from xmodal_kd.adapter.images.splits import batches, check_classes, read_section, settled, split_images, told
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -88,8 +88,7 @@ class ImagesSource:
         return len(self.images)
 
     def plan(self, epoch: int) -> list[list[int]]:
-        order = self.streams.numpy("order", epoch).permutation(len(self)).tolist() if self.split == "train" else None
-        return order_of(len(self), self.batch_size, order)
+        return batches(self.split, len(self), self.batch_size, self.streams, epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:
         x = self.images.tensor([index])[0]

@@ -27,8 +27,17 @@ USE = """```sh
 xmodal-kd classify path/to/this/folder picture.png folder/ --json
 ```
 
-names the class of each image, with `pip install 'xmodal-kd[images]'`. `model.onnx`, where it lies here, takes `x`
-(batch, {channels}, {height}, {width}), pixels / 127.5 - 1, and gives `logits` (batch, {classes})."""
+names the class of each image, with `pip install 'xmodal-kd[images]'`. From Python:
+
+```python
+from xmodal_kd.modalities.images.use.classify import ImageClassifier
+
+classifier = ImageClassifier.from_pretrained("path/to/this/folder")  # or owner/name of a repository of the Hub
+print(classifier.classify("picture.png"))
+```
+
+`model.onnx`, where it lies here, takes `x` (batch, {channels}, {height}, {width}), pixels / 127.5 - 1, and gives
+`logits` (batch, {classes})."""
 
 
 class Card(saved.Card):

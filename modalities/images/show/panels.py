@@ -15,6 +15,8 @@ from ..data.source import ImagesSource
 
 #: Images shown, half of them the test split's first, half those that the student is surest of and wrong.
 SHOWN = 12
+#: Dev images shown at each evaluation.
+GLIMPSED = 6
 #: Test images among which the student's errors are looked for.
 SEARCHED = 512
 #: The least side of a picture in pixels: smaller ones are enlarged by a whole number.
@@ -47,6 +49,32 @@ def show(source: ImagesSource, models: Mapping[str, nn.Module], classes: Sequenc
     return [gallery("What each role sees", ["image", *models], rows, note=note)]
 
 
+@torch.no_grad()
+def glimpse(source: ImagesSource, role: str, model: nn.Module) -> Sequence[Panel]:
+    """The first dev images, each beside what one role makes of it now, below each other in one picture."""
+    batch = source.collate([source.sample(i, 0) for i in range(min(len(source), GLIMPSED))])
+    labels, said = batch["labels"].tolist(), _probabilities(model, batch["x"])
+    lines = [
+        np.pad(
+            np.hstack([_thumbnail(pixels(x)), bars(p.numpy(), label)]), ((0, 4), (0, 0), (0, 0)), constant_values=250
+        )
+        for x, p, label in zip(batch["x"], said, labels, strict=True)
+    ]
+    right = int((said.argmax(dim=1) == batch["labels"]).sum())
+    cell = (png(np.vstack(lines)), f"{right} of {len(labels)} right")
+    note = (
+        f"The first {len(labels)} dev images at one evaluation after another: the number is the step. Beside each a "
+        "bar for each class: green is the label's, red an answer that is wrong."
+    )
+    return [gallery("What is seen while it learns", [role], [("now", {role: cell})], note=note)]
+
+
+def _thumbnail(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
+    """A picture as high and wide as the bars, by nearest neighbour."""
+    rows, columns = (np.arange(LEAST) * side // LEAST for side in picture.shape[:2])
+    return picture[rows][:, columns]
+
+
 def _chosen(probabilities: Tensor, labels: Tensor) -> list[int]:
     first = list(range(min(SHOWN // 2, len(labels))))
     confidence, answer = probabilities.max(dim=1)
@@ -77,4 +105,4 @@ def bars(probabilities: Float[np.ndarray, " k"], label: int) -> UInt8[np.ndarray
     return sheet
 
 
-__all__ = ["bars", "pixels", "show"]
+__all__ = ["bars", "glimpse", "pixels", "show"]

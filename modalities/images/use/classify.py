@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from xmodal_kd.adapter.hub import fetched
 from xmodal_kd.adapter.images.read import CHANNELS, Expected, open_image, read_image
 from xmodal_kd.adapter.images.stores import MOST, one_line
 from xmodal_kd.runtime.bounded_files import read_bytes
@@ -31,8 +32,17 @@ class ImageClassifier:
         self.model = load_model(Path(folder)).to(device)
         self.device = device
 
+    @classmethod
+    def from_pretrained(cls, name: Path | str, revision: str | None = None, *, device: str = "cpu") -> ImageClassifier:
+        """Of a folder, or of a repository of the Hugging Face Hub (``owner/name``), which is fetched once and kept.
+
+        Args:
+            revision: a branch, a tag or a commit of the repository.
+        """
+        return cls(fetched(name, revision), device)
+
     @torch.no_grad()
-    def classify(self, path: Path, *, fit: bool = False) -> dict[str, float]:
+    def classify(self, path: Path | str, *, fit: bool = False) -> dict[str, float]:
         """Probability of each class, the most probable first.
 
         Args:
@@ -41,7 +51,7 @@ class ImageClassifier:
         Raises:
             UserError: it names the file and what is wrong with it.
         """
-        channels, height, width = self.card.shape
+        path, (channels, height, width) = Path(path), self.card.shape
         mode = {count: name for name, count in CHANNELS.items()}[channels]
         pixels = _fitted(path, mode, width, height) if fit else self._as_it_is(path, mode)
         x = torch.from_numpy(pixels.astype(np.float32)).reshape(height, width, channels).permute(2, 0, 1)

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
@@ -139,9 +141,12 @@ def _sensor(path: Path, sources: str, scan: Scan) -> tuple[str | SensorSpec, str
         return name, told, [f"{path}: the beams of its scans cannot be counted: {told}; data.sensor says otherwise"]
     found = measured(scan, beams)
     lidar = sensor(found)
-    told = f"its first scan shows {lidar.name}"
-    presets = [USUAL[sources], *SENSORS]  # of several that fit, the layout's own
-    return next((name for name in presets if alike(SENSORS[name], lidar)), found), told, []
+    low, high = np.degrees([lidar.elevations.min(), lidar.elevations.max()])
+    told = f"{beams} beams from {low:.0f} to {high:.0f} degrees, by its first scan"
+    for name in (USUAL[sources], *SENSORS):  # of several that fit, the layout's own
+        if alike(SENSORS[name], lidar):
+            return name, told, []
+    return found, told, [f"{path}: {told}: put its data sheet's numbers into data.sensor"]
 
 
 def _turns(scan: Scan, beams: int) -> bool:

@@ -73,7 +73,7 @@ def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[di
     }
     frames = Kept(adapter.data("test").frames)
     total = adapter.config.lidar.beams
-    for share in SHARES if seers else ():
+    for share in (share for share in SHARES if seers and total % share == 0):
         view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
         config = adapter.config.model_copy(update={"teacher": view, "teachers": {}, "student": view})
         source = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)

@@ -90,7 +90,9 @@ def _clashes(folder: Path, card: Card, found: Scans) -> list[str]:
 
 
 def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -> dict[str, Any]:
-    seen_by = found.sensor or (card.sensor if card is not None else "hdl64e")
+    seen_by = found.sensor or ("hdl64e" if card is None else card.sensor)
+    if card is not None and card.view.sees != "image":
+        seen_by = card.sensor  # alike, or it would have been refused; its own image of the beams is what it knows
     data, samples = _frames(given, found, seen_by, looking)
     teacher, student = _views(given, card, sensor(seen_by).beams)
     if given.teacher is not None and card is not None and (classes := _classes(given.teacher, card)) is not None:
@@ -167,7 +169,7 @@ def _views(given: Given, card: Card | None, beams: int) -> tuple[dict[str, Any],
     if sees == "image":
         return teacher, {"sees": Noted("image", "as the student's model does")}
     seen = min(beams, (card.view.beams if card is not None and card.view.beams else beams))
-    fewer = max(1, seen // FEWER)
+    fewer = next(count for count in range(max(1, seen // FEWER), 0, -1) if beams % count == 0)
     student = {
         "sees": sees,
         "beams": Noted(fewer, f"a quarter of the {seen} that the teacher sees; any divisor of {beams}"),

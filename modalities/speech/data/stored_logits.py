@@ -32,6 +32,12 @@ STEP, LOOKED_AT = Fraction(1, 400), 50
 SURE = 0.015
 
 
+def is_stored(folder: Path) -> bool:
+    """Whether a folder may hold logits: a vocabulary and arrays, at any depth."""
+    arrays = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    return (folder / VOCABULARY).is_file() and next(arrays, None) is not None
+
+
 class StoredLogits:
     """A folder of logits by utterance.
 

@@ -87,6 +87,9 @@ def _item(test: Shown, models: Mapping[str, nn.Module], index: int) -> dict[str,
     for role, model in models.items():
         logits, lengths = _logits(test, role, model, index)
         logits = logits[0, : int(lengths[0])]
+        if not len(logits):  # stored logits, and none of this utterance
+            said[role] = ""
+            continue
         said[role] = test.tokens.decode(greedy(logits[None], lengths)[0])
         spoken = 1 - torch.softmax(logits, dim=-1)[:, 0]
         marks = [(start, test.tokens.decode([token]).strip() or "␣") for token, start, _ in spikes(logits)]

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from xmodal_kd.adapter.saved_model import CARD
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError, with_page
 
 from ..data.corpora import SPLITS
-from ..data.features import Features
 from ..data.found import HELP, Recordings, recordings
-from ..data.symbols import Vocabulary, left_out, listed, match
-from ..data.tokens import BLANK, SPACE, Kind, Tokens
-from ..export.saved_folder import load_card
-from ..models.pretrained import check_folder, described
+from ..data.symbols import left_out, listed, match
+from ..data.tokens import Tokens
+from .heard import Heard, heard
 
 #: Hz beyond which features of speech gain nothing.
 ENOUGH = 16_000
@@ -36,37 +30,12 @@ TEACHERS: tuple[Mapping[str, Any], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What a teacher's folder says of it.
-
-    Attributes:
-        rate: Hz.
-        frame: seconds of a frame of its answer, if the files say so.
-        kind: what its symbols are.
-        features: its own, of a recogniser that was saved here.
-        where: the file that says so.
-    """
-
-    folder: Path
-    rate: int
-    frame: Fraction | None
-    vocabulary: Vocabulary
-    kind: Kind
-    features: Features | None
-    where: Path
-
-    @property
-    def who(self) -> str:
-        return f"{self.folder}: its teacher"
-
-
 def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
     looking, teacher, found = Looking(), None, None
     if given.teacher is not None:
         with looking.on():
-            teacher = _teacher(given.teacher)
+            teacher = heard(given.teacher)
     with looking.on():
         if given.data is None:
             raise UserError(_needed(teacher))
@@ -74,6 +43,7 @@ def sketch(given: Given) -> Sketch:
     if looking.problems or found is None:
         return Sketch(problems=tuple(looking.problems))
     try:
+        teacher = None if teacher is None else teacher.beside(found)
         sections = _sections(given, teacher, found, looking)
     except UserError as error:
         return Sketch(problems=(with_page(error),))
@@ -81,24 +51,9 @@ def sketch(given: Given) -> Sketch:
     return Sketch(f"A compact recogniser of {given.data}, taught by {said}.", sections, tuple(looking.notes))
 
 
-def _teacher(folder: Path) -> Heard:
-    if (folder / CARD).is_file():
-        card = load_card(folder)
-        features = Features.model_validate(card.features)
-        vocabulary = Vocabulary(tuple(card.tokens["symbols"]), blank=0)
-        frame = Fraction(card.stride * features.hop, features.sample_rate)
-        return Heard(folder, card.sample_rate, frame, vocabulary, card.tokens["kind"], features, folder / CARD)
-    check_folder(folder)
-    told = described(folder)
-    names = [told.vocabulary.known_as(i) for i in range(len(told.vocabulary.names))]
-    letters = [name for name in names if name not in (None, BLANK, SPACE)]
-    kind: Kind = "characters" if sum(len(name or "") == 1 for name in letters) * 2 > len(letters) else "words"
-    return Heard(folder, told.rate, told.frame, told.vocabulary, kind, None, folder / "vocab.json")
-
-
 def _needed(teacher: Heard | None) -> str:
-    hears = "" if teacher is None else f" (the teacher hears {teacher.rate:,} Hz and writes {teacher.kind})"
-    return f"--data is missing: a folder of recordings with their words{hears}: {HELP} says how it is laid out"
+    told = "" if teacher is None else f" ({teacher.told})"
+    return f"--data is missing: a folder of recordings with their words{told}: {HELP} says how it is laid out"
 
 
 def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: Looking) -> dict[str, Any]:
@@ -113,11 +68,17 @@ def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: L
     if unknown := _unheard(tokens, found):
         data["unknown"] = Noted("keep", f"dev and test hold what training does not: {listed(unknown)}; it counts wrong")
     data["features"] = _features(teacher, found, looking)
-    data["augment"] = Noted(
-        {"speed": [0.9, 1.1], "freq_masks": 2, "time_masks": 2},
-        "speed is heard by all roles, whose frames stay aligned; masks by those that learn",
-    )
+    data["augment"] = _augment(teacher)
     return {"data": data, **_roles(given, teacher, samples, batch), **_training(given, same, samples, batch)}
+
+
+def _augment(teacher: Heard | None) -> Noted:
+    masks = {"freq_masks": 2, "time_masks": 2}
+    if teacher is not None and teacher.stored is not None:
+        why = "masks are heard by those that learn; the logits are of the recordings as they are, at their own speed"
+        return Noted(masks, why)
+    why = "speed is heard by all roles, whose frames stay aligned; masks by those that learn"
+    return Noted({"speed": [0.9, 1.1], **masks}, why)
 
 
 def _tokens(teacher: Heard | None, found: Recordings, looking: Looking) -> Tokens:
@@ -176,12 +137,12 @@ def _features(teacher: Heard | None, found: Recordings, looking: Looking) -> Not
     rates = f"{', '.join(f'{rate:,}' for rate in found.rates)} Hz in the recordings' headers"
     if len(found.rates) > 1:
         looking.notes.append(f"recordings of {len(found.rates)} sample rates ({rates}): all are resampled to one")
-    if teacher is not None and found.rate < teacher.rate:
+    if teacher is not None and teacher.rate is not None and found.rate < teacher.rate:
         looking.notes.append(
             f"the teacher hears {teacher.rate:,} Hz ({teacher.where.parent}), the recordings have {found.rate:,} Hz: "
             "they are resampled, and it hears no highs: expect more errors of it than it was measured with"
         )
-    if teacher is not None and teacher.features is not None and teacher.rate <= found.rate:
+    if teacher is not None and teacher.features is not None and (teacher.rate or 0) <= found.rate:
         own = teacher.features.model_dump(mode="json", exclude_defaults=True) | {"sample_rate": teacher.rate}
         return Noted(own, f"the teacher's ({teacher.where}); {rates}")
     return Noted({"sample_rate": min(found.rate, ENOUGH), "mels": 40}, rates)
@@ -193,7 +154,16 @@ def _roles(given: Given, teacher: Heard | None, samples: int, batch: int) -> dic
     if given.like is not None:
         model, params, why = given.like.model, given.like.params, given.like.why
     if teacher is not None:
-        taught: Any = {"path": Noted(str(teacher.folder), _why_teacher(teacher))}
+        taught: Any = {
+            "path" if teacher.stored is None else "signals": Noted(str(teacher.folder), _why_teacher(teacher))
+        }
+        if any(teacher.lacking):
+            train, others = teacher.lacking
+            why = (
+                f"no logits of {train:,} training recordings, which teach by their texts alone, and of {others:,} of "
+                "dev and test, where the teacher's score then means nothing"
+            )
+            taught["on_missing"] = Noted("skip", why)
     else:
         steps = given.size.steps(samples, batch)
         taught = {
@@ -209,7 +179,7 @@ def _roles(given: Given, teacher: Heard | None, samples: int, batch: int) -> dic
 
 
 def _why_teacher(teacher: Heard) -> str:
-    told = f"as given by --teacher: hears {teacher.rate:,} Hz"
+    told = "as given by --teacher: " + ("logits" if teacher.rate is None else f"hears {teacher.rate:,} Hz")
     if teacher.frame is None:
         return told
     every = f"{1000 * float(teacher.frame):g} ms"

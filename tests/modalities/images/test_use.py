@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from xmodal_kd.adapter import panels
+from xmodal_kd.adapter import moments, panels
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.images.export.saved_folder import FP32, about, load_card, load_model
 from xmodal_kd.modalities.images.show.panels import LEAST, bars, pixels
+from xmodal_kd.modalities.images.use.classify import ImageClassifier
 from xmodal_kd.models import onnx
 from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.errors import UserError
 
 
 def test_a_run_leaves_metrics_panels_and_onnx(trained: Path) -> None:
@@ -33,6 +35,22 @@ def test_a_run_leaves_metrics_panels_and_onnx(trained: Path) -> None:
     assert panel.kind == "gallery" and panel.content["columns"] == ["image", "teacher", "control", "student"]
     told = about(load_card(trained / "student"))
     assert "grey images of 8x8: one of 10 (0, 1, 2" in told.what and "(batch, 1, 8, 8)" in told.use
+
+
+def test_what_is_seen_while_it_learns(trained: Path) -> None:
+    kept = moments.read(trained, "student")
+    assert [one.step for one in kept] == [4]
+    [panel] = moments.laid_over({"control": moments.read(trained, "control"), "student": kept})
+    [row] = panel.content["rows"]
+    assert panel.content["columns"] == ["control", "student"] and row["name"] == "step 4"
+    assert all(caption.endswith(" of 6 right") for _, caption in row["cells"].values())
+
+
+def test_a_folder_is_loaded_by_name(trained: Path, images: Path) -> None:
+    said = ImageClassifier.from_pretrained(trained / "student").classify(str(images / "a.png"))
+    assert list(said.values()) == sorted(said.values(), reverse=True) and len(said) == 10
+    with pytest.raises(UserError, match="not a name that a repository could have"):
+        ImageClassifier.from_pretrained("no/such/folder")
 
 
 def test_pictures_of_pixels_and_probabilities() -> None:

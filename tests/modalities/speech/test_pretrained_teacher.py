@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from pretrained_small import vocabulary, write
 from shared_data import shared
 
 from xmodal_kd.cli.main import call
@@ -27,41 +28,8 @@ from xmodal_kd.teacher_cache.content import Contents
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
-LETTERS = "etaonihsrdlumwcfgypbvkxjqz'"
 KINDS = ("group", "layer", "bert")
 Folders = dict[str, Path]
-
-
-def vocabulary(upper: bool = True) -> dict[str, int]:
-    letters = LETTERS.upper() if upper else LETTERS
-    return {name: i for i, name in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *letters])}
-
-
-def tiny(kind: str, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-        "vocab_size": 32, "pad_token_id": 0, **changes,
-    }  # fmt: skip
-    if kind == "bert":
-        return transformers.Wav2Vec2BertForCTC(transformers.Wav2Vec2BertConfig(add_adapter=False, **sizes))
-    convolutions = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
-    config = transformers.Wav2Vec2Config(
-        **sizes, **convolutions, feat_extract_norm=kind, do_stable_layer_norm=kind == "layer"
-    )
-    return transformers.Wav2Vec2ForCTC(config)
-
-
-def write(folder: Path, kind: str, **changes: Any) -> Path:
-    """A folder as `save_pretrained` of a model and of its processor leaves it."""
-    tiny(kind, **changes).save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary()))
-    tokens = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**tokens, "word_delimiter_token": "|"}))
-    name = "SeamlessM4TFeatureExtractor" if kind == "bert" else "Wav2Vec2FeatureExtractor"
-    made = getattr(transformers, name)(**({} if kind == "bert" else {"return_attention_mask": kind == "layer"}))
-    made.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from ...runtime.errors import UserError
+from ...runtime.random_streams import Streams
 from ..listed import Skipped
 from .digits import read_digits
 from .listed import key_of
@@ -120,12 +121,13 @@ def _own_test(config: ImageSection, path: Path, train: Images, read: Reader) -> 
     return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
 
 
-def order_of(count: int, batch_size: int, shuffled: Sequence[int] | None) -> list[list[int]]:
-    """Batches of an epoch. `shuffled` (training): full ones in that order, and what is left over waits for another
-    epoch; None (dev and test): all samples in order, the last batch may be smaller."""
-    if shuffled is None:
+def batches(split: str, count: int, batch_size: int, streams: Streams, epoch: int) -> list[list[int]]:
+    """Batches of an epoch. Of training samples full ones in an order of the epoch's own, and what is left over waits
+    for another epoch; of dev and test all samples in order, the last batch may be smaller."""
+    if split != "train":
         return [list(range(count))[i : i + batch_size] for i in range(0, count, batch_size)]
-    return [list(shuffled[i : i + batch_size]) for i in range(0, count - batch_size + 1, batch_size)]
+    order = streams.numpy("order", epoch).permutation(count).tolist()
+    return [order[i : i + batch_size] for i in range(0, count - batch_size + 1, batch_size)]
 
 
 def told(images: Images) -> dict[str, object]:
@@ -140,4 +142,4 @@ def told(images: Images) -> dict[str, object]:
     }
 
 
-__all__ = ["check_classes", "check_there", "order_of", "read_section", "settled", "split_images", "told"]
+__all__ = ["batches", "check_classes", "check_there", "read_section", "settled", "split_images", "told"]
