@@ -63,9 +63,7 @@ def adversarial_value(
     return float(np.mean([np.log(p) for p in p_real]) + np.mean([np.log1p(-p) for p in p_made]))
 
 
-def adversarial_pull(
-    x: Array, noise: Array, alpha: float, sigma: float, critic: Critic, step: float = 1e-5
-) -> Array:
+def adversarial_pull(x: Array, noise: Array, alpha: float, sigma: float, critic: Critic, step: float = 1e-5) -> Array:
     """d(-log D(z)) / dx of one generated sample, the loss that does not saturate; central differences, value by value."""
     pull = np.zeros(x.size)
     for i in range(x.size):

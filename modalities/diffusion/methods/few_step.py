@@ -197,7 +197,7 @@ def tells_x(process: Process) -> bool:
     return float(process.alpha(process.T - 1)) >= LITTLE_SIGNAL
 
 
-def masked(name: str, values: Tensor) -> LossOut:
+def masked(name: str, values: Tensor, weight: float = 1.0) -> LossOut:
     """The mean of those ``(b,)`` that are finite, and beside it how many are not.
 
     Raises:
@@ -207,7 +207,7 @@ def masked(name: str, values: Tensor) -> LossOut:
     if not bool(sound.any()):
         raise RunError(f"{name}: no sample of the batch is finite: lower train.optimizer.lr")
     count, lost = sound.sum().to(values.dtype), (~sound).sum().to(values.dtype)
-    parts = {name: Part(values[sound].sum(), count, 1.0, f"finite {name}")}
+    parts = {name: Part(values[sound].sum(), count, weight, f"finite {name}")}
     return LossOut(parts | {f"{name}_masked": Part(lost, 1.0, 0.0, f"masked {name}")})
 
 
