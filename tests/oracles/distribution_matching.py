@@ -64,7 +64,7 @@ def adversarial_value(
 
 
 def adversarial_pull(x: Array, noise: Array, alpha: float, sigma: float, critic: Critic, step: float = 1e-5) -> Array:
-    """d(-log D(z)) / dx of one generated sample, the loss that does not saturate; central differences, value by value."""
+    """d(-log D(z)) / dx of one sample, the loss that does not saturate, by central differences of each value."""
     pull = np.zeros(x.size)
     for i in range(x.size):
         sides = []
