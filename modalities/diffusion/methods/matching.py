@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +22,14 @@ from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
+from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..models.denoiser import Denoiser
-from ..models.process import expand
+from ..models.process import Process, expand
 from .discriminator import frozen, head_for, judged, read_at
-from .few_step import STUDENT, Multistep, MultistepParams, denoisers, masked
+from .few_step import STUDENT, Multistep, MultistepParams, denoisers, masked, same_network
 
 STAGE = "matching"
 
@@ -49,6 +51,12 @@ class MatchingParams(MultistepParams):
     """Weight of the discriminator's own loss beside the fake denoiser's, whose features it reads."""
     at: str = "net.mid_block"
     """The module of the fake denoiser whose output the discriminator reads."""
+    start: Path | None = None
+    """A saved few-step student of the teacher's shape, by any method, as which this one starts; else as the teacher.
+
+    The fake denoiser starts as the teacher in any case. What another method has learnt in few steps takes distribution
+    matching many, which is better at the last part of the way.
+    """
 
 
 @METHODS.register("dmd2")
@@ -68,6 +76,8 @@ class Dmd2(Multistep):
         super().check(roles)
         if self.params.gan:
             read_at(denoisers(roles)[1], self.params.at)
+        if self.params.start is not None:
+            self.started(self.params.start, denoisers(roles)[1])
 
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]
@@ -77,6 +87,8 @@ class Dmd2(Multistep):
         if stage.name != STAGE:
             return optimizers
         self.fake = copy.deepcopy(roles["student"])
+        if self.params.start is not None:
+            roles["student"].load_state_dict(self.started(self.params.start, denoisers(roles)[1]))
         config = self.train.optimizer
         config = config.model_copy(update={"lr": config.lr * self.params.critic_lr})
         if self.params.gan:
@@ -84,6 +96,17 @@ class Dmd2(Multistep):
                 self.head = head_for(self.fake, self.params.at, batch["x"], batch.get("labels"))  # type: ignore[arg-type]
         # patterns of lr_scale know it as the student, whose network it has
         return {**optimizers, "fake": build_optimizer(config, {"student": self.fake, "discriminator": self.head})}
+
+    def started(self, folder: Path, student: Denoiser) -> Mapping[str, Tensor]:
+        """The weights of a saved student. Raises `UserError` where they are not of `student`'s network and process."""
+        found = self.adapter.load("student", folder)
+        assert isinstance(found, Denoiser)
+        if not same_network(found, student) or not same_levels(found.process, student.process):
+            raise UserError(
+                f"method.params.start: {folder} is not of the student's network, prediction type and process: distil "
+                "it from the same teacher"
+            )
+        return found.state_dict()
 
     def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         """The fake denoiser's (and its head's), each on samples of their own, then the student's."""
@@ -182,6 +205,15 @@ class Dmd2(Multistep):
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {**super().modules(), "fake": self.fake, "head": self.head}
+
+
+def same_levels(a: Process, b: Process) -> bool:
+    """Whether times mean the same noise; what a scheduler's file says of it is rounded."""
+    if (a.kind, a.T) != (b.kind, b.T):
+        return False
+    times = torch.arange(a.T)
+    tables = ((a.alpha(times), b.alpha(times)), (a.sigma(times), b.sigma(times)))
+    return all(torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4) for mine, theirs in tables)
 
 
 def noised(model: Denoiser, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

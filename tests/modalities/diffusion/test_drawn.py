@@ -97,7 +97,9 @@ def told(adapter: DiffusionAdapter, tmp_path: Path) -> tuple[list[tuple[str, str
     return [(p["role"], p["solver"], p["nfe"]) for p in found.curve], dict(found.facts)
 
 
-def test_how_far_the_curve_goes(adapter: DiffusionAdapter, tmp_path: Path) -> None:
+def test_how_far_the_curve_goes(adapter: DiffusionAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for drawn in ("draw_curve", "contact_sheet"):
+        monkeypatch.setattr(f"xmodal_kd.modalities.diffusion.show.overview.{drawn}", lambda *_, **__: None)
     students = [("student", "lcm", n) for n in (1, 2, 4)]
     every, facts = told(adapter, tmp_path)
     assert every[0] == ("teacher", "ddim", 4) and len(every) == 10 and every[-3:] == students

@@ -216,6 +216,22 @@ def test_a_discriminator_needs_a_place_to_look(at: str, told: str) -> None:
         method(at=at, gan=0.1).check(roles)
 
 
+@EVERY
+def test_a_student_starts_as_a_saved_one(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake denoiser as the teacher still; a student of another process or prediction is refused."""
+    saved = made(process, 5)
+    roles: dict[str, nn.Module] = {"teacher": made(process, 1), "student": made(process, 2)}
+    dmd = method(start=Path("runs/x/student"))
+    monkeypatch.setattr(Adapter, "load", lambda self, role, folder: saved, raising=False)
+    dmd.check(roles)
+    dmd.begin(dmd.stages()[0], roles, {"x": draw(4, 2, 3, seed=0)})
+    for model, like in ((roles["student"], saved), (dmd.fake, roles["teacher"])):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), like.parameters(), strict=True))
+    saved = denoiser((2, 3), process=Process.cosine(32), prediction="v_prediction")
+    with pytest.raises(UserError, match=r"method\.params\.start: runs/x/student is not of the student's"):
+        dmd.check(roles)
+
+
 def test_samples_that_are_not_finite_are_left_out_and_counted() -> None:
     values = torch.tensor([1.0, torch.nan, 3.0, torch.inf], requires_grad=True)
     out = masked("dmd2", values)
