@@ -42,6 +42,7 @@ BUDGETS = (1, 2, 4)
 #: Of the noise that everything is measured with, whatever a student's seed.
 NOISE_SEED = 1
 BATCH = 64
+GAN = {"gan": 0.03, "gan_critic": 0.03}
 #: As ``recipes/diffusion/digits.yaml``, so that the test images are those of its tables.
 DATA = {
     "sources": "digits", "dev": 297, "test": 500, "samples": 1000, "draws": 3,
@@ -61,16 +62,23 @@ class Arm:
     betas: tuple[float, float] = (0.9, 0.999)
     ema: float | None = None
     budgets: tuple[int, ...] = BUDGETS
+    first: str | None = None
+    """Of `FIRST`: whose student of one step it starts as; its seconds count."""
 
 
+MATCHING: dict[str, Any] = {"lr": 2e-4, "betas": (0.0, 0.99), "ema": 0.98, "budgets": (1,)}
 ARMS = {
-    "progressive": Arm("progressive", 75, lr=1e-3),
-    "consistency": Arm("consistency", 700, optimizer="radam", ema=0.99),
-    "ect": Arm("ect", 700, optimizer="radam", ema=0.99),
+    "progressive": Arm("progressive", 65, lr=1e-3),
+    "consistency": Arm("consistency", 500, optimizer="radam", ema=0.99),
+    "ect": Arm("ect", 600, optimizer="radam", ema=0.99),
     "scm": Arm("scm", 450, lr=2e-4, optimizer="radam", ema=0.99),
-    "dmd2": Arm("dmd2", 300, {"critic": 1}, lr=2e-4, betas=(0.0, 0.99), ema=0.98, budgets=(1,)),
-    "dmd2, GAN": Arm("dmd2", 250, {"critic": 1, "gan": 0.03}, lr=2e-4, betas=(0.0, 0.99), ema=0.98, budgets=(1,)),
+    "dmd2": Arm("dmd2", 360, {"critic": 1}, **MATCHING),
+    "dmd2, GAN": Arm("dmd2", 240, {"critic": 1, **GAN}, **MATCHING),
+    "progressive, then dmd2, GAN": Arm("dmd2", 130, {"critic": 1, **GAN}, first="progressive, short", **MATCHING),
+    "progressive, then dmd2": Arm("dmd2", 180, {"critic": 1}, first="progressive, short", **MATCHING),
 }
+#: What another arm starts from.
+FIRST = {"progressive, short": Arm("progressive", 30, lr=1e-3)}
 
 
 class Room:
@@ -92,7 +100,7 @@ class Room:
 
     def distil(self, arm: Arm, seed: int) -> tuple[dict[int, Denoiser], float]:
         """Students by number of evaluations, and the CPU seconds of their training."""
-        adapter, kind = self.adapter(seed), METHODS[arm.method]
+        adapter, kind, params = self.adapter(seed), METHODS[arm.method], dict(arm.params)
         roles: dict[str, nn.Module] = {"teacher": copy.deepcopy(self.teacher)}
         adapter.teacher = cast(Denoiser, roles["teacher"])
         roles["student"] = adapter.build("student", "like_teacher", {})
@@ -101,8 +109,6 @@ class Room:
             ema=arm.ema, schedule=Schedule(kind="linear"), checkpoint_every=1_000_000,
         )  # fmt: skip
         objective = Objective([Term(loss="denoising", on="prediction")])
-        method = kind(adapter, objective, train, Streams(seed), params=kind.Params(**arm.params))
-        method.check(roles)
         found: dict[int, Denoiser] = {}
 
         def keep(stage: Stage, model: nn.Module) -> None:
@@ -111,13 +117,20 @@ class Room:
                 found[how.nfe] = copy.copy(made)
                 found[how.nfe].sampling = how
 
-        begun = process_time()
         with tempfile.TemporaryDirectory() as folder:
+            seconds = 0.0
+            if arm.first is not None:
+                students, seconds = self.distil(FIRST[arm.first], seed)
+                params["start"] = Path(folder) / "start"
+                adapter.save("student", students[1], params["start"])
+            begun = process_time()
+            method = kind(adapter, objective, train, Streams(seed), params=kind.Params(**params))
+            method.check(roles)
             Engine(
-                method, adapter.data("train"), roles, train, streams=Streams(seed), folder=Path(folder), finished=keep,
-                accelerator=make_accelerator("cpu", "fp32"), quiet=True,
+                method, adapter.data("train"), roles, train, streams=Streams(seed), folder=Path(folder) / "training",
+                finished=keep, accelerator=make_accelerator("cpu", "fp32"), quiet=True,
             ).fit()  # fmt: skip
-        return found, process_time() - begun
+        return found, seconds + process_time() - begun
 
 
 def samplings(own: Sampling, budgets: Sequence[int]) -> list[Sampling]:
@@ -184,7 +197,7 @@ def main() -> None:
             students, seconds = room.distil(arm, seed)
             about = {
                 "steps": arm.steps, "params": dict(arm.params), "lr": arm.lr, "optimizer": arm.optimizer,
-                "betas": arm.betas, "ema": arm.ema, "cpu_seconds": round(seconds, 1),
+                "betas": arm.betas, "ema": arm.ema, "first": arm.first, "cpu_seconds": round(seconds, 1),
             }  # fmt: skip
             for nfe in BUDGETS:
                 if nfe in students:
