@@ -68,7 +68,7 @@ ARMS = {
     "scm": Arm("scm", 500, {"mean": -0.3}, lr=3e-4, ema=0.98),
     "dmd2": Arm("dmd2", 250, {"steps": 1, "critic": 3}, ema=0.95, budgets=(1,)),
     "dmd2, GAN": Arm(
-        "dmd2", 250, {"steps": 1, "critic": 3, "gan": 0.1, "gan_critic": 0.1, "at": LAST}, ema=0.95, budgets=(1,)
+        "dmd2", 250, {"steps": 1, "critic": 3, "gan": 1.0, "gan_critic": 0.3, "at": LAST}, ema=0.95, budgets=(1,)
     ),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
