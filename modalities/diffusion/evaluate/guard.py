@@ -11,8 +11,8 @@ from xmodal_kd.runtime.progress import console
 from ..models.denoiser import Denoiser
 from .metrics import neighbour_radii
 
-#: Samples of the batch.
-COUNT = 128
+#: Samples of the batch, and how many it takes to be alarmed: a rehearsal draws fewer.
+COUNT, FEWEST = 128, 32
 #: Of the teacher's diversity, and of its standard deviation: what is less diverse, or has moved farther, is told.
 LEAST_DIVERSITY, MOST_DRIFT = 0.5, 0.5
 
@@ -27,7 +27,7 @@ def guarded(sampler: Sampler, teacher: Denoiser, student: Denoiser) -> dict[str,
     """`compared` of both on the first noise, and a warning on the console where it is alarming."""
     theirs, made = (sampler.sample(model, 0, COUNT) for model in (teacher, student))
     found = compared(made, theirs.to(made.device))
-    for line in alarms(found):
+    for line in alarms(found) if len(made) >= FEWEST else ():
         console.print(f"warning  {line}", markup=False, highlight=False, soft_wrap=True)
     return found
 

@@ -261,7 +261,7 @@ def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, 
     if name != "progressive":
         more["grid"] = 8
     if name == "dmd2":
-        more["critic"] = 2
+        more |= {"critic": 2, "gan": 0.1, "at": "net.body"}
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total
     expected = weights(whole)
