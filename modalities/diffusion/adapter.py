@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, cast
@@ -29,6 +30,8 @@ from .data.listed import listed
 from .data.source import DiffusionSource, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.denoising import trust
+from .evaluate.drawn import Drawn, Memory
+from .evaluate.guard import guarded
 from .evaluate.judge import Judge
 from .evaluate.metrics import paired_error
 from .export.bare import bare_unet
@@ -75,6 +78,7 @@ class DiffusionAdapter(Adapter):
         self.tested: dict[str, dict[str, Any]] = {}
         """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
+        self._memory = Memory()
 
     @classmethod
     def files(cls, data: DiffusionData) -> Iterator[Listed]:
@@ -87,7 +91,7 @@ class DiffusionAdapter(Adapter):
         """Judged by as few generated samples as can be; the splits are judged against as they are."""
         made = copy.copy(self)
         made.config = self.config.model_copy(update={"samples": max(items, FEWEST), "draws": 1})
-        made.tested, made._judges = {}, {}
+        made.tested, made._judges, made._memory = {}, {}, Memory()
         for split in SPLITS:
             self.data(split)
         return made
@@ -237,6 +241,9 @@ class DiffusionAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Means over draws of `samples` samples each (one draw on dev), and seconds of computing an image."""
         found = self.measure(cast(Denoiser, model), split)
+        if role == "student" and self.teacher is not None:
+            guard = guarded(self, self.teacher, cast(Denoiser, model))
+            found = replace(found, metrics={**found.metrics, **guard})
         if split == "test":
             # as the card tells them: what a clock says differs from run to run, and is the report's
             told = {k: v for k, v in found.metrics.items() if k != "seconds_per_image"}
@@ -248,10 +255,11 @@ class DiffusionAdapter(Adapter):
         draws = self.config.draws if split == "test" else 1
         found, seconds = [], 0.0
         for draw in range(draws):
-            samples, took = self.sample(model, draw)
-            seconds += took
-            one = self.judge(split, samples.device).measure(samples, self.labels(samples.device))
-            found.append(one | ({"paired_error": paired_error(samples, against[draw])} if against else {}))
+            drawn = self._drawn(model, draw)
+            seconds += drawn.seconds
+            judge, labels = self.judge(split, drawn.samples.device), self.labels(drawn.samples.device)
+            one = drawn.measured(split, partial(judge.measure, labels=labels))
+            found.append(one | ({"paired_error": paired_error(drawn.samples, against[draw])} if against else {}))
         metrics: dict[str, Any] = {key: sum(m[key] for m in found) / draws for key in found[0]}
         how = model.sampling
         metrics |= {"nfe": how.nfe, "solver": how.solver, "steps": how.steps}
@@ -272,8 +280,16 @@ class DiffusionAdapter(Adapter):
         names = self.class_labels
         return None if names is None else torch.arange(self.config.samples, device=device) % len(names)
 
-    def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> tuple[Tensor, float]:
-        """The first `count` samples of a draw, on the model's device, and the seconds; all but latents clamped."""
+    def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> Tensor:
+        """The first `count` samples of a draw, on the model's device; all but latents clamped."""
+        if count is None:
+            return self._drawn(model, draw).samples
+        return self._memory.first(model, draw, lambda: self._sample(model, draw, count), count)
+
+    def _drawn(self, model: Denoiser, draw: int) -> Drawn:
+        return self._memory.of(model, draw, lambda: self._sample(model, draw))
+
+    def _sample(self, model: Denoiser, draw: int, count: int | None = None) -> tuple[Tensor, float]:
         device = next(model.parameters()).device
         noise, labels = self.noise(draw)[:count], self.labels()
         made: list[Tensor] = []

@@ -45,3 +45,36 @@ def simulate(
         alpha, sigma = levels[k + 1]
         z = alpha * student(z, *levels[k]) + sigma * noises[k]
     return student(z, *levels[index])
+
+
+#: How sure a discriminator is, before the sigmoid, that z at (alpha, sigma) is noisy real data.
+Critic = Callable[[Array, float, float], float]
+
+
+def adversarial_value(
+    real: Sequence[tuple[Array, Array, float, float]], made: Sequence[tuple[Array, Array, float, float]], critic: Critic
+) -> float:
+    """E log D(z_real) + E log(1 - D(z_made)), which the discriminator raises (2024b, eq. 5).
+
+    Each of both is a sequence of (x, noise, alpha, sigma); D is a probability.
+    """
+    p_real = [_probability(critic(a * x + s * n, a, s)) for x, n, a, s in real]
+    p_made = [_probability(critic(a * x + s * n, a, s)) for x, n, a, s in made]
+    return float(np.mean([np.log(p) for p in p_real]) + np.mean([np.log1p(-p) for p in p_made]))
+
+
+def adversarial_pull(x: Array, noise: Array, alpha: float, sigma: float, critic: Critic, step: float = 1e-5) -> Array:
+    """d(-log D(z)) / dx of one sample, the loss that does not saturate, by central differences of each value."""
+    pull = np.zeros(x.size)
+    for i in range(x.size):
+        sides = []
+        for sign in (1, -1):
+            moved = x.copy().ravel()
+            moved[i] += sign * step
+            sides.append(-np.log(_probability(critic(alpha * moved.reshape(x.shape) + sigma * noise, alpha, sigma))))
+        pull[i] = (sides[0] - sides[1]) / (2 * step)
+    return pull.reshape(x.shape)
+
+
+def _probability(logit: float) -> float:
+    return 1.0 / (1.0 + float(np.exp(-logit)))

@@ -10,6 +10,7 @@ from xmodal_kd.adapter.images.section import SPLITS, TEST, ImageSection, Split
 from xmodal_kd.adapter.source import Strict
 
 SourceName = Literal["digits", "folder", "edm", "arrays"]
+Extent = Literal["all", "students", "ends"]
 #: Samples, generated or real, below which density and coverage (five neighbours) are not defined.
 FEWEST = 6
 
@@ -53,6 +54,10 @@ class DiffusionData(ImageSection):
     samples: int = Field(default=1000, ge=FEWEST, le=10_000_000)
     #: Repetitions of an evaluation on test, for intervals.
     draws: int = Field(default=3, ge=1, le=10_000)
+    #: What is measured for the curve of quality against evaluations, which takes most of a short run: the teacher by
+    #: every solver in every number of steps and all students; the teacher as it is sampled and all students; or it and
+    #: the last student, which are measured anyway.
+    curve: Extent = "all"
     #: Images sampled at once.
     batch: int = Field(default=500, ge=1, le=1_000_000)
     process: ProcessConfig = ProcessConfig()
@@ -75,4 +80,4 @@ class DiffusionData(ImageSection):
         return self
 
 
-__all__ = ["FEWEST", "SPLITS", "TEST", "DiffusionData", "ProcessConfig", "SamplingConfig", "Split"]
+__all__ = ["FEWEST", "SPLITS", "TEST", "DiffusionData", "Extent", "ProcessConfig", "SamplingConfig", "Split"]

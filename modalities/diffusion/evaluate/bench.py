@@ -44,6 +44,8 @@ POINTS, FLOORS = 2000, 4
 #: Steps of the teacher's sampler, and the learning rate at which a student learns what it says.
 STEPS = 64
 MATCHING_LR = 4e-3
+#: The student's module that a discriminator reads.
+LAST = "net.blocks.1"
 
 
 class Arm(NamedTuple):
@@ -65,6 +67,9 @@ ARMS = {
     "ect": Arm("ect", 500, {"mean": -0.4}),
     "scm": Arm("scm", 500, {"mean": -0.3}, lr=3e-4, ema=0.98),
     "dmd2": Arm("dmd2", 250, {"steps": 1, "critic": 3}, ema=0.95, budgets=(1,)),
+    "dmd2, GAN": Arm(
+        "dmd2", 250, {"steps": 1, "critic": 3, "gan": 1.0, "gan_critic": 0.3, "at": LAST}, ema=0.95, budgets=(1,)
+    ),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
 

@@ -36,6 +36,13 @@ class DistillationParams(ConsistencyParams):
     """Of the target, an average of the student's weights."""
     solver: Literal["ddim", "heun"] = "ddim"
     """By which the teacher goes one step down."""
+    compare: Literal["sample", "network"] | None = None
+    """In what both sides are compared: the samples that they see, or what a network says whose process sees these.
+
+    Unless said, ``network`` on EDM. There a network says sigma times less of x the lower the noise is: compared in x,
+    the levels near the data, which hold all others to the truth, count for next to nothing, and a mistake that all
+    levels share grows without end. Elsewhere ``sample``, as Song et al. (2023) have it.
+    """
 
 
 class EasyParams(ConsistencyParams):
@@ -79,6 +86,8 @@ class Consistency(_Consistency):
             aim = target.consistency(z_after, after, labels)
         with ctx.timer.time("student"):
             said = student.consistency(z, t, labels)
+        if (self.params.compare or ("network" if student.process.kind == "edm" else "sample")) == "network":
+            said, aim = (in_network(student.process, seen, z, t) for seen in (said, aim))
         return self.distance(said, aim)
 
 
@@ -109,6 +118,11 @@ class Ect(_Consistency):
         stage = min(self.params.doublings - 1, ctx.step * self.params.doublings // ctx.stage.steps)
         share = 1 - self.params.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-s))
         return s, (s * share).clamp(min=0)
+
+
+def in_network(process: Process, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """What a network says, in its process's own prediction, whose process sees x ``(b, ...)`` in z at t."""
+    return process.convert(x, z, t, "sample", process.natural)
 
 
 def neighbours(teacher: Denoiser, batch: Batch, steps: int, solver: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -44,7 +44,6 @@ class Scm(Multistep):
     """Consistency distillation in continuous time (sCD: Lu and Song, 2024), by central differences."""
 
     Params: ClassVar[type[Strict]] = ContinuousParams
-    masks: ClassVar[bool] = True
 
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]

@@ -51,8 +51,6 @@ class FewStep:
     control: ClassVar[Literal["trained", "teacher"]] = "teacher"
     #: Whether a student may predict epsilon where the schedule leaves enough signal at its last timestep.
     keeps_epsilon: ClassVar[bool] = False
-    #: Whether samples whose loss is not finite are left out and counted, of methods that divide by what may be nothing.
-    masks: ClassVar[bool] = False
 
     def __init__(
         self, adapter: Adapter, objective: Objective, train: Train, streams: Streams, role: str = "student",
@@ -137,9 +135,12 @@ class FewStep:
         """Roles at the start of one of `own_stages`."""
 
     def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        """The losses of a step of `own_stages`: the student's alone, unless others learn before it."""
+        """The losses of a step of `own_stages`: the student's alone, unless others learn before it.
+
+        Samples whose loss is not finite are left out and counted.
+        """
         name, values = type(self).__name__.lower(), self.values(batch, roles, ctx)
-        yield "student", masked(name, values) if self.masks else LossOut.mean(name, values)
+        yield "student", masked(name, values)
 
     @abstractmethod
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
@@ -197,7 +198,7 @@ def tells_x(process: Process) -> bool:
     return float(process.alpha(process.T - 1)) >= LITTLE_SIGNAL
 
 
-def masked(name: str, values: Tensor) -> LossOut:
+def masked(name: str, values: Tensor, weight: float = 1.0) -> LossOut:
     """The mean of those ``(b,)`` that are finite, and beside it how many are not.
 
     Raises:
@@ -207,7 +208,7 @@ def masked(name: str, values: Tensor) -> LossOut:
     if not bool(sound.any()):
         raise RunError(f"{name}: no sample of the batch is finite: lower train.optimizer.lr")
     count, lost = sound.sum().to(values.dtype), (~sound).sum().to(values.dtype)
-    parts = {name: Part(values[sound].sum(), count, 1.0, f"finite {name}")}
+    parts = {name: Part(values[sound].sum(), count, weight, f"finite {name}")}
     return LossOut(parts | {f"{name}_masked": Part(lost, 1.0, 0.0, f"masked {name}")})
 
 

@@ -2,29 +2,34 @@
 
 DMD2 (Yin et al., 2024b): no pairs of noise and sample to regress on. A second denoiser, the fake one, follows the
 student's samples at a faster pace; the difference of the two is the gradient of the divergence between what the
-student makes and what the teacher models. The discriminator of section 4.3 is not built: the teacher alone saw data.
+student makes and what the teacher models. Beside it a discriminator on the fake one's features may pull the samples
+towards the data (section 4.3), which is how a student can pass its teacher.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
+from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..models.denoiser import Denoiser
-from ..models.process import expand
-from .few_step import STUDENT, Multistep, MultistepParams, denoisers, masked
+from ..models.process import Process, expand
+from .discriminator import frozen, head_for, judged, read_at
+from .few_step import STUDENT, Multistep, MultistepParams, denoisers, masked, same_network
 
 STAGE = "matching"
 
@@ -40,11 +45,23 @@ class MatchingParams(MultistepParams):
     """Share of the timesteps below which the two denoisers are not compared: they differ by errors alone."""
     high: float = Field(0.98, gt=0, le=1)
     """And above which: nothing is left there to compare."""
+    gan: float = Field(0.0, ge=0)
+    """Weight of the student's adversarial loss beside the matching (the paper's is 0.003). 0: no discriminator."""
+    gan_critic: float = Field(0.01, gt=0)
+    """Weight of the discriminator's own loss beside the fake denoiser's, whose features it reads."""
+    at: str = "net.mid_block"
+    """The module of the fake denoiser whose output the discriminator reads."""
+    start: Path | None = None
+    """A saved few-step student of the teacher's shape, by any method, as which this one starts; else as the teacher.
+
+    The fake denoiser starts as the teacher in any case. What another method has learnt in few steps takes distribution
+    matching many, which is better at the last part of the way.
+    """
 
 
 @METHODS.register("dmd2")
 class Dmd2(Multistep):
-    """Distribution matching with a faster critic and no regression (DMD2: Yin et al., 2024), without its GAN."""
+    """Distribution matching with a faster critic and no regression (DMD2: Yin et al., 2024), its GAN if asked for."""
 
     Params: ClassVar[type[Strict]] = MatchingParams
 
@@ -52,6 +69,15 @@ class Dmd2(Multistep):
         super().__init__(*args, **more)
         #: The fake denoiser, as the student starts; there is none before the stage begins.
         self.fake: nn.Module = nn.Module()
+        #: The discriminator's, on the fake denoiser's features; empty without one.
+        self.head: nn.Module = nn.Module()
+
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        super().check(roles)
+        if self.params.gan:
+            read_at(denoisers(roles)[1], self.params.at)
+        if self.params.start is not None:
+            self.started(self.params.start, denoisers(roles)[1])
 
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]
@@ -61,26 +87,47 @@ class Dmd2(Multistep):
         if stage.name != STAGE:
             return optimizers
         self.fake = copy.deepcopy(roles["student"])
+        if self.params.start is not None:
+            roles["student"].load_state_dict(self.started(self.params.start, denoisers(roles)[1]))
         config = self.train.optimizer
         config = config.model_copy(update={"lr": config.lr * self.params.critic_lr})
+        if self.params.gan:
+            with self.distil.streams.forked("discriminator"):
+                self.head = head_for(self.fake, self.params.at, batch["x"], batch.get("labels"))  # type: ignore[arg-type]
         # patterns of lr_scale know it as the student, whose network it has
-        return {**optimizers, "fake": build_optimizer(config, {"student": self.fake})}
+        return {**optimizers, "fake": build_optimizer(config, {"student": self.fake, "discriminator": self.head})}
+
+    def started(self, folder: Path, student: Denoiser) -> Mapping[str, Tensor]:
+        """The weights of a saved student. Raises `UserError` where they are not of `student`'s network and process."""
+        found = self.adapter.load("student", folder)
+        assert isinstance(found, Denoiser)
+        if not same_network(found, student) or not same_levels(found.process, student.process):
+            raise UserError(
+                f"method.params.start: {folder} is not of the student's network, prediction type and process: distil "
+                "it from the same teacher"
+            )
+        return found.state_dict()
 
     def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        """The fake denoiser's, each on samples of their own, then the student's."""
+        """The fake denoiser's (and its head's), each on samples of their own, then the student's."""
         (teacher, student), labels = denoisers(roles), batch.get("labels")
         assert isinstance(self.fake, Denoiser)
         for turn in range(self.params.critic):
             with ctx.timer.time("student"), torch.no_grad():
                 made = self.generate(student, self.normal(batch, ctx, "start", turn), labels, ctx, turn)
             with ctx.timer.time("critic"):
-                errors = self.fake_errors(self.fake, made, labels, *self.noisy(batch, ctx, turn))
-            yield "fake", masked("fake", errors)
+                out = self.critic_loss(self.fake, made, batch, ctx, turn)
+            yield "fake", out
         with ctx.timer.time("student"):
             made = self.generate(student, batch["noise"], labels, ctx, "student")
         with ctx.timer.time("teacher"):
             pull = self.gradient(teacher, self.fake, made.detach(), labels, *self.noisy(batch, ctx, "student"))
-        yield "student", masked("dmd2", 0.5 * (made - (made.detach() - pull)).flatten(1).square().mean(dim=1))
+        out = masked("dmd2", 0.5 * (made - (made.detach() - pull)).flatten(1).square().mean(dim=1))
+        if self.params.gan:
+            with ctx.timer.time("critic"):
+                doubts = self.doubts(self.fake, made, labels, *self.noisy(batch, ctx, "judged"))
+            out += masked("gan", doubts, self.params.gan)
+        yield "student", out
 
     # ---------------------------------------------------------------- what is minimised
 
@@ -116,11 +163,30 @@ class Dmd2(Multistep):
             size = (x - real).flatten(1).abs().mean(dim=1).clamp(min=1e-6)
             return (made - real) / size.reshape(-1, *[1] * (x.ndim - 1))
 
+    def critic_loss(self, fake: Denoiser, made: Tensor, batch: Batch, ctx: Context, turn: int) -> LossOut:
+        """Of the fake denoiser on samples ``(b, ...)``, and of its head on them and on as many of the data (eq. 5)."""
+        labels, (noise, u), real = batch.get("labels"), self.noisy(batch, ctx, turn), batch["x"]
+        if not self.params.gan:
+            return masked("fake", self.fake_errors(fake, made, labels, noise, u))
+        errors, of_made = self.judged(fake, lambda: self.fake_errors(fake, made, labels, noise, u))
+        z, t = noised(fake, real, self.normal(batch, ctx, "real", turn), u)
+        _, of_real = self.judged(fake, lambda: fake(z, t, labels))
+        told = F.softplus(of_made) + F.softplus(-of_real)
+        return masked("fake", errors) + masked("discriminator", told, self.params.gan_critic)
+
+    def doubts(self, fake: Denoiser, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor) -> Tensor:
+        """``(b,)`` -log D of samples ``(b, ...)`` made noisy, the loss that does not saturate; it moves them alone."""
+        z, t = noised(fake, x, noise, u)
+        with frozen(fake, self.head):
+            _, logits = self.judged(fake, lambda: fake(z, t, labels))
+        return F.softplus(-logits)
+
+    def judged(self, fake: Denoiser, call: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        return judged(fake, self.head, self.params.at, call)
+
     def fake_errors(self, fake: Denoiser, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor) -> Tensor:
         """``(b,)`` squared errors of the fake denoiser on samples, in what its process's networks are compared in."""
-        process = fake.process
-        t = (u * process.T).long().clamp(max=process.T - 1)
-        z = process.add_noise(x, noise, t)
+        process, (z, t) = fake.process, noised(fake, x, noise, u)
         said = fake.predict(process.natural, z, t, labels)
         return (said - process.truth(process.natural, x, noise, t)).flatten(1).square().mean(dim=1)
 
@@ -138,7 +204,22 @@ class Dmd2(Multistep):
         return torch.randn(batch["x"].shape, generator=ctx.generator(*path)).to(batch["x"])
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {**super().modules(), "fake": self.fake}
+        return {**super().modules(), "fake": self.fake, "head": self.head}
+
+
+def same_levels(a: Process, b: Process) -> bool:
+    """Whether times mean the same noise; what a scheduler's file says of it is rounded."""
+    if (a.kind, a.T) != (b.kind, b.T):
+        return False
+    times = torch.arange(a.T)
+    tables = ((a.alpha(times), b.alpha(times)), (a.sigma(times), b.sigma(times)))
+    return all(torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4) for mine, theirs in tables)
+
+
+def noised(model: Denoiser, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples ``(b, ...)`` at times that u ``(b,)`` decides, of all there are, and the times."""
+    t = (u * model.process.T).long().clamp(max=model.process.T - 1)
+    return model.process.add_noise(x, noise, t), t
 
 
 __all__ = ["Dmd2", "MatchingParams"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from xmodal_kd.adapter.adapter import Evaluation, Overview
 from xmodal_kd.runtime.progress import console
 
-from ..data.config import DiffusionData
+from ..data.config import DiffusionData, Extent
 from ..evaluate.judge import Judge
 from ..export.pipeline import load_denoiser
 from ..methods.progressive import PREFIX
@@ -26,6 +26,11 @@ from .pictures import contact_sheet
 SHOWN = 16
 #: Beyond so many evaluations the better solvers no longer differ from the teacher's own.
 MOST_NFE = 16
+#: What a recipe's `data.curve` spares, as the report says it.
+LEFT_OUT = {
+    "students": "the teacher by other solvers and in fewer steps (data.curve: students)",
+    "ends": "all but the teacher and the last student, each as it is sampled (data.curve: ends)",
+}
 
 
 class Judged(Protocol):
@@ -40,23 +45,23 @@ class Judged(Protocol):
 
     def measure(self, model: Denoiser, split: str, against: Sequence[Tensor] = ()) -> Evaluation: ...
 
-    def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> tuple[Tensor, float]: ...
+    def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> Tensor: ...
 
 
 def overview(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Overview:
     """All points of the curve on test, each with its paired error against the teacher at its full step count."""
-    teacher = models.get("teacher")
+    teacher, extent = models.get("teacher"), adapter.config.curve
     curve: list[dict[str, Any]] = []
     rows: list[tuple[str, Tensor]] = []
     full: list[Tensor] = []
     if teacher is not None:
-        full = [adapter.sample(teacher, draw)[0] for draw in range(adapter.config.draws)]
-    for role, model in points(models, folder):
+        full = [adapter.sample(teacher, draw) for draw in range(adapter.config.draws)]
+    for role, model in points(models, folder, extent):
         how = model.sampling
         console.print(f"curve  {role} {how.solver} {how.nfe} evaluations", highlight=False)
         found = adapter.measure(model, "test", full).metrics
         curve.append({"role": role, "solver": how.solver, "nfe": how.nfe, "metrics": found})
-        rows.append((f"{role}, {how.solver}, {how.nfe}", adapter.sample(model, 0, SHOWN)[0].cpu()))
+        rows.append((f"{role}, {how.solver}, {how.nfe}", adapter.sample(model, 0, SHOWN).cpu()))
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     judge = adapter.judge("test", next(models["student"].parameters()).device)
@@ -64,18 +69,23 @@ def overview(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> O
     contact_sheet(pictures / "same_noise.png", rows, "The same noise through every sampler", heat=heat)
     floor = judge.facts()["floor"][adapter.metric[0]]
     draw_curve(pictures / "curve.png", curve, adapter.metric[0], floor=floor)
-    return Overview(curve, judge.facts(), {
+    left_out = {} if extent == "all" else {"left out of the curve": LEFT_OUT[extent]}
+    return Overview(curve, {**judge.facts(), **left_out}, {
         "Quality against network evaluations": pictures / "curve.png",
         "The same noise through every sampler": pictures / "same_noise.png",
     })  # fmt: skip
 
 
-def points(models: Mapping[str, Denoiser], folder: Path) -> Iterator[tuple[str, Denoiser]]:
-    """Teacher by every solver at every power of two up to its own steps, then the students."""
+def points(models: Mapping[str, Denoiser], folder: Path, extent: Extent = "all") -> Iterator[tuple[str, Denoiser]]:
+    """Teacher by every solver at every power of two up to its own steps, then the students, as far as `extent` says."""
     teacher, student = models.get("teacher"), models["student"]
     device = next(student.parameters()).device
     if teacher is not None:
         yield "teacher", teacher
+    if extent == "ends":
+        yield "student", student
+        return
+    if teacher is not None and extent == "all":
         for solver in SOLVERS:
             for nfe in _powers(teacher.nfe if solver == teacher.sampling.solver else min(MOST_NFE, teacher.nfe)):
                 how = Sampling(solver, most_steps(solver, nfe))

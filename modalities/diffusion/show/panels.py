@@ -22,11 +22,11 @@ def show(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Seque
     rows: dict[int, dict[str, tuple[bytes, str]]] = {}
     columns: dict[str, None] = {}
     heat = adapter.config.sources == "arrays"
-    for role, model in points(models, folder):
+    for role, model in points(models, folder, adapter.config.curve):
         how = model.sampling
         name = f"{role}, {how.solver}"
         columns[name] = None
-        samples = adapter.sample(model, 0, SHOWN)[0].cpu()
+        samples = adapter.sample(model, 0, SHOWN).cpu()
         pixels = np.asarray(grid(samples, heat=heat))
         caption = f"{how.steps} steps" if how.steps != how.nfe else ""
         rows.setdefault(how.nfe, {})[name] = (png(pixels), caption)
@@ -40,7 +40,7 @@ def show(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Seque
 
 def glimpse(adapter: Judged, role: str, model: Denoiser) -> Sequence[Panel]:
     """A grid of what one role makes now of the noise of the first draw."""
-    pixels = np.asarray(grid(adapter.sample(model, 0, SHOWN)[0].cpu(), heat=adapter.config.sources == "arrays"))
+    pixels = np.asarray(grid(adapter.sample(model, 0, SHOWN).cpu(), heat=adapter.config.sources == "arrays"))
     nfe = model.sampling.nfe
     cell = (png(pixels), f"{nfe} evaluation{'s' if nfe > 1 else ''}")
     note = "The same noise at every evaluation, and in every role: each place shows what becomes of one draw."

@@ -15,6 +15,7 @@ import torch
 from xmodal_kd.modalities.diffusion.evaluate.bench import ARMS, Arm, Bench, Points, plane
 from xmodal_kd.modalities.diffusion.methods.few_step import FewStep
 from xmodal_kd.modalities.diffusion.models.denoiser import Sampling
+from xmodal_kd.modalities.diffusion.models.paths import Edm
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.method import METHODS
 
@@ -33,6 +34,7 @@ NEAR: dict[str, dict[int, float]] = {
     "ect": {1: 7.6, 2: 6.0, 4: 5.8},
     "scm": {1: 8.9, 2: 5.2, 4: 4.3},
     "dmd2": {1: 4.7},
+    "dmd2, GAN": {1: 4.3},
     "dmd2, 4 steps": {1: 5.3, 2: 3.8, 4: 5.5},
 }
 
@@ -65,6 +67,16 @@ def test_how_near_a_method_comes(tmp_path: Path, name: str) -> None:
     students = bench.distil(ARMS[name], tmp_path)
     found = {nfe: bench.distance(students[nfe]) for nfe in NEAR[name]}
     assert all(found[nfe] <= most for nfe, most in NEAR[name].items()), found
+
+
+@pytest.mark.full
+def test_consistency_does_not_run_away_on_edm(tmp_path: Path) -> None:
+    """As it does, far beyond its teacher, where both sides are compared in x."""
+    bench = Bench(process=Edm(), matching=500)
+    arm = Arm("consistency", 200, {"grid": 8, "decay": 0.8})
+    for compare, holds in (("network", True), ("sample", False)):
+        students = bench.distil(arm._replace(params={**arm.params, "compare": compare}), tmp_path / compare)
+        assert (bench.distance(students[4]) < bench.distance(bench.teacher, Sampling("ddim", 4))) == holds
 
 
 def test_truth_is_at_the_floor_and_many_exact_steps_are_near_it(bench: Bench) -> None:

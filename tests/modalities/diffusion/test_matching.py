@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_samples import Adapter, denoiser
 
+from xmodal_kd.modalities.diffusion.methods.discriminator import head_for, judged
 from xmodal_kd.modalities.diffusion.methods.few_step import masked
 from xmodal_kd.modalities.diffusion.methods.matching import Dmd2, MatchingParams
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
@@ -24,7 +26,7 @@ from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.runtime.distributed import Ranks
-from xmodal_kd.runtime.errors import RunError
+from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.training.method import Context, Stage
@@ -143,6 +145,91 @@ def test_a_step_has_turns_of_the_critic_and_one_of_the_student(monkeypatch: pyte
     pull = dmd.gradient(roles["teacher"], dmd.fake, x, None, noise, u)  # type: ignore[arg-type]
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad, pull / x.numel())
+
+
+@EVERY
+def test_the_discriminator_is_the_oracle_s(process: Process) -> None:
+    """What it learns from both kinds of samples, and where it pulls generated ones, by finite differences."""
+    dmd, fake = method(gan=0.5, gan_critic=0.25, at="net.body"), made(process, 2)
+    x, real = draw(4, 2, 3, seed=0), draw(4, 2, 3, seed=7)
+    dmd.head = head_for(fake, "net.body", x, None)
+    levels = np.stack([process.alpha(torch.arange(64)), process.sigma(torch.arange(64))], axis=1)
+
+    def critic(z: np.ndarray, alpha: float, sigma: float) -> float:
+        t = int(np.abs(levels - [alpha, sigma]).sum(axis=1).argmin())
+        with torch.no_grad():
+            return judged(fake, dmd.head, "net.body", lambda: fake(torch.tensor(z)[None], torch.tensor([t])))[1].item()
+
+    def at(samples: Tensor, noise: Tensor, u: Tensor) -> list[tuple[np.ndarray, np.ndarray, float, float]]:
+        places = levels[(u * 64).long().numpy()]
+        return [(a.numpy(), n.numpy(), *p) for a, n, p in zip(samples, noise, places, strict=True)]
+
+    batch = {"ids": torch.arange(4), "x": real}
+    out = dmd.critic_loss(fake, x, batch, CTX, 1)
+    (noise, u), other = dmd.noisy(batch, CTX, 1), dmd.normal(batch, CTX, "real", 1)
+    expected = -oracle.adversarial_value(at(real, other, u), at(x, noise, u), critic)
+    part = out.parts["discriminator"]
+    assert part.weight == 0.25 and part.total.item() / 4 == pytest.approx(expected, rel=1e-6)
+    assert out.parts["fake"].total.item() == pytest.approx(dmd.fake_errors(fake, x, None, noise, u).sum().item())
+    leaf = x.clone().requires_grad_()
+    dmd.doubts(fake, leaf, None, noise, u).sum().backward()
+    assert leaf.grad is not None
+    assert all(p.grad is None and p.requires_grad for p in [*fake.parameters(), *dmd.head.parameters()])
+    for found, where in zip(leaf.grad, at(x, noise, u), strict=True):
+        np.testing.assert_allclose(found, oracle.adversarial_pull(*where, critic), rtol=1e-4, atol=1e-8)
+
+
+def test_the_discriminator_learns_in_the_critic_s_turns() -> None:
+    """With the fake denoiser's features below it, by one optimizer; the student's turn leaves both as they are."""
+    process = PROCESSES[0]
+    roles: dict[str, nn.Module] = {"teacher": made(process, 1), "student": made(process, 2)}
+    dmd = method(critic=2, gan=0.003, at="net.body")
+    batch = {"ids": torch.arange(4), "x": draw(4, 2, 3, seed=0), "noise": draw(4, 2, 3, seed=1), "u": torch.rand(4)}
+    dmd.check(roles)
+    optimizers = dmd.begin(dmd.stages()[0], roles, batch)
+    critics = [*dmd.fake.parameters(), *dmd.head.parameters()]
+    assert {id(p) for group in optimizers["fake"].param_groups for p in group["params"]} == {id(p) for p in critics}
+    assert dmd.modules()["head"] is dmd.head
+    again = method(gan=0.003, at="net.body")
+    again.begin(again.stages()[0], roles, batch)
+    assert all(torch.equal(a, b) for a, b in zip(dmd.head.parameters(), again.head.parameters(), strict=True))
+    named = []
+    for name, out in dmd.losses(batch, roles, CTX):
+        for parameter in [*critics, *roles["student"].parameters()]:
+            parameter.grad = None
+        out.value().backward()
+        assert all((p.grad is not None) == (name == "fake") for p in critics)
+        assert all((p.grad is not None) == (name == "student") for p in roles["student"].parameters())
+        named.append(list(out.parts))
+    assert named == [["fake", "fake_masked", "discriminator", "discriminator_masked"]] * 2 + [
+        ["dmd2", "dmd2_masked", "gan", "gan_masked"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("at", "told"), [("net.mid_block", "no module 'net.mid_block'"), ("net.*", "names 3 modules: name one")]
+)
+def test_a_discriminator_needs_a_place_to_look(at: str, told: str) -> None:
+    roles: dict[str, nn.Module] = {"teacher": made(PROCESSES[0], 1), "student": made(PROCESSES[0], 2)}
+    method(at=at).check(roles)  # without a discriminator nobody looks
+    with pytest.raises(UserError, match=re.escape(told)):
+        method(at=at, gan=0.1).check(roles)
+
+
+@EVERY
+def test_a_student_starts_as_a_saved_one(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake denoiser as the teacher still; a student of another process or prediction is refused."""
+    saved = made(process, 5)
+    roles: dict[str, nn.Module] = {"teacher": made(process, 1), "student": made(process, 2)}
+    dmd = method(start=Path("runs/x/student"))
+    monkeypatch.setattr(Adapter, "load", lambda self, role, folder: saved, raising=False)
+    dmd.check(roles)
+    dmd.begin(dmd.stages()[0], roles, {"x": draw(4, 2, 3, seed=0)})
+    for model, like in ((roles["student"], saved), (dmd.fake, roles["teacher"])):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), like.parameters(), strict=True))
+    saved = denoiser((2, 3), process=Process.cosine(32), prediction="v_prediction")
+    with pytest.raises(UserError, match=r"method\.params\.start: runs/x/student is not of the student's"):
+        dmd.check(roles)
 
 
 def test_samples_that_are_not_finite_are_left_out_and_counted() -> None:

@@ -18,6 +18,7 @@ from toy_samples import Adapter, Source, denoiser
 
 from xmodal_kd.modalities.diffusion.methods import consistency, matching, progressive  # noqa: F401 - registers
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.paths import Edm, Flow
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term, Train
@@ -120,6 +121,25 @@ def test_consistency_is_the_oracles(shape: Sequence[int], solver: str, distance:
             SCHEDULE, student, target, teacher, x, noise, index, steps, solver=solver, huber=c
         )
         assert values[i].item() == pytest.approx(expected, rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("process", "compare"), [(Edm(steps=64), None), (Edm(steps=64), "sample"), (Flow(steps=64), None), (PROCESS, None),
+                             (Flow(steps=64), "network"), (PROCESS, "network")],
+)  # fmt: skip
+def test_consistency_is_compared_in_what_networks_say(process: Process, compare: str | None) -> None:
+    """On EDM unless said; there x is c_out F beside what both share (Karras et al., 2022), else sigma v."""
+    models = [denoiser((3,), seed=i, process=process, prediction=process.natural).double() for i in (1, 2, 3)]
+    roles, batch = dict(zip(("teacher", "student", "target"), models, strict=True)), batch_of((3,))
+    made = method("consistency", grid=8, distance="l2", **({"compare": compare} if compare else {}))
+    values = made.values(batch, roles, context(Stage("consistency", 1, frozenset())))
+    z, t, lower, after = consistency.neighbours(roles["teacher"], batch, 8, "ddim")
+    off = roles["student"].consistency(z, t) - roles["target"].consistency(lower, after)
+    sigma = process.sigma(t)[:, None]
+    scale = torch.ones_like(sigma)
+    if compare == "network" or (process.kind == "edm" and compare is None):
+        scale = sigma * 0.5 / (sigma**2 + 0.5**2).sqrt() if process.kind == "edm" else sigma
+    torch.testing.assert_close(values, (off / scale).square().mean(dim=1), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -241,7 +261,7 @@ def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, 
     if name != "progressive":
         more["grid"] = 8
     if name == "dmd2":
-        more["critic"] = 2
+        more |= {"critic": 2, "gan": 0.1, "at": "net.body"}
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total
     expected = weights(whole)
