@@ -77,6 +77,8 @@ class Train(Strict):
     keep: int = Field(2, gt=0)
     early_stop: EarlyStop | None = None
     workers: int = Field(0, ge=0, le=1024)
+    ahead: bool = True
+    """Without workers, make the next step's samples in a thread while this step is computed; they are the same."""
 
 
 class ModelSpec(Strict):
@@ -270,7 +272,8 @@ class Recipe(Strict):
         """Of all that decides the result; where it is written, by whom it is tracked and read ahead, does not."""
         content = self.model_dump(mode="json", exclude={"out": True, "trackers": True, "on": True, "cache": {"path"}})
         for train in (content["train"], *((one or {}).get("train") for one in self._teachers(content))):
-            (train or {}).pop("workers", None)
+            for key in ("workers", "ahead"):
+                (train or {}).pop(key, None)
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @staticmethod

@@ -297,14 +297,12 @@ class Run:
         scarce = {"labels": facts(known, source)} if isinstance(source, LabelBudget) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
-        return scarce | built | small | self._told(method, models, cache) | {
-            "training": {
-                "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
-                "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split, "notes": at.notes,
-                "flops_per_step": self._step_flops(role, mine, method, models, cache),
-                **cache.facts(models, at.samples),
-            }
-        }  # fmt: skip
+        training = {
+            **at.told(),
+            "flops_per_step": self._step_flops(role, mine, method, models, cache),
+            **cache.facts(models, at.samples),
+        }
+        return scarce | built | small | self._told(method, models, cache) | {"training": training}
 
     def _data_of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
         """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
