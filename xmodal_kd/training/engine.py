@@ -29,6 +29,7 @@ from ..runtime.run_log import RunLog
 from ..runtime.saved_steps import Checkpoints, Progressed
 from ..runtime.timing import StepTimer
 from . import loader
+from .compiled import compiling, uncompiled
 from .finite_check import NotFiniteError, check_finite
 from .gradients import Turn, stepped
 from .held import Held
@@ -104,6 +105,7 @@ class Engine:
         with (
             self.stop.listening(),
             closing(self._supply()) as supply,
+            compiling(self.train, self.roles.values()),
             bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
         ):
             first = self._here(next(supply))
@@ -283,7 +285,7 @@ class Engine:
         model.eval()
         metrics: Any = None
         if self.ranks.main:
-            with torch.no_grad(), self.streams.forked("evaluate"):
+            with torch.no_grad(), self.streams.forked("evaluate"), uncompiled():
                 metrics = dict(self.evaluate(model))
         metrics = self.ranks.share(metrics)
         value = float(metrics[name])
