@@ -29,6 +29,7 @@ def content(**changes: Any) -> dict[str, Any]:
         for role, wer in ROLES.items()
     }  # fmt: skip
     training = {"steps": 20, "samples": 80, "seconds": 3.0, "flops_per_step": 1e6, "milliseconds": {"step": 4.0},
+                "waited_for_data": 0.125,
                 "dev": [{"step": 10, "wer": 0.5}, {"step": 20, "wer": 0.2}]}  # fmt: skip
     return {
         "schema": 1, "recipe": "/somewhere/recipes/speech/tiny.yaml", "overrides": {"train.steps": 20},

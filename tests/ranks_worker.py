@@ -34,8 +34,10 @@ def stepped(ranks: Ranks, rank: int) -> dict[str, torch.Tensor]:
     adam = torch.optim.Adam(values.values(), lr=0.1)
     for used in (names, ("both", "one") if rank == 0 else ("both",)):
         adam.zero_grad()
-        torch.stack([(rank + 1) * values[name].square().sum() for name in used]).sum().backward()
-        ranks.sum_gradients(values.values())
+        summing = ranks.summing(list(values.values()))
+        with summing.during():
+            torch.stack([(rank + 1) * values[name].square().sum() for name in used]).sum().backward()
+        summing.finish()
         adam.step()
     grads = {f"{name}.grad": p.grad for name, p in values.items() if p.grad is not None}
     return grads | {name: p.detach() for name, p in values.items()}

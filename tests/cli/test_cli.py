@@ -142,7 +142,7 @@ def test_report_json_has_what_scripts_rely_on(trained: Path) -> None:
         assert 0 <= entry["metrics"]["error"] <= 1
         cost = report["cost"][role]
         assert cost["samples"] == 48 and cost["seconds"] > 0 and cost["flops_per_step"] > 0
-        assert isinstance(cost["milliseconds"], dict)
+        assert isinstance(cost["milliseconds"], dict) and 0 <= cost["waited_for_data"] < 1
         assert Path(report["artifacts"][role]).is_dir()
     assert report["cost"]["peak_memory_bytes"] > 1e6
     assert (report["gap_closed"] is None) == bool(report["reason"])

@@ -38,6 +38,12 @@ def test_the_page_holds_what_the_run_folder_holds(run: Path) -> None:
     assert "wer_interval_over" not in text
 
 
+def test_every_page_says_what_share_of_a_step_waited_for_data(run: Path) -> None:
+    for page in ("report.md", "report.html"):
+        text = (run / page).read_text()
+        assert "waited for data" in text and text.count("12.5 %") == 2, "of student and control"
+
+
 def test_nothing_is_loaded_from_anywhere(run: Path) -> None:
     text = (run / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)

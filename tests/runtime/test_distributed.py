@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import ranks_worker
 import torch
 from torch import nn
 
 from xmodal_kd.runtime.distributed import Ranks
+from xmodal_kd.runtime.errors import RunError
+from xmodal_kd.runtime.gradient_sum import GradientSum
 
 
 def test_a_single_process_exchanges_nothing() -> None:
@@ -19,13 +24,40 @@ def test_a_single_process_exchanges_nothing() -> None:
     assert ranks.sum(values) is values and ranks.gather_rows(values) is values, "with its graph"
     assert ranks.sum_number(7) == 7 and ranks.share(values) is values
     assert ranks.any(True) and not ranks.any(False)
-    module(torch.ones(1, 2)).sum().backward()
+    summing = ranks.summing(list(module.parameters()))
+    with summing.during():
+        module(torch.ones(1, 2)).sum().backward()
     grad = module.weight.grad.clone() if module.weight.grad is not None else None
-    ranks.sum_gradients(module.parameters())
+    summing.finish()
     ranks.agree([module])
     ranks.barrier()
     assert grad is not None and module.weight.grad is not None and torch.equal(grad, module.weight.grad)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_buckets_are_filled_from_the_last_parameter_and_sent_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 bytes: two of 40, one of 240 alone, then the rest; the second waits for the first, in whatever order."""
+    given = [nn.Parameter(torch.ones(n)) for n in (10, 10, 60, 10, 10)]
+    sent: list[int] = []
+
+    def reduced(flat: torch.Tensor, async_op: bool) -> Any:
+        sent.append(len(flat))
+        return SimpleNamespace(wait=lambda: flat.mul_(2))
+
+    monkeypatch.setattr("torch.distributed.all_reduce", reduced)
+    summing = GradientSum(given, size=100)
+    with summing.during():
+        (3 * given[2].sum() + given[0].sum()).backward()
+        assert sent == [], "parameters of the first bucket are unused: nothing may overtake it"
+    summing.finish()
+    assert sent == [22, 61, 22], "and behind them a number a parameter"
+    assert [None if p.grad is None else p.grad[0].item() for p in given] == [2, None, 6, None, None]
+    summing, sent[:] = GradientSum(given, size=100), []
+    with summing.during():
+        torch.stack([p.sum() for p in given]).sum().backward()
+        assert sent == [22, 61, 22], "all on their way before the backward pass is over"
+        with pytest.raises(RunError, match="a gradient came twice in one backward pass"):
+            given[0].sum().backward()
 
 
 def test_a_parameter_that_no_rank_uses_is_left_alone(tmp_path: Path) -> None:

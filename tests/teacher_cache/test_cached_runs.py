@@ -134,6 +134,50 @@ def test_the_command_fills_for_runs_to_read(recipes: Path, capfd: pytest.Capture
     capfd.readouterr()
 
 
+def test_two_machines_fill_parts_and_a_run_reads_what_they_said(
+    recipes: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, parts = str(recipes / "quiet.yaml"), [str(recipes / f"part{i}") for i in range(2)]
+    own = [
+        "--set",
+        f"teacher.path={recipes / 'live' / 'teacher'}",
+        "--allow-import",
+        "toy",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    for i, part in enumerate(parts):
+        words = ["cache", "export", recipe, part, "--shard", f"{i}/2", "--out", str(recipes / f"machine{i}"), *own]
+        assert call(words) == 0
+        assert "12 computed" in (said := capfd.readouterr().out) and "12 samples in 1 shards" in said
+    assert call(["cache", "merge", *parts, "--out", str(recipes / "all")]) == 0
+    assert "24 samples in 2 shards" in capfd.readouterr().out
+    assert call(["cache", "import", recipe, str(recipes / "all"), "--out", str(recipes / "imported"), *own]) == 0
+    assert "0 computed" in capfd.readouterr().out
+    report = cached(recipes, "carried", "--set", f"cache.signals={recipes / 'all'}")
+    facts = report["cost"]["student"]["cache"]
+    assert (facts["computed"], facts["found"]) == (0, 24)
+    cached(recipes, "filled here")
+    for name, value in student(recipes, "filled here").items():
+        assert torch.equal(student(recipes, "carried")[name], value)
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["export", "toy"], "cache export: RECIPE FOLDER is expected, got toy"),
+        (["one", "two"], "cache: RECIPE is expected, got one two"),
+        (["merge", "part"], "cache merge: FOLDER FOLDER ... --out FOLDER is expected"),
+        (["export", "toy", "x", "--shard", "4/4"], "--shard 4/4: I/N is expected, part I (from 0) of N"),
+        (["export", "toy", "x", "--on-missing", "skip"], "--on-missing is of cache import"),
+    ],
+)  # fmt: skip
+def test_words_that_cache_does_not_know(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert said in refused(capfd, lambda: call(["cache", *words]))
+
+
 def refused(capfd: pytest.CaptureFixture[str], done: Callable[[], int]) -> str:
     capfd.readouterr()
     assert done() == 2

@@ -11,49 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from filled_stores import content, fill, filler
 from launch import FORKS
 from toy import TERMS, ToyAdapter, ToySource, adapter, roles
 
 from xmodal_kd.adapter.adapter import CACHED
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.cache_spec import CacheSpec
-from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.teacher_cache import fill as fills
 from xmodal_kd.teacher_cache import store as stores
 from xmodal_kd.teacher_cache.entries import restored
-from xmodal_kd.teacher_cache.fill import Filled, Filler
+from xmodal_kd.teacher_cache.fill import Filler
 from xmodal_kd.teacher_cache.manifest import Manifest
-from xmodal_kd.teacher_cache.session import filled_store
-from xmodal_kd.teacher_cache.source import CachedSource, Replayed, Seeing
+from xmodal_kd.teacher_cache.source import CachedSource, Replayed
 from xmodal_kd.teacher_cache.store import Store
 from xmodal_kd.training.loader import steps
-
-
-def filler(toy: ToyAdapter, ranks: Ranks | None = None, total: int = 4, **settings: Any) -> Filler:
-    spec = CacheSpec(**settings)
-    return Filler(
-        spec, toy.data("train"), Seeing(toy.data("train"), spec, 1, toy), toy, roles(toy)["teacher"].eval(),
-        Objective(TERMS), toy.streams, make_accelerator("cpu", "fp32"), ranks or Ranks(), total,
-        (ranks or Ranks()).world, quiet=True,
-    )  # fmt: skip
-
-
-def fill(made: Filler, folder: Path, data: str = "toy") -> tuple[dict[str, Any], Filled]:
-    return filled_store(made, folder, Manifest.of(made.teacher, {"path": data}, "fp32"))
-
-
-def content(folder: Path) -> dict[bytes, bytes]:
-    """Everything in a store."""
-    store, found = Store(folder), {}
-    for environment in store._environments():
-        with environment.begin() as transaction:
-            found |= {key: store._opened(key, value) for key, value in transaction.cursor()}
-    store.close()
-    return found
-
 
 # ---------------------------------------------------------------- what is read is what was said
 
@@ -272,12 +247,12 @@ def test_a_sample_that_has_changed_is_refused_by_name(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="sample 7 "):
         for _ in range(4):
             next(stream)
-    with pytest.raises(UserError, match="sample 7 "):  # one more signal
+    with pytest.raises(UserError, match="sample toy-7 "):  # one more signal
         fill(filler(toy), tmp_path)
 
 
 def test_a_teacher_that_says_nan_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="sample 9: the teacher's 'logits' hold NaN or Inf"):
+    with pytest.raises(UserError, match="sample toy-9: the teacher's 'logits' hold NaN or Inf"):
         fill(filler(adapter(noise=0.0, nan=9)), tmp_path)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from itertools import islice
+from pathlib import Path
+from time import sleep
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import toy
 
 from xmodal_kd.adapter.adapter import Batch
+from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.training.loader import steps
+from xmodal_kd.training.loader import Supply, steps
 
 
 class Numbers:
@@ -103,3 +110,85 @@ def test_good_batches_come_before_the_broken_one() -> None:
     assert [len(next(stream)[0]["ids"]) for _ in range(2)] == [6, 6]
     with pytest.raises(UserError, match="it is broken"):
         next(stream)
+
+
+def supplied(count: int, source: Numbers | None = None, *, ahead: bool, **how: int) -> list[Any]:
+    with closing(Supply(steps(source or Numbers(), **how), ahead=ahead)) as supply:
+        return [[{key: value.tolist() for key, value in micro.items()} for micro in next(supply)] for _ in range(count)]
+
+
+@pytest.mark.parametrize("how", [{}, {"start": 5, "accumulate": 3}, {"rank": 1, "world": 2}])
+def test_a_thread_changes_nothing(how: dict[str, int]) -> None:
+    torch.manual_seed(7)
+    np.random.seed(7)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    assert supplied(9, ahead=True, **how) == supplied(9, ahead=False, **how)
+    assert torch.equal(torch.get_rng_state(), before[0]), "nothing is drawn from the caller's randomness"
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+
+
+def test_a_broken_sample_stops_the_same_step_in_a_thread() -> None:
+    source = Numbers(broken=Numbers().plan(0)[2][0])
+    with closing(Supply(steps(source), ahead=True)) as supply:
+        assert [len(next(supply)[0]["ids"]) for _ in range(2)] == [6, 6]
+        supply.settle()
+        with pytest.raises(UserError) as error:
+            next(supply)
+    assert str(error.value) == f"sample {source.broken}: it is broken"
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_a_step_waits_is_measured(ahead: bool) -> None:
+    """0.02 s a batch; a step of 0.05 s waits for it only where it is made after the step before."""
+
+    def slowly() -> Generator[list[Batch], None, None]:
+        while True:
+            sleep(0.02)
+            yield []
+
+    with closing(Supply(slowly(), ahead=ahead)) as supply:
+        next(supply)
+        first = supply.waited
+        for _ in range(4):
+            sleep(0.05)
+            next(supply)
+    assert first >= 0.02
+    assert (supply.waited - first < 0.08) == ahead
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_training_leaves_no_thread(tmp_path: Path, broken: bool) -> None:
+    engine = toy.engine(tmp_path / "run", Train(steps=3, batch_size=6), toy=toy.adapter(broken=20 if broken else None))
+    with pytest.raises(UserError, match="toy-20: cannot be read") if broken else nullcontext():
+        engine.fit()
+    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert broken or 0 <= engine.at.waited <= engine.at.stepping <= engine.at.seconds
+
+
+def test_trained_weights_are_the_same_with_and_without_a_thread(tmp_path: Path) -> None:
+    found = []
+    for ahead in (True, False):
+        models = toy.roles(toy.adapter(), student={"dropout": 0.3})
+        train = Train(steps=9, batch_size=6, ahead=ahead, eval_every=2)
+        evaluate = lambda model: toy.adapter().evaluate("student", model, "dev").metrics  # noqa: E731
+        toy.engine(tmp_path / str(ahead), train, models=models, evaluate=evaluate).fit()
+        found.append(models["student"].state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+
+
+def test_nothing_is_loaded_while_dev_is_measured(tmp_path: Path) -> None:
+    source, seen = toy.adapter().data("train"), list[int]()
+    made = list[int]()
+    sample = source.sample
+    source.sample = lambda index, epoch: (made.append(index), sample(index, epoch))[1]  # type: ignore[method-assign]
+    engine = toy.engine(tmp_path, Train(steps=4, batch_size=6, eval_every=1))
+
+    def evaluate(model: Any) -> dict[str, float]:
+        seen.append(len(made))
+        sleep(0.01)
+        assert len(made) == seen[-1]
+        return {"loss": 1.0}
+
+    engine.source, engine.evaluate = source, evaluate
+    engine.fit()
+    assert seen == [12, 18, 24, 30], "the next step's batch is there, and no more"

@@ -15,11 +15,52 @@ from ..run.roles import labelled_by, make_method, models_of, training_source
 from ..run.run_folder import STATE
 from ..run.runner import Run
 from ..runtime.errors import UserError
-from ..teacher_cache.session import Session
-from ..training.loader import steps
+from ..teacher_cache.exported import export
+from ..teacher_cache.folder import merge
+from ..teacher_cache.session import Reading, Session
 
 
-def fill(recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet: bool) -> dict[str, Any]:
+def act(
+    words: Sequence[str], sets: Sequence[str], out: Path | None, device: str, quiet: bool, shard: str | None = None,
+    on_missing: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """What the words after ``cache`` ask for. Returns its facts, and lines of them for people."""
+    verb, *rest = words if words[0] in ("export", "import", "merge") else ("fill", *words)
+    counts = {"fill": (1, "RECIPE"), "export": (2, "RECIPE FOLDER"), "import": (2, "RECIPE FOLDER")}
+    if verb == "merge":
+        if not rest or out is None:
+            raise UserError("cache merge: FOLDER FOLDER ... --out FOLDER is expected")
+        facts = merge([Path(one) for one in rest], out)
+        return facts, [folder_line(facts)]
+    number, wanted = counts[verb]
+    if len(rest) != number:
+        raise UserError(
+            f"cache{'' if verb == 'fill' else f' {verb}'}: {wanted} is expected, got {' '.join(rest) or 'nothing'}"
+        )
+    if on_missing is not None and verb != "import":
+        raise UserError("--on-missing is of cache import")
+    more = [f"cache.signals={Path(rest[1]).absolute()}"] if verb == "import" else []
+    more += [] if on_missing is None else [f"cache.on_missing={on_missing}"]
+    facts, reading = fill(rest[0], [*sets, *more], out, device, quiet, _part(shard))
+    if verb != "export":
+        return facts, lines(facts)
+    told = export(reading.filler, reading.source.kept, reading.manifest, reading.source.store, Path(rest[1]))
+    return facts | {"exported": told}, [*lines(facts), folder_line(told)]
+
+
+def _part(shard: str | None) -> tuple[int, int]:
+    """``I/N`` as numbers: this is part I, from 0, of N."""
+    if shard is None:
+        return 0, 1
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise UserError(f"--shard {shard}: I/N is expected, part I (from 0) of N: 0/4, 1/4, 2/4, 3/4")
+    return int(part), int(parts)
+
+
+def fill(
+    recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet: bool, part: tuple[int, int] = (0, 1)
+) -> tuple[dict[str, Any], Reading]:
     """Train or load the teacher, run it once over what the student will see, and say what the store holds.
 
     A recipe without a section ``cache`` gets one of defaults. Raises `UserError` for a recipe without a teacher, or
@@ -36,21 +77,23 @@ def fill(recipe: str, sets: Sequence[str], out: Path | None, device: str, quiet:
     student = models_of(run.adapter, loaded, role_plan, run.streams, run.models)["student"].to(run.accelerator.device)
     method = make_method(loaded, run.adapter, role_plan, run.streams)
     run.adapter.begin("student", labelled_by(run.adapter.data("train"), loaded.recipe, "student"))
-    source = training_source(run.adapter, loaded.recipe, "student")
-    session = Session.of(run.cache_user(), "student", run.adapter, source, method, train, resolved(loaded)["data"])
+    source, data = training_source(run.adapter, loaded.recipe, "student"), resolved(loaded)["data"]
+    session = Session.of(run.cache_user(part), "student", run.adapter, source, method, train, data, student)
     if session.reading is None:
         raise UserError("cache: no term of the objective needs the teacher: there is nothing to store")
     models = {"student": student, "teacher": run.models["teacher"]}
     with torch.no_grad():  # what the objective builds is measured by and goes
-        [batch] = next(steps(session.reading.source.source))
+        batch = session.reading.source.source.collate(session.reading.samples())
     method.begin(method.stages()[0], models, _here(batch, run))
     samples = sum(stage.steps for stage in method.stages()) * train.batch_size
-    return session.facts(models, samples)["cache"] | {"run": str(folder)}  # type: ignore[no-any-return]
+    return session.facts(models, samples)["cache"] | {"run": str(folder)}, session.reading
 
 
 def _with_cache(recipe: str, sets: Sequence[str]) -> Loaded:
-    loaded = load(recipe, sets)
-    return loaded if loaded.recipe.cache is not None else load(recipe, [*sets, "cache={}"])
+    own = [one for one in sets if one.startswith("cache.")]  # keys of a section that must be there before them
+    loaded = load(recipe, [one for one in sets if one not in own])
+    first = [] if loaded.recipe.cache is not None else ["cache={}"]
+    return load(recipe, [*(one for one in sets if one not in own), *first, *own])
 
 
 def _here(batch: Any, run: Run) -> Any:
@@ -75,6 +118,10 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         + ("never paid: the teacher is quicker" if paid is None else f"paid after {paid:.1f} epochs"),
         f"error of the loss of one batch: {errors}",
     ]
+
+
+def folder_line(facts: Mapping[str, Any]) -> str:
+    return f"{facts['path']}: {facts['samples']} samples in {facts['shards']} shards, {size(facts['bytes'])}"
 
 
 def size(count: int) -> str:

@@ -192,9 +192,20 @@ def compare(
 
 @app.command()
 def cache(
-    recipe: RecipeName,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE | export RECIPE FOLDER | import RECIPE FOLDER | merge FOLDER...",
+            help="Fill the recipe's store; write it as a folder of signals; fill it from one; make one of several.",
+            autocompletion=starting(shipped),
+        ),
+    ],
     set_: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; else the recipe's out, else runs/<name>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; else the recipe's out, else runs/<name>. Of merge: the folder.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 0, of N of the samples.")] = None,
+    on_missing: Annotated[str | None, typer.Option(help="Of import: error, skip or compute.")] = None,
     device: Device = "auto",
     allow_import: Imports = None,
     json_: AsJson = False,
@@ -206,15 +217,15 @@ def cache(
     reads them is the same command with run, and --resume where it is the same folder.
 
     Example: xmodal-kd cache speech/fsdd --set data.path=recordings --set cache={top_k: 4} --out runs/mine
+
+    On several machines: xmodal-kd cache export RECIPE part0 --shard 0/2, the same for 1/2, then xmodal-kd cache merge
+    part0 part1 --out all, and run the recipe with --set "cache={signals: all}".
     """
-    from .cache import fill, lines
+    from .cache import act
 
     _allow(allow_import)
-    found = fill(recipe, set_ or (), out, device, quiet)
-    if json_:
-        print(json.dumps(found))
-    else:
-        print("\n".join(lines(found)))
+    found, lines = act(words, set_ or (), out, device, quiet, shard, on_missing)
+    print(json.dumps(found) if json_ else "\n".join(lines))
 
 
 @app.command("eval")

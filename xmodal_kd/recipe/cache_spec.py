@@ -27,10 +27,21 @@ class CacheSpec(Strict):
     features: Literal["fp16", "int8"] = "fp16"
     """How captured features are kept; int8 has a scale for each channel."""
 
+    signals: Path | None = None
+    """A folder of signals that were computed elsewhere, from which the store is filled: ``docs/own_logits.md``."""
+    on_missing: Literal["error", "skip", "compute"] = "error"
+    """What a sample means of which `signals` holds nothing: an error, no row of the terms with a teacher, or that the
+    teacher computes it here."""
+    match: Literal["content", "name"] = "content"
+    """Whether a sample must be, to the bit, what the teacher saw elsewhere, or only be called the same: features that
+    another processor computed differ in their last bits."""
+
     @model_validator(mode="after")
     def _replayed(self) -> CacheSpec:
         if self.epochs > 1 and self.view == "clean":
             raise ValueError("epochs: the clean view has one entry a sample: epochs belongs to view: replay")
         if self.temperature is not None and self.top_k is None:
             raise ValueError("temperature: it is of the mass that top_k leaves out: give top_k")
+        if self.signals is None and (self.on_missing != "error" or self.match != "content"):
+            raise ValueError("on_missing and match are of signals that come from elsewhere: give signals")
         return self

@@ -7,11 +7,9 @@ known name. A recipe is data: it executes nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -25,6 +23,7 @@ from ..runtime.errors import UserError, nearest
 from .alerts_spec import Alerts
 from .balance_spec import Balance
 from .cache_spec import CacheSpec
+from .fingerprint import fingerprint
 from .schedules import Schedule
 from .yaml_reader import Path_, marks, read_yaml
 from .yaml_reader import override as put
@@ -77,6 +76,10 @@ class Train(Strict):
     keep: int = Field(2, gt=0)
     early_stop: EarlyStop | None = None
     workers: int = Field(0, ge=0, le=1024)
+    ahead: bool = True
+    """Without workers, make the next step's samples in a thread while this step is computed; they are the same."""
+    compile: Literal["none", "default"] = "none"
+    """Whether teacher and students are compiled by torch while they are trained; for terms on their answers alone."""
 
 
 class ModelSpec(Strict):
@@ -269,13 +272,7 @@ class Recipe(Strict):
     def fingerprint(self) -> str:
         """Of all that decides the result; where it is written, by whom it is tracked and read ahead, does not."""
         content = self.model_dump(mode="json", exclude={"out": True, "trackers": True, "on": True, "cache": {"path"}})
-        for train in (content["train"], *((one or {}).get("train") for one in self._teachers(content))):
-            (train or {}).pop("workers", None)
-        return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-    @staticmethod
-    def _teachers(content: dict[str, Any]) -> list[dict[str, Any] | None]:
-        return [content["teacher"], *content["teachers"].values()]
+        return fingerprint(content)
 
 
 @dataclass(frozen=True)

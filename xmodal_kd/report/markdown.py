@@ -8,6 +8,8 @@ from typing import Any
 
 from .received import relative
 
+COST = "role, steps, samples, seconds, GFLOPs a step, ms a step (teacher / student / loss / rest), waited for data"
+
 
 def markdown(content: Mapping[str, Any]) -> str:
     """One page: the result beside its control, what it cost, what was left out, where it stands."""
@@ -28,7 +30,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         _by_group(roles, name),
         "## Cost",
         table(
-            ["role", "steps", "samples", "seconds", "GFLOPs a step", "ms a step (teacher / student / loss / rest)"],
+            COST.split(", "),
             [_cost_row(role, cost) for role, cost in content["cost"].items() if isinstance(cost, dict)],
         ),
         _latency(roles),
@@ -84,7 +86,9 @@ def _cost_row(role: str, cost: Mapping[str, Any]) -> list[str]:
     rest = split.get("step", 0.0) - sum(split.get(part, 0.0) for part in ("teacher", "student", "loss"))
     shown = " / ".join(f"{value:.1f}" for value in (*(split.get(p, 0.0) for p in ("teacher", "student", "loss")), rest))
     seconds, flops = f"{cost['seconds']:.0f}", f"{cost['flops_per_step'] / 1e9:.2f}"
-    return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–"]
+    waited = cost.get("waited_for_data")  # an older version did not measure it
+    share = "–" if waited is None else f"{100 * waited:.1f} %"
+    return [role, str(cost["steps"]), str(cost["samples"]), seconds, flops, shown if split else "–", share]
 
 
 def _latency(roles: Mapping[str, Any]) -> str:

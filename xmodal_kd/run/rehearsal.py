@@ -34,7 +34,7 @@ from ..runtime.errors import RunError, UserError
 from ..runtime.progress import Bar
 from ..runtime.random_streams import Streams
 from ..schemes import Scheme
-from ..teacher_cache.session import cache_folder, check_terms, identity
+from ..teacher_cache.session import cache_folder, identity
 from ..training import loader
 from ..training.controls import control_spec
 from ..training.engine import Engine
@@ -272,7 +272,6 @@ class Rehearsal:
         objective = method.modules().get("objective")
         if self.loaded.recipe.cache is None or role != "student" or not isinstance(objective, Objective):
             return
-        check_terms(objective)
         if (teacher := self.models.get("teacher")) is not None and objective.needs_teacher:
             recipe, data = self.loaded.recipe, resolved(self.loaded)["data"]
             identity(recipe, objective, teacher, data).adopt(cache_folder(recipe, self.out))

@@ -30,7 +30,7 @@ DRAFT = "draft.yaml"
 #: What stands in a run folder before its state does: a kill may leave it alone.
 FIRST = frozenset({RECIPE, DRAFT, NAME, provenance.FILE})
 #: Keys of a recipe that decide nothing of the result, by their last part, or by their first.
-FREE_ENDS, FREE_STARTS = (".workers",), ("trackers", "out", "on", "cache.path")
+FREE_ENDS, FREE_STARTS = (".workers", ".ahead"), ("trackers", "out", "on", "cache.path")
 
 
 @dataclass(frozen=True)

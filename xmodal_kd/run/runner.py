@@ -275,7 +275,8 @@ class Run:
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (mine, *([] if adapter is mine else [adapter])):
             one.begin(role, known)
-        cache = Session.of(self.cache_user(), role, adapter, source, method, train, resolved(self.loaded)["data"])
+        data = resolved(self.loaded)["data"]
+        cache = Session.of(self.cache_user(), role, adapter, source, method, train, data, models[role])
         engine = Engine(
             method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
@@ -297,14 +298,12 @@ class Run:
         scarce = {"labels": facts(known, source)} if isinstance(source, LabelBudget) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
-        return scarce | built | small | self._told(method, models, cache) | {
-            "training": {
-                "steps": at.total, "samples": at.samples, "seconds": at.seconds, "best_step": at.best_at,
-                "stopped_early": at.stopped_early, "dev": at.evaluations, "milliseconds": at.split, "notes": at.notes,
-                "flops_per_step": self._step_flops(role, mine, method, models, cache),
-                **cache.facts(models, at.samples),
-            }
-        }  # fmt: skip
+        training = {
+            **at.told(),
+            "flops_per_step": self._step_flops(role, mine, method, models, cache),
+            **cache.facts(models, at.samples),
+        }
+        return scarce | built | small | self._told(method, models, cache) | {"training": training}
 
     def _data_of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
         """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
@@ -317,9 +316,9 @@ class Run:
                 self._adapters[key] = make_adapter(self.loaded, self.streams, size)
         return self._adapters[key]
 
-    def cache_user(self) -> CacheUser:
+    def cache_user(self, part: tuple[int, int] = (0, 1)) -> CacheUser:
         """What a teacher's cache takes of this run."""
-        return CacheUser(self.recipe, self.out, self.models, self.streams, self.accelerator, self.options.quiet)
+        return CacheUser(self.recipe, self.out, self.models, self.streams, self.accelerator, self.options.quiet, part)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
         """What a scheme has to say of its training."""

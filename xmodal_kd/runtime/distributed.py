@@ -15,6 +15,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .gradient_sum import GradientSum
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,9 @@ class Ranks:
     def sum_number(self, value: int) -> int:
         return value
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
+    def summing(self, parameters: Sequence[nn.Parameter]) -> GradientSum:
+        """What adds up all ranks' gradients of `parameters`, once."""
+        return GradientSum(())
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """All ranks' rows, this rank's with their graph."""
@@ -67,24 +71,8 @@ class ProcessRanks(Ranks):
     def sum_number(self, value: int) -> int:
         return int(self.sum(torch.tensor(value, device=self.device)).item())
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up all ranks' gradients, as one flat tensor a data type; a parameter unused on a rank counts as 0.
-
-        One that no rank used keeps no gradient: an optimizer with momentum would move it by a gradient of zeros. Which
-        are used travels behind the gradients, one number a parameter.
-        """
-        by_type: dict[torch.dtype, list[nn.Parameter]] = {}
-        for parameter in parameters:
-            by_type.setdefault(parameter.dtype, []).append(parameter)
-        for group in by_type.values():
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-            here = grads[0].new_tensor([float(p.grad is not None) for p in group])
-            flat = torch.cat([*(g.reshape(-1) for g in grads), here])
-            dist.all_reduce(flat)
-            *pieces, ranks_using = flat.split([*(p.numel() for p in group), len(group)])
-            used = [True] * len(group) if all(p.grad is not None for p in group) else (ranks_using > 0).tolist()
-            for parameter, piece, somewhere in zip(group, pieces, used, strict=True):
-                parameter.grad = piece.view_as(parameter) if somewhere else None
+    def summing(self, parameters: Sequence[nn.Parameter]) -> GradientSum:
+        return GradientSum(parameters)
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         lengths = self._gather(torch.tensor([len(rows)], device=rows.device))

@@ -39,6 +39,10 @@ class Progressed:
     """Over all stages: the data's position."""
     samples: int = 0
     seconds: float = 0.0
+    stepping: float = 0.0
+    """Seconds of the steps alone: no evaluation, no checkpoint."""
+    waited: float = 0.0
+    """Of these, seconds in which a step waited for its data."""
     best: float | None = None
     best_at: int | None = None
     bad: int = 0
@@ -49,6 +53,14 @@ class Progressed:
     """Milliseconds a step by part."""
     notes: list[str] = field(default_factory=list)
     """What was not as it should have been when it went on, for the report."""
+
+    def told(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "steps": self.total, "samples": self.samples, "seconds": self.seconds, "best_step": self.best_at,
+            "stopped_early": self.stopped_early, "dev": self.evaluations, "milliseconds": self.split,
+            "waited_for_data": self.waited / self.stepping if self.stepping else None, "notes": self.notes,
+        }  # fmt: skip
 
     @classmethod
     def read(cls, content: Any, path: Path) -> Progressed:

@@ -61,6 +61,10 @@ def capture(model: nn.Module, features: Sequence[str]) -> Iterator[dict[str, lis
 
         return record
 
+    if features and getattr(model, "_compiled_call_impl", None) is not None:
+        raise UserError(
+            f"train.compile: {features[0]!r} is inside a compiled model and cannot be captured: leave it out"
+        )
     try:
         for feature in features:
             pattern, of_input = split(feature)

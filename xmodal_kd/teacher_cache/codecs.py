@@ -25,6 +25,8 @@ class Codec(Protocol):
     width: int
     #: Type and width of each field; bytes of a row are the sum of theirs.
     fields: Fields
+    #: How each field is told from the others in a file of arrays: what comes behind the signal's name.
+    names: tuple[str, ...]
 
     def encode(self, rows: Tensor) -> list[Array]:
         """``(n, c)`` finite rows to fields ``(n, width)``. Raises `OverflowError` for what cannot be written."""
@@ -46,6 +48,8 @@ def row_bytes(codec: Codec) -> int:
 class Half:
     """Rows as they are, in fp16."""
 
+    names = ("",)
+
     def __init__(self, width: int) -> None:
         self.width = width
         self.fields: Fields = (("<f2", width),)
@@ -62,6 +66,25 @@ class Half:
         return {"codec": "fp16", "width": self.width}
 
 
+class Whole:
+    """Rows as they are, in fp32: coordinates, by which others are found."""
+
+    names = ("",)
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.fields: Fields = (("<f4", width),)
+
+    def encode(self, rows: Tensor) -> list[Array]:
+        return [rows.float().cpu().numpy()]
+
+    def decode(self, fields: Sequence[Tensor]) -> Tensor:
+        return fields[0]
+
+    def describe(self) -> dict[str, Any]:
+        return {"codec": "fp32", "width": self.width}
+
+
 class TopK:
     """The `k` highest scores, and one score for all others, by which their mass at `temperature` is right.
 
@@ -72,6 +95,8 @@ class TopK:
     so that softmax(z / T) of each kept class, and its sum over R, are what they were. Written are the highest score and
     all others relative to it: fp16 is finest near 0, where the mass is.
     """
+
+    names = (".index", ".values")
 
     def __init__(self, width: int, k: int, temperature: float = 1.0) -> None:
         if not 0 < k < width:
@@ -107,6 +132,8 @@ class TopK:
 class Int8:
     """Whole numbers from -127 to 127 times a scale for each channel; what lies beyond is cut, and counted."""
 
+    names = ("",)
+
     def __init__(self, width: int, scale: Sequence[float]) -> None:
         self.width = width
         self.scale = torch.tensor(scale, dtype=torch.float32)
@@ -137,6 +164,6 @@ class Int8:
 def codec_of(described: Mapping[str, Any]) -> Codec:
     """The codec that `Codec.describe` told of."""
     given = {key: value for key, value in described.items() if key != "codec"}
-    kinds: dict[str, Any] = {"fp16": Half, "top_k": TopK, "int8": Int8}
+    kinds: dict[str, Any] = {"fp16": Half, "fp32": Whole, "top_k": TopK, "int8": Int8}
     made: Codec = kinds[described["codec"]](**given)
     return made

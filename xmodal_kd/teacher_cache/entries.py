@@ -7,7 +7,7 @@ batch that it is put into, whose layout the student's own signals give.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..objective.resample import COORDINATES
 from ..runtime.errors import UserError
 from ..signals.signals import Kind, Layout, Signal, Signals
 from .codecs import Array, Codec
@@ -73,6 +74,8 @@ def written(kept: StoredSignal, signal: Signal, names: Sequence[str]) -> list[by
 
 def _check(kept: StoredSignal, rows: Tensor, item: Tensor, names: Sequence[str]) -> None:
     """NaN and infinity are no targets; minus infinity is a score of a class that is masked."""
+    if kept.name.partition(":")[0] == COORDINATES:
+        return  # a point without coordinates is nobody's neighbour
     allowed = torch.isfinite(rows) | (rows == -torch.inf) if kept.name == "logits" else torch.isfinite(rows)
     if not bool(allowed.all()):
         bad = names[int(item[int((~allowed.all(dim=-1)).nonzero()[0])])]
@@ -92,15 +95,64 @@ def _entry(layout: Layout, mask: Array, fields: Sequence[Array]) -> bytes:
     count = int(mask.sum())
     grid = layout.grid if layout.full and layout.grid is not None else ()
     exact = layout.full or layout.grid is None
-    flags = (_FULL if layout.full else 0) | (_EXACT if exact else 0) | len(grid)
-    total = len(mask) if exact else count
-    bits = b""
-    if not mask[:count].all():
-        total = len(mask) if exact else int(mask.nonzero()[0][-1]) + 1
-        flags |= _MASKED
-        bits = np.packbits(mask[:total]).tobytes()
-    head = _HEAD.pack(count, total, flags) + struct.pack(f"<{len(grid)}I", *grid)
-    return b"".join([head, bits, *(field.tobytes() for field in fields)])
+    place = mask.nonzero()[0]
+    total = len(mask) if exact else int(place[-1]) + 1 if count else 0
+    return closed(Item(list(fields), place, total, exact, layout.full, grid))
+
+
+class Item(NamedTuple):
+    """An entry as plain arrays.
+
+    Attributes:
+        fields: ``(n, w)`` each, of the valid rows.
+        place: ``(n,)`` of each valid row among the item's rows.
+        total: rows that the item must have.
+        exact: neither more nor fewer.
+        full: every row counts.
+        grid: shape of the rows where all its cells count.
+    """
+
+    fields: list[Array]
+    place: Array
+    total: int
+    exact: bool = False
+    full: bool = False
+    grid: tuple[int, ...] = ()
+
+    @classmethod
+    def of_rows(cls, fields: list[Array]) -> Item:
+        """The first rows of the item, whatever padding comes behind them."""
+        return cls(fields, np.arange(len(fields[0])), len(fields[0]))
+
+
+def opened(codec: Codec, entry: bytes) -> Item:
+    count, total, flags = _HEAD.unpack_from(entry)
+    at, axes = _HEAD.size, flags & 0x1F
+    grid = struct.unpack_from(f"<{axes}I", entry, at)
+    at += 4 * axes
+    place: Array = np.arange(count)
+    if flags & _MASKED:
+        size = (total + 7) // 8
+        place = np.unpackbits(np.frombuffer(entry, np.uint8, size, at), count=total).nonzero()[0]
+        at += size
+    fields = []
+    for dtype, width in codec.fields:
+        array = np.frombuffer(entry, dtype, count * width, at).reshape(count, width)
+        fields.append(array)
+        at += array.nbytes
+    return Item(fields, place, total, bool(flags & _EXACT), bool(flags & _FULL), grid)
+
+
+def closed(item: Item) -> bytes:
+    """The entry that `opened` reads; of the same item the same bytes."""
+    count, bits = len(item.place), b""
+    flags = (_FULL if item.full else 0) | (_EXACT if item.exact else 0) | len(item.grid)
+    if not np.array_equal(item.place, np.arange(count)):
+        mask = np.zeros(item.total, bool)
+        mask[item.place] = True
+        flags, bits = flags | _MASKED, np.packbits(mask).tobytes()
+    head = _HEAD.pack(count, item.total, flags) + struct.pack(f"<{len(item.grid)}I", *item.grid)
+    return b"".join([head, bits, *(np.ascontiguousarray(field).tobytes() for field in item.fields)])
 
 
 def packed(kept: StoredSignal, entries: Sequence[bytes]) -> Packed:
@@ -110,28 +162,11 @@ def packed(kept: StoredSignal, entries: Sequence[bytes]) -> Packed:
     each, ``total`` (b,) rows that each item must have, ``exact`` whether neither more nor fewer, ``grid`` of each item
     where all its cells count, ``full`` whether every row of every item counts.
     """
-    counts, totals, places, grids, full, exact = [], [], [], [], True, True
-    pieces: list[list[Array]] = [[] for _ in kept.codec.fields]
-    for entry in entries:
-        count, total, flags = _HEAD.unpack_from(entry)
-        at = _HEAD.size
-        axes = flags & 0x1F
-        grids.append(struct.unpack_from(f"<{axes}I", entry, at))
-        at += 4 * axes
-        if flags & _MASKED:
-            size = (total + 7) // 8
-            bits = np.unpackbits(np.frombuffer(entry, np.uint8, size, at), count=total)
-            places.append(bits.nonzero()[0])
-            at += size
-        else:
-            places.append(np.arange(count))
-        for piece, (dtype, width) in zip(pieces, kept.codec.fields, strict=True):
-            array = np.frombuffer(entry, dtype, count * width, at).reshape(count, width)
-            piece.append(array)
-            at += array.nbytes
-        counts.append(count)
-        totals.append(total)
-        full, exact = full and bool(flags & _FULL), exact and bool(flags & _EXACT)
+    items = [opened(kept.codec, entry) for entry in entries]
+    counts, totals, grids = [len(i.place) for i in items], [i.total for i in items], [i.grid for i in items]
+    full, exact = all(i.full for i in items), all(i.exact for i in items)
+    places = [i.place for i in items]
+    pieces = [[i.fields[f] for i in items] for f in range(len(kept.codec.fields))]
     return {
         "counts": torch.tensor(counts),
         "total": torch.tensor(totals),
@@ -149,9 +184,13 @@ def _plain(array: Array) -> Array:
     return array.astype(wide.get(array.dtype.name, array.dtype.newbyteorder("=")), copy=False)
 
 
-def restored(kept: Mapping[str, StoredSignal], found: Mapping[str, Packed], beside: Signals) -> Signals:
+def restored(
+    kept: Mapping[str, StoredSignal], found: Mapping[str, Packed], beside: Signals, own: Set[str] = frozenset()
+) -> Signals:
     """The teacher's signals of this batch, on the layouts of the student's.
 
+    Args:
+        own: signals that stay on the teacher's rows, which a term brings to the student's.
     Raises:
         UserError: an item has more rows than any of the student's signals of that kind has for it.
     """
@@ -163,7 +202,9 @@ def restored(kept: Mapping[str, StoredSignal], found: Mapping[str, Packed], besi
         rows = rows.squeeze(-1) if one.vector else rows
         # signals of one layout are placed once
         place = next((p for other, its, p in known if other.kind == one.kind and _alike(its, pack)), None)
-        if place is None:
+        if name in own:
+            place = _Place(*_by_itself(one, pack))
+        elif place is None:
             place = _placed(one, pack, beside)
             known.append((one, pack, place))
         out.add(name, place.put(rows), place.layout)
@@ -210,6 +251,27 @@ def _placed(one: StoredSignal, pack: Packed, beside: Signals) -> _Place:
     if torch.equal(mask, template.mask):
         return _Place(template, where)
     return _Place(Layout(template.kind, mask, template.item, items, template.grid), where)
+
+
+def _by_itself(one: StoredSignal, pack: Packed) -> tuple[Layout, Tensor | None]:
+    """The layout that the rows had, as far as it is of the items and not of the batch; and where in it they lie."""
+    totals, items, device = pack["total"], len(pack["total"]), pack["counts"].device
+    grids = set(pack["grid"])
+    if pack["full"] and len(grids) == 1 and (grid := next(iter(grids))):
+        return Layout.dense(one.kind, items, grid, device), None
+    owner = torch.arange(items, device=device).repeat_interleave(pack["counts"])
+    if pack["full"]:
+        return Layout.ragged(one.kind, owner, items), None
+    steps = int(totals.max()) if items else 0
+    if pack["exact"]:
+        item = torch.arange(items, device=device).repeat_interleave(totals)
+        first, grid = totals.cumsum(0) - totals, None
+    else:
+        item = torch.arange(items, device=device).repeat_interleave(steps)
+        first, grid = steps * torch.arange(items, device=device), (steps,)
+    where = first[owner] + pack["place"]
+    mask = torch.zeros(len(item), dtype=torch.bool, device=device).index_fill_(0, where, True)
+    return Layout(one.kind, mask, item, items, grid), where
 
 
 def _template(one: StoredSignal, pack: Packed, beside: Signals) -> Layout | None:

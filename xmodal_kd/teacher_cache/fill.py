@@ -17,6 +17,7 @@ from torch import nn
 
 from ..adapter.adapter import Adapter, Batch, Source
 from ..objective.objective import Objective
+from ..objective.resample import COORDINATES
 from ..recipe.cache_spec import CacheSpec
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
@@ -25,8 +26,10 @@ from ..runtime.random_streams import Streams
 from ..signals.signals import Signals
 from ..training.label_budget import LabelBudget
 from ..training.loader import share, steps
-from .codecs import Codec, Half, Int8, TopK, row_bytes
+from .codecs import Codec, Half, Int8, TopK, Whole, row_bytes
 from .entries import StoredSignal, written
+from .folder import address
+from .imported import Imported
 from .manifest import Manifest, entry_key, ledger_key
 from .source import Seeing, Seen, stale
 from .store import Store
@@ -69,6 +72,17 @@ class Filler:
     shares: int
     workers: int = 0
     quiet: bool = False
+    part: tuple[int, int] = (0, 1)
+    """Which of how many parts of the samples this process is for."""
+    imported: Imported | None = None
+    """What a teacher that ran elsewhere said."""
+    coordinates: bool = False
+    """Whether a term needs the places of the teacher's rows."""
+
+    def mine(self, micros: Sequence[list[Key]]) -> list[list[Key]]:
+        """Micro-batches of this process's part."""
+        part, parts = self.part
+        return list(micros[part::parts])
 
     def plan(self) -> Iterator[list[Key]]:
         """Micro-batches of samples that were in none before."""
@@ -99,12 +113,15 @@ class Filler:
 
         Raises `UserError` for a signal that the store keeps in another way.
         """
-        outputs = [self._says(self._batch(micros[0]))]
+        outputs = [self.says(self.batch(micros[0]))]
         names = [name for name in outputs[0] if self._compared(name)]
+        if self.imported is not None:
+            names = self.imported.names(names, self._addresses(micros[0]))
         if self.spec.features == "int8" and any(name not in manifest.signals and name != "logits" for name in names):
-            outputs += [self._says(self._batch(micro)) for micro in micros[1:CALIBRATION]]
+            outputs += [self.says(self.batch(micro)) for micro in micros[1:CALIBRATION]]
         for name in names:
             made = self._made(name, outputs, len(manifest.signals))
+            made = made if self.imported is None else self.imported.made(made)
             there = manifest.signals.setdefault(name, made)
             if _settings(there.codec) != _settings(made.codec):
                 raise UserError(
@@ -113,7 +130,14 @@ class Filler:
                 )
         return {name: manifest.signals[name] for name in names}
 
+    def _addresses(self, micro: Sequence[Key]) -> list[str]:
+        seen = [self.source.seen(index, epoch) for epoch, index in micro]
+        names = names_in(self.source.collate([one.sample for one in seen]), seen)
+        return [address(name, epoch) for name, (epoch, _) in zip(names, micro, strict=True)]
+
     def _compared(self, name: str) -> bool:
+        if self.coordinates and name.partition(":")[0] == COORDINATES:
+            return True
         terms = [term.term for term in self.objective if term.spec.needs_teacher]
         patterns = [pattern for term in terms for pattern in (*term.signals("teacher"), term.weights or "")]
         return any(fnmatchcase(name, pattern) or name == pattern for pattern in patterns)
@@ -126,6 +150,8 @@ class Filler:
         if name == "logits" and self.spec.top_k is not None and self.spec.top_k < width:
             top = TopK(width, self.spec.top_k, self._temperature())
             codec = top if row_bytes(top) < row_bytes(codec) else codec
+        elif name.partition(":")[0] == COORDINATES:
+            codec = Whole(width)
         elif name not in ("logits", "prediction") and self.spec.features == "int8" and not vector:
             codec = Int8.fitted(torch.cat([s.rows(name)[s.layout(name).mask] for s in outputs]))
         return StoredSignal(name, number, layout.kind, vector, codec)
@@ -138,12 +164,12 @@ class Filler:
         found = {float(term.params.get("temperature", 1.0)) for term in on_logits}
         return found.pop() if len(found) == 1 else 1.0
 
-    def _says(self, batch: Batch) -> Signals:
+    def says(self, batch: Batch, role: str = "teacher", model: nn.Module | None = None) -> Signals:
         with torch.no_grad(), self.streams.forked("teacher cache"), self.accelerator.autocast():
             here = send_to_device(batch, self.accelerator.device)
-            return self.adapter.signals("teacher", self.teacher, here, self.objective.features("teacher"))
+            return self.adapter.signals(role, model or self.teacher, here, self.objective.features(role))
 
-    def _batch(self, micro: Sequence[Key]) -> Batch:
+    def batch(self, micro: Sequence[Key]) -> Batch:
         return self.source.collate([self.source.seen(index, epoch).sample for epoch, index in micro])
 
     # ---------------------------------------------------------------- the pass
@@ -156,7 +182,7 @@ class Filler:
             todo = [m for m in micros[self.ranks.rank :: self.ranks.world] if not self._there(store, kept, m)]
             writer, shown, computed = _Writer(store), self.quiet or not self.ranks.main, 0
             with bar("teacher cache", len(todo), quiet=shown) as progress:
-                for i, (micro, loaded) in enumerate(zip(todo, self._loaded(todo), strict=True), 1):
+                for i, (micro, loaded) in enumerate(zip(todo, self.loaded(todo), strict=True), 1):
                     computed += self._compute(writer, kept, micro, **loaded)
                     progress.update(i, {})
             writer.commit()
@@ -185,15 +211,33 @@ class Filler:
             if before is not None and before != content:
                 raise UserError(stale(name, writer.store))
         keys = [entry_key(one.number, content) for one in kept for content in contents]
-        if lacking := None in writer.store.get(keys):
-            outputs = self._says(batch)
-            values = [value for one in kept for value in written(one, outputs[one.name], names)]
+        computed = 0
+        if None in writer.store.get(keys):
+            values, computed = self._values(kept, micro, names, contents, batch)
             writer.add(zip(keys, values, strict=True))
         writer.add(notes)
         writer.commit_at_times()
-        return len(micro) if lacking else 0
+        return computed
 
-    def _loaded(self, todo: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+    def _values(
+        self, kept: Sequence[StoredSignal], micro: Sequence[Key], names: list[str], contents: list[bytes], batch: Batch
+    ) -> tuple[list[bytes], int]:
+        """Entries of every sample, signal by signal, and of how many samples the teacher computed them."""
+        found: list[list[bytes] | None] = [None] * len(micro)
+        if self.imported is not None:
+            found = [
+                self.imported.entries(kept, address(name, epoch), content)
+                for name, (epoch, _), content in zip(names, micro, contents, strict=True)
+            ]
+        if (lacking := found.count(None)) > 0:
+            outputs = self.says(batch)
+            said = list(zip(*(written(one, outputs[one.name], names) for one in kept), strict=True))
+            found = [list(said[i]) if one is None else one for i, one in enumerate(found)]
+        columns = zip(*(one for one in found if one is not None), strict=True)
+        return [value for column in columns for value in column], lacking
+
+    def loaded(self, todo: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        """The micro-batches of `todo`, each with its samples' names and the digests of what the teacher sees."""
         if not todo:
             return
         stream = steps(_Todo(self.source, todo), workers=self.workers)
@@ -201,6 +245,11 @@ class Filler:
             for _ in todo:
                 [loaded] = next(stream)
                 yield loaded
+
+
+def names_in(batch: Batch, samples: Sequence[Seen]) -> list[str]:
+    """Of a batch's samples, by which people know them."""
+    return [str(key) for key in batch.get("keys", [one.name for one in samples])]
 
 
 class _Todo:
@@ -224,7 +273,7 @@ class _Todo:
 
     def collate(self, samples: Sequence[Seen]) -> Batch:
         batch = self.source.collate([seen.sample for seen in samples])
-        return {"names": [s.name for s in samples], "contents": [s.content for s in samples], "batch": batch}
+        return {"names": names_in(batch, samples), "contents": [s.content for s in samples], "batch": batch}
 
 
 class _Writer:

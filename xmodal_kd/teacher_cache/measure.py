@@ -79,7 +79,9 @@ def _measured(
     def read() -> Signals:
         contents = [source.contents.digest(adapter.teacher_sees(one.sample)) for one in seen]
         held = [Held(one.sample, _entries(source, content)) for one, content in zip(seen, contents, strict=True)]
-        outputs = restored(source.kept, send_to_device({CACHED: source.pack(held)}, device)[CACHED], student)
+        outputs = restored(
+            source.kept, send_to_device({CACHED: source.pack(held)}, device)[CACHED], student, source.own
+        )
         outputs.model = models[method.teacher]
         return outputs
 

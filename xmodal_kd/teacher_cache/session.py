@@ -23,8 +23,10 @@ from ..training.label_budget import LabelBudget
 from ..training.method import METHODS, Distil, Method
 from .entries import StoredSignal, restored
 from .fill import Filled, Filler, Key
+from .imported import Imported
 from .manifest import Manifest
 from .measure import Worth, measure
+from .own_rows import own_rows
 from .source import CachedSource, Replayed, Seeing
 from .store import Store, alone
 
@@ -59,15 +61,6 @@ def check(recipe: Recipe, adapter: Adapter) -> None:
             )
 
 
-def check_terms(objective: Objective) -> None:
-    """Raises `UserError` for a term whose teacher a cache cannot give."""
-    if (other := next((t for t in objective if t.term.resample not in ("auto", "none")), None)) is not None:
-        raise UserError(
-            f"cache: term {other.name!r} resamples the teacher's rows, and the cache puts them on the student's as "
-            "they are: leave cache out, or let the adapter align them"
-        )
-
-
 def cache_folder(recipe: Recipe, out: Path) -> Path:
     """Where the store of a run in `out` lies."""
     assert recipe.cache is not None
@@ -91,6 +84,8 @@ class CacheUser:
     streams: Streams
     accelerator: Accelerator
     quiet: bool
+    part: tuple[int, int] = (0, 1)
+    """Which of how many parts of the store this process fills."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ class Session:
     @classmethod
     def of(
         cls, user: CacheUser, role: str, adapter: Adapter, source: Source, method: Method, train: Train,
-        data: Mapping[str, Any],
+        data: Mapping[str, Any], student: nn.Module,
     ) -> Session:  # fmt: skip
         """The cache of `role`'s training, filled.
 
@@ -112,6 +107,7 @@ class Session:
         Args:
             source: what `role` is trained on; with few labels, its inner source is what the cache goes around.
             data: the resolved data section of the recipe.
+            student: what `role` starts as.
         """
         spec, inner = user.recipe.cache, source.inner if isinstance(source, LabelBudget) else source
         if spec is None or is_teacher(role):
@@ -119,19 +115,24 @@ class Session:
         kinds = 2 if isinstance(source, LabelBudget) else 1
         if role != "student" or not isinstance(method, Distil) or not method.objective.needs_teacher:
             return cls(_around(source, Replayed(inner, spec, kinds)))
-        check_terms(method.objective)
         ranks, teacher = ranks_of(user.accelerator), user.models["teacher"].eval()
         filler = Filler(
             spec, source, Seeing(inner, spec, kinds, adapter), adapter, teacher, method.objective, user.streams,
             user.accelerator, ranks, sum(stage.steps for stage in method.stages()), ranks.world * train.accumulate,
-            train.workers, user.quiet,
+            train.workers, user.quiet, user.part,
         )  # fmt: skip
         folder, manifest = cache_folder(user.recipe, user.out), identity(user.recipe, method.objective, teacher, data)
+        if spec.signals is not None:
+            filler.imported = Imported(spec, manifest, adapter)
+        own = own_rows(filler, student.to(user.accelerator.device))
+        filler.coordinates = bool(own)
         kept, filled = filled_store(filler, folder, manifest)
-        method.restore = partial(restored, kept)
-        cached = CachedSource(inner, spec, kinds, adapter, Store(folder), kept)
-        first = next(filler.plan())
-        reading = Reading(spec, cached, filled, method, first, len(source.plan(0)))
+        method.restore = partial(restored, kept, own=own)
+        cached = CachedSource(inner, spec, kinds, adapter, Store(folder), kept, own)
+        if not (parts := filler.mine(list(filler.plan()))):
+            raise UserError(f"--shard {user.part[0]}/{user.part[1]}: there are not so many micro-batches")
+        first = parts[0]
+        reading = Reading(spec, cached, filled, method, first, len(source.plan(0)), filler, manifest)
         return cls(_around(source, cached), reading)
 
     def facts(self, models: Mapping[str, nn.Module], samples: int) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict
             raise found
         manifest.adopt(folder)
         kept = {name: manifest.signals[name] for name in found}
-        filled = filler.fill(folder, list(kept.values()), micros)
+        filled = filler.fill(folder, list(kept.values()), filler.mine(micros))
         ranks.barrier()
     return kept, filled
 
@@ -189,6 +190,12 @@ class Reading:
     """Samples of the first micro-batch, on which it is measured."""
     batches: int
     """In an epoch."""
+    filler: Filler
+    manifest: Manifest
+
+    def samples(self) -> list[Any]:
+        """Of the first micro-batch."""
+        return [self.source.seen(index, epoch).sample for epoch, index in self.first]
 
     def facts(self, models: Mapping[str, nn.Module], samples: int) -> dict[str, Any]:
         worth: Worth = measure(self.source, self.method, models, self.first)

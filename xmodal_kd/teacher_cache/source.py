@@ -5,7 +5,7 @@ What is looked up is read where samples are made: in the loader's workers, besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from ..adapter.adapter import CACHED, Adapter, Batch, Source
@@ -81,7 +81,11 @@ class Held(NamedTuple):
 
 
 class CachedSource(Seeing):
-    """Each batch of `source` with the teacher's entries, packed, under `CACHED`."""
+    """Each batch of `source` with the teacher's entries, packed, under `CACHED`.
+
+    Args:
+        own: signals whose rows stay the teacher's when they are restored.
+    """
 
     def __init__(
         self,
@@ -91,9 +95,10 @@ class CachedSource(Seeing):
         adapter: Adapter,
         store: Store,
         kept: Mapping[str, StoredSignal],
+        own: Set[str] = frozenset(),
     ) -> None:
         super().__init__(source, spec, kinds, adapter)
-        self.store, self.kept = store, dict(kept)
+        self.store, self.kept, self.own = store, dict(kept), own
 
     def sample(self, index: int, epoch: int) -> Held:
         """Raises `UserError` that names a sample of which the store has nothing: it is not what it was."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -20,16 +20,8 @@ from torch.optim import Optimizer
 from ..adapter.adapter import Batch, Source
 from ..objective.parts import LossOut
 from ..recipe.recipe import Train
-from ..runtime.checkpoint import (
-    disk_errors,
-    load_optimizer,
-    load_weights,
-    optimizer_state,
-    prefixed,
-    unprefixed,
-)
+from ..runtime.checkpoint import disk_errors, load_weights
 from ..runtime.distributed import ranks_of
-from ..runtime.errors import UserError
 from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
@@ -37,8 +29,10 @@ from ..runtime.run_log import RunLog
 from ..runtime.saved_steps import Checkpoints, Progressed
 from ..runtime.timing import StepTimer
 from . import loader
+from .compiled import compiling, uncompiled
 from .finite_check import NotFiniteError, check_finite
 from .gradients import Turn, stepped
+from .held import Held
 from .journal import Journal
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
@@ -110,23 +104,30 @@ class Engine:
         start = monotonic() - self.at.seconds
         with (
             self.stop.listening(),
-            closing(self._batches()) as batches,
+            closing(self._supply()) as supply,
+            compiling(self.train, self.roles.values()),
             bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
         ):
-            first = next(batches)
+            first = self._here(next(supply))
+            waited = self.at.waited - supply.waited
             for index in range(self.at.stage, len(stages)):
+                supply.settle()
                 self._begin(stages, index, first[0])
                 if tensors:
-                    self._restore(tensors, state)
+                    self._held().put_back(tensors, state, self.folder)
                     tensors = {}
                 while self.at.step < stages[index].steps and not self.at.stopped_early:
-                    micros, first = first, []
-                    self._step(stages[index], micros or next(batches), shown)
+                    begun = perf_counter()
+                    micros, first = first or self._here(next(supply)), []
+                    self._step(stages[index], micros, shown)
+                    if self._evaluates(stages[index]):
+                        supply.settle()  # what is measured may read the same files
+                    self.at.waited, self.at.stepping = waited + supply.waited, self.at.stepping + perf_counter() - begun
                     self.at.seconds = monotonic() - start
                     self._milestones(stages[index], shown)
                 self._end(stages[index])
                 if index + 1 < len(stages):
-                    first = first or next(batches)
+                    first = first or self._here(next(supply))
                     self.at = replace(self.at, stage=index + 1, step=0, best=None, bad=0, stopped_early=False)
         return self.at
 
@@ -254,11 +255,9 @@ class Engine:
         return AVERAGE if self.train.ema is not None else self.target
 
     def _milestones(self, stage: Stage, shown: Bar) -> None:
-        done = self.at.step == stage.steps
-        every = self._every(stage)
-        if self.evaluate is not None and (done or self.at.step % every == 0):
+        if self._evaluates(stage):
             self._evaluate(stage, shown)
-            done = done or self.at.stopped_early
+        done = self.at.step == stage.steps or self.at.stopped_early
         reason = self.stop.reason
         stopping = self.ranks.any(reason is not None)
         if self.journal is not None:
@@ -268,6 +267,10 @@ class Engine:
         if stopping:
             self.ranks.barrier()  # a launcher ends all processes when the first one leaves
             raise Interrupted(self.at.step, stage.steps, reason or "stopped on another rank")
+
+    def _evaluates(self, stage: Stage) -> bool:
+        """Whether dev is looked at after this step."""
+        return self.evaluate is not None and (self.at.step == stage.steps or self.at.step % self._every(stage) == 0)
 
     def _every(self, stage: Stage) -> int:
         return self.train.eval_every or max(1, stage.steps // 10)
@@ -282,7 +285,7 @@ class Engine:
         model.eval()
         metrics: Any = None
         if self.ranks.main:
-            with torch.no_grad(), self.streams.forked("evaluate"):
+            with torch.no_grad(), self.streams.forked("evaluate"), uncompiled():
                 metrics = dict(self.evaluate(model))
         metrics = self.ranks.share(metrics)
         value = float(metrics[name])
@@ -326,13 +329,16 @@ class Engine:
         with disk_errors(Path(self.accelerator.logging_dir or "logs")):
             self.accelerator.log(dict(numbers), step=self.at.total)
 
-    def _batches(self) -> Generator[Sequence[Batch], None, None]:
+    def _supply(self) -> loader.Supply:
+        train, ranks = self.train, self.ranks
         stream = loader.steps(
-            self.source, start=self.at.total, rank=self.ranks.rank, world=self.ranks.world,
-            accumulate=self.train.accumulate, workers=self.train.workers,
+            self.source, start=self.at.total, rank=ranks.rank, world=ranks.world, accumulate=train.accumulate,
+            workers=train.workers,
         )  # fmt: skip
-        for micros in stream:
-            yield [send_to_device(batch, self.device) for batch in micros]
+        return loader.Supply(stream, ahead=train.ahead and not train.workers)
+
+    def _here(self, micros: Sequence[Batch]) -> Sequence[Batch]:
+        return [send_to_device(batch, self.device) for batch in micros]
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -341,49 +347,14 @@ class Engine:
         changing = set().union(*(s.trains | s.saves | self._ema(s).keys() for s in self.method.stages()))
         return changing & self.roles.keys()
 
-    def _names(self) -> dict[int, str]:
-        owners = {**{f"roles.{k}": m for k, m in self.roles.items()}, **self.method.modules()}
-        return {id(p): f"{owner}.{name}" for owner, module in owners.items() for name, p in module.named_parameters()}
+    def _held(self) -> Held:
+        return Held(self.roles, self._saved_roles(), self.method, self.optimizers, self.accelerator.scaler)
 
     def save(self) -> None:
         """A checkpoint of everything that a resume needs, on the main process."""
-        if not self.ranks.main:
-            return
-        tensors: dict[str, Tensor] = {}
-        for role in self._saved_roles():
-            tensors |= prefixed(f"roles/{role}", self.roles[role].state_dict())
-        for name, module in self.method.modules().items():
-            tensors |= prefixed(f"modules/{name}", module.state_dict())
-        groups, names = {}, self._names()
-        for name, optimizer in self.optimizers.items():
-            state, groups[name] = optimizer_state(optimizer, names)
-            tensors |= prefixed(f"optimizers/{name}", state)
-        scaler = self.accelerator.scaler
-        self.checkpoints.save(self.at.total, tensors, {
-            "at": vars(self.at), "optimizers": groups, "method": dict(self.method.state_dict()),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        })  # fmt: skip
-
-    def _restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Raises `UserError` for a checkpoint that is not of this training."""
-        try:
-            self._put_back(tensors, state)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            told = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise UserError(f"{self.folder}: its checkpoint is not of this training ({told})") from error
-
-    def _put_back(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        source = self.checkpoints.folder
-        for role in self._saved_roles():
-            load_weights(self.roles[role], unprefixed(f"roles/{role}", tensors), source)
-        for name, module in self.method.modules().items():
-            load_weights(module, unprefixed(f"modules/{name}", tensors), source)
-        names = self._names()
-        for name, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, names, unprefixed(f"optimizers/{name}", tensors), state["optimizers"][name])
-        self.method.load_state_dict(state["method"])
-        if self.accelerator.scaler is not None and state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.ranks.main:
+            tensors, state = self._held().taken()
+            self.checkpoints.save(self.at.total, tensors, {"at": vars(self.at), **state})
 
     def _end(self, stage: Stage) -> None:
         """Leave the target role with the stage's best weights on dev; without a dev, with the last (or average)."""

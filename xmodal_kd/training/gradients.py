@@ -32,6 +32,7 @@ class Turn:
         self.sums: dict[str, Part] = {}
         self.kept: dict[str, list[Tensor | None]] = {}
         self.counts: dict[str, tuple[Tensor, Tensor | float]] = {}
+        self.over_ranks = ranks.summing(parameters)
         # dropped here and not after the last step: the backward pass that follows takes the same memory again, where a
         # large model otherwise pays 17 % of its step for new pages
         for parameter in parameters:
@@ -41,7 +42,8 @@ class Turn:
         if self.micros == 1:
             self.counts = self._over_ranks(out.parts)
             terms = [_share(part, self.counts[name][1]) for name, part in out.parts.items() if part.weight]
-            self.scale(sum(terms[1:], terms[0])).backward()
+            with self.over_ranks.during():
+                self.scale(sum(terms[1:], terms[0])).backward()
             return
         units: dict[str, list[Tensor]] = {}
         for name, part in out.parts.items():
@@ -64,7 +66,7 @@ class Turn:
         if self.micros > 1:
             self.counts = self._over_ranks(self.sums)
             self._combine({part.unit: self.counts[name][1] for name, part in self.sums.items()})
-        self.ranks.sum_gradients(self.parameters)
+        self.over_ranks.finish()
         return {name: total / safe(count) for name, (total, count) in self.counts.items()}
 
     def _over_ranks(self, parts: Mapping[str, Part]) -> dict[str, tuple[Tensor, Tensor | float]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..adapter.adapter import Batch, Source
+from ..runtime.ahead import Ahead
 from ..runtime.errors import UserError
 
 Key = tuple[int, int]  # epoch, sample
@@ -64,7 +66,7 @@ def share(batch: Sequence[int], part: int, parts: int) -> Sequence[int]:
 
 def steps(
     source: Source, *, start: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, workers: int = 0
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Endless: for each step from `start` on, this rank's `accumulate` micro-batches."""
     plan = _Plan(source, start, rank, world, accumulate)
     loader: DataLoader[Any] = DataLoader(
@@ -81,6 +83,39 @@ def steps(
             yield [_sound(next(stream)) for _ in range(accumulate)]
     finally:
         del stream  # a traceback that kept it would keep its workers, and they take seconds to notice
+
+
+class Supply:
+    """The batches of a training, and how long it waited for them.
+
+    Args:
+        stream: batches by step.
+        ahead: make those of the next step in a thread while this one is computed: the same ones, for what is drawn for
+            a sample is a function of its epoch and its number. Torch lets go of the interpreter within its operations,
+            and there the thread works.
+    """
+
+    def __init__(self, stream: Generator[list[Batch], None, None], *, ahead: bool) -> None:
+        self._stream = Ahead(stream) if ahead else stream
+        #: Seconds so far.
+        self.waited = 0.0
+
+    def __next__(self) -> list[Batch]:
+        """Raises whatever the making of this step's batches raises, of `steps` a `UserError` that names the sample."""
+        begun = perf_counter()
+        batches = next(self._stream)
+        self.waited += perf_counter() - begun
+        return batches
+
+    def settle(self) -> None:
+        """No sample is being made from now on until the next batches are asked for."""
+        if isinstance(self._stream, Ahead):
+            begun = perf_counter()
+            self._stream.settle()
+            self.waited += perf_counter() - begun
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _sound(batch: Batch | UserError) -> Batch:

@@ -27,6 +27,7 @@ from ..runtime.random_streams import Key, Streams
 from ..runtime.registry import Registry
 from ..runtime.timing import StepTimer
 from ..signals.signals import Signals, TeacherSignals
+from . import compiled
 from .optim import build_optimizer, scaling
 
 Roles = MutableMapping[str, nn.Module]
@@ -163,7 +164,11 @@ class Distil:
         return (self.role, *self.peers)
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        """Any teacher and student will do: what the objective compares is checked on a real batch."""
+        """Any teacher and student will do: what the objective compares is checked on a real batch.
+
+        Raises `UserError` for terms that look inside models which are to be compiled.
+        """
+        compiled.check(self.train, self.objective)
 
     def stages(self) -> Sequence[Stage]:
         return [Stage(self.role, self.train.steps, frozenset(self.learners))]

@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ MOST, LONGEST = 1 << 32, 1e7
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One recording, or a segment of one, and what is said in it.
 
@@ -45,7 +46,7 @@ class Utterance:
     @property
     def file(self) -> str:
         """Its path however its list writes it: ``./a.wav`` and an absolute path are ``a.wav`` again."""
-        return os.path.normpath(self.path.absolute())
+        return os.path.abspath(self.path)  # noqa: PTH100 resolve() follows links
 
     @property
     def span(self) -> tuple[float, float]:
@@ -82,13 +83,24 @@ def read_manifest(file: Path) -> list[Utterance]:
     Sorted by key, which is ``audio_filepath``, of a segment with ``@`` and its offset. Raises `UserError` with the
     line's number.
     """
-    records = [_record(file, number, line) for number, line in enumerate(_lines(file), 1) if line.strip()]
-    first: dict[tuple[str, float | None], int] = {}
-    for number, utterance in records:
-        place = utterance.file, utterance.offset
+    stat = file.stat() if file.is_file() else None
+    return list(_read(file, stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns)))
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, version: tuple[int, int, int] | None) -> tuple[Utterance, ...]:
+    """A run asks for each list several times, of one split to see that another has none of its recordings."""
+    found: list[Utterance] = []
+    first: dict[str, int] = {}
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        utterance = _record(file, number, line)
+        place = utterance.file if utterance.offset is None else f"{utterance.file}@{utterance.offset}"
         if first.setdefault(place, number) != number:
             raise UserError(f"{file} line {number}: {utterance.key!r} is on line {first[place]} already")
-    return sorted((utterance for _, utterance in records), key=_place)
+        found.append(utterance)
+    return tuple(sorted(found, key=_place))
 
 
 def _place(utterance: Utterance) -> tuple[str, float]:
@@ -112,7 +124,7 @@ def _meets(span: tuple[float, float], spans: list[tuple[float, float]]) -> bool:
     return any(start < span[1] and span[0] < end for start, end in spans[max(0, at - 1) : at + 1])
 
 
-def _record(file: Path, number: int, line: str) -> tuple[int, Utterance]:
+def _record(file: Path, number: int, line: str) -> Utterance:
     where = f"{file} line {number}"
     try:
         record = json.loads(line)
@@ -122,10 +134,11 @@ def _record(file: Path, number: int, line: str) -> tuple[int, Utterance]:
         raise UserError(f"{where}: a JSON object is expected")
     key = _string(record, "audio_filepath", where)
     text = None if record.get("text") is None else _string(record, "text", where)
-    speaker, path = str(record.get("speaker", "unknown")), file.parent / Path(key).expanduser()
+    speaker = str(record.get("speaker", "unknown"))
+    path = file.parent / (Path(key).expanduser() if key.startswith("~") else key)
     offset = _seconds(record, "offset", where)
     key = key if offset is None else f"{key}@{offset:g}"
-    return number, Utterance(key, path, text, speaker, _duration(record, where), offset)
+    return Utterance(key, path, text, speaker, _duration(record, where), offset)
 
 
 def _string(record: dict[str, Any], name: str, where: str) -> str:

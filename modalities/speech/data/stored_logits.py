@@ -1,7 +1,4 @@
-"""Logits of a recogniser that ran elsewhere, a file an utterance: ``docs/own_logits.md``.
-
-Arrays come from ``.npz`` (nothing is unpickled) or ``.safetensors``; symbols from ``vocab.json`` beside them.
-"""
+"""Logits of a recogniser that ran elsewhere, by utterance, and their symbols: ``docs/own_logits.md``."""
 
 from __future__ import annotations
 
@@ -17,13 +14,10 @@ from torch import Tensor
 
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SignalFolder
 
 from .symbols import Vocabulary
 
-VOCABULARY, INDEX, ABOUT = "vocab.json", "index.json", "signals.json"
-SUFFIXES = (".npz", ".safetensors")
-#: By which name the array may go in its file, the first that is there.
-NAMES = ("logits", "log_probs", "logprobs")
 #: What the blank may be called where ``signals.json`` does not say.
 BLANKS = ("<blank>", "<blk>", "<pad>", "[PAD]", "<eps>", "ε", "_")
 #: Frame rates are guessed in steps of so many seconds, from so many utterances.
@@ -49,19 +43,17 @@ class StoredLogits:
 
     def __init__(self, folder: Path, on_missing: str) -> None:
         self.folder, self.on_missing = folder, on_missing
-        if not folder.is_dir():
-            raise UserError(f"teacher.signals: {folder}: no such folder")
-        if not (folder / VOCABULARY).is_file():
-            raise UserError(f"{folder}: no {VOCABULARY}: it says which column of the logits is which symbol")
-        self.about: Mapping[str, Any] = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
-        self.index: Mapping[str, str] = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+        self.stored = SignalFolder(folder, "teacher.signals")
+        if not (folder / CLASSES).is_file():
+            raise UserError(f"{folder}: no {CLASSES}: it says which column of the logits is which symbol")
+        self.about: Mapping[str, Any] = self.stored.about
         self.vocabulary = self._vocabulary()
 
     def _vocabulary(self) -> Vocabulary:
-        held = read_json(self.folder / VOCABULARY)
+        held = read_json(self.folder / CLASSES)
         named = dict(enumerate(held)) if isinstance(held, list) else {at: name for name, at in dict(held).items()}
         if not named or sorted(named) != list(range(len(named))):
-            raise UserError(f"{self.folder / VOCABULARY}: a list of symbols, or a column for each, is expected")
+            raise UserError(f"{self.folder / CLASSES}: a list of symbols, or a column for each, is expected")
         names = tuple(str(named[i]) for i in range(len(named)))
         wanted = [str(self.about["blank"])] if "blank" in self.about else BLANKS
         blank = next((names.index(name) for name in wanted if name in names), None)
@@ -79,7 +71,7 @@ class StoredLogits:
         if "frame_seconds" in self.about:
             return Fraction(str(self.about["frame_seconds"]))
         longest = sorted(seconds, key=lambda key: -seconds[key])
-        known = list(islice((key for key in longest if self.path(key) is not None), LOOKED_AT))
+        known = list(islice((key for key in longest if self.stored.path(key) is not None), LOOKED_AT))
         if not known:
             raise UserError(
                 f"{self.folder}: holds logits of none of the {len(seconds)} training utterances, whose keys are as in "
@@ -95,54 +87,18 @@ class StoredLogits:
             )
         return guess
 
-    def path(self, key: str) -> Path | None:
-        """The file of an utterance, by the index, by its key, or by its key without the audio's suffix."""
-        if key in self.index:
-            return self.folder / self.index[key]
-        plain = key if Path(key).suffix == "" else str(Path(key).with_suffix(""))
-        names = [name + suffix for name in (key, plain) for suffix in SUFFIXES]
-        return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
-
     def __getitem__(self, key: str) -> Tensor:
         """``(frames, symbols)`` float32; no frames where nothing is stored and that is no error.
 
         Raises `UserError` that names the key, or the file and what is wrong with it.
         """
-        if (path := self.path(key)) is None:
+        if (logits := self.stored.logits(key)) is None:
             if self.on_missing == "skip":
                 return torch.zeros(0, len(self.vocabulary.names))
             raise UserError(f"{self.folder}: no logits of {key!r}: add its file, or say teacher.on_missing=skip")
-        logits = _read(path)
         if logits.ndim != 2 or logits.shape[1] != len(self.vocabulary.names) or not len(logits):
             raise UserError(
-                f"{path}: logits of shape {logits.shape}: (frames, {len(self.vocabulary.names)}) is expected, a column "
-                f"a symbol of {VOCABULARY}"
+                f"{self.stored.path(key)}: logits of shape {logits.shape}: (frames, {len(self.vocabulary.names)}) is "
+                f"expected, a column a symbol of {CLASSES}"
             )
-        if np.isnan(logits).any() or np.isposinf(logits).any():
-            raise UserError(f"{path}: logits hold NaN or Inf")
-        if logits.min() >= 0 and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
-            raise UserError(f"{path}: these are probabilities, not logits: store their logarithms")
-        return torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as held:
-                return np.asarray(held[_name(path, held.files)])
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            found: np.ndarray = file.get_tensor(_name(path, list(file.keys()))).float().numpy()
-            return found
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged file makes its reader say
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]})") from error
-
-
-def _name(path: Path, held: list[str]) -> str:
-    found = next((name for name in NAMES if name in held), None)
-    if found is None:
-        raise UserError(f"{path}: no array called logits: it holds {', '.join(held) or 'nothing'}")
-    return found
+        return torch.from_numpy(np.ascontiguousarray(logits))

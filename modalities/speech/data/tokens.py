@@ -31,9 +31,12 @@ def normalise(text: str) -> str:
     >>> normalise("Red-Eye's face,  he said.")
     "red eye's face he said"
     """
-    text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
-    kept = (_kept(character) for character in text)
-    return " ".join(word for word in "".join(kept).split() if word.strip("'"))
+    if text.isascii():  # most texts, at a tenth of the time: composing changes nothing of them
+        kept = text.lower().translate(_KEPT_ASCII)
+    else:
+        text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+        kept = "".join(_kept(character) for character in text)
+    return " ".join(word for word in kept.split() if word.strip("'"))
 
 
 def parted(text: str) -> str:
@@ -72,6 +75,9 @@ def _kept(character: str) -> str:
     if character == "'" or category[0] in "LMN":
         return character
     return " " if category == "Pd" or character.isspace() else ""
+
+
+_KEPT_ASCII = {code: _kept(chr(code)) for code in range(128)}
 
 
 @dataclass(frozen=True)
