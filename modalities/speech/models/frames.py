@@ -123,6 +123,6 @@ class Depthwise(nn.Conv1d):
         if not self.training:
             return super().forward(x)
         as_image, taps = x.unsqueeze(2), self.weight.unsqueeze(2)  # b c 1 t, c 1 1 k
-        padding, dilation = (0, self.padding[0]), (1, self.dilation[0])  # type: ignore[arg-type]
+        padding, dilation = (0, int(self.padding[0])), (1, self.dilation[0])
         y = F.conv2d(as_image, taps, self.bias, padding=padding, dilation=dilation, groups=self.groups)
         return y.squeeze(2)
