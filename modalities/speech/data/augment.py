@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -31,9 +31,12 @@ def _within(least: float, most: float) -> AfterValidator:
     return AfterValidator(check)
 
 
+#: Hz below which vocal tract warping is a plain factor: it holds the formants.
+WARPED = 4800.0
 #: (least, most), drawn uniformly.
 Range = Annotated[tuple[float, float], AfterValidator(ordered)]
 SpeedRange = Annotated[tuple[float, float], _within(0.1, 10)]
+WarpRange = Annotated[tuple[float, float], _within(0.5, 2)]
 GainRange = Annotated[tuple[float, float], _within(1e-3, 1e3)]
 MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 
@@ -41,9 +44,9 @@ MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 class Augment(Strict):
     """What happens to a training utterance. A range of None is off.
 
-    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `noise_snr_db` and
-    the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is a share of the mels
-    or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
+    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `noise_snr_db`,
+    `warp` and the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is a share
+    of the mels or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
     """
 
     speed: SpeedRange | None = None
@@ -54,6 +57,8 @@ class Augment(Strict):
     noise_snr_db: Range | None = None
     #: Exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
     noise_colour: Range = (0.0, 2.0)
+    #: A factor on the frequencies below `WARPED`, as of a shorter or longer vocal tract (Jaitly and Hinton, 2013).
+    warp: WarpRange | None = None
     freq_masks: int = Field(default=2, ge=0)
     freq_width: float = Field(default=0.15, ge=0)
     time_masks: int = Field(default=2, ge=0)
@@ -130,6 +135,29 @@ def spec_augment(features: Tensor, config: Augment, rng: np.random.Generator) ->
     for _ in range(config.time_masks):
         hidden[_span(frames, config.time_width, rng)] = True
     return torch.where(hidden, features.mean(dim=0), features)
+
+
+def warp_frequencies(features: Tensor, factor: float, sample_rate: int) -> Tensor:
+    """``(t, mels)`` as a vocal tract shorter by `factor` would have sounded; a new tensor.
+
+    What stood at frequency f stands at ``factor f``, up to `WARPED` (of either), and from there on linearly up to half
+    the sample rate (Jaitly and Hinton, 2013, equation 1). They move the filters before energies are taken; here the
+    logarithms are interpolated between neighbouring filters, so features are computed once.
+    """
+    mels, nyquist = features.shape[1], sample_rate / 2
+    step = _mel(nyquist) / (mels + 1)
+    heard = 700 * (10 ** (step * np.arange(1, mels + 1) / 2595) - 1)  # Hz, the filters' centres
+    knee = min(WARPED * min(factor, 1.0), 0.95 * nyquist * min(factor, 1.0))  # of what is heard
+    source = np.interp(heard, [0.0, knee, nyquist], [0.0, knee / factor, nyquist])
+    place = np.clip(_mel(source) / step - 1, 0, mels - 1)
+    low = np.minimum(place.astype(np.int64), max(mels - 2, 0))
+    share = torch.from_numpy((place - low).astype(np.float32))
+    return torch.lerp(features[:, low], features[:, np.minimum(low + 1, mels - 1)], share)
+
+
+def _mel(hertz: Any) -> Any:
+    """HTK's scale, as the features'."""
+    return 2595 * np.log10(1 + np.asarray(hertz) / 700)
 
 
 def _span(size: int, width: float, rng: np.random.Generator) -> slice:

@@ -19,7 +19,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from .audio import Wave, resample
-from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment
+from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment, warp_frequencies
 from .compose import Composer
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
@@ -220,6 +220,9 @@ class SpeechSource:
         else:
             clean = features = self._remembered(index)
             wave = self._wave(index)
+        if augment.warp is not None:
+            factor = self.streams.numpy("warp", *path).uniform(*augment.warp)
+            features = warp_frequencies(features, factor, self.data.features.sample_rate)
         if augment.masks:
             features = spec_augment(features, augment, self.streams.numpy("specaugment", *path))
         return clean, features, wave

@@ -14,7 +14,7 @@ from xmodal_kd.adapter.adapter import Strict
 from xmodal_kd.models.attention import attention
 from xmodal_kd.runtime.binary_packages import loading
 
-from .frames import AcousticModel, Subsample, frame_mask, masked
+from .frames import AcousticModel, Depthwise, frame_mask, front_end, masked
 
 with loading("torchaudio"):
     from torchaudio.models.conformer import ConformerLayer
@@ -30,6 +30,8 @@ class ConformerConfig(Strict):
     """Hidden width of the two feed-forward modules of a layer."""
     kernel: int = Field(15, ge=1)
     """Taps of the depthwise convolution, odd, at 40 ms a frame."""
+    planes: int = Field(0, ge=0)
+    """Channels of a front end that convolves over mels as well as over time; 0: over time alone."""
     dropout: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -51,7 +53,7 @@ class Convolution(nn.Module):
         super().__init__()
         self.norm_in = nn.LayerNorm(width)
         self.gate = nn.Linear(width, 2 * width)
-        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.depthwise = Depthwise(width, kernel, padding=kernel // 2)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
@@ -107,7 +109,7 @@ class ConformerCTC(AcousticModel):
 
     def __init__(self, config: ConformerConfig, *, mels: int, classes: int) -> None:
         super().__init__(config, mels=mels, classes=classes)
-        self.subsample = Subsample(mels, config.width, causal=False)
+        self.subsample = front_end(mels, config.width, config.planes, causal=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.head = nn.Linear(config.width, classes)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Strict
 
-from .frames import AcousticModel, Subsample, frame_mask, masked
+from .frames import AcousticModel, Depthwise, frame_mask, front_end, masked
 from .streaming import Stream
 
 
@@ -28,6 +28,10 @@ class ConvConfig(Strict):
     """Frames of 40 ms that each block sees of the future; 0 is strictly causal."""
     expansion: int = Field(2, ge=1)
     """Width of each block's hidden layer, in units of `width`."""
+    planes: int = Field(0, ge=0)
+    """Channels of a front end that convolves over mels as well as over time; 0: over time alone."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what each block adds."""
 
     @model_validator(mode="after")
     def _fits(self) -> ConvConfig:
@@ -41,19 +45,22 @@ class ConvConfig(Strict):
 class Block(nn.Module):
     """``x + MLP(LayerNorm(depthwise(x)))``, after ConvNeXt (Liu et al., 2022), causal along time."""
 
-    def __init__(self, width: int, kernel: int, dilation: int, lookahead: int, expansion: int) -> None:
+    def __init__(
+        self, width: int, kernel: int, dilation: int, lookahead: int, expansion: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.left, self.right = (kernel - 1) * dilation - lookahead, lookahead
-        self.depthwise = nn.Conv1d(width, width, kernel, dilation=dilation, groups=width)
+        self.depthwise = Depthwise(width, kernel, dilation=dilation)
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
         )  # fmt: skip
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
-        y = F.pad(masked(x, mask).transpose(1, 2), (self.left, self.right))
-        y = self.depthwise(y).transpose(1, 2)
-        return x + self.mlp(self.norm(y))  # type: ignore[no-any-return]
+        y = F.pad(masked(x, mask), (0, 0, self.left, self.right))
+        y = self.depthwise(y.transpose(1, 2)).transpose(1, 2)
+        return x + self.dropout(self.mlp(self.norm(y)))  # type: ignore[no-any-return]
 
 
 class ConvCTC(AcousticModel):
@@ -63,9 +70,9 @@ class ConvCTC(AcousticModel):
 
     def __init__(self, config: ConvConfig, *, mels: int, classes: int) -> None:
         super().__init__(config, mels=mels, classes=classes)
-        self.subsample = Subsample(mels, config.width, causal=True)
+        self.subsample = front_end(mels, config.width, config.planes, causal=True)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.kernel, dilation, config.lookahead, config.expansion)
+            Block(config.width, config.kernel, dilation, config.lookahead, config.expansion, config.dropout)
             for dilation in config.dilations
         )
         self.norm = nn.LayerNorm(config.width)

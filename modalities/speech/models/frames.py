@@ -79,3 +79,50 @@ class Subsample(nn.Module):
             x = convolution(F.pad(x.transpose(1, 2), self.pad)).transpose(1, 2)
             x, lengths = F.gelu(x), halved(lengths)
         return masked(x, frame_mask(lengths, x.shape[1])), lengths
+
+
+class Planes(nn.Module):
+    """As `Subsample`, by convolutions over time and mels: a sound a few mels higher is the same sound to them.
+
+    Two of kernel 3 by 3 and stride 2 by 2 with `channels`, then a linear map of each frame's ``channels x mels / 4``
+    to the width (VGG front ends of speech recognition: Hori et al., 2017).
+    """
+
+    def __init__(self, mels: int, width: int, channels: int, *, causal: bool) -> None:
+        super().__init__()
+        self.pad = (1, 1, 2, 0) if causal else (1, 1, 1, 1)
+        self.convolutions = nn.ModuleList([nn.Conv2d(1, channels, 3, 2), nn.Conv2d(channels, channels, 3, 2)])
+        self.out = nn.Linear(channels * ((mels + 3) // 4), width)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        planes = x.unsqueeze(1)  # b c t mels
+        for convolution in self.convolutions:
+            planes = planes.masked_fill(~frame_mask(lengths, planes.shape[2])[:, None], 0.0)
+            planes = F.gelu(convolution(F.pad(planes, self.pad)))
+            lengths = halved(lengths)
+        x = self.out(planes.transpose(1, 2).flatten(2))
+        return masked(x, frame_mask(lengths, x.shape[1])), lengths
+
+
+def front_end(mels: int, width: int, planes: int, *, causal: bool) -> Planes | Subsample:
+    """What brings features to a quarter of their rate: over time and mels with so many `planes`, over time with 0."""
+    return Planes(mels, width, planes, causal=causal) if planes else Subsample(mels, width, causal=causal)
+
+
+class Depthwise(nn.Conv1d):
+    """A depthwise convolution along time, fast where rows lie ``b t c`` in memory, as they do between linear layers.
+
+    Trained on a CPU, ``nn.Conv1d`` copies them to ``b c t`` and runs a kernel that takes two to three times as long as
+    the one for channels last, which torch has for images only. In eval mode it is ``nn.Conv1d``, for export.
+    """
+
+    def __init__(self, width: int, kernel: int, *, dilation: int = 1, padding: int = 0) -> None:
+        super().__init__(width, width, kernel, dilation=dilation, padding=padding, groups=width)
+
+    def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b c s"]:
+        if not self.training:
+            return super().forward(x)
+        as_image, taps = x.unsqueeze(2), self.weight.unsqueeze(2)  # b c 1 t, c 1 1 k
+        padding, dilation = (0, int(self.padding[0])), (1, self.dilation[0])
+        y = F.conv2d(as_image, taps, self.bias, padding=padding, dilation=dilation, groups=self.groups)
+        return y.squeeze(2)

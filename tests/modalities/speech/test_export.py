@@ -108,6 +108,16 @@ def test_int8_is_smaller_and_close(folder: Path, cost: dict[str, float]) -> None
     assert cost["logit_error"] < 0.05 and cost["agreement"] > 0.95
 
 
+def test_a_front_end_over_mels_is_quantised_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MODELS["conv"].Config(planes=8, dilations=(1,))
+    export_onnx(MODELS["conv"](config, mels=MELS, classes=CLASSES).eval(), tmp_path, MELS)
+    cost = quantise(tmp_path, features(8))
+    kernels = [w for w in onnx.load(tmp_path / INT8).graph.initializer if len(w.dims) == 4]
+    assert [w.data_type for w in kernels] == [TensorProto.INT8] * 2
+    assert cost["logit_error"] < 0.05 and cost["agreement"] > 0.95
+
+
 def test_int8_does_not_see_padding(folder: Path, cost: dict[str, float]) -> None:
     model, (x, *_) = OnnxModel(folder / INT8), features(1)
     alone, (n,) = model(torch.from_numpy(x)[None], torch.tensor([len(x)]))

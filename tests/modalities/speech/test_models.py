@@ -12,7 +12,7 @@ from xmodal_kd.modalities.speech.losses.ctc import ctc
 from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
 from xmodal_kd.modalities.speech.models.conformer import SelfAttention
 from xmodal_kd.modalities.speech.models.conv import ConvConfig
-from xmodal_kd.modalities.speech.models.frames import frame_mask
+from xmodal_kd.modalities.speech.models.frames import Depthwise, frame_mask
 from xmodal_kd.modalities.speech.models.streaming import Stream
 from xmodal_kd.runtime.errors import UserError
 
@@ -24,10 +24,11 @@ def build(name: str, **params: object) -> torch.nn.Module:
     return MODELS[name](MODELS[name].Config(**params), mels=MELS, classes=CLASSES).eval()
 
 
-@pytest.fixture(params=["conv", "conformer"])
+@pytest.fixture(params=["conv", "conformer", "planes"])
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
-    small = {"conformer": {"width": 16, "layers": 2, "feed_forward": 32}, "conv": {}}
-    return build(request.param, **small[request.param])
+    if request.param == "conformer":
+        return build("conformer", width=16, layers=2, feed_forward=32)
+    return build("conv", planes=4 if request.param == "planes" else 0)
 
 
 def batch(lengths: list[int], padding: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -67,8 +68,9 @@ def test_gradients_are_finite_and_do_not_see_padding(model: torch.nn.Module) -> 
         torch.testing.assert_close(a, b)
 
 
-def test_dropout_draws_from_the_global_generator() -> None:
-    model, (x, lengths) = build("conformer", width=16, layers=1).train(), batch([20])
+@pytest.mark.parametrize(("name", "params"), [("conformer", {"layers": 1}), ("conv", {"dropout": 0.2})])
+def test_dropout_draws_from_the_global_generator(name: str, params: dict[str, object]) -> None:
+    model, (x, lengths) = build(name, width=16, **params).train(), batch([20])
     torch.manual_seed(3)
     a = model(x, lengths)[0]
     torch.manual_seed(3)
@@ -122,6 +124,23 @@ def test_axes_of_attention_and_convolutions() -> None:
         model.axes("blocks.0.conv_module.depthwise")
 
 
+@pytest.mark.parametrize(("params", "steps"), [({"dilation": 2}, 30), ({"padding": 4}, 1), ({}, 9)])
+def test_a_depthwise_convolution_in_training_is_torch_s(params: dict[str, int], steps: int) -> None:
+    torch.manual_seed(0)
+    ours, x = Depthwise(6, 9, **params), torch.randn(2, 6, steps)
+    theirs = torch.nn.Conv1d(6, 6, 9, groups=6, **params)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    found = []
+    for module in (ours.train(), theirs):
+        given = x.clone().requires_grad_()
+        y = module(given)
+        y.sin().sum().backward()
+        found.append([y, given.grad, *(p.grad for p in module.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(ours.eval()(x), theirs(x))
+
+
 def test_self_attention_is_torch_s_and_loads_its_weights() -> None:
     torch.manual_seed(0)
     theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
@@ -143,13 +162,13 @@ def test_dropout_inside_attention_is_kept() -> None:
     assert torch.equal(attend(x, mask), attend(x, mask))
 
 
-def conv(lookahead: int) -> ConvCTC:
-    return build("conv", dilations=(1, 2, 3), kernel=3, lookahead=lookahead)
+def conv(lookahead: int, planes: int = 0) -> ConvCTC:
+    return build("conv", dilations=(1, 2, 3), kernel=3, lookahead=lookahead, planes=planes)
 
 
-@pytest.mark.parametrize("lookahead", [0, 1, 2])
-def test_receptive_field_is_exact(lookahead: int) -> None:
-    model, frame = conv(lookahead), 20
+@pytest.mark.parametrize(("lookahead", "planes"), [(0, 0), (1, 0), (2, 0), (1, 3)])
+def test_receptive_field_is_exact(lookahead: int, planes: int) -> None:
+    model, frame = conv(lookahead, planes), 20
     left, right = model.receptive_field
     x, lengths = batch([200])
     x.requires_grad_()
@@ -158,10 +177,10 @@ def test_receptive_field_is_exact(lookahead: int) -> None:
     assert (int(seen[0]), int(seen[-1])) == (4 * frame - left, 4 * frame + right)
 
 
-@pytest.mark.parametrize("lookahead", [0, 2])
+@pytest.mark.parametrize(("lookahead", "planes"), [(0, 0), (2, 0), (1, 3)])
 @pytest.mark.parametrize("chunks", [[203], [1] * 203, [7] * 29, [0, 3, 100, 0, 50, 50], [4, 199]])
-def test_streaming_equals_the_whole_for_any_chunking(lookahead: int, chunks: list[int]) -> None:
-    model, (x, lengths) = conv(lookahead), batch([203])
+def test_streaming_equals_the_whole_for_any_chunking(lookahead: int, planes: int, chunks: list[int]) -> None:
+    model, (x, lengths) = conv(lookahead, planes), batch([203])
     stream = model.stream()
     parts = [stream.push(chunk) for chunk in x[0].split(chunks)] + [stream.finish()]
     torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0], atol=1e-5, rtol=0)
