@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SignalFolder
+from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SUFFIXES, SignalFolder
 
 from .symbols import Vocabulary
 
@@ -29,7 +29,7 @@ SURE = 0.015
 def is_stored(folder: Path) -> bool:
     """Whether a folder may hold logits: a vocabulary and arrays, at any depth."""
     arrays = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    return (folder / VOCABULARY).is_file() and next(arrays, None) is not None
+    return (folder / CLASSES).is_file() and next(arrays, None) is not None
 
 
 class StoredLogits:

@@ -7,11 +7,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from xmodal_kd.adapter.saved_model import CARD
+from xmodal_kd.teacher_cache.folder import CLASSES
 
 from ..data.corpora import SPLITS
 from ..data.features import Features
 from ..data.found import Recordings
-from ..data.stored_logits import VOCABULARY, StoredLogits, is_stored
+from ..data.stored_logits import StoredLogits, is_stored
 from ..data.symbols import Vocabulary
 from ..data.tokens import BLANK, SPACE, Kind
 from ..export.saved_folder import load_card
@@ -61,7 +62,7 @@ class Heard:
         if self.stored is None:
             return self
         frame = self.stored.frame({one.key: one.seconds() for one in found.parts["train"]})
-        lacking = [sum(self.stored.path(one.key) is None for one in found.parts[split]) for split in SPLITS]
+        lacking = [sum(self.stored.stored.path(one.key) is None for one in found.parts[split]) for split in SPLITS]
         return replace(self, frame=frame, lacking=(lacking[0], sum(lacking[1:])))
 
 
@@ -76,10 +77,10 @@ def heard(folder: Path) -> Heard:
     if is_stored(folder) and not is_pretrained(folder):
         stored = StoredLogits(folder, "error")
         words = _kind(stored.vocabulary)
-        return Heard(folder, None, None, stored.vocabulary, words, None, folder / VOCABULARY, stored)
+        return Heard(folder, None, None, stored.vocabulary, words, None, folder / CLASSES, stored)
     check_folder(folder)
     told = described(folder)
-    return Heard(folder, told.rate, told.frame, told.vocabulary, _kind(told.vocabulary), None, folder / VOCABULARY)
+    return Heard(folder, told.rate, told.frame, told.vocabulary, _kind(told.vocabulary), None, folder / CLASSES)
 
 
 def _kind(vocabulary: Vocabulary) -> Kind:
