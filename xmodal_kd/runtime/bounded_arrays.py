@@ -24,6 +24,12 @@ MOST_MEMBERS = 5_000_000
 #: page of zeros deflates to a thousandth.
 LARGE, RATIO = 1 << 24, 1200
 
+#: What broken arrays make their reader say.
+UNREADABLE = (
+    OSError, ValueError, EOFError, zlib.error, RuntimeError, NotImplementedError, struct.error, SyntaxError, TypeError,
+    OverflowError, MemoryError, RecursionError,
+)  # fmt: skip
+
 
 def check_zip(path: Path, opened: zipfile.ZipFile) -> None:
     """Raises `UserError` for a zip of too many members."""
@@ -65,10 +71,21 @@ def read_npz(path: Path, names: Iterable[str] | None = None) -> dict[str, npt.ND
         raise UserError(
             f"{path} is not an .npz file (numpy.savez writes one), or a broken one: {_told(error)}"
         ) from error
-    except (OSError, ValueError, EOFError, zlib.error, RuntimeError, NotImplementedError, struct.error,
-            SyntaxError, TypeError, OverflowError, MemoryError, RecursionError) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read: plain arrays of numbers are expected ({_told(error)})") from error
     return found
+
+
+def read_npy(path: Path) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` file. Raises `UserError` as `read_npz` does."""
+    regular(path)
+    if path.stat().st_size > room() // 2:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes are more than the memory holds")
+    try:
+        with path.open("rb") as file:
+            return _array(file, path.stat().st_size)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: a plain array of numbers is expected ({_told(error)})") from error
 
 
 def _array(member: Any, size: int) -> npt.NDArray[Any]:
@@ -103,4 +120,4 @@ def _told(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-__all__ = ["check_member", "check_zip", "names_in", "read_npz"]
+__all__ = ["check_member", "check_zip", "names_in", "read_npy", "read_npz"]

@@ -1,4 +1,4 @@
-"""One scan from one file: KITTI and nuScenes records, PLY, PCD, NPZ.
+"""One scan from one file: KITTI and nuScenes records, PLY, PCD, arrays, text.
 
 Labels are kept only from NPZ, which holds indexes of our own classes; what a PLY calls a label is somebody else's.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xmodal_kd.runtime.bounded_arrays import read_npz
+from xmodal_kd.runtime.bounded_arrays import read_npy, read_npz
 from xmodal_kd.runtime.errors import UserError
 
 from .bin_columns import check_columns
@@ -20,6 +20,7 @@ from .classes import EIGHT
 from .frame import UNLABELLED, Scan
 from .ply_pcd import read_pcd, read_ply
 from .ring_numbers import rings_by_number
+from .text_columns import read_text
 
 NUSCENES_BEAMS = 32
 #: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
@@ -39,12 +40,15 @@ def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 lowest of 32), turned to our axes
     ``.ply .pcd``   columns x, y, z, and where there are any an intensity and a ring
     ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
+    ``.npy``        one array as ``points``; or of fields, named as columns are
+    ``.csv .txt``   lines of numbers, by comma, semicolon, tab or blank; the first may name columns, else they are
+    ``.xyz .asc``   x, y, z, intensity
     ==============  ================================================================================================
 
     In all but ``.pcd.bin`` intensities are divided by 255 if one is above 1, and rings are numbered by where their
     lasers look, whatever the file numbers them (`ring_numbers`).
 
-    Organised clouds have a place for every shot, and NaN where nothing came back. Of ``.ply``, ``.pcd`` and ``.npz``
+    Organised clouds have a place for every shot, and NaN where nothing came back. But for the two kinds of ``.bin``,
     such points stay in the scan, with NaN in `xyz`, so that results are aligned with the file (`Scan.there`).
 
     Args:
@@ -136,6 +140,17 @@ def _npz(path: Path) -> Scan:
     return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, arrays["labels"].astype(np.int64))
 
 
+def _npy(path: Path) -> Scan:
+    points = read_npy(path)
+    if points.dtype.names:
+        return _columns(lambda _: {str(name): points[name].reshape(-1) for name in points.dtype.names})(path)
+    if points.ndim == 3:  # an organised cloud
+        points = points.reshape(-1, points.shape[-1])
+    if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
+        raise UserError(f"{path}: an array of numbers (n, 3 or more) is expected, got {points.dtype} {points.shape}")
+    return _scan(path, points[:, :3], points[:, 3] if points.shape[1] > 3 else None, None)
+
+
 def check_labels(path: Path, scan: Scan, classes: int) -> Scan:
     """The scan. Raises `UserError` for a label that is none of `classes`."""
     labels = np.zeros(0, np.int64) if scan.labels is None else scan.labels
@@ -171,4 +186,6 @@ READERS: dict[str, Callable[[Path], Scan]] = {
     ".ply": _columns(read_ply),
     ".pcd": _columns(read_pcd),
     ".npz": _npz,
+    ".npy": _npy,
+    **dict.fromkeys((".csv", ".txt", ".xyz", ".asc"), _columns(read_text)),
 }

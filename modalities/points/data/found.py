@@ -18,6 +18,7 @@ from .measured_sensor import alike, measured
 from .readers import READERS, Reader
 from .rings import BEAMS, rings_by_order
 from .simulator.sensors import SENSORS, SensorSpec, sensor
+from .suffixes import IN_FOLDERS
 
 #: Layouts that share folders' names, the stricter one first.
 ORDER = ("semantickitti", "kitti_raw", "kitti", "nuscenes")
@@ -25,7 +26,7 @@ ORDER = ("semantickitti", "kitti_raw", "kitti", "nuscenes")
 USUAL = {"semantickitti": "hdl64e", "kitti": "hdl64e", "kitti_raw": "hdl64e", "nuscenes": "nuscenes32"}
 #: Splits, and which part of the frames is for each where they are cut by time.
 SPLITS, SHARES = ("train", "dev", "test"), (0.7, 0.15, 0.15)
-SCANS, SEARCHED = (".bin", ".ply", ".pcd", ".npz"), 10_000
+SEARCHED = 10_000
 HELP = "docs/own_data.md#points-scans"
 
 
@@ -119,7 +120,7 @@ def _unknown(path: Path, place: Path) -> str:
     inside = [part for part in sorted(place.iterdir()) if (part / "sequences").is_dir()]
     if inside:
         return f"--data {path}: name the folder that holds sequences/: --data {path / inside[0].name}"
-    loose = [file for file in islice(place.rglob("*"), SEARCHED) if file.suffix.lower() in SCANS]
+    loose = [file for file in islice(place.rglob("*"), SEARCHED) if file.name.lower().endswith(IN_FOLDERS)]
     if loose:
         return (
             f"--data {path}: {len(loose)} files of scans, as {loose[0].relative_to(place)}, in no layout that is read "

@@ -16,6 +16,7 @@ from ..data.calibration import read_picture
 from ..data.files import read_points
 from ..data.frame import Picture, Scan
 from ..data.readers.base import read_rgb
+from ..data.suffixes import SUFFIXES
 from ..export.label import prediction_place, write_label
 from ..export.ply import write_ply
 from ..show.palette import FAINT
@@ -26,8 +27,6 @@ from .segment import Segmented, Segmenter, uncalibrated
 NEAR, FAR = 15.0, 40.0
 #: Kinds of results: a coloured cloud with a picture, or a data set's own labels.
 FORMATS = ("ply", "semantickitti")
-#: Ends of the names of scans; the longest that fits is cut.
-SUFFIXES = (".pcd.bin", ".bin", ".ply", ".pcd", ".npz")
 
 
 def stem(scan: Path) -> str:
@@ -127,4 +126,4 @@ def page(
     return sheet(panels, 1, "", classes)
 
 
-__all__ = ["FORMATS", "SUFFIXES", "check_names", "page", "process", "shares", "stem"]
+__all__ = ["FORMATS", "check_names", "page", "process", "shares", "stem"]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from xmodal_kd.runtime.progress import each, named
 
-SUFFIXES = (".bin", ".ply", ".pcd", ".npz")
+from ..data.suffixes import IN_FOLDERS
 
 
 def segment(
@@ -22,7 +22,8 @@ def segment(
         typer.Argument(
             metavar="SCAN...",
             help="LiDAR scans: .bin (KITTI: x, y, z, intensity), .pcd.bin (nuScenes: ring too), .ply, .pcd, .npz "
-            "(xyz or points, intensity, ring); and folders, which are searched for them at any depth.",
+            "(xyz or points, intensity, ring), .npy, .csv and other text; and folders, which are searched for "
+            f"{', '.join(IN_FOLDERS)} at any depth.",
         ),
     ],
     image: Annotated[
@@ -130,9 +131,9 @@ def _files(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
         if not path.is_dir():
             found[path] = Path()
             continue
-        inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
+        inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(IN_FOLDERS) and p.is_file())
         if not inside:
-            empty.append(f"{path}: no scans in this folder (looked for {', '.join(SUFFIXES)})")
+            empty.append(f"{path}: no scans in this folder (looked for {', '.join(IN_FOLDERS)})")
         top = Path(path.resolve().name) if several else Path()
         found |= {scan: top / scan.relative_to(path).parent for scan in inside}
     return found, empty

@@ -233,3 +233,86 @@ def test_npz_that_are_not_scans(tmp_path):
         refused(tmp_path / f"{name}.npz", words)
     (tmp_path / "z.npz").write_bytes(b"PK broken")
     refused(tmp_path / "z.npz", "broken")
+
+
+# Single arrays and text
+
+
+def test_npy_is_columns_fields_or_an_organised_cloud(tmp_path):
+    np.save(tmp_path / "a.npy", np.column_stack([XYZ, INTENSITY]))
+    scan = read_points(tmp_path / "a.npy")
+    assert np.array_equal(scan.xyz, XYZ) and np.array_equal(scan.intensity, INTENSITY) and scan.ring is None
+    fields = np.zeros(50, [("x", "f4"), ("y", "f4"), ("z", "f4"), ("Intensity", "u1"), ("ring", "u2")])
+    fields["x"], fields["y"], fields["z"] = XYZ.T
+    fields["Intensity"], fields["ring"] = (255 * INTENSITY).astype("u1"), np.arange(50) // 7
+    np.save(tmp_path / "b.npy", fields)
+    scan = read_points(tmp_path / "b.npy")
+    assert np.array_equal(scan.xyz, XYZ) and scan.beams == 8 and 0.9 < scan.intensity.max() <= 1
+    np.save(tmp_path / "c.npy", XYZ.reshape(5, 10, 3))
+    assert np.array_equal(read_points(tmp_path / "c.npy").xyz, XYZ)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (np.zeros((9, 2)), "(n, 3 or more)"),
+        (np.array(["x"] * 9), "(n, 3 or more)"),
+        (np.array([[None] * 3]), "plain array"),
+        (np.zeros((0, 3)), "empty"),
+        (np.zeros(3, [("x", "f4"), ("y", "f4")]), "no column 'z'"),
+    ],
+)
+def test_npy_that_are_not_scans(tmp_path, content, words):
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+    refused(tmp_path / "a.npy", words)
+    (tmp_path / "z.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:60])
+    refused(tmp_path / "z.npy", "cannot be read")
+
+
+TEXTS = {
+    "csv": ("x,y,z,intensity\n", ","),
+    "units.csv": ("X [m];Y [m];Z [m];Reflectivity (8 bit)\n", ";"),
+    "quoted.csv": ('"z","y","x","i"\n', ","),
+    "cloudcompare.txt": ("//X Y Z Intensity\n", " "),
+    "notes.asc": ("# a scanner\n# of 2026\n", "\t"),
+    "count.xyz": ("", " "),
+    "bom.csv": ("\ufeffx,y,z,intensity\n", ","),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_lines_of_text(tmp_path, name):
+    head, part = TEXTS[name]
+    columns = [*XYZ.T, INTENSITY]
+    columns = columns[2::-1] + columns[3:] if "quoted" in name else columns
+    rows = "".join(part.join(f"{value:.9g}" for value in row) + "\n" for row in zip(*columns, strict=True))
+    path = tmp_path / (name if "." in name else f"a.{name}")
+    path.write_text(head + rows, encoding="utf-8")
+    scan = read_points(path)
+    assert np.array_equal(scan.xyz, XYZ) and np.allclose(scan.intensity, INTENSITY) and scan.ring is None
+
+
+def test_text_keeps_missing_points_and_rings(tmp_path):
+    rows = "".join(f"{i},{x},{y},{z}\n" for i, (x, y, z) in zip(np.arange(50) // 7, XYZ, strict=True))
+    (tmp_path / "a.csv").write_text("ring,x,y,z\n" + rows + "3,nan,nan,nan\n")
+    scan = read_points(tmp_path / "a.csv")
+    assert len(scan) == 51 and scan.there.sum() == 50 and scan.beams == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no row of numbers"),
+        ("x,y,z\n", "no row of numbers"),
+        ("x,y,z\n1,2\n", "names 3 columns, its rows have 2"),
+        ("x,y,z\n1,2,3\n4,5,car\n", "not rows of numbers"),
+        ("a,b,c\n1,2,3\n", "no column 'x'"),
+        ("1 2\n3 4\n", "no column 'z'"),
+        ("calib of a camera\nP0: 1 2 3\n", "neither names nor numbers"),
+    ],
+)
+def test_text_that_is_no_scan(tmp_path, text, words):
+    (tmp_path / "a.csv").write_text(text)
+    refused(tmp_path / "a.csv", words)
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00\x80" * 9)
+    refused(tmp_path / "b.txt")

@@ -22,12 +22,12 @@ from xmodal_kd.modalities.points.data.config import PointsData, View
 from xmodal_kd.modalities.points.data.files import read_points
 from xmodal_kd.modalities.points.data.frame import CLASSES, UNLABELLED, Camera, Frame, Picture, Scan
 from xmodal_kd.modalities.points.data.ply_pcd import read_ply
+from xmodal_kd.modalities.points.data.suffixes import IN_FOLDERS, SUFFIXES
 from xmodal_kd.modalities.points.export.ply import write_ply
 from xmodal_kd.modalities.points.models import MODELS
 from xmodal_kd.modalities.points.show.palette import COLOURS
-from xmodal_kd.modalities.points.use import segment_command
 from xmodal_kd.modalities.points.use.commands import COMMANDS
-from xmodal_kd.modalities.points.use.output import SUFFIXES, shares, stem
+from xmodal_kd.modalities.points.use.output import shares, stem
 from xmodal_kd.modalities.points.use.segment import Segmenter, uncalibrated
 from xmodal_kd.modalities.points.views.views import see
 from xmodal_kd.runtime.errors import UserError
@@ -201,7 +201,7 @@ def test_a_written_ply_is_read_back(tmp_path: Path) -> None:
 
 def test_names_and_shares() -> None:
     assert [stem(Path(f"d/{name}")) for name in ("a.bin", "b.PCD.bin", "c.d.npz", "e")] == ["a", "b", "c.d", "e"]
-    assert all(end.endswith(segment_command.SUFFIXES) for end in SUFFIXES)
+    assert [stem(Path("a" + end)) for end in SUFFIXES] == ["a"] * len(SUFFIXES) and set(IN_FOLDERS) <= set(SUFFIXES)
     assert list(shares(np.array([2, 2, 0, 2]), CLASSES).items()) == [("car", 0.75), ("ground", 0.25)]
 
 
@@ -317,12 +317,12 @@ def broken(folder: Path) -> dict[str, str]:
     table[4, 2] = np.inf
     table.tofile(folder / "nan.bin")
     np.savez(folder / "label.npz", xyz=np.ones((3, 3)), labels=np.array([0, 1, 99]))
-    (folder / "text.txt").write_text("1 2 3")
+    (folder / "text.md").write_text("1 2 3")
     np.savez(folder / "few.npz", xyz=np.ones((3, 3)))
     return {
         "cut.bin": "no multiple of a record", "empty.bin": "the scan is empty",
         "nan.bin": "2 of 10 points are NaN or infinite", "label.npz": "label 99 is out of range",
-        "text.txt": "unknown kind of point cloud", "few.npz": "no 64 rings", "missing.bin": "no such file",
+        "text.md": "unknown kind of point cloud", "few.npz": "no 64 rings", "missing.bin": "no such file",
     }  # fmt: skip
 
 
