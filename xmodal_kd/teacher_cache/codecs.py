@@ -48,7 +48,7 @@ def row_bytes(codec: Codec) -> int:
 class Half:
     """Rows as they are, in fp16."""
 
-    names = ("",)
+    names: tuple[str, ...] = ("",)
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -69,7 +69,7 @@ class Half:
 class Whole:
     """Rows as they are, in fp32: coordinates, by which others are found."""
 
-    names = ("",)
+    names: tuple[str, ...] = ("",)
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -96,7 +96,7 @@ class TopK:
     all others relative to it: fp16 is finest near 0, where the mass is.
     """
 
-    names = (".index", ".values")
+    names: tuple[str, ...] = (".index", ".values")
 
     def __init__(self, width: int, k: int, temperature: float = 1.0) -> None:
         if not 0 < k < width:
@@ -132,7 +132,7 @@ class TopK:
 class Int8:
     """Whole numbers from -127 to 127 times a scale for each channel; what lies beyond is cut, and counted."""
 
-    names = ("",)
+    names: tuple[str, ...] = ("",)
 
     def __init__(self, width: int, scale: Sequence[float]) -> None:
         self.width = width

@@ -241,7 +241,7 @@ class Filler:
         if not todo:
             return
         stream = steps(_Todo(self.source, todo), workers=self.workers)
-        with closing(stream):  # type: ignore[type-var]
+        with closing(stream):
             for _ in todo:
                 [loaded] = next(stream)
                 yield loaded

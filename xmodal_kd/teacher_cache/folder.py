@@ -90,7 +90,8 @@ class SignalFolder:
         if path.name not in self.about.get("shards", ()):
             return safe_open(path, "pt"), {}
         if path.name not in self._shards:
-            file, names = safe_open(path, "pt"), dict[str, list[str]]()
+            file: Any = safe_open(path, "pt")
+            names: dict[str, list[str]] = {}
             for name in file.keys():  # noqa: SIM118
                 names.setdefault(name.rpartition("/")[0], []).append(name)
             self._shards[path.name] = file, names

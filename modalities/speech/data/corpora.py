@@ -17,7 +17,7 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from .augment import Augment
 from .compose import Compose
 from .features import Features
-from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest
+from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest, taken_by
 from .tokens import Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
@@ -149,8 +149,9 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
     if split not in present:
         raise UserError(f"data.path: {folder / split}.jsonl is missing; without speaker lists it is the {split} split")
     read = {name: read_manifest(file) for name, file in present.items()}
+    taken = taken_by(read[split])
     for name, others in read.items():
-        if name != split and (both := overlap(read[split], others)):
+        if name != split and (both := overlap(taken, others)):
             raise UserError(
                 f"data.path: {both.key!r} is in {split}.jsonl and in {name}.jsonl: a split must not see another"
             )

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -108,17 +108,25 @@ def _place(utterance: Utterance) -> tuple[str, float]:
     return name, utterance.offset or 0.0
 
 
-def overlap(some: Sequence[Utterance], others: Sequence[Utterance]) -> Utterance | None:
-    """The first of `others` that holds audio which one of `some` holds too."""
+#: Of each file the spans that utterances take, in order.
+Taken = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def taken_by(utterances: Sequence[Utterance]) -> Taken:
     taken: dict[str, list[tuple[float, float]]] = {}
-    for utterance in some:
+    for utterance in utterances:
         taken.setdefault(utterance.file, []).append(utterance.span)
     for spans in taken.values():
         spans.sort()
+    return taken
+
+
+def overlap(taken: Taken, others: Sequence[Utterance]) -> Utterance | None:
+    """The first of `others` that holds audio which is taken."""
     return next((other for other in others if _meets(other.span, taken.get(other.file, []))), None)
 
 
-def _meets(span: tuple[float, float], spans: list[tuple[float, float]]) -> bool:
+def _meets(span: tuple[float, float], spans: Sequence[tuple[float, float]]) -> bool:
     """Whether a span meets one of `spans`, which are sorted and, being of one list, hardly overlap themselves."""
     at = bisect_left(spans, span)
     return any(start < span[1] and span[0] < end for start, end in spans[max(0, at - 1) : at + 1])

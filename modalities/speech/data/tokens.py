@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice
+from operator import eq
 from typing import Literal, cast, get_args
 
 from xmodal_kd.runtime.errors import UserError
@@ -113,13 +114,12 @@ class Tokens:
         found: set[str] = set()
         for text in texts:
             pieces = _pieces(kind, NORMALISERS[normaliser](text))
-            if (
-                kind == "characters"
-                and normaliser != "none"
-                and (digit := next((p for p in pieces if p.isnumeric()), None))
-            ):
+            if not (fresh := set(pieces) - found):
+                continue
+            digits = fresh if kind == "characters" and normaliser != "none" else ()
+            if digit := next((piece for piece in pieces if piece in digits and piece.isnumeric()), None):
                 raise UserError(f"tokens: {digit!r} in {text!r}: characters need numbers written as words")
-            found.update(pieces)
+            found |= fresh
         return cls(kind, (BLANK, *sorted(found)), normaliser)
 
     def __len__(self) -> int:
@@ -139,12 +139,14 @@ class Tokens:
             unknown_left: leave unknown symbols out instead.
         """
         pieces = _pieces(self.kind, self.normalise(text))
-        unknown = next((piece for piece in pieces if piece not in self._index), None)
-        if unknown is not None and unknown_left:
-            pieces = [piece for piece in pieces if piece in self._index]
-        elif unknown is not None:
-            raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text has it")
-        return [self._index[piece] for piece in pieces]
+        index = self._index
+        if unknown_left:
+            return [index[piece] for piece in pieces if piece in index]
+        try:
+            return [index[piece] for piece in pieces]
+        except KeyError as error:
+            unknown = error.args[0]
+        raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text has it")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Blanks are skipped; repeats are kept, for they are the decoder's to merge."""
@@ -156,7 +158,7 @@ class Tokens:
     @staticmethod
     def min_frames(ids: Sequence[int]) -> int:
         """Output frames that a CTC path of `ids` needs: one each, and a blank between equal neighbours."""
-        return len(ids) + sum(a == b for a, b in pairwise(ids))
+        return len(ids) + sum(map(eq, ids, islice(ids, 1, None)))
 
     def to_json(self) -> str:
         how = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}
