@@ -67,14 +67,14 @@ class Arm:
 
 
 MATCHING: dict[str, Any] = {"lr": 2e-4, "betas": (0.0, 0.99), "ema": 0.98, "budgets": (1,)}
-FIRST, LONG = "progressive, then dmd2 with GAN", "the same, 400 steps of dmd2"
+FIRST, LONG = "progressive, then dmd2 with GAN", "the same, four times as long"
 ARMS = {
-    "progressive": Arm("progressive", 50, lr=1e-3),
-    "consistency": Arm("consistency", 420, optimizer="radam", ema=0.99),
-    "ect": Arm("ect", 500, optimizer="radam", ema=0.99),
-    "scm": Arm("scm", 350, lr=2e-4, optimizer="radam", ema=0.99),
-    "dmd2 with GAN": Arm("dmd2", 190, {"critic": 1, **GAN}, **MATCHING),
-    FIRST: Arm("dmd2", 100, {"critic": 1, **GAN}, first=25, **MATCHING),
+    "progressive": Arm("progressive", 33, lr=1e-3),
+    "consistency": Arm("consistency", 250, optimizer="radam", ema=0.99),
+    "ect": Arm("ect", 330, optimizer="radam", ema=0.99),
+    "scm": Arm("scm", 220, lr=2e-4, optimizer="radam", ema=0.99),
+    "dmd2 with GAN": Arm("dmd2", 120, {"critic": 1, **GAN}, **MATCHING),
+    FIRST: Arm("dmd2", 65, {"critic": 1, **GAN}, first=15, **MATCHING),
     LONG: Arm("dmd2", 400, {"critic": 1, **GAN}, first=25, **MATCHING),
 }
 
