@@ -72,7 +72,8 @@ def glimpse(source: ImagesSource, role: str, model: nn.Module) -> Sequence[Panel
 def _thumbnail(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
     """A picture as high and wide as the bars, by nearest neighbour."""
     rows, columns = (np.arange(LEAST) * side // LEAST for side in picture.shape[:2])
-    return picture[rows][:, columns]
+    small: np.ndarray = picture[rows][:, columns]
+    return small
 
 
 def _chosen(probabilities: Tensor, labels: Tensor) -> list[int]:
