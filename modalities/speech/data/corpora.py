@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,11 +17,12 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from .augment import Augment
 from .compose import Compose
 from .features import Features
+from .layouts import read_common_voice, read_kaldi, read_speech_commands
 from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest, taken_by
 from .tokens import Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
-SourceName = Literal["fsdd", "manifest", "librispeech"]
+SourceName = Literal["fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands"]
 _ONE = {"enum": list(get_args(SourceName))}
 #: One name stands for a list of one.
 Sources = Annotated[
@@ -36,7 +37,9 @@ class SpeechData(DataSection):
     """Where the recordings are, how they are split, and what a recogniser hears and writes.
 
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
-    folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``.
+    folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``,
+    Kaldi as folders ``train``, ``dev``, ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech
+    Commands by its two lists.
     """
 
     sources: Sources
@@ -135,9 +138,15 @@ def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utteranc
         folder /= name
         if not folder.is_dir():
             raise UserError(f"data.path: of several sources, {name!r} is expected at {folder}")
-    readers = {"fsdd": lambda: read_fsdd(folder), "manifest": lambda: _manifests(data, folder, split)}
-    found = readers.get(name, lambda: _librispeech(data, folder, split))()
-    for utterance in found:
+    readers: dict[SourceName, Callable[[], list[Utterance]]] = {
+        "fsdd": lambda: read_fsdd(folder),
+        "librispeech": lambda: _librispeech(data, folder, split),
+        "manifest": lambda: _manifests(data, folder, split),
+        "kaldi": lambda: _parts(data, folder, split, "", lambda name: read_kaldi(folder / name, folder)),
+        "common_voice": lambda: _parts(data, folder, split, ".tsv", lambda name: read_common_voice(folder, name)),
+        "speech_commands": lambda: read_speech_commands(folder, None if data.by_speaker else split),
+    }
+    for utterance in readers[name]():
         yield replace(utterance, key=f"{name}/{utterance.key}") if several else utterance
 
 
@@ -145,15 +154,26 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
     if data.by_speaker:
         files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
         return [utterance for file in files for utterance in read_manifest(file)]
-    present = {name: folder / f"{name}.jsonl" for name in SPLITS if (folder / f"{name}.jsonl").is_file()}
+    return _parts(data, folder, split, ".jsonl", lambda name: read_manifest(folder / f"{name}.jsonl"))
+
+
+def _parts(
+    data: SpeechData, folder: Path, split: str, ending: str, read_part: Callable[[str], list[Utterance]]
+) -> list[Utterance]:
+    """What a file or folder for each split holds; with speaker lists all of them, else no audio of another split's."""
+    present = [name for name in SPLITS if (folder / f"{name}{ending}").exists()]
+    if data.by_speaker and present:
+        return [utterance for name in present for utterance in read_part(name)]
     if split not in present:
-        raise UserError(f"data.path: {folder / split}.jsonl is missing; without speaker lists it is the {split} split")
-    read = {name: read_manifest(file) for name, file in present.items()}
+        raise UserError(
+            f"data.path: {folder / split}{ending} is missing; without speaker lists it is the {split} split"
+        )
+    read = {name: read_part(name) for name in present}
     taken = taken_by(read[split])
     for name, others in read.items():
         if name != split and (both := overlap(taken, others)):
             raise UserError(
-                f"data.path: {both.key!r} is in {split}.jsonl and in {name}.jsonl: a split must not see another"
+                f"data.path: {both.key!r} is in {split}{ending} and in {name}{ending}: a split must not see another"
             )
     return read[split]
 

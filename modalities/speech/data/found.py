@@ -13,6 +13,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from .audio import rate_of
 from .corpora import SPLITS, SpeechData, utterances
+from .layouts import LISTS
 from .manifests import Utterance, read_fsdd, read_manifest
 from .suffixes import SUFFIXES
 
@@ -23,6 +24,13 @@ SHARE = 10
 #: Vocabularies of words may hold so many, each so often.
 FEW_WORDS, OFTEN = 60, 5
 HELP = "docs/own_data.md#speech-recordings-and-their-words"
+
+#: Layouts that are known by a file of each split.
+SPLIT_FILES: dict[str, tuple[str, ...]] = {
+    "kaldi": tuple(f"{split}/wav.scp" for split in SPLITS),
+    "common_voice": tuple(f"{split}.tsv" for split in SPLITS),
+    "speech_commands": tuple(LISTS.values()),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,11 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
         yield "sources", Noted("fsdd", "recordings named {digit}_{speaker}_{take}.wav were found")
         yield "path", Noted(str(path), "relative to where the command is called")
         yield from _speakers(path, [one.speaker for one in read_fsdd(place)])
+    elif layout := next(
+        (name for name, files in SPLIT_FILES.items() if all((place / f).is_file() for f in files)), None
+    ):
+        yield "sources", Noted(layout, f"{', '.join(SPLIT_FILES[layout])} were found, which make the splits")
+        yield "path", Noted(str(path), "relative to where the command is called")
     elif all(any(part.is_dir() for part in place.glob(f"{split}*")) for split in SPLITS):
         yield "sources", Noted("librispeech", "folders train*, dev* and test* were found, which are the splits")
         yield "path", Noted(str(path), "relative to where the command is called")

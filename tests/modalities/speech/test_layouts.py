@@ -1,0 +1,139 @@
+"""Corpora in the layouts of Kaldi, Common Voice and Speech Commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from xmodal_kd.modalities.speech.data.corpora import SPLITS, SpeechData, utterances
+from xmodal_kd.modalities.speech.data.found import recordings
+from xmodal_kd.modalities.speech.data.layouts import read_kaldi
+from xmodal_kd.runtime.errors import UserError
+
+
+def sound(path: Path, seconds: float = 0.5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, np.sin(np.arange(round(8000 * seconds)) / 9), 8000)
+    return path
+
+
+def kaldi(folder: Path, segments: bool = False) -> Path:
+    for split, speaker in zip(SPLITS, ("ann", "bob", "eve"), strict=True):
+        sound(folder / f"audio/{speaker}.wav", 2.0)
+        (folder / split).mkdir(exist_ok=True)
+        (folder / split / "wav.scp").write_text(f"{speaker}-1 audio/{speaker}.wav\n")
+        keys = [f"{speaker}-1"]
+        if segments:
+            keys = [f"{speaker}-b", f"{speaker}-a"]
+            (folder / split / "segments").write_text(f"{keys[0]} {speaker}-1 1.0 1.75\n{keys[1]} {speaker}-1 0 0.5\n\n")
+        (folder / split / "text").write_text("".join(f"{key} one  two\n" for key in keys))
+        (folder / split / "utt2spk").write_text("".join(f"{key} {speaker}\n" for key in keys))
+    return folder
+
+
+def common_voice(folder: Path) -> Path:
+    for split in SPLITS:
+        rows = ["client_id\tpath\tsentence\tup_votes"]
+        for take in (2, 1):
+            sound(folder / f"clips/{split}{take}.wav")
+            rows.append(f'{split}-reader\t{split}{take}.wav\tSay "one"\u2028 {take}, please.\t2')
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def speech_commands(folder: Path) -> Path:
+    for word in ("yes", "no"):
+        for speaker in ("a1", "b2", "c3"):
+            sound(folder / f"{word}/{speaker}_nohash_0.wav")
+    sound(folder / "_background_noise_/x_nohash_0.wav")
+    (folder / "validation_list.txt").write_text("yes/b2_nohash_0.wav\nno/b2_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text("yes/c3_nohash_0.wav\nno/c3_nohash_0.wav\n")
+    return folder
+
+
+LAYOUTS = {"kaldi": kaldi, "common_voice": common_voice, "speech_commands": speech_commands}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_recognised_and_split(tmp_path: Path, name: str) -> None:
+    found = recordings(LAYOUTS[name](tmp_path))
+    assert found.section["sources"].value == name and found.rate == 8000
+    parts = {split: {one.key for one in found.parts[split]} for split in SPLITS}
+    assert all(parts.values()) and not parts["train"] & parts["dev"] and not parts["train"] & parts["test"]
+
+
+def test_kaldi_takes_files_or_segments_of_them(tmp_path: Path) -> None:
+    whole = utterances(SpeechData(sources="kaldi", path=kaldi(tmp_path)), "train")
+    assert [(one.key, one.text, one.speaker, one.offset) for one in whole] == [("ann-1", "one  two", "ann", None)]
+    assert len(whole[0].wave(8000)) == 16000
+    (tmp_path / "train/text").unlink()
+    assert utterances(SpeechData(sources="kaldi", path=tmp_path), "train")[0].text is None
+    parts = utterances(SpeechData(sources="kaldi", path=kaldi(tmp_path, segments=True)), "dev")
+    assert [(one.key, one.offset, one.duration) for one in parts] == [("bob-a", 0.0, 0.5), ("bob-b", 1.0, 0.75)]
+    assert [len(one.wave(8000)) for one in parts] == [4000, 6000]
+
+
+def test_speakers_part_a_corpus_that_brings_splits_too(tmp_path: Path) -> None:
+    given = {"train_speakers": ("ann", "eve"), "dev_speakers": ("bob",), "test_speakers": ()}
+    data = SpeechData(sources="kaldi", path=kaldi(tmp_path), **given)
+    assert [one.speaker for one in utterances(data, "train")] == ["ann", "eve"]
+    data = SpeechData(sources="speech_commands", path=speech_commands(tmp_path / "s"), train_speakers=("b2", "c3"))
+    assert [one.key for one in utterances(data, "train")] == [
+        "no/b2_nohash_0.wav", "no/c3_nohash_0.wav", "yes/b2_nohash_0.wav", "yes/c3_nohash_0.wav",
+    ]  # fmt: skip
+
+
+def test_common_voice_keeps_sentences_as_they_are(tmp_path: Path) -> None:
+    found = utterances(SpeechData(sources="common_voice", path=common_voice(tmp_path), tokens="characters"), "test")
+    assert [one.key for one in found] == ["test1.wav", "test2.wav"]
+    assert (found[0].text, found[0].speaker) == ('Say "one"\u2028 1, please.', "test-reader")
+
+
+def test_speech_commands_trains_on_what_no_list_names(tmp_path: Path) -> None:
+    found = utterances(SpeechData(sources="speech_commands", path=speech_commands(tmp_path)), "train")
+    assert [(one.key, one.text, one.speaker) for one in found] == [
+        ("no/a1_nohash_0.wav", "no", "a1"), ("yes/a1_nohash_0.wav", "yes", "a1"),
+    ]  # fmt: skip
+
+
+WRONG = {
+    "no wav.scp": ("kaldi", {"train/wav.scp": None}, "a Kaldi data folder is expected"),
+    "a pipe": ("kaldi", {"train/wav.scp": "a sph2pipe a.sph |"}, r"wav.scp line 1: a command, which is not run"),
+    "a segment of nothing": ("kaldi", {"train/segments": "x gone 0 1"}, r"segments line 1: UTTERANCE RECORDING"),
+    "no time": ("kaldi", {"train/segments": "x ann-1 0 end"}, r"segments line 1: 'end' is no time"),
+    "backwards": ("kaldi", {"train/segments": "x ann-1 1 0.5"}, "ends before it begins"),
+    "no split": ("common_voice", {"train.tsv": None}, r"train\.tsv is missing"),
+    "no column": ("common_voice", {"train.tsv": "path\tsentence\na\tb"}, "no column 'client_id'"),
+    "a short row": ("common_voice", {"train.tsv": "path\tsentence\tclient_id\na"}, r"train.tsv line 2: a clip and its"),
+    "no list": ("speech_commands", {"testing_list.txt": None}, "testing_list.txt: missing"),
+    "gone": ("speech_commands", {"validation_list.txt": "yes/z_nohash_0.wav"}, "yes/z_nohash_0.wav is not there"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(tmp_path: Path, case: str) -> None:
+    name, files, words = WRONG[case]
+    LAYOUTS[name](tmp_path)
+    for file, content in files.items():
+        (tmp_path / file).unlink() if content is None else (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=words) as error:
+        for split in ("train", "dev"):
+            utterances(SpeechData(sources=name, path=tmp_path), split)
+    assert "\n" not in str(error.value)
+
+
+def test_a_split_may_not_see_another(tmp_path: Path) -> None:
+    (kaldi(tmp_path) / "dev/wav.scp").write_text("bob-1 audio/ann.wav\n")
+    with pytest.raises(UserError, match="'bob-1' is in train and in dev: a split must not see another"):
+        utterances(SpeechData(sources="kaldi", path=tmp_path), "train")
+
+
+def test_paths_are_taken_from_the_data_folder_or_from_the_corpus(tmp_path: Path) -> None:
+    sound(tmp_path / "train/here.wav")
+    (tmp_path / "train/wav.scp").write_text(f"a here.wav\nb {sound(tmp_path / 'far/b.wav')}\n")
+    assert [one.path for one in read_kaldi(tmp_path / "train", tmp_path)] == [
+        tmp_path / "train/here.wav", tmp_path / "far/b.wav",
+    ]  # fmt: skip
