@@ -19,7 +19,7 @@ def wrong(found: list[Finding]) -> list[str]:
 
 
 @pytest.mark.parametrize(("method", "term"), [
-    ("{name: progressive, params: {end: 2}}", "progressive"),
+    pytest.param("{name: progressive, params: {end: 2}}", "progressive", marks=pytest.mark.full),
     ("{name: consistency, params: {grid: 64}}", "consistency"),
     ("{name: ect, params: {grid: 64}}", "ect"),
 ])  # fmt: skip

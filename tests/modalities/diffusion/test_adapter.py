@@ -121,7 +121,7 @@ def test_samples_of_a_stage(done: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stop", ["teacher", "student"])
+@pytest.mark.parametrize("stop", [pytest.param("teacher", marks=pytest.mark.full), "student"])
 def test_a_stopped_run_ends_with_the_same_bytes(done: Path, tmp_path: Path, stop: str) -> None:
     """After the teacher, and in the middle of a stage."""
     out = tmp_path / "run"
