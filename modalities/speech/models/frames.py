@@ -112,8 +112,9 @@ def front_end(mels: int, width: int, planes: int, *, causal: bool) -> Planes | S
 class Depthwise(nn.Conv1d):
     """A depthwise convolution along time, fast where rows lie ``b t c`` in memory, as they do between linear layers.
 
-    Trained on a CPU, ``nn.Conv1d`` copies them to ``b c t`` and runs a kernel that takes two to three times as long as
-    the one for channels last, which torch has for images only. In eval mode it is ``nn.Conv1d``, for export.
+    Trained on a CPU, ``nn.Conv1d`` copies them to ``b c t`` and runs a kernel that takes two to three times as long (16
+    utterances of 60 frames, 144 channels, 9 taps) as the one for channels last, which torch has for images only. In
+    eval mode it is ``nn.Conv1d``, for export.
     """
 
     def __init__(self, width: int, kernel: int, *, dilation: int = 1, padding: int = 0) -> None:
