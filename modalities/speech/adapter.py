@@ -79,6 +79,8 @@ class SpeechAdapter(Adapter):
 
     @classmethod
     def files(cls, data: SpeechData) -> Iterator[Listed]:
+        if data.symbols is not None:
+            yield Listed("data.symbols", data.symbols.expanduser(), lambda _: build_tokens(data))
         for split in SPLITS:
             for utterance in utterances(data, split):
                 yield Listed(utterance.key, utterance.path, look)

@@ -19,6 +19,7 @@ from .compose import Compose
 from .features import Features
 from .layouts import read_common_voice, read_kaldi, read_speech_commands
 from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest, taken_by
+from .symbols import read_symbols
 from .tokens import Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
@@ -52,6 +53,8 @@ class SpeechData(DataSection):
     #: How transcripts are written: ``plain`` (lower case, letters, digits, apostrophes), ``parted`` (punctuation parts
     #: words), ``untagged`` (plain, without <tags>), ``none`` (as they are, composed).
     normaliser: Normaliser = "plain"
+    #: A file of the student's symbols; None: those of the training texts, which some recordings must have.
+    symbols: Path | None = None
     #: What a dev or test transcript with a symbol means that no training text has: an error, or, kept, an error of
     #: whoever cannot write it.
     unknown: Literal["error", "keep"] = "error"
@@ -124,10 +127,18 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
 
 
 def build_tokens(data: SpeechData) -> Tokens:
-    """The vocabulary of the training split's texts. Raises `UserError` where no recording has one."""
+    """The vocabulary that is given, or that of the training split's texts.
+
+    Raises `UserError` for a list that cannot be one, and where no recording has a text.
+    """
+    if data.symbols is not None:
+        return read_symbols(data.symbols.expanduser(), data.tokens, data.normaliser)
     texts = [utterance.text for utterance in utterances(data, "train") if utterance.text is not None]
     if not texts:
-        raise UserError("data: no training recording has a text: some are needed, to know what the student writes")
+        raise UserError(
+            "data: no training recording has a text: some are needed, to know what the student writes, or its symbols, "
+            "as data.symbols"
+        )
     return Tokens.build(data.tokens, texts, data.normaliser)
 
 

@@ -16,10 +16,8 @@ from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SUFFIXES, SignalFolder
 
-from .symbols import Vocabulary
+from .symbols import BLANKS, Vocabulary
 
-#: What the blank may be called where ``signals.json`` does not say.
-BLANKS = ("<blank>", "<blk>", "<pad>", "[PAD]", "<eps>", "ε", "_")
 #: Frame rates are guessed in steps of so many seconds, from so many utterances.
 STEP, LOOKED_AT = Fraction(1, 400), 50
 #: A guess further off than this share is none.

@@ -16,14 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xmodal_kd.runtime.bounded_files import read_text
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.class_mapping import map_classes
 
-from .tokens import BLANK, SPACE
+from .tokens import BLANK, SPACE, Kind, Normaliser, Tokens
 
 #: What a word's beginning or the gap between words is called elsewhere.
 GAPS = frozenset({"|", " ", "▁", "<space>", "[space]"})
+#: What the blank may be called where nothing says which it is.
+BLANKS = ("<blank>", "<blk>", "<pad>", "[PAD]", "<eps>", "ε", "_")
+#: Symbols of lists that nobody says.
+UNSAID = frozenset({*BLANKS, "<s>", "</s>", "<unk>", "[UNK]", "<sos>", "<eos>", "<sos/eos>"})
 #: Of a line that lists symbols.
 LISTED = 12
 
@@ -113,6 +118,49 @@ def listed(names: Sequence[str]) -> str:
     """Names for a line, the first few of many."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return " ".join(map(repr, names[:LISTED])) + more
+
+
+# ---------------------------------------------------------------- as a list of one's own
+
+
+def read_symbols(path: Path, kind: Kind, normaliser: Normaliser) -> Tokens:
+    """The vocabulary that a file gives, in its order.
+
+    A ``.json`` holds a list, or ``{"symbol": column}``; any other file a symbol a line, with its column behind it or
+    not (``tokens.txt`` of Kaldi's heirs). The blank and what nobody says are left out, ``|`` and ``▁`` are the gap between
+    words, and case is dropped but where texts are taken as they are written.
+
+    Raises:
+        UserError: it is not there, no list of symbols, or of symbols that `kind` does not have.
+    """
+    names = _json_symbols(path) if path.suffix.lower() == ".json" else _line_symbols(path)
+    kept = [name for name in names if name not in UNSAID]
+    symbols = kept if normaliser == "none" else [plain(name) for name in kept]
+    symbols = [SPACE if name.lower() in GAPS else name for name in symbols] if kind == "characters" else symbols
+    if not symbols:
+        raise UserError(f"data.symbols: {path} holds no symbols")
+    if twice := next((name for name in symbols if symbols.count(name) > 1), None):
+        raise UserError(f"data.symbols: {path} holds {twice!r} twice")
+    if kind == "characters" and (long := next((name for name in symbols if len(name) > 1), None)):
+        raise UserError(f"data.symbols: {path}: {long!r} is no character: tokens: words, or a list of characters")
+    return Tokens(kind, (BLANK, *symbols), normaliser)
+
+
+def _json_symbols(path: Path) -> list[str]:
+    held = read_json(path)
+    if isinstance(held, dict) and all(isinstance(at, int) for at in held.values()):
+        held = sorted(held, key=lambda name: held[name])
+    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+        raise UserError(f"data.symbols: {path}: a list of symbols, or a column for each, is expected")
+    return held
+
+
+def _line_symbols(path: Path) -> list[str]:
+    rows = [line.split() for line in read_text(path).removeprefix("\ufeff").split("\n") if line.strip()]
+    numbered = all(len(row) == 2 and row[1].isdecimal() for row in rows)
+    if bad := next((row for row in rows if len(row) > 1 and not numbered), None):
+        raise UserError(f"data.symbols: {path}: {' '.join(bad)[:40]!r} is no symbol: one a line is expected")
+    return [row[0] for row in (sorted(rows, key=lambda row: int(row[1])) if numbered else rows)]
 
 
 # ---------------------------------------------------------------- as transformers saves them

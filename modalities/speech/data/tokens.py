@@ -146,7 +146,7 @@ class Tokens:
             return [index[piece] for piece in pieces]
         except KeyError as error:
             unknown = error.args[0]
-        raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text has it")
+        raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text, or data.symbols, has it")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Blanks are skipped; repeats are kept, for they are the decoder's to merge."""

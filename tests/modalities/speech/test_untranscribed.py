@@ -78,3 +78,63 @@ def test_no_transcript_at_all_is_refused(recordings: Path, tmp_path: Path) -> No
     (folder / "train.jsonl").write_text(json.dumps(line))
     with pytest.raises(UserError, match="no training recording has a text: some are needed"):
         make_adapter(load("speech/kathleen", sets(folder)), Streams(1))
+
+
+SYMBOLS = {
+    "lines.txt": "<blk>\nNO\nyes\n",
+    "tokens.txt": "yes 2\n<blk> 0\nno 1\n<unk> 3\n",
+    "vocab.json": '{"[PAD]": 0, "no": 2, "YES": 5}',
+    "list.json": '["no", "yes"]',
+}
+
+
+@pytest.mark.parametrize("name", SYMBOLS)
+def test_symbols_may_be_given(recordings: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(SYMBOLS[name])
+    given = load("speech/kathleen", sets(recordings, "data.tokens=words", f"data.symbols={tmp_path / name}"))
+    assert make_adapter(given, Streams(1)).tokens.symbols == ("<blank>", "no", "yes")
+
+
+def test_characters_are_given_with_their_gap(recordings: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters.json").write_text('["<pad>", "|", "E", "N", "O", "S", "Y"]')
+    more = ("data.tokens=characters", f"data.symbols={tmp_path / 'letters.json'}")
+    tokens = make_adapter(load("speech/kathleen", sets(recordings, *more)), Streams(1)).tokens
+    assert tokens.symbols == ("<blank>", "|", "e", "n", "o", "s", "y") and tokens.decode([6, 2, 5, 1, 3, 4]) == "yes no"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no symbols"),
+        ("yes\nno\nYES\n", "holds 'yes' twice"),
+        ("yes no\nmaybe\n", "'yes no' is no symbol: one a line"),
+        ("no\n", "unknown word 'yes' in .*: no training text, or data.symbols, has it"),
+        (None, "symbols.txt is missing"),
+    ],
+)
+def test_symbols_that_cannot_be(recordings: Path, tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "symbols.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words) as error:
+        more = ("data.tokens=words", f"data.symbols={path}")
+        adapter: Any = make_adapter(load("speech/kathleen", sets(recordings, *more)), Streams(1))
+        adapter.data("dev").sample(0, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_student_of_given_symbols_needs_no_transcript(tmp_path: Path, recordings: Path) -> None:
+    """Of the training recordings; what it is measured on has some."""
+    lines = [json.loads(line) for line in (recordings / "train.jsonl").read_text().splitlines()]
+    for name in ("dev.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text((recordings / name).read_text())
+    silent = [{**{k: v for k, v in line.items() if k != "text"}, "audio_filepath": "l.flac"} for line in lines]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, silent)))
+    for name in ("dev.wav", "test.wav"):
+        (tmp_path / name).symlink_to(recordings / name)
+    (tmp_path / "l.flac").symlink_to(recordings / "long.flac")
+    (tmp_path / "symbols.txt").write_text("no\nyes\n")
+    more = ("data.tokens=words", f"data.symbols={tmp_path / 'symbols.txt'}")
+    adapter: Any = make_adapter(load("speech/kathleen", sets(tmp_path, *more)), Streams(1))
+    source = adapter.data("train")
+    assert len(source) == 8 and source.labelled == []
