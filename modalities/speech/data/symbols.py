@@ -127,8 +127,8 @@ def read_symbols(path: Path, kind: Kind, normaliser: Normaliser) -> Tokens:
     """The vocabulary that a file gives, in its order.
 
     A ``.json`` holds a list, or ``{"symbol": column}``; any other file a symbol a line, with its column behind it or
-    not (``tokens.txt`` of Kaldi's heirs). The blank and what nobody says are left out, ``|`` and ``▁`` are the gap between
-    words, and case is dropped but where texts are taken as they are written.
+    not (``tokens.txt`` of Kaldi's heirs). The blank and what nobody says are left out, ``|`` and ``▁`` are the gap
+    between words, and case is dropped but where texts are taken as they are written.
 
     Raises:
         UserError: it is not there, no list of symbols, or of symbols that `kind` does not have.
