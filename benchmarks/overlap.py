@@ -31,7 +31,7 @@ from xmodal_kd.runtime.device import versions
 from xmodal_kd.runtime.gradient_sum import GradientSum
 
 #: Width, layers, rows of a process.
-SIZES = {"2 M parameters": (512, 8, 256), "34 M parameters": (2048, 8, 256)}
+SIZES = {"2 M parameters, 256 rows": (512, 8, 256), "8 M parameters, 32 rows": (1024, 8, 32)}
 ARMS = ("behind", "behind again", "during")
 
 

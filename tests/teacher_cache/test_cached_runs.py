@@ -211,6 +211,10 @@ def test_a_cache_that_cannot_be_is_refused(
     assert "epochs belongs to view: replay" in line
     line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={temperature: 2}"))
     assert "give top_k" in line
+    line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={match: name}"))
+    assert "on_missing and match are of signals that come from elsewhere: give signals" in line
+    line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={signals: nowhere}"))
+    assert "cache.signals: nowhere: no such folder" in line and not (recipes / "x").exists()
     line = refused(capfd, lambda: run(recipes, "x", "--set", "teacher=null", command="cache"))
     assert "the recipe has no teacher" in line
     monkeypatch.setattr(Distil, "cacheable", False)

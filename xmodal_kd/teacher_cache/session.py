@@ -23,6 +23,7 @@ from ..training.label_budget import LabelBudget
 from ..training.method import METHODS, Distil, Method
 from .entries import StoredSignal, restored
 from .fill import Filled, Filler, Key
+from .folder import SignalFolder
 from .imported import Imported
 from .manifest import Manifest
 from .measure import Worth, measure
@@ -38,8 +39,9 @@ def check(recipe: Recipe, adapter: Adapter) -> None:
     """Before anything is trained.
 
     Raises:
-        UserError: the method's teacher cannot be one that ran before; or the view is clean, one entry a sample, and
-            what the teacher sees of a sample changes from epoch to epoch (a warp would part frames from targets).
+        UserError: the method's teacher cannot be one that ran before; there is no folder of signals; or the view is
+            clean, one entry a sample, and what the teacher sees of a sample changes from epoch to epoch (a warp would
+            part frames from targets).
     """
     if recipe.cache is None or recipe.teacher is None:
         return
@@ -48,6 +50,8 @@ def check(recipe: Recipe, adapter: Adapter) -> None:
             f"cache: the teacher of {recipe.method.name} does not only see the data as they are: leave cache out, or "
             "choose the method distil"
         )
+    if recipe.cache.signals is not None:
+        SignalFolder(recipe.cache.signals.expanduser())
     if recipe.cache.view == "replay":
         return
     source = Seeing(adapter.data("train"), recipe.cache, 1, adapter)

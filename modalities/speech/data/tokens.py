@@ -158,7 +158,8 @@ class Tokens:
     @staticmethod
     def min_frames(ids: Sequence[int]) -> int:
         """Output frames that a CTC path of `ids` needs: one each, and a blank between equal neighbours."""
-        return len(ids) + sum(map(eq, ids, islice(ids, 1, None)))
+        repeats: int = sum(map(eq, ids, islice(ids, 1, None)))
+        return len(ids) + repeats
 
     def to_json(self) -> str:
         how = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}

@@ -20,6 +20,9 @@ from xmodal_kd.run.roles import make_adapter
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.teacher_cache.codecs import TopK
+from xmodal_kd.teacher_cache.entries import Item, StoredSignal
+from xmodal_kd.teacher_cache.folder import Shards, arrays_of
 
 #: In another order than ours, the blank among them.
 SYMBOLS = ["|", "E", "S", "<pad>", "N", "O", "Y", "</s>"]
@@ -169,3 +172,25 @@ def test_a_run_from_logits(recordings: Path, logits: Path, tmp_path: Path, monke
     out = tmp_path / "run"
     assert call(["run", "speech/kathleen", "--out", str(out), "--quiet", "--device", "cpu", *given]) == 0
     assert list(read_json(out / "report.json")["roles"]) == ["teacher", "control", "student"]
+
+
+def test_shards_say_what_files_say(recordings: Path, logits: Path, tmp_path: Path) -> None:
+    """As `cache export` writes them: dense, or the highest two with the mass of the rest."""
+    plain, keys = StoredLogits(logits, "error"), [path.name for path in sorted(recordings.glob("*.wav"))]
+    dense, top = tmp_path / "dense", tmp_path / "top"
+    codec = TopK(len(SYMBOLS), 2)
+    kept = StoredSignal("logits", 0, "frame", False, codec)
+    about = {"classes": SYMBOLS, "signals": {"logits": {"kind": "frame", "vector": False, **codec.describe()}}}
+    writers = Shards(dense, {"classes": SYMBOLS}), Shards(top, about)
+    for key in keys:
+        writers[0].add(key, {"logits": plain[key].half().numpy()})
+        writers[1].add(key, arrays_of(kept, Item.of_rows(codec.encode(plain[key]))))
+    for writer in writers:
+        writer.close()
+    for key in keys:
+        assert torch.equal(StoredLogits(dense, "error")[key], plain[key])
+        few = StoredLogits(top, "error")[key]
+        assert torch.equal(few.argmax(dim=1), plain[key].argmax(dim=1))
+        torch.testing.assert_close(few.logsumexp(dim=1), plain[key].logsumexp(dim=1), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=r"no logits of 'gone.wav'"):
+        StoredLogits(dense, "error")["gone.wav"]
