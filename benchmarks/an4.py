@@ -40,7 +40,7 @@ def compare(args: argparse.Namespace, teacher: Path) -> dict[tuple[str, int], di
     subprocess.run(command, check=True)
     arms = json.loads((out / "compare.json").read_text())["arms"]
     cells = {(arm["name"], seed): sorted((out / "cells").glob(f"{arm['name']}-seed-{seed}-*/report.json"))
-             for arm in (*arms, {"name": "control"}) for seed in range(1, args.seeds + 1)}  # fmt: skip
+             for arm in ({"name": "control"}, *arms) for seed in range(1, args.seeds + 1)}  # fmt: skip
     return {key: json.loads(found[-1].read_text()) for key, found in cells.items() if found}
 
 
