@@ -92,7 +92,7 @@ def test_commands_exist_and_have_help(command: str, capsys: pytest.CaptureFixtur
     assert command in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"(?:run|check) ([a-z]+/[a-z]+)", TEXT))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"(?:run|check) ([a-z]+/\w+)", TEXT))))
 def test_recipes_named_exist(name: str) -> None:
     assert recipe.find(name).is_file()
 
