@@ -142,8 +142,8 @@ def _npz(path: Path) -> Scan:
 
 def _npy(path: Path) -> Scan:
     points = read_npy(path)
-    if points.dtype.names:
-        return _columns(lambda _: {str(name): points[name].reshape(-1) for name in points.dtype.names})(path)
+    if names := points.dtype.names:
+        return _columns(lambda _: {str(name): points[name].reshape(-1) for name in names})(path)
     if points.ndim == 3:  # an organised cloud
         points = points.reshape(-1, points.shape[-1])
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
