@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from source_files import ROOT
@@ -69,7 +70,8 @@ def command(words: Sequence[str], cuts: Sequence[str]) -> list[str] | None:
         return None
     arguments = list(words[1:])
     if arguments[0] in TRAINING:
-        said = {word.partition("=")[0] for word in arguments}  # what a command says of a section stays as it is
+        # what a command says of a section stays as it is
+        said = {key.partition("=")[0] for word, key in pairwise(arguments) if word == "--set"}
         kept = [cut for cut in cuts if not {cut.partition("=")[0], cut.partition(".")[0]} & said]
         arguments += [word for cut in kept for word in ("--set", cut)]
     if arguments[0] in ("run", "distil", "compare"):
