@@ -21,7 +21,7 @@ def wrong(found: list[Finding]) -> list[str]:
 @pytest.mark.parametrize(("method", "term"), [
     pytest.param("{name: progressive, params: {end: 2}}", "progressive", marks=pytest.mark.full),
     ("{name: consistency, params: {grid: 64}}", "consistency"),
-    ("{name: ect, params: {grid: 64}}", "ect"),
+    pytest.param("{name: ect, params: {grid: 64}}", "ect", marks=pytest.mark.full),
 ])  # fmt: skip
 def test_few_step_methods_pass(method: str, term: str) -> None:
     found = check(load("smoke/diffusion", [*SMALL, f"method={method}"]), "cpu")

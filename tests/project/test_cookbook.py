@@ -178,7 +178,7 @@ SCENES = {
     "My LiDAR has 40 beams": Scene(scans, (*SCANNED, "data.scenes={train: 4, dev: 2, test: 2}")),
     "My classes are not yours": Scene(nothing, SCANNED),
     "My diffusion teacher predicts epsilon": Scene(pipeline("PIPELINE", epsilon), SAMPLED, full=True),
-    "My diffusion teacher is an EDM or flow model": Scene(pipeline("FLOW", flow), SAMPLED),
+    "My diffusion teacher is an EDM or flow model": Scene(pipeline("FLOW", flow), SAMPLED, full=True),
     "I have a network of my own": Scene(images, (*SHORT, *TAUGHT)),
     "I train in transformers.Trainer": Scene(guest="transformers"),
     "It must run on a device, in int8": Scene(saved("speech"), SHORT, exports=True, full=True),

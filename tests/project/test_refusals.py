@@ -32,7 +32,8 @@ THEIRS = {
     "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "final_sigmas_type", "find_rings",
     "frame_seconds", "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
-    "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "weight_map",
+    "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
+    "weight_map",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
 PLAIN = {"a", "an", "another", "by", "distil", "fewer", "modules", "one", "sigmas", "the"}
@@ -49,7 +50,7 @@ ADVISED = re.compile(
 )
 #: Commands whose own options a text means that names them before an option.
 COMMANDS = {"run", "check", "report", "compare", "new", "distil", "segment", "sample", "transcribe", "export", "cache"}
-FILES = (".json", ".jsonl", ".yaml", ".safetensors")
+FILES = (".json", ".jsonl", ".scp", ".tsv", ".yaml", ".safetensors")
 
 
 # ---------------------------------------------------------------- what there is

@@ -103,8 +103,8 @@ class Dmd2(Multistep):
         assert isinstance(found, Denoiser)
         if not same_network(found, student) or not same_levels(found.process, student.process):
             raise UserError(
-                f"method.params.start: {folder} is not of the student's network, prediction type and process: distil "
-                "it from the same teacher"
+                f"method.params.start: {folder} is not of the student's network, prediction type and process: it "
+                "needs the same teacher"
             )
         return found.state_dict()
 

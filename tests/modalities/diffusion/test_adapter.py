@@ -142,7 +142,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(done: Path, tmp_path: Path, stop
     assert weights(out / "student") == weights(done / "student")
 
 
-@pytest.mark.parametrize("method", ["consistency", "ect"])
+@pytest.mark.parametrize("method", ["consistency", pytest.param("ect", marks=pytest.mark.full)])
 def test_consistency_students_are_sampled_in_any_number_of_steps(done: Path, tmp_path: Path, method: str) -> None:
     teacher = done / "teacher"
     sets = [f"method={{name: {method}, params: {{grid: 16, steps: 2}}}}", f"teacher={{path: {teacher}}}"]
@@ -174,6 +174,7 @@ def test_a_narrower_student_learns_features_first(done: Path, tmp_path: Path) ->
     assert {p["nfe"] for p in report["curve"] if p["role"] == "student"} == {2, 1}
 
 
+@pytest.mark.full
 def test_check_finds_nothing_wrong_with_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     listed = [word for item in SMALL for word in ("--set", item)]
     assert call(["check", "smoke/diffusion", "--json", *listed]) == 0

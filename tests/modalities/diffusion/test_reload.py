@@ -79,6 +79,7 @@ def test_the_trainer_is_measured_as_it_is_not_as_it_was_saved(make: Make, tmp_pa
         reload_gate(folder, denoiser, samples=2)
 
 
+@pytest.mark.full
 def test_a_pipeline_that_does_not_run_says_why(make: Make, tmp_path: Path) -> None:
     denoiser = make(Process.cosine(64))
     folder = save_pipeline(denoiser, tmp_path / "student", {})

@@ -35,7 +35,7 @@ def save(folder: Path, name: str, view: View, channels: int, **params: Any) -> n
     ("name", "view", "channels", "expected", "other"),
     [
         ("range_unet", View(beams=16, columns=64), 5, (16, 64), (5, 5, 16, 100)),
-        ("image_unet", View(sees="image"), 3, (20, 36), (5, 3, 31, 41)),
+        pytest.param("image_unet", View(sees="image"), 3, (20, 36), (5, 3, 31, 41), marks=pytest.mark.full),
     ],
 )
 def test_onnx_equals_torch_at_other_sizes(

@@ -71,6 +71,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(trained: Path, tmp_path: Path) -
     assert weights(out / "student") == weights(trained / "student")
 
 
+@pytest.mark.full
 def test_a_saved_teacher_and_two_processes_make_the_same_student(trained: Path, tmp_path: Path) -> None:
     before = weights(trained / "teacher")
     kept = [item for item in (*SETS, *ALONE) if not item.startswith("teacher")]

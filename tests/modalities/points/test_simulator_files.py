@@ -89,7 +89,7 @@ def test_the_command_writes_drives_and_says_where(tmp_path: Path, capfd: pytest.
     "options, message",
     [
         (["--family", "trian"], "family 'trian' of worlds is unknown (nearest: train)"),
-        (["--sensor", "x"], "sensor 'x' is unknown: choose one of hdl64e, vlp16, nuscenes32"),
+        (["--sensor", "x"], "sensor 'x' is unknown (known: hdl32e, hdl64e, "),
         (["--frames", "41"], "--frames"),
         (["--drives", "3"], "sequences/02: exists already"),
     ],

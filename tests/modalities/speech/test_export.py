@@ -85,6 +85,7 @@ def test_the_file_keeps_no_trace_of_this_machine(folder: Path) -> None:
     assert [o.name for o in onnx.load(folder / FP32).graph.output] == ["logits", "logit_lengths"]
 
 
+@pytest.mark.full
 def test_exporting_draws_nothing_and_says_nothing(
     student: torch.nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
