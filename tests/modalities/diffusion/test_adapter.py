@@ -157,6 +157,7 @@ def test_consistency_students_are_sampled_in_any_number_of_steps(done: Path, tmp
     assert weights(tmp_path / "run/student") != weights(teacher)
 
 
+@pytest.mark.full
 def test_a_narrower_student_learns_features_first(done: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sets = [

@@ -48,7 +48,7 @@ def cost(folder: Path) -> dict[str, float]:
     return quantise(folder, features(16))
 
 
-@pytest.fixture(scope="module", params=["conv", "conformer"])
+@pytest.fixture(scope="module", params=["conv", pytest.param("conformer", marks=pytest.mark.full)])
 def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student in float32 and int8; the conformer multiplies activations by activations too."""
     if request.param == "conv":

@@ -16,6 +16,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_run_with_a_quarter_of_the_transcripts(digits: Path, tmp_path: Path) -> None:
     sets = [word for one in (*SMALL, f"data.path={digits}") for word in ("--set", one)]
     assert call(["run", "smoke/speech", "--out", str(tmp_path / "run"), "--quiet", "--device", "cpu", *sets]) == 0

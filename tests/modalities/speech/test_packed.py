@@ -62,6 +62,7 @@ def test_the_report_has_the_files_and_what_they_answer(quantised: Path) -> None:
     assert entry["quantised"] > 0.9 * entry["parameters"]
 
 
+@pytest.mark.full
 def test_8_bit_activations_are_read_back(aware: Path) -> None:
     """The ONNX file has the weights alone: its activations are what it is given."""
     folder = aware / "student"

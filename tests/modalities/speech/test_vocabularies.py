@@ -82,6 +82,7 @@ def test_a_vocabulary_of_nothing_in_common_is_refused(digits: Path, tmp_path: Pa
         made.load("teacher", tmp_path)
 
 
+@pytest.mark.full
 def test_two_teachers_of_half_the_digits_teach_all(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
