@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from xmodal_kd.check import check
 from xmodal_kd.cli.main import call
 from xmodal_kd.recipe.recipe import load
