@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rounds import interval
 
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.options import Options
@@ -90,13 +91,6 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         }
         for arm, values in seconds.items()
     }
-
-
-def interval(values: Any, draws: int = 2000) -> list[float]:
-    """Median with its 95 % bootstrap interval over rounds."""
-    drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return [float(np.median(values)), float(low), float(high)]
 
 
 def main() -> None:

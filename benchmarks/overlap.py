@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from rounds import interval
 from torch import Tensor, nn
 
 from xmodal_kd.runtime.device import versions
@@ -75,13 +76,6 @@ def rank(number: int, rounds: int, meeting: str, out: str) -> None:
     if number == 0:
         Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-def interval(values: Any, draws: int = 2000) -> list[float]:
-    """Median with its 95 % bootstrap interval over rounds."""
-    drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return [float(np.median(values)), float(low), float(high)]
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rounds import interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -274,13 +275,6 @@ def told(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
                        "difference_percent": [100 * v / float(np.median(theirs)) for v in interval(mine - theirs)],
                        "p10_ratio": float(np.percentile(mine, 10) / np.percentile(theirs, 10))}  # fmt: skip
     return found
-
-
-def interval(values: Any, draws: int = 2000) -> list[float]:
-    """Median with its 95 % bootstrap interval over rounds."""
-    drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return [float(np.median(values)), float(low), float(high)]
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.adapter.saved_model import explain
 from xmodal_kd.runtime.errors import UserError, nearest
 
 #: Degrees above the horizon.
@@ -160,9 +161,7 @@ def told(text: str) -> str | SensorSpec:
     except yaml.YAMLError as error:
         raise UserError(f"--sensor {text}: no YAML mapping: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        at = "".join(f"{part}: " for part in first["loc"])
-        raise UserError(f"--sensor {text}: {at}{first['msg']}") from error
+        raise UserError(f"--sensor {text}: {explain(error).removeprefix(': ')}") from error
 
 
 def _known(given: str | SensorSpec) -> str | SensorSpec:
