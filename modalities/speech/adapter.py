@@ -276,7 +276,7 @@ class SpeechAdapter(Adapter):
             keys += batch["keys"]
             speakers += batch["speakers"]
         evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
-        audio = sum(item.seconds for item in source.items)
+        audio = float(source.seconds.sum())
         return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
