@@ -42,6 +42,7 @@ from .structure_losses import cc, darkrank, darkrank_soft, ickd, ifvd, intra_kd,
 from .target_losses import bounded_reg, ctkd, lelp, mlkd
 from .tiles import sdd, sdd_teacher
 from .transformer_losses import distilbert, minilm, minilmv2, mobilebert, pkd, tinybert
+from .transport_losses import multilevel_ot, uld, wkd_f, wkd_l
 
 ORACLES: Mapping[str, Callable[..., Any]] = {
     "ab": ab,
@@ -123,6 +124,10 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "uhc": uhc,
     "vid": vid,
     "weighted_ce": weighted_ce,
+    "multilevel_ot": multilevel_ot,
+    "uld": uld,
+    "wkd_f": wkd_f,
+    "wkd_l": wkd_l,
     "wsld": wsld,
     "wttm": wttm,
 }
@@ -146,6 +151,10 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "sdd_teacher": [{}, {"temperature": 1.0, "complementary": 3.0, "scales": (3,)}],
     "spherical_kd": [{}, {"temperature": 1.0}],
     "ttm": [{}, {"temperature": 1.0}],
+    "multilevel_ot": [{}, {"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0, "iterations": 2}],
+    "uld": [{}, {"temperature": 4.0}],
+    "wkd_f": [{}, {"mean": 1.0, "eps": 0.1}],
+    "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
     "adv_feature": [{}, {"game": "bce"}, {"spectral": False}],
