@@ -1,7 +1,7 @@
 """Losses by optimal transport, from their papers' formulas, in loops.
 
 Unlike their neighbours these oracles are of the same hand as the losses, written before them and in another form; what
-another hand says of the same rows are the releases' values in `tests/losses/test_released_transport.py`.
+another hand says of the same rows are the releases' values in `tests/losses/test_released_catalogue.py`.
 """
 
 from __future__ import annotations

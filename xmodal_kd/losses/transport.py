@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
-from .features import _items
+from .blocks import row_numbers
 from .guards import direction
 
 Count = Annotated[int, Field(ge=1)]
@@ -167,7 +167,7 @@ def multilevel_ot(
     """
     same_rows(student, teacher)
     values = [student.new_zeros(()) + 0.0 * student.sum() for _ in range(items)]
-    for number, rows in enumerate(_items(item, items)):
+    for number, rows in enumerate(row_numbers(item, items)):
         if len(rows):
             s, t = _filled_up(*(_in_order(z[rows] / temperature, kept) for z in (student, teacher)))
             token = (s - t).abs().sum(dim=-1) - logarithm * (t * s.clamp(min=1e-12).log()).sum(dim=-1)
