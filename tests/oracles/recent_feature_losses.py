@@ -91,8 +91,8 @@ def fgd(
 
     L_fg, L_bg: sum (s - t)^2 S_t C_t w; w = 1 / rows of its object where the region is above 0, else 1 / background
     rows of the item. S = n softmax over the item's rows of mean_c |f| / T; C = c softmax over channels of mean
-    over rows of |f| / T. L_att: sum |S_s - S_t| + sum |C_s - C_t|. L_global: sum (r_s - r_t)^2, r = f + W_2 relu(LN(W_1 x)),
-    x = sum over rows of softmax(W_k f) f.
+    over rows of |f| / T. L_att: sum |S_s - S_t| + sum |C_s - C_t|. L_global: sum (r_s - r_t)^2,
+    r = f + W_2 relu(LN(W_1 x)), x = sum over rows of softmax(W_k f) f.
     """
     values = np.zeros(items)
     channels = student.shape[1]
