@@ -26,6 +26,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "reviewkd": ((6, 4), (9, 5)),
     "tinybert": ((6,) * 7, (12,) * 13),
     "triplet_votes": ((6,), (9, 5, 7)),
+    "uskd": ((6, 5), (6, 5)),
     "wkd_l": ((5,), (9,)),
 }
 

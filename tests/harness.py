@@ -41,6 +41,7 @@ SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
     "crd": {"samples": 40, "negatives": 16, "width": 8},
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
+    "seed": {"queue": 24},
     "skd_adv": {"hidden": 4},
 } | PARAMS
 

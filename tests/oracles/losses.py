@@ -34,7 +34,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
-from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, srd, vitkd, vkd
+from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
@@ -136,6 +136,8 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "srd": srd,
     "vitkd": vitkd,
     "vkd": vkd,
+    "seed": seed,
+    "uskd": uskd,
     "wsld": wsld,
     "wttm": wttm,
 }
@@ -163,8 +165,10 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "cirkd": [{}, {"temperature": 1.0}],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
+    "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
     "srd": [{}, {"eps": 0.1}],
-    "vitkd": [{}, {"mimic": 1.0, "generate": 1.0, "hidden": 0.3, "kernel": 1}],
+    "uskd": [{}, {"beta": 1.0, "mu": 1.0, "ranks": "probability"}],
+    "vitkd": [{}, {"mimic": 1.0, "generate": 1.0, "hidden": 0.3, "kernel": 5}],
     "vkd": [{}, {"normalise": "whiten", "eps": 0.1}],
     "multilevel_ot": [{}, {"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0, "iterations": 2}],
     "uld": [{}, {"temperature": 4.0}],

@@ -7,11 +7,13 @@ another hand says of the same rows are the releases' values in `tests/losses/tes
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from .layers import Params, conv, linear, norm_of, relu, under
 from .maths import Array, Ints, log_softmax, unit
+from .recent_logit_losses import uskd as uskd_of_logits
 
 
 def srd(student: Array, teacher: Array, *, state: Params, eps: float = 1e-4) -> float:
@@ -269,3 +271,31 @@ def vitkd(
     for i in covered:
         values[item[last][i]] += generate / hidden * np.sum((made[i] - teacher[last][i]) ** 2)
     return values
+
+
+def uskd(student: list[Array], item: list[Ints], items: int, labels: Ints, *, state: Params, **params: Any) -> Array:
+    """USKD, which another hand has written, with a linear head on the second signal for the weak logits."""
+    return uskd_of_logits(student[0], linear(student[1], under(state, "head")), labels, **params)
+
+
+def seed(
+    student: Array,
+    teacher: Array,
+    *,
+    state: Params,
+    queue: int = 65536,
+    temperature: float = 0.2,
+    teacher_temperature: float = 0.01,
+) -> float:
+    """-mean of sum_k p_t log p_s over the teacher's embedding of the row and `keys` (Fang et al., 2021).
+
+    p = softmax of the products of unit vectors over the temperature; the student's is W_2 relu(W_1 s).
+    """
+    made = linear(relu(linear(student, under(state, "projector.0"))), under(state, "projector.2"))
+    total = 0.0
+    for s, t in zip(made, teacher, strict=True):
+        others = [unit(t), *state["keys"]]
+        log_s = log_softmax(np.array([unit(s) @ k for k in others]) / temperature)
+        p_t = np.exp(log_softmax(np.array([unit(t) @ k for k in others]) / teacher_temperature))
+        total -= float(np.sum(p_t * log_s)) / len(teacher)
+    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import item_sum, loss
-from .connectors import Kernel, Place, built_for, grid_conv
+from .connectors import Place, built_for, grid_conv
 
 Weight = Annotated[float, Field(ge=0)]
 Rows = list[Float[Tensor, "n c"]]
@@ -28,13 +28,14 @@ class Vitkd(nn.Module):
     ``on`` lists layers of either side, the shallow ones first (the paper takes the first two), the last layer last.
     Shallow layers are copied through a linear map each. Of the last the share `hidden` of an item's tokens is replaced
     by one learned token, and two convolutions with a ReLU make the teacher's of them: a student has no shallow twin of
-    the teacher's last layer. For tokens on a grid, without the class token; tokens without a grid get linear maps.
+    the teacher's last layer. For tokens on a grid, without the class token: what stands in a hidden token's place is
+    made of its neighbours.
     """
 
     def __init__(
         self, student_width: list[int], teacher_width: list[int], axes: list[int],
         *, mimic: Weight = 3e-5, generate: Weight = 3e-6, hidden: Annotated[float, Field(gt=0, lt=1)] = 0.5,
-        kernel: Kernel = 3,
+        kernel: Literal[3, 5, 7] = 3,
     ):  # fmt: skip
         super().__init__()
         if len(student_width) != len(teacher_width) or len(student_width) < 2:
@@ -51,7 +52,7 @@ class Vitkd(nn.Module):
 
     def forward(
         self, student: Rows, teacher: Rows, item: list[Int[Tensor, " n"]], items: int, cell: list[Int[Tensor, " n"]],
-        grid: list[tuple[int, ...] | None],
+        grid: list[tuple[int, ...]],
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
         made = []
         for s, t, widths, layer in zip(student, teacher, self.widths, self.align, strict=True):
