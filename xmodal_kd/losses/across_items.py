@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .base import Positive, item_sum, loss, same_rows
-from .blocks import block_sum
-from .features import log_softmax_over_rows
+from .base import Positive, loss, same_rows
+from .blocks import block_sum, side_by_side
 from .guards import direction
 
 
@@ -33,9 +32,16 @@ def cirkd(
     share = 1 / counts.clamp(min=1).to(student.dtype)[item]
     s, t = direction(student), direction(teacher)
 
-    def block(part: slice) -> Tensor:
-        log_s, log_t = (log_softmax_over_rows(f @ f[part].T / temperature, item, items) for f in (s, t))
-        return (item_sum(log_t.exp() * (log_t - log_s), item, items) * share[part]).sum()
+    if not len(item):
+        return 0.0 * student.sum()
+    (of_s, own), (of_t, _) = (side_by_side(f, item, items) for f in (s, t))
+    some = counts > 0
+    of_s, of_t, absent = of_s[some], of_t[some], ~own[some]
 
-    n = len(item)
-    return block_sum(block, n, n) / (counts > 0).sum().clamp(min=1).square() if n else student.sum()
+    def block(part: slice) -> Tensor:
+        scores = (torch.einsum("ac,bmc->abm", f[part], of) / temperature for f, of in ((s, of_s), (t, of_t)))
+        log_s, log_t = (z.masked_fill(absent, -torch.inf).log_softmax(dim=2).masked_fill(absent, 0.0) for z in scores)
+        apart = (log_t.exp() * (log_t - log_s)).masked_fill(absent, 0.0)
+        return (apart.sum(dim=(1, 2)) * share[part]).sum()
+
+    return block_sum(block, len(item), absent.numel()) / some.sum().square()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Positive, item_mean, item_sum, loss, same_rows, same_shape
-from .blocks import row_numbers
+from .blocks import side_by_side
 from .guards import direction
 
 Count = Annotated[int, Field(ge=1)]
@@ -166,27 +166,31 @@ def multilevel_ot(
     the paper has them.
     """
     same_rows(student, teacher)
-    values = [student.new_zeros(()) + 0.0 * student.sum() for _ in range(items)]
-    for number, rows in enumerate(row_numbers(item, items)):
-        if len(rows):
-            s, t = _filled_up(*(_in_order(z[rows] / temperature, kept) for z in (student, teacher)))
-            token = (s - t).abs().sum(dim=-1) - logarithm * (t * s.clamp(min=1e-12).log()).sum(dim=-1)
-            values[number] = token.mean() + sinkhorn * _carried(s, t, regularisation, iterations) / len(rows)
-    return torch.stack(values), torch.bincount(item, minlength=items) > 0
+    s, t = _filled_up(*(_in_order(z / temperature, kept, item, items) for z in (student, teacher)))
+    token = (s - t).abs().sum(dim=-1) - logarithm * (t * s.clamp(min=1e-12).log()).sum(dim=-1)
+    counts = torch.bincount(item, minlength=items)
+    carried = _carried(s, t, item, items, regularisation, iterations)
+    return item_mean(token, item, items) + sinkhorn * carried / counts.clamp(min=1), counts > 0
 
 
-def _in_order(scores: Tensor, kept: int) -> Tensor:
-    """Probabilities ``(n, k)`` of the classes that are the most probable in all rows together, the first one first."""
+def _in_order(scores: Tensor, kept: int, item: Tensor, items: int) -> Tensor:
+    """Probabilities ``(n, k)`` of the classes most probable in all rows of the item, the first one first."""
     p = torch.softmax(scores, dim=-1)
-    order = p.detach().sum(dim=0).argsort(descending=True, stable=True)[:kept]
-    return p[:, order]
+    order = item_sum(p.detach(), item, items).argsort(dim=-1, descending=True, stable=True)[:, :kept]
+    return p.gather(1, order[item])
 
 
-def _carried(s: Tensor, t: Tensor, regularisation: float, iterations: int) -> Tensor:
-    """Cost of carrying rows ``(n, k)`` to others, by Sinkhorn: rows, then columns of the plan sum to 1."""
-    cost = (s[:, None] - t[None]).abs().sum(dim=-1)
+def _carried(s: Tensor, t: Tensor, item: Tensor, items: int, regularisation: float, iterations: int) -> Tensor:
+    """``(b,)`` cost of carrying an item's rows ``(n, k)`` to others, by Sinkhorn: rows, then columns sum to 1."""
+    (one, own), (other, _) = (side_by_side(rows, item, items) for rows in (s, t))
+    if not own.numel():
+        return s.new_zeros(items)
+    cost = torch.cdist(one, other, p=1.0)
+    real = own | ~own.any(dim=1, keepdim=True)  # an item without rows has some of no consequence
+    across, down = ~real[:, None, :], ~real[:, :, None]
     log_plan = -cost / regularisation
     for _ in range(iterations):
-        log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)
-        log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True)
-    return (log_plan.exp() * cost).sum()
+        log_plan = log_plan - log_plan.masked_fill(across, -torch.inf).logsumexp(dim=2, keepdim=True)
+        log_plan = log_plan - log_plan.masked_fill(down, -torch.inf).logsumexp(dim=1, keepdim=True)
+    plan = log_plan.exp().masked_fill(~(own[:, :, None] & own[:, None, :]), 0.0)
+    return (plan * cost).sum(dim=(1, 2))
