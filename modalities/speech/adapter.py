@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal
@@ -28,7 +29,9 @@ from .data.source import Sample, SpeechSource
 from .data.stored_logits import StoredLogits
 from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
 from .evaluate.decode import greedy
+from .evaluate.ngram import Ngram
 from .evaluate.score import score
+from .evaluate.word_beam import WordBeam
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.saved_folder import load_model, save_model
@@ -81,6 +84,8 @@ class SpeechAdapter(Adapter):
     def files(cls, data: SpeechData) -> Iterator[Listed]:
         if data.symbols is not None:
             yield Listed("data.symbols", data.symbols.expanduser(), lambda _: build_tokens(data))
+        if data.beam is not None and data.beam.lm is not None:
+            yield Listed("data.beam.lm", data.beam.lm.expanduser(), Ngram)
         for split in SPLITS:
             for utterance in utterances(data, split):
                 yield Listed(utterance.key, utterance.path, look)
@@ -269,11 +274,19 @@ class SpeechAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Greedy word errors on `split`, and ``rtf``: seconds of computing, features excluded, a second of audio.
 
-        An encoder without a head writes nothing: its metric is None.
+        On test also ``wer_beam`` and ``cer_beam`` by ``data.beam``. An encoder without a head writes nothing: its
+        metric is None.
         """
         if not self._writes(role):
             return Evaluation({self.metric[0]: None})
         return self._evaluate(lambda batch: self.recognised(role, model, batch), split)
+
+    @cached_property
+    def _beam(self) -> WordBeam | None:
+        if (spec := self.config.beam) is None:
+            return None
+        lm, lexicon = (None if path is None else path.expanduser() for path in (spec.lm, spec.lexicon))
+        return WordBeam(self.tokens, lm, lexicon, size=spec.size, lm_weight=spec.lm_weight, word_score=spec.word_score)
 
     def _evaluate(self, recognise: Callable[[Batch], tuple[Tensor, Tensor]], split: str) -> Evaluation:
         source = self.data(split)
@@ -281,6 +294,8 @@ class SpeechAdapter(Adapter):
         hypotheses: list[str] = []
         keys: list[str] = []
         speakers: list[str] = []
+        beamed: list[str] = []
+        beam = self._beam if split == "test" else None
         seconds = 0.0
         for batch in _batches(source):
             start = perf_counter()
@@ -288,13 +303,17 @@ class SpeechAdapter(Adapter):
                 logits, lengths = recognise(batch)
                 found = greedy(logits, lengths)
             seconds += perf_counter() - start
+            beamed += [] if beam is None else [found[0].text for found in beam(logits, lengths)]
             hypotheses += [self.tokens.decode(ids) for ids in found]
             references += batch["texts"]
             keys += batch["keys"]
             speakers += batch["speakers"]
         evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
-        audio = sum(item.seconds for item in source.items)
-        return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
+        metrics = evaluation.metrics | {"rtf": seconds / sum(item.seconds for item in source.items)}
+        if beam is not None:
+            by_beam = score(references, beamed, keys, speakers, self.config.metric).metrics
+            metrics |= {f"{name}_beam": by_beam[name] for name in ("wer", "cer")}
+        return Evaluation(metrics, evaluation.scores, evaluation.examples)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
         return show(self._shown("test"), {role: model for role, model in models.items() if self._writes(role)})

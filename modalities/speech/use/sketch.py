@@ -191,7 +191,7 @@ def _why_teacher(teacher: Heard) -> str:
 def _taught(teacher: Heard | None, same: bool, student: Mapping[str, Any]) -> Noted:
     """The term that the student learns from a teacher by."""
     if teacher is not None and teacher.vocabulary is None:
-        config = MODELS[str(student["model"].value)].Config.model_validate(student["params"])
+        config: Any = MODELS[str(student["model"].value)].Config.model_validate(student["params"])
         last = len(config.dilations) if hasattr(config, "dilations") else config.layers
         on = {"student": f"blocks.{last - 1}", "teacher": list(teacher.layers)}
         why = "heads on the student's last block predict the teacher's layers; choose the weight on dev, never on test"
