@@ -59,6 +59,8 @@ class Arm(NamedTuple):
     lr: float = 1e-3
     ema: float | None = None
     budgets: tuple[int, ...] = (1, 2, 4)
+    told: int | None = None
+    """Width at which the student is told the scale of guidance; see `Bench`."""
 
 
 #: Every method in five to fifteen seconds of a busy core. Noise levels are drawn as the papers have it, whose data
@@ -75,6 +77,13 @@ ARMS = {
     ),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
+#: Of a guided teacher, scale 2, on the mixture's classes; of a student that is told the scale it is one of many.
+GUIDED = {
+    "consistency": ARMS["consistency"],
+    "lcm": ARMS["lcm"],
+    "lcm, told the scale": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "guidance": (1.0, 3.0)}, told=16),
+}
+SCALE = 2.0
 
 
 def plane() -> Mixture:
@@ -270,4 +279,4 @@ def _beside(x: Tensor, labels: Tensor | None) -> Tensor:
     return x if labels is None else torch.cat([x, labels[:, None].double()], dim=1)
 
 
-__all__ = ["ARMS", "Arm", "Bench", "Points", "plane", "unlabelled"]
+__all__ = ["ARMS", "GUIDED", "SCALE", "Arm", "Bench", "Points", "plane", "unlabelled"]
