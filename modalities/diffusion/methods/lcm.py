@@ -53,8 +53,8 @@ class Lcm(Multistep):
         told, wanted = told_guidance(student.net) is not None, self.params.guidance
         if wanted is not None and not told:
             raise UserError(
-                "method.params.guidance: the student is not told the scale: set student.params.guidance to the width at "
-                "which it is (256), or leave the range out to distil data.sampling.guidance alone"
+                "method.params.guidance: the student is not told the scale: set student.params.guidance to a width "
+                "(256), or leave the range out to distil data.sampling.guidance alone"
             )
         if wanted is None and told:
             raise UserError(
