@@ -3,9 +3,9 @@
     python benchmarks/text_digits_teacher.py FOLDER
 
 Writes ``FOLDER/images`` (scikit-learn's digits as PNG files in a folder for each class, with captions in
-``metadata.jsonl``) and ``FOLDER/teacher``, a StableDiffusionPipeline: an autoencoder of 4x4 latents, a CLIP text encoder of
-two layers with words for tokens, and a UNet2DConditionModel, of which the last two learn together. A tenth of the captions
-is left empty, so that the pipeline can be guided.
+``metadata.jsonl``) and ``FOLDER/teacher``, a StableDiffusionPipeline: an autoencoder of 4x4 latents, a CLIP text encoder
+of two layers with words for tokens, and a UNet2DConditionModel, of which the last two learn together. A tenth of the
+captions is left empty, so that the pipeline can be guided.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PHRASES = ("the digit {}", "a handwritten {}", "the number {} written by hand", "{}")
 WORDS = (*NAMES, "the", "digit", "a", "handwritten", "number", "written", "by", "hand")
 LENGTH, BATCH = 8, 64
-STEPS = {"autoencoder": 700, "network": 2500}
+STEPS = {"autoencoder": 300, "network": 1200}
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -83,14 +83,14 @@ def train(images: Path, folder: Path, *, keep: Sequence[str], seed: int = 1) -> 
     )  # fmt: skip
     net = UNet2DConditionModel(
         sample_size=4, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=32, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32, norm_num_groups=8,
         attention_head_dim=8,
     )  # fmt: skip
     _train_network(net, encoder, words, latents * codec.config.scaling_factor, [one["text"] for one in chosen])
     made = StableDiffusionPipeline(
-        vae=codec, text_encoder=encoder, tokenizer=words, unet=net, scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=codec, text_encoder=encoder, tokenizer=words, unet=net, scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     made.save_pretrained(folder, safe_serialization=True)
 
@@ -113,7 +113,7 @@ def _train_autoencoder(codec: AutoencoderKL, x: torch.Tensor) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 100 == 0:
             print(f"autoencoder {step + 1} {loss.item():.4f}", flush=True)
     codec.eval()
 
@@ -127,7 +127,7 @@ def _train_network(
         [*texts, ""], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
     both = torch.nn.ModuleList([net, encoder])
-    average = torch.optim.swa_utils.AveragedModel(both, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    average = torch.optim.swa_utils.AveragedModel(both, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
     optimizer = torch.optim.Adam(both.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     both.train()
@@ -143,7 +143,7 @@ def _train_network(
         optimizer.step()
         schedule.step()
         average.update_parameters(both)
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 100 == 0:
             print(f"network {step + 1} {loss.item():.4f}", flush=True)
     both.load_state_dict(average.module.state_dict())
     both.eval()

@@ -29,8 +29,8 @@ class LcmParams(MultistepParams):
     (``data.sampling.guidance``) alone, which the student is not told."""
     decay: float = Field(0.95, ge=0, lt=1)
     """Of the target, an average of the student's weights."""
-    distance: Literal["huber", "l2"] = "huber"
-    """A mean over values of sqrt(d^2 + c^2) - c, or of d^2."""
+    distance: Literal["l2", "huber"] = "l2"
+    """A mean over values of d^2, or of sqrt(d^2 + c^2) - c (benchmarks/results/mixture_guided.json has both)."""
     c: float = Field(1e-3, gt=0)
     """Of ``huber``."""
 

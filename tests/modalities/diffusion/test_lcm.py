@@ -157,13 +157,13 @@ def test_guidance_is_what_it_says_on_each_sample() -> None:
     assert model.cost == 2 and model.nfe == 2 * model.sampling.nfe
 
 
-@pytest.mark.parametrize("name", ["lcm", pytest.param("lcm, told the scale", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["lcm", "lcm, told the scale"])
 def test_guidance_is_distilled_on_the_mixture(tmp_path: Path, name: str) -> None:
-    """benchmarks/results/mixture_guided.json has the whole arms; the truth is the guided teacher in many steps."""
+    """benchmarks/results/mixture_guided.json has the arms; the truth is the guided teacher in many steps."""
     arm = GUIDED[name]
-    bench = Bench(conditional=True, guidance=2.0, told=arm.told, matching=500, steps=16)
-    student = bench.distil(arm._replace(steps=200), tmp_path)
-    assert bench.distance(bench.teacher, Sampling("heun", 64)) < 2
-    assert bench.distance(student[4]) < 7 and bench.distance(student[1]) < 7
-    start = bench.matched(1)
-    assert bench.distance(start, Sampling("ddim", 64)) > 2 * bench.distance(student[4])
+    bench = Bench(conditional=True, guidance=2.0, told=arm.told)
+    student = bench.distil(arm, tmp_path)
+    assert bench.distance(bench.teacher, Sampling("heun", 48)) < 2
+    assert max(bench.distance(student[steps]) for steps in (1, 2, 4)) < 5
+    assert bench.distance(student[1]) < bench.distance(bench.teacher, Sampling("ddim", 1)) / 2
