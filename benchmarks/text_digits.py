@@ -2,8 +2,8 @@
 
     python benchmarks/text_digits.py
 
-The teacher is trained by ``text_digits_teacher.py`` with diffusers and transformers alone, on the training split, and is
-sampled by DDIM in 25 steps at a guidance of 2: 50 evaluations. Students are judged as it is: 1,000 samples from the
+The teacher is trained by ``text_digits_teacher.py`` with diffusers and transformers alone, on the training split, and
+is sampled by DDIM in 25 steps at a guidance of 2: 50 evaluations. Students are judged as it is: 1,000 samples from the
 same noise, prompted by the captions of the dev images; FD in a classifier's features against the test images, and the
 share of samples in which that classifier sees the digit that the prompt names. Students are what their last step left.
 Cells that the results hold already are not made again. Writes ``benchmarks/results/text_digits.json`` and prints a
@@ -58,7 +58,8 @@ class Room:
             write_images(images)
         self.data = DiffusionData.model_validate(
             {"sources": "folder", "path": images, "captions": True, "dev": 297, "test": 500, "samples": 1000,
-             "draws": 1, "cache": folder / "encoded", "sampling": {"solver": "ddim", "steps": TEACHER_STEPS, "guidance": GUIDANCE}}
+             "draws": 1, "cache": folder / "encoded",
+             "sampling": {"solver": "ddim", "steps": TEACHER_STEPS, "guidance": GUIDANCE}}
         )  # fmt: skip
         if not (folder / "teacher" / "model_index.json").exists():
             train(images, folder / "teacher", keep=load_split(self.data, "train").keys)

@@ -3,8 +3,8 @@
     python benchmarks/text_digits_teacher.py FOLDER
 
 Writes ``FOLDER/images`` (scikit-learn's digits as PNG files in a folder for each class, with captions in
-``metadata.jsonl``) and ``FOLDER/teacher``, a StableDiffusionPipeline: an autoencoder of 4x4 latents, a CLIP text encoder
-of two layers with words for tokens, and a UNet2DConditionModel, of which the last two learn together. A tenth of the
+``metadata.jsonl``) and ``FOLDER/teacher``, a StableDiffusionPipeline: an autoencoder of 4x4 latents, a CLIP text
+encoder of two layers with words for tokens, and a UNet2DConditionModel. The last two learn together, and a tenth of the
 captions is left empty, so that the pipeline can be guided.
 """
 

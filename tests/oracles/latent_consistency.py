@@ -1,5 +1,6 @@
-"""Latent consistency distillation, one sample at a time, from the paper's statement (Luo et al., 2023, section 4.2 and 4.3,
-algorithm 1); written by the implementation's author, and so compared with the release beside it (see the test).
+"""Latent consistency distillation, one sample at a time (Luo et al., 2023, sections 4.2 and 4.3, algorithm 1).
+
+Written from the paper by the implementation's own author, and so compared with the release beside it (see the test).
 
 w is the paper's: the scale of guidance less 1. A denoiser is x0(z, t) here, of the condition or of none.
 """
@@ -29,7 +30,7 @@ def loss(
     schedule: Schedule, student: Denoiser, target: Denoiser, told: Denoiser, untold: Denoiser, x: Array, noise: Array,
     index: int, steps: int, w: float, *, c: float | None,
 ) -> float:  # fmt: skip
-    """d(f(z_t, w, c, t), f_target(z_s, w, c, s)), s = t - T / steps; d the mean of squares, or of sqrt(d^2 + c^2) - c."""
+    """d(f(z_t, w, c, t), f_target(z_s, w, c, s)), s = t - T / steps; d a mean of squares, or of sqrt(d^2 + c^2) - c."""
     times = trailing(len(schedule.table), steps)
     t, to = times[steps - 1 - index], times[steps - index]
     z = schedule.alpha(t) * x + schedule.sigma(t) * noise

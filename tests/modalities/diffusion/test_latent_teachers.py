@@ -237,7 +237,8 @@ def test_captions_are_read_from_lines_and_from_files(tmp_path: Path) -> None:
     assert read_captions(tmp_path, ["a.png"]) == ["third"]
     for text, words in (
         ("{", "metadata.jsonl:1: not a line of JSON"), ('{"text": "x"}', "has no file_name"),
-        ('{"file_name": "a.png"}', "a.png has no text"), ('{"file_name": "a.png", "text": " "}', "no caption for a.png"),
+        ('{"file_name": "a.png"}', "a.png has no text"),
+        ('{"file_name": "a.png", "text": " "}', "no caption for a.png"),
     ):  # fmt: skip
         lines.write_text(text)
         assert words in refusal(lambda: read_captions(tmp_path, ["a.png"]))

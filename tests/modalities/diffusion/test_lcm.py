@@ -76,8 +76,8 @@ def said(model: Denoiser, label: int, scale: float | None = None) -> diffusion.D
 @pytest.mark.parametrize("told", [None, 6])
 def test_the_loss_is_the_oracles(distance: str, told: int | None) -> None:
     """The release's own functions (diffusers' train_lcm_distill_sd_wds.py) gave these values to 1.4e-6 on 16 rows of a
-    tiny UNet2DConditionModel in float32; below its first time, where it steps to timestep 0 and not to the clean sample,
-    both differ."""
+    tiny UNet2DConditionModel in float32; both differ at the lowest time, from which it steps to timestep 0 and not to the
+    clean sample."""
     made = method(grid=8, distance=distance, guidance=(1.0, 5.0) if told else None)
     roles: dict[str, nn.Module] = {"teacher": net(1, guidance=3.0), "student": net(2, told), "target": net(3, told)}
     given, ctx = batch(), context()
@@ -88,8 +88,8 @@ def test_the_loss_is_the_oracles(distance: str, told: int | None) -> None:
         sides = [said(roles[name], label, scale if told else None) for name in ("student", "target")]  # type: ignore[arg-type]
         teachers = [said(roles["teacher"], which) for which in (label, NONE)]  # type: ignore[arg-type]
         expected = latent_consistency.loss(
-            SCHEDULE, *sides, *teachers, given["x"][i].numpy(), given["noise"][i].numpy(), min(int(given["u"][i] * 8), 7),
-            8, scale - 1, c=1e-3 if distance == "huber" else None,
+            SCHEDULE, *sides, *teachers, given["x"][i].numpy(), given["noise"][i].numpy(),
+            min(int(given["u"][i] * 8), 7), 8, scale - 1, c=1e-3 if distance == "huber" else None,
         )  # fmt: skip
         assert values[i].item() == pytest.approx(expected, rel=2e-6)
 

@@ -46,7 +46,8 @@ def text_encoder(width: int = 16, length: int = 16) -> CLIPTextModel:
 
 def _codec(kind: Any, channels: int, **more: Any) -> Any:
     return kind(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=channels, norm_num_groups=8, sample_size=SIDE, **more,
     )  # fmt: skip
 
