@@ -66,6 +66,8 @@ class Card(BaseModel):
     """Scale of classifier-free guidance that it is sampled at; what was distilled with guidance in it has 1."""
     pipeline: str | None = None
     """Its class, where it has more parts than a network and a scheduler."""
+    absent: tuple[str, ...] = ()
+    """Its parts that are not there, which diffusers must be told when it loads them."""
     prompts: tuple[str, ...] = ()
     """Of a model that is prompted by text: some that it was made with."""
     process: dict[str, Any] = Field(default_factory=dict)
@@ -150,7 +152,8 @@ def describe(denoiser: Denoiser, sampling: Sampling, facts: Mapping[str, Any]) -
     return Card(
         solver=sampling.solver, steps=sampling.steps, original=sampling.original,
         nfe=sampling.nfe * denoiser.cost, guidance=denoiser.guidance,
-        pipeline=None if denoiser.parts is None else denoiser.parts.kind, prompts=tuple(facts.get("prompts", ())),
+        pipeline=None if denoiser.parts is None else denoiser.parts.kind,
+        absent=() if denoiser.parts is None else denoiser.parts.absent, prompts=tuple(facts.get("prompts", ())),
         timesteps=sampling.times(denoiser.process)[:-1], prediction=denoiser.prediction, shape=denoiser.shape,
         classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T,
         process=denoiser.process.config(), facts=told,

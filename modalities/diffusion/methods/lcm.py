@@ -94,14 +94,16 @@ class Lcm(Multistep):
             return None
         low, high = self.params.guidance
         u = torch.rand(len(batch["x"]), generator=ctx.generator("guidance")).to(batch["x"].device)
-        return low + (high - low) * u
+        scales: Tensor = low + (high - low) * u
+        return scales
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """``(b,)`` distances of samples ``(b, ...)``."""
         squares = (a - b).flatten(1).square()
         if self.params.distance == "l2":
             return squares.mean(dim=1)
-        return ((squares + self.params.c**2).sqrt() - self.params.c).mean(dim=1)
+        found: Tensor = ((squares + self.params.c**2).sqrt() - self.params.c).mean(dim=1)
+        return found
 
 
 __all__ = ["Lcm", "LcmParams"]

@@ -120,7 +120,7 @@ def keep_labels(net: nn.Module) -> None:
     """A DiT leaves out labels of its own accord while it trains: here whoever trains it decides."""
     for module in net.modules():
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0  # its table keeps the entry of no class
+            cast(Any, module).dropout_prob = 0.0  # its table keeps the entry of no class
 
 
 def built(
@@ -143,7 +143,7 @@ def built(
         raise UserError(
             f"student.model: {model} is no {teacher.parts.family.network}, as the teacher is: take like_teacher"
         )
-    return build_unet(config, shape, classes)
+    return cast(nn.Module, build_unet(config, shape, classes))
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:

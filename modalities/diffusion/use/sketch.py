@@ -13,6 +13,7 @@ from xmodal_kd.adapter.images.found import Found, shown
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError, with_page
 
+from ..data.captions import METADATA, SUFFIX, has_captions
 from ..data.config import ProcessConfig
 from ..data.found import HELP, samples
 from ..export.bare import bare_unet
@@ -55,8 +56,13 @@ def sketch(given: Given) -> Sketch:
         if given.data is None:
             raise UserError(_needed(teacher))
         found = samples(given.data)
-    if teacher is not None and found is not None:
+    if teacher is not None and found is not None and given.data is not None:
         looking.problems += _clashes(teacher, found)
+        if teacher.model.prompted and not has_captions(given.data):
+            looking.problems.append(
+                f"{teacher.folder} is prompted by text, and {given.data} has no captions: write {METADATA} there, or a "
+                f"{SUFFIX} beside each image ({HELP})"
+            )
     if looking.problems or found is None:
         return Sketch(problems=tuple(looking.problems))
     try:

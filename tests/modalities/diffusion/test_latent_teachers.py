@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_pipelines
 from tiny_pipelines import KINDS, LATENT, WORDS
 
+from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.captions import read_captions
@@ -25,9 +27,12 @@ from xmodal_kd.modalities.diffusion.data.condition import Text
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
 from xmodal_kd.modalities.diffusion.export.reload_gate import reload_gates
+from xmodal_kd.modalities.diffusion.methods.few_step import copy_weights, same_network
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.lora import FILE, is_adapted
 from xmodal_kd.modalities.diffusion.models.networks import build_like
 from xmodal_kd.modalities.diffusion.models.parts import Parts, parts_of
+from xmodal_kd.modalities.diffusion.use.sketch import sketch
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Signals
@@ -223,6 +228,50 @@ def test_whole_runs(place: Path, tmp_path: Path, kind: str, method: str) -> None
     assert report["roles"]["teacher"]["metrics"]["nfe"] == (8 if kind == "unconditional" else 16)
 
 
+def test_new_writes_a_recipe_for_a_prompted_teacher(place: Path, tmp_path: Path) -> None:
+    made = sketch(Given(teacher=place / "stable", data=place / "images", like=None, size=SIZES["medium"]))
+    assert not made.problems
+    data, method = made.sections["data"], made.sections["method"]
+    assert data["captions"].value is True and data["conditional"].value is False
+    assert data["sampling"].value["guidance"] == 7.5 and method.value["name"] == "lcm"
+    shutil.copytree(place / "images", tmp_path / "bare", ignore=shutil.ignore_patterns("*.jsonl"))
+    made = sketch(Given(teacher=place / "stable", data=tmp_path / "bare", like=None, size=SIZES["medium"]))
+    assert len(made.problems) == 1 and "has no captions: write metadata.jsonl" in made.problems[0]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_adapters_alone_learn_and_are_saved_merged(place: Path, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("peft")
+    made = adapter(place, kind)
+    student, teacher = made.build("student", "like_teacher", {"lora": 2, "prediction": "epsilon"}).eval(), made.teacher
+    assert same_network(teacher, student) and is_adapted(student.net) and not same_network(student, teacher)
+    learns = {name for name, value in student.named_parameters() if value.requires_grad}
+    assert learns and all(".lora_" in name for name in learns)
+    copy_weights(teacher, student)
+    z, t = torch.randn(2, *teacher.shape), torch.full((2,), 300)
+    said = made.parts.prompts(WORDS[:2]) if kind == "stable" else torch.arange(2) if kind == "transformer" else None
+    torch.testing.assert_close(student(z, t, said), teacher(z, t, said))
+    for name, value in student.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    moved = student(z, t, said)
+    assert float((moved - teacher(z, t, said)).abs().max()) > 1e-3
+    student.sampling = Sampling("lcm", 2, 50)
+    folder = save_pipeline(student, tmp_path / "student", {})
+    torch.testing.assert_close(load_denoiser(folder, quiet=True)(z, t, said), moved, rtol=1e-3, atol=1e-3)
+    assert (folder / FILE).is_file() == (kind == "stable")
+    if kind == "stable":  # on the teacher's own pipeline, as diffusers loads them
+        loaded, whole = DiffusionPipeline.from_pretrained(place / kind), DiffusionPipeline.from_pretrained(folder)
+        loaded.load_lora_weights(folder)
+        loaded.scheduler = whole.scheduler
+        images = []
+        for pipeline in (loaded, whole):
+            pipeline.set_progress_bar_config(disable=True)
+            call = {"prompt": ["red"], "num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "pt"}
+            images.append(pipeline(generator=torch.manual_seed(1), **call).images)
+        torch.testing.assert_close(*images, rtol=0, atol=1e-4)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -268,8 +317,6 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_broken_autoencoder_is_one_line(place: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(place / "unconditional", tmp_path / "broken")
     (tmp_path / "broken/vqvae/diffusion_pytorch_model.safetensors").write_bytes(b"none")
     model = load_denoiser(tmp_path / "broken", quiet=True)

@@ -76,8 +76,8 @@ def said(model: Denoiser, label: int, scale: float | None = None) -> diffusion.D
 @pytest.mark.parametrize("told", [None, 6])
 def test_the_loss_is_the_oracles(distance: str, told: int | None) -> None:
     """The release's own functions (diffusers' train_lcm_distill_sd_wds.py) gave these values to 1.4e-6 on 16 rows of a
-    tiny UNet2DConditionModel in float32; both differ at the lowest time, from which it steps to timestep 0 and not to the
-    clean sample."""
+    tiny UNet2DConditionModel in float32; at the lowest time, from which it steps to timestep 0 and not to the
+    clean sample, both differ."""
     made = method(grid=8, distance=distance, guidance=(1.0, 5.0) if told else None)
     roles: dict[str, nn.Module] = {"teacher": net(1, guidance=3.0), "student": net(2, told), "target": net(3, told)}
     given, ctx = batch(), context()
