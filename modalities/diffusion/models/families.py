@@ -90,7 +90,7 @@ def family_of(folder: Path) -> Family | None:
     there, where = components(index), folder / INDEX
     if missing := [part for part in family.text if part not in there]:
         raise UserError(
-            f"{where}: a {name} without {' and '.join(missing)}, so that no prompt can be read: download the whole "
+            f"{where}: a {name} without {', '.join(missing)}, so that no prompt can be read: download the whole "
             "pipeline, or save it with them (pipeline.save_pretrained)"
         )
     for part, classes in ((family.place, (family.network,)), (family.codec, family.codecs)):

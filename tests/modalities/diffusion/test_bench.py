@@ -32,6 +32,7 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
 NEAR: dict[str, dict[int, float]] = {
     "progressive": {1: 3.0, 2: 2.9, 4: 2.6},
     "consistency": {1: 4.1, 2: 4.2, 4: 4.6},
+    "lcm": {1: 5.1, 2: 6.0, 4: 5.5},
     "ect": {1: 7.6, 2: 6.0, 4: 5.8},
     "scm": {1: 8.9, 2: 5.2, 4: 4.3},
     "dmd2": {1: 4.7},

@@ -37,6 +37,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Signals
 
+PROMPTED = ("stable", "flowing")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -53,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def adapter(place: Path, kind: str, *, guidance: float = 1.0, **data: Any) -> DiffusionAdapter:
     """Of the images, its teacher loaded."""
-    told = {"captions": kind == "stable", "conditional": kind == "transformer"} | data
+    told = {"captions": kind in PROMPTED, "conditional": kind == "transformer"} | data
     section = {"sources": "folder", "path": place / "images", "dev": 8, "test": 8, "samples": 8, "draws": 1,
                "cache": place / "cache", "sampling": {"steps": 10, "guidance": guidance}, **told}  # fmt: skip
     made = DiffusionAdapter(DiffusionData.model_validate(section), Streams(1), 4)
@@ -94,14 +95,14 @@ def test_a_teacher_samples_as_its_pipeline_does(place: Path, kind: str, guidance
 
 
 def test_a_prompt_and_the_null_condition_tell(place: Path) -> None:
-    for kind in ("stable", "transformer"):
+    for kind in (*PROMPTED, "transformer"):
         model = load_denoiser(place / kind, quiet=True)
         noise, t = torch.randn(3, *model.shape), torch.full((3,), 500)
-        said = model.parts.prompts(WORDS) if kind == "stable" else torch.arange(3)
+        said = model.parts.prompts(WORDS) if kind in PROMPTED else torch.arange(3)
         plain = model(noise, t, said)
         model.guidance = 4.0
         assert float((model(noise, t, said) - plain).abs().max()) > 1e-4
-        assert model.classes == (None if kind == "stable" else 3) and model.prompted == (kind == "stable")
+        assert model.classes == (None if kind in PROMPTED else 3) and model.prompted == (kind in PROMPTED)
 
 
 def test_latents_and_embeddings_are_computed_once_and_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,16 +143,18 @@ def students(place: Path) -> dict[str, tuple[Path, Denoiser]]:
     """Saved, of each kind: of few steps by LCM's sampler and by DDIM, one of them told the scale."""
     found = {}
     for kind, how in (("stable", Sampling("lcm", 2, 50)), ("unconditional", Sampling("lcm", 3, 50)),
-                      ("transformer", Sampling("ddim", 4))):  # fmt: skip
+                      ("transformer", Sampling("ddim", 4)), ("flowing", Sampling("lcm", 2, 64))):  # fmt: skip
         made = adapter(place, kind)
         params = {"guidance": 16} if kind == "stable" else {}
-        student = made.build("student", "like_teacher", {"prediction": "epsilon", **params})
+        student = made.build(
+            "student", "like_teacher", {**params, **({} if kind == "flowing" else {"prediction": "epsilon"})}
+        )
         student.net.load_state_dict({**student.net.state_dict(), **made.teacher.net.state_dict()})
         if kind == "stable":
             torch.nn.init.normal_(student.net.time_embedding.cond_proj.weight)
             student.guidance = 3.0
         student.sampling = how
-        facts = {"role": "student", "prompts": ["a red square", "blue"] if kind == "stable" else []}
+        facts = {"role": "student", "prompts": ["a red square", "blue"] if kind in PROMPTED else []}
         found[kind] = save_pipeline(student.eval(), place / "students" / kind, facts), student
     return found
 
@@ -167,6 +170,7 @@ def test_students_are_pipelines_of_their_teachers_class(
         back = load_denoiser(folder, quiet=True)
         assert back.sampling == student.sampling and back.guidance == student.guidance and back.shape == student.shape
         assert back.parts.folder == folder
+    assert "tokenizer_3=None" in (students["flowing"][0] / "README.md").read_text()
     card = (students["stable"][0] / "README.md").read_text()
     assert "text-to-image" in card and "prompt=['a red square', 'blue'], guidance_scale=3" in card
 
@@ -207,13 +211,14 @@ def test_a_prompted_student_is_sampled_by_prompt(
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("kind", "method"), [("stable", "lcm"), ("unconditional", "progressive"), ("transformer", "consistency")]
+    ("kind", "method"),
+    [("stable", "lcm"), ("unconditional", "progressive"), ("transformer", "consistency"), ("flowing", "lcm")],
 )
 def test_whole_runs(place: Path, tmp_path: Path, kind: str, method: str) -> None:
     params = {"progressive": {"end": 4, "features": 1}, "lcm": {"steps": 2}, "consistency": {"steps": 2}}[method]
     recipe = {
         "modality": "diffusion", "seed": 1, "threads": 1,
-        "data": {"sources": "folder", "path": str(place / "images"), "captions": kind == "stable",
+        "data": {"sources": "folder", "path": str(place / "images"), "captions": kind in PROMPTED,
                  "conditional": kind == "transformer", "dev": 8, "test": 8, "samples": 8, "draws": 1, "curve": "ends",
                  "cache": str(tmp_path / "cache"),
                  "sampling": {"steps": 8, "guidance": 1.0 if kind == "unconditional" else 2.0}},
@@ -243,13 +248,16 @@ def test_new_writes_a_recipe_for_a_prompted_teacher(place: Path, tmp_path: Path)
 def test_adapters_alone_learn_and_are_saved_merged(place: Path, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("peft")
     made = adapter(place, kind)
-    student, teacher = made.build("student", "like_teacher", {"lora": 2, "prediction": "epsilon"}).eval(), made.teacher
+    student, teacher = (
+        made.build("student", "like_teacher", {"lora": 2, "prediction": made.teacher.prediction}).eval(),
+        made.teacher,
+    )
     assert same_network(teacher, student) and is_adapted(student.net) and not same_network(student, teacher)
     learns = {name for name, value in student.named_parameters() if value.requires_grad}
     assert learns and all(".lora_" in name for name in learns)
     copy_weights(teacher, student)
     z, t = torch.randn(2, *teacher.shape), torch.full((2,), 300)
-    said = made.parts.prompts(WORDS[:2]) if kind == "stable" else torch.arange(2) if kind == "transformer" else None
+    said = made.parts.prompts(WORDS[:2]) if kind in PROMPTED else torch.arange(2) if kind == "transformer" else None
     torch.testing.assert_close(student(z, t, said), teacher(z, t, said))
     for name, value in student.named_parameters():
         if ".lora_B" in name:
