@@ -2,8 +2,8 @@
 
 ``text_digits.py`` calls it: scikit-learn's digits become PNG files in a folder for each class, with captions in
 ``metadata.jsonl``, and of the training split a StableDiffusionPipeline is made: an autoencoder of 4x4 latents, a CLIP
-text encoder of two layers with words for tokens, and a UNet2DConditionModel. The last two learn together, and a tenth of the
-captions is left empty, so that the pipeline can be guided.
+text encoder of two layers with words for tokens, and a UNet2DConditionModel. The last two learn together, and a tenth
+of the captions is left empty, so that the pipeline can be guided.
 """
 
 from __future__ import annotations

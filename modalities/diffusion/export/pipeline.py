@@ -204,7 +204,9 @@ def load_denoiser(
     else:
         raise UserError(without_scheduler(unet))
     if parts is not None and process.kind != parts.family.kind:
-        raise UserError(f"{folder}: no scheduler of {process.kind} is distilled in such a pipeline: use its usual one")
+        raise UserError(
+            f"{folder}: no scheduler of {process.kind} is distilled in such a pipeline: save it with one of {parts.family.kind}"
+        )
     net = read_network(unet, process, PLAIN if parts is None else parts.family.network)
     if own and own.process and process.kind != "vp":
         process = _own_process(folder, own, process)

@@ -56,7 +56,7 @@ def adapter(place: Path, kind: str, *, guidance: float = 1.0, **data: Any) -> Di
     """Of the images, its teacher loaded."""
     told = {"captions": kind in PROMPTED, "conditional": kind == "transformer"} | data
     section = {"sources": "folder", "path": place / "images", "dev": 8, "test": 8, "samples": 8, "draws": 1,
-               "cache": place / "cache", "sampling": {"steps": 10, "guidance": guidance}, **told}  # fmt: skip
+               "cache": place / "cache", "sampling": {"steps": 8, "guidance": guidance}, **told}  # fmt: skip
     made = DiffusionAdapter(DiffusionData.model_validate(section), Streams(1), 4)
     made.teachers = {"teacher": SimpleNamespace(path=place / kind)}
     made.load("teacher", place / kind)
@@ -126,7 +126,7 @@ def test_latents_and_embeddings_are_computed_once_and_kept(place: Path, monkeypa
 def test_evaluation_prompts_are_the_dev_captions_and_samples_are_images(place: Path) -> None:
     made = adapter(place, "stable", guidance=2.0)
     samples = made.sample(made.teacher)
-    assert samples.shape == (8, 3, 16, 16) and made.teacher.nfe == 20
+    assert samples.shape == (8, 3, 16, 16) and made.teacher.nfe == 16
     names = made.data("dev").images.class_names
     shown = [key.partition("/")[0] for key in made.data("dev").images.keys]
     assert [names[i] for i in made.labels()] == shown[:8]
