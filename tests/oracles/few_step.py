@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def _sid_unweighted(x: Array, noise: Array, A: float, S: float, real: Denoiser, 
 
 
 def moment_losses(made: Array, z: Array, A: float, S: float, real: Denoiser, fake: Denoiser) -> tuple[float, Array]:
-    """The auxiliary denoiser's |x~ - g|^2 + |f - g|^2 and the student's gradient g - f with regard to x~, f the teacher's.
+    """The auxiliary denoiser's |x~ - g|^2 + |f - g|^2, and the student's gradient g - f in x~; f is the teacher's.
 
     Salimans et al. (2024), algorithm 2 with w = 1, means over dimensions.
     """
@@ -142,7 +143,7 @@ def ict_levels(count: int, low: float, high: float, rho: float) -> list[float]:
 def ict_shares(levels: Sequence[float], mean: float, std: float) -> list[float]:
     """p(sigma_i), i < N: the normal distribution of log sigma between neighbours (section 3.5), scaled to the sum 1."""
     marks = [math.erf((math.log(s) - mean) / (math.sqrt(2) * std)) for s in levels]
-    parts = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    parts = [b - a for a, b in pairwise(marks)]
     return [part / sum(parts) for part in parts]
 
 

@@ -77,9 +77,11 @@ ARMS = {
         "dmd2", 250, {"steps": 1, "critic": 3, "gan": 1.0, "gan_critic": 0.3, "at": LAST}, ema=0.95, budgets=(1,)
     ),
     "dmd2, f-distill": Arm(
-        "dmd2", 250,
+        "dmd2",
+        250,
         {"steps": 1, "critic": 3, "gan": 1.0, "gan_critic": 0.3, "at": LAST, "divergence": "jensen_shannon"},
-        ema=0.95, budgets=(1,),
+        ema=0.95,
+        budgets=(1,),
     ),
     "sid": Arm("sid", 250, {}, lr=3e-4, ema=0.95, budgets=(1,)),
     "moment_matching": Arm("moment_matching", 250, {"steps": 1}, ema=0.95, budgets=(1,)),

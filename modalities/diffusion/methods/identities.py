@@ -43,9 +43,9 @@ class Sid(Critic):
     def divergence(
         self, teacher: Denoiser, fake: Denoiser, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor
     ) -> Tensor:
-        """``(b,)`` means of (f - g) ((f - x) - alpha (f - g)) / mean|x - f|, f and g being the x seen in noisy samples.
+        """``(b,)`` means of (f - g) ((f - x) - alpha (f - g)) / mean|x - f|, f and g the x seen in noisy samples.
 
-        f is the teacher's, g the fake one's. The gradient passes through both to the samples, and is not theirs (eq. 23).
+        f is the teacher's, g the fake one's; the gradient goes through both to the samples and is not theirs (eq. 23).
         """
         t = self.times(teacher.process.T, u)
         z = teacher.process.add_noise(x, noise, t)
@@ -69,8 +69,8 @@ class MomentParams(CriticParams):
 class MomentMatching(Critic):
     """Moment matching (Salimans et al., 2024): x is to be expected of z in the student's samples as in the data.
 
-    By the paper's alternating form, whose auxiliary denoiser stays near the teacher. Noise between the steps is fresh, as
-    in the student's sampler, where the paper draws it given the step before.
+    By the paper's alternating form, whose auxiliary denoiser stays near the teacher. Noise between the steps is fresh,
+    as in the student's sampler, where the paper draws it given the step before.
     """
 
     Params: ClassVar[type[Strict]] = MomentParams

@@ -1,11 +1,11 @@
 """Students of a mean velocity: one network learns steps of every length, and is saved for one length.
 
-In y = z / (alpha + sigma) and s = sigma / (alpha + sigma) the paths of every process are those of flow matching, z = (1 - s)
-x + s eps, and a step of DDIM is one of Euler's: y' = y - (s - s') u, with u = eps - x as the network sees both. u as the
-mean velocity between two times hangs on both. A diffusers UNet takes one: its class embedding could take another, but no
-pipeline passes one that changes with the step. Of steps that are equally long, though, the length is a constant.
-So an `Interval` learns beside the network what a length adds to the time's embedding, over that of the student's own
-length, at which it adds nothing: the network is at every moment the student of so many steps, and is saved as it is.
+In y = z / (alpha + sigma) and s = sigma / (alpha + sigma) the paths of every process are those of flow matching, y =
+(1 - s) x + s eps, and a step of DDIM is one of Euler's: y' = y - (s - s') u, with u = eps - x as the network sees them.
+u as the mean velocity between two times hangs on both. A UNet of diffusers takes one: its class embedding could take
+another, but no pipeline passes one that changes with the step. Of steps that are equally long, though, the length is a
+constant. So an `Interval` learns beside the network what a length adds to the time's embedding over what the student's
+own length adds: the network is at every moment the student of so many steps, and is saved as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, find_modules, only_call
-from xmodal_kd.training.method import Context, Roles, Stage
+from xmodal_kd.training.method import Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..models.denoiser import Denoiser, Sampling
@@ -37,7 +37,7 @@ WAVES, WIDTH = 6, 64
 
 class IntervalParams(FewStepParams):
     steps: int = Field(2, ge=1)
-    """Of the student, all equally long; must divide the teacher's timesteps. Steps of other lengths are learnt beside."""
+    """Of the student, all equally long; must divide the teacher's timesteps. Other lengths are learnt beside it."""
     at: str = "net.time_embedding"
     """The module whose output is the embedding of the time, to which an interval's is added."""
 

@@ -1,7 +1,7 @@
 """MeanFlow and shortcut models: the mean velocity between two times, by its derivative or by halves of the way.
 
-Both in the time s of straight paths (see `intervals`), of whatever process, and both of a teacher: where their papers have
-the velocity eps - x of a sample, they have the one that the teacher sees, of which that is a noisy estimate.
+Both in the time s of straight paths (see `intervals`), of whatever process, and both of a teacher: where their papers
+have the velocity eps - x of a sample, they have the one that the teacher sees, of which that is a noisy estimate.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MeanFlowParams(IntervalParams):
 
 @METHODS.register("meanflow")
 class MeanFlow(Intervals):
-    """MeanFlow (Geng et al., 2025) of a teacher: the mean velocity is v - (t - r) times its derivative along the path."""
+    """MeanFlow (Geng et al., 2025) of a teacher: u is v less the interval times its own derivative along the path."""
 
     Params: ClassVar[type[Strict]] = MeanFlowParams
 

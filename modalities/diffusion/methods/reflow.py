@@ -1,8 +1,8 @@
 """Reflow: the teacher's own pairs of noise and sample, between which lines are straighter than its paths.
 
-Rectified flow (Liu et al., 2023): a student learns the velocity along lines between what the teacher starts from and where
-it arrives. Lines of pairs that a path joins cross less, so the student's own paths bend less, and one that hardly bends is
-gone in few steps. That holds of any process, whose noisy sample is a point of such a line (see `intervals`).
+Rectified flow (Liu et al., 2023): a student learns the velocity along lines between what the teacher starts from and
+where it arrives. Lines of pairs that a path joins cross less, so the student's own paths bend less, and one that hardly
+bends is gone in few steps. That holds of any process, whose noisy sample is a point of such a line (see `intervals`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ReflowParams(FewStepParams):
 
 
 class Pairs(nn.Module):
-    """Where a model of many steps starts and arrives: ``(n, ...)`` of each, and labels ``(n,)`` where it knows classes."""
+    """Where a model of many steps starts and arrives, ``(n, ...)`` each, and labels ``(n,)`` where it knows classes."""
 
     def __init__(self, noise: Tensor, x: Tensor, labels: Tensor | None) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_p
 from xmodal_kd.modalities.diffusion.export.reload_gate import reload_gate
 from xmodal_kd.modalities.diffusion.methods import mean_velocity as methods
 from xmodal_kd.modalities.diffusion.methods.intervals import (
-    Interval, level, mean_velocity, straight, time_at,
+    Interval,
+    level,
+    mean_velocity,
+    straight,
+    time_at,
 )  # fmt: skip
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
@@ -171,7 +176,7 @@ def test_the_network_is_the_student_of_its_own_steps_and_folds_into_others(proce
         times = torch.tensor(process.grid(steps))
         alpha, sigma = process.pair(times[:1], noise)
         y = process.start * noise / (alpha + sigma)
-        for t, after in zip(times[:-1], times[1:], strict=True):
+        for t, after in pairwise(times):
             at, to = (time.expand(6).double() for time in (t, after))
             s, end = (level(process, time).reshape(-1, 1, 1) for time in (at, to))
             with torch.no_grad():
@@ -188,7 +193,10 @@ def test_a_student_of_any_number_of_steps_passes_the_reload_gate(process: Proces
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = build_unet(UNetConfig(channels=(8, 16)), (1, 8, 8), None)
-        one, student = method(methods.Shortcut, at="net.time_embedding"), Denoiser(net, process, process.natural, (1, 8, 8))
+        one, student = (
+            method(methods.Shortcut, at="net.time_embedding"),
+            Denoiser(net, process, process.natural, (1, 8, 8)),
+        )
         one.interval = Interval(32, 0.5)
         one.interval.read[2].weight.data.normal_(std=0.3)  # type: ignore[union-attr,operator,index]
     for steps in (1, 4):
