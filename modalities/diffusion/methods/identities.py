@@ -53,7 +53,8 @@ class Sid(Critic):
             real, fooled = teacher.predict_x(z, t, labels), fake.predict_x(z, t, labels)
         apart = real - fooled
         size = (x - real).detach().flatten(1).abs().mean(dim=1).clamp(min=1e-5)
-        return (apart * ((real - x) - self.params.alpha * apart)).flatten(1).mean(dim=1) / size
+        values: Tensor = (apart * ((real - x) - self.params.alpha * apart)).flatten(1).mean(dim=1) / size
+        return values
 
 
 class MomentParams(CriticParams):

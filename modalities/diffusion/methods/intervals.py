@@ -51,8 +51,9 @@ class Interval(nn.Module):
     def __init__(self, width: int, own: float) -> None:
         super().__init__()
         self.own = own
-        self.read = nn.Sequential(nn.Linear(WAVES + 1, WIDTH), nn.SiLU(), nn.Linear(WIDTH, width, bias=False))
-        nn.init.zeros_(self.read[2].weight)
+        last = nn.Linear(WIDTH, width, bias=False)
+        nn.init.zeros_(last.weight)
+        self.read = nn.Sequential(nn.Linear(WAVES + 1, WIDTH), nn.SiLU(), last)
 
     def forward(self, length: Tensor) -> Tensor:
         """``(b, width)`` of lengths ``(b,)``."""
@@ -111,7 +112,7 @@ class Intervals(FewStep):
         made.sampling = Sampling("ddim", steps)
         bias = list(made.get_submodule(find_modules(made, self.params.at)[0]).parameters())[-1]
         with torch.no_grad():
-            bias += self.interval(bias.new_full((1,), 1 / steps))[0]
+            bias.add_(self.interval(bias.new_full((1,), 1 / steps))[0])
         return made
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -140,7 +141,8 @@ def lengthened(student: Denoiser, at: str, interval: nn.Module, length: Tensor) 
     """Inside the block the student's steps are of `length` ``(b,)``."""
 
     def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + interval(length.to(output.dtype))
+        lengthened: Tensor = output + interval(length.to(output.dtype))
+        return lengthened
 
     handle = student.get_submodule(find_modules(student, at)[0]).register_forward_hook(add)
     try:
@@ -155,7 +157,8 @@ def lengthened(student: Denoiser, at: str, interval: nn.Module, length: Tensor) 
 def level(process: Process, t: Tensor) -> Tensor:
     """s = sigma / (alpha + sigma) at times ``(b,)``, in float64."""
     sigma = process.sigma(t)
-    return sigma / (process.alpha(t) + sigma)
+    s: Tensor = sigma / (process.alpha(t) + sigma)
+    return s
 
 
 def time_at(process: Process, s: Tensor) -> Tensor:
@@ -174,7 +177,8 @@ def mean_velocity(model: Denoiser, y: Tensor, t: Tensor, labels: Tensor | None) 
     alpha, sigma = model.process.pair(t, y)
     z = (alpha + sigma) * y
     v = model.predict("v_prediction", z, t, labels)
-    return ((sigma - alpha) * z + (alpha + sigma) * v) / (alpha.square() + sigma.square())
+    u: Tensor = ((sigma - alpha) * z + (alpha + sigma) * v) / (alpha.square() + sigma.square())
+    return u
 
 
 __all__ = ["Interval", "IntervalParams", "Intervals", "level", "mean_velocity", "straight", "time_at", "waves"]

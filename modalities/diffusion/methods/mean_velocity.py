@@ -66,7 +66,8 @@ class MeanFlow(Intervals):
             aim = self.aim(student, y, v, t, r, labels, ctx)
             ctx.streams.seed_torch(DROPOUT, ctx.stage.name, ctx.step, ctx.micro)
             errors = (self.said(student, y, t, r, labels) - aim).flatten(1).square().mean(dim=1)
-        return errors / (errors.detach() + self.params.constant) ** self.params.power
+        weighted: Tensor = errors / (errors.detach() + self.params.constant) ** self.params.power
+        return weighted
 
     def times(self, process: Process, u: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """t and r ``(b,)``, real times in float64; r is at most t."""
@@ -102,7 +103,7 @@ class MeanFlow(Intervals):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripts that it differentiates by
-            _, pace = torch.func.jvp(lambda time: level(student.process, time), (t,), (torch.ones_like(t),))
+            pace = torch.func.jvp(lambda time: level(student.process, time), (t,), (torch.ones_like(t),))[1]
             slope: Tensor = torch.func.jvp(u, (y, t), (v, 1 / pace))[1]
         return slope
 
