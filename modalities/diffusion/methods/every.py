@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import consistency, continuous, identities, matching, mean_velocity, progressive, reflow
+from . import consistency, continuous, identities, lcm, matching, mean_velocity, progressive, reflow
 
-__all__ = ["consistency", "continuous", "identities", "matching", "mean_velocity", "progressive", "reflow"]
+__all__ = ["consistency", "continuous", "identities", "lcm", "matching", "mean_velocity", "progressive", "reflow"]
