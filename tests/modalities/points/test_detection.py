@@ -287,7 +287,7 @@ def test_a_run_trains_measures_shows_and_exports(trained: Path) -> None:
     assert set(report["roles"]) == {"teacher", "control", "student"}
     for role in report["roles"].values():
         assert 0 <= role["metrics"]["map"] <= 1 and role["metrics"]["boxes"] > 0
-    exported = report["artifacts"]["export"]["model.onnx"]
+    exported = report["export"]["model.onnx"]
     assert exported["max_error"] < 1e-4 and (trained / "student/model.onnx").is_file()
     page = (trained / "report.html").read_text()
     assert "Boxes from above" in page and "data:image/png;base64" in page
