@@ -27,7 +27,8 @@ def rectangles(boxes: Float[np.ndarray, "n 7"], camera: Camera) -> Float[np.ndar
     uv, depth = uv.reshape(len(boxes), 8, 2), depth.reshape(len(boxes), 8)
     uv = np.clip(uv, 0, (camera.width - 1, camera.height - 1))
     found = np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=1)
-    return np.where((depth > 0).all(axis=1)[:, None], found, 0.0)
+    ahead: np.ndarray = np.all(depth > 0, axis=1)
+    return np.where(ahead[:, None], found, 0.0)
 
 
 def lines(

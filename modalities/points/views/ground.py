@@ -47,7 +47,7 @@ class Ground:
         """The cell of each place, -1 outside (NaN included)."""
         with np.errstate(invalid="ignore"):
             steps = np.floor((xy[:, :2].astype(np.float64) - self.corner) / self.cell)
-            inside = (steps >= 0).all(axis=1) & (steps < self.shape).all(axis=1)
+            inside: np.ndarray = np.all((steps >= 0) & (steps < self.shape), axis=1)
         i, j = np.where(inside[:, None], steps, 0).astype(np.int64).T
         found: np.ndarray = np.where(inside, i * self.shape[1] + j, -1)
         return found
