@@ -1,4 +1,4 @@
-"""Models by name: U-Nets over range images and photographs, a transformer over points, a detector over pillars.
+"""Models by name: U-Nets over range images, photographs and voxels, a transformer over points, a detector over pillars.
 
 Every model is built as ``cls(config, channels=, classes=)`` and has
 
@@ -20,11 +20,22 @@ from .pillars import CenterPointPillar
 from .point_transformer import PointTransformer
 from .scene import SceneModel, View
 from .unet import ImageUNet, RangeUNet
+from .voxel_unet import VoxelUNet
 
 MODELS: Registry[type[SceneModel]] = Registry("points model")
 MODELS.add("range_unet", RangeUNet)
 MODELS.add("image_unet", ImageUNet)
 MODELS.add("point_transformer", PointTransformer)
+MODELS.add("voxel_unet", VoxelUNet)
 MODELS.add("centerpoint_pillar", CenterPointPillar)
 
-__all__ = ["MODELS", "CenterPointPillar", "ImageUNet", "PointTransformer", "RangeUNet", "SceneModel", "View"]
+__all__ = [
+    "MODELS",
+    "CenterPointPillar",
+    "ImageUNet",
+    "PointTransformer",
+    "RangeUNet",
+    "SceneModel",
+    "View",
+    "VoxelUNet",
+]
