@@ -65,17 +65,21 @@ class DetectionTally:
 
     def places(self, number: int) -> list[nuscenes_ap.Places]:
         """Of one class, by frame."""
-        found = []
-        for boxes, detections, _ in self.frames:
-            mine = [box for box in boxes if self.detection.number(box) == number and self.detection.wanted(box)]
-            chosen = detections[detections.numbers == number]
-            found.append(nuscenes_ap.Places(as_rows(mine)[:, :2], chosen.boxes[:, :2], chosen.scores))
-        return found
+        return [self._place(frame, number) for frame in self.frames]
+
+    def _place(self, frame: tuple[tuple[Box, ...], Found, Camera | None], number: int) -> nuscenes_ap.Places:
+        boxes, detections, _ = frame
+        mine = [box for box in boxes if self.detection.number(box) == number and self.detection.wanted(box)]
+        chosen = detections[detections.numbers == number]
+        return nuscenes_ap.Places(as_rows(mine)[:, :2], chosen.boxes[:, :2], chosen.scores)
 
     def errors(self, at: int) -> float:
-        """1 - AP at 2 m of one frame, over the classes that it holds; NaN where it holds none."""
-        values = [nuscenes_ap.average_precision([self.places(i)[at]], 2.0) for i in range(len(self.detection.names))]
-        known = [value for value in values if np.isfinite(value)]
+        """1 - ``map`` of one frame alone, over the classes that it holds; NaN where it holds none."""
+        scenes = [[self._place(self.frames[at], i)] for i in range(len(self.detection.names))]
+        known = [
+            nuscenes_ap.average_precision(scene, d) for scene in scenes if len(scene[0].truth)
+            for d in nuscenes_ap.DISTANCES
+        ]  # fmt: skip
         return 1.0 - float(np.mean(known)) if known else float("nan")
 
     def _overlapping(self, loose: bool) -> dict[str, float]:

@@ -160,7 +160,7 @@ class DetectionAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """On all things to find, whatever of them a role's own view shows: so that roles compare.
 
-        A frame's score is 1 - AP at 2 m over the classes that it holds; their mean is not the mAP of all frames.
+        A frame's score is 1 - its own mAP over the classes that it holds; their mean is not the mAP of all frames.
         """
         source = self.data(split)
         tally, keys = DetectionTally(self.config.detection), list[str]()
