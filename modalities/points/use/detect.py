@@ -16,7 +16,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.files import read_points
 from ..data.frame import Camera, Frame, Scan
-from ..data.kitti_labels import lines, write_lines
+from ..data.kitti_labels import lines, rectangles, write_lines
 from ..data.readers.base import read_rgb
 from ..data.readers.kitti import read_object_calibration
 from ..evaluate.whole_scan import VEHICLE
@@ -118,8 +118,8 @@ def process(
 ) -> dict[str, Any]:  # fmt: skip
     """Detect in one file and write ``NAME.txt`` (KITTI's lines) or ``NAME.json``, and ``NAME.png``, from above.
 
-    Where the scan lies in a folder ``velodyne`` with ``calib`` beside it, the lines are in its camera's frame, as the
-    benchmark wants them; else in the LiDAR's own place, with axes as a camera's.
+    Where the scan lies in a folder ``velodyne`` with ``calib`` beside it, the lines are in its camera's frame, of what
+    its photograph shows, as the benchmark wants them; else in the LiDAR's own place, with axes as a camera's.
 
     Returns:
         What ``--json`` prints: ``path``, ``points``, ``boxes`` (name, score, centre, size, yaw in the LiDAR's frame),
@@ -147,8 +147,13 @@ def process(
         rectified, camera = calibrated(path)
         if rectified is None:
             notes.append("no calib beside its folder velodyne: the lines are of the LiDAR's place, not of a camera's")
-        names = [NAMES.get(detector.classes[i], detector.classes[i]) for i in some.numbers.tolist()]
-        text = lines(some.boxes, names, some.scores, rectified=rectified, camera=camera)
+        shown = some if camera is None else some[in_photograph(some, camera)]
+        if len(shown) < len(some):
+            notes.append(
+                f"{len(some) - len(shown)} boxes outside the photograph are not in the text: it is its camera's"
+            )
+        names = [NAMES.get(detector.classes[i], detector.classes[i]) for i in shown.numbers.tolist()]
+        text = lines(shown.boxes, names, shown.scores, rectified=rectified, camera=camera)
         written["txt"] = str(write_lines(name.with_name(f"{name.name}.txt"), text))
     drawn = from_above(seen.xyz, some.boxes[:0], some, detector.detection.range)
     png = write_picture(name.with_name(f"{name.name}.png"), drawn)
@@ -165,6 +170,13 @@ def calibrated(scan: Path) -> tuple[np.ndarray | None, Camera | None]:
     photograph = path.parents[1] / "image_2" / f"{path.stem}.png"
     height, width = read_rgb(photograph).shape[:2] if photograph.is_file() else PHOTOGRAPH
     return calibration.lidar_to_rectified, Camera(calibration.intrinsics, calibration.lidar_to_camera, height, width)
+
+
+def in_photograph(some: Found, camera: Camera) -> np.ndarray:
+    """Which boxes a photograph shows a part of."""
+    left, top, right, bottom = rectangles(some.boxes, camera).T
+    found: np.ndarray = (right > left) & (bottom > top)
+    return found
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -300,10 +300,12 @@ def test_a_saved_student_detects_files_and_folders(trained: Path, kitti: Path, t
     said = json.loads(capsys.readouterr().out)
     assert said["boxes"] and {"name", "score", "centre", "size", "yaw"} == said["boxes"][0].keys()
     text = (out / "000000.txt").read_text().splitlines()
-    assert len(text) == len(said["boxes"]) and all(len(line.split()) == 16 for line in text)
+    assert 0 < len(text) < len(said["boxes"]) and all(len(line.split()) == 16 for line in text)
+    assert f"{len(said['boxes']) - len(text)} boxes outside the photograph" in " ".join(said["notes"])
     calibration = read_object_calibration(kitti / "training/calib/000000.txt")
-    again = read_boxes(out / "000000.txt", calibration.lidar_to_rectified)
-    np.testing.assert_allclose(as_rows(again)[:, :3], [box["centre"] for box in said["boxes"]], atol=0.02)
+    again = as_rows(read_boxes(out / "000000.txt", calibration.lidar_to_rectified))[:, :3]
+    centres = np.array([box["centre"] for box in said["boxes"]])
+    assert np.linalg.norm(again[:, None] - centres, axis=2).min(axis=1).max() < 0.04
     assert (out / "000000.png").is_file()
     assert call([*base, "--format", "json", "--score", "0.99"]) == 0
     assert json.loads((out / "000000.json").read_text())["boxes"] == []
