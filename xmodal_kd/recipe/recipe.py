@@ -175,6 +175,8 @@ class Term(Strict):
     """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
     resample: Literal["auto", "average", "linear", "nearest", "knn", "none"] = "auto"
     """How the teacher's rows are brought to the student's; auto: features whose rows differ, as fits them."""
+    labels: str = "labels"
+    """Signal of the student that holds the labels, of losses that read them."""
     regions: str = "labels"
     """Signal of the student that numbers the region of each row: classes, instances, superpoints."""
     weights: str | None = None
