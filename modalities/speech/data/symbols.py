@@ -92,7 +92,7 @@ def match(ours: Sequence[str], theirs: Vocabulary, who: str, *, partial: bool = 
     for index in range(len(theirs.names)):
         if (name := theirs.known_as(index)) is not None:
             places.setdefault(name, []).append(index)
-    found = [places.get(symbol, []) for symbol in ours]
+    found = [places.get(symbol, places.get(plain(symbol), [])) for symbol in ours]
     unknown = [symbol for symbol, at in zip(ours, found, strict=True) if not at]
     if len(ours) - len(unknown) < 2:
         raise UserError(
