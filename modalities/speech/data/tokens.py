@@ -197,7 +197,7 @@ class Tokens:
         return len(ids) + repeats
 
     def to_json(self) -> str:
-        how = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}
+        how: dict[str, str] = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}
         how |= {} if self.model is None else {"model": b64encode(self.model).decode()}
         return json.dumps({"kind": self.kind, "symbols": self.symbols, **how}, ensure_ascii=False, indent=1)
 
