@@ -321,7 +321,7 @@ class SpeechAdapter(Adapter):
             keys += batch["keys"]
             speakers += batch["speakers"]
         evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
-        metrics = evaluation.metrics | {"rtf": seconds / sum(item.seconds for item in source.items)}
+        metrics = evaluation.metrics | {"rtf": seconds / float(source.seconds.sum())}
         if beam is not None:
             by_beam = score(references, beamed, keys, speakers, self.config.metric).metrics
             metrics |= {f"{name}_beam": by_beam[name] for name in ("wer", "cer")}

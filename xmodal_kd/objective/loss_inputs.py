@@ -232,7 +232,8 @@ def _masks(mine: list[Signal], theirs: list[Signal], by_row: list[Signal]) -> li
         common = _valid([signal.layout for signal in [*mine, *theirs]] + always)
         return [common] * max(len(mine), len(theirs))
     others = theirs or mine
-    return [_valid([a.layout, b.layout, *always]) for a, b in zip(mine, others, strict=True)]
+    beside = [[x for x in always if x.same_rows(a.layout)] for a in mine]  # of lists not all stand beside the labels
+    return [_valid([a.layout, b.layout, *of]) for a, b, of in zip(mine, others, beside, strict=True)]
 
 
 def _valid(layouts: Sequence[Layout]) -> Tensor | None:
