@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from ..objective.parts import LossOut, Part, safe
 from ..runtime.distributed import Ranks
+from ..runtime.shards import is_shard, local
+from ..runtime.shards import norm as norm_of
 from .optim import parameters
 
 
@@ -57,9 +59,19 @@ class Turn:
         for i, (unit, terms) in enumerate(units.items()):
             loss = self.scale(torch.stack(terms).sum())
             more = i + 1 < len(units)
-            grads = torch.autograd.grad(loss, self.parameters, retain_graph=more, allow_unused=True)
+            grads = self._gradients(loss, more)
             before_grads = self.kept.get(unit, [None] * len(grads))
             self.kept[unit] = [_plus(a, b) for a, b in zip(before_grads, grads, strict=True)]
+
+    def _gradients(self, loss: Tensor, more: bool) -> Sequence[Tensor | None]:
+        """Of all parameters; what is spread over ranks has its sum over them already."""
+        if not any(map(is_shard, self.parameters)):
+            return torch.autograd.grad(loss, self.parameters, retain_graph=more, allow_unused=True)
+        loss.backward(retain_graph=more)  # its hooks cut and sum
+        grads = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return grads
 
     def finish(self) -> dict[str, Tensor]:
         """The parts' global means, for the log."""
@@ -85,7 +97,9 @@ class Turn:
             parameter.grad = None
             for unit, grads in self.kept.items():
                 if (grad := grads[i]) is not None:
-                    parameter.grad = _plus(parameter.grad, (grad / safe(counts[unit])).to(grad.dtype))
+                    count = safe(counts[unit])
+                    share = grad / (float(count) if is_shard(grad) else count)
+                    parameter.grad = _plus(parameter.grad, share.to(grad.dtype))
 
 
 def _share(part: Part, count: Tensor | float) -> Tensor:
@@ -118,10 +132,14 @@ def stepped(optimizer: Optimizer, scaler: GradScaler | None, clip: float | None,
     norm: float | None = None
     if clip is not None or watched:
         learning = parameters(optimizer)
-        total = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+        total = norm_of([p.grad for p in learning if p.grad is not None])
         norm = float(total)
         if clip is not None and norm > clip:
-            nn.utils.clip_grads_with_norm_(learning, clip, total)
+            whole = [p for p in learning if not is_shard(p)]
+            nn.utils.clip_grads_with_norm_(whole, clip, total)
+            for parameter in learning if len(whole) < len(learning) else ():
+                if parameter.grad is not None and is_shard(parameter):
+                    local(parameter.grad).mul_(clip / (total + 1e-6))
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
