@@ -6,11 +6,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+from killed_runs import kill_with
+
 from xmodal_kd.modalities.speech.data import indexed
 from xmodal_kd.modalities.speech.data.corpora import SpeechData, build_tokens
 from xmodal_kd.modalities.speech.data.source import SpeechSource
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.loader import steps
+
+
+def at(cache: Path, killed_with: Path | None = None) -> None:
+    """Before a run: where its indexes are, and the checkpoint with which it is killed."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    if killed_with is not None:
+        kill_with(killed_with)
 
 
 def told(pipe: Any, folder: Path, cache: Path, start: int, large: int) -> None:

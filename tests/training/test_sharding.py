@@ -25,12 +25,11 @@ FSDP = {"sharding": "fsdp"}
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By the micro-batches of a step: one process, nothing spread."""
-    folders = {key: tmp_path_factory.mktemp(f"alone{key}") for key in ("1", "2")}
-    for key, folder in folders.items():
-        fsdp_worker.main(folder, {"accumulate": int(key)})
-    return folders
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, nothing spread."""
+    folder = tmp_path_factory.mktemp("alone")
+    fsdp_worker.main(folder, {})
+    return folder
 
 
 def same(folder: Path, expected: Path, world: int = 2) -> None:
@@ -46,21 +45,19 @@ def same(folder: Path, expected: Path, world: int = 2) -> None:
 
 
 @pytest.mark.parametrize("keys", [
-    {}, {"accumulate": 2}, {"frozen": "sharded"}, {"frozen": "cpu", "recompute": True},
+    {}, {"frozen": "sharded"}, {"frozen": "cpu", "recompute": True},
 ])  # fmt: skip
 def test_two_processes_that_share_a_model_train_what_one_does(
-    tmp_path: Path, alone: dict[str, Path], keys: dict[str, Any]
+    tmp_path: Path, alone: Path, keys: dict[str, Any]
 ) -> None:
     """Weights, gradients (clipped in every step), Adam's state and an average spread; a projector whole; dev."""
     with ranks(fsdp_worker.main, tmp_path, {**FSDP, **keys}):
         pass
-    same(tmp_path, alone[str(keys.get("accumulate", 1))])
+    same(tmp_path, alone)
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_a_stopped_training_goes_on_in_another_number_of_processes(
-    tmp_path: Path, alone: dict[str, Path], first: int
-) -> None:
+def test_a_stopped_training_goes_on_in_another_number_of_processes(tmp_path: Path, alone: Path, first: int) -> None:
     """Its checkpoints are those of a training that is not spread."""
     for world, (stop, resume) in ((first, (4, False)), (3 - first, (None, True))):
         if world == 1:
@@ -70,12 +67,12 @@ def test_a_stopped_training_goes_on_in_another_number_of_processes(
                 pass
         steps = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
         assert steps[-1] == ("step-00000004" if stop else "step-00000006")
-    same(tmp_path, alone["1"], world=3 - first)
+    same(tmp_path, alone, world=3 - first)
 
 
-def test_one_process_recomputes_and_fetches_what_it_needs(tmp_path: Path, alone: dict[str, Path]) -> None:
+def test_one_process_recomputes_and_fetches_what_it_needs(tmp_path: Path, alone: Path) -> None:
     fsdp_worker.main(tmp_path, {"frozen": "cpu", "recompute": True, **FSDP})
-    one, other = (load_file(folder / "rank0.safetensors") for folder in (alone["1"], tmp_path))
+    one, other = (load_file(folder / "rank0.safetensors") for folder in (alone, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one), "to the bit"
 
 
@@ -107,6 +104,7 @@ def test_what_a_model_cannot_is_told_by_name(model: nn.Module, message: str) -> 
 @pytest.mark.parametrize(("keys", "message"), [
     ({**FSDP, "compile": "default"}, "train.sharding: fsdp does not go with train.compile: default"),
     ({**FSDP, "precision": "fp16"}, "train.sharding: fsdp does not go with train.precision: fp16"),
+    ({**FSDP, "accumulate": 2}, "train.sharding: fsdp does not go with train.accumulate"),
     ({"frozen": "sharded"}, "train.frozen: sharded needs train.sharding: fsdp"),
     ({"recompute": True, "compile": "default"}, "train.recompute does not go with train.compile"),
 ])  # fmt: skip

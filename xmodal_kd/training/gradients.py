@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -59,19 +59,9 @@ class Turn:
         for i, (unit, terms) in enumerate(units.items()):
             loss = self.scale(torch.stack(terms).sum())
             more = i + 1 < len(units)
-            grads = self._gradients(loss, more)
+            grads = torch.autograd.grad(loss, self.parameters, retain_graph=more, allow_unused=True)
             before_grads = self.kept.get(unit, [None] * len(grads))
             self.kept[unit] = [_plus(a, b) for a, b in zip(before_grads, grads, strict=True)]
-
-    def _gradients(self, loss: Tensor, more: bool) -> Sequence[Tensor | None]:
-        """Of all parameters; what is spread over ranks has its sum over them already."""
-        if not any(map(is_shard, self.parameters)):
-            return torch.autograd.grad(loss, self.parameters, retain_graph=more, allow_unused=True)
-        loss.backward(retain_graph=more)  # its hooks cut and sum
-        grads = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
-        return grads
 
     def finish(self) -> dict[str, Tensor]:
         """The parts' global means, for the log."""
@@ -97,9 +87,7 @@ class Turn:
             parameter.grad = None
             for unit, grads in self.kept.items():
                 if (grad := grads[i]) is not None:
-                    count = safe(counts[unit])
-                    share = grad / (float(count) if is_shard(grad) else count)
-                    parameter.grad = _plus(parameter.grad, share.to(grad.dtype))
+                    parameter.grad = _plus(parameter.grad, (grad / safe(counts[unit])).to(grad.dtype))
 
 
 def _share(part: Part, count: Tensor | float) -> Tensor:

@@ -24,7 +24,7 @@ from ..runtime.errors import UserError
 from ..runtime.shards import gathered, is_shard
 
 #: Errors of torch that say that weights were used past the module that holds them.
-MIXED = ("mixed torch.Tensor and DTensor", "FSDP")
+MIXED = ("mixed torch.Tensor and DTensor", "FSDP", "data is not allocated yet")
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -43,6 +43,7 @@ def fits(train: Train, method: Any, ranks: Ranks) -> None:
     other = next((what for what, there in (
         ("train.compile: default", train.compile != "none"),
         ("train.precision: fp16, whose gradients are looked at by each rank alone", train.precision == "fp16"),
+        ("train.accumulate, whose gradients are kept apart until all counts are known", train.accumulate > 1),
         ("balance gradnorm", any(getattr(m, "reads_gradients", False) for m in method.modules().values())),
     ) if there), None)  # fmt: skip
     if train.sharding == "fsdp" and other is not None:
@@ -134,17 +135,36 @@ class Sharding:
             self._put_back.append(partial(module.__dict__.pop, "forward", None))
 
     def _keep_away(self, role: str) -> None:
-        from accelerate import cpu_offload
-        from accelerate.hooks import remove_hook_from_submodules
-
         model = self.roles[role].to("cpu")
-        cpu_offload(model, execution_device=self.device)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(self.device)
+        units = list(blocks(model).values())
+        inside = {id(parameter) for unit in units for parameter in unit.parameters()}
+        parts = [(unit, list(unit.parameters())) for unit in units]
+        parts.append((model, [parameter for parameter in model.parameters() if id(parameter) not in inside]))
+        hooks = []
+        for unit, parameters in parts:
+            kept = [parameter.data for parameter in parameters]
+            hooks.append(unit.register_forward_pre_hook(partial(_fetch, parameters, self.device)))
+            hooks.append(unit.register_forward_hook(partial(_drop, parameters, kept), always_call=True))
 
         def back() -> None:
-            remove_hook_from_submodules(model)
+            for hook in hooks:
+                hook.remove()
             model.to(self.device)
 
         self._put_back.append(back)
+
+
+def _fetch(parameters: list[nn.Parameter], device: torch.device, *given: Any) -> None:
+    for parameter in parameters:
+        parameter.data = parameter.data.to(device, non_blocking=True)
+
+
+def _drop(parameters: list[nn.Parameter], kept: list[Tensor], *given: Any) -> None:
+    """A frozen weight is what it was: nothing is copied back."""
+    for parameter, held in zip(parameters, kept, strict=True):
+        parameter.data = held
 
 
 def _recomputed(module: nn.Module, *args: Any, **named: Any) -> Any:
@@ -203,8 +223,8 @@ def told_by_name(roles: Mapping[str, nn.Module]) -> Iterator[None]:
             raise
         spread = [f"{role} ({type(model).__name__})" for role, model in roles.items() if any_shard(model)]
         raise UserError(
-            f"train.sharding: fsdp: {' or '.join(spread)} uses a weight past the module that holds it, or is copied: "
-            f"say train.sharding=none ({' '.join(str(error).split())[:100]})"
+            f"train.sharding: fsdp: {' or '.join(spread)} uses a weight past the module that holds it, is copied, or "
+            f"no term looks at its answer: say train.sharding=none ({' '.join(str(error).split())[:100]})"
         ) from error
 
 
