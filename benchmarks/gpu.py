@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,7 @@ class Setting:
         torch.set_num_threads(1 if cpu else min(8, os.cpu_count() or 1))
 
     def trained(
-        self, steps: int, *, terms: tuple[str, ...] = ("ctc", "kd"), stop: int | None = None,
+        self, steps: int, *, model: str = "conformer", terms: tuple[str, ...] = ("ctc", "kd"), stop: int | None = None,
         folder: Path | None = None, resume: bool = False, **keys: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Losses of each step, seconds of a step, peak memory and the digest of the weights of a small training."""
@@ -86,7 +87,7 @@ class Setting:
         roles = {}
         for role in ("student", "teacher"):
             with streams.forked("init", role):
-                roles[role] = adapter.build(role, "conformer", size)
+                roles[role] = adapter.build(role, model, size if model == "conformer" else {"width": size["width"]})
         method = Distil(adapter, Objective(tuple(Term(loss=name) for name in terms), steps=steps), train, streams)
         with tempfile.TemporaryDirectory() as place:
             built = engines.Engine(
@@ -197,14 +198,14 @@ def losses(here: Setting) -> dict[str, Any]:
 
 
 def compiled(here: Setting) -> dict[str, Any]:
-    steps = 4 if here.cpu else 40
-    found = {how: here.trained(steps, compile=how) for how in ("none", "default")}
+    steps, model = (3, "conv") if here.cpu else (40, "conformer")  # of many layers a CPU compiles for minutes
+    found = {how: here.trained(steps, model=model, compile=how) for how in ("none", "default")}
     pairs = zip(found["default"]["losses"], found["none"]["losses"], strict=True)
     off = max(abs(a - b) / abs(b) for a, b in pairs)
     return {"found": found, "off": off, "checks": {"the same losses": off < 1e-3}}
 
 
-def resume(here: Setting) -> dict[str, Any]:
+def resumed(here: Setting) -> dict[str, Any]:
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -260,7 +261,7 @@ def diffusion(here: Setting) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "precision": precision, "attention": attention, "losses": losses, "compile": compiled, "resume": resume,
+    "precision": precision, "attention": attention, "losses": losses, "compile": compiled, "resume": resumed,
     "memory": memory, "diffusion": diffusion,
 }  # fmt: skip
 
@@ -282,7 +283,7 @@ def run_part(name: str, cpu: bool, cifar: Path | None, limit: float) -> dict[str
     words = [sys.executable, __file__, "--part", name, *(["--cpu"] if cpu else [])]
     words += ["--cifar", str(cifar)] if cifar is not None else []
     env = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OMP_NUM_THREADS": "1", **os.environ}
-    start = monotonic()
+    start, before = monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False, env=env)
     except subprocess.TimeoutExpired:
@@ -291,7 +292,9 @@ def run_part(name: str, cpu: bool, cifar: Path | None, limit: float) -> dict[str
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
         return {"failed": last[:300], "wall_seconds": monotonic() - start}
-    return {**json.loads(lines[-1]), "wall_seconds": monotonic() - start}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**json.loads(lines[-1]), "wall_seconds": monotonic() - start, "cpu_seconds": cpu}
 
 
 def main() -> int:
@@ -331,7 +334,10 @@ def main() -> int:
         result["seconds"] = monotonic() - start
         out.write_text(json.dumps(result, indent=1) + "\n")
         told = one.get("failed") or (f"wrong: {', '.join(wrong)}" if wrong else "good")
-        print(f"{name:10} {one.get('wall_seconds', limit):5.0f} s  {told}", flush=True)
+        print(
+            f"{name:10} {one.get('wall_seconds', limit):5.0f} s, {one.get('cpu_seconds', 0):5.1f} of a core  {told}",
+            flush=True,
+        )
     print(f"written to {out}, after {result['seconds']:.0f} s")
     return int(bad > 0)
 

@@ -129,7 +129,7 @@ def test_a_model_without_blocks_is_not_recomputed(tmp_path: Path) -> None:
 
 def test_terms_that_read_a_head_want_the_teacher_whole() -> None:
     train = Train(steps=1, frozen="cpu")
-    with pytest.raises(UserError, match=r"train\.frozen: cpu: simkd reads the teacher's head: say whole"):
+    with pytest.raises(UserError, match=r"train\.frozen: cpu: simkd reads the teacher's 'head': say whole"):
         fits(train, made(train, Term(loss="simkd", on="body.0", head="head")), Ranks())
 
 
