@@ -17,6 +17,7 @@ Batch = dict[str, Any]
 
 #: Widths of both sides' signals, where the random batch's one or two will not do.
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "distilhubert": ((6,), (9, 5, 7)),
     "lelp": ((10,), (2, 7)),
     "minilm": ((6,) * 3, (9,) * 3),
     "minilmv2": ((6,) * 3, (9,) * 3),
@@ -26,6 +27,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "reviewkd": ((6, 4), (9, 5)),
     "tinybert": ((6,) * 7, (12,) * 13),
     "triplet_votes": ((6,), (9, 5, 7)),
+    "uskd": ((6, 5), (6, 5)),
+    "wkd_l": ((5,), (9,)),
 }
 
 
@@ -58,6 +61,11 @@ def regression(batch: Batch, seed: int) -> Batch:
     return batch | {"labels": rows(batch, batch["student"].shape[1], 1000 * seed + 500)}
 
 
+def few_labels(batch: Batch, seed: int) -> Batch:
+    """The batch of five classes, as its head has."""
+    return shaped("wkd_l")(batch, seed) | {"labels": batch["labels"] % 5}
+
+
 def one_label(batch: Batch, seed: int) -> Batch:
     """The batch whose items have a class each."""
     return batch | {"labels": batch["item"] % batch["student"].shape[1]}
@@ -85,6 +93,7 @@ EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for nam
     "bounded_reg": regression,
     "sdd": one_label,
     "uhc": partly,
+    "wkd_l": few_labels,
 }
 #: Hyper-parameters under every setting, where the defaults make tests slow or do not fit the random batch.
 PARAMS: dict[str, dict[str, Any]] = {

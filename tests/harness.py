@@ -41,6 +41,7 @@ SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
     "crd": {"samples": 40, "negatives": 16, "width": 8},
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
+    "seed": {"queue": 24},
     "skd_adv": {"hidden": 4},
 } | PARAMS
 
@@ -171,7 +172,9 @@ def oracle(spec: LossSpec, inputs: Batch, **params: Any) -> Tensor:
         if hasattr(module, "drawn"):
             more["drawn"] = module.drawn().numpy()
         if hasattr(module, "kept"):  # torch's generator stands where it does when `call` has built the module
-            more["keep"] = module.kept(len(inputs["item"]), inputs["items"], inputs["student"].shape[1]).numpy()
+            more["keep"] = module.kept(
+                *(len(listed(inputs["item"])[-1]), inputs["items"], listed(inputs["student"])[-1].shape[1])
+            ).numpy()
     more |= {name: array(inputs[name]) for name in spec.inputs}
     return torch.from_numpy(np.asarray(ORACLES[spec.name](**params, **more)))
 

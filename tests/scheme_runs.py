@@ -45,6 +45,7 @@ EXAMPLES: dict[str, Content] = {
     "born_again": {"scheme": {"params": {"generations": 1}}},
     "tfkd_self": {},
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
+    "kdcl": {"scheme": {"params": {"peers": 2}}},
     "one": {"scheme": {"params": {"on": "body.0", "shared": ["body.0"], "ramp": 0.5}}},
     "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
     "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},

@@ -34,6 +34,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
+from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
@@ -41,7 +42,8 @@ from .several_losses import triplet_votes, uhc
 from .structure_losses import cc, darkrank, darkrank_soft, ickd, ifvd, intra_kd, lsp, rcka, skd_pair
 from .target_losses import bounded_reg, ctkd, lelp, mlkd
 from .tiles import sdd, sdd_teacher
-from .transformer_losses import distilbert, minilm, minilmv2, mobilebert, pkd, tinybert
+from .transformer_losses import distilbert, distilhubert, minilm, minilmv2, mobilebert, pkd, tinybert
+from .transport_losses import multilevel_ot, uld, wkd_f, wkd_l
 
 ORACLES: Mapping[str, Callable[..., Any]] = {
     "ab": ab,
@@ -64,6 +66,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "delta": delta,
     "dist": dist,
     "distilbert": distilbert,
+    "distilhubert": distilhubert,
     "dkd": dkd,
     "dmkd": dmkd,
     "dn": dn,
@@ -123,6 +126,19 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "uhc": uhc,
     "vid": vid,
     "weighted_ce": weighted_ce,
+    "multilevel_ot": multilevel_ot,
+    "uld": uld,
+    "wkd_f": wkd_f,
+    "wkd_l": wkd_l,
+    "afd": afd,
+    "cirkd": cirkd,
+    "fgd": fgd,
+    "ikl_classes": ikl_classes,
+    "srd": srd,
+    "vitkd": vitkd,
+    "vkd": vkd,
+    "seed": seed,
+    "uskd": uskd,
     "wsld": wsld,
     "wttm": wttm,
 }
@@ -146,6 +162,19 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "sdd_teacher": [{}, {"temperature": 1.0, "complementary": 3.0, "scales": (3,)}],
     "spherical_kd": [{}, {"temperature": 1.0}],
     "ttm": [{}, {"temperature": 1.0}],
+    "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
+    "cirkd": [{}, {"temperature": 1.0}],
+    "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
+    "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
+    "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
+    "srd": [{}, {"eps": 0.1}],
+    "uskd": [{}, {"beta": 1.0, "mu": 1.0, "ranks": "probability"}],
+    "vitkd": [{}, {"mimic": 1.0, "generate": 1.0, "hidden": 0.3, "kernel": 5}],
+    "vkd": [{}, {"normalise": "whiten", "eps": 0.1}],
+    "multilevel_ot": [{}, {"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0, "iterations": 2}],
+    "uld": [{}, {"temperature": 4.0}],
+    "wkd_f": [{}, {"mean": 1.0, "eps": 0.1}],
+    "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
     "adv_feature": [{}, {"game": "bce"}, {"spectral": False}],

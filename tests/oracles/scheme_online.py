@@ -220,3 +220,25 @@ def ema(start: Array, states: Sequence[Array], decay: float | Sequence[float]) -
     for state, d in zip(states, decays, strict=True):
         average = d * average + (1 - d) * state
     return average
+
+
+def kdcl_target(logits: Sequence[Array], labels: Ints, *, how: str = "min_logit") -> Array:
+    """What teaches all peers of KDCL (Guo et al., 2020), logits of each row; by the same hand as the scheme.
+
+    `naive`: those of the peer whose cross-entropy with the label is the least. `min_logit`: every peer's logits less
+    the one at the label, then the least of each class.
+    """
+    rows = []
+    for i, y in enumerate(labels):
+        if how == "naive":
+            losses = [-log_softmax(z[i])[y] for z in logits]
+            rows.append(logits[int(np.argmin(losses))][i])
+        else:
+            moved = [z[i] - z[i, y] for z in logits]
+            rows.append(np.array([min(z[k] for z in moved) for k in range(len(moved[0]))]))
+    return np.stack(rows)
+
+
+def kdcl(target: Array, student: Array, labels: Ints, temperature: float = 1.0) -> Array:
+    """CE(student) + T^2 KL(target || student) of each row."""
+    return ce(student, labels) + tempered_kl(target, student, temperature)

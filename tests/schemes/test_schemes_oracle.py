@@ -118,6 +118,18 @@ def test_dml(tmp_path: Path) -> None:
         case.agree(lambda role=role: value(case.losses()[role], "hint/peer-1", "hint/peer-2", "hint/student"), formula)  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("how", ["min_logit", "naive"])
+def test_kdcl(tmp_path: Path, how: str) -> None:
+    case = Case(tmp_path, "kdcl", how=how)
+    target = oracle.kdcl_target([case.logits(role) for role in case.method.learners], case.labels, how=how)
+    for role in case.method.learners:
+
+        def formula(role: str = role) -> float:
+            return float(oracle.kdcl(target, case.logits(role), case.labels, T).mean())
+
+        case.agree(lambda role=role: value(case.losses()[role]), formula)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("shared", [(), ("body.0",)])
 def test_one(tmp_path: Path, shared: tuple[str, ...]) -> None:
     case = Case(tmp_path, "one", at=1, shared=shared)

@@ -171,7 +171,8 @@ def loss(
     is held fixed in the gradient), ``selective`` (some rows rightly get no gradient: maxima, rows outside a region),
     ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
     ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own), ``masks_unknown`` (looks itself
-    at the classes of which the teacher's score is -inf), ``numbered`` (a parameter speaks of columns by their number).
+    at the classes of which the teacher's score is -inf), ``numbered`` (a parameter speaks of columns by their number),
+    ``labelled_lists`` (compares lists, and labels stand beside the rows of their first signal).
     """
 
     def add(fn: F) -> F:
@@ -200,6 +201,7 @@ def loss(
         many = get_origin(hints["student"]) is list
         ragged = "grid" not in inputs or "None" in str(hints["grid"])
         by_row = {"regions"} if "label_item" in inputs else {"labels", "regions"}  # tokens belong to items, not to rows
+        by_row -= {"labels"} if "labelled_lists" in properties.split() else set()
         if many and (single := set(inputs) & by_row):
             raise TypeError(f"loss {name!r} compares lists of signals: it has no one row for {sorted(single)}")
         words = set(needs.split()) | ({"labels"} if "labels" in inputs else set())

@@ -92,13 +92,13 @@ def cwd(
     Works on features behind a projector, and on logits. Published with a weight of 50 and of 3.
     """
     same_shape(student, teacher)
-    log_t = _log_softmax_over_rows(teacher / temperature, item, items)
-    log_s = _log_softmax_over_rows(student / temperature, item, items)
+    log_t = log_softmax_over_rows(teacher / temperature, item, items)
+    log_s = log_softmax_over_rows(student / temperature, item, items)
     values = item_sum((log_t.exp() * (log_t - log_s)).mean(dim=-1), item, items)
     return temperature**2 * values, torch.bincount(item, minlength=items) > 0
 
 
-def _log_softmax_over_rows(rows: Tensor, item: Tensor, items: int) -> Tensor:
+def log_softmax_over_rows(rows: Tensor, item: Tensor, items: int) -> Tensor:
     """``(n, c)`` log-softmax of each channel over the rows of an item."""
     index = item[:, None].expand_as(rows)
     highest = torch.full((items, rows.shape[1]), -torch.inf, dtype=rows.dtype, device=rows.device)

@@ -98,6 +98,27 @@ def gradients(student: Float[Tensor, "n c"], scores: Sequence[Float[Tensor, "n c
     return torch.stack([p - torch.softmax(full_precision(z) / temperature, dim=-1) for z in scores])
 
 
+# ---------------------------------------------------------------- one target of several students
+
+
+def surest(scores: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+    """The scores of whoever has the least cross-entropy with the label (KDCL-Naive); their mean where it is below 0."""
+    ce = torch.stack([cross_entropy(z, labels) for z in scores])
+    best = scores.gather(0, ce.argmin(dim=0)[None, :, None].expand(1, *scores.shape[1:]))[0]
+    return torch.where((labels >= 0)[:, None], best, scores.mean(dim=0))
+
+
+def least(scores: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+    """Of each class the least score, after every one's score of the label was taken off (KDCL-MinLogit).
+
+    The label's own is 0, so nobody is surer of it than the least sure is of another class. The mean of the scores where
+    the label is below 0.
+    """
+    at = labels.clamp(min=0)[None, :, None].expand(len(scores), -1, 1)
+    lowest = (scores - scores.gather(2, at)).amin(dim=0)
+    return torch.where((labels >= 0)[:, None], lowest, scores.mean(dim=0))
+
+
 # ---------------------------------------------------------------- how sure a teacher is of what is true
 
 

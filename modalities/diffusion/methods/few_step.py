@@ -22,6 +22,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.method import Context, Distil, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
+from ..models.asked import told_guidance
 from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
 from ..models.process import LITTLE_SIGNAL, Process, expand
 
@@ -29,6 +30,8 @@ FEATURES = "features"
 STUDENT = frozenset({"student"})
 #: alpha at which an epsilon teacher's velocity counts as much as the sample's own.
 TRUST = 0.1
+#: The weights by which a network is told the scale of guidance: diffusers', and the bench's.
+TOLD = ("time_embedding.cond_proj.weight", "net.scale.weight")
 #: Of a grid that the recipe does not choose.
 MOST_TIMES = 64
 
@@ -95,7 +98,7 @@ class FewStep:
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         teacher, student = denoisers(roles)
         if stage.name == self.stages()[0].name and same_network(teacher, student, prediction=False):
-            student.load_state_dict(teacher.state_dict())
+            student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
         if stage.name == FEATURES:
             student.sampling = teacher.sampling
             if self.params.features is None:
@@ -247,6 +250,8 @@ def denoisers(roles: Mapping[str, nn.Module]) -> tuple[Denoiser, Denoiser]:
 
 
 def same_network(a: Denoiser, b: Denoiser, *, prediction: bool = True) -> bool:
-    """Whether the weights of one mean the same in the other."""
+    """Whether the weights of `a` mean the same in `b`, which alone may be told the scale of guidance."""
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (a, b)]
+    if told_guidance(a.net) is None:
+        shapes[1] = {name: shape for name, shape in shapes[1].items() if not name.endswith(TOLD)}
     return shapes[0] == shapes[1] and (not prediction or a.prediction == b.prediction)

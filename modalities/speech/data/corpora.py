@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from xmodal_kd.adapter.listed import Skipped
-from xmodal_kd.adapter.source import DataSection
+from xmodal_kd.adapter.source import DataSection, Strict
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from .augment import Augment
@@ -34,6 +34,27 @@ Sources = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}, mode="validation"),
 ]
+
+
+class WordBeamSpec(Strict):
+    """A beam search over words, by which test is also measured: the words of `lexicon`, weighed by `lm`."""
+
+    #: An n-gram language model in ARPA's format.
+    lm: Path | None = None
+    #: A word a line; None: the words of `lm`.
+    lexicon: Path | None = None
+    #: Prefixes that are kept.
+    size: int = Field(default=32, ge=1)
+    #: Of the language model's log-probability in nats, beside the recogniser's. To be chosen on dev.
+    lm_weight: float = Field(default=1.0, ge=0)
+    #: Added for each word. To be chosen on dev.
+    word_score: float = 0.0
+
+    @model_validator(mode="after")
+    def _check_words(self) -> WordBeamSpec:
+        if self.lm is None and self.lexicon is None:
+            raise ValueError("give lm or lexicon: a beam over words needs to know them")
+        return self
 
 
 class SpeechData(DataSection):
@@ -64,6 +85,9 @@ class SpeechData(DataSection):
     metric: Literal["wer", "cer"] = "wer"
     #: A saved teacher's vocabulary: the student's, or one of its own, which the term `uhc` compares by symbols.
     vocabulary: Literal["same", "by_name"] = "same"
+    #: Beside greedy decoding, by which models are chosen: words from a list, weighed by a language model, on test
+    #: (``wer_beam``, ``cer_beam``).
+    beam: WordBeamSpec | None = None
     features: Features = Features()
     compose: Compose | None = None
     augment: Augment = Augment()

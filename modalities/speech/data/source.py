@@ -24,6 +24,7 @@ from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment,
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
 from .listing import Item, listing
+from .recordings import Noises, Rooms
 from .tokens import Tokens
 
 __all__ = ["Item", "Sample", "SpeechData", "SpeechSource", "build_tokens", "utterances"]
@@ -78,6 +79,13 @@ class SpeechSource:
         self.data, self.split, self.tokens, self.streams = data, split, tokens, streams
         self.batch_size, self.stride = batch_size, stride
         self.frontend = Frontend(data.features)
+        augment, learns = data.augment, split == "train"
+        self._noises = (
+            Noises(augment.noise_path, "data.augment.noise_path") if learns and augment.noise_path is not None else None
+        )
+        self._rooms = (
+            Rooms(augment.rooms_path, "data.augment.rooms_path") if learns and augment.rooms_path is not None else None
+        )
         self.skipped = Skipped.of(data.skip)
         self._listed = listing(data, split, streams, self.skipped)
         needed = self._listed.needed(tokens, split, unknown_left=self._unknown_left)
@@ -222,7 +230,7 @@ class SpeechSource:
     def _heard(
         self, index: int, rng: np.random.Generator, noise: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features of the perturbed wave, without and with noise, and one of the two waves.
+        """Features of the perturbed wave, as it is and in its room and noise, and one of the two waves.
 
         Args:
             rng: of speed and gain.
@@ -232,9 +240,14 @@ class SpeechSource:
             clean = self._at_speed(index, draw_speed(augment, rng))
             return clean, clean, None
         plain = noisy = perturb(self._recorded(index), augment, rng)
+        if self._rooms is not None and noise.random() < augment.rooms_share:
+            noisy = self._rooms.echo(noisy, self._rate, noise)
         if augment.noise_snr_db is not None:
             snr_db, colour = noise.uniform(*augment.noise_snr_db), augment.noise_colour
-            noisy = add_noise(plain, snr_db, noise, colour=noise.uniform(*colour))
+            if self._noises is not None:
+                noisy = self._noises.add(noisy, self._rate, snr_db, noise)
+            else:
+                noisy = add_noise(noisy, snr_db, noise, colour=noise.uniform(*colour))
         clean = self._features(plain)
         features = clean if noisy is plain else self._features(noisy)
         if self.wave_rate is None:
