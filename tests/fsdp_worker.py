@@ -93,3 +93,26 @@ def main(
     write_tensors(folder / f"rank{built.ranks.rank}.safetensors", learnt)
     if built.ranks.main:
         (folder / "log.jsonl").write_text(built.log.path.read_text())
+
+
+def speech(folder: Path, teacher: Path, keys: dict[str, Any]) -> None:
+    """Three steps of a conformer that a wav2vec 2.0 of transformers teaches, on the project's digits."""
+    from xmodal_kd.modalities.speech.adapter import SpeechAdapter
+    from xmodal_kd.modalities.speech.data.corpora import SpeechData
+    from xmodal_kd.recipe.recipe import Term
+
+    torch.set_num_threads(1)
+    config = Train(steps=3, batch_size=6, optimizer=Optimizer(lr=1e-3), schedule=Schedule(), eval_every=9, **keys)
+    data = SpeechData(
+        sources=("fsdd",), path=Path(__file__).parents[1] / "assets/digits", tokens="characters",
+        features={"sample_rate": 8000}, train_speakers=("anna",), dev_speakers=("duncan",), test_speakers=("edith",),
+    )  # fmt: skip
+    toy = adapter()  # for its streams
+    heard = SpeechAdapter(data, toy.streams, config.batch_size)
+    with toy.streams.forked("init"):
+        size = {"width": 16, "layers": 2, "heads": 2, "feed_forward": 16, "kernel": 3, "dropout": 0.0}
+        models = {"student": heard.build("student", "conformer", size), "teacher": heard.load("teacher", teacher)}
+    method = Distil(heard, Objective((Term(loss="ctc"), Term(loss="kd")), steps=3), config, toy.streams)
+    built = engine(folder / "run", config, toy=heard, models=models, method=method)  # type: ignore[arg-type]
+    built.fit()
+    write_tensors(folder / f"rank{built.ranks.rank}.safetensors", models["student"].state_dict())

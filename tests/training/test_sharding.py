@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsdp_worker
+import pretrained_small
 import pytest
 import torch
 from launch import ranks
@@ -54,6 +55,17 @@ def test_two_processes_that_share_a_model_train_what_one_does(
     with ranks(fsdp_worker.main, tmp_path, {**FSDP, **keys}):
         pass
     same(tmp_path, alone)
+
+
+@pytest.mark.parametrize("frozen", ["whole", pytest.param("sharded", marks=pytest.mark.full)])
+def test_a_conformer_that_wav2vec_teaches(tmp_path: Path, frozen: str) -> None:
+    teacher = pretrained_small.write(tmp_path / "teacher", "layer", num_hidden_layers=2)
+    with ranks(fsdp_worker.speech, tmp_path, teacher, {**FSDP, "frozen": frozen, "recompute": True}):
+        fsdp_worker.speech(tmp_path / "one", teacher, {})
+    one = load_file(tmp_path / "one" / "rank0.safetensors")
+    for rank in range(2):
+        for key, value in load_file(tmp_path / f"rank{rank}.safetensors").items():
+            torch.testing.assert_close(value, one[key], rtol=1e-5, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize("first", [1, 2])

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..models.weight_swap import weight_swap_of
@@ -199,10 +200,18 @@ def _spread(model: nn.Module, device: torch.device) -> nn.Module:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     # the outermost too gives its weights up after each forward pass: between passes there are parts and nothing else
     units = (*blocks(model).values(), model)
+    for unit in units:
+        unit.register_forward_hook(_own)
     for unit in [cast(Any, fully_shard(unit, mesh=mesh, reshard_after_forward=True)) for unit in units]:
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def _own(module: nn.Module, given: Any, out: Any) -> Any:
+    """Answers that are views of others get memory of their own: what is done to them in place would lose the hook by
+    which a unit's weights come back."""
+    return tree_map(lambda one: one.clone() if isinstance(one, Tensor) and one._is_view() else one, out)
 
 
 @torch.no_grad()

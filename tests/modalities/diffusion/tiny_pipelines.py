@@ -102,7 +102,11 @@ def _saved(pipeline: Any, folder: Path) -> Path:
     return folder
 
 
-KINDS: dict[str, Callable[[Path], Path]] = {"stable": stable, "unconditional": unconditional, "transformer": transformer}
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "stable": stable,
+    "unconditional": unconditional,
+    "transformer": transformer,
+}
 
 
 def images(folder: Path, count: int = 36) -> Path:
