@@ -205,7 +205,8 @@ def load_denoiser(
         raise UserError(without_scheduler(unet))
     if parts is not None and process.kind != parts.family.kind:
         raise UserError(
-            f"{folder}: its scheduler is of {process.kind}, that of such a pipeline must be of {parts.family.kind}: save it so"
+            f"{folder}: its scheduler is of {process.kind}, that of such a pipeline must be of {parts.family.kind}: "
+            "save it so"
         )
     net = read_network(unet, process, PLAIN if parts is None else parts.family.network)
     if own and own.process and process.kind != "vp":
