@@ -138,6 +138,8 @@ def _write_plain(denoiser: Denoiser, net: Any, scheduler: Any, folder: Path) -> 
 def _write_whole(net: Any, scheduler: Any, parts: Parts, folder: Path) -> None:
     """A pipeline of the class that the parts are of, with copies of them."""
     index = read_object(parts.folder / INDEX) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    if "steps_offset" in scheduler.config:  # of leading spacing alone; pipelines warn where it is not this
+        scheduler.register_to_config(steps_offset=1)
     parts.copy_to(folder)
     net.save_pretrained(folder / parts.family.place, safe_serialization=True)
     scheduler.save_pretrained(folder / SCHEDULER)
