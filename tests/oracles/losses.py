@@ -34,7 +34,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
-from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, seed, srd, uskd, vitkd, vkd
+from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, phi_s, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
@@ -138,6 +138,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "vkd": vkd,
     "seed": seed,
     "uskd": uskd,
+    "phi_s": phi_s,
     "wsld": wsld,
     "wttm": wttm,
 }

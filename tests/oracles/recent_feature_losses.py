@@ -299,3 +299,25 @@ def seed(
         p_t = np.exp(log_softmax(np.array([unit(t) @ k for k in others]) / teacher_temperature))
         total -= float(np.sum(p_t * log_s)) / len(teacher)
     return total
+
+
+def phi_s(student: Array, teacher: Array, *, state: Params, rows: int = 100000) -> Array:
+    """Mean over channels of (A s - R (t - m))^2, R = H U' / sqrt(trace of the covariance / D) (Ranzinger et al., 2025).
+
+    H is Hadamard's matrix of order D, the least power of 2 that holds the channels, its first ones, over sqrt(D): the
+    sign at (i, j) is the parity of the bits that i and j share. U are the eigenvectors of the unbiased covariance of
+    this batch, which is the first one, by ascending eigenvalue, their largest entry positive.
+    """
+    assert float(state["count"]) == 0
+    moved = teacher - teacher.mean(0)
+    covariance = moved.T @ moved / max(len(moved) - 1, 1)
+    size, axes = np.linalg.eigh(covariance)
+    order = len(state["turn"])
+    turn = np.zeros((order, teacher.shape[1]))
+    for j in range(teacher.shape[1]):
+        axis = axes[:, j] * (1 if axes[np.argmax(np.abs(axes[:, j])), j] > 0 else -1)
+        for i in range(order):
+            turn[i] += (-1) ** (i & j).bit_count() * axis / math.sqrt(order)
+    variance = max(size.clip(0).sum(), 0.0) / order
+    target = moved @ turn.T / math.sqrt(variance)
+    return np.mean((linear(student, under(state, "adaptor")) - target) ** 2, axis=1)
