@@ -34,7 +34,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
-from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, phi_s, seed, srd, uskd, vitkd, vkd
+from .recent_feature_losses import afd, cirkd, diffkd, fgd, ikl_classes, phi_s, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
@@ -139,6 +139,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "seed": seed,
     "uskd": uskd,
     "phi_s": phi_s,
+    "diffkd": diffkd,
     "wsld": wsld,
     "wttm": wttm,
 }
@@ -164,6 +165,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ttm": [{}, {"temperature": 1.0}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],
+    "diffkd": [{"steps": 2}, {"steps": 1, "latent": 4, "kernel": 1, "norm": "layer", "reconstruction": 2.0}],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
