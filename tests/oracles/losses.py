@@ -165,7 +165,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ttm": [{}, {"temperature": 1.0}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],
-    "diffkd": [{"steps": 2}, {"steps": 1, "latent": 4, "kernel": 1, "norm": "layer", "reconstruction": 2.0}],
+    "diffkd": [{"steps": 2}, {"steps": 1, "latent": 4, "kernel": 1, "reconstruction": 2.0}],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
