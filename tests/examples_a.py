@@ -17,6 +17,7 @@ Batch = dict[str, Any]
 
 #: Widths of both sides' signals, where the random batch's one or two will not do.
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "distilhubert": ((6,), (9, 5, 7)),
     "lelp": ((10,), (2, 7)),
     "minilm": ((6,) * 3, (9,) * 3),
     "minilmv2": ((6,) * 3, (9,) * 3),

@@ -33,6 +33,22 @@ def tiny(kind: str, **changes: Any) -> Any:
     return transformers.Wav2Vec2ForCTC(config)
 
 
+def write_encoder(folder: Path, name: str, **changes: Any) -> Path:
+    """A folder of an encoder without a head, as published ones are: `name` is its class in transformers."""
+    import transformers
+
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    masks = changes.get("feat_extract_norm") == "layer"
+    config = kind.config_class(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, **changes,
+    )  # fmt: skip
+    kind(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masks).save_pretrained(folder)
+    return folder
+
+
 def write(folder: Path, kind: str, **changes: Any) -> Path:
     """A folder as `save_pretrained` of a model and of its processor leaves it."""
     import transformers

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +26,11 @@ from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS
 
+from .data.captions import captions_of
+from .data.condition import Condition, moved, rows
 from .data.config import FEWEST, SPLITS, DiffusionData
 from .data.listed import listed
-from .data.source import DiffusionSource, Images, load_split
+from .data.source import DiffusionSource, Encoded, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.denoising import trust
 from .evaluate.drawn import Drawn, Memory
@@ -36,20 +39,27 @@ from .evaluate.judge import Judge
 from .evaluate.metrics import paired_error
 from .export.bare import bare_unet
 from .export.card import about
+from .export.limits import check_guidance, check_loaded, check_saveable
 from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipeline
-from .export.reload_gate import reload_gates
 from .export.scheduler_lint import lint
+from .export.stages import gated
 from .losses import denoising  # noqa: F401 - registers the loss
-from .methods import consistency, continuous, matching, progressive  # noqa: F401 - they register their methods
+from .methods import consistency, continuous, lcm, matching, progressive  # noqa: F401 - they register their methods
 from .methods.few_step import same_network, tells_x
 from .models.denoiser import Denoiser, Sampling
-from .models.networks import MODELS, build_like, build_unet
+from .models.encoded import encoded, text_of
+from .models.lora import merged
+from .models.networks import MODELS, built
+from .models.parts import Parts, parts_of
 from .models.paths import process_of
 from .models.process import Process
 from .models.said import said
 from .models.solvers import SOLVERS, most_steps
 from .show.overview import overview
 from .show.panels import glimpse, show
+
+#: That a student's card names.
+PROMPTS = 4
 
 
 class DiffusionAdapter(Adapter):
@@ -79,13 +89,16 @@ class DiffusionAdapter(Adapter):
         """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
         self._memory = Memory()
+        self._encoded: dict[str, Encoded] = {}
 
     @classmethod
     def files(cls, data: DiffusionData) -> Iterator[Listed]:
         return listed(data)
 
     def data(self, split: str) -> DiffusionSource:
-        return DiffusionSource(self.config, split, load_split(self.config, split), self.streams, self.batch_size)
+        images = load_split(self.config, split)
+        seen = None if self.parts is None else partial(self.encoded, split)
+        return DiffusionSource(self.config, split, images, self.streams, self.batch_size, seen)
 
     def rehearsing(self, items: int) -> DiffusionAdapter:
         """Judged by as few generated samples as can be; the splits are judged against as they are."""
@@ -99,8 +112,27 @@ class DiffusionAdapter(Adapter):
     # ---------------------------------------------------------------- models
 
     @property
+    def parts(self) -> Parts | None:
+        """What stands beside the teacher's network in its pipeline; None where its samples are the data's own."""
+        if self.teacher is not None:
+            return self.teacher.parts
+        folder = self.teachers["teacher"].path if "teacher" in self.teachers else None
+        return None if folder is None else parts_of(folder)
+
+    def encoded(self, split: str) -> Encoded:
+        """The split as the networks of the teacher's pipeline see it."""
+        if split not in self._encoded:
+            assert self.parts is not None
+            said = captions_of(self.config, split) if self.config.captions else None
+            images, flip = load_split(self.config, split), self.config.flip and split == "train"
+            self._encoded[split] = encoded(self.parts, images, said, self.config.cache.expanduser(), flip=flip)
+        return self._encoded[split]
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(load_split(self.config, "train").x.shape[1:])
+        """Of what networks see."""
+        images = tuple(load_split(self.config, "train").x.shape[1:])
+        return images if self.parts is None else self.parts.latent_shape
 
     @property
     def class_labels(self) -> tuple[str, ...] | None:
@@ -113,23 +145,24 @@ class DiffusionAdapter(Adapter):
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> Denoiser:
         config = MODELS[model].Config.model_validate(params)
+        if model == "like_teacher" and (self.teacher is None or is_teacher(role)):
+            raise UserError(f"{role}.model: like_teacher is a student's, and needs a teacher in the recipe")
+        if is_teacher(role) and self.config.captions:
+            raise UserError("data.captions: a teacher that the recipe trains takes no text: give teacher.path")
         names = self.class_labels
-        classes = len(names) if names is not None else None
-        if model == "like_teacher":
-            if self.teacher is None or is_teacher(role):
-                raise UserError(f"{role}.model: like_teacher is a student's, and needs a teacher in the recipe")
-            net = build_like(self.teacher.net, classes)
-        else:
-            net = build_unet(config, self.shape, classes)
-        sampling = Sampling(**self.config.sampling.model_dump())
-        prediction = config.prediction or self._prediction(role)
+        null = None if self.teacher is None else self.teacher.null_class
         made = Denoiser(
-            net, self._process(), prediction, self.shape, classes=classes, class_names=names, sampling=sampling
-        )
+            built(model, config, self.shape, names, self.teacher), self._process(),
+            config.prediction or self._prediction(role), self.shape, classes=None if names is None else len(names),
+            class_names=names, sampling=self._sampling(), null=null, parts=self.parts,
+        )  # fmt: skip
         if role == "student" and self.teacher is not None:
             same = same_network(self.teacher, made, prediction=False)
-            self.changes_prediction = same and self.teacher.prediction != prediction
+            self.changes_prediction = same and self.teacher.prediction != made.prediction
         return self._known(role, made)
+
+    def _sampling(self) -> Sampling:
+        return Sampling(self.config.sampling.solver, self.config.sampling.steps)
 
     def _prediction(self, role: str) -> str:
         """A student predicts what its teacher does, but v for epsilon where its method cannot tell x from that."""
@@ -147,30 +180,15 @@ class DiffusionAdapter(Adapter):
         return Process.cosine(wanted.steps) if wanted.schedule == "cosine" else Process.linear(wanted.steps)
 
     def load(self, role: str, folder: Path) -> Denoiser:
-        sampling = Sampling(**self.config.sampling.model_dump()) if is_teacher(role) else None
         if is_teacher(role):
             refuse_few_step(folder)
         own = self.config.process if "process" in self.config.model_fields_set else None
         schedule = (self._process(), own.prediction or self._process().natural) if own is not None else None
-        model = load_denoiser(folder, sampling=sampling, schedule=schedule)
-        if model.shape != self.shape:
-            raise UserError(
-                f"{folder}: its {role} makes samples of {model.shape}, the data's are {self.shape}: resize or "
-                "convert them"
-            )
-        names = self.class_labels
-        if model.classes != (None if names is None else len(names)):
-            there = "no" if model.classes is None else model.classes
-            raise UserError(
-                f"{folder}: its {role} is conditioned on {there} classes, the data have "
-                f"{'no labels in use' if names is None else len(names)} (data.conditional)"
-            )
-        if model.class_names is not None and names is not None and model.class_names != names:
-            raise UserError(
-                f"{folder}: its {role} orders the classes {model.class_names}, the data {names}: rename "
-                "the data's classes"
-            )
-        self.loaded = model if is_teacher(role) else self.loaded
+        model = load_denoiser(folder, sampling=self._sampling() if is_teacher(role) else None, schedule=schedule)
+        check_loaded(model, role, folder, self.config, self.class_labels)
+        if is_teacher(role):
+            check_guidance(model, self.config.sampling.guidance)
+            model.guidance, self.loaded = self.config.sampling.guidance, model
         return self._known(role, model)
 
     def traps(self, batch: Batch) -> Iterator[tuple[Literal["pass", "warn", "fail"], str, str]]:
@@ -183,29 +201,7 @@ class DiffusionAdapter(Adapter):
 
     def _known(self, role: str, model: Denoiser) -> Denoiser:
         """What would only be refused after the training is refused now."""
-        model.sampling.times(model.process)  # more steps than there are timesteps
-        kind = model.process.kind
-        if kind != "vp" and model.process.T % model.sampling.steps:
-            raise UserError(
-                f"data.sampling.steps: {model.sampling.steps} does not divide the {model.process.T} timesteps of {kind}"
-                ": take a power of 2"
-            )
-        if model.classes is not None and kind == "flow":
-            raise UserError(
-                "data.conditional: no diffusers pipeline takes classes for flow matching: set data.conditional to false"
-            )
-        if kind == "edm" and len(set(self.shape[1:])) > 1:
-            raise UserError(
-                f"no diffusers pipeline samples EDM's process for images that are not square {self.shape}: crop them"
-            )
-        if model.classes is not None and len(set(self.shape[1:])) > 1:
-            raise UserError(
-                f"data.conditional: no diffusers pipeline takes classes for images that are not square {self.shape}: "
-                "crop them to squares, or set data.conditional to false"
-            )
-        for split in SPLITS:  # fewer than can be measured
-            if (count := len(load_split(self.config, split))) < FEWEST:
-                raise UserError(f"data: {count} {split} samples are too few to measure with: give at least {FEWEST}")
+        check_saveable(model, self.config)
         if is_teacher(role):
             self.teacher = model
         return model
@@ -224,7 +220,7 @@ class DiffusionAdapter(Adapter):
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         """A sample at the role's own budget, from the batch's noise."""
-        return cast(Denoiser, model).sample(batch["noise"], batch.get("labels"))
+        return self.finished(cast(Denoiser, model).sample(batch["noise"], batch.get("labels")))
 
     # ---------------------------------------------------------------- evaluation
 
@@ -262,7 +258,7 @@ class DiffusionAdapter(Adapter):
             found.append(one | ({"paired_error": paired_error(drawn.samples, against[draw])} if against else {}))
         metrics: dict[str, Any] = {key: sum(m[key] for m in found) / draws for key in found[0]}
         how = model.sampling
-        metrics |= {"nfe": how.nfe, "solver": how.solver, "steps": how.steps}
+        metrics |= {"nfe": model.nfe, "solver": how.solver, "steps": how.steps}
         metrics["seconds_per_image"] = seconds / draws / self.config.samples
         _, low, high = t_interval([m[self.metric[0]] for m in found])
         if low is not None:
@@ -276,9 +272,26 @@ class DiffusionAdapter(Adapter):
         return torch.randn(self.config.samples, *self.shape, generator=generator)
 
     def labels(self, device: torch.device | str = "cpu") -> Tensor | None:
-        """As many of every class as of every other."""
-        names = self.class_labels
-        return None if names is None else torch.arange(self.config.samples, device=device) % len(names)
+        """Class of each sample: as many of every one, or those of the images whose captions are the prompts."""
+        names, count = self.class_labels, torch.arange(self.config.samples, device=device)
+        if names is not None:
+            return count % len(names)
+        known = load_split(self.config, "dev").labels if self.config.captions else None
+        return None if known is None else torch.from_numpy(known).to(device)[count % len(known)]
+
+    def conditions(self, part: slice, device: torch.device | str) -> Condition | None:
+        """What samples `part` are told: their classes, or the captions of the dev images in turn."""
+        if not self.config.captions:
+            labels = self.labels(device)
+            return None if labels is None else rows(labels, part)
+        found = self.encoded("dev")
+        assert found.index is not None
+        return moved(text_of(found, np.arange(part.start, part.stop) % len(found.index)), device)
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Images of what a network made, or the samples themselves; all but latents clamped."""
+        x = x if self.parts is None else self.parts.decode(x)
+        return x if self.config.latents else x.clamp(-1, 1)
 
     def sample(self, model: Denoiser, draw: int = 0, count: int | None = None) -> Tensor:
         """The first `count` samples of a draw, on the model's device; all but latents clamped."""
@@ -291,14 +304,13 @@ class DiffusionAdapter(Adapter):
 
     def _sample(self, model: Denoiser, draw: int, count: int | None = None) -> tuple[Tensor, float]:
         device = next(model.parameters()).device
-        noise, labels = self.noise(draw)[:count], self.labels()
+        noise = self.noise(draw)[:count]
         made: list[Tensor] = []
         start = perf_counter()
         for part in _slices(len(noise), self.config.batch):
             generator = self.streams.torch("evaluation steps", draw, part.start)
-            given = None if labels is None else labels[part].to(device)
-            x = model.sample(noise[part].to(device), given, generator=generator)
-            made.append(x if self.config.latents else x.clamp(-1, 1))
+            given = self.conditions(part, device)
+            made.append(self.finished(model.sample(noise[part].to(device), given, generator=generator)))
         samples = torch.cat(made)
         samples.sum().item()  # the clock stops when the device is done
         return samples, perf_counter() - start
@@ -308,7 +320,7 @@ class DiffusionAdapter(Adapter):
         control = copy.copy(cast(Denoiser, teacher))
         best: tuple[float, Sampling] | None = None
         for solver in SOLVERS:
-            steps = most_steps(solver, cast(Denoiser, student).nfe)
+            steps = most_steps(solver, max(1, cast(Denoiser, student).nfe // control.cost))
             control.sampling = Sampling(solver, steps)
             score = self.evaluate("control", control, "dev").metrics[self.metric[0]]
             if best is None or score < best[0]:
@@ -332,7 +344,7 @@ class DiffusionAdapter(Adapter):
         """A diffusers pipeline folder. Raises `RunError` where what is read back is not what was trained."""
         self._save(cast(Denoiser, model), folder, {"role": role})
         back = load_denoiser(folder, quiet=True)
-        if digest(back.state_dict().items()) != digest(model.state_dict().items()):
+        if digest(back.net.state_dict().items()) != digest(merged(cast(Denoiser, model).net).state_dict().items()):
             raise RunError(f"{folder}: the weights read back are not those that were trained")
 
     def _save(self, model: Denoiser, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -343,6 +355,8 @@ class DiffusionAdapter(Adapter):
             known["teacher"] = (
                 f"{self.teacher.nfe} evaluations by {self.teacher.sampling.solver}, {theirs:,} parameters"
             )
+        if self.config.captions:
+            known["prompts"] = list(dict.fromkeys(captions_of(self.config, "dev")))[:PROMPTS]
         if self.config.license is not None:
             known["license"] = self.config.license
         save_pipeline(model, folder, {**facts, **known})
@@ -354,17 +368,7 @@ class DiffusionAdapter(Adapter):
         """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""
         if self.tested:
             self._save(cast(Denoiser, model), folder, {"role": "student", "metrics": self.tested})
-        stages = sorted(path.parent for path in folder.glob("*/model_index.json"))
-        places = {folder: cast(Denoiser, model)} | {path: load_denoiser(path, quiet=True) for path in stages}
-        differences = reload_gates(places)
-        return {
-            place.name: {
-                "bytes": sum(path.stat().st_size for path in (place / "unet").glob("*.safetensors")),
-                "steps": denoiser.sampling.steps,
-                "reload_difference": differences[place],
-            }
-            for place, denoiser in places.items()
-        }
+        return gated(folder, cast(Denoiser, model))
 
     def lint(self, folder: Path) -> Iterator[tuple[Literal["warn", "fail"], str, str]]:
         """Traps of the teacher's scheduler in diffusers' own hands: our samplers do not fall into them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal
@@ -28,7 +29,9 @@ from .data.source import Sample, SpeechSource
 from .data.stored_logits import StoredLogits
 from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
 from .evaluate.decode import greedy
+from .evaluate.ngram import Ngram
 from .evaluate.score import score
+from .evaluate.word_beam import WordBeam
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.saved_folder import load_model, save_model
@@ -36,7 +39,7 @@ from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
-from .models.pretrained import check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
+from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import NoModel, StoredAnswers
 from .show.panels import Shown, glimpse, show
 
@@ -81,6 +84,8 @@ class SpeechAdapter(Adapter):
     def files(cls, data: SpeechData) -> Iterator[Listed]:
         if data.symbols is not None:
             yield Listed("data.symbols", data.symbols.expanduser(), lambda _: build_tokens(data))
+        if data.beam is not None and data.beam.lm is not None:
+            yield Listed("data.beam.lm", data.beam.lm.expanduser(), Ngram)
         for split in SPLITS:
             for utterance in utterances(data, split):
                 yield Listed(utterance.key, utterance.path, look)
@@ -108,7 +113,7 @@ class SpeechAdapter(Adapter):
         return self._registered(role, built, self.tokens.symbols)
 
     def load(self, role: str, folder: Path) -> nn.Module:
-        """A recogniser that was saved here, or, as a teacher, a CTC model as transformers saves it."""
+        """A recogniser that was saved here, or, as a teacher, a CTC model or encoder as transformers saves it."""
         if is_teacher(role) and not (folder / CARD).is_file():
             return self._load_pretrained(role, folder)
         model, card = load_model(folder)
@@ -144,7 +149,8 @@ class SpeechAdapter(Adapter):
         check_folder(folder)
         found = load_pretrained(folder)
         partial = self.config.vocabulary == "by_name"
-        self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
+        if found.vocabulary is not None:
+            self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
         self._hears(role, found.front_end)
         self._names[role] = self.tokens.symbols
         return found.model
@@ -174,7 +180,8 @@ class SpeechAdapter(Adapter):
         if (folder / CARD).is_file() or not is_pretrained(folder):
             return
         yield from (("warn", what, advice) for what, advice in traps(folder))
-        if unused := left_out(self.tokens.symbols, vocabulary_of(folder)):
+        theirs = vocabulary_of(folder)
+        if theirs is not None and (unused := left_out(self.tokens.symbols, theirs)):
             advice = "its probability is shared among the others; letters that no training text holds do no harm"
             yield "warn", f"it also writes {listed(unused)}, which the student does not", advice
 
@@ -207,11 +214,13 @@ class SpeechAdapter(Adapter):
         heard = self._front_end(role, model).hear(model, batch, view, features)
         grid = _output_frames(batch["lengths"], self.stride)
         ratio = self._front_end(role, model).frame / self._grid
-        logits, lengths = regrid_posteriors(heard.logits, heard.lengths, ratio)
-        silent = lengths == 0  # of whom nothing is known: no row of theirs is valid
-        lengths = torch.where(silent, grid, lengths)
+        silent = heard.lengths == 0  # of whom nothing is known: no row of theirs is valid
         layout = Layout.padded("frame", torch.where(silent, 0, grid), int(grid.max()))
-        out = Signals(batch["ids"]).add("logits", self._ours(role, fit_frames(logits, lengths, grid)), layout)
+        out = Signals(batch["ids"])
+        if heard.logits is not None:
+            logits, lengths = regrid_posteriors(heard.logits, heard.lengths, ratio)
+            logits = fit_frames(logits, torch.where(silent, grid, lengths), grid)
+            out.add("logits", self._ours(role, logits), layout)
         for name, rows in heard.features.items():
             out.add(name, self._features_on(rows, heard, batch["lengths"], grid, ratio), layout)
         targets = batch["targets"]
@@ -221,7 +230,7 @@ class SpeechAdapter(Adapter):
     @staticmethod
     def _features_on(rows: Tensor, heard: Heard, inputs: Tensor, grid: Tensor, ratio: Fraction) -> Tensor:
         """Captured rows on the student's grid, be they of the answer's frame rate or of another within the model."""
-        if rows.shape[1] == heard.logits.shape[1]:
+        if rows.shape[1] == (heard.lengths.max() if heard.logits is None else heard.logits.shape[1]):
             return fit_frames(*regrid_features(rows, heard.lengths, ratio), grid)
         return fit_frames(pool_features(rows, inputs, grid), grid, grid)
 
@@ -242,6 +251,7 @@ class SpeechAdapter(Adapter):
     def recognised(self, role: str, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """``(b, t, classes)`` logits of our symbols at the role's own frame rate, and their lengths ``(b,)``."""
         heard = self._front_end(role, model).hear(model, batch, "clean")
+        assert heard.logits is not None  # of an encoder nobody asks
         return self._ours(role, heard.logits), heard.lengths
 
     def teacher_sees(self, sample: Sample) -> tuple[int, Tensor, Tensor | None]:
@@ -250,13 +260,33 @@ class SpeechAdapter(Adapter):
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Any:
         """The forward pass on features, or the wave, that are there."""
-        return self.recognised(role, model, batch)
+        if self._writes(role):
+            return self.recognised(role, model, batch)
+        return self._front_end(role, model).hear(model, batch, "clean")
+
+    def _writes(self, role: str) -> bool:
+        """Whether a role answers by symbols: all but an encoder without a head, which teaches by its layers."""
+        front_end = self._front_ends.get(role)
+        return not isinstance(front_end, WaveFrontEnd) or front_end.answers
 
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
-        """Greedy word errors on `split`, and ``rtf``: seconds of computing, features excluded, a second of audio."""
+        """Greedy word errors on `split`, and ``rtf``: seconds of computing, features excluded, a second of audio.
+
+        On test also ``wer_beam`` and ``cer_beam`` by ``data.beam``. An encoder without a head writes nothing: its
+        metric is None.
+        """
+        if not self._writes(role):
+            return Evaluation({self.metric[0]: None})
         return self._evaluate(lambda batch: self.recognised(role, model, batch), split)
+
+    @cached_property
+    def _beam(self) -> WordBeam | None:
+        if (spec := self.config.beam) is None:
+            return None
+        lm, lexicon = (None if path is None else path.expanduser() for path in (spec.lm, spec.lexicon))
+        return WordBeam(self.tokens, lm, lexicon, size=spec.size, lm_weight=spec.lm_weight, word_score=spec.word_score)
 
     def _evaluate(self, recognise: Callable[[Batch], tuple[Tensor, Tensor]], split: str) -> Evaluation:
         source = self.data(split)
@@ -264,6 +294,8 @@ class SpeechAdapter(Adapter):
         hypotheses: list[str] = []
         keys: list[str] = []
         speakers: list[str] = []
+        beamed: list[str] = []
+        beam = self._beam if split == "test" else None
         seconds = 0.0
         for batch in _batches(source):
             start = perf_counter()
@@ -271,16 +303,20 @@ class SpeechAdapter(Adapter):
                 logits, lengths = recognise(batch)
                 found = greedy(logits, lengths)
             seconds += perf_counter() - start
+            beamed += [] if beam is None else [found[0].text for found in beam(logits, lengths)]
             hypotheses += [self.tokens.decode(ids) for ids in found]
             references += batch["texts"]
             keys += batch["keys"]
             speakers += batch["speakers"]
         evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
-        audio = sum(item.seconds for item in source.items)
-        return Evaluation(evaluation.metrics | {"rtf": seconds / audio}, evaluation.scores, evaluation.examples)
+        metrics = evaluation.metrics | {"rtf": seconds / float(source.seconds.sum())}
+        if beam is not None:
+            by_beam = score(references, beamed, keys, speakers, self.config.metric).metrics
+            metrics |= {f"{name}_beam": by_beam[name] for name in ("wer", "cer")}
+        return Evaluation(metrics, evaluation.scores, evaluation.examples)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self._shown("test"), models)
+        return show(self._shown("test"), {role: model for role, model in models.items() if self._writes(role)})
 
     def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
         return glimpse(self._shown("dev"), role, model)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from PIL import Image
+from pretrained_small import write_encoder
 from refusals import Capture
 from source_files import ROOT
 
@@ -40,6 +41,16 @@ def test_speech_is_of_the_teachers_words_and_rate(tmp_path: Path) -> None:
     assert all(speakers) and len(set.union(*speakers)) == sum(map(len, speakers)) == 6
     assert recipe.teacher is not None and recipe.teacher.path == ASSETS / "teachers/speech"
     assert [term.loss for term in recipe.objective] == ["ctc", "kd"]
+
+
+def test_speech_of_an_encoder_without_a_head_is_taught_by_its_layers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", exc_type=ImportError)
+    folder = write_encoder(tmp_path / "hubert", "HubertModel")
+    recipe = made(tmp_path, "speech", None, ASSETS / "digits", teacher_at=folder, size="small").recipe
+    assert recipe.data["tokens"] == "words" and "vocabulary" not in recipe.data
+    assert [term.loss for term in recipe.objective] == ["ctc", "distilhubert"]
+    assert recipe.objective[1].signals("teacher") == tuple(f"encoder.layers.{i}" for i in range(3))
+    assert recipe.objective[1].signals("student") == ("blocks.3",)
 
 
 def test_speech_without_a_teacher_trains_one(tmp_path: Path) -> None:

@@ -154,6 +154,23 @@ TRANSFORMERS: list[Case] = [
         [2.5 + AGAINST_EVEN / 2, 0.0],
     ),
     ("distilbert", {"student": [[3.0, 4.0], [0.0, 0.0]], "teacher": [[2.0, 0.0], [1.0, 0.0]]}, [0.4, 1.0]),
+    # the head gives (gelu(0), gelu(0)) + b = (3, 4) of any row: 5 from (0, 0), that has no direction, and 0 from itself
+    (
+        "distilhubert",
+        {
+            "student": [[[7.0], [-1.0]]],
+            "teacher": [[[0.0, 0.0], [3.0, 4.0]], [[4.0, -3.0], [-3.0, -4.0]]],
+            "cosine": 2.0,
+            "state": {
+                **layer("heads.0.0", "heads.1.0", weight=[[0.0], [0.0]], bias=[0.0, 0.0]),
+                **layer("heads.0.2", "heads.1.2", weight=EYE, bias=[3.0, 4.0]),
+            },
+        },
+        [
+            (3.5 + 2 * LOG(2) + (1 + 7) / 2 + 2 * LOG(2)) / 2,
+            (2 * LOG(1 + math.exp(-1)) + (6 + 8) / 2 + 2 * LOG(1 + math.e)) / 2,
+        ],
+    ),
     # the second of two layers beside the third of three, and the first beside the second
     (
         "pkd",

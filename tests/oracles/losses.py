@@ -42,7 +42,7 @@ from .several_losses import triplet_votes, uhc
 from .structure_losses import cc, darkrank, darkrank_soft, ickd, ifvd, intra_kd, lsp, rcka, skd_pair
 from .target_losses import bounded_reg, ctkd, lelp, mlkd
 from .tiles import sdd, sdd_teacher
-from .transformer_losses import distilbert, minilm, minilmv2, mobilebert, pkd, tinybert
+from .transformer_losses import distilbert, distilhubert, minilm, minilmv2, mobilebert, pkd, tinybert
 from .transport_losses import multilevel_ot, uld, wkd_f, wkd_l
 
 ORACLES: Mapping[str, Callable[..., Any]] = {
@@ -66,6 +66,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "delta": delta,
     "dist": dist,
     "distilbert": distilbert,
+    "distilhubert": distilhubert,
     "dkd": dkd,
     "dmkd": dmkd,
     "dn": dn,

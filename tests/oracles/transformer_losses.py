@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .layers import Params, linear, under
-from .maths import Array, Ints, kl, log_softmax, mean_square, unit
+from .layers import Params, gelu, linear, under
+from .maths import Array, Ints, kl, log_sigmoid, log_softmax, mean_square, unit
 
 
 def minilm(
@@ -104,6 +104,22 @@ def mobilebert(
 def distilbert(student: Array, teacher: Array) -> Array:
     """1 - cos(h_s, h_t), the cosine part of Sanh et al. (2019)."""
     return np.array([1 - np.sum(unit(h_s) * unit(h_t)) for h_s, h_t in zip(student, teacher, strict=True)])
+
+
+def distilhubert(student: Sequence[Array], teacher: Sequence[Array], *, state: Params, cosine: float = 1.0) -> Array:
+    """L^(l) = 1/D || h^(l) - p^(l) ||_1 - lambda log sigma(cos(h^(l), p^(l))), a mean over l (Chang et al., 2022).
+
+    p^(l) = W2 gelu(W1 x + b1) + b2, of the student's one signal or of its lth.
+    """
+    values = np.zeros(len(teacher[0]))
+    for l, h in enumerate(teacher):  # noqa: E741
+        first, last = under(state, f"heads.{l}.0"), under(state, f"heads.{l}.2")
+        for t in range(len(h)):
+            x = student[0 if len(student) == 1 else l][t]
+            p = last["weight"] @ gelu(first["weight"] @ x + first["bias"]) + last["bias"]
+            distance = sum(abs(a - b) for a, b in zip(h[t], p, strict=True)) / len(p)
+            values[t] += (distance - cosine * log_sigmoid(np.sum(unit(h[t]) * unit(p)))) / len(teacher)
+    return values
 
 
 def pkd(student: Sequence[Array], teacher: Sequence[Array], *, layers: str = "skip") -> Array:

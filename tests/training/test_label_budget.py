@@ -61,7 +61,7 @@ def test_the_smaller_choice_is_part_of_the_larger_for_every_seed() -> None:
     assert (len(few), len(more)) == (6, 12) and few < more
     assert few == set(chosen(adapter(seed=99).data("train"), 6, "labels"))
     assert few == set(chosen(source, "25%", "labels"))
-    assert chosen(source, None, "labels") == list(range(24)) == chosen(source, "100%", "labels")
+    assert list(chosen(source, None, "labels")) == list(range(24)) == chosen(source, "100%", "labels")
     assert len(chosen(source, "1%", "labels")) == 1
 
 

@@ -52,6 +52,8 @@ class Score:
 class Evaluation:
     """Metrics of one role on one split, the main one first scored by item.
 
+    The main metric of a teacher that answers nothing, of which only layers are compared, is None.
+
     >>> Evaluation({"wer": 0.25}, [Score("utterance-7", "anna", 1, 4)]).metrics["wer"]
     0.25
     """

@@ -60,7 +60,7 @@ def signals(subject: Subject) -> Iterator[Finding]:
 def classes(subject: Subject) -> Iterator[Finding]:
     """Teacher and student answer in equally many numbers, and as many as there are names of classes."""
     output = subject.adapter.output
-    widths = {role: said.rows(output).shape[-1] for role, said in subject.said.items()}
+    widths = {role: said.rows(output).shape[-1] for role, said in subject.said.items() if output in said}
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{role} {width} classes" for role, width in widths.items())
         yield Finding(
@@ -157,9 +157,12 @@ class _Said(NamedTuple):
 
 
 def _say(subject: Subject, role: str, batch: Batch) -> _Said:
-    """Valid rows of a role's output, and whose they are."""
+    """Valid rows of a role's output (of its first layer that is compared, where it has none), and whose they are."""
+    output, known = subject.adapter.output, subject.said[role]
+    layers = [] if output in known else [name for name in known if name != "labels"][:1]
     with torch.no_grad(), subject.streams.forked("check"):
-        rows, layout = subject.adapter.signals(role, subject.roles[role], batch)[subject.adapter.output]
+        said = subject.adapter.signals(role, subject.roles[role], batch, layers)
+        rows, layout = said[layers[0] if layers else output]
     return _Said(rows[layout.mask].float(), layout.item[layout.mask])
 
 

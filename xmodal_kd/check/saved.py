@@ -40,8 +40,13 @@ def gate(subject: Subject) -> Iterator[Finding]:
         yield Finding("gate", "fail", f"{teacher.path} declares no {name}", advice)
         return
     with torch.no_grad():
-        reached = float(subject.adapter.evaluate("teacher", subject.roles["teacher"].eval(), "test").metrics[name])
+        found = subject.adapter.evaluate("teacher", subject.roles["teacher"].eval(), "test").metrics[name]
     subject.put_back()
+    if found is None:
+        advice = "nothing of it can be measured alone: look at what the student gains over its control"
+        yield Finding("gate", "fail", f"{teacher.path} gives no answers, only layers", advice)
+        return
+    reached = float(found)
     worse = reached - value if lower else value - reached
     text = f"{name} {reached:.4g} on test, {source} declares {value:.4g}"
     if worse <= max(TOLERANCE * abs(value), LEAST):

@@ -34,9 +34,8 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     name = report["metric"]["name"]
     table = Table("role", "parameters", f"{name} (test)", f"{name} (dev)")
     for role, entry in report["roles"].items():
-        table.add_row(
-            role, f"{entry['parameters']:,}", f"{entry['metrics'][name]:.4f}", f"{entry['dev_metrics'][name]:.4f}"
-        )
+        found = ("–" if (value := entry[at][name]) is None else f"{value:.4f}" for at in ("metrics", "dev_metrics"))
+        table.add_row(role, f"{entry['parameters']:,}", *found)
     out = stdout()
     out.print(table)
     gap = report["gap_closed"]

@@ -95,11 +95,16 @@ def _measured(pool: Pool, cells: Mapping[int, Cell | None], role: str, metric: s
 
 
 def measured(folder: Path, role: str, metric: str, training: Mapping[str, Any] | None = None) -> Measured | None:
-    """One role of a finished run; None where the run had no such role. `training`: where it was trained elsewhere."""
+    """One role of a finished run; None where the run had no such role, or it answers nothing.
+
+    `training`: where it was trained elsewhere.
+    """
     report, state = read_object(folder / "report.json"), read_json(folder / STATE)
     if role not in report["roles"]:
         return None
     entry, cost = report["roles"][role], report["cost"].get(role) or training or {}
+    if entry["metrics"][metric] is None:
+        return None
     return Measured(
         float(entry["metrics"][metric]),
         float(entry["dev_metrics"][metric]),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .base import Positive, item_sum, loss
 from .connectors import NormKind, RowNorm, built_for, over_ranks
+from .guards import direction
 
 Margin = Annotated[float, Field(ge=0)]
 #: Below 0 by construction: the mean of what a ReLU cuts off.
@@ -142,3 +143,45 @@ def relu_margins(weight: Float[Tensor, " c"], bias: Float[Tensor, " c"]) -> Floa
     below = torch.special.ndtr(-b / g)
     density = torch.exp(-0.5 * (b / g).square()) / math.sqrt(2 * math.pi)
     return torch.where(below > 1e-3, b - g * density / below.clamp(min=1e-300), -3 * g).to(weight.dtype)
+
+
+@loss(
+    "distilhubert", reduction="rows", family="transformers", year=2022, needs="features", confidence="B",
+    paper="Chang, Yang, Lee: DistilHuBERT: Speech Representation Learning by Layer-wise Distillation of "
+    "Hidden-unit BERT",
+    properties="widths_differ",
+)  # fmt: skip
+class DistilHubert(nn.Module):
+    """``mean_l [|h_l - p_l(s)|_1 / D - cosine log sigmoid(cos(h_l, p_l(s)))]`` over layers h_l of the teacher.
+
+    Each of the teacher's layers has a head p_l of its own that predicts it: a linear map, GELU, a linear map, both to
+    the layer's width D. ``on: {student: LAST, teacher: [layers.3, layers.7, layers.11]}`` is the paper's: all heads
+    read the student's last block; with as many blocks as layers each reads its own, by number (as FitHuBERT's hints).
+    The paper adds layers up, here and in the release they are averaged. The heads are dropped with the objective.
+
+    Args:
+        cosine: weight of the second part, 1 in the paper.
+    """
+
+    def __init__(self, student_width: list[int], teacher_width: list[int], *, cosine: Margin = 1.0) -> None:
+        super().__init__()
+        if len(student_width) not in (1, len(teacher_width)):
+            raise ValueError(
+                f"distilhubert: {len(student_width)} blocks of the student predict {len(teacher_width)} layers: name "
+                "one block, or one for each layer"
+            )
+        self.cosine = cosine
+        mine = student_width * len(teacher_width) if len(student_width) == 1 else student_width
+        self.widths = list(zip(mine, teacher_width, strict=True))
+        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(a, b), nn.GELU(), nn.Linear(b, b)) for a, b in self.widths)
+
+    def forward(self, student: list[Float[Tensor, "n _"]], teacher: list[Float[Tensor, "n _"]]) -> Float[Tensor, " n"]:
+        read = student * len(teacher) if len(student) == 1 else student
+        for s, t, widths in reversed(list(zip(read, teacher, self.widths, strict=True))):
+            built_for(s, t, *widths)
+        values = [self._apart(head(s), t) for head, s, t in zip(self.heads, read, teacher, strict=True)]
+        return torch.stack(values).mean(dim=0)
+
+    def _apart(self, predicted: Float[Tensor, "n d"], layer: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        alike = (direction(predicted) * direction(layer)).sum(dim=-1)
+        return (layer - predicted).abs().mean(dim=-1) - self.cosine * F.logsigmoid(alike)

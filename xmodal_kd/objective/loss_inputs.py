@@ -20,7 +20,7 @@ from ..losses.known_classes import relabelled
 from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
-from ..signals.signals import Layout, Signal, Signals
+from ..signals.signals import OUTPUTS, Layout, Signal, Signals
 from .class_rows import checked_labels, only_known, what_both_know
 from .resample import Way, pair, resample_rows
 
@@ -62,7 +62,13 @@ def teacher_signals(name: str, term: Term, spec: LossSpec, teacher: Signals | No
     """The teacher's signals of a term, as they are."""
     if teacher is None:
         raise UserError(f"term {name!r} compares with a teacher, and there is none")
-    return named(teacher, term.signals("teacher"), spec.many)
+    paths = term.signals("teacher")
+    if silent := next((path for path in paths if path in OUTPUTS and path not in teacher), None):
+        raise UserError(
+            f"term {name!r} compares with the teacher's {silent}, and this teacher gives none, only its layers: name "
+            "one of each, as in on: {student: blocks.1, teacher: encoder.layers.3}"
+        )
+    return named(teacher, paths, spec.many)
 
 
 def _rows_of(layout: Layout) -> str:

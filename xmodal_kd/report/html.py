@@ -114,6 +114,7 @@ def role_plot(content: Mapping[str, Any]) -> str:
     rows = [
         (role, role, float(entry["metrics"][name]), entry["metrics"].get(f"{name}_interval"))
         for role, entry in content["roles"].items()
+        if entry["metrics"][name] is not None
     ]
     return interval_plot(rows, x=f"{name} on test, {'less' if lower else 'more'} is better")
 

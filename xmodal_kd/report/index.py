@@ -155,7 +155,7 @@ def _fronts(runs: Sequence[Run], name: str, lower: bool, folder: Path) -> str:
         dots = [
             Dot(place.relative_to(folder).as_posix(), role, float(cost(entry)), float(entry["metrics"][name]))
             for place, content in runs for role, entry in content["roles"].items()
-            if role in ("teacher", "control", "student") and cost(entry)
+            if role in ("teacher", "control", "student") and cost(entry) and entry["metrics"][name] is not None
         ]  # fmt: skip
         plots.append(front_plot(dots, x=x, y=f"{name} on test", lower=lower))
     return grid(plots)

@@ -220,7 +220,7 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
     groups = sorted({group for entry in roles.values() for group in entry["metrics"].get(key, {})})
     if len(groups) < 2:
         return ""
-    rows = [[role, *(number(entry["metrics"][key].get(g)) for g in groups)] for role, entry in roles.items()]
+    rows = [[role, *(number(entry["metrics"].get(key, {}).get(g)) for g in groups)] for role, entry in roles.items()]
     return table(["role", *groups], rows)
 
 

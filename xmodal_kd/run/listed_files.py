@@ -11,19 +11,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..adapter.adapter import adapter_class
 from ..adapter.listed import Listed, named
 from ..recipe.recipe import Loaded
 from ..runtime.errors import UserError
+from ..runtime.mapped_columns import cache_folder
 from .roles import scheme_of
 
 #: Threads that look, and files that one of them takes at once.
 THREADS, TAKEN = 16, 256
+#: Files that are held at once, and that are remembered in order not to look at one twice.
+AT_ONCE, REMEMBERED = 4096, 200_000
 CREATE = "create table if not exists sound (path text, part text, size int, time int, primary key (path, part))"
-#: Key of a file in the memory: its path and the part that is looked at; and what was seen of it.
-Known = dict[tuple[str, str], tuple[int, int]]
+#: Of a file in the memory: its path and the part that is looked at; and what was seen of it.
+Key = tuple[str, str]
+Known = dict[Key, tuple[int, int]]
 Row = tuple[str, str, int, int]
 
 
@@ -58,18 +63,38 @@ class Looked:
 
 def look(listed: Iterable[Listed]) -> Looked:
     """Look at every file once, in threads; `Listed.look` is asked of those that are new or changed."""
-    found = {(_name(one), one.part): one for one in listed}
-    with _memory() as memory:
-        known = _read(memory, os.path.commonpath([path for path, _ in found])) if memory is not None and found else {}
-        pieces = _pieces(list(found.values()))
-        with ThreadPoolExecutor(THREADS) as pool:
-            seen = list(pool.map(lambda piece: [_look(one, known) for one in piece], pieces))
-        results = [one for piece in seen for one in piece]
-        fresh = [row for row in results if isinstance(row, tuple)]
-        if memory is not None and fresh:
-            _write(memory, fresh)
-    bad = [one for one in results if isinstance(one, Bad)]
-    return Looked(len(found), len(fresh) + len(bad), bad)
+    files, opened = 0, 0
+    bad: list[Bad] = []
+    seen: set[Key] = set()
+    with _memory() as memory, ThreadPoolExecutor(THREADS) as pool:
+        for some in _distinct(listed, seen):
+            known = _read(memory, [path for path, _ in some]) if memory is not None else {}
+            looked = pool.map(partial(_looked, known), _pieces(list(some.values())))
+            results = [one for piece in looked for one in piece]
+            fresh = [row for row in results if isinstance(row, tuple)]
+            if memory is not None and fresh:
+                _write(memory, fresh)
+            wrong = [one for one in results if isinstance(one, Bad)]
+            files, opened, bad = files + len(some), opened + len(fresh) + len(wrong), bad + wrong
+    return Looked(files, opened, bad)
+
+
+def _distinct(listed: Iterable[Listed], seen: set[Key]) -> Iterator[dict[Key, Listed]]:
+    """Some files after another, by key, each once: a list of millions is never held. Of what was seen before as much
+    is remembered as costs little; a file that comes again later than that is looked at again."""
+    some: dict[Key, Listed] = {}
+    for one in listed:
+        key = _name(one), one.part
+        if key in seen or key in some:
+            continue
+        some[key] = one
+        if len(some) == AT_ONCE:
+            yield some
+            if len(seen) < REMEMBERED:
+                seen |= some.keys()
+            some = {}
+    if some:
+        yield some
 
 
 def of_recipe(loaded: Loaded) -> Looked:
@@ -88,6 +113,10 @@ def _name(one: Listed) -> str:
 def _pieces(listed: Sequence[Listed]) -> list[Sequence[Listed]]:
     size = max(1, min(TAKEN, len(listed) // THREADS + 1))
     return [listed[start : start + size] for start in range(0, len(listed), size)]
+
+
+def _looked(known: Known, piece: Sequence[Listed]) -> list[Bad | Row | None]:
+    return [_look(one, known) for one in piece]
 
 
 def _look(one: Listed, known: Known) -> Bad | Row | None:
@@ -115,9 +144,8 @@ def _look(one: Listed, known: Known) -> Bad | Row | None:
 @contextmanager
 def _memory() -> Iterator[sqlite3.Connection | None]:
     """The user's, shared by all runs; None where there cannot be one, which costs time and nothing else."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
-        folder = base / "xmodal-kd"
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         memory = sqlite3.connect(folder / "files.sqlite", timeout=2.0)
         memory.execute(CREATE)
@@ -128,10 +156,11 @@ def _memory() -> Iterator[sqlite3.Connection | None]:
         yield memory
 
 
-def _read(memory: sqlite3.Connection, above: str) -> Known:
-    """What is known of the files below a folder."""
+def _read(memory: sqlite3.Connection, paths: Sequence[str]) -> Known:
+    """What is known of files."""
+    asked = ",".join("?" * len(paths))
     try:
-        rows = memory.execute("select * from sound where path >= ? and path < ?", (above, f"{above}\U0010ffff"))
+        rows = memory.execute(f"select path, part, size, time from sound where path in ({asked})", paths)
         return {(path, part): (size, time) for path, part, size, time in rows}
     except sqlite3.Error:
         return {}

@@ -303,7 +303,7 @@ class Rehearsal:
         name = self.adapter.metric[0]
         try:
             found = self._tried(role, model, adapter, split)
-            if math.isfinite(float(found.metrics[name])):
+            if found.metrics[name] is None or math.isfinite(float(found.metrics[name])):
                 return found
         except Exception as error:  # of what is too little to be measured; if it is something else, it comes again
             if isinstance(error, torch.OutOfMemoryError):

@@ -27,7 +27,8 @@ def chosen(source: Source, wanted: int | str | None, key: str) -> Sequence[int]:
     Raises:
         UserError: more labels than there are, or none at all.
     """
-    known: Sequence[int] = sorted(set(getattr(source, "labelled", range(len(source)))))
+    told = getattr(source, "labelled", range(len(source)))
+    known: Sequence[int] = told if isinstance(told, range) else sorted(set(told))
     if not known:
         raise UserError(f"{key}: no sample of the train split has a label, and a term of the objective reads labels")
     if wanted is None:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..adapter.adapter import Batch, Source
+from ..adapter.long_lists import at_least
 from ..runtime.ahead import Ahead
 from ..runtime.errors import UserError
 
@@ -48,10 +49,11 @@ class _Plan:
         shares = self.world * self.accumulate
         passed, epoch = 0, 0
         while True:
-            batches = [b for b in self.source.plan(epoch) if len(b) >= shares]  # every micro-batch gets a sample
+            batches = at_least(self.source.plan(epoch), shares)  # every micro-batch gets a sample
             if not batches:
                 raise UserError(f"no batch of epoch {epoch} has the {shares} samples that ranks x accumulate ask for")
-            for batch in batches[max(0, self.start - passed) :]:
+            for number in range(max(0, self.start - passed), len(batches)):
+                batch = batches[number]
                 # the ranks' pieces of one micro-batch lie side by side: together they are what one process would have
                 for micro in range(self.rank, shares, self.world):
                     yield [(epoch, i) for i in share(batch, micro, shares)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -40,6 +41,8 @@ class SamplingConfig(Strict):
 
     solver: Literal["ddim", "heun", "dpmpp_2m"] = "ddim"
     steps: int = Field(default=64, ge=1)
+    #: Scale of classifier-free guidance, as diffusers counts it: 1 is none. Each evaluation is then two.
+    guidance: float = Field(default=1.0, ge=0, le=1000)
 
 
 class DiffusionData(ImageSection):
@@ -48,6 +51,12 @@ class DiffusionData(ImageSection):
     sources: SourceName
     #: Class-conditional models: every sample needs a label.
     conditional: bool = False
+    #: Models are prompted by text: every image of a folder needs a caption, in its metadata.jsonl (``file_name`` and
+    #: ``text``) or in a .txt beside it.
+    captions: bool = False
+    #: Where latents of the images and embeddings of the captions are kept, which a teacher with an autoencoder or a
+    #: text encoder needs: by content, for all runs.
+    cache: Path = Path("runs/encoded")
     #: Samples are latents of an autoencoder: they may lie beyond [-1, 1], are not clamped, and a zip holds .npy arrays.
     latents: bool = False
     #: Images generated for each evaluation.
@@ -71,6 +80,12 @@ class DiffusionData(ImageSection):
                     raise ValueError(f"{key}: is for images; arrays are taken as they are: leave it out")
         if self.latents and (self.sources in ("digits", "folder") or self.size or self.mode or self.flip):
             raise ValueError("latents: are of sources arrays (.npz) or edm (a zip of .npy), without size, mode, flip")
+        return self
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> DiffusionData:
+        if self.captions and (self.sources != "folder" or self.conditional):
+            raise ValueError("captions: are of sources: folder, in the place of labels: set conditional to false")
         return self
 
     @model_validator(mode="after")

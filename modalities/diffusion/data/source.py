@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +28,19 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
 from .arrays import read_arrays, read_latents
+from .condition import Text
 from .config import SPLITS, DiffusionData, ProcessConfig, SamplingConfig, Split
 
-__all__ = ["DiffusionData", "DiffusionSource", "Images", "ProcessConfig", "Sample", "SamplingConfig", "load_split"]
+__all__ = [
+    "DiffusionData",
+    "DiffusionSource",
+    "Encoded",
+    "Images",
+    "ProcessConfig",
+    "Sample",
+    "SamplingConfig",
+    "load_split",
+]
 
 #: The keys of the data section that decide what is read and how it is split.
 DECISIVE = ("sources", "path", "test_path", "dev", "test", "conditional", "size", "mode", "latents", "skip")
@@ -78,11 +89,31 @@ def _read(config: DiffusionData, path: Path | None, train: Images | None) -> Ima
     return replace(latents, skipped=skipped.found)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The samples of a split as the networks of a pipeline see them; arrays lie on disk.
+
+    Attributes:
+        latents: ``(n, *shape)`` float32, and the same of the mirrored images where mirroring is wanted.
+        texts: of the k distinct captions, ``(k, ...)`` float32 each; see `condition.Text`.
+        index: ``(n,)`` which of them a sample has.
+    """
+
+    latents: Sequence[np.ndarray]
+    texts: Sequence[np.ndarray] = ()
+    index: np.ndarray | None = None
+
+    def said(self, samples: Any) -> list[Tensor]:
+        """What the captions of some samples say, as `texts` has it."""
+        assert self.index is not None
+        return [torch.from_numpy(np.asarray(part[self.index[samples]])) for part in self.texts]
+
+
 class Sample(NamedTuple):
     """One sample and what the method draws for it."""
 
     id: int
-    #: ``(*shape,)`` float32 in [-1, 1].
+    #: ``(*shape,)`` float32 in [-1, 1], or a latent.
     x: Tensor
     #: Standard normal, of the shape of `x`.
     noise: Tensor
@@ -95,12 +126,16 @@ class DiffusionSource:
 
     Args:
         streams: of the run.
+        encoded: gives the images' latents and captions where models see these; asked when a sample is.
     Raises:
         UserError: fewer training samples than a batch.
     """
 
-    def __init__(self, config: DiffusionData, split: str, images: Images, streams: Streams, batch_size: int) -> None:
-        self.config, self.split, self.images = config, split, images
+    def __init__(
+        self, config: DiffusionData, split: str, images: Images, streams: Streams, batch_size: int,
+        encoded: Callable[[], Encoded] | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.split, self.images, self.encoded = config, split, images, encoded
         self.streams, self.batch_size = streams, batch_size
         if split == "train" and len(images) < batch_size:
             raise UserError(f"train.batch_size: {batch_size} is more than the {len(images)} training samples")
@@ -115,17 +150,20 @@ class DiffusionSource:
         # One generator a sample: making and seeding it takes 5 microseconds, NumPy's 12.
         generator = self.streams.torch("noise", self.split, epoch, index)
         u, mirror = torch.rand(2, generator=generator).unbind()
-        x = self.images.tensor([index])[0]
+        mirrored = self.config.flip and self.split == "train" and bool(mirror < 0.5)
+        if self.encoded is None:
+            x = self.images.tensor([index])[0]
+            x = x.flip(-1) if mirrored else x
+        else:
+            x = torch.from_numpy(np.array(self.encoded().latents[int(mirrored)][index]))
         noise = torch.randn(x.shape, generator=generator)
-        if self.config.flip and self.split == "train" and mirror < 0.5:
-            x = x.flip(-1)
         return Sample(index, x, noise, u)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of b samples.
 
         ``ids`` (b,) int64; ``keys`` list of names; ``x`` and ``noise`` (b, *shape) float32; ``u`` (b,) float32;
-        ``labels`` (b,) int64 if models are conditional.
+        ``labels`` (b,) int64 if models are conditional, a `Text` if they are prompted.
         """
         ids = [sample.id for sample in samples]
         batch = {
@@ -137,6 +175,8 @@ class DiffusionSource:
         }
         if self.config.conditional and self.images.labels is not None:
             batch["labels"] = torch.from_numpy(self.images.labels[ids])
+        if self.config.captions and self.encoded is not None:
+            batch["labels"] = Text(*self.encoded().said(ids))
         return batch
 
     def describe(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.engine import Engine
 from xmodal_kd.training.method import METHODS, Stage
 
-from ..methods import consistency, continuous, matching, progressive  # noqa: F401 - they register their methods
+from ..methods import consistency, continuous, lcm, matching, progressive  # noqa: F401 - they register their methods
 from ..models.denoiser import FEW_STEP, Denoiser, Sampling
 from ..models.mixture import ExactDenoiser, Mixture, PointNet
 from ..models.process import Process
@@ -41,6 +41,8 @@ from .metrics import sliced_wasserstein
 
 #: Points of a set, and sets that the floor is a mean over.
 POINTS, FLOORS = 2000, 4
+#: Steps in which what a guided teacher makes is taken for the truth.
+FINE = 64
 #: Steps of the teacher's sampler, and the learning rate at which a student learns what it says.
 STEPS = 64
 MATCHING_LR = 4e-3
@@ -57,6 +59,8 @@ class Arm(NamedTuple):
     lr: float = 1e-3
     ema: float | None = None
     budgets: tuple[int, ...] = (1, 2, 4)
+    told: int | None = None
+    """Width at which the student is told the scale of guidance; see `Bench`."""
 
 
 #: Every method in five to fifteen seconds of a busy core. Noise levels are drawn as the papers have it, whose data
@@ -64,6 +68,7 @@ class Arm(NamedTuple):
 ARMS = {
     "progressive": Arm("progressive", 120),
     "consistency": Arm("consistency", 500, {"grid": 8, "decay": 0.8}),
+    "lcm": Arm("lcm", 500, {"grid": 8, "decay": 0.8}),
     "ect": Arm("ect", 500, {"mean": -0.4}),
     "scm": Arm("scm", 500, {"mean": -0.3}, lr=3e-4, ema=0.98),
     "dmd2": Arm("dmd2", 250, {"steps": 1, "critic": 3}, ema=0.95, budgets=(1,)),
@@ -72,6 +77,14 @@ ARMS = {
     ),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
+#: Of a guided teacher, scale 2, on the mixture's classes; of a student that is told the scale it is one of many.
+GUIDED = {
+    "consistency": ARMS["consistency"],
+    "lcm": ARMS["lcm"],
+    "lcm, huber": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "distance": "huber"}),
+    "lcm, told the scale": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "guidance": (1.0, 3.0)}, told=16),
+}
+SCALE = 2.0
 
 
 def plane() -> Mixture:
@@ -133,6 +146,8 @@ class Bench:
     Args:
         prediction: None: the process's natural one.
         conditional: whether models are conditioned on the mixture's classes.
+        guidance: scale at which the teacher is guided; the truth is then what it makes in many steps.
+        told: width at which the student is told the scale; None: it is not.
         steps: of the teacher's DDIM sampler, from which progressive distillation starts.
         batch: points that a step sees.
         matching: steps by which a student learns what the teacher says, before any method.
@@ -142,6 +157,8 @@ class Bench:
     process: Process = field(default_factory=lambda: Process.cosine(1024))
     prediction: str | None = None
     conditional: bool = False
+    guidance: float = 1.0
+    told: int | None = None
     steps: int = STEPS
     batch: int = 256
     matching: int = 800
@@ -159,19 +176,25 @@ class Bench:
     @property
     def teacher(self) -> ExactDenoiser:
         sampling = Sampling("ddim", self.steps)
-        return ExactDenoiser(self._mixture, self.process, self.predicted, sampling=sampling).eval()
+        made = ExactDenoiser(
+            self._mixture, self.process, self.predicted, guidance=self.guidance, sampling=sampling
+        )  # fmt: skip
+        return made.eval()
 
     def student(self, seed: int) -> Denoiser:
         """With fresh weights."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            net = PointNet(self.mixture.dimension, self.width, classes=self._mixture.classes)
+            net = PointNet(self.mixture.dimension, self.width, classes=self._mixture.classes, guidance_width=self.told)
+        if self.told is not None:
+            nn.init.zeros_(net.scale.weight)
         return Denoiser(net, self.process, self.predicted, (self.mixture.dimension,), classes=self._mixture.classes)
 
     def matched(self, seed: int) -> Denoiser:
-        """A student that says what the teacher says, as nearly as it can: where every method starts."""
+        """A student that says what the teacher says unguided, as nearly as it can: where every method starts."""
         if seed not in self._matched:
             student, teacher, source = self.student(seed), self.teacher, self.points(Streams(seed))
+            teacher.guidance = 1.0
             optimizer = torch.optim.Adam(student.parameters(), lr=MATCHING_LR, fused=True)
             for step in range(self.matching):
                 optimizer.param_groups[0]["lr"] = MATCHING_LR * (1 - step / self.matching)
@@ -219,8 +242,15 @@ class Bench:
     # ---------------------------------------------------------------- the truth
 
     def truth(self, draw: int, count: int = POINTS) -> Tensor:
-        """Points ``(count, d)``; of a conditional bench the class stands beside them, in a column of its own."""
-        return _beside(*self._mixture.draw(count, Streams(0).torch("truth", draw)))
+        """Points ``(count, d)``; of a conditional bench the class stands beside them, in a column of its own.
+
+        Of a guided teacher they are those of its ODE, since no density has its guided scores.
+        """
+        x, labels = self._mixture.draw(count, Streams(0).torch("truth", draw))
+        if self.guidance != 1:
+            noise = torch.randn(x.shape, generator=Streams(0).torch("truth noise", draw), dtype=torch.float64)
+            x = self.teacher.sample(noise, labels, Sampling("heun", FINE))
+        return _beside(x, labels)
 
     @cached_property
     def floor(self) -> float:
@@ -250,4 +280,4 @@ def _beside(x: Tensor, labels: Tensor | None) -> Tensor:
     return x if labels is None else torch.cat([x, labels[:, None].double()], dim=1)
 
 
-__all__ = ["ARMS", "Arm", "Bench", "Points", "plane", "unlabelled"]
+__all__ = ["ARMS", "GUIDED", "SCALE", "Arm", "Bench", "Points", "plane", "unlabelled"]

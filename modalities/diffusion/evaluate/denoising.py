@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.condition import Condition, rows
 from ..models.denoiser import Denoiser
 from ..models.process import Process
 
@@ -66,7 +68,9 @@ def trust(teacher: Denoiser, batch: Mapping[str, Any]) -> Iterator[tuple[Status,
 def readings(teacher: Denoiser, batch: Mapping[str, Any]) -> list[Reading]:
     """The error of the teacher's network under each prediction type and schedule of its T."""
     x, noise = batch["x"][:SAMPLES], batch["noise"][:SAMPLES]
-    labels = batch["labels"][:SAMPLES] if teacher.classes is not None and "labels" in batch else None
+    labels = rows(batch["labels"], slice(SAMPLES)) if "labels" in batch else None
+    teacher = copy.copy(teacher)
+    teacher.guidance = 1.0  # guided, it is no denoiser of the data
     return [
         Reading(prediction, name, error)
         for name, process in schedules(teacher.process).items()
@@ -94,7 +98,9 @@ def _of(betas: np.ndarray) -> Process:
     return Process.from_betas(betas)
 
 
-def _errors(teacher: Denoiser, process: Process, x: Tensor, noise: Tensor, labels: Tensor | None) -> dict[str, float]:
+def _errors(
+    teacher: Denoiser, process: Process, x: Tensor, noise: Tensor, labels: Condition | None
+) -> dict[str, float]:
     """Of each prediction type, over that of the linear guess from each value, its mean and its variance."""
     times = _times(process)
     mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)

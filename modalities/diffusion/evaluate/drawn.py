@@ -14,8 +14,8 @@ from ..models.denoiser import Denoiser, Sampling
 
 #: Bytes of samples that are held; those that were asked for longest ago go first.
 HELD = 2**28
-#: Weights, what they predict, how they are sampled, where, the draw of noise, and how many of it (None: all).
-Key = tuple[str, str, Sampling, device, int, int | None]
+#: Weights, what they predict, how they are sampled and guided, where, the draw of noise, how many (None: all).
+Key = tuple[str, str, Sampling, float, device, int, int | None]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Memory:
 
     def _key(self, model: Denoiser, draw: int, count: int | None) -> Key:
         where = next(iter(model.parameters())).device
-        return digest(model.state_dict().items()), model.prediction, model.sampling, where, draw, count
+        return digest(model.state_dict().items()), model.prediction, model.sampling, model.guidance, where, draw, count
 
 
 __all__ = ["HELD", "Drawn", "Memory"]

@@ -47,6 +47,7 @@ def about(about: Mapping[str, Any]) -> About:
 
 def _kind(about: Mapping[str, Any]) -> dict[str, Any]:
     kind = "class-conditional-image-generation" if about["classes"] else "unconditional-image-generation"
+    kind = "text-to-image" if about.get("prompts") else kind
     front: dict[str, Any] = {"library_name": "diffusers", "tags": ["diffusion", "distillation", "few-step", kind]}
     return front if about["classes"] else {**front, "pipeline_tag": kind}
 
@@ -63,10 +64,11 @@ def _what(about: Mapping[str, Any]) -> str:
     size = " x ".join(map(str, sides))
     classes = f", of {about['classes']} classes" if about["classes"] else ""
     steps, calls = about["steps"], about["nfe"]
+    kind = "latents" if about.get("pipeline") else "samples"
     path = about.get("process", {}).get("kind")
     solver = SOLVERS["euler" if path and about["solver"] == "ddim" else about["solver"]]
     text = (
-        f"It makes samples of {size} with {channels} {_plural('channel', channels)}{classes}, in {steps} "
+        f"It makes {kind} of {size} with {channels} {_plural('channel', channels)}{classes}, in {steps} "
         f"{_plural('step', steps)} ({calls} network {_plural('evaluation', calls)}), by {solver}. "
         f"The network predicts `{about['prediction']}` on {about['T']} timesteps and is asked at "
         f"{_times(about['timesteps'])}."
@@ -80,17 +82,26 @@ def _what(about: Mapping[str, Any]) -> str:
 
 
 def _snippet(about: Mapping[str, Any]) -> str:
-    labels = "class_labels=[0, 1, 2, 3], " if about["classes"] else ""
-    if about["classes"] and about["classes"] < 4:
-        labels = f"class_labels={[i % about['classes'] for i in range(4)]}, "
+    given, without = _given(about), "".join(f", {name}=None" for name in about.get("absent", ()))
     lines = [
         "```python", "from diffusers import DiffusionPipeline", "",
-        'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")',
-        f"images = pipeline(batch_size=4, {labels}num_inference_steps={about['steps']}).images", "```",
+        f'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{without})',
+        f"images = pipeline({given}num_inference_steps={about['steps']}).images", "```",
     ]  # fmt: skip
     if about["class_names"]:
         lines += ["", "Classes, from 0 on: " + ", ".join(about["class_names"]) + "."]
     return "\n".join(lines)
+
+
+def _given(about: Mapping[str, Any]) -> str:
+    """What its pipeline is called with, beside the number of steps."""
+    classes, scale = about["classes"], f"guidance_scale={about.get('guidance', 1.0):g}, "
+    if prompts := about.get("prompts"):
+        return f"prompt={list(prompts[:2])!r}, {scale}"
+    if classes:
+        labels = f"class_labels={[i % classes for i in range(4)]}, "
+        return labels + scale if about.get("pipeline") == "DiTPipeline" else f"batch_size=4, {labels}"
+    return "batch_size=4, "
 
 
 def _table(metrics: Mapping[str, Any]) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 #: Parts that turn images into latents, and that make a prompt into numbers.
 CODECS = ("vae", "vqvae", "movq", "prior", "decoder")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "bert")
-OWN = "give a pipeline of a UNet2DModel and its scheduler, or let the recipe train a teacher (teacher.model)"
+OWN = (
+    "give a pipeline of a UNet2DModel and its scheduler, a StableDiffusionPipeline, StableDiffusion3Pipeline, "
+    "LDMPipeline or DiTPipeline, or let the recipe train a teacher (teacher.model)"
+)
 
 
 def foreign_parts(parts: Mapping[str, str]) -> str | None:
@@ -16,17 +19,17 @@ def foreign_parts(parts: Mapping[str, str]) -> str | None:
     over = f" on the latents of its {codec} ({parts[codec]})" if codec else ""
     if "unet" not in parts:
         if "transformer" in parts:
-            return f"a {parts['transformer']}{over}: only UNet2DModel is distilled, no transformers: {OWN}"
+            return f"a {parts['transformer']}{over}, in a pipeline that is not distilled: {OWN}"
         return f"names no unet, only {', '.join(sorted(parts)) or 'nothing'}: {OWN}"
     kind = parts["unet"]
     if kind != "UNet2DModel":
         prompted = " prompted by text" if kind == "UNet2DConditionModel" else ""
-        return f"its unet is a {kind}{prompted}{over}: only UNet2DModel is distilled: {OWN}"
+        return f"its unet is a {kind}{prompted}{over}, in a pipeline that is not distilled: {OWN}"
     if codec:
         return (
-            f"a UNet2DModel{over}: the {codec} is not run here: save unet and scheduler alone "
-            "(DDPMPipeline(unet, scheduler).save_pretrained) and distil it on latents of your images in an .npz "
-            "(data.sources: arrays, data.latents: true)"
+            f"a UNet2DModel{over}: only an LDMPipeline's is run here: save it as one "
+            "(LDMPipeline(vqvae, unet, scheduler).save_pretrained), or unet and scheduler alone (DDPMPipeline) and "
+            "distil these on latents of your images in an .npz (data.sources: arrays, data.latents: true)"
         )
     if more := sorted(set(parts) - {"unet", "scheduler"}):
         return f"has {', '.join(more)} beside unet and scheduler, which would be left out of the student: {OWN}"

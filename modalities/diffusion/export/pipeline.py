@@ -7,7 +7,7 @@ them lie ``sampler.json``, which says how many steps it was made for (diffusers 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,31 @@ from diffusers import ConsistencyModelPipeline, DDPMPipeline, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xmodal_kd.runtime import leftovers
-from xmodal_kd.runtime.allocation import bounded
-from xmodal_kd.runtime.checkpoint import disk_errors, load_weights, read_json, write_bytes, write_json
+from xmodal_kd.runtime.checkpoint import disk_errors, read_json, read_object, write_bytes, write_json
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.progress import console
 
+from ..models.asked import told_guidance
 from ..models.denoiser import LCM, TCD, Denoiser, Sampling
+from ..models.families import INDEX, components
+from ..models.lora import merged, write_adapters
+from ..models.parts import Parts, parts_of
 from ..models.paths import path_of, process_of
 from ..models.process import Process
 from .bare import bare_unet, without_scheduler
 from .card import card
 from .foreign import foreign_parts, foreign_schedule
+from .network import UNET as PLAIN
+from .network import read_network
 from .scheduler_lint import lint
 from .schedulers import saveable, scheduler_for
-from .weights import read_weights
 
-INDEX, SAMPLER, README = "model_index.json", "sampler.json", "README.md"
+SAMPLER, README = "sampler.json", "README.md"
 UNET, SCHEDULER = "unet", "scheduler"
 #: Our samplers of the schedulers of few-step models.
 FEW_STEP_SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": TCD, "FlowMatchLCMScheduler": LCM}
+#: Of another's network that is told the scale of guidance, where nothing says it: that of its pipeline.
+USUAL_GUIDANCE = 7.5
 #: alpha^2 at the last timestep of a schedule that leaves none there: solvers divide by it (diffusers' own remedy).
 FLOOR = 2.0**-24
 
@@ -56,6 +62,14 @@ class Card(BaseModel):
     classes: int | None = None
     class_names: tuple[str, ...] | None = None
     T: int = Field(ge=2)
+    guidance: float = 1.0
+    """Scale of classifier-free guidance that it is sampled at; what was distilled with guidance in it has 1."""
+    pipeline: str | None = None
+    """Its class, where it has more parts than a network and a scheduler."""
+    absent: tuple[str, ...] = ()
+    """Its parts that are not there, which diffusers must be told when it loads them."""
+    prompts: tuple[str, ...] = ()
+    """Of a model that is prompted by text: some that it was made with."""
     process: dict[str, Any] = Field(default_factory=dict)
     """Of EDM and flow matching, whose scheduler is bent to the steps; see `Process.config`."""
     facts: dict[str, Any] = Field(default_factory=dict)
@@ -84,14 +98,9 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
         UserError: the network is no `UNet2DModel`, or the process has no signal left at its last timestep.
         RunError: the written pipeline would not sample as the trainer does (see `lint`).
     """
-    folder, net = Path(folder), denoiser.net
-    if not isinstance(net, UNet2DModel):
+    folder, net = Path(folder), merged(denoiser.net)
+    if denoiser.parts is None and not isinstance(net, UNet2DModel):
         raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
-    square, path = denoiser.shape[-2] == denoiser.shape[-1], denoiser.process.kind
-    if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
-        net.register_to_config(sample_size=denoiser.shape[-1])
-    # DDPMPipeline keeps the scheduler, but knows no classes; the other one wants to know where flow matching starts
-    kind = DDPMPipeline if path == "flow" or not square else ConsistencyModelPipeline
     saved = saveable(denoiser.sampling, denoiser.process)
     about = describe(denoiser, saved, facts or {})
     place = folder.absolute()
@@ -101,7 +110,11 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
             shutil.rmtree(rest, ignore_errors=True)
         try:
             scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
-            kind(net, scheduler).save_pretrained(temporary, safe_serialization=True)
+            if denoiser.parts is None:
+                _write_plain(denoiser, net, scheduler, temporary)
+            else:
+                _write_whole(net, scheduler, denoiser.parts, temporary)
+                write_adapters(denoiser.net, temporary)
             write_json(temporary / SAMPLER, about.model_dump())
             write_bytes(temporary / README, card(about.model_dump()).encode())
             if found := [finding for finding in lint(temporary) if finding.status == "fail"]:
@@ -112,13 +125,35 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     return folder
 
 
+def _write_plain(denoiser: Denoiser, net: Any, scheduler: Any, folder: Path) -> None:
+    """Of a network that stands alone."""
+    square = denoiser.shape[-2] == denoiser.shape[-1]
+    if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
+        net.register_to_config(sample_size=denoiser.shape[-1])
+    # DDPMPipeline keeps the scheduler, but knows no classes; the other one wants to know where flow matching starts
+    kind = DDPMPipeline if denoiser.process.kind == "flow" or not square else ConsistencyModelPipeline
+    kind(net, scheduler).save_pretrained(folder, safe_serialization=True)
+
+
+def _write_whole(net: Any, scheduler: Any, parts: Parts, folder: Path) -> None:
+    """A pipeline of the class that the parts are of, with copies of them."""
+    index = read_object(parts.folder / INDEX) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    parts.copy_to(folder)
+    net.save_pretrained(folder / parts.family.place, safe_serialization=True)
+    scheduler.save_pretrained(folder / SCHEDULER)
+    write_json(folder / INDEX, index)
+
+
 def describe(denoiser: Denoiser, sampling: Sampling, facts: Mapping[str, Any]) -> Card:
     """The card of a denoiser that is saved to be sampled so."""
-    told = dict(facts)
+    told = {key: value for key, value in facts.items() if key != "prompts"}
     if sampling != denoiser.sampling:  # Heun's method
         told["measured_with"] = {"solver": denoiser.sampling.solver, "steps": denoiser.sampling.steps}
     return Card(
-        solver=sampling.solver, steps=sampling.steps, original=sampling.original, nfe=sampling.nfe,
+        solver=sampling.solver, steps=sampling.steps, original=sampling.original,
+        nfe=sampling.nfe * denoiser.cost, guidance=denoiser.guidance,
+        pipeline=None if denoiser.parts is None else denoiser.parts.kind,
+        absent=() if denoiser.parts is None else denoiser.parts.absent, prompts=tuple(facts.get("prompts", ())),
         timesteps=sampling.times(denoiser.process)[:-1], prediction=denoiser.prediction, shape=denoiser.shape,
         classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T,
         process=denoiser.process.config(), facts=told,
@@ -131,7 +166,7 @@ def _publish(temporary: Path, folder: Path) -> None:
         temporary.rename(folder)
         return
     (folder / INDEX).unlink(missing_ok=True)
-    for name in (UNET, SCHEDULER, SAMPLER, README, INDEX):
+    for name in sorted((path.name for path in temporary.iterdir()), key=lambda name: name == INDEX):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         (temporary / name).replace(folder / name)
@@ -156,9 +191,11 @@ def load_denoiser(
         UserError: one line about what is missing, damaged, or cannot be distilled.
     """
     folder = Path(folder)
-    unet, scheduler = bare_unet(folder) or (folder / UNET, folder / SCHEDULER)
-    if unet == folder / UNET and scheduler == folder / SCHEDULER:
-        _check_index(folder)
+    parts = parts_of(folder)
+    place = UNET if parts is None else parts.family.place
+    unet, scheduler = bare_unet(folder) or (folder / place, folder / SCHEDULER)
+    if unet == folder / place and scheduler == folder / SCHEDULER:
+        _check_index(folder, parts)
     own, config = _own_card(folder), dict[str, Any]()
     if scheduler is not None:
         process, prediction, config = _process(scheduler)
@@ -166,7 +203,9 @@ def load_denoiser(
         process, prediction = schedule
     else:
         raise UserError(without_scheduler(unet))
-    net = _unet(unet, process)
+    if parts is not None and process.kind != parts.family.kind:
+        raise UserError(f"{folder}: no scheduler of {process.kind} is distilled in such a pipeline: use its usual one")
+    net = read_network(unet, process, PLAIN if parts is None else parts.family.network)
     if own and own.process and process.kind != "vp":
         process = _own_process(folder, own, process)
     if own and (own.T, own.prediction) != (process.T, prediction):
@@ -175,7 +214,7 @@ def load_denoiser(
         )
     size, channels = net.config.sample_size, net.config.in_channels
     shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
-    classes: int | None = net.config.num_class_embeds
+    classes, null = _classes(net, own)
     names = own.class_names if own and own.classes == classes else None
     try:
         how = sampling or (own.sampling if own else _sampling(config, process))
@@ -185,7 +224,29 @@ def load_denoiser(
     if not quiet and scheduler is not None and (found := lint(scheduler.parent, steps=how.steps if own else None)):
         text = f"{folder}: in diffusers' own hands: {'; '.join(map(str, found))}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return Denoiser(net, process, prediction, shape, classes=classes, class_names=names, sampling=how).eval()
+    scale = own.guidance if own else USUAL_GUIDANCE if told_guidance(net) is not None else 1.0
+    return Denoiser(
+        net, process, prediction, shape, classes=classes, class_names=names, sampling=how, null=null, guidance=scale,
+        parts=parts,
+    ).eval()  # fmt: skip
+
+
+def _classes(net: Any, own: Card | None) -> tuple[int | None, torch.Tensor | None]:
+    """How many classes a network knows, and the number that stands for none of them, if there is one."""
+    if "num_embeds_ada_norm" in net.config:
+        count = int(net.config.num_embeds_ada_norm)
+        tables = [module.num_embeddings for name, module in net.named_modules() if name.endswith("embedding_table")]
+        return count, torch.tensor([count]) if tables and tables[0] == count + 1 else None
+    count = net.config.get("num_class_embeds")
+    if own is not None and own.classes is not None and count == own.classes + 1:
+        return own.classes, torch.tensor([own.classes])
+    return count, None
+
+
+def network_folder(folder: Path) -> Path:
+    """Where the weights of a saved pipeline's network lie."""
+    parts = parts_of(folder)
+    return folder / (UNET if parts is None else parts.family.place)
 
 
 def few_step(folder: Path) -> str | None:
@@ -205,7 +266,7 @@ def refuse_few_step(folder: Path) -> None:
         )
 
 
-def _check_index(folder: Path) -> None:
+def _check_index(folder: Path, parts: Parts | None) -> None:
     if not folder.is_dir():
         what = "a file" if folder.is_file() else "no such folder"
         raise UserError(
@@ -218,11 +279,10 @@ def _check_index(folder: Path) -> None:
             f"{folder}: not a diffusers pipeline: it has no {INDEX}, it holds {held}: save one there with "
             "pipeline.save_pretrained(folder)"
         )
-    index = _object(folder / INDEX)
-    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None}
-    if refusal := foreign_parts(parts):
+    there = components(_object(folder / INDEX))
+    if parts is None and (refusal := foreign_parts(there)):
         raise UserError(f"{folder / INDEX}: {refusal}")
-    if "scheduler" not in parts:
+    if "scheduler" not in there:
         raise UserError(f"{folder / INDEX}: names no scheduler: the noise schedule is unknown")
 
 
@@ -291,51 +351,6 @@ def _sampling(config: Mapping[str, Any], process: Process) -> Sampling:
     return Sampling("ddim", min(64, process.T))
 
 
-def _unet(folder: Path, process: Process) -> UNet2DModel:
-    path = folder / "config.json"
-    config = _object(path)
-    _check_unet(path, config, process)
-    try:
-        with bounded(str(path)):
-            net = UNet2DModel.from_config({k: v for k, v in config.items() if k != "_name_or_path"})
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged configuration makes of the layers
-        raise UserError(f"{path}: no UNet2DModel can be built from it: {' '.join(str(error).split())}") from error
-    weights, source = read_weights(folder, net.state_dict())
-    load_weights(net, weights, source)
-    return net
-
-
-def _check_unet(path: Path, config: Mapping[str, Any], process: Process) -> None:
-    """Raises `UserError` for a network that our samplers and losses would misread."""
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise UserError(f"{path}: is a {config['_class_name']}: only UNet2DModel can be distilled")
-    inner, outer, size = config.get("in_channels", 3), config.get("out_channels", 3), config.get("sample_size")
-    if outer == 2 * inner:
-        raise UserError(
-            f"{path}: its {outer} output channels hold a learned variance too: this cannot be distilled: use a "
-            "teacher without one"
-        )
-    if outer != inner:
-        raise UserError(
-            f"{path}: {inner} channels in and {outer} out: it is conditioned on something else: use another"
-        )
-    sides = [size, size] if isinstance(size, int) else size
-    if not isinstance(sides, Sequence) or len(sides) != 2:
-        raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
-    if (kind := config.get("class_embed_type")) is not None:
-        raise UserError(f"{path}: class_embed_type {kind!r}: only plain class labels are understood")
-    if config.get("time_embedding_type", "positional") == "fourier":
-        raise UserError(f"{path}: time_embedding_type 'fourier' belongs to networks that take sigmas, not timesteps")
-    known = config.get("num_train_timesteps")
-    learned = config.get("time_embedding_type") == "learned"
-    if learned and process.kind != "vp":
-        raise UserError(f"{path}: a learned embedding of whole timesteps cannot be asked at those of its scheduler")
-    if learned and (known or 0) < process.T:
-        raise UserError(f"{path}: its embedding has {known} timesteps, its scheduler {process.T}")
-
-
 def _object(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
@@ -343,4 +358,4 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["Card", "few_step", "load_denoiser", "refuse_few_step", "save_pipeline"]
+__all__ = ["Card", "few_step", "load_denoiser", "network_folder", "refuse_few_step", "save_pipeline"]

@@ -7,6 +7,7 @@ As a program, ``python -m xmodal_kd.modalities.diffusion.export.reload_gate SAMP
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import subprocess
 import sys
@@ -18,9 +19,12 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from ..data.condition import Condition
     from ..models.denoiser import Denoiser
 
 SEED = 20
+#: Samples at most where each of them is decoded to an image.
+DECODED = 2
 #: Written into the folder and left there when they differ: what the pipeline and what the trainer's sampler made.
 PIPELINE, TRAINER = "reload-pipeline.npy", "reload-trainer.npy"
 #: Seconds that the fresh process may take for a pipeline.
@@ -54,7 +58,9 @@ def _difference(folder: Path, denoiser: Denoiser, samples: int, tolerance: float
 
     about = json.loads((folder / "sampler.json").read_text())
     theirs = np.load(folder / PIPELINE, allow_pickle=False)
-    ours = _trainer(denoiser, Sampling(about["solver"], about["steps"], about["original"]), samples)
+    ours = _trainer(
+        denoiser, Sampling(about["solver"], about["steps"], about["original"]), samples, about.get("prompts") or [""]
+    )
     difference = float(np.abs(theirs - ours).max()) if theirs.shape == ours.shape else float("inf")
     if not difference <= tolerance:  # NaN too
         np.save(folder / TRAINER, ours)
@@ -85,16 +91,20 @@ def _in_a_fresh_process(folders: Sequence[Path], samples: int) -> None:
         raise RunError(f"{at}: the saved pipeline does not run in a fresh process: {last}")
 
 
-def _trainer(denoiser: Denoiser, how: Any, samples: int) -> np.ndarray:
+def _trainer(denoiser: Denoiser, how: Any, samples: int, prompts: Sequence[str]) -> np.ndarray:
     """What the trainer's sampler makes, in [0, 1] as pipelines give it: ``(samples, c, h, w)``."""
     model = copy.deepcopy(denoiser).cpu().float().eval()
     generator = torch.Generator().manual_seed(SEED)
+    samples = samples if model.parts is None else min(samples, DECODED)
     noise = torch.randn(samples, *model.shape, generator=generator)
-    labels = torch.arange(samples) % model.classes if model.classes is not None else None
+    labels: Condition | None = torch.arange(samples) % model.classes if model.classes is not None else None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the fresh process: on a busy machine threads of so small a job wait for each other
     try:
+        if model.parts is not None and model.parts.text:
+            labels = model.parts.prompts([prompts[i % len(prompts)] for i in range(samples)])
         x = model.sample(noise, labels, how, generator)
+        x = x if model.parts is None else model.parts.decode(x)
     finally:
         torch.set_num_threads(threads)
     return np.asarray((x / 2 + 0.5).clamp(0, 1).numpy())
@@ -105,14 +115,27 @@ def main(folder: str, samples: int) -> None:
     from diffusers import DiffusionPipeline
 
     about = json.loads((Path(folder) / "sampler.json").read_text())
-    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    none: dict[str, Any] = dict.fromkeys(about.get("absent", ()))
+    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **none)
     pipeline.set_progress_bar_config(disable=True)
-    labels = {"class_labels": [i % about["classes"] for i in range(samples)]} if about["classes"] else {}
-    images = pipeline(
-        batch_size=samples, num_inference_steps=about["steps"], generator=torch.Generator().manual_seed(SEED),
-        output_type="pt", **labels,
-    ).images  # fmt: skip
-    np.save(Path(folder) / PIPELINE, images.numpy())
+    known = inspect.signature(pipeline.__call__).parameters
+    if "vae" in pipeline.components or "vqvae" in pipeline.components:
+        samples = min(samples, DECODED)
+    told: dict[str, Any] = {} if "prompt" in known or "guidance_scale" in known else {"batch_size": samples}
+    if about["classes"]:
+        told["class_labels"] = [i % about["classes"] for i in range(samples)]
+    if "prompt" in known:
+        prompts = about.get("prompts") or [""]
+        told["prompt"] = [prompts[i % len(prompts)] for i in range(samples)]
+    if "guidance_scale" in known:
+        told["guidance_scale"] = about.get("guidance", 1.0)
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None  # it judges images, and makes none
+    # torch's own generator: some pipelines do not hand theirs to their scheduler, which then draws from this one
+    generator = torch.manual_seed(SEED)
+    made = pipeline(num_inference_steps=about["steps"], generator=generator, output_type="pt", **told).images
+    images = made.numpy() if isinstance(made, torch.Tensor) else made.transpose(0, 3, 1, 2)
+    np.save(Path(folder) / PIPELINE, images)
 
 
 if __name__ == "__main__":

@@ -125,18 +125,23 @@ def in_network(process: Process, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return process.convert(x, z, t, "sample", process.natural)
 
 
-def neighbours(teacher: Denoiser, batch: Batch, steps: int, solver: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A noisy sample z at a time t of the grid, and where the teacher's path goes from it in one step of the grid."""
+def neighbours(
+    teacher: Denoiser, batch: Batch, steps: int, solver: str, guidance: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A noisy sample z at a time t of the grid, and where the teacher's path goes from it in one step of the grid.
+
+    `guidance` are scales ``(b,)`` in place of the teacher's own.
+    """
     process, x, labels = teacher.process, batch["x"], batch.get("labels")
     times = torch.tensor(consistency_grid(process, steps)[::-1], device=x.device)
     i = (batch["u"] * steps).long().clamp(max=steps - 1)
     t, after = times[i + 1], times[i]
     z = process.add_noise(x, batch["noise"], t)
-    seen = teacher.predict_x(z, t, labels)
+    seen = teacher.predict_x(z, t, labels, guidance)
     euler = ddim_step(process, z, seen, t, after)
     if solver == "ddim":
         return z, t, euler, after
-    corrected = teacher.predict_x(euler, after.clamp(min=0), labels)
+    corrected = teacher.predict_x(euler, after.clamp(min=0), labels, guidance)
     moved = heun_step(process, z, seen, euler, corrected, t, after.clamp(min=0))
     ends = (after < 0) | (t == process.T - 1)  # as in `solvers.solve`
     return z, t, torch.where(expand(ends, z).bool(), euler, moved), after

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from xmodal_kd.runtime.errors import UserError, nearest
 
+from ..data.condition import Condition, joined, moved, repeated
+from .asked import ask, told_guidance
+from .parts import Parts
 from .process import Process, expand
 from .solvers import SOLVERS, ddim_step, evaluations, solve
 
@@ -81,14 +83,21 @@ class Denoiser(nn.Module):
 
     Args:
         net: called ``net(z, t, class_labels=...)``, t ``(b,)``; its output, or the output's ``sample``, has z's shape.
+            Others are asked as `asked.ask` has it.
         prediction: what it predicts, one of the process's.
         shape: of one sample.
-        classes: how many it is conditioned on; None for an unconditional one.
+        classes: how many it is conditioned on; None for one that knows none.
+        null: the condition of one sample that says nothing, which guidance leads away from; None: there is none.
+        guidance: scale s of classifier-free guidance (Ho and Salimans, 2022): it says u + s (c - u) of what it says
+            under `null` and under its condition. 1 is the condition alone. A network that is told the scale
+            (`told_guidance`) is told this one.
+        parts: of its pipeline beside it: the autoencoder of its latents, the encoders of its prompts.
     """
 
     def __init__(
         self, net: nn.Module, process: Process, prediction: str, shape: Sequence[int], *, classes: int | None = None,
-        class_names: Sequence[str] | None = None, sampling: Sampling | None = None,
+        class_names: Sequence[str] | None = None, sampling: Sampling | None = None, null: Condition | None = None,
+        guidance: float = 1.0, parts: Parts | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if prediction not in process.predictions:
@@ -97,45 +106,100 @@ class Denoiser(nn.Module):
         self.shape, self.classes = tuple(shape), classes
         self.class_names = tuple(class_names) if class_names is not None else None
         self.sampling = sampling or Sampling("ddim", min(64, process.T))
+        self.guidance, self.parts, self._null = guidance, parts, null
+
+    @property
+    def null(self) -> Condition | None:
+        """The condition of one sample that says nothing: the empty prompt where it is prompted."""
+        return self.parts.nothing if self._null is None and self.parts is not None and self.parts.text else self._null
+
+    @null.setter
+    def null(self, value: Condition | None) -> None:
+        self._null = value
+
+    @property
+    def null_class(self) -> Tensor | None:
+        """The number ``(1,)`` of no class; None where its condition is no class."""
+        return self._null if isinstance(self._null, Tensor) else None
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it takes a scale of guidance."""
+        return self.prompted or self._null is not None or told_guidance(self.net) is not None
+
+    @property
+    def prompted(self) -> bool:
+        """Whether its condition is a text."""
+        return self.parts is not None and self.parts.text
 
     @property
     def nfe(self) -> int:
-        """Network evaluations of one sample."""
-        return self.sampling.nfe
+        """Network evaluations of one sample; under guidance each of them is two."""
+        return self.sampling.nfe * self.cost
 
-    def forward(self, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
-        """What the network says about z ``(b, ...)`` at times t ``(b,)``; at t = -1 it is not asked."""
+    @property
+    def cost(self) -> int:
+        """Network evaluations of one step."""
+        return 2 if self.guidance != 1 and told_guidance(self.net) is None else 1
+
+    def forward(
+        self, z: Tensor, t: Tensor | int, labels: Condition | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """What the network says about z ``(b, ...)`` at times t ``(b,)``; at t = -1 it is not asked.
+
+        Args:
+            labels: what it is told, of b samples: classes, or prompts.
+            guidance: a scale ``(b,)`` for each sample, in place of its own.
+        """
         self.check_labels(labels)
         times = torch.as_tensor(t, device=z.device).expand(len(z))
         given, times = self.process.network(z, times)
         if times.is_floating_point():  # in half precision neighbouring times would be one
             times = times.to(torch.float32 if z.dtype in HALF else z.dtype)
-        out: Any = self.net(given, times, class_labels=labels)
-        return cast(Tensor, out if isinstance(out, Tensor) else out.sample)
+        scale: float | Tensor = self.guidance if guidance is None else guidance
+        alone = not isinstance(scale, Tensor) and scale == 1
+        if labels is None or alone or told_guidance(self.net) is not None:
+            return ask(self.net, given, times, labels, scale)
+        null = self.null
+        if null is None:
+            raise UserError("guidance of a model that knows no null condition: there is nothing to guide by")
+        nothing = repeated(moved(null, z.device), len(z))
+        both = ask(self.net, torch.cat([given, given]), torch.cat([times, times]), joined(nothing, labels))
+        free, own = both.chunk(2)
+        return free + expand(torch.as_tensor(scale), own) * (own - free)
 
-    def check_labels(self, labels: Tensor | None) -> None:
+    def check_labels(self, labels: Condition | None) -> None:
         """Raises `UserError` where labels are missing, or given to a model that knows none."""
-        if (labels is None) != (self.classes is None):
+        if self.prompted:
+            if labels is None or isinstance(labels, Tensor):
+                raise UserError("the model is prompted by text and was given none (data.captions)")
+        elif (labels is None) != (self.classes is None):
             given, wanted = "no labels" if labels is None else "labels", "none" if self.classes is None else "labels"
             raise UserError(f"the model was given {given} and is made for {wanted}")
 
-    def predict(self, target: str, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
+    def predict(
+        self, target: str, z: Tensor, t: Tensor | int, labels: Condition | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """The network's output as one of `PREDICTIONS`, in at least float32."""
-        out = self(z, t, labels)
+        out = self(z, t, labels) if guidance is None else self(z, t, labels, guidance)
         wide = out.float() if out.dtype in HALF else out
         return self.process.convert(wide, z, t, self.prediction, target)
 
-    def predict_x(self, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
+    def predict_x(
+        self, z: Tensor, t: Tensor | int, labels: Condition | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """The clean sample that the network sees in z."""
-        return self.predict("sample", z, t, labels)
+        return self.predict("sample", z, t, labels, guidance)
 
-    def consistency(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def consistency(
+        self, z: Tensor, t: Tensor, labels: Condition | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """The consistency function f(z, t) = c_skip z + c_out x(z, t), the identity at t = -1.
 
         Song et al. (2023), eq. 5, with Luo et al.'s coefficients (2023), which LCMScheduler applies. Of other processes
         it is x(z, t), whose last timestep is close enough to the clean sample. t is ``(b,)``.
         """
-        f = self.predict_x(z, t.clamp(min=0), labels)
+        f = self.predict_x(z, t.clamp(min=0), labels, guidance)
         if self.process.kind == "vp":
             skip, out = scalings(t)
             f = expand(out, z) * f + expand(skip, z) * z
@@ -143,10 +207,10 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, labels: Tensor | None = None, sampling: Sampling | None = None,
+        self, noise: Tensor, labels: Condition | None = None, sampling: Sampling | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:  # fmt: skip
-        """Samples of noise's shape, unclipped.
+        """Samples of noise's shape, unclipped, as its network makes them: latents where `parts` has an autoencoder.
 
         Args:
             noise: ``(b, ...)``, standard normal.
@@ -166,7 +230,7 @@ class Denoiser(nn.Module):
         return x
 
     def _trajectory(
-        self, z: Tensor, labels: Tensor | None, times: Sequence[int], generator: torch.Generator | None
+        self, z: Tensor, labels: Condition | None, times: Sequence[int], generator: torch.Generator | None
     ) -> Tensor:
         """Each step goes along the ODE below the next time, to (1 - eta) of it, and noise leads up again.
 

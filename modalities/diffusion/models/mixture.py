@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from xmodal_kd.runtime.errors import UserError
 
+from ..data.condition import Condition
 from .denoiser import Denoiser, Sampling
-from .process import Process
+from .process import Process, expand
 
 
 class Mixture(nn.Module):
@@ -75,8 +76,12 @@ class Mixture(nn.Module):
         moved = torch.einsum("mij,bmj->bmi", self.axes, self.variances * pull)
         return (shares[:, :, None] * (self.means + alpha * moved)).sum(dim=1)
 
-    def guided(self, z: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor, scale: float) -> Tensor:
-        """x_u + scale (x_c - x_u): classifier-free guidance (Ho and Salimans, 2022) without an error in either."""
+    def guided(self, z: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor, scale: float | Tensor) -> Tensor:
+        """x_u + scale (x_c - x_u): classifier-free guidance (Ho and Salimans, 2022) without an error in either.
+
+        `scale` is one for all, or ``(b,)``.
+        """
+        scale = expand(torch.as_tensor(scale, dtype=torch.float64), z.double())
         free = self.denoise(z, alpha, sigma)
         return free + scale * (self.denoise(z, alpha, sigma, labels) - free)
 
@@ -124,17 +129,20 @@ class ExactDenoiser(Denoiser):
             raise UserError(f"guidance {guidance} of a mixture without classes: there is nothing to guide by")
         self.guidance = guidance
 
-    def forward(self, z: Tensor, t: Tensor | int, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, t: Tensor | int, labels: Condition | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """As a network would say it, in z's type, of z ``(b, d)`` at times t ``(b,)`` from 0 on."""
         self.check_labels(labels)
         times = torch.as_tensor(t, device=z.device).expand(len(z))
         alpha, sigma = self.process.alpha(times), self.process.sigma(times)
         mixture, wide = self.mixture, z.double()
-        guided = labels is not None and self.guidance != 1
+        scale = self.guidance if guidance is None else guidance
+        assert labels is None or isinstance(labels, Tensor)
         x = (
-            mixture.guided(wide, alpha, sigma, labels, self.guidance)  # type: ignore[arg-type]
-            if guided
-            else mixture.denoise(wide, alpha, sigma, labels)
+            mixture.denoise(wide, alpha, sigma, labels)
+            if labels is None or (not isinstance(scale, Tensor) and scale == 1)
+            else mixture.guided(wide, alpha, sigma, labels, scale)
         )
         return self.process.convert(x, wide, times, "sample", self.prediction).to(z.dtype)
 
@@ -150,10 +158,15 @@ class PointNet(nn.Module):
     Args:
         dimension: d.
         classes: how many it is conditioned on; None for none.
+        guidance_width: at which it is told the scale of guidance; None: it is not.
     """
 
-    def __init__(self, dimension: int, width: int = 64, depth: int = 2, classes: int | None = None) -> None:
+    def __init__(
+        self, dimension: int, width: int = 64, depth: int = 2, classes: int | None = None,
+        guidance_width: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.guidance_width = guidance_width
         self.register_buffer("rates", torch.logspace(0, -3.5, width // 2), persistent=False)
         self.stem = nn.Linear(dimension, width)
         self.times = nn.Linear(width, width)
@@ -162,15 +175,21 @@ class PointNet(nn.Module):
             nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)) for _ in range(depth)
         )
         self.head = nn.Linear(width, dimension)
+        if guidance_width is not None:
+            self.scale = nn.Linear(guidance_width, width, bias=False)
 
     rates: Tensor
 
-    def forward(self, z: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, t: Tensor, class_labels: Tensor | None = None, timestep_cond: Tensor | None = None
+    ) -> Tensor:
         """``(b, d)`` of z ``(b, d)`` at times t ``(b,)``."""
         angles = t[:, None].float() * self.rates
         time = self.times(torch.cat([angles.sin(), angles.cos()], dim=1).to(z.dtype))
         if self.labels is not None and class_labels is not None:
             time = time + self.labels(class_labels)
+        if timestep_cond is not None:
+            time = time + self.scale(timestep_cond)
         h: Tensor = self.stem(z) + time
         for block in self.blocks:
             h = h + block(h + time)

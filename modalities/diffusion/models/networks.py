@@ -7,15 +7,18 @@ loads where this package is not installed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field
+from torch import nn
 
 from xmodal_kd.adapter.adapter import Strict
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.registry import Registry
 
+from .denoiser import Denoiser
+from .lora import adapted
 from .process import Prediction
 
 #: Width of an attention head, where the block's width allows it.
@@ -43,6 +46,12 @@ class UNetConfig(Strict):
 class LikeTeacherConfig(Strict):
     prediction: Prediction | None = None
     """As `UNetConfig.prediction`."""
+    guidance: int | None = Field(None, ge=4, le=1 << 14)
+    """Width at which a UNet2DConditionModel is told the scale of guidance (diffusers' time_cond_proj_dim; Luo et al.
+    take 256), for methods that distil a range of scales. None: it is told what its teacher is."""
+    lora: int | None = Field(None, ge=1, le=1 << 12)
+    """Rank of low-rank adapters, which alone learn on the teacher's frozen weights (LCM-LoRA takes 64); needs peft.
+    None: all weights learn."""
 
 
 def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) -> UNet2DModel:
@@ -78,12 +87,63 @@ def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) ->
     )  # fmt: skip
 
 
-def build_like(net: UNet2DModel, classes: int | None) -> UNet2DModel:
-    """Another UNet of `net`'s configuration with fresh weights, for `classes` classes."""
+def build_like(net: Any, classes: int | None, guidance: int | None = None) -> Any:
+    """Another network of `net`'s class and configuration with fresh weights.
+
+    Args:
+        classes: that a UNet2DModel is conditioned on; others have as many as `net`.
+        guidance: width at which it is told the scale of guidance; None: as `net`.
+
+    Raises:
+        UserError: no network of this class can be told it.
+    """
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
     size = config["sample_size"]
     config["sample_size"] = size if isinstance(size, int) else _size(size)
-    return UNet2DModel(**config | {"num_class_embeds": classes})
+    if isinstance(net, UNet2DModel):
+        config["num_class_embeds"] = classes
+    if guidance is not None:
+        if not isinstance(net, UNet2DConditionModel):
+            raise UserError(
+                f"student.params.guidance: a {type(net).__name__} cannot be told the scale of guidance: leave it out, "
+                "and distil one scale"
+            )
+        config["time_cond_proj_dim"] = guidance
+    made = type(net)(**config)
+    if guidance is not None:  # it starts as a copy of what knows nothing of it
+        nn.init.zeros_(made.time_embedding.cond_proj.weight)
+    keep_labels(made)
+    return made
+
+
+def keep_labels(net: nn.Module) -> None:
+    """A DiT leaves out labels of its own accord while it trains: here whoever trains it decides."""
+    for module in net.modules():
+        if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
+            cast(Any, module).dropout_prob = 0.0  # its table keeps the entry of no class
+
+
+def built(
+    model: str, config: Any, shape: Sequence[int], names: Sequence[str] | None, teacher: Denoiser | None
+) -> nn.Module:
+    """The network of a recipe's `model`, for classes of these names.
+
+    Raises:
+        UserError: it does not fit the shape, or the pipeline of the teacher.
+    """
+    classes = None if names is None else len(names) + (teacher is not None and teacher.null_class is not None)
+    if model == "like_teacher":
+        assert teacher is not None
+        if config.lora is None:
+            return cast(nn.Module, build_like(teacher.net, classes, config.guidance))
+        if config.guidance is not None:
+            raise UserError("student.params.lora: adapters cannot be told the scale of guidance: leave guidance out")
+        return adapted(teacher.net, config.lora)
+    if teacher is not None and teacher.parts is not None and teacher.parts.family.network != UNet2DModel.__name__:
+        raise UserError(
+            f"student.model: {model} is no {teacher.parts.family.network}, as the teacher is: take like_teacher"
+        )
+    return cast(nn.Module, build_unet(config, shape, classes))
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
@@ -114,4 +174,14 @@ class LikeTeacher:
     build = staticmethod(build_like)
 
 
-__all__ = ["MODELS", "LikeTeacher", "LikeTeacherConfig", "UNet", "UNetConfig", "build_like", "build_unet"]
+__all__ = [
+    "MODELS",
+    "LikeTeacher",
+    "LikeTeacherConfig",
+    "UNet",
+    "UNetConfig",
+    "build_like",
+    "build_unet",
+    "built",
+    "keep_labels",
+]

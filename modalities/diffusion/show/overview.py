@@ -58,10 +58,10 @@ def overview(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> O
         full = [adapter.sample(teacher, draw) for draw in range(adapter.config.draws)]
     for role, model in points(models, folder, extent):
         how = model.sampling
-        console.print(f"curve  {role} {how.solver} {how.nfe} evaluations", highlight=False)
+        console.print(f"curve  {role} {how.solver} {model.nfe} evaluations", highlight=False)
         found = adapter.measure(model, "test", full).metrics
-        curve.append({"role": role, "solver": how.solver, "nfe": how.nfe, "metrics": found})
-        rows.append((f"{role}, {how.solver}, {how.nfe}", adapter.sample(model, 0, SHOWN).cpu()))
+        curve.append({"role": role, "solver": how.solver, "nfe": model.nfe, "metrics": found})
+        rows.append((f"{role}, {how.solver}, {model.nfe}", adapter.sample(model, 0, SHOWN).cpu()))
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     judge = adapter.judge("test", next(models["student"].parameters()).device)
@@ -88,7 +88,7 @@ def points(models: Mapping[str, Denoiser], folder: Path, extent: Extent = "all")
     if teacher is not None and extent == "all":
         for solver in SOLVERS:
             for nfe in _powers(teacher.nfe if solver == teacher.sampling.solver else min(MOST_NFE, teacher.nfe)):
-                how = Sampling(solver, most_steps(solver, nfe))
+                how = Sampling(solver, most_steps(solver, max(1, nfe // teacher.cost)))
                 if how != teacher.sampling and (solver == "ddim" or nfe > 1):  # with one step all solvers are DDIM
                     yield "teacher", sampled(teacher, how)
     if student.sampling.solver == LCM:

@@ -28,8 +28,8 @@ def show(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Seque
         columns[name] = None
         samples = adapter.sample(model, 0, SHOWN).cpu()
         pixels = np.asarray(grid(samples, heat=heat))
-        caption = f"{how.steps} steps" if how.steps != how.nfe else ""
-        rows.setdefault(how.nfe, {})[name] = (png(pixels), caption)
+        caption = f"{how.steps} steps" if how.steps != model.nfe else ""
+        rows.setdefault(model.nfe, {})[name] = (png(pixels), caption)
     # the student beside what it is compared with: the teacher's own sampler, itself, then other samplers
     order = sorted(columns, key=lambda name: (not name.startswith("student"), list(columns).index(name)))
     labelled = [(f"{nfe} evaluation{'s' if nfe > 1 else ''}", rows[nfe]) for nfe in sorted(rows)]
@@ -41,7 +41,7 @@ def show(adapter: Judged, models: Mapping[str, Denoiser], folder: Path) -> Seque
 def glimpse(adapter: Judged, role: str, model: Denoiser) -> Sequence[Panel]:
     """A grid of what one role makes now of the noise of the first draw."""
     pixels = np.asarray(grid(adapter.sample(model, 0, SHOWN).cpu(), heat=adapter.config.sources == "arrays"))
-    nfe = model.sampling.nfe
+    nfe = model.nfe
     cell = (png(pixels), f"{nfe} evaluation{'s' if nfe > 1 else ''}")
     note = "The same noise at every evaluation, and in every role: each place shows what becomes of one draw."
     return [gallery("Samples while it learns", [role], [("now", {role: cell})], note=note)]

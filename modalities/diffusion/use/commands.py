@@ -13,9 +13,7 @@ import typer
 def sample(
     student: Annotated[
         Path,
-        typer.Argument(
-            help="A run's student folder, one of its steps-... folders, or any diffusers pipeline of a UNet2DModel."
-        ),
+        typer.Argument(help="A run's student folder, one of its steps-... folders, or a pipeline of diffusers."),
     ],
     steps: Annotated[
         int | None,
@@ -32,6 +30,16 @@ def sample(
         str | None,
         typer.Option(help="Name or number of one class. Unless said, a class-conditional model makes all in turn."),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What the samples shall show, of a model that is prompted by text; several come in turn."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Scale of classifier-free guidance, 1 for none. Unless said, what the folder was made for."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the samples.")] = Path("samples"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the samples of an earlier call in that folder.")
@@ -47,7 +55,10 @@ def sample(
     """
     from .sample import draw
 
-    found = draw(student, steps, count, seed, label, out, overwrite=overwrite, device=device, quiet=json_)
+    found = draw(
+        student, steps, count, seed, label, out, overwrite=overwrite, device=device, quiet=json_, prompts=prompt or (),
+        guidance=guidance,
+    )  # fmt: skip
     if json_:
         typer.echo(json.dumps(found))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,8 +18,10 @@ from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.progress import Bar, bar
 
-from ..export.pipeline import INDEX, SAMPLER, load_denoiser
+from ..data.condition import Condition, moved, rows
+from ..export.pipeline import SAMPLER, load_denoiser
 from ..models.denoiser import FEW_STEP, Denoiser, Sampling
+from ..models.families import INDEX
 from ..show.pictures import pixels_of, write_grid, write_image
 
 #: Samples drawn at once. The noise of a call depends on it, so that it is no option.
@@ -30,7 +32,8 @@ GRID, IMAGES, ARRAYS = "grid.png", "images", "samples.npz"
 
 def draw(
     student: Path, steps: int | None, count: int, seed: int, label: str | None, out: Path, *,
-    overwrite: bool = False, device: str = "auto", quiet: bool = False,
+    overwrite: bool = False, device: str = "auto", quiet: bool = False, prompts: Sequence[str] = (),
+    guidance: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Sample and write; returns what was done. Raises `UserError` for each kind of misuse."""
     check_folder(out, overwrite)
@@ -38,15 +41,23 @@ def draw(
     denoiser = load_denoiser(place, quiet=True)
     if steps is not None:
         denoiser.sampling = with_steps(denoiser, steps, place)
-    wanted = labels(denoiser, label, count, place)
+    if guidance is not None:
+        denoiser.guidance = with_guidance(denoiser, guidance, place)
+    wanted: Condition | None = labels(denoiser, label, count, place)
+    texts = asked(denoiser, prompts, place)
     denoiser.to(make_accelerator(device, "fp32").device)
+    if denoiser.parts is not None and texts:
+        said = denoiser.parts.prompts(texts, next(denoiser.parameters()).device)
+        wanted = rows(said, torch.arange(count) % len(texts))
     began = perf_counter()
     samples = run(denoiser, wanted, count, seed, quiet=quiet)
     seconds = perf_counter() - began
     how = denoiser.sampling
-    said = {"model": str(place), "count": count, "seed": seed, "label": label, "solver": how.solver, "steps": how.steps}
-    timing = {"nfe": how.nfe, "seconds": seconds, "milliseconds": 1e3 * seconds / count}
-    return said | timing | write(out, samples, wanted, arrays=is_array(place, denoiser))
+    told = {"model": str(place), "count": count, "seed": seed, "label": label, "solver": how.solver, "steps": how.steps}
+    told |= {"prompts": texts, "guidance": denoiser.guidance}
+    timing = {"nfe": denoiser.nfe, "seconds": seconds, "milliseconds": 1e3 * seconds / count}
+    classes = wanted if isinstance(wanted, Tensor) else None
+    return told | timing | write(out, samples, classes, arrays=is_array(place, denoiser))
 
 
 def stage(folder: Path, steps: int | None) -> Path:
@@ -75,6 +86,28 @@ def with_steps(denoiser: Denoiser, steps: int, place: Path) -> Sampling:
     return how
 
 
+def with_guidance(denoiser: Denoiser, scale: float, place: Path) -> float:
+    """Raises `UserError` for a model that takes no scale."""
+    if scale != 1 and not denoiser.guidable:
+        raise UserError(
+            f"--guidance {scale:g}: {place} knows no null condition, or was distilled with guidance in it: leave it out"
+        )
+    return scale
+
+
+def asked(denoiser: Denoiser, prompts: Sequence[str], place: Path) -> list[str]:
+    """The prompts, or those that the model's card names; none for a model that takes none."""
+    if not denoiser.prompted:
+        if prompts:
+            raise UserError(f"--prompt: {place} is not prompted by text: leave it out")
+        return []
+    card = read_object(place / SAMPLER) if (place / SAMPLER).is_file() else {}
+    found = list(prompts) or [str(text) for text in card.get("prompts", ())]
+    if not found:
+        raise UserError(f"--prompt is missing: {place} is prompted by text: say what it shall show")
+    return found
+
+
 def labels(denoiser: Denoiser, label: str | None, count: int, place: Path) -> Tensor | None:
     """``(count,)`` of the class asked for, or of all in turn; None for an unconditional model."""
     if denoiser.classes is None:
@@ -92,20 +125,24 @@ def labels(denoiser: Denoiser, label: str | None, count: int, place: Path) -> Te
     raise UserError(f"--label {label}: {place} has the classes 0 to {denoiser.classes - 1}{known}")
 
 
-def run(denoiser: Denoiser, wanted: Tensor | None, count: int, seed: int, *, quiet: bool) -> Tensor:
-    """``(count, *shape)`` on the CPU. One CPU generator gives all noise, so devices differ by rounding only.
+def run(denoiser: Denoiser, wanted: Condition | None, count: int, seed: int, *, quiet: bool) -> Tensor:
+    """``(count, *shape)`` on the CPU, images where it has an autoencoder.
+
+    One CPU generator gives all noise, so devices differ by rounding only.
 
     Up to 64 samples are those of the saved pipeline called with the same generator.
     """
     device = next(denoiser.parameters()).device
     generator, made = torch.Generator().manual_seed(seed), []
-    total = -(-count // BATCH) * denoiser.nfe
-    with bar("sample", total, quiet=quiet or total == denoiser.nfe < BATCH) as shown, _counted(denoiser, shown):
+    calls = denoiser.sampling.nfe
+    total = -(-count // BATCH) * calls
+    with bar("sample", total, quiet=quiet or total == calls < BATCH) as shown, _counted(denoiser, shown):
         for start in range(0, count, BATCH):
             part = slice(start, min(start + BATCH, count))
             noise = torch.randn(part.stop - part.start, *denoiser.shape, generator=generator).to(device)
-            given = None if wanted is None else wanted[part].to(device)
-            made.append(denoiser.sample(noise, given, generator=generator).float().cpu())
+            given = None if wanted is None else moved(rows(wanted, part), device)
+            x = denoiser.sample(noise, given, generator=generator).float()
+            made.append((x if denoiser.parts is None else denoiser.parts.decode(x)).cpu())
     return torch.cat(made)
 
 
@@ -129,7 +166,8 @@ class _counted:
 def is_array(place: Path, denoiser: Denoiser) -> bool:
     """Whether the samples are no images: a recipe's data of arrays, or neither one nor three channels."""
     about = read_object(place / SAMPLER) if (place / SAMPLER).is_file() else {}
-    return about.get("facts", {}).get("data") == "arrays" or denoiser.shape[0] not in (1, 3)
+    channels = denoiser.shape[0] if denoiser.parts is None else denoiser.parts.channels
+    return about.get("facts", {}).get("data") == "arrays" or channels not in (1, 3)
 
 
 def check_folder(out: Path, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""Segmentation models by name: U-Nets over range images and photographs, a transformer over points.
+"""Segmentation models by name: U-Nets over range images, photographs and voxels, a transformer over points.
 
 Every model is built as ``cls(config, channels=, classes=)`` and has
 
@@ -18,10 +18,12 @@ from xmodal_kd.runtime.registry import Registry
 from .point_transformer import PointTransformer
 from .scene import SceneModel, View
 from .unet import ImageUNet, RangeUNet
+from .voxel_unet import VoxelUNet
 
 MODELS: Registry[type[SceneModel]] = Registry("points model")
 MODELS.add("range_unet", RangeUNet)
 MODELS.add("image_unet", ImageUNet)
 MODELS.add("point_transformer", PointTransformer)
+MODELS.add("voxel_unet", VoxelUNet)
 
-__all__ = ["MODELS", "ImageUNet", "PointTransformer", "RangeUNet", "SceneModel", "View"]
+__all__ = ["MODELS", "ImageUNet", "PointTransformer", "RangeUNet", "SceneModel", "View", "VoxelUNet"]

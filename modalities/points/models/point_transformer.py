@@ -13,11 +13,8 @@ from xmodal_kd.adapter.adapter import Strict
 from xmodal_kd.models.attention import attention
 from xmodal_kd.runtime.errors import UserError
 
-from .scene import SceneModel, View
+from .scene import POINT_SCALE, SceneModel, View
 from .serial import Windows, windows
-
-#: Metres along x, y, z that become 1: as far as most points are.
-SCALE = (20.0, 20.0, 2.0)
 
 
 class PointTransformerConfig(Strict):
@@ -100,7 +97,7 @@ class PointTransformer(SceneModel):
         )
         self.head = nn.Linear(config.width, classes)
         scale = torch.ones(channels)
-        scale[:3] = 1 / torch.tensor(SCALE)
+        scale[:3] = 1 / torch.tensor(POINT_SCALE)
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(

@@ -10,6 +10,8 @@ from torch import nn
 from xmodal_kd.adapter.adapter import Strict
 
 View = Literal["range", "image", "points"]
+#: Metres along x, y, z that become 1 in models of points: as far as most points are.
+POINT_SCALE = (20.0, 20.0, 2.0)
 
 
 class SceneModel(nn.Module):

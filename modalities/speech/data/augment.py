@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from scipy.fft import irfft, next_fast_len, rfft
 from torch import Tensor
 
@@ -44,7 +45,7 @@ MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 class Augment(Strict):
     """What happens to a training utterance. A range of None is off.
 
-    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `noise_snr_db`,
+    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; rooms, noise,
     `warp` and the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is a share
     of the mels or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
     """
@@ -57,6 +58,11 @@ class Augment(Strict):
     noise_snr_db: Range | None = None
     #: Exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
     noise_colour: Range = (0.0, 2.0)
+    #: A folder of recorded noise, to be mixed in at `noise_snr_db` in place of coloured noise.
+    noise_path: Path | None = None
+    #: A folder of impulse responses of rooms, and the share of utterances that are heard in one.
+    rooms_path: Path | None = None
+    rooms_share: float = Field(default=0.5, gt=0, le=1)
     #: A factor on the frequencies below `WARPED`, as of a shorter or longer vocal tract (Jaitly and Hinton, 2013).
     warp: WarpRange | None = None
     freq_masks: int = Field(default=2, ge=0)
@@ -64,15 +70,26 @@ class Augment(Strict):
     time_masks: int = Field(default=2, ge=0)
     time_width: float = Field(default=0.05, ge=0)
 
+    @model_validator(mode="after")
+    def _some_noise(self) -> Augment:
+        if self.noise_path is not None and self.noise_snr_db is None:
+            raise ValueError("noise_path: say how loud, such as noise_snr_db: [5, 20]")
+        return self
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the augmented view's wave is another than the clean one's."""
+        return self.noise_snr_db is not None or self.rooms_path is not None
+
     @property
     def waves(self) -> bool:
         """Whether anything happens to waves, so that features cannot be computed once."""
-        return not (self.speed is None and self.gain_db is None and self.noise_snr_db is None)
+        return self.noisy or self.speed is not None or self.gain_db is not None
 
     @property
     def few_speeds(self) -> bool:
         """Whether a wave is heard in so few ways, by its speed alone, that the features of each are worth keeping."""
-        return self.speeds is not None and self.speed is not None and self.gain_db is None and self.noise_snr_db is None
+        return self.speeds is not None and self.speed is not None and self.gain_db is None and not self.noisy
 
     @property
     def masks(self) -> bool:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+import numpy as np
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from xmodal_kd.adapter.listed import Skipped
-from xmodal_kd.adapter.source import DataSection
+from xmodal_kd.adapter.source import DataSection, Strict
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from .augment import Augment
 from .compose import Compose
 from .features import Features
+from .indexed import Indexed, open_manifest, shared_audio
 from .layouts import read_common_voice, read_kaldi, read_speech_commands
-from .manifests import Utterance, overlap, read_fsdd, read_librispeech, read_manifest, taken_by
+from .manifests import Utterance, read_fsdd, read_librispeech
 from .symbols import read_symbols
 from .tokens import Kind, Normaliser, Tokens
 
@@ -32,6 +34,27 @@ Sources = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}, mode="validation"),
 ]
+
+
+class WordBeamSpec(Strict):
+    """A beam search over words, by which test is also measured: the words of `lexicon`, weighed by `lm`."""
+
+    #: An n-gram language model in ARPA's format.
+    lm: Path | None = None
+    #: A word a line; None: the words of `lm`.
+    lexicon: Path | None = None
+    #: Prefixes that are kept.
+    size: int = Field(default=32, ge=1)
+    #: Of the language model's log-probability in nats, beside the recogniser's. To be chosen on dev.
+    lm_weight: float = Field(default=1.0, ge=0)
+    #: Added for each word. To be chosen on dev.
+    word_score: float = 0.0
+
+    @model_validator(mode="after")
+    def _check_words(self) -> WordBeamSpec:
+        if self.lm is None and self.lexicon is None:
+            raise ValueError("give lm or lexicon: a beam over words needs to know them")
+        return self
 
 
 class SpeechData(DataSection):
@@ -62,6 +85,9 @@ class SpeechData(DataSection):
     metric: Literal["wer", "cer"] = "wer"
     #: A saved teacher's vocabulary: the student's, or one of its own, which the term `uhc` compares by symbols.
     vocabulary: Literal["same", "by_name"] = "same"
+    #: Beside greedy decoding, by which models are chosen: words from a list, weighed by a language model, on test
+    #: (``wer_beam``, ``cer_beam``).
+    beam: WordBeamSpec | None = None
     features: Features = Features()
     compose: Compose | None = None
     augment: Augment = Augment()
@@ -93,7 +119,7 @@ class SpeechData(DataSection):
         return self
 
 
-def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> list[Utterance]:
+def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> Sequence[Utterance]:
     """The recordings of `split`, sorted, but for those of ``data.skip``.
 
     Args:
@@ -109,14 +135,23 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
         raise UserError(f"data.path: {data.path} does not exist{where}")
     if data.by_speaker and not data.speakers[split]:
         raise UserError(f"data.{split}_speakers: the {split} split is empty: list at least one speaker")
-    found = [utterance for name in data.sources for utterance in _source(data, name, split)]
-    if data.by_speaker:
-        _check_known(data, {utterance.speaker for utterance in found})
-        found = [utterance for utterance in found if utterance.speaker in data.speakers[split]]
-    found = (skipped or Skipped.of(data.skip)).keep(found, lambda utterance: utterance.key)
+    found, skipped = _found(data, split), skipped or Skipped.of(data.skip)
+    if isinstance(found, Indexed):
+        if data.by_speaker:
+            _check_known(data, set(found.speakers()))
+            found = found.of_speakers(data.speakers[split])
+        if lost := sorted({at for key in skipped.keys for at in found.find(key)}):
+            skipped.found += [found[at].key for at in lost]
+            found = found.chosen(np.delete(np.arange(len(found)), lost))
+        silent = next((found[int(at)] for at in np.flatnonzero(~found.column("texted"))[:1]), None)
+    else:
+        if data.by_speaker:
+            _check_known(data, {utterance.speaker for utterance in found})
+            found = [utterance for utterance in found if utterance.speaker in data.speakers[split]]
+        found = skipped.keep(found, lambda utterance: utterance.key)
+        silent = next((one for one in found if one.text is None), None)
     if not found:
         raise UserError(f"data.path: {data.path} has no utterance for the {split} split")
-    silent = next((one for one in found if one.text is None), None)
     if silent is not None and split != "train":
         raise UserError(
             f"data: {split} utterance {silent.key!r} lacks 'text': only training audio may go untranscribed"
@@ -133,13 +168,29 @@ def build_tokens(data: SpeechData) -> Tokens:
     """
     if data.symbols is not None:
         return read_symbols(data.symbols.expanduser(), data.tokens, data.normaliser)
-    texts = [utterance.text for utterance in utterances(data, "train") if utterance.text is not None]
-    if not texts:
+    found = utterances(data, "train")
+    if isinstance(found, Indexed):
+        make = lambda: np.frombuffer(_built(data, found.texts()).to_json().encode(), np.uint8)  # noqa: E731
+        return Tokens.from_json(found.remembered(f"symbols {data.tokens} {data.normaliser}", make).tobytes().decode())
+    return _built(data, (utterance.text for utterance in found))
+
+
+def _built(data: SpeechData, texts: Iterable[str | None]) -> Tokens:
+    known = (text for text in texts if text is not None)
+    first = next(known, None)
+    if first is None:
         raise UserError(
             "data: no training recording has a text: some are needed, to know what the student writes, or its symbols, "
             "as data.symbols"
         )
-    return Tokens.build(data.tokens, texts, data.normaliser)
+    return Tokens.build(data.tokens, chain([first], known), data.normaliser)
+
+
+def _found(data: SpeechData, split: str) -> Sequence[Utterance]:
+    """All that the sources give for a split; of one manifest alone its index, where it has one."""
+    if data.sources == ("manifest",):
+        return _manifests(data, data.path.expanduser(), split)
+    return [utterance for name in data.sources for utterance in _source(data, name, split)]
 
 
 def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utterance]:
@@ -149,7 +200,7 @@ def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utteranc
         folder /= name
         if not folder.is_dir():
             raise UserError(f"data.path: of several sources, {name!r} is expected at {folder}")
-    readers: dict[SourceName, Callable[[], list[Utterance]]] = {
+    readers: dict[SourceName, Callable[[], Sequence[Utterance]]] = {
         "fsdd": lambda: read_fsdd(folder),
         "librispeech": lambda: _librispeech(data, folder, split),
         "manifest": lambda: _manifests(data, folder, split),
@@ -161,16 +212,17 @@ def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utteranc
         yield replace(utterance, key=f"{name}/{utterance.key}") if several else utterance
 
 
-def _manifests(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
+def _manifests(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance]:
     if data.by_speaker:
         files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
-        return [utterance for file in files for utterance in read_manifest(file)]
-    return _parts(data, folder, split, ".jsonl", lambda name: read_manifest(folder / f"{name}.jsonl"))
+        parts = [open_manifest(file) for file in files]
+        return parts[0] if len(parts) == 1 else [utterance for part in parts for utterance in part]
+    return _parts(data, folder, split, ".jsonl", lambda name: open_manifest(folder / f"{name}.jsonl"))
 
 
 def _parts(
-    data: SpeechData, folder: Path, split: str, ending: str, read_part: Callable[[str], list[Utterance]]
-) -> list[Utterance]:
+    data: SpeechData, folder: Path, split: str, ending: str, read_part: Callable[[str], Sequence[Utterance]]
+) -> Sequence[Utterance]:
     """What a file or folder for each split holds; with speaker lists all of them, else no audio of another split's."""
     present = [name for name in SPLITS if (folder / f"{name}{ending}").exists()]
     if data.by_speaker and present:
@@ -180,9 +232,8 @@ def _parts(
             f"data.path: {folder / split}{ending} is missing; without speaker lists it is the {split} split"
         )
     read = {name: read_part(name) for name in present}
-    taken = taken_by(read[split])
     for name, others in read.items():
-        if name != split and (both := overlap(taken, others)):
+        if name != split and (both := shared_audio(read[split], others)):
             raise UserError(
                 f"data.path: {both.key!r} is in {split}{ending} and in {name}{ending}: a split must not see another"
             )

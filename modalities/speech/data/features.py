@@ -9,7 +9,9 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -93,6 +95,11 @@ class Frontend:
     def frames(self, samples: int) -> int:
         """Frames of a wave of so many samples."""
         return 1 + max(0, samples - self.config.window) // self.config.hop
+
+    def frames_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`frames` of each."""
+        found: NDArray[np.int64] = 1 + np.maximum(0, samples - self.config.window) // self.config.hop
+        return found
 
     def stream(self) -> FeatureStream:
         """A new stream. Raises `UserError` if the features need the whole recording."""

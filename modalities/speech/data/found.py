@@ -45,7 +45,7 @@ class Recordings:
     """
 
     section: dict[str, Noted]
-    parts: dict[str, list[Utterance]]
+    parts: dict[str, Sequence[Utterance]]
     rate: int
     rates: tuple[int, ...]
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,15 +95,16 @@ def _read(file: Path, version: tuple[int, int, int] | None) -> tuple[Utterance, 
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
-        utterance = _record(file, number, line)
+        utterance = as_record(file, number, line)
         place = utterance.file if utterance.offset is None else f"{utterance.file}@{utterance.offset}"
         if first.setdefault(place, number) != number:
             raise UserError(f"{file} line {number}: {utterance.key!r} is on line {first[place]} already")
         found.append(utterance)
-    return tuple(sorted(found, key=_place))
+    return tuple(sorted(found, key=place_of))
 
 
-def _place(utterance: Utterance) -> tuple[str, float]:
+def place_of(utterance: Utterance) -> tuple[str, float]:
+    """Where it comes in its list."""
     name = utterance.key if utterance.offset is None else utterance.key.rpartition("@")[0]
     return name, utterance.offset or 0.0
 
@@ -121,7 +122,7 @@ def taken_by(utterances: Sequence[Utterance]) -> Taken:
     return taken
 
 
-def overlap(taken: Taken, others: Sequence[Utterance]) -> Utterance | None:
+def overlap(taken: Taken, others: Iterable[Utterance]) -> Utterance | None:
     """The first of `others` that holds audio which is taken."""
     return next((other for other in others if _meets(other.span, taken.get(other.file, []))), None)
 
@@ -132,7 +133,8 @@ def _meets(span: tuple[float, float], spans: Sequence[tuple[float, float]]) -> b
     return any(start < span[1] and span[0] < end for start, end in spans[max(0, at - 1) : at + 1])
 
 
-def _record(file: Path, number: int, line: str) -> Utterance:
+def as_record(file: Path, number: int, line: str) -> Utterance:
+    """A line of a manifest. Raises `UserError` that names it."""
     where = f"{file} line {number}"
     try:
         record = json.loads(line)

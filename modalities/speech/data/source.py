@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.listed import Skipped
+from xmodal_kd.adapter.long_lists import Batches, Made
 from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from .audio import Wave, resample
 from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment, warp_frequencies
-from .compose import Composer
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
-from .manifests import Utterance
+from .listing import Item, listing
+from .recordings import Noises, Rooms
 from .tokens import Tokens
 
 __all__ = ["Item", "Sample", "SpeechData", "SpeechSource", "build_tokens", "utterances"]
@@ -31,20 +32,8 @@ __all__ = ["Item", "Sample", "SpeechData", "SpeechSource", "build_tokens", "utte
 #: Bytes of features (of waves, where augmentation changes them) that one source keeps in memory; past that they are
 #: computed anew. 1 GiB is 18 hours of 40 mels at 100 frames a second.
 MEMORY = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An utterance before its audio is read. `seconds` are right to within `margin`; `wave()` renders it."""
-
-    key: str
-    text: str | None
-    speaker: str
-    seconds: float
-    margin: float
-    wave: Callable[[], Wave]
-    #: The same at another rate, from the recording where there is one.
-    wave_at: Callable[[int], Wave]
+#: Utterances that are looked at together.
+AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,31 +58,6 @@ class Sample:
     wave: Tensor | None = None
 
 
-class Numbers:
-    """Lists of whole numbers from 0, a million of them in a tenth of the memory.
-
-    >>> numbers = Numbers()
-    >>> numbers.append([3, 1]), numbers.append([]), numbers[0], numbers[1], numbers.any()
-    (None, None, [3, 1], [], True)
-    """
-
-    def __init__(self) -> None:
-        self._values, self._ends = array("I"), array("Q", [0])
-
-    def append(self, numbers: Sequence[int]) -> None:
-        self._values.extend(numbers)
-        self._ends.append(len(self._values))
-
-    def __getitem__(self, index: int) -> list[int]:
-        if not 0 <= index < len(self._ends) - 1:
-            raise IndexError(index)
-        return self._values[self._ends[index] : self._ends[index + 1]].tolist()
-
-    def any(self) -> bool:
-        """Whether one of them has a number."""
-        return len(self._values) > 0
-
-
 class SpeechSource:
     """The utterances of one split, as functions of (epoch, index).
 
@@ -115,20 +79,29 @@ class SpeechSource:
         self.data, self.split, self.tokens, self.streams = data, split, tokens, streams
         self.batch_size, self.stride = batch_size, stride
         self.frontend = Frontend(data.features)
-        self.left_out: list[tuple[str, str]] = []
-        self.items: list[Item] = []
-        self.targets = Numbers()
+        augment, learns = data.augment, split == "train"
+        self._noises = (
+            Noises(augment.noise_path, "data.augment.noise_path") if learns and augment.noise_path is not None else None
+        )
+        self._rooms = (
+            Rooms(augment.rooms_path, "data.augment.rooms_path") if learns and augment.rooms_path is not None else None
+        )
         self.skipped = Skipped.of(data.skip)
-        for item in _items(data, split, streams, self.skipped):
-            self._take(item)
-        if split != "train" and not self.targets.any():
+        self._listed = listing(data, split, streams, self.skipped)
+        needed = self._listed.needed(tokens, split, unknown_left=self._unknown_left)
+        if split != "train" and not needed.any():
             raise UserError(
-                f"data: no utterance of the {split} split has a text ({len(self.items)} utterances): nothing can be "
+                f"data: no utterance of the {split} split has a text ({len(needed)} utterances): nothing can be "
                 "measured there: give their transcripts"
             )
-        if not self.items:
+        self._needed, self._lost = needed, self._unfit(needed)
+        if len(self._lost) == len(needed):
             key, reason = self.left_out[0]
             raise UserError(f"data: every utterance of the {split} split is left out; the first, {key}: {reason}")
+        kept = self._kept()
+        self.items: Sequence[Item] = Made(self._listed.item, range(len(needed)) if kept is None else kept)
+        #: Of each, as `Item.seconds`.
+        self.seconds = self._listed.seconds if kept is None else self._listed.seconds[kept]
         self._memory: BoundedCache[Any] = BoundedCache(MEMORY)
         #: Hz of the waves that samples carry for roles with a front end of their own; None: they carry none.
         self.wave_rate: int | None = None
@@ -139,55 +112,81 @@ class SpeechSource:
             self.wave_rate = rate
             self._memory = BoundedCache(MEMORY)
 
-    def _take(self, item: Item) -> None:
-        """Keep an utterance, or leave it out and say why."""
-        try:
-            left = self.split != "train" and self.data.unknown == "keep"
-            target = self.tokens.encode(item.text or "", unknown_left=left)
-        except UserError as error:
-            raise UserError(f"{self.split} utterance {item.key}: {error}") from error
-        reason = self._unfit(item, target) if self.split == "train" else None
-        if reason is not None:
-            self.left_out.append((item.key, reason))
-            return
-        self.items.append(item)
-        self.targets.append(target)
+    def _unfit(self, needed: NDArray[Any]) -> NDArray[Any]:
+        """Which of those that are listed training leaves out."""
+        listed, found = self._listed, [np.empty(0, np.int64)]
+        for start in range(0, len(needed) if self.split == "train" else 0, AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            seconds, frames = listed.seconds[part], self._frames(listed.seconds[part], listed.margins[part])
+            short = needed[part] > -(-frames // self.stride)
+            found.append(start + np.flatnonzero(short | (seconds > self.data.max_seconds)))
+        return np.concatenate(found)
 
-    def _unfit(self, item: Item, target: Sequence[int]) -> str | None:
-        if item.seconds > self.data.max_seconds:
-            return f"{item.seconds:.1f} s is longer than data.max_seconds ({self.data.max_seconds:g})"
-        shortest = (item.seconds - item.margin) / self.data.augment.fastest
+    def _kept(self) -> NDArray[np.int32] | None:
+        """Which of those that are listed are left; None: all."""
+        if not len(self._lost):
+            return None
+        stays = np.ones(len(self._needed), np.bool_)
+        stays[self._lost] = False
+        return np.flatnonzero(stays).astype(np.int32)
+
+    def _frames(self, seconds: NDArray[Any], margins: NDArray[Any]) -> NDArray[Any]:
+        """That a recording has at the highest speed."""
+        shortest = (seconds - margins) / self.data.augment.fastest
         # 1e-6: seconds times rate gives back the samples, not one less by rounding
-        frames = self.frontend.frames(int(shortest * self.data.features.sample_rate + 1e-6))
-        return self._unaligned(frames, target)
+        samples = (shortest * self.data.features.sample_rate + 1e-6).astype(np.int64)
+        return self.frontend.frames_of(samples)
 
-    def _unaligned(self, frames: int, target: Sequence[int]) -> str | None:
-        needed, there = self.tokens.min_frames(target), -(-frames // self.stride)
+    @property
+    def _unknown_left(self) -> bool:
+        return self.split != "train" and self.data.unknown == "keep"
+
+    @property
+    def left_out(self) -> Sequence[tuple[str, str]]:
+        """What training leaves out, and why."""
+        return [self._why(int(row)) for row in self._lost]
+
+    def _why(self, row: int) -> tuple[str, str]:
+        item, listed = self._listed.item(row), self._listed
+        if item.seconds > self.data.max_seconds:
+            return item.key, f"{item.seconds:.1f} s is longer than data.max_seconds ({self.data.max_seconds:g})"
+        frames = int(self._frames(listed.seconds[row : row + 1], listed.margins[row : row + 1])[0])
+        reason = self._unaligned(frames, int(self._needed[row]))
+        assert reason is not None
+        return item.key, reason
+
+    def _unaligned(self, frames: int, needed: int) -> str | None:
+        there = -(-frames // self.stride)
         return f"its text needs {needed} output frames, its audio gives {there}" if needed > there else None
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
-    def labelled(self) -> list[int]:
+    def labelled(self) -> Sequence[int]:
         """The utterances that somebody wrote down."""
-        return [i for i, item in enumerate(self.items) if item.text is not None]
+        written = self._listed.written if not len(self._lost) else np.delete(self._listed.written, self._lost)
+        return range(len(self)) if written.all() else np.flatnonzero(written).tolist()
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    @cached_property
+    def _by_length(self) -> NDArray[np.int32]:
+        return np.argsort(self.seconds, kind="stable").astype(np.int32)
+
+    def plan(self, epoch: int) -> Batches:
         """The batches of an epoch, every sample once. Training: similar durations together, in random order, all of
         `batch_size` but one that may be smaller, anywhere. Dev and test: by duration, the last may be smaller."""
-        by_length = sorted(range(len(self)), key=lambda i: (self.items[i].seconds, i))
         if self.split != "train":
-            return [by_length[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
+            starts = np.arange(0, len(self), self.batch_size)
+            return Batches(self._by_length, starts, np.minimum(self.batch_size, len(self) - starts))
         rng = self.streams.numpy("order", epoch)
-        buckets = np.array_split(by_length, min(self.data.buckets, len(self)))
+        buckets = np.array_split(self._by_length, min(self.data.buckets, len(self)))
         order = np.concatenate([rng.permutation(bucket) for bucket in buckets])
         sizes = [self.batch_size] * (len(self) // self.batch_size)
         if rest := len(self) % self.batch_size:
             # Anywhere among the durations, so that no duration is always in the small batch.
             sizes.insert(int(rng.integers(len(sizes) + 1)), rest)
-        batches = np.split(order, np.cumsum(sizes)[:-1])
-        return [batches[i].tolist() for i in rng.permutation(len(batches))]
+        starts, turn = np.cumsum([0, *sizes[:-1]]), rng.permutation(len(sizes))
+        return Batches(order, starts[turn], np.array(sizes)[turn])
 
     def sample(self, index: int, epoch: int) -> Sample:
         """One utterance, augmented by the streams of (split, epoch, index) if this is the training split.
@@ -199,13 +198,14 @@ class SpeechSource:
     def again(self, index: int, epoch: int, view: int) -> Sample:
         """As `sample` at the speed and gain of `epoch`, so that frames stay where they are, with what `view` masks and
         adds of noise: the second view of CR-CTC (Yao et al., 2024), which warps time once for both."""
-        item, target = self.items[index], self.targets[index]
+        item = self.items[index]
+        target = self.tokens.encode(item.text or "", unknown_left=self._unknown_left)
         if self.split != "train":
             clean = features = self._remembered(index)
             wave = self._wave(index)
         else:
             clean, features, wave = self._augmented(index, epoch, view)
-            if reason := self._unaligned(len(clean), target):
+            if reason := self._unaligned(len(clean), self.tokens.min_frames(target)):
                 raise UserError(f"train utterance {item.key}: {reason}: is the duration in its manifest right?")
         text = self.tokens.normalise(item.text or "")
         return Sample(index, item.key, text, item.speaker, clean, features, target, wave)
@@ -230,7 +230,7 @@ class SpeechSource:
     def _heard(
         self, index: int, rng: np.random.Generator, noise: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features of the perturbed wave, without and with noise, and one of the two waves.
+        """Features of the perturbed wave, as it is and in its room and noise, and one of the two waves.
 
         Args:
             rng: of speed and gain.
@@ -240,9 +240,14 @@ class SpeechSource:
             clean = self._at_speed(index, draw_speed(augment, rng))
             return clean, clean, None
         plain = noisy = perturb(self._recorded(index), augment, rng)
+        if self._rooms is not None and noise.random() < augment.rooms_share:
+            noisy = self._rooms.echo(noisy, self._rate, noise)
         if augment.noise_snr_db is not None:
             snr_db, colour = noise.uniform(*augment.noise_snr_db), augment.noise_colour
-            noisy = add_noise(plain, snr_db, noise, colour=noise.uniform(*colour))
+            if self._noises is not None:
+                noisy = self._noises.add(noisy, self._rate, snr_db, noise)
+            else:
+                noisy = add_noise(noisy, snr_db, noise, colour=noise.uniform(*colour))
         clean = self._features(plain)
         features = clean if noisy is plain else self._features(noisy)
         if self.wave_rate is None:
@@ -319,39 +324,10 @@ class SpeechSource:
         return {
             "split": self.split,
             "utterances": len(self),
-            "hours": sum(item.seconds for item in self.items) / 3600,
-            "speakers": sorted({item.speaker for item in self.items}),
+            "hours": float(self.seconds.sum()) / 3600,
+            "speakers": self._listed.speakers(self._lost),
             "skipped": len(self.skipped.found),
             **({"untranscribed": silent} if (silent := len(self) - len(self.labelled)) else {}),
-            "left_out": len(self.left_out),
-            "left_out_examples": [{"key": key, "reason": reason} for key, reason in self.left_out[:20]],
+            "left_out": len(self._lost),
+            "left_out_examples": [{"key": key, "reason": reason} for key, reason in map(self._why, self._lost[:20])],
         }
-
-
-def _items(data: SpeechData, split: str, streams: Streams, skipped: Skipped) -> list[Item]:
-    """The utterances of a split as they are recorded, or as they are composed."""
-    found, rate = utterances(data, split, skipped), data.features.sample_rate
-    if data.compose is not None:
-        return _composed(Composer(data.compose, found, streams, split, rate))
-    return [_recorded(utterance, rate) for utterance in found]
-
-
-def _recorded(utterance: Utterance, rate: int) -> Item:
-    # A header counts samples, a manifest rounds, usually to a millisecond.
-    margin = 0.0 if utterance.duration is None else 1e-3
-    wave = partial(utterance.wave, rate)
-    return Item(utterance.key, utterance.text, utterance.speaker, utterance.seconds(), margin, wave, utterance.wave)
-
-
-def _composed(composer: Composer) -> list[Item]:
-    items = []
-    for i in range(len(composer)):
-        made = composer.composition(i)
-        wave = partial(composer.wave, i)
-        at = partial(_composed_at, composer, i)
-        items.append(Item(made.key, made.text, made.speaker, composer.seconds(made), 1e-3, wave, at))
-    return items
-
-
-def _composed_at(composer: Composer, index: int, rate: int) -> Wave:
-    return resample(composer.wave(index), composer.sample_rate, rate)

@@ -48,6 +48,11 @@ class Vocabulary:
             return BLANK
         return None if name is None or index in self.special else plain(name)
 
+    @property
+    def known(self) -> frozenset[str]:
+        """All that it can say, by our names, the blank among them."""
+        return frozenset(name for i in range(len(self.names)) if (name := self.known_as(i)) is not None)
+
 
 @dataclass(frozen=True)
 class SymbolMap:

@@ -148,6 +148,10 @@ class Tokens:
             unknown = error.args[0]
         raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text, or data.symbols, has it")
 
+    def spells(self, text: str) -> bool:
+        """Whether all of `text`, which is in normal form, can be written."""
+        return all(piece in self._index for piece in _pieces(self.kind, text))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Blanks are skipped; repeats are kept, for they are the decoder's to merge."""
         symbols = [self.symbols[i] for i in ids if i != 0]

@@ -68,10 +68,10 @@ def _merge(found: list[Any]) -> list[Hypothesis]:
     scores: dict[tuple[int, ...], float] = {}
     for hypothesis in found:
         ids = tuple(hypothesis.tokens.tolist())
-        scores[ids] = _log_add(scores.get(ids, -math.inf), hypothesis.score)
+        scores[ids] = log_add(scores.get(ids, -math.inf), hypothesis.score)
     return sorted(((list(ids), score) for ids, score in scores.items()), key=lambda pair: -pair[1])
 
 
-def _log_add(a: float, b: float) -> float:
+def log_add(a: float, b: float) -> float:
     high, low = max(a, b), min(a, b)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -24,9 +24,12 @@ from ..data.features import Features, Frontend
 
 
 class Heard(NamedTuple):
-    """What a role answers: ``(b, t, c)`` logits of its own symbols, ``(b,)`` valid frames, ``(b, s, c)`` features."""
+    """What a role answers: ``(b, t, c)`` logits of its own symbols, ``(b,)`` valid frames, ``(b, s, c)`` features.
 
-    logits: Tensor
+    An encoder without a head has no logits, and frames all the same.
+    """
+
+    logits: Tensor | None
     lengths: Tensor
     features: Mapping[str, Tensor]
 

@@ -1,4 +1,6 @@
-"""A teacher as ``transformers`` saves it: any CTC model (Wav2Vec2, HuBERT, WavLM, Wav2Vec2-BERT) with its processor.
+"""A teacher as ``transformers`` saves it: Wav2Vec2, HuBERT, WavLM and their kin with their processor.
+
+With a CTC head its answers teach, and its layers; an encoder without one teaches by its layers alone.
 
 Weights are read from safetensors only, nothing is fetched and no code of the folder is run. The model hears the wave
 through the front end that its processor describes. An utterance is never padded unless the model masks padding
@@ -31,16 +33,23 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: What a front end of plain waves adds to a variance before it divides by its root, as transformers does.
 EPSILON = 1e-7
+#: Kinds of encoders of waves, as configurations name them.
+ENCODERS = frozenset({
+    "wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer", "unispeech", "unispeech-sat",
+    "data2vec-audio", "sew", "sew-d",
+})  # fmt: skip
+#: What a model has for masking its input while it is trained; published CTC models lack it.
+UNUSED = "masked_spec_embed"
 #: Seconds of silence by whose difference the frame rate of a model is measured that does not say it.
 SHORT, LONG = 2, 6
 
 
 class Pretrained(NamedTuple):
-    """A loaded teacher: the model, how it hears, and what it writes."""
+    """A loaded teacher: the model, how it hears, and what it writes; None of an encoder without a head."""
 
     model: nn.Module
     front_end: WaveFrontEnd
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
 
 
 def is_pretrained(folder: Path) -> bool:
@@ -48,9 +57,17 @@ def is_pretrained(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def vocabulary_of(folder: Path) -> Vocabulary:
-    """What the model in a folder writes, without loading it."""
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of an encoder that was saved without a CTC head."""
+    kind = str((config.get("architectures") or ("",))[0])
+    return config.get("model_type") in ENCODERS and kind.endswith(("Model", "ForPreTraining"))
+
+
+def vocabulary_of(folder: Path) -> Vocabulary | None:
+    """What the model in a folder writes, without loading it; None of an encoder without a head."""
     config = _config(folder)
+    if is_encoder(config):
+        return None
     return read_vocabulary(folder, int(config.get("pad_token_id") or 0), int(config.get("vocab_size", 0)))
 
 
@@ -60,11 +77,13 @@ class Described(NamedTuple):
     Attributes:
         rate: Hz of the waves that it hears.
         frame: seconds of a frame of its answer; None where only the model itself tells.
+        layers: of an encoder without a head, which then has no vocabulary: how many it has.
     """
 
     rate: int
     frame: Fraction | None
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
+    layers: int = 0
 
 
 def described(folder: Path) -> Described:
@@ -73,7 +92,8 @@ def described(folder: Path) -> Described:
     _check_files(folder, config)
     rate, strides = int(_extractor(folder)["sampling_rate"]), config.get("conv_stride")
     frame = Fraction(prod(strides), rate) if strides and not config.get("add_adapter", False) else None
-    return Described(rate, frame, vocabulary_of(folder))
+    layers = int(config.get("num_hidden_layers", 0)) if is_encoder(config) else 0
+    return Described(rate, frame, vocabulary_of(folder), layers)
 
 
 def check_folder(folder: Path) -> None:
@@ -94,6 +114,8 @@ def check_folder(folder: Path) -> None:
 
 def traps(folder: Path) -> Iterator[tuple[str, str]]:
     """What looks wrong in a folder of transformers, and what to do."""
+    if is_encoder(_config(folder)):
+        return
     blank = int(_config(folder).get("pad_token_id") or 0)
     if (other := other_blank(folder, blank)) is not None:
         yield (
@@ -103,15 +125,15 @@ def traps(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def load_pretrained(folder: Path) -> Pretrained:
-    """The CTC model of a folder, frozen, in float32 on the CPU.
+    """The CTC model or encoder of a folder, frozen, in float32 on the CPU.
 
     Raises:
-        UserError: the folder holds no CTC model, no safetensors, asks for code of its own, or lacks its processor.
+        UserError: the folder holds neither, no safetensors, asks for code of its own, or lacks its processor.
     """
     config = _config(folder)
     _check_files(folder, config)
     vocabulary = vocabulary_of(folder)
-    model = _load(folder).eval().requires_grad_(False)
+    model = _load(folder, encoder=vocabulary is None).eval().requires_grad_(False)
     extractor = _extractor(folder)
     return Pretrained(model, WaveFrontEnd(model, extractor, folder), vocabulary)
 
@@ -134,8 +156,11 @@ def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder}: {kind} writes by a decoder, not by CTC frames: transcribe the audio with it and train on its "
             "texts, or use a CTC model"
         )
-    if not kind.endswith("ForCTC") and kinds:
-        raise UserError(f"{folder}: {kind} has no CTC head: fine-tune it as ...ForCTC, or use a folder that has one")
+    if not kind.endswith("ForCTC") and kinds and not is_encoder(config):
+        raise UserError(
+            f"{folder}: {kind} is neither a CTC model (...ForCTC) nor an encoder of waves (Wav2Vec2, HuBERT, WavLM and "
+            "their kin, as ...Model): use a folder that holds one"
+        )
     if not any((folder / name).is_file() for name in WEIGHTS):
         pickled = next((p.name for p in sorted(folder.glob("*.bin"))), None)
         raise UserError(
@@ -145,16 +170,16 @@ def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _load(folder: Path) -> nn.Module:
+def _load(folder: Path, *, encoder: bool) -> nn.Module:
     try:
-        from transformers import AutoModelForCTC
+        from transformers import AutoModel, AutoModelForCTC
         from transformers.utils import logging
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, found = AutoModelForCTC.from_pretrained(
+        model, found = (AutoModel if encoder else AutoModelForCTC).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             dtype=torch.float32,
         )  # fmt: skip
@@ -163,10 +188,10 @@ def _load(folder: Path) -> nn.Module:
     finally:
         if bar:
             logging.enable_progress_bar()
-    if lacking := sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])]):
-        raise UserError(
-            f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained CTC model"
-        )
+    missing = [name for name in found["missing_keys"] if not name.endswith(UNUSED)]
+    if lacking := sorted([*missing, *(str(one) for one in found["mismatched_keys"])]):
+        what = "encoder" if encoder else "CTC model"
+        raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained {what}")
     return model  # type: ignore[no-any-return]
 
 
@@ -200,10 +225,12 @@ class WaveFrontEnd:
         masks = bool(extractor.get("return_attention_mask", False))
         self.masked = self.other is None and masks and getattr(self.config, "feat_extract_norm", "") == "layer"
         self.least = _shortest(self.config) if self.other is None else self.rate // 10
+        #: Whether it gives logits, and no hidden states alone.
+        self.answers = hasattr(model, "lm_head")
         self.frame = self._measured(model)
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
-        """Logits and captured features of a batch's ``waves``; `view` says nothing here."""
+        """Logits, if it has any, and captured features of a batch's ``waves``; `view` says nothing here."""
         device = next(model.parameters()).device
         waves = [self._long_enough(wave.to(device)) for wave in waves_of(batch, self.rate)]
         answers: list[tuple[Tensor, dict[str, Tensor]] | None] = [None] * len(waves)
@@ -211,10 +238,10 @@ class WaveFrontEnd:
             for i, answer in zip(index, self._answers(model, [waves[i] for i in index], features), strict=True):
                 answers[i] = answer
         found = [answer for answer in answers if answer is not None]
-        lengths = torch.tensor([len(logits) for logits, _ in found], device=device)
-        logits = pad_sequence([logits for logits, _ in found], batch_first=True)
+        lengths = torch.tensor([len(said) for said, _ in found], device=device)
         names = found[0][1]
         taken = {name: pad_sequence([rows[name] for _, rows in found], batch_first=True) for name in names}
+        logits = pad_sequence([said for said, _ in found], batch_first=True) if self.answers else None
         return Heard(logits, lengths, taken)
 
     def _long_enough(self, wave: Tensor) -> Tensor:
@@ -232,13 +259,18 @@ class WaveFrontEnd:
     def _answers(
         self, model: nn.Module, waves: Sequence[Tensor], features: Sequence[str]
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Of each utterance ``(t, c)`` logits and ``(t, c)`` captured rows, padding cut off."""
+        """Of each utterance ``(t, c)`` logits or last hidden states and ``(t, c)`` captured rows, padding cut off."""
         with capture(model, features) as taken:
-            logits = model(**self._inputs(waves)).logits
-        rows = {name: _frames_of(name, only_call(name, calls), logits) for name, calls in taken.items()}
+            said = self._said(model, waves)
+        rows = {name: _frames_of(name, only_call(name, calls), said) for name, calls in taken.items()}
         for i, wave in enumerate(waves):
-            frames = self._frames(model, len(wave)) if self.masked else logits.shape[1]
-            yield logits[i, :frames], {name: one[i, :frames] for name, one in rows.items()}
+            frames = self._frames(model, len(wave)) if self.masked else said.shape[1]
+            yield said[i, :frames], {name: one[i, :frames] for name, one in rows.items()}
+
+    def _said(self, model: nn.Module, waves: Sequence[Tensor]) -> Tensor:
+        """``(b, t, c)`` logits, or the last hidden states of an encoder."""
+        out = model(**self._inputs(waves))
+        return out.logits if self.answers else out.last_hidden_state  # type: ignore[no-any-return]
 
     def _inputs(self, waves: Sequence[Tensor]) -> dict[str, Tensor]:
         if self.other is not None:
@@ -264,10 +296,7 @@ class WaveFrontEnd:
         if self.other is None and strides and not getattr(self.config, "add_adapter", False):
             return Fraction(int(self.config.inputs_to_logits_ratio), self.rate)
         with torch.no_grad():
-            frames = [
-                int(model(**self._inputs([torch.zeros(seconds * self.rate)])).logits.shape[1])
-                for seconds in (SHORT, LONG)
-            ]
+            frames = [self._said(model, [torch.zeros(seconds * self.rate)]).shape[1] for seconds in (SHORT, LONG)]
         return Fraction(LONG - SHORT, frames[1] - frames[0])
 
 
@@ -285,12 +314,12 @@ def _shortest(config: Any) -> int:
     return int(samples)
 
 
-def _frames_of(name: str, rows: Tensor, logits: Tensor) -> Tensor:
+def _frames_of(name: str, rows: Tensor, said: Tensor) -> Tensor:
     """``(b, t, c)`` of a captured module. Raises `UserError` for what has not the answer's frames."""
-    if rows.ndim != 3 or rows.shape[:2] != logits.shape[:2]:
+    if rows.ndim != 3 or rows.shape[:2] != said.shape[:2]:
         raise UserError(
             f"the teacher's module {name!r} gives {tuple(rows.shape)}, not a row a frame of its answer "
-            f"({logits.shape[1]}): capture a layer of its encoder"
+            f"({said.shape[1]}): capture a layer of its encoder"
         )
     return rows
 

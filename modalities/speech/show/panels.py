@@ -41,7 +41,7 @@ class Shown:
 
 def show(test: Shown, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
     """One panel of test utterances. Each role hears them alone, so that no padding moves a spike."""
-    short = [i for i, item in enumerate(test.source.items) if item.seconds <= LONGEST][:SEARCHED]
+    short = np.flatnonzero(test.source.seconds <= LONGEST)[:SEARCHED].tolist()
     errors = {i: _errors(test, "student", models["student"], i) for i in short}
     first = short[: SHOWN // 2]
     worst = sorted((i for i in short if i not in first), key=lambda i: -errors[i])[: SHOWN - len(first)]
@@ -58,7 +58,7 @@ def show(test: Shown, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
 
 def glimpse(dev: Shown, role: str, model: nn.Module) -> Sequence[Panel]:
     """The first dev utterances that are not too long, as one role hears them now."""
-    short = [i for i, item in enumerate(dev.source.items) if item.seconds <= LONGEST][:GLIMPSED]
+    short = np.flatnonzero(dev.source.seconds <= LONGEST)[:GLIMPSED].tolist()
     items = [_item(dev, {role: model}, i) for i in short]
     note = (
         f"The first {len(items)} dev utterances, heard at one evaluation after another: the number is the step. Greedy "

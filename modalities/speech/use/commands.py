@@ -58,6 +58,21 @@ def transcribe(
             "worse. Needs pip install 'xmodal-kd\\[decode]'.",
         ),
     ] = 0,
+    lm: Annotated[
+        Path | None,
+        typer.Option(help="An n-gram language model (ARPA, or .arpa.gz) that the beam weighs words by."),
+    ] = None,
+    lexicon: Annotated[
+        Path | None,
+        typer.Option(help="The words that may be said, one a line; without it those of --lm."),
+    ] = None,
+    lm_weight: Annotated[
+        float, typer.Option(help="Of --lm, in nats; choose it on recordings that are not your test.")
+    ] = 1.0,
+    word_score: Annotated[float, typer.Option(help="Added for each word of a beam over words.")] = 0.0,
+    nbest: Annotated[
+        int, typer.Option(min=0, help="With --json and a beam: so many hypotheses with their scores, as nbest.")
+    ] = 0,
     raw: Annotated[
         int | None,
         typer.Option(help="Hz of standard input without a header, 16-bit little-endian mono; else it is a WAV."),
@@ -69,16 +84,24 @@ def transcribe(
 
     From a microphone: arecord -f S16_LE -r 16000 | xmodal-kd transcribe STUDENT - --raw 16000
     """
+    from ..evaluate.word_beam import SIZE
     from .transcribe import Recogniser
 
     if raw is not None and STDIN not in audio:
         raise UserError("--raw: it is the sample rate of standard input, which is given as -")
     if STDIN in audio:
-        if len(audio) > 1 or into is not None or beam or format_ in ("srt", "vtt"):
-            raise UserError("-: standard input is heard alone, as text or --json, without --into and --beam")
+        if len(audio) > 1 or into is not None or beam or lm or lexicon or nbest or format_ in ("srt", "vtt"):
+            raise UserError(
+                "-: standard input is heard alone, as text or --json, without --into, --beam, --lm, --lexicon, --nbest"
+            )
         return _listen(Recogniser(student, precision), raw, json_ or format_ == "json")
     recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
     kind = "json" if json_ else format_
+    words = None
+    if lm is not None or lexicon is not None:
+        words = recogniser.words_of(lm, lexicon, size=beam or SIZE, lm_weight=lm_weight, word_score=word_score)
+    if nbest and (kind != "json" or not (beam or words)):
+        raise UserError("--nbest: hypotheses are given by a search, as JSON: add --json, and --beam N or --lm FILE")
     found = list(_files(audio))
     unreadable = [one for one in found if isinstance(one, UserError)]
     if unreadable and len(unreadable) == len(found):
@@ -89,7 +112,7 @@ def transcribe(
         try:
             if isinstance(path, UserError):
                 raise path
-            result = recogniser.transcribe(path, beam_size=beam)
+            result = recogniser.transcribe(path, beam_size=beam, words=words, n_best=nbest)
             _give(_written(kind, path, result), path, kind, into)
         except BrokenPipeError:  # nobody reads on
             raise

@@ -1,4 +1,4 @@
-"""What a teacher's folder says of a recogniser: saved here, a CTC model of transformers, or logits of one elsewhere."""
+"""What a teacher's folder says: saved here, a CTC model or encoder of transformers, or logits of one elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.stored_logits import StoredLogits, is_stored
 from ..data.symbols import Vocabulary
 from ..data.tokens import BLANK, SPACE, Kind
 from ..export.saved_folder import load_card
-from ..models.pretrained import check_folder, described, is_pretrained
+from ..models.pretrained import CONFIG, check_folder, described, is_pretrained
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,25 @@ class Heard:
     Attributes:
         rate: Hz; None of stored logits, which hear nothing.
         frame: seconds of a frame of its answer, if the files say so.
+        vocabulary: what it writes; None of an encoder without a head.
         kind: what its symbols are.
         features: its own, of a recogniser that was saved here.
         where: the file that says so.
         stored: its logits, where it ran elsewhere.
         lacking: recordings of which it has none: of training; of dev and test.
+        layers: of an encoder without a head: those that a student may predict.
     """
 
     folder: Path
     rate: int | None
     frame: Fraction | None
-    vocabulary: Vocabulary
-    kind: Kind
+    vocabulary: Vocabulary | None
+    kind: Kind | None
     features: Features | None
     where: Path
     stored: StoredLogits | None = None
     lacking: tuple[int, int] = (0, 0)
+    layers: tuple[str, ...] = ()
 
     @property
     def who(self) -> str:
@@ -52,7 +55,8 @@ class Heard:
         """What it is, for a comment and for whoever brings no data."""
         if self.rate is None:
             return f"its logits are of {self.kind}, by recording"
-        return f"the teacher hears {self.rate:,} Hz and writes {self.kind}"
+        writes = "has no head: its layers teach" if self.vocabulary is None else f"writes {self.kind}"
+        return f"the teacher hears {self.rate:,} Hz and {writes}"
 
     def beside(self, found: Recordings) -> Heard:
         """With what only the recordings tell of stored logits: how long a frame is, and how many have none.
@@ -80,6 +84,10 @@ def heard(folder: Path) -> Heard:
         return Heard(folder, None, None, stored.vocabulary, words, None, folder / CLASSES, stored)
     check_folder(folder)
     told = described(folder)
+    if told.vocabulary is None:
+        thirds = sorted({max(0, (third * told.layers) // 3 - 1) for third in (1, 2, 3)})
+        layers = tuple(f"encoder.layers.{i}" for i in thirds)
+        return Heard(folder, told.rate, told.frame, None, None, None, folder / CONFIG, layers=layers)
     return Heard(folder, told.rate, told.frame, told.vocabulary, _kind(told.vocabulary), None, folder / CLASSES)
 
 

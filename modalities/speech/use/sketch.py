@@ -12,6 +12,7 @@ from ..data.corpora import SPLITS
 from ..data.found import HELP, Recordings, recordings
 from ..data.symbols import left_out, listed, match
 from ..data.tokens import Tokens
+from ..models import MODELS
 from .heard import Heard, heard
 
 #: Hz beyond which features of speech gain nothing.
@@ -58,7 +59,7 @@ def _needed(teacher: Heard | None) -> str:
 
 def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: Looking) -> dict[str, Any]:
     tokens = _tokens(teacher, found, looking)
-    same = teacher is None or _same(teacher, tokens)
+    same = teacher is None or teacher.vocabulary is None or _same(teacher, tokens)
     samples = len(found.parts["train"])
     batch = min(BATCH, samples)
     data: dict[str, Any] = dict(found.section)
@@ -69,7 +70,8 @@ def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: L
         data["unknown"] = Noted("keep", f"dev and test hold what training does not: {listed(unknown)}; it counts wrong")
     data["features"] = _features(teacher, found, looking)
     data["augment"] = _augment(teacher)
-    return {"data": data, **_roles(given, teacher, samples, batch), **_training(given, same, samples, batch)}
+    roles = _roles(given, teacher, samples, batch)
+    return {"data": data, **roles, **_training(given, _taught(teacher, same, roles["student"]), samples, batch)}
 
 
 def _augment(teacher: Heard | None) -> Noted:
@@ -86,12 +88,12 @@ def _tokens(teacher: Heard | None, found: Recordings, looking: Looking) -> Token
     texts = found.texts("train")
     if not texts:
         raise UserError("no training recording has a text: some are needed, to know what the student writes: " + HELP)
-    kind = teacher.kind if teacher is not None else "words" if found.few_words else "characters"
-    tokens = Tokens.build(kind, texts)
-    if teacher is None:
+    kind = teacher.kind if teacher is not None else None
+    tokens = Tokens.build(kind or ("words" if found.few_words else "characters"), texts)
+    if teacher is None or teacher.vocabulary is None:
         return tokens
     match(tokens.symbols, teacher.vocabulary, teacher.who, partial=True)  # raises where they share next to nothing
-    known = {teacher.vocabulary.known_as(i) for i in range(len(teacher.vocabulary.names))}
+    known = teacher.vocabulary.known
     if lacking := [symbol for symbol in tokens.symbols if symbol not in known]:
         if 2 * len(lacking) > len(tokens):
             raise UserError(
@@ -109,15 +111,15 @@ def _tokens(teacher: Heard | None, found: Recordings, looking: Looking) -> Token
 
 def _same(teacher: Heard, tokens: Tokens) -> bool:
     """Whether the teacher's answers can be read as scores of the student's symbols, one for one."""
+    assert teacher.vocabulary is not None
     if teacher.features is not None:
         return teacher.vocabulary.names == tokens.symbols
-    known = {teacher.vocabulary.known_as(i) for i in range(len(teacher.vocabulary.names))}
-    return set(tokens.symbols) <= known
+    return set(tokens.symbols) <= teacher.vocabulary.known
 
 
 def _why_tokens(teacher: Heard | None, tokens: Tokens, found: Recordings) -> str:
     count = f"{len(tokens)} symbols of {len(found.texts('train')):,} training texts, the blank among them"
-    if teacher is not None:
+    if teacher is not None and teacher.vocabulary is not None:
         return f"as the teacher writes ({teacher.where}); {count}"
     return f"{'few words, each often' if found.few_words else 'too many words for a class each'}; {count}"
 
@@ -186,13 +188,21 @@ def _why_teacher(teacher: Heard) -> str:
     return f"{told}, answers every {every}; brought to the student's frames, 40 ms (four of 10 ms)"
 
 
-def _training(given: Given, same: bool, samples: int, batch: int) -> dict[str, Any]:
-    by_frame = {"loss": "kd", "weight": 0.3, "params": {"temperature": 1.0}}
-    term = (
-        Noted(by_frame, "the teacher's frames; choose the weight on dev, never on test")
-        if same
-        else Noted({"loss": "uhc", "weight": 0.3}, "the teacher's frames, of the symbols that both know")
-    )
+def _taught(teacher: Heard | None, same: bool, student: Mapping[str, Any]) -> Noted:
+    """The term that the student learns from a teacher by."""
+    if teacher is not None and teacher.vocabulary is None:
+        config: Any = MODELS[str(student["model"].value)].Config.model_validate(student["params"])
+        last = len(config.dilations) if hasattr(config, "dilations") else config.layers
+        on = {"student": f"blocks.{last - 1}", "teacher": list(teacher.layers)}
+        why = "heads on the student's last block predict the teacher's layers; choose the weight on dev, never on test"
+        return Noted({"loss": "distilhubert", "on": on}, why)
+    if same:
+        by_frame = {"loss": "kd", "weight": 0.3, "params": {"temperature": 1.0}}
+        return Noted(by_frame, "the teacher's frames; choose the weight on dev, never on test")
+    return Noted({"loss": "uhc", "weight": 0.3}, "the teacher's frames, of the symbols that both know")
+
+
+def _training(given: Given, term: Noted, samples: int, batch: int) -> dict[str, Any]:
     return {
         "objective": [Noted({"loss": "ctc"}, "the texts; also trains the control"), term],
         "train": {

@@ -21,6 +21,7 @@ from ..data.features import Features, Frontend
 from ..data.tokens import SPACE, Tokens
 from ..evaluate.decode import beam, spikes
 from ..evaluate.spans import align, widened
+from ..evaluate.word_beam import SIZE, Said, WordBeam
 from ..export.onnx import FP32, INT8, OnnxModel
 from ..export.saved_folder import load_card, load_model
 from ..models.streaming import Model, Stream
@@ -74,7 +75,16 @@ class Recogniser:
         """
         return cls(fetched(name, revision), precision, backend, threads=threads)
 
-    def transcribe(self, path: Path | str, *, beam_size: int = 0) -> dict[str, Any]:
+    def words_of(
+        self, lm: Path | None, lexicon: Path | None = None, *, size: int = SIZE, lm_weight: float = 1.0,
+        word_score: float = 0.0,
+    ) -> WordBeam:  # fmt: skip
+        """A beam over the words of a list, for `transcribe`: see `evaluate.word_beam.WordBeam`."""
+        return WordBeam(self.tokens, lm, lexicon, size=size, lm_weight=lm_weight, word_score=word_score)
+
+    def transcribe(
+        self, path: Path | str, *, beam_size: int = 0, words: WordBeam | None = None, n_best: int = 0
+    ) -> dict[str, Any]:
         """``text``, ``words`` (``word``, ``start`` and ``end`` in seconds, ``confidence``), ``duration`` and ``rtf``.
 
         Words are placed by the spikes of the path that spells the text, and reach as far as their sound does
@@ -82,6 +92,10 @@ class Recogniser:
         text is the most probable one, found in the recording by forced alignment; a recording longer than a chunk has
         no words where its text is not that of the best path.
 
+        Args:
+            beam_size: prefixes of a search over symbols; 0: the best path.
+            words: a search over words in its place.
+            n_best: so many hypotheses of a search are given beside the best, as ``nbest``: ``text`` and ``score``.
         Raises:
             UserError: the file cannot be read as audio.
         """
@@ -91,14 +105,27 @@ class Recogniser:
         logits = torch.cat(list(self.logits(path, loudness)))
         found: list[Spike] | None = spikes(logits)
         tokens = [token for token, _, _ in found or ()]
-        if beam_size:
-            best = beam(logits[None], torch.tensor([len(logits)]), beam_size=beam_size)[0][0][0]
-            if best != tokens:
-                tokens, found = best, self._aligned(logits, best)
-        text = self.tokens.decode(tokens)
-        words = self._placed(found or [], logits, torch.cat(loudness), seconds)
+        hypotheses = self._searched(logits, beam_size, words)
+        if hypotheses and hypotheses[0].ids != tokens:
+            tokens, found = hypotheses[0].ids, self._aligned(logits, hypotheses[0].ids)
+        placed = self._placed(found or [], logits, torch.cat(loudness), seconds)
         rtf = (time.perf_counter() - started) / seconds
-        return {"text": text, "words": words, "duration": seconds, "rtf": rtf}
+        several = [{"text": one.text, "score": round(one.score, 4)} for one in hypotheses[:n_best]]
+        return {"text": self.tokens.decode(tokens), "words": placed, "duration": seconds, "rtf": rtf} | (
+            {"nbest": several} if n_best else {}
+        )
+
+    def _searched(self, logits: Tensor, beam_size: int, words: WordBeam | None) -> list[Said]:
+        """Hypotheses of a whole utterance, the best first; none where the best path will do."""
+        length = torch.tensor([len(logits)])
+        if words is not None:
+            return words(logits[None], length)[0]
+        if not beam_size:
+            return []
+        return [
+            Said(self.tokens.decode(ids), score, ids)
+            for ids, score in beam(logits[None], length, beam_size=beam_size)[0]
+        ]
 
     def logits(self, path: Path | str, loudness: list[Tensor] | None = None) -> Iterator[Tensor]:
         """Logits ``(n, classes)`` of a file, chunk by chunk; joined they are those of the whole.

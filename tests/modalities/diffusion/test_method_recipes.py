@@ -37,7 +37,8 @@ def test_a_method_s_smoke_recipe_runs_to_a_pipeline(tmp_path: Path, name: str, k
 
 
 def test_every_recipe_of_a_method_names_it() -> None:
-    assert SMOKE == ["smoke/methods/dmd2", "smoke/methods/scm"]
+    assert SMOKE == ["smoke/methods/dmd2", "smoke/methods/lcm", "smoke/methods/scm"]
+    assert load("smoke/methods/lcm").recipe.method.name == "lcm"
     for name in ("dmd2", "scm"):
         for recipe in (f"smoke/methods/{name}", f"diffusion/digits_{name}"):
             assert load(recipe).recipe.method.name == name

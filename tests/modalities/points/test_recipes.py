@@ -67,7 +67,7 @@ def test_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("what", "names"), [
     ("modalities", {"points"}),
-    ("models", {"range_unet", "image_unet", "point_transformer"}),
+    ("models", {"range_unet", "image_unet", "point_transformer", "voxel_unet"}),
     ("datasets", {"simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"}),
     ("recipes", {"smoke/points", "points/beams", "points/camera"}),
 ])  # fmt: skip

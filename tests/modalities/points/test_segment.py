@@ -156,9 +156,13 @@ def test_sets_of_points_have_the_size_of_training(tmp_path: Path, monkeypatch: p
     assert (found.labels == (scan.xyz[:, 0] > 0)).all() and found.seen.all() and found.notes == ()
 
 
-def test_a_point_transformer_labels_every_point(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [("point_transformer", {"width": 16, "blocks": 2, "heads": 2}), ("voxel_unet", {"width": 4, "cell": 0.5})],
+)
+def test_a_model_of_points_labels_every_point(tmp_path: Path, model: str, params: dict[str, float]) -> None:
     view = View(sees="points", beams=16, points=1024)
-    folder = save(tmp_path, "point_transformer", view, 4, width=16, blocks=2, heads=2)
+    folder = save(tmp_path, model, view, 4, **params)
     found = Segmenter(folder).segment(street())
     assert found.labels.min() >= 0 and ((found.confidence > 1 / 8) & (found.confidence <= 1)).all()
     assert 0.2 < found.seen.mean() < 0.3 and "16 of 64 beams" in found.notes[0]

@@ -1,0 +1,103 @@
+"""The denoising network of a pipeline's folder: built as its configuration says, refused where it would be misread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+
+from xmodal_kd.runtime.allocation import bounded
+from xmodal_kd.runtime.checkpoint import load_weights, read_object
+from xmodal_kd.runtime.errors import UserError
+
+from ..models.networks import keep_labels
+from ..models.process import Process
+from .weights import read_weights
+
+NETWORKS: Mapping[str, Any] = {
+    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel)
+}
+UNET = "UNet2DModel"
+#: Of a UNet2DConditionModel: what it takes beside a text, each with its value where it takes nothing.
+BESIDE = {
+    "class_embed_type": None, "num_class_embeds": None, "addition_embed_type": None, "encoder_hid_dim_type": None,
+    "encoder_hid_dim": None,
+}  # fmt: skip
+
+
+def read_network(folder: Path, process: Process, kind: str = UNET) -> Any:
+    """A network of diffusers with its weights, on the CPU.
+
+    Args:
+        kind: the class that it must be.
+
+    Raises:
+        UserError: it is another, cannot be built, lacks weights, or is one that our samplers and losses would misread.
+    """
+    path = folder / "config.json"
+    config = read_object(path)
+    _check(path, config, process, kind)
+    try:
+        with bounded(str(path)):
+            net = NETWORKS[kind].from_config({k: v for k, v in config.items() if k != "_name_or_path"})
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged configuration makes of the layers
+        raise UserError(f"{path}: no {kind} can be built from it: {' '.join(str(error).split())}") from error
+    weights, source = read_weights(folder, net.state_dict())
+    load_weights(net, weights, source)
+    keep_labels(net)
+    return net
+
+
+def _check(path: Path, config: Mapping[str, Any], process: Process, kind: str) -> None:
+    """Raises `UserError` for a network that our samplers and losses would misread."""
+    there = config.get("_class_name", kind)
+    if there != kind:
+        whole = " by itself: name the folder of its whole pipeline" if there in NETWORKS else f": {kind} is distilled"
+        raise UserError(f"{path}: is a {there}{whole}")
+    inner, outer, size = config.get("in_channels", 3), config.get("out_channels", 3), config.get("sample_size")
+    if kind == "DiTTransformer2DModel":
+        _check_dit(path, config)
+        return
+    if outer == 2 * inner:
+        raise UserError(
+            f"{path}: its {outer} output channels hold a learned variance too: this cannot be distilled: use a "
+            "teacher without one"
+        )
+    if outer != inner:
+        raise UserError(
+            f"{path}: {inner} channels in and {outer} out: it is conditioned on something else: use another"
+        )
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2:
+        raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
+    if kind == "UNet2DConditionModel":
+        if beside := next((key for key, none in BESIDE.items() if config.get(key) != none), None):
+            raise UserError(
+                f"{path}: {beside} is {config[beside]!r}: only text is understood beside noise and time: use a "
+                "teacher without it"
+            )
+    elif (embed := config.get("class_embed_type")) is not None:
+        raise UserError(f"{path}: class_embed_type {embed!r}: only plain class labels are understood")
+    if config.get("time_embedding_type", "positional") == "fourier":
+        raise UserError(f"{path}: time_embedding_type 'fourier' belongs to networks that take sigmas, not timesteps")
+    known = config.get("num_train_timesteps")
+    learned = config.get("time_embedding_type") == "learned"
+    if learned and process.kind != "vp":
+        raise UserError(f"{path}: a learned embedding of whole timesteps cannot be asked at those of its scheduler")
+    if learned and (known or 0) < process.T:
+        raise UserError(f"{path}: its embedding has {known} timesteps, its scheduler {process.T}")
+
+
+def _check_dit(path: Path, config: Mapping[str, Any]) -> None:
+    inner, outer = config.get("in_channels", 4), config.get("out_channels")
+    if outer not in (None, inner, 2 * inner):
+        raise UserError(f"{path}: {inner} channels in and {outer} out: as many, or twice with a variance, are expected")
+    if not isinstance(config.get("sample_size"), int):
+        raise UserError(f"{path}: sample_size is {config.get('sample_size')!r}: write the side of its latents there")
+
+
+__all__ = ["NETWORKS", "read_network"]

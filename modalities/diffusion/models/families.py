@@ -1,0 +1,111 @@
+"""Pipelines of diffusers that are distilled with their autoencoder and text encoders, by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmodal_kd.runtime.checkpoint import read_object
+from xmodal_kd.runtime.errors import UserError
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a pipeline is made of.
+
+    Attributes:
+        place: the folder of its denoising network.
+        network: that network's class.
+        codec: the folder of its autoencoder.
+        codecs: classes that this may have.
+        text: folders of what makes a prompt into numbers; none where it is not prompted.
+        more: folders of further encoders of prompts, which are used where they are there.
+        optional: folders that are copied and not used: of a filter of finished images.
+        prompts: how often its encoders are given a prompt.
+        kind: of the process of its scheduler.
+        shifted: whether latents are moved by the autoencoder's shift_factor.
+    """
+
+    place: str
+    network: str
+    codec: str
+    codecs: tuple[str, ...]
+    text: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    prompts: int = 1
+    kind: str = "vp"
+    shifted: bool = False
+
+
+_STABLE = Family(
+    "unet", "UNet2DConditionModel", "vae", ("AutoencoderKL",), ("text_encoder", "tokenizer"),
+    ("safety_checker", "feature_extractor"),
+)  # fmt: skip
+FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": _STABLE,
+    "LatentConsistencyModelPipeline": _STABLE,
+    "LDMPipeline": Family("unet", "UNet2DModel", "vqvae", ("VQModel", "AutoencoderKL")),
+    "DiTPipeline": Family("transformer", "DiTTransformer2DModel", "vae", ("AutoencoderKL",)),
+    "StableDiffusion3Pipeline": Family(
+        "transformer",
+        "SD3Transformer2DModel",
+        "vae",
+        ("AutoencoderKL",),
+        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        ("image_encoder", "feature_extractor"),
+        ("text_encoder_3", "tokenizer_3"),
+        prompts=3,
+        kind="flow",
+        shifted=True,
+    ),
+}
+
+
+def components(index: Mapping[str, object]) -> dict[str, str]:
+    """The class of each part that a ``model_index.json`` names; those that it leaves empty are left out."""
+    return {
+        name: str(part[1])
+        for name, part in index.items()
+        if isinstance(part, list) and len(part) == 2 and part[1] is not None
+    }
+
+
+def family_of(folder: Path) -> Family | None:
+    """The family of the pipeline in `folder`; None for one of a ``UNet2DModel`` alone, and for all others.
+
+    Raises:
+        UserError: it lacks a part, or has another in its place.
+    """
+    if not (folder / INDEX).is_file():
+        return None
+    index = read_object(folder / INDEX)
+    name = str(index.get("_class_name"))
+    family = FAMILIES.get(name)
+    if family is None:
+        return None
+    there, where = components(index), folder / INDEX
+    if missing := [part for part in family.text if part not in there]:
+        raise UserError(
+            f"{where}: a {name} without {', '.join(missing)}, so that no prompt can be read: download the whole "
+            "pipeline, or save it with them (pipeline.save_pretrained)"
+        )
+    for part, classes in ((family.place, (family.network,)), (family.codec, family.codecs)):
+        if there.get(part) not in classes:
+            found = there.get(part, "missing")
+            raise UserError(
+                f"{where}: the {part} of a {name} is {found}: only {' or '.join(classes)} is distilled here"
+            )
+    known = {family.place, family.codec, "scheduler", *family.text, *family.more, *family.optional}
+    if more := sorted(set(there) - known):
+        raise UserError(
+            f"{where}: has {', '.join(more)} beside the usual parts of a {name}, which its students would be without: "
+            "save the pipeline without them"
+        )
+    return family
+
+
+__all__ = ["FAMILIES", "INDEX", "Family", "components", "family_of"]

@@ -1,0 +1,222 @@
+"""What stands beside a pipeline's denoising network: the autoencoder of its latents, the encoders of its prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xmodal_kd.runtime.checkpoint import read_object
+from xmodal_kd.runtime.errors import UserError
+
+from ..data.condition import Text
+from .families import INDEX, Family, components, family_of
+
+#: Pixels, and prompts, that are encoded or decoded at once.
+PIXELS, PROMPTS = 1 << 20, 32
+Shape = tuple[int, ...]
+
+
+class Parts:
+    """The frozen parts of a pipeline's folder, read when they are first used. Copies of a model share them.
+
+    Args:
+        folder: of the pipeline.
+        family: its kind.
+    """
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self.folder, self.family = folder, family
+
+    def __deepcopy__(self, memo: Any) -> Parts:
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The pipeline's class."""
+        return str(read_object(self.folder / INDEX)["_class_name"])
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Encoders of prompts that it may have and has not."""
+        there = components(read_object(self.folder / INDEX))
+        return tuple(name for name in self.family.more if name not in there)
+
+    @property
+    def text(self) -> bool:
+        """Whether the pipeline is prompted by text."""
+        return bool(self.family.text)
+
+    # ---------------------------------------------------------------- images and latents
+
+    @property
+    def factor(self) -> int:
+        """Pixels of an image's side for one of a latent's."""
+        levels = read_object(self.folder / self.family.codec / "config.json").get("block_out_channels", [1])
+        return int(2 ** (len(levels) - 1))
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return int(read_object(self.folder / self.family.codec / "config.json").get("in_channels", 3))
+
+    @property
+    def latent_shape(self) -> Shape:
+        """Of what the network makes."""
+        config = read_object(self.folder / self.family.place / "config.json")
+        size = config.get("sample_size")
+        return (int(config.get("in_channels", 4)), *((size, size) if isinstance(size, int) else tuple(size or ())))
+
+    def image_shape(self, latent: Sequence[int]) -> Shape:
+        """Of the image of a latent ``(c, h, w)``."""
+        return (self.channels, *(side * self.factor for side in latent[1:]))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents ``(n, c, h, w)`` as the network sees them of images ``(n, 3, H, W)`` in [-1, 1]; means, no draws."""
+        return self._by_parts(images, self._encoded, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``(n, 3, H, W)``, about in [-1, 1], of latents as the network makes them."""
+        return self._by_parts(latents, self._decoded, self.factor**2)
+
+    def _by_parts(self, x: Tensor, call: Any, pixels: int) -> Tensor:
+        size = max(1, PIXELS // (x.shape[-1] * x.shape[-2] * pixels))
+        codec = self.codec.to(x.device)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return torch.cat([call(codec, part.float()) for part in x.split(size)])
+
+    def _encoded(self, codec: Any, images: Tensor) -> Tensor:
+        found = codec.encode(images)
+        latents: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        return (latents - self._shift(codec)) * float(codec.config.scaling_factor)
+
+    def _decoded(self, codec: Any, latents: Tensor) -> Tensor:
+        images: Tensor = codec.decode(latents / float(codec.config.scaling_factor) + self._shift(codec)).sample
+        return images
+
+    def _shift(self, codec: Any) -> float:
+        """Of the latents, in pipelines that look at it."""
+        return float(codec.config.get("shift_factor") or 0) if self.family.shifted else 0.0
+
+    # ---------------------------------------------------------------- prompts
+
+    def prompts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Text:
+        """What b prompts say."""
+        made = []
+        with torch.no_grad(), _silent():
+            for name in (*self.family.text, *self.family.more):
+                if isinstance(module := getattr(self.pipeline, name), torch.nn.Module):
+                    module.to(device)
+            for start in range(0, len(texts), PROMPTS):
+                part = [list(texts[start : start + PROMPTS])] * self.family.prompts
+                found = self.pipeline.encode_prompt(
+                    *part, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+                made.append([one.float() for one in found if one is not None])
+        return Text(*map(torch.cat, zip(*made, strict=True)))
+
+    @cached_property
+    def nothing(self) -> Text:
+        """The empty prompt."""
+        return self.prompts([""])
+
+    # ---------------------------------------------------------------- files
+
+    def digest(self, *names: str) -> bytes:
+        """Of the files of some parts."""
+        found = b""
+        for name in names:
+            for path in sorted((self.folder / name).iterdir()) if (self.folder / name).is_dir() else ():
+                found += path.name.encode() + _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+        return found
+
+    @property
+    def codec(self) -> Any:
+        return getattr(self.pipeline, self.family.codec)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline without its network, in float32 and eval mode. Nothing is fetched, nothing unpickled."""
+        from diffusers import DiffusionPipeline
+
+        there, network = components(read_object(self.folder / INDEX)), self.family.place
+        none: dict[str, Any] = dict.fromkeys([network, *self.absent, *(set(self.family.optional) & there.keys())])
+        try:
+            with _silent():
+                made = DiffusionPipeline.from_pretrained(
+                    self.folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, **none
+                )
+        except Exception as error:  # whatever a damaged folder makes of diffusers and transformers
+            told = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.folder}: its autoencoder or text encoder cannot be read ({told}): download the whole pipeline "
+                "with safetensors, or save it again (pipeline.save_pretrained)"
+            ) from error
+        # some encoders ask the network how wide it wants a prompt
+        setattr(
+            made, network, SimpleNamespace(config=SimpleNamespace(**read_object(self.folder / network / "config.json")))
+        )
+        for name in (self.family.codec, *self.family.text, *self.family.more):
+            if isinstance(module := getattr(made, name), torch.nn.Module):
+                module.eval().requires_grad_(False)
+        return made
+
+    def copy_to(self, folder: Path) -> None:
+        """The files of all parts but the network and the scheduler."""
+        for name in components(read_object(self.folder / INDEX)):
+            if name not in (self.family.place, "scheduler"):
+                shutil.copytree(self.folder / name, folder / name)
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: Path, *stamp: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()[:16]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Neither warnings of what is well known nor bars of what takes a second."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggings = (diffusers_logging, transformers_logging)
+    levels = [logging.get_verbosity() for logging in loggings]
+    for logging in loggings:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logging, level in zip(loggings, levels, strict=True):
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+
+
+def parts_of(folder: Path) -> Parts | None:
+    """Of a pipeline's folder; None where its network stands alone. One for a folder, in all of a process.
+
+    Raises:
+        UserError: as `family_of`.
+    """
+    family = family_of(folder)
+    return None if family is None else _known(folder.absolute(), family)
+
+
+@lru_cache(maxsize=8)
+def _known(folder: Path, family: Family) -> Parts:
+    return Parts(folder, family)
+
+
+__all__ = ["Parts", "parts_of"]
