@@ -113,7 +113,8 @@ class Diffkd(nn.Module):
         time = (drawn[:, -1] * TIMES).long().clamp(max=TIMES - 1)[first[item]]
         told = self.denoiser(_mixed(target, other, self.share.to(target)[time][:, None]), time, place)
         own = own + self.diffusion * (told - other).square().mean(dim=1)
-        return own + (refined - target).square().mean(dim=1)
+        values: Tensor = own + (refined - target).square().mean(dim=1)
+        return values
 
     def kept(self, rows: int, items: int, width: int) -> Tensor:
         """Two noises ``(n, w)`` and a number from 0 to 1, an item's being that of its first row: ``(n, 2 w + 1)``.

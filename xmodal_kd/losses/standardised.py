@@ -51,7 +51,8 @@ class PhiS(nn.Module):
         if self.training and torch.is_grad_enabled() and self.count < self.rows:
             self._observe(teacher)
         target = (teacher - self.mean.to(teacher)) @ self.turn.to(teacher).T
-        return (self.adaptor(student) - target).square().mean(dim=1)
+        values: Tensor = (self.adaptor(student) - target).square().mean(dim=1)
+        return values
 
     @torch.no_grad()
     def _observe(self, teacher: Tensor) -> None:
@@ -78,4 +79,5 @@ def _turned(covariance: Float[Tensor, "d d"], full: int) -> Float[Tensor, "f d"]
         hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
     variance = size.clamp(min=0).sum() / full
     scale = torch.where(variance > 0, variance, 1.0).rsqrt() * (variance > 0)
-    return (scale / full**0.5 * hadamard[:, : len(axes)] @ axes.T).to(covariance)
+    turn: Tensor = (scale / full**0.5 * hadamard[:, : len(axes)] @ axes.T).to(covariance)
+    return turn
