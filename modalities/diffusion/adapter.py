@@ -44,7 +44,7 @@ from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipel
 from .export.scheduler_lint import lint
 from .export.stages import gated
 from .losses import denoising  # noqa: F401 - registers the loss
-from .methods import consistency, continuous, lcm, matching, progressive  # noqa: F401 - they register their methods
+from .methods import every  # noqa: F401 - registers all methods
 from .methods.few_step import same_network, tells_x
 from .models.denoiser import Denoiser, Sampling
 from .models.encoded import encoded, text_of
