@@ -59,10 +59,11 @@ def test_cells_run_on_a_local_ray(recipe: Path, tmp_path: Path) -> None:
 
 @RAY
 @pytest.mark.full
-def test_a_node_is_lost(recipe: Path, tmp_path: Path) -> None:
+def test_a_node_is_lost(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two nodes with a processor each, one dies while a cell runs on either; its cell goes on on the other."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])  # the nodes'
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     try:
