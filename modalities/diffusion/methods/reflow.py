@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
+from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 
 from ..models.denoiser import Denoiser, Sampling
@@ -63,8 +64,10 @@ class Reflow(FewStep):
         self.pairs: nn.Module = nn.Module()
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        """Also of the steps."""
+        """Also of the steps, and of what its pairs can be told."""
         super().check(roles)
+        if denoisers(roles)[0].prompted:
+            raise UserError("reflow makes pairs of noise and samples without prompts: take lcm for a prompted teacher")
         check_divides(denoisers(roles)[0].process, self.params.steps)
 
     def own_stages(self) -> Sequence[Stage]:
