@@ -49,7 +49,20 @@ ADVISED = re.compile(
     r"(?:term |loss |method |scheme |balance |importance |points: )?([a-z]\w*)(?: or ([a-z]\w*))?"
 )
 #: Commands whose own options a text means that names them before an option.
-COMMANDS = {"run", "check", "report", "compare", "new", "distil", "segment", "sample", "transcribe", "export", "cache"}
+COMMANDS = {
+    "run",
+    "check",
+    "report",
+    "compare",
+    "new",
+    "distil",
+    "segment",
+    "sample",
+    "transcribe",
+    "pseudolabel",
+    "export",
+    "cache",
+}
 FILES = (".json", ".jsonl", ".scp", ".tsv", ".yaml", ".safetensors")
 
 
