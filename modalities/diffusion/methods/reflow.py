@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
+from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 
 from ..models.denoiser import Denoiser, Sampling
@@ -63,9 +64,12 @@ class Reflow(FewStep):
         self.pairs: nn.Module = nn.Module()
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        """Also of the steps."""
+        """Also of the steps, and of the condition."""
         super().check(roles)
-        check_divides(denoisers(roles)[0].process, self.params.steps)
+        teacher = denoisers(roles)[0]
+        check_divides(teacher.process, self.params.steps)
+        if teacher.prompted:
+            raise UserError("method.name: reflow draws pairs of classes, not of prompts: take lcm, or dmd2")
 
     def own_stages(self) -> Sequence[Stage]:
         names = [f"{ROUND}{i + 1}" for i in range(self.params.rounds)]
