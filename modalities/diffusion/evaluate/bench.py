@@ -43,7 +43,7 @@ from .metrics import sliced_wasserstein
 #: Points of a set, and sets that the floor is a mean over.
 POINTS, FLOORS = 2000, 4
 #: Steps in which what a guided teacher makes is taken for the truth.
-FINE = 128
+FINE = 64
 #: Steps of the teacher's sampler, and the learning rate at which a student learns what it says.
 STEPS = 64
 MATCHING_LR = 4e-3
@@ -102,6 +102,7 @@ ARMS = {
 GUIDED = {
     "consistency": ARMS["consistency"],
     "lcm": ARMS["lcm"],
+    "lcm, huber": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "distance": "huber"}),
     "lcm, told the scale": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "guidance": (1.0, 3.0)}, told=16),
 }
 SCALE = 2.0

@@ -23,6 +23,7 @@ from xmodal_kd.training.method import METHODS
 QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "progressive": (Arm("progressive", 60), {1: 4.0, 2: 3.6, 4: 3.3}),
     "consistency": (Arm("consistency", 300, {"grid": 8, "decay": 0.8}), {1: 4.5, 2: 4.5, 4: 4.0}),
+    "lcm": (Arm("lcm", 200, {"grid": 8, "decay": 0.8}), {1: 4.7, 2: 5.0, 4: 4.3}),
     "ect": (Arm("ect", 300), {1: 9.0, 2: 6.5, 4: 4.5}),
     "scm": (Arm("scm", 200, lr=3e-4), {1: 11.0, 2: 7.0, 4: 3.5}),
     "dmd2": (Arm("dmd2", 120, {"steps": 1, "critic": 3}), {1: 8.0}),
@@ -37,6 +38,7 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
 NEAR: dict[str, dict[int, float]] = {
     "progressive": {1: 3.0, 2: 2.9, 4: 2.6},
     "consistency": {1: 4.1, 2: 4.2, 4: 4.6},
+    "lcm": {1: 5.1, 2: 6.0, 4: 5.5},
     "ect": {1: 7.6, 2: 6.0, 4: 5.8},
     "scm": {1: 8.9, 2: 5.2, 4: 4.3},
     "dmd2": {1: 4.7},
