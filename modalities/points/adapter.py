@@ -34,6 +34,8 @@ from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, load_card, load_model, save_model
+from .losses import centres  # noqa: F401 - registers the losses
+from .methods import LabelKD  # noqa: F401 - registers the method
 from .models import MODELS
 from .show.overview import overview
 from .show.panels import glimpse, show
@@ -96,6 +98,18 @@ class PointsAdapter(Adapter):
                 self.data(split)
         for folder in self.real if data.needs_pictures else ():
             see(folder[0], View(sees="image"), data)
+
+    @classmethod
+    def of(cls, data: PointsData) -> type[Adapter]:
+        if data.task == "detection":
+            from .tasks.detection import DetectionAdapter
+
+            return DetectionAdapter
+        return cls
+
+    @classmethod
+    def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
+        return ("map", False) if data.get("task") == "detection" else cls.metric
 
     @classmethod
     def files(cls, data: PointsData) -> Iterator[Listed]:

@@ -48,12 +48,12 @@ NEAR: dict[str, dict[int, float]] = {
     "ict": {1: 7.5, 2: 4.1, 4: 3.5},
     "meanflow": {1: 7.1, 2: 3.8, 4: 3.2},
     "shortcut": {1: 3.9, 2: 3.2, 4: 2.5},
-    "reflow": {1: 3.4, 2: 2.9, 4: 2.7},
-    "reflow, 2 rounds": {1: 3.4, 2: 3.1, 4: 3.1},
+    "reflow": {1: 5.1, 2: 3.8, 4: 3.3},
+    "reflow, 2 rounds": {1: 5.3, 2: 4.2, 4: 3.7},
     "reflow, distilled": {1: 3.5},
     "sid": {1: 5.5},
     "moment_matching": {1: 4.7},
-    "moment_matching, 2 steps": {2: 3.2},
+    "moment_matching, 2 steps": {2: 3.3},
 }
 
 
