@@ -203,24 +203,32 @@ def transcribed(student: Path, data: Path, split: str, *more: str) -> list[str]:
 
 def with_lm(student: Path, data: Path, folder: Path) -> dict[str, Any]:
     """Word errors without and with a model of the training texts, whose weight and word score dev chooses."""
-    file = folder / "train.arpa"
-    file.write_text(arpa([line["text"] for line in lines(data, "train")]))
-    options = [
-        ("--lm", str(file), "--lm-weight", str(weight), "--word-score", str(bonus), "--beam", "32")
-        for weight in WEIGHTS
-        for bonus in BONUSES
-    ]
-    dev = [line["text"] for line in lines(data, "dev")]
-    rates = [jiwer.wer(dev, transcribed(student, data, "dev", *one)) for one in options]
+    from xmodal_kd.modalities.speech.use.transcribe import Recogniser
+
+    recogniser = Recogniser(student)
+    files = {split: [data / line["audio_filepath"] for line in lines(data, split)] for split in ("dev", "test")}
+    heard = {split: [torch.cat(list(recogniser.logits(path))) for path in paths] for split, paths in files.items()}
+    texts = {split: [line["text"] for line in lines(data, split)] for split in ("train", "dev", "test")}
+    model, words = folder / "train.arpa", folder / "words.txt"
+    model.write_text(arpa(texts["train"]))
+    words.write_text("\n".join(sorted({word for text in texts["train"] for word in text.split()})))
+
+    def wer(split: str, lm: Path | None, lexicon: Path | None, weight: float, bonus: float) -> float:
+        beam = recogniser.words_of(lm, lexicon, lm_weight=weight, word_score=bonus)
+        said = [beam(logits[None], torch.tensor([len(logits)]))[0][0].text for logits in heard[split]]
+        return jiwer.wer(texts[split], said)
+
+    options = [(weight, bonus) for weight in WEIGHTS for bonus in BONUSES]
+    rates = [wer("dev", model, None, *one) for one in options]
     chosen = options[int(np.argmin(rates))]
-    test = [line["text"] for line in lines(data, "test")]
-    words = folder / "words.txt"
-    words.write_text("\n".join(sorted({word for line in lines(data, "train") for word in line["text"].split()})))
+    free = [wer("dev", None, words, 0.0, bonus) for bonus in BONUSES]
+    bonus = BONUSES[int(np.argmin(free))]
+    given = "--lm", str(model), "--lm-weight", str(chosen[0]), "--word-score", str(chosen[1])
     return {
-        "chosen": dict(zip(chosen[2::2], chosen[3::2], strict=True)), "dev": min(rates),
-        "greedy": jiwer.wer(test, transcribed(student, data, "test")),
-        "lexicon": jiwer.wer(test, transcribed(student, data, "test", "--lexicon", str(words), "--beam", "32")),
-        "lm": jiwer.wer(test, transcribed(student, data, "test", *chosen)),
+        "lm_weight": chosen[0], "word_score": chosen[1], "dev_lm": min(rates), "dev_lexicon": min(free),
+        "lexicon_word_score": bonus, "lexicon": wer("test", None, words, 0.0, bonus),
+        "greedy": jiwer.wer(texts["test"], transcribed(student, data, "test")),
+        "lm": jiwer.wer(texts["test"], transcribed(student, data, "test", *given)),
     }  # fmt: skip
 
 

@@ -64,12 +64,11 @@ class Reflow(FewStep):
         self.pairs: nn.Module = nn.Module()
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        """Also of the steps, and of the condition."""
+        """Also of the steps, and of what its pairs can be told."""
         super().check(roles)
-        teacher = denoisers(roles)[0]
-        check_divides(teacher.process, self.params.steps)
-        if teacher.prompted:
-            raise UserError("method.name: reflow draws pairs of classes, not of prompts: take lcm, or dmd2")
+        if denoisers(roles)[0].prompted:
+            raise UserError("reflow makes pairs of noise and samples without prompts: take lcm for a prompted teacher")
+        check_divides(denoisers(roles)[0].process, self.params.steps)
 
     def own_stages(self) -> Sequence[Stage]:
         names = [f"{ROUND}{i + 1}" for i in range(self.params.rounds)]

@@ -143,5 +143,5 @@ def test_steps_that_are_not_equally_long_are_refused() -> None:
 def test_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     roles: dict[str, nn.Module] = {"teacher": made(Flow(steps=64), 1), "student": made(Flow(steps=64), 2)}
     monkeypatch.setattr(Denoiser, "prompted", True)
-    with pytest.raises(UserError, match="reflow draws pairs of classes, not of prompts"):
+    with pytest.raises(UserError, match="reflow makes pairs of noise and samples without prompts"):
         method().check(roles)
