@@ -28,6 +28,7 @@ from torch import nn
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.evaluate.guard import COUNT, compared
+from xmodal_kd.modalities.diffusion.methods.intervals import Intervals
 from xmodal_kd.modalities.diffusion.models.denoiser import FEW_STEP, Denoiser, Sampling
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Optimizer, Term, Train
@@ -73,6 +74,7 @@ ARMS = {
     "consistency": Arm("consistency", 250, optimizer="radam", ema=0.99),
     "ect": Arm("ect", 330, optimizer="radam", ema=0.99),
     "scm": Arm("scm", 220, lr=2e-4, optimizer="radam", ema=0.99),
+    "shortcut": Arm("shortcut", 220, {"steps": 1}, lr=1e-3, ema=0.98),
     "dmd2 with GAN": Arm("dmd2", 120, {"critic": 1, **GAN}, **MATCHING),
     FIRST: Arm("dmd2", 65, {"critic": 1, **GAN}, first=15, **MATCHING),
     LONG: Arm("dmd2", 400, {"critic": 1, **GAN}, first=25, **MATCHING),
@@ -111,6 +113,9 @@ class Room:
 
         def keep(stage: Stage, model: nn.Module) -> None:
             made = cast(Denoiser, copy.deepcopy(model)).eval()
+            if isinstance(method, Intervals):
+                found.update((n, method.of_steps(made, n)) for n in arm.budgets)
+                return
             for how in samplings(made.sampling, arm.budgets):
                 found[how.nfe] = copy.copy(made)
                 found[how.nfe].sampling = how

@@ -4,9 +4,9 @@
 
 The teacher is exact, the student a network of 37,634 weights, and all methods start from the same one, which has
 learnt what the teacher says. Distances are sliced Wasserstein over the sampling floor (1 is as good as the truth),
-means over seeds with t-intervals. Writes ``benchmarks/results/mixture.json`` and prints a table. With ``--guided`` models
-know the mixture's two classes, the teacher is guided at scale 2, what it makes in 128 of Heun's steps is the truth, and
-``benchmarks/results/mixture_guided.json`` is written.
+means over seeds with t-intervals. Writes ``benchmarks/results/mixture.json`` and prints a table. With ``--guided``
+models know the mixture's two classes, the teacher is guided at scale 2, what it makes in 64 of Heun's steps is the
+truth, and ``benchmarks/results/mixture_guided.json`` is written.
 """
 
 from __future__ import annotations

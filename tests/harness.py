@@ -41,8 +41,10 @@ SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
     "crd": {"samples": 40, "negatives": 16, "width": 8},
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
+    "multilevel_ot": {"iterations": 4},
     "seed": {"queue": 24},
     "skd_adv": {"hidden": 4},
+    "wkd_l": {"iterations": 4},
 } | PARAMS
 
 

@@ -65,6 +65,20 @@ def kill_at(number: int) -> None:
     module.os.fsync = killing
 
 
+def kill_with(checkpoint: Path) -> None:
+    """SIGKILL at the first write to the disk after a checkpoint."""
+    import xmodal_kd.runtime.whole_files as module
+
+    fsync = os.fsync
+
+    def killing(file: int) -> None:
+        if checkpoint.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
+
+    module.os.fsync = killing
+
+
 def same(out: Path, whole: Path) -> None:
     for role in ("teacher", "control", "student"):
         one, other = (folder / role / "model.safetensors" for folder in (out, whole))

@@ -40,14 +40,15 @@ from .evaluate.metrics import paired_error
 from .export.bare import bare_unet
 from .export.card import about
 from .export.limits import check_guidance, check_loaded, check_saveable
-from .export.pipeline import SAMPLER, load_denoiser, network_folder, refuse_few_step, save_pipeline
-from .export.reload_gate import reload_gates
+from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipeline
 from .export.scheduler_lint import lint
+from .export.stages import gated
 from .losses import denoising  # noqa: F401 - registers the loss
-from .methods import consistency, continuous, lcm, matching, progressive  # noqa: F401 - they register their methods
+from .methods import every  # noqa: F401 - registers all methods
 from .methods.few_step import same_network, tells_x
 from .models.denoiser import Denoiser, Sampling
 from .models.encoded import encoded, text_of
+from .models.lora import merged
 from .models.networks import MODELS, built
 from .models.parts import Parts, parts_of
 from .models.paths import process_of
@@ -147,9 +148,7 @@ class DiffusionAdapter(Adapter):
         if model == "like_teacher" and (self.teacher is None or is_teacher(role)):
             raise UserError(f"{role}.model: like_teacher is a student's, and needs a teacher in the recipe")
         if is_teacher(role) and self.config.captions:
-            raise UserError(
-                "data.captions: a teacher that the recipe trains takes no text: give teacher.path, or no captions"
-            )
+            raise UserError("data.captions: a teacher that the recipe trains takes no text: give teacher.path")
         names = self.class_labels
         null = None if self.teacher is None else self.teacher.null_class
         made = Denoiser(
@@ -345,7 +344,7 @@ class DiffusionAdapter(Adapter):
         """A diffusers pipeline folder. Raises `RunError` where what is read back is not what was trained."""
         self._save(cast(Denoiser, model), folder, {"role": role})
         back = load_denoiser(folder, quiet=True)
-        if digest(back.state_dict().items()) != digest(model.state_dict().items()):
+        if digest(back.net.state_dict().items()) != digest(merged(cast(Denoiser, model).net).state_dict().items()):
             raise RunError(f"{folder}: the weights read back are not those that were trained")
 
     def _save(self, model: Denoiser, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -369,17 +368,7 @@ class DiffusionAdapter(Adapter):
         """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""
         if self.tested:
             self._save(cast(Denoiser, model), folder, {"role": "student", "metrics": self.tested})
-        stages = sorted(path.parent for path in folder.glob("*/model_index.json"))
-        places = {folder: cast(Denoiser, model)} | {path: load_denoiser(path, quiet=True) for path in stages}
-        differences = reload_gates(places)
-        return {
-            place.name: {
-                "bytes": sum(path.stat().st_size for path in network_folder(place).glob("*.safetensors")),
-                "steps": denoiser.sampling.steps,
-                "reload_difference": differences[place],
-            }
-            for place, denoiser in places.items()
-        }
+        return gated(folder, cast(Denoiser, model))
 
     def lint(self, folder: Path) -> Iterator[tuple[Literal["warn", "fail"], str, str]]:
         """Traps of the teacher's scheduler in diffusers' own hands: our samplers do not fall into them."""

@@ -39,6 +39,7 @@ from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
+from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
 from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import NoModel, StoredAnswers
 from .show.panels import Shown, glimpse, show
@@ -146,6 +147,8 @@ class SpeechAdapter(Adapter):
     def _load_pretrained(self, role: str, folder: Path) -> nn.Module:
         if (stored := self.teachers.get(role)) is not None and stored.signals is not None:
             return self._load_stored(role, folder, stored.on_missing)
+        if is_onnx(folder):
+            return self._load_onnx(role, folder)
         check_folder(folder)
         found = load_pretrained(folder)
         partial = self.config.vocabulary == "by_name"
@@ -154,6 +157,14 @@ class SpeechAdapter(Adapter):
         self._hears(role, found.front_end)
         self._names[role] = self.tokens.symbols
         return found.model
+
+    def _load_onnx(self, role: str, folder: Path) -> nn.Module:
+        found = OnnxAnswers(folder, torch.get_num_threads())
+        partial = self.config.vocabulary == "by_name"
+        self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
+        self._hears(role, found)
+        self._names[role] = self.tokens.symbols
+        return found.placeholder()
 
     def _load_stored(self, role: str, folder: Path, on_missing: str) -> nn.Module:
         if self.config.augment.speed is not None:
@@ -177,10 +188,11 @@ class SpeechAdapter(Adapter):
 
     def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
         """Of a teacher of transformers: which class is its blank, and what it writes that the student does not."""
-        if (folder / CARD).is_file() or not is_pretrained(folder):
+        if (folder / CARD).is_file() or not (is_pretrained(folder) or is_onnx(folder)):
             return
-        yield from (("warn", what, advice) for what, advice in traps(folder))
-        theirs = vocabulary_of(folder)
+        if not is_onnx(folder):
+            yield from (("warn", what, advice) for what, advice in traps(folder))
+        theirs = onnx_vocabulary(folder) if is_onnx(folder) else vocabulary_of(folder)
         if theirs is not None and (unused := left_out(self.tokens.symbols, theirs)):
             advice = "its probability is shared among the others; letters that no training text holds do no harm"
             yield "warn", f"it also writes {listed(unused)}, which the student does not", advice

@@ -140,6 +140,8 @@ MODULES = {
     "afd": (0.026691715127785752, 0.0006287101183392471),
     # yzd-v/cls_KD, 1e5d48f, mmcls/models/dis_losses/vitkd.py
     "vitkd": (466.5413065173945, 13.433331966751751),
+    # hunto/DiffKD, 2393a4a, diffkd.py with use_ae, whose time variances are computed in float64 here
+    "diffkd": (6.799034916520976, 0.001987784844331641),
     # jacobswan1/SEED, f236cac, seed/builder.py, with soft cross-entropy
     "seed": (2.357547833906359, -0.06492696202950878),
     # yzd-v/cls_KD, 1e5d48f, mmcls/models/dis_losses/uskd.py
@@ -154,6 +156,11 @@ def test_modules(name: str) -> None:
 
 def released(name: str) -> tuple[float, float]:
     """What ours gives where the release gave `MODULES`."""
+    if name == "diffkd":
+        call, field = filled(LOSSES["diffkd"].make(5, 10, 2, latent=8)), torch.cat([rows(0, 16), rows(2, 16)])
+        call.kept = lambda *_: noises()
+        teacher, item, cell = torch.cat([rows(1, 16, 10), rows(3, 16, 10)]), FIELD["item"], torch.arange(32)
+        return _module(lambda s: call(s, teacher, item, 2, cell, (4, 4)), field)
     if name == "seed":
         call, student = filled(LOSSES["seed"].make(5, 7, queue=6, teacher_temperature=0.5)), rows(0)
         call.keys.copy_(rows(3, 6, 7) / rows(3, 6, 7).norm(dim=1, keepdim=True))
@@ -187,8 +194,30 @@ def released(name: str) -> tuple[float, float]:
     return _module(lambda s: call([*low, s], teacher, at["item"], 3, at["cell"], at["grid"])[0], last)
 
 
+@pytest.mark.parametrize(("channels", "value"), [(8, 0.9875), (4, 0.9875)])
+def test_phi_s(channels: int, value: float) -> None:
+    """NVlabs/RADIO, c0f3701, examples/common/phi_s.py, whose signs are free: the mean square of standardised rows.
+
+    Seen in two batches, as the release sees them whole. Every channel has variance 1.
+    """
+    call, both = LOSSES["phi_s"].make(5, channels).double(), (rows(1, 40, channels), rows(3, 40, channels))
+    nn.init.zeros_(call.adaptor.weight), nn.init.zeros_(call.adaptor.bias)
+    student = torch.zeros(40, 5, dtype=torch.float64, requires_grad=True)
+    for teacher in both:
+        call(student, teacher)
+    turned = (torch.cat(both) - call.mean) @ call.turn.T
+    torch.testing.assert_close(turned.var(dim=0), torch.ones(channels, dtype=torch.float64))
+    assert torch.cat([call.eval()(student, teacher) for teacher in both]).mean().item() == pytest.approx(value)
+
+
 def noise() -> Tensor:
     return (0.6180339887498949 * torch.arange(48, dtype=torch.float64)) % 1
+
+
+def noises() -> Tensor:
+    """Two noises of 32 rows of eight channels, and a time an item: 123 and 877 of a thousand."""
+    time = torch.tensor([0.1235, 0.8775], dtype=torch.float64).repeat_interleave(16)[:, None]
+    return torch.cat([rows(5, 32, 8) / 2, rows(6, 32, 8) / 2, time], dim=1)
 
 
 def _module(loss: Any, student: Tensor) -> tuple[float, float]:

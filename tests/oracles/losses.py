@@ -34,7 +34,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
-from .recent_feature_losses import afd, cirkd, fgd, ikl_classes, seed, srd, uskd, vitkd, vkd
+from .recent_feature_losses import afd, cirkd, diffkd, fgd, ikl_classes, phi_s, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
 from .relation_losses import cka, dist, pkt, rkd, sp
@@ -139,6 +139,8 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "vkd": vkd,
     "seed": seed,
     "uskd": uskd,
+    "phi_s": phi_s,
+    "diffkd": diffkd,
     "wsld": wsld,
     "wttm": wttm,
 }
@@ -164,6 +166,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ttm": [{}, {"temperature": 1.0}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],
+    "diffkd": [{"steps": 1}, {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0}],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
@@ -171,7 +174,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "uskd": [{}, {"beta": 1.0, "mu": 1.0, "ranks": "probability"}],
     "vitkd": [{}, {"mimic": 1.0, "generate": 1.0, "hidden": 0.3, "kernel": 5}],
     "vkd": [{}, {"normalise": "whiten", "eps": 0.1}],
-    "multilevel_ot": [{}, {"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0, "iterations": 2}],
+    "multilevel_ot": [{"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0}],
     "uld": [{}, {"temperature": 4.0}],
     "wkd_f": [{}, {"mean": 1.0, "eps": 0.1}],
     "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],

@@ -299,3 +299,97 @@ def seed(
         p_t = np.exp(log_softmax(np.array([unit(t) @ k for k in others]) / teacher_temperature))
         total -= float(np.sum(p_t * log_s)) / len(teacher)
     return total
+
+
+def phi_s(student: Array, teacher: Array, *, state: Params, rows: int = 100000) -> Array:
+    """Mean over channels of (A s - R (t - m))^2, R = H U' / sqrt(trace of the covariance / D) (Ranzinger et al., 2025).
+
+    H is Hadamard's matrix of order D, the least power of 2 that holds the channels, its first ones, over sqrt(D): the
+    sign at (i, j) is the parity of the bits that i and j share. U are the eigenvectors of the unbiased covariance of
+    this batch, which is the first one, by ascending eigenvalue, their largest entry positive.
+    """
+    assert float(state["count"]) == 0
+    moved = teacher - teacher.mean(0)
+    covariance = moved.T @ moved / max(len(moved) - 1, 1)
+    size, axes = np.linalg.eigh(covariance)
+    order = len(state["turn"])
+    turn = np.zeros((order, teacher.shape[1]))
+    for j in range(teacher.shape[1]):
+        axis = axes[:, j] * (1 if axes[np.argmax(np.abs(axes[:, j])), j] > 0 else -1)
+        for i in range(order):
+            turn[i] += (-1) ** (i & j).bit_count() * axis / math.sqrt(order)
+    variance = max(size.clip(0).sum(), 0.0) / order
+    target = moved @ turn.T / math.sqrt(variance)
+    return np.mean((linear(student, under(state, "adaptor")) - target) ** 2, axis=1)
+
+
+def diffkd(
+    student: Array,
+    teacher: Array,
+    item: Ints,
+    items: int,
+    cell: Ints,
+    grid: tuple[int, ...],
+    *,
+    state: Params,
+    keep: Array,
+    steps: int = 5,
+    latent: int | None = None,
+    norm: str = "batch",
+    diffusion: float = 1.0,
+    reconstruction: float = 1.0,
+    kernel: int = 3,
+) -> Array:
+    """|P d(s') - t|^2 + b |e(t_tau) - noise|^2 + r |D E t - t|^2, means over channels (Huang et al., 2023).
+
+    s' = g W s + (1 - g) noise, g the first entry of softmax(V mean over the item of adapter(W s)). d: from the step's
+    time on, x_0 = (x - sqrt(1 - a) e) / sqrt(a), then x = sqrt(a') x_0 + sqrt(1 - a') e, a' of the time `1000 // 2
+    steps` before, 1 at the end, from time (steps - 1) times that. a is the running product of 1 - beta. `keep` has both
+    noises and a number from 0 to 1 a row; an item's time is that of its first row, times 1000.
+    """
+    beta = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
+    left = np.cumprod([1 - b for b in beta])
+
+    def bottleneck(x: Array, part: Params) -> Array:
+        y = x
+        for i in range(3):
+            layer = under(part, f"maps.{i}")
+            y = conv(y, layer, cell, grid) if i == 1 else linear(y, layer)
+            y = norm_of(y, under(part, f"norms.{i}"), norm)
+            y = relu(y) if i < 2 else y
+        return x + y
+
+    def noise_in(x: Array, times: Ints) -> Array:
+        part = under(state, "denoiser")
+        y = x + part["time.weight"][times]
+        for i in range(2):
+            y = bottleneck(y, under(part, f"blocks.{i}"))
+        return norm_of(linear(y, under(part, "out")), under(part, "norm"), norm)
+
+    target, values = teacher, np.zeros(len(student))
+    if latent is not None:
+        target = norm_of(linear(teacher, under(state, "encoder.0")), under(state, "encoder.1"), norm)
+        values += reconstruction * np.mean((linear(target, under(state, "decoder")) - teacher) ** 2, axis=1)
+    width = target.shape[1]
+    keep = keep.astype(np.float64)
+    first, other, uniform = keep[:, :width], keep[:, width : 2 * width], keep[:, -1]
+    x = linear(student, under(state, "student"))
+    adapted = bottleneck(x, under(state, "adapter"))
+    mixed = np.zeros_like(x)
+    times = np.zeros(len(x), dtype=np.int64)
+    for b in range(items):
+        rows = [i for i in range(len(item)) if item[i] == b]
+        if rows:
+            scores = linear(adapted[rows].mean(0, keepdims=True), under(state, "adapted"))[0]
+            g = float(np.exp(log_softmax(scores)[0]))
+            mixed[rows] = g * x[rows] + (1 - g) * first[rows]
+            times[rows] = int(uniform[rows[0]] * 1000)
+    ratio = 1000 // (2 * steps)
+    for step in range(steps - 1, -1, -1):
+        a, before = left[step * ratio], left[(step - 1) * ratio] if step else 1.0
+        e = noise_in(mixed, np.full(len(x), step * ratio))
+        mixed = math.sqrt(before) * (mixed - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - before) * e
+    values += np.mean((linear(mixed, under(state, "projector")) - target) ** 2, axis=1)
+    a = left[times][:, None]
+    told = noise_in(np.sqrt(a) * target + np.sqrt(1 - a) * other, times)
+    return values + diffusion * np.mean((told - other) ** 2, axis=1)

@@ -134,6 +134,11 @@ class Adapter(Protocol):
     def __init__(self, data: Any, streams: Streams, batch_size: int) -> None: ...
 
     @classmethod
+    def of(cls, data: Any) -> type[Adapter]:
+        """The adapter of runs with this checked data section: another one where a modality has several tasks."""
+        return cls
+
+    @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
         """The main metric of runs with this ``data`` section."""
         return cls.metric

@@ -169,6 +169,10 @@ def compare(
     search_seed: Annotated[int | None, typer.Option(min=0, help="Not a measured one; else the first + 1000.")] = None,
     equal: Annotated[str, typer.Option(help="What the arms share with the control: steps, or time.")] = "steps",
     launcher: Annotated[str, typer.Option(help="process, or ray: on RAY_ADDRESS, else here.")] = "process",
+    dry_run: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Print what would run: cells (commands), slurm or kubernetes (their jobs)."),
+    ] = None,
     device: Device = "auto",
     allow_import: Imports = None,
     json_: AsJson = False,
@@ -187,6 +191,7 @@ def compare(
         recipe, set_ or (), out, methods=methods, axes=axis or (), seeds=seeds, jobs=jobs, reference=reference,
         teacher_per_seed=teacher_per_seed, search=search, search_steps=search_steps, search_seed=search_seed,
         equal=equal, launcher=launcher, device=device, imports=allow_import or (), json_=json_, quiet=quiet,
+        dry_run=dry_run,
     )  # fmt: skip
 
 

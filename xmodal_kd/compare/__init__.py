@@ -1,8 +1,8 @@
 """``xmodal-kd compare``: arms by seeds beside their control, at equal steps or time, with intervals and verdicts.
 
 `plan` says which runs that takes, `budget` how many steps are equal time, `cells` runs them as processes, `cluster` on
-Ray; `statistics` judges, `result` and `report` tell; `run_diff` sets two runs side by side. May import ``check`` and
-what it may. Public are the keys of ``compare.json``.
+Ray, `schedulers` writes them down for Slurm and Kubernetes; `statistics` judges, `result` and `report` tell; `run_diff`
+sets two runs side by side. May import ``check`` and what it may. Public are the keys of ``compare.json``.
 """
 
 from __future__ import annotations
@@ -60,11 +60,15 @@ def compare(
         arms, found = _searched(plan, pool, search.weights, steps, seed)
     if equal == "time":
         arms = budget.paced(plan, pool, arms)
-    cells = [c for s in plan.seeds for a in arms for c in (plan.control(a, s), plan.cell(a, s)) if c is not None]
-    pool.run(cells)
+    pool.run(cells_of(plan, arms))
     result = content(plan, pool, arms, reference, found, equal)
     write(pool.settings.out, result)
     return result
+
+
+def cells_of(plan: Plan, arms: Sequence[Arm]) -> list[Cell]:
+    """Of every seed each arm and its control."""
+    return [c for s in plan.seeds for a in arms for c in (plan.control(a, s), plan.cell(a, s)) if c is not None]
 
 
 def look_ahead(plan: Plan, device: str) -> None:
@@ -119,5 +123,6 @@ def _searched(
 
 
 __all__ = [
-    "Arm", "Cell", "Plan", "Pool", "Search", "Settings", "Stopped", "compare", "markdown", "table", "write",
+    "Arm", "Cell", "Plan", "Pool", "Search", "Settings", "Stopped", "cells_of", "compare", "look_ahead", "markdown",
+    "table", "write",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from .plan import Cell, read, shared_cache
 from .progress import Progress
 
 POLL = 0.1
+#: Status of a cell whose node is gone, and how often such a one is started again.
+LOST, AGAIN = 75, 3
 
 
 class Process(Protocol):
@@ -120,6 +123,7 @@ class _Round:
     def __init__(self, pool: Pool, todo: list[Cell], shown: Progress, caught: list[int]) -> None:
         self.pool, self.todo, self.shown, self.caught = pool, todo, shown, caught
         self.running: dict[str, tuple[Cell, Process, int]] = {}
+        self.lost: Counter[str] = Counter()
 
     def go(self) -> None:
         told = False
@@ -187,8 +191,11 @@ class _Round:
                 continue
             del self.running[key]
             os.close(lock)
+            self.lost[key] += status == LOST
             if self.pool.finished(cell):
                 self.shown.done(cell)
+            elif status == LOST and self.lost[key] <= AGAIN and not self.caught:
+                self.todo.insert(0, cell)  # it goes on from its last checkpoint
             elif not self.caught:
                 self._fail(cell, f"exit status {status}: {last_line(log_of(self.pool.folder(cell)))}")
 

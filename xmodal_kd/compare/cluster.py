@@ -12,28 +12,36 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic, sleep
 from typing import IO, Any
 
 from ..runtime.child import python, with_package
 from ..runtime.errors import UserError
-from .cells import Process
+from .cells import LOST, Process
 
-#: Status of a cell whose node or actor is gone.
-LOST = 1
+#: Seconds for which a cell waits for a process of it that a lost actor left behind, and Ray's attempts to start here,
+#: for each of which it gives its own processes 30 s, which a busy machine exceeds.
+PATIENCE, ATTEMPTS = 600.0, 4
+#: Bytes of Ray's own memory where it is started here: cells send one another nothing.
+STORE = 80 << 20
 #: What of a cell's environment is the pool's, and not its node's.
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Remote:
-    """On the node: a process that inherits a lock, so that one which outlives its driver is not started twice."""
+    """On the node: a process that inherits a lock, so that one which outlives its driver is not started twice.
 
-    def __init__(self, arguments: Sequence[str], log: str, env: Mapping[str, str], folder: str) -> None:
+    Args:
+        patience: seconds for which it waits for such a one to end.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], log: str, env: Mapping[str, str], folder: str, patience: float = 0.0
+    ) -> None:
         self.child: subprocess.Popen[bytes] | None = None
         held = os.open(f"{log}.held", os.O_CREAT | os.O_RDWR, 0o644)
         with Path(log).open("ab") as out:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(held, patience):
                 out.write(b"error: a process that an earlier comparison left behind still runs this cell\n")
                 return
             self.child = subprocess.Popen(
@@ -48,6 +56,18 @@ class Remote:
     def tell(self, number: int) -> None:
         if self.child is not None:
             self.child.send_signal(number)
+
+
+def _locked(file: int, patience: float) -> bool:
+    end = monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if monotonic() > end:
+                return False
+            sleep(min(1.0, patience))
 
 
 class Actor:
@@ -93,7 +113,7 @@ class Cluster:
         """The lock stays with this process, which holds it until the cell has ended."""
         path, own = Path(log.name).absolute(), {name: env[name] for name in ENVIRONMENT}
         room = self.actor.options(num_cpus=int(own["OMP_NUM_THREADS"]), num_gpus=self.gpus)
-        return Actor(self.ray, room.remote(list(arguments), str(path), own, str(Path.cwd())), path)
+        return Actor(self.ray, room.remote(list(arguments), str(path), own, str(Path.cwd()), PATIENCE), path)
 
 
 def _connected() -> Any:
@@ -101,12 +121,16 @@ def _connected() -> Any:
         import ray
     except ModuleNotFoundError:
         raise UserError("--launcher ray needs ray: pip install 'xmodal-kd[ray]'") from None
-    if not ray.is_initialized():
-        own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": STORE}
+    attempt = 0
+    while not ray.is_initialized():
+        attempt += 1
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", **own)
         except Exception as error:  # its own have no common base
-            raise UserError(f"--launcher ray: Ray did not start ({' '.join(str(error).split())[:200]})") from error
+            ray.shutdown()
+            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                raise UserError(f"--launcher ray: Ray did not start ({' '.join(str(error).split())[:200]})") from error
     return ray
 
 

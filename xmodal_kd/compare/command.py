@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from ..runtime.errors import UserError
 from ..runtime.progress import console
-from . import Plan, Pool, Search, Settings, Stopped, compare, table
+from . import Plan, Pool, Search, Settings, Stopped, cells_of, compare, look_ahead, table
+from .schedulers import KINDS, jobs_of, text
 
 EQUAL, LAUNCHERS = ("steps", "time"), ("process", "ray")
 
@@ -21,16 +23,34 @@ def main(
     recipe: str, sets: Sequence[str], out: Path | None, *, methods: str | None, axes: Sequence[str], seeds: int,
     jobs: int, reference: str | None, teacher_per_seed: bool, search: str | None, search_steps: int | None,
     search_seed: int | None, device: str, imports: Sequence[str], json_: bool, quiet: bool, equal: str = "steps",
-    launcher: str = "process",
+    launcher: str = "process", dry_run: str | None = None,
 ) -> None:  # fmt: skip
-    """Plan, run, show. Status 1 if a cell failed, 130 after Ctrl-C."""
+    """Plan, run, show. Status 1 if a cell failed, 130 after Ctrl-C.
+
+    Args:
+        dry_run: print the cells instead, as this kind of jobs.
+    """
     for option, value, known in (("--equal", equal, EQUAL), ("--launcher", launcher, LAUNCHERS)):
         if value not in known:
             raise UserError(f"{option} {value!r}: choose one of {', '.join(known)}")
+    if dry_run is not None and dry_run not in KINDS:
+        raise UserError(f"--dry-run {dry_run!r}: choose one of {', '.join(KINDS)}")
     wanted = _search(search, search_steps, search_seed)
     plan = Plan(recipe, sets, methods=methods, axes=axes, seeds=seeds, teacher_per_seed=teacher_per_seed)
     folder = out or Path("runs") / f"compare-{plan.base.source.stem}"
     pool = Pool(Settings(folder, jobs, device, tuple(imports), quiet))
+    if dry_run is not None:
+        if wanted is not None or equal == "time":
+            raise UserError("--dry-run: with --search or --equal time cells follow from what the first ones measure")
+        told = {"--methods": methods, "--seeds": str(seeds), "--out": str(folder), "--reference": reference}
+        words = [word for option, value in told.items() if value is not None for word in (option, value)]
+        for option, values in (("--axis", axes), ("--set", sets), ("--allow-import", imports)):
+            words += [word for value in values for word in (option, value)]
+        words += ["--teacher-per-seed"] if teacher_per_seed else []
+        look_ahead(plan, device)
+        again = shlex.join(["xmodal-kd", "compare", recipe, *words, "--device", device])
+        print(text(dry_run, jobs_of(pool, cells_of(plan, plan.arms), again)), end="")
+        return
     if launcher == "ray":
         from .cluster import Cluster
 
@@ -54,20 +74,20 @@ def main(
         raise typer.Exit(1)
 
 
-def _search(text: str | None, steps: int | None, seed: int | None) -> Search | None:
-    if text is None:
+def _search(told: str | None, steps: int | None, seed: int | None) -> Search | None:
+    if told is None:
         if steps is not None or seed is not None:
             raise UserError("--search-steps and --search-seed need --search weight=0.1,1.0")
         return None
-    key, _, values = text.partition("=")
+    key, _, values = told.partition("=")
     try:
         weights = tuple(float(value) for value in values.split(","))
     except ValueError:
         weights = ()
     if key != "weight" or not weights or not all(0 < weight < float("inf") for weight in weights):
-        raise UserError(f"--search {text!r}: write weight=0.1,0.3,1.0, each above 0")
+        raise UserError(f"--search {told!r}: write weight=0.1,0.3,1.0, each above 0")
     if len(set(weights)) < len(weights):
-        raise UserError(f"--search {text!r}: a weight is given twice")
+        raise UserError(f"--search {told!r}: a weight is given twice")
     return Search(weights, steps, seed)
 
 

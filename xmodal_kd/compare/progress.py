@@ -51,7 +51,7 @@ class Progress:
 
     def started(self, cell: Cell) -> None:
         self.before[cell.key] = share_done(self.folder(cell), cell.steps)
-        if self.bars is not None:
+        if self.bars is not None and cell.key not in self.tasks:  # a lost one starts again
             self.tasks[cell.key] = self.bars.add_task(cell.name, total=1.0, status="starts")
 
     def waits(self, cell: Cell) -> None:

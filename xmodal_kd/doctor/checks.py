@@ -32,6 +32,7 @@ GIVES = {
     "images": "classifiers of images, and their export",
     "speech": "recognisers from recordings, and their export",
     "decode": "beam search with flashlight",
+    "bpe": "pieces of words",
     "diffusion": "few-step samplers from diffusers pipelines",
     "points": "3D segmenters, the street simulator, and their export",
     "gpu": "attention without padding on CUDA, by xformers",

@@ -161,6 +161,20 @@ def _flashlight() -> str:
     return "a beam search"
 
 
+def _sentencepiece() -> str:
+    """Pieces of two words, of which one occurs in the other."""
+    import io
+
+    pieces, made = load("sentencepiece"), io.BytesIO()
+    pieces.SentencePieceTrainer.train(
+        sentence_iterator=iter(["on one", "one"]), model_writer=made, model_type="bpe", vocab_size=7, minloglevel=2,
+        bos_id=-1, eos_id=-1,
+    )  # fmt: skip
+    found = pieces.SentencePieceProcessor(model_proto=made.getvalue()).encode("one", out_type=str)
+    _expect("pieces of a word", [ord(c) for c in "".join(found)], [ord(c) for c in "▁one"])
+    return "pieces of a word"
+
+
 def _xformers() -> str | None:
     """Attention to keys that are all alike gives the mean of the values."""
     torch = load("torch")
@@ -185,6 +199,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("onnxruntime", "onnxruntime", _onnxruntime, ("onnx",)),
     Kernel("soundfile", "soundfile", _soundfile),
     Kernel("flashlight-text", "flashlight", _flashlight),
+    Kernel("sentencepiece", "sentencepiece", _sentencepiece),
 )
 
 

@@ -58,7 +58,8 @@ class Vkd(nn.Module):
     Args:
         normalise: t' is each row of the teacher with mean 0 and variance 1 over its channels (``layer``, as released
             for classification), or all rows whitened together, ``(t - mean) cov^(-1/2)`` (``whiten``, which the paper
-            takes for generators; with more channels than rows what the rows do not span stays near 0).
+            takes for generators and its release lacks; with more channels than rows what the rows do not span stays
+            near 0).
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Vkd(nn.Module):
         """Q ``(d, c)``: the raw weight's columns, or rows where it is wide, after Gram and Schmidt."""
         wide = self.raw.shape[0] < self.raw.shape[1]
         q, r = torch.linalg.qr(self.raw.T if wide else self.raw)
-        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
-        return q.T if wide else q
+        turned: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
+        return turned.T if wide else turned
 
     def forward(self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         built_for(student, teacher, *self.widths)
@@ -91,4 +92,5 @@ class Vkd(nn.Module):
         moved = rows - mean
         covariance = over_ranks(moved.T @ moved) / n.clamp(min=1)
         size, axes = torch.linalg.eigh(covariance + self.eps * torch.eye(len(mean)).to(rows))
-        return moved @ (axes * size.clamp(min=self.eps).rsqrt()) @ axes.T
+        whitened: Tensor = moved @ (axes * size.clamp(min=self.eps).rsqrt()) @ axes.T
+        return whitened

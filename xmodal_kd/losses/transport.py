@@ -66,7 +66,7 @@ def _head(student: Tensor, teacher: Tensor, head: Callable[[Tensor], Tensor]) ->
             probe = torch.cat([torch.eye(d, dtype=teacher.dtype, device=teacher.device), teacher.new_zeros(1, d)])
             seen = head(probe)
         except RuntimeError as error:
-            raise ValueError(f"{fits}, which takes other rows") from error
+            raise ValueError(f"{fits}: on names the student's logits and the teacher's features before it") from error
     if scores.shape != student.shape:
         raise ValueError(f"{fits} of {scores.shape[-1]} classes")
     return scores, (seen[:-1] - seen[-1]).T

@@ -166,7 +166,7 @@ def _numbered(labels: Tensor, known: Tensor | None) -> Tensor:
 
 def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Layout) -> dict[str, Signal]:
     """Labels and regions; those of the student's kind of row must stand beside its rows."""
-    sources = {"labels": "labels", "regions": term.regions}
+    sources = {"labels": term.labels, "regions": term.regions}
     beside = {key: _asked(name, key, student, source) for key, source in sources.items() if key in spec.inputs}
     if "labels" in beside and student.labelled is not None:
         beside["labels"] = _only(beside["labels"], student.labelled[beside["labels"].layout.item])

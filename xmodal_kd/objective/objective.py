@@ -122,7 +122,7 @@ class _Compiled(nn.Module):
         sides = ["student", "teacher"] if self.spec.needs_teacher else ["student"]
         read = [f"{side} {' '.join(self.term.signals(side))}" for side in sides]
         if "labels" in self.spec.inputs:
-            read.append("labels")
+            read.append("labels" if self.term.labels == "labels" else f"labels {self.term.labels}")
         if "regions" in self.spec.inputs:
             read.append(f"regions {self.term.regions}")
         if self.term.min_confidence is not None:

@@ -80,6 +80,12 @@ class Train(Strict):
     """Without workers, make the next step's samples in a thread while this step is computed; they are the same."""
     compile: Literal["none", "default"] = "none"
     """Whether teacher and students are compiled by torch while they are trained; for terms on their answers alone."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Of several processes, whether each holds a part of what learns: weights, gradients, the optimizer's state."""
+    frozen: Literal["whole", "sharded", "cpu"] = "whole"
+    """Where weights of what does not learn are meanwhile: on each device, cut over all, or on the CPU until used."""
+    recompute: bool = False
+    """Compute the blocks of what learns again in the backward pass, in place of keeping what is within them."""
 
 
 class ModelSpec(Strict):
@@ -175,6 +181,8 @@ class Term(Strict):
     """Linear map of the student's rows to the teacher's width: where widths differ, always, or never."""
     resample: Literal["auto", "average", "linear", "nearest", "knn", "none"] = "auto"
     """How the teacher's rows are brought to the student's; auto: features whose rows differ, as fits them."""
+    labels: str = "labels"
+    """Signal of the student that holds the labels, of losses that read them."""
     regions: str = "labels"
     """Signal of the student that numbers the region of each row: classes, instances, superpoints."""
     weights: str | None = None

@@ -35,7 +35,7 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     """The recipe's adapter, its ``data`` section checked against what the modality declares."""
     kind = adapter_class(loaded.recipe.modality)
     data = loaded.validate(kind.Data, loaded.recipe.data, ("data",))
-    adapter = kind(data, streams, batch_size or loaded.recipe.train.batch_size)
+    adapter = kind.of(data)(data, streams, batch_size or loaded.recipe.train.batch_size)
     adapter.teachers = loaded.recipe.taught_by()
     adapter.method = loaded.recipe.method.name
     return adapter

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .bounded_files import regular
 from .errors import UserError
+from .shards import like
 from .whole_files import damaged, disk_errors, read_json, read_object, sync_folder, write_bytes, write_json
 
 
@@ -41,7 +42,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path |
             raise UserError(f"{source}: holds {name!r}, which {type(model).__name__} has not")
         if own[name].shape != tensor.shape:
             raise UserError(f"{source}: {name!r} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict({name: like(own[name], tensor) for name, tensor in tensors.items()})
 
 
 def optimizer_state(
@@ -75,9 +76,10 @@ def load_optimizer(
 ) -> None:
     """Put back what `optimizer_state` gave, by parameter name; the groups must hold the same names."""
     saved: dict[str, dict[str, Any]] = {}
+    own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
-        saved.setdefault(name, {})[key] = tensor
+        saved.setdefault(name, {})[key] = like(own[name], tensor) if name in own else tensor
     mine = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     if mine != [group["params"] for group in groups]:
         raise UserError("the checkpoint's optimizer holds other parameters than this run's: the recipe has changed")

@@ -53,7 +53,10 @@ def make_accelerator(
         project_dir=str(logs) if logs is not None else None,
     )
     if str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED", "MEGATRON_LM")):
-        raise UserError(f"{accelerator.distributed_type} is not supported yet: launch with plain multi-process")
+        raise UserError(
+            f"{accelerator.distributed_type} is not launched by Accelerate here: launch plain processes and "
+            "say train.sharding: fsdp"
+        )
     return accelerator
 
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .gradient_sum import GradientSum
+from .shards import is_shard
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class Ranks:
         return rows
 
     def agree(self, modules: Iterable[nn.Module]) -> None:
-        """Rank 0's parameters and buffers everywhere."""
+        """Rank 0's parameters and buffers everywhere; what is spread over ranks stays."""
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -72,7 +73,7 @@ class ProcessRanks(Ranks):
         return int(self.sum(torch.tensor(value, device=self.device)).item())
 
     def summing(self, parameters: Sequence[nn.Parameter]) -> GradientSum:
-        return GradientSum(parameters)
+        return GradientSum([parameter for parameter in parameters if not is_shard(parameter)])
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         lengths = self._gather(torch.tensor([len(rows)], device=rows.device))
@@ -91,7 +92,8 @@ class ProcessRanks(Ranks):
         with torch.no_grad():
             for module in modules:
                 for tensor in (*module.parameters(), *module.buffers()):
-                    dist.broadcast(tensor, 0)
+                    if not is_shard(tensor):
+                        dist.broadcast(tensor, 0)
 
     def any(self, flag: bool) -> bool:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)

@@ -39,6 +39,7 @@ class Scheme(Distil):
     #: Whether student and control start from weights of a teacher: a control without that teacher would be another.
     starts_taught: ClassVar[bool] = False
     cacheable: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
     #: Whether what teaches learns or follows the student: a term may start at its least value.
     moving: ClassVar[bool] = False
     #: Roles of the recipe and of earlier trainings that teach; set by the run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -27,6 +27,7 @@ from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
 from ..runtime.run_log import RunLog
 from ..runtime.saved_steps import Checkpoints, Progressed
+from ..runtime.shards import local
 from ..runtime.timing import StepTimer
 from . import loader
 from .compiled import compiling, uncompiled
@@ -37,6 +38,7 @@ from .journal import Journal
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
 from .resuming import best_of, find_place
+from .sharding import Sharding, fits, told_by_name
 
 #: Steps between the entries of the log, and between the steps whose time is split into parts.
 LOG_EVERY, CLOCK_EVERY = 10, 20
@@ -84,6 +86,7 @@ class Engine:
         self._autocast = nullcontext if train.precision == "fp32" else accelerator.autocast
         self.optimizers: Mapping[str, Optimizer] = {}
         self.averages: dict[str, Ema] = {}
+        self.sharding = Sharding(train, {}, frozenset(), self.ranks, self.device)
         self._trainable = {id(p) for model in roles.values() for p in model.parameters() if p.requires_grad}
 
     # ---------------------------------------------------------------- the loop
@@ -96,6 +99,7 @@ class Engine:
         for model in self.roles.values():
             model.to(self.device)
         stages = self.method.stages()
+        fits(self.train, self.method, self.ranks)
         steps = sum(stage.steps for stage in stages)
         place = find_place(self.checkpoints, stages, self.ranks, resume=resume, accept=self.accept)
         self.at, tensors, state = place.at, place.tensors, place.state
@@ -106,6 +110,7 @@ class Engine:
             self.stop.listening(),
             closing(self._supply()) as supply,
             compiling(self.train, self.roles.values()),
+            self._given_back(),
             bar(self.folder.name, steps, self.at.total, quiet=self.quiet or not self.ranks.main) as shown,
         ):
             first = self._here(next(supply))
@@ -142,10 +147,22 @@ class Engine:
                     self.roles[name] = copy.deepcopy(self.roles[source])
                     followers |= {name}
         self._freeze(stage)
-        self.optimizers = self.method.begin(stage, self.roles, batch)
-        for name in followers & self.averages.keys():  # an average starts as what `begin` made of its source
+        self.sharding = Sharding(self.train, self.roles, stage.trains | self.averages.keys(), self.ranks, self.device)
+        self.sharding.enter()
+        with told_by_name(self.roles):
+            self.optimizers = self.method.begin(stage, self.roles, batch)
+        for name in followers & self.averages.keys() - self.sharding.whole.keys():
+            # an average starts as what `begin` made of its source
             self.roles[name] = copy.deepcopy(self.roles[self.averages[name].source]).eval().requires_grad_(False)
         self.ranks.agree([*self.roles.values(), *self.method.modules().values()])
+
+    @contextmanager
+    def _given_back(self) -> Iterator[None]:
+        """However the training ends, the roles are models as they were given."""
+        try:
+            yield
+        finally:
+            self.sharding.leave(gather=False)
 
     def _ema(self, stage: Stage) -> dict[str, Ema]:
         mine = {} if self.train.ema is None else {AVERAGE: Ema(self.target, self.train.ema)}
@@ -159,9 +176,10 @@ class Engine:
         with self.timer.step(self.at.total % CLOCK_EVERY == CLOCK_EVERY - 1):
             running = [self._losses(stage, batch, i) for i, batch in enumerate(micros)]
             watched = self._watched(stage)
-            while (name := self._turn(running, micros, values)) is not None:
-                with self.timer.time("optimizer"):
-                    values |= self._update(name, watched)
+            with told_by_name(self.roles) if self.sharding.spread else nullcontext():
+                while (name := self._turn(running, micros, values)) is not None:
+                    with self.timer.time("optimizer"):
+                        values |= self._update(name, watched)
             self._average()
         self.at.step += 1
         self.at.total += 1
@@ -225,7 +243,7 @@ class Engine:
             mine, theirs = self.roles[name].state_dict(), self.roles[source].state_dict()
             for key, value in mine.items():
                 if value.is_floating_point():
-                    value.lerp_(theirs[key], 1 - decay)
+                    local(value).lerp_(local(theirs[key]), 1 - decay)
                 else:
                     value.copy_(theirs[key])
 
@@ -279,10 +297,12 @@ class Engine:
         return self.train.checkpoint_every or self._every(stage)
 
     def _evaluate(self, stage: Stage, shown: Bar) -> None:
+        with self.sharding.looked_at(self.shown_role) as model:
+            self._measure(stage, model.eval(), shown)
+
+    def _measure(self, stage: Stage, model: nn.Module, shown: Bar) -> None:
         assert self.evaluate is not None
         name, lower = self.metric
-        model = self.roles[self.shown_role]
-        model.eval()
         metrics: Any = None
         if self.ranks.main:
             with torch.no_grad(), self.streams.forked("evaluate"), uncompiled():
@@ -352,12 +372,14 @@ class Engine:
 
     def save(self) -> None:
         """A checkpoint of everything that a resume needs, on the main process."""
+        if self.sharding.spread or self.ranks.main:
+            tensors, state = self._held().taken(self.ranks.main)
         if self.ranks.main:
-            tensors, state = self._held().taken()
             self.checkpoints.save(self.at.total, tensors, {"at": vars(self.at), **state})
 
     def _end(self, stage: Stage) -> None:
         """Leave the target role with the stage's best weights on dev; without a dev, with the last (or average)."""
+        self.sharding.leave(gather=True)
         target, name = self.roles[self.target], best_of(stage, self.method.stages())
         self.ranks.barrier()  # the main process may still be writing it
         if self.at.best is not None:

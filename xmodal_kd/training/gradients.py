@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from ..objective.parts import LossOut, Part, safe
 from ..runtime.distributed import Ranks
+from ..runtime.shards import is_shard, local
+from ..runtime.shards import norm as norm_of
 from .optim import parameters
 
 
@@ -118,10 +120,14 @@ def stepped(optimizer: Optimizer, scaler: GradScaler | None, clip: float | None,
     norm: float | None = None
     if clip is not None or watched:
         learning = parameters(optimizer)
-        total = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+        total = norm_of([p.grad for p in learning if p.grad is not None])
         norm = float(total)
         if clip is not None and norm > clip:
-            nn.utils.clip_grads_with_norm_(learning, clip, total)
+            whole = [p for p in learning if not is_shard(p)]
+            nn.utils.clip_grads_with_norm_(whole, clip, total)
+            for parameter in learning if len(whole) < len(learning) else ():
+                if parameter.grad is not None and is_shard(parameter):
+                    local(parameter.grad).mul_(clip / (total + 1e-6))
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()

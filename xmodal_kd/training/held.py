@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..runtime.checkpoint import load_optimizer, load_weights, optimizer_state, prefixed, unprefixed
 from ..runtime.errors import UserError
+from ..runtime.shards import gathered, is_shard
 from .method import Method
 
 
@@ -30,10 +31,14 @@ class Held:
     optimizers: Mapping[str, Optimizer]
     scaler: GradScaler | None
 
-    def taken(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by name, and the JSON beside them."""
+    def taken(self, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and the JSON beside them.
+
+        Args:
+            keep: of tensors that are spread over ranks, all of which must call this, hold the whole.
+        """
         tensors: dict[str, Tensor] = {}
-        for role in self.saved:
+        for role in sorted(self.saved):
             tensors |= prefixed(f"roles/{role}", self.roles[role].state_dict())
         for name, module in self.method.modules().items():
             tensors |= prefixed(f"modules/{name}", module.state_dict())
@@ -42,6 +47,9 @@ class Held:
             state, groups[name] = optimizer_state(optimizer, names)
             tensors |= prefixed(f"optimizers/{name}", state)
         scaler = self.scaler.state_dict() if self.scaler is not None else None
+        for name in [name for name, tensor in tensors.items() if is_shard(tensor)]:
+            whole = gathered(tensors[name])
+            tensors[name] = whole.cpu() if keep else whole.new_empty(0)
         return tensors, {"optimizers": groups, "method": dict(self.method.state_dict()), "scaler": scaler}
 
     def put_back(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], folder: Path) -> None:

@@ -138,6 +138,8 @@ class Distil:
     control: ClassVar[Literal["trained", "teacher"]] = "trained"
     #: Whether its teacher may be one that ran before: `teacher_cache`.
     cacheable: ClassVar[bool] = True
+    #: Whether models need only be called: then they may be spread over ranks (``train.sharding``).
+    shards: ClassVar[bool] = True
     #: Whether what teaches depends on what the learner says of the batch.
     learner_first: ClassVar[bool] = False
 

@@ -58,6 +58,11 @@ def read_captions(root: Path, names: Sequence[str]) -> list[str]:
     return [found[name].strip() for name in names]
 
 
+def has_captions(root: Path) -> bool:
+    """Whether a folder says anything about its images."""
+    return (root / METADATA).is_file() or (root.is_dir() and next(root.rglob(f"*{SUFFIX}"), None) is not None)
+
+
 def _listed(path: Path) -> dict[str, str]:
     found = {}
     for number, line in enumerate(read_bytes(path, MOST).split(b"\n"), 1):
@@ -89,4 +94,4 @@ def _beside(root: Path, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-__all__ = ["captions_of", "read_captions"]
+__all__ = ["METADATA", "SUFFIX", "captions_of", "has_captions", "read_captions"]

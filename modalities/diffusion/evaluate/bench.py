@@ -32,7 +32,8 @@ from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.engine import Engine
 from xmodal_kd.training.method import METHODS, Stage
 
-from ..methods import consistency, continuous, lcm, matching, progressive  # noqa: F401 - they register their methods
+from ..methods import every  # noqa: F401 - registers all methods
+from ..methods.intervals import Intervals
 from ..models.denoiser import FEW_STEP, Denoiser, Sampling
 from ..models.mixture import ExactDenoiser, Mixture, PointNet
 from ..models.process import Process
@@ -42,12 +43,16 @@ from .metrics import sliced_wasserstein
 #: Points of a set, and sets that the floor is a mean over.
 POINTS, FLOORS = 2000, 4
 #: Steps in which what a guided teacher makes is taken for the truth.
-FINE = 128
+FINE = 64
 #: Steps of the teacher's sampler, and the learning rate at which a student learns what it says.
 STEPS = 64
 MATCHING_LR = 4e-3
+#: Evaluations that students are measured at.
+BUDGETS = (1, 2, 4)
 #: The student's module that a discriminator reads.
 LAST = "net.blocks.1"
+#: And the one that embeds the time.
+TIMES = "net.times"
 
 
 class Arm(NamedTuple):
@@ -58,7 +63,7 @@ class Arm(NamedTuple):
     params: Mapping[str, Any] = {}
     lr: float = 1e-3
     ema: float | None = None
-    budgets: tuple[int, ...] = (1, 2, 4)
+    budgets: tuple[int, ...] = BUDGETS
     told: int | None = None
     """Width at which the student is told the scale of guidance; see `Bench`."""
 
@@ -70,17 +75,34 @@ ARMS = {
     "consistency": Arm("consistency", 500, {"grid": 8, "decay": 0.8}),
     "lcm": Arm("lcm", 500, {"grid": 8, "decay": 0.8}),
     "ect": Arm("ect", 500, {"mean": -0.4}),
+    "ict": Arm("ict", 500, {"mean": -0.4}),
     "scm": Arm("scm", 500, {"mean": -0.3}, lr=3e-4, ema=0.98),
     "dmd2": Arm("dmd2", 250, {"steps": 1, "critic": 3}, ema=0.95, budgets=(1,)),
     "dmd2, GAN": Arm(
         "dmd2", 250, {"steps": 1, "critic": 3, "gan": 1.0, "gan_critic": 0.3, "at": LAST}, ema=0.95, budgets=(1,)
     ),
+    "dmd2, f-distill": Arm(
+        "dmd2",
+        250,
+        {"steps": 1, "critic": 3, "gan": 1.0, "gan_critic": 0.3, "at": LAST, "divergence": "jensen_shannon"},
+        ema=0.95,
+        budgets=(1,),
+    ),
+    "sid": Arm("sid", 250, {}, lr=3e-4, ema=0.95, budgets=(1,)),
+    "moment_matching": Arm("moment_matching", 250, {"steps": 1}, ema=0.95, budgets=(1,)),
+    "moment_matching, 2 steps": Arm("moment_matching", 250, {"steps": 2}, ema=0.95, budgets=(2,)),
+    "meanflow": Arm("meanflow", 500, {"steps": 1, "at": TIMES}, ema=0.98),
+    "shortcut": Arm("shortcut", 500, {"steps": 1, "at": TIMES}, ema=0.98),
+    "reflow": Arm("reflow", 500, {"distil": 0.0}),
+    "reflow, 2 rounds": Arm("reflow", 300, {"distil": 0.0, "rounds": 2}),
+    "reflow, distilled": Arm("reflow", 250, {}, budgets=(1,)),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
 #: Of a guided teacher, scale 2, on the mixture's classes; of a student that is told the scale it is one of many.
 GUIDED = {
     "consistency": ARMS["consistency"],
     "lcm": ARMS["lcm"],
+    "lcm, huber": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "distance": "huber"}),
     "lcm, told the scale": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "guidance": (1.0, 3.0)}, told=16),
 }
 SCALE = 2.0
@@ -228,7 +250,10 @@ class Bench:
 
         def keep(stage: Stage, model: nn.Module) -> None:
             made = cast(Denoiser, copy.deepcopy(model))
-            for how in _budgets(made.sampling):
+            if isinstance(trains, Intervals):
+                found.update((n, trains.of_steps(made, n)) for n in BUDGETS)
+                return
+            for how in _budgets(made.sampling, arm):
                 found[how.nfe] = copy.copy(made)
                 found[how.nfe].sampling = how
 
@@ -268,11 +293,11 @@ class Bench:
         return sum(found) / draws
 
 
-def _budgets(sampling: Sampling) -> list[Sampling]:
+def _budgets(sampling: Sampling, arm: Arm) -> list[Sampling]:
     """Those that a student is measured at: its own, or 1, 2 and 4 where one network serves any number."""
-    if sampling.solver not in FEW_STEP:
+    if sampling.solver not in FEW_STEP and arm.method != "reflow":
         return [sampling]
-    return [Sampling(sampling.solver, steps, sampling.original) for steps in (1, 2, 4)]
+    return [Sampling(sampling.solver, steps, sampling.original) for steps in BUDGETS]
 
 
 def _beside(x: Tensor, labels: Tensor | None) -> Tensor:

@@ -82,10 +82,10 @@ def _what(about: Mapping[str, Any]) -> str:
 
 
 def _snippet(about: Mapping[str, Any]) -> str:
-    given = _given(about)
+    given, without = _given(about), "".join(f", {name}=None" for name in about.get("absent", ()))
     lines = [
         "```python", "from diffusers import DiffusionPipeline", "",
-        'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")',
+        f'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{without})',
         f"images = pipeline({given}num_inference_steps={about['steps']}).images", "```",
     ]  # fmt: skip
     if about["class_names"]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 CODECS = ("vae", "vqvae", "movq", "prior", "decoder")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "bert")
 OWN = (
-    "give a pipeline of a UNet2DModel and its scheduler, a StableDiffusionPipeline, an LDMPipeline or a DiTPipeline, or "
-    "let the recipe train a teacher (teacher.model)"
+    "give a pipeline of a UNet2DModel and its scheduler, a StableDiffusionPipeline, StableDiffusion3Pipeline, "
+    "LDMPipeline or DiTPipeline, or let the recipe train a teacher (teacher.model)"
 )
 
 
@@ -27,9 +27,9 @@ def foreign_parts(parts: Mapping[str, str]) -> str | None:
         return f"its unet is a {kind}{prompted}{over}, in a pipeline that is not distilled: {OWN}"
     if codec:
         return (
-            f"a UNet2DModel{over}: only an LDMPipeline's is run here: save it as one (LDMPipeline(vqvae, unet, scheduler)"
-            ".save_pretrained), or unet and scheduler alone (DDPMPipeline) and distil these on latents of your images in "
-            "an .npz (data.sources: arrays, data.latents: true)"
+            f"a UNet2DModel{over}: only an LDMPipeline's is run here: save it as one "
+            "(LDMPipeline(vqvae, unet, scheduler).save_pretrained), or unet and scheduler alone (DDPMPipeline) and "
+            "distil it on latents of your images in an .npz (data.sources: arrays, data.latents: true)"
         )
     if more := sorted(set(parts) - {"unet", "scheduler"}):
         return f"has {', '.join(more)} beside unet and scheduler, which would be left out of the student: {OWN}"

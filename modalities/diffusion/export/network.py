@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import load_weights, read_object
@@ -17,7 +17,7 @@ from ..models.process import Process
 from .weights import read_weights
 
 NETWORKS: Mapping[str, Any] = {
-    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel)
+    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel)
 }
 UNET = "UNet2DModel"
 #: Of a UNet2DConditionModel: what it takes beside a text, each with its value where it takes nothing.

@@ -23,6 +23,7 @@ from xmodal_kd.runtime.progress import console
 from ..models.asked import told_guidance
 from ..models.denoiser import LCM, TCD, Denoiser, Sampling
 from ..models.families import INDEX, components
+from ..models.lora import merged, write_adapters
 from ..models.parts import Parts, parts_of
 from ..models.paths import path_of, process_of
 from ..models.process import Process
@@ -65,6 +66,8 @@ class Card(BaseModel):
     """Scale of classifier-free guidance that it is sampled at; what was distilled with guidance in it has 1."""
     pipeline: str | None = None
     """Its class, where it has more parts than a network and a scheduler."""
+    absent: tuple[str, ...] = ()
+    """Its parts that are not there, which diffusers must be told when it loads them."""
     prompts: tuple[str, ...] = ()
     """Of a model that is prompted by text: some that it was made with."""
     process: dict[str, Any] = Field(default_factory=dict)
@@ -95,7 +98,7 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
         UserError: the network is no `UNet2DModel`, or the process has no signal left at its last timestep.
         RunError: the written pipeline would not sample as the trainer does (see `lint`).
     """
-    folder, net = Path(folder), denoiser.net
+    folder, net = Path(folder), merged(denoiser.net)
     if denoiser.parts is None and not isinstance(net, UNet2DModel):
         raise UserError(f"{folder}: only a UNet2DModel can be saved as a diffusers pipeline, not {type(net).__name__}")
     saved = saveable(denoiser.sampling, denoiser.process)
@@ -108,9 +111,10 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
         try:
             scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
             if denoiser.parts is None:
-                _write_plain(denoiser, scheduler, temporary)
+                _write_plain(denoiser, net, scheduler, temporary)
             else:
                 _write_whole(net, scheduler, denoiser.parts, temporary)
+                write_adapters(denoiser.net, temporary)
             write_json(temporary / SAMPLER, about.model_dump())
             write_bytes(temporary / README, card(about.model_dump()).encode())
             if found := [finding for finding in lint(temporary) if finding.status == "fail"]:
@@ -121,10 +125,9 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
     return folder
 
 
-def _write_plain(denoiser: Denoiser, scheduler: Any, folder: Path) -> None:
+def _write_plain(denoiser: Denoiser, net: Any, scheduler: Any, folder: Path) -> None:
     """Of a network that stands alone."""
-    net, square = denoiser.net, denoiser.shape[-2] == denoiser.shape[-1]
-    assert isinstance(net, UNet2DModel)
+    square = denoiser.shape[-2] == denoiser.shape[-1]
     if square and not isinstance(net.config.sample_size, int):  # pipelines for consistency models want one number
         net.register_to_config(sample_size=denoiser.shape[-1])
     # DDPMPipeline keeps the scheduler, but knows no classes; the other one wants to know where flow matching starts
@@ -135,6 +138,8 @@ def _write_plain(denoiser: Denoiser, scheduler: Any, folder: Path) -> None:
 def _write_whole(net: Any, scheduler: Any, parts: Parts, folder: Path) -> None:
     """A pipeline of the class that the parts are of, with copies of them."""
     index = read_object(parts.folder / INDEX) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    if "steps_offset" in scheduler.config:  # of leading spacing alone; pipelines warn where it is not this
+        scheduler.register_to_config(steps_offset=1)
     parts.copy_to(folder)
     net.save_pretrained(folder / parts.family.place, safe_serialization=True)
     scheduler.save_pretrained(folder / SCHEDULER)
@@ -149,7 +154,8 @@ def describe(denoiser: Denoiser, sampling: Sampling, facts: Mapping[str, Any]) -
     return Card(
         solver=sampling.solver, steps=sampling.steps, original=sampling.original,
         nfe=sampling.nfe * denoiser.cost, guidance=denoiser.guidance,
-        pipeline=None if denoiser.parts is None else denoiser.parts.kind, prompts=tuple(facts.get("prompts", ())),
+        pipeline=None if denoiser.parts is None else denoiser.parts.kind,
+        absent=() if denoiser.parts is None else denoiser.parts.absent, prompts=tuple(facts.get("prompts", ())),
         timesteps=sampling.times(denoiser.process)[:-1], prediction=denoiser.prediction, shape=denoiser.shape,
         classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T,
         process=denoiser.process.config(), facts=told,
@@ -200,7 +206,10 @@ def load_denoiser(
     else:
         raise UserError(without_scheduler(unet))
     if parts is not None and process.kind != parts.family.kind:
-        raise UserError(f"{folder}: no scheduler of {process.kind} is distilled in such a pipeline: use its usual one")
+        raise UserError(
+            f"{folder}: its scheduler is of {process.kind}, that of such a pipeline must be of {parts.family.kind}: "
+            "save it so"
+        )
     net = read_network(unet, process, PLAIN if parts is None else parts.family.network)
     if own and own.process and process.kind != "vp":
         process = _own_process(folder, own, process)

@@ -115,7 +115,8 @@ def main(folder: str, samples: int) -> None:
     from diffusers import DiffusionPipeline
 
     about = json.loads((Path(folder) / "sampler.json").read_text())
-    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    none: dict[str, Any] = dict.fromkeys(about.get("absent", ()))
+    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **none)
     pipeline.set_progress_bar_config(disable=True)
     known = inspect.signature(pipeline.__call__).parameters
     if "vae" in pipeline.components or "vqvae" in pipeline.components:

@@ -58,6 +58,20 @@ class EasyParams(ConsistencyParams):
     """Of log(sigma / alpha), which is drawn normal."""
 
 
+class ImprovedParams(ConsistencyParams):
+    first: int = Field(10, ge=2)
+    """Noise levels at the start; they double in stages of equal length."""
+    last: int = Field(1280, ge=2)
+    """The most there may be; see `EasyParams.q` for when neighbours are too near."""
+    mean: float = -1.1
+    std: float = Field(2.0, gt=0)
+    """Of log(sigma / alpha), of whose normal distribution each level has its part."""
+    rho: float = Field(7.0, gt=0)
+    """Levels are equally far apart in the rho-th root of sigma / alpha."""
+    highest: float = Field(80.0, gt=0)
+    """sigma / alpha of the highest level, where the process goes as far."""
+
+
 class _Consistency(Multistep):
     def own_stages(self) -> Sequence[Stage]:
         return [Stage(STAGE, self.train.steps, STUDENT)]
@@ -118,6 +132,46 @@ class Ect(_Consistency):
         stage = min(self.params.doublings - 1, ctx.step * self.params.doublings // ctx.stage.steps)
         share = 1 - self.params.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-s))
         return s, (s * share).clamp(min=0)
+
+
+@METHODS.register("ict")
+class Ict(_Consistency):
+    """Improved consistency training: from data alone, on levels whose number doubles (Song and Dhariwal, 2024)."""
+
+    Params: ClassVar[type[Strict]] = ImprovedParams
+
+    def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
+        (_, student), labels, process = denoisers(roles), batch.get("labels"), denoisers(roles)[1].process
+        s, r = self.levels(process, batch["u"], self.count(ctx))
+        z, t = at_level(process, batch, s)
+        z_after, after = at_level(process, batch, r)
+        dropout = ("dropout of both", ctx.stage.name, ctx.step, ctx.micro)
+        with ctx.timer.time("teacher"), torch.no_grad(), ctx.streams.forked(*dropout):
+            aim = student.consistency(z_after, after, labels)
+        with ctx.timer.time("student"):
+            ctx.streams.seed_torch(*dropout)
+            said = student.consistency(z, t, labels)
+        return self.distance(said, aim) / (s - r).to(said)
+
+    def count(self, ctx: Context) -> int:
+        """N of the step: min(first 2^floor(k / K'), last) + 1, with K' = floor(K / (log2 floor(last / first) + 1))."""
+        first, last = self.params.first, self.params.last
+        each = max(1, math.floor(ctx.stage.steps / (math.log2(max(1, last // first)) + 1)))
+        return int(min(first * 2 ** (ctx.step // each), max(first, last))) + 1
+
+    def levels(self, process: Process, u: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """sigma / alpha of both sides, neighbours among `count` levels: ``(b,)`` each in float64.
+
+        The lowest is the first timestep's, at which the clean sample itself is the answer, so it is taken as 0.
+        """
+        p, ends = self.params, torch.tensor([0, process.T - 1])
+        low, high = (process.sigma(ends) / process.alpha(ends)).clamp(max=p.highest) ** (1 / p.rho)
+        levels = torch.lerp(low, high, torch.arange(count, dtype=torch.float64) / (count - 1)) ** p.rho
+        below = torch.special.ndtr((levels.log() - p.mean) / p.std)
+        shares = (below[1:] - below[:-1]).cumsum(0)
+        levels[0] = 0.0
+        i = torch.searchsorted(shares / shares[-1], u.double().cpu()).clamp(max=count - 2).to(u.device)
+        return levels.to(u.device)[i + 1], levels.to(u.device)[i]
 
 
 def in_network(process: Process, x: Tensor, z: Tensor, t: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from xmodal_kd.training.optim import build_optimizer
 
 from ..models.asked import told_guidance
 from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
+from ..models.lora import plain_names
 from ..models.process import LITTLE_SIGNAL, Process, expand
 
 FEATURES = "features"
@@ -98,7 +99,7 @@ class FewStep:
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         teacher, student = denoisers(roles)
         if stage.name == self.stages()[0].name and same_network(teacher, student, prediction=False):
-            student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
+            copy_weights(teacher, student)
         if stage.name == FEATURES:
             student.sampling = teacher.sampling
             if self.params.features is None:
@@ -250,8 +251,17 @@ def denoisers(roles: Mapping[str, nn.Module]) -> tuple[Denoiser, Denoiser]:
 
 
 def same_network(a: Denoiser, b: Denoiser, *, prediction: bool = True) -> bool:
-    """Whether the weights of `a` mean the same in `b`, which alone may be told the scale of guidance."""
-    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (a, b)]
+    """Whether the weights of `a` mean the same in `b`, which alone may be told guidance or have adapters."""
+    theirs, names = a.state_dict(), plain_names(b.state_dict())
+    shapes = [{name: value.shape for name, value in theirs.items()}, {}]
+    shapes[1] = {name: b.state_dict()[own].shape for name, own in names.items()}
     if told_guidance(a.net) is None:
         shapes[1] = {name: shape for name, shape in shapes[1].items() if not name.endswith(TOLD)}
     return shapes[0] == shapes[1] and (not prediction or a.prediction == b.prediction)
+
+
+def copy_weights(teacher: Denoiser, student: Denoiser) -> None:
+    """The teacher's into a student of the same network; what it has beside these stays."""
+    own = student.state_dict()
+    names = plain_names(own)
+    student.load_state_dict({**own, **{names[name]: value for name, value in teacher.state_dict().items()}})

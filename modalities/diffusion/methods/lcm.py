@@ -29,8 +29,8 @@ class LcmParams(MultistepParams):
     (``data.sampling.guidance``) alone, which the student is not told."""
     decay: float = Field(0.95, ge=0, lt=1)
     """Of the target, an average of the student's weights."""
-    distance: Literal["huber", "l2"] = "huber"
-    """A mean over values of sqrt(d^2 + c^2) - c, or of d^2."""
+    distance: Literal["l2", "huber"] = "l2"
+    """A mean over values of d^2, or of sqrt(d^2 + c^2) - c (benchmarks/results/mixture_guided.json has both)."""
     c: float = Field(1e-3, gt=0)
     """Of ``huber``."""
 
@@ -53,8 +53,8 @@ class Lcm(Multistep):
         told, wanted = told_guidance(student.net) is not None, self.params.guidance
         if wanted is not None and not told:
             raise UserError(
-                "method.params.guidance: the student is not told the scale: set student.params.guidance to the width at "
-                "which it is (256), or leave the range out to distil data.sampling.guidance alone"
+                "method.params.guidance: the student is not told the scale: set student.params.guidance to a width "
+                "(256), or leave the range out: data.sampling.guidance alone is then distilled"
             )
         if wanted is None and told:
             raise UserError(
@@ -94,14 +94,16 @@ class Lcm(Multistep):
             return None
         low, high = self.params.guidance
         u = torch.rand(len(batch["x"]), generator=ctx.generator("guidance")).to(batch["x"].device)
-        return low + (high - low) * u
+        scales: Tensor = low + (high - low) * u
+        return scales
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """``(b,)`` distances of samples ``(b, ...)``."""
         squares = (a - b).flatten(1).square()
         if self.params.distance == "l2":
             return squares.mean(dim=1)
-        return ((squares + self.params.c**2).sqrt() - self.params.c).mean(dim=1)
+        found: Tensor = ((squares + self.params.c**2).sqrt() - self.params.c).mean(dim=1)
+        return found
 
 
 __all__ = ["Lcm", "LcmParams"]

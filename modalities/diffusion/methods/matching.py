@@ -3,152 +3,104 @@
 DMD2 (Yin et al., 2024b): no pairs of noise and sample to regress on. A second denoiser, the fake one, follows the
 student's samples at a faster pace; the difference of the two is the gradient of the divergence between what the
 student makes and what the teacher models. Beside it a discriminator on the fake one's features may pull the samples
-towards the data (section 4.3), which is how a student can pass its teacher.
+towards the data (section 4.3), which is how a student can pass its teacher. It knows the ratio of the densities too, by
+which the gradient is that of another divergence than the reverse KL (f-distill: Xu et al., 2025).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.training.method import METHODS, Context, Roles, Stage
-from xmodal_kd.training.optim import build_optimizer
+from xmodal_kd.training.method import METHODS, Context
 
 from ..models.denoiser import Denoiser
-from ..models.process import Process, expand
+from .critic import STAGE, Critic, CriticParams, noised
 from .discriminator import frozen, head_for, judged, read_at
-from .few_step import STUDENT, Multistep, MultistepParams, denoisers, masked, same_network
+from .few_step import denoisers, masked
 
-STAGE = "matching"
+#: h(r) = f''(r) r^2 of f-divergences, r being the density of real over that of generated data (f-distill, table 1).
+DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": torch.ones_like,
+    "forward_kl": lambda r: r,
+    "jensen_shannon": lambda r: r / (1 + r),
+    "hellinger": torch.sqrt,
+    "jeffreys": lambda r: 1 + r,
+    "softened_reverse_kl": lambda r: 1 / (1 + r),
+}
+#: Bounds of the ratio, beyond which a discriminator is not believed.
+RATIOS = (0.1, 20.0)
 
 
-class MatchingParams(MultistepParams):
-    steps: int = Field(1, ge=1)
-    """Of the student. Each is trained on what its own sampler makes of the steps before (backward simulation)."""
-    critic: int = Field(5, ge=1)
-    """Steps of the fake denoiser for one of the student: the two time scales."""
-    critic_lr: float = Field(1.0, gt=0)
-    """Its learning rate, as a multiple of the student's."""
-    low: float = Field(0.02, ge=0, lt=1)
-    """Share of the timesteps below which the two denoisers are not compared: they differ by errors alone."""
-    high: float = Field(0.98, gt=0, le=1)
-    """And above which: nothing is left there to compare."""
+class MatchingParams(CriticParams):
     gan: float = Field(0.0, ge=0)
     """Weight of the student's adversarial loss beside the matching (the paper's is 0.003). 0: no discriminator."""
     gan_critic: float = Field(0.01, gt=0)
     """Weight of the discriminator's own loss beside the fake denoiser's, whose features it reads."""
     at: str = "net.mid_block"
     """The module of the fake denoiser whose output the discriminator reads."""
-    start: Path | None = None
-    """A saved few-step student of the teacher's shape, by any method, as which this one starts; else as the teacher.
-
-    The fake denoiser starts as the teacher in any case. What another method has learnt in few steps takes distribution
-    matching many, which is better at the last part of the way.
-    """
+    divergence: Literal[
+        "reverse_kl", "forward_kl", "jensen_shannon", "hellinger", "jeffreys", "softened_reverse_kl"
+    ] = "reverse_kl"
+    """Of which the gradient is followed; any but ``reverse_kl`` asks the discriminator for the ratio of densities."""
 
 
 @METHODS.register("dmd2")
-class Dmd2(Multistep):
+class Dmd2(Critic):
     """Distribution matching with a faster critic and no regression (DMD2: Yin et al., 2024), its GAN if asked for."""
 
     Params: ClassVar[type[Strict]] = MatchingParams
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        #: The fake denoiser, as the student starts; there is none before the stage begins.
-        self.fake: nn.Module = nn.Module()
-        #: The discriminator's, on the fake denoiser's features; empty without one.
-        self.head: nn.Module = nn.Module()
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
         if self.params.gan:
             read_at(denoisers(roles)[1], self.params.at)
-        if self.params.start is not None:
-            self.started(self.params.start, denoisers(roles)[1])
-
-    def own_stages(self) -> Sequence[Stage]:
-        return [Stage(STAGE, self.train.steps, STUDENT)]
-
-    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
-        optimizers = super().begin(stage, roles, batch)
-        if stage.name != STAGE:
-            return optimizers
-        self.fake = copy.deepcopy(roles["student"])
-        if self.params.start is not None:
-            roles["student"].load_state_dict(self.started(self.params.start, denoisers(roles)[1]))
-        config = self.train.optimizer
-        config = config.model_copy(update={"lr": config.lr * self.params.critic_lr})
-        if self.params.gan:
-            with self.distil.streams.forked("discriminator"):
-                self.head = head_for(self.fake, self.params.at, batch["x"], batch.get("labels"))  # type: ignore[arg-type]
-        # patterns of lr_scale know it as the student, whose network it has
-        return {**optimizers, "fake": build_optimizer(config, {"student": self.fake, "discriminator": self.head})}
-
-    def started(self, folder: Path, student: Denoiser) -> Mapping[str, Tensor]:
-        """The weights of a saved student. Raises `UserError` where they are not of `student`'s network and process."""
-        found = self.adapter.load("student", folder)
-        assert isinstance(found, Denoiser)
-        if not same_network(found, student) or not same_levels(found.process, student.process):
+        elif self.params.divergence != "reverse_kl":
             raise UserError(
-                f"method.params.start: {folder} is not of the student's network, prediction type and process: it "
-                "needs the same teacher"
+                f"method.params.divergence: {self.params.divergence} needs the discriminator's ratio of densities: set "
+                "method.params.gan above 0"
             )
-        return found.state_dict()
 
-    def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        """The fake denoiser's (and its head's), each on samples of their own, then the student's."""
-        (teacher, student), labels = denoisers(roles), batch.get("labels")
+    def discriminator(self, batch: Batch) -> nn.Module:
+        if not self.params.gan:
+            return nn.Module()
         assert isinstance(self.fake, Denoiser)
-        for turn in range(self.params.critic):
-            with ctx.timer.time("student"), torch.no_grad():
-                made = self.generate(student, self.normal(batch, ctx, "start", turn), labels, ctx, turn)
-            with ctx.timer.time("critic"):
-                out = self.critic_loss(self.fake, made, batch, ctx, turn)
-            yield "fake", out
-        with ctx.timer.time("student"):
-            made = self.generate(student, batch["noise"], labels, ctx, "student")
-        with ctx.timer.time("teacher"):
-            pull = self.gradient(teacher, self.fake, made.detach(), labels, *self.noisy(batch, ctx, "student"))
-        out = masked("dmd2", 0.5 * (made - (made.detach() - pull)).flatten(1).square().mean(dim=1))
-        if self.params.gan:
-            with ctx.timer.time("critic"):
-                doubts = self.doubts(self.fake, made, labels, *self.noisy(batch, ctx, "judged"))
-            out += masked("gan", doubts, self.params.gan)
-        yield "student", out
+        with self.distil.streams.forked("discriminator"):
+            return head_for(self.fake, self.params.at, batch["x"], batch.get("labels"))
 
     # ---------------------------------------------------------------- what is minimised
 
-    def generate(
-        self, student: Denoiser, noise: Tensor, labels: Tensor | None, ctx: Context, turn: int | str
-    ) -> Tensor:
-        """Samples as the student's sampler has them after one of its steps, of each step as many in a batch.
+    def student_loss(self, teacher: Denoiser, fake: Denoiser, made: Tensor, batch: Batch, ctx: Context) -> LossOut:
+        labels, noisy = batch.get("labels"), self.noisy(batch, ctx, "student")
+        with ctx.timer.time("teacher"):
+            pull = self.gradient(teacher, fake, made.detach(), labels, *noisy)
+        if self.params.divergence != "reverse_kl":
+            with ctx.timer.time("critic"):
+                h = self.weights(fake, made.detach(), labels, *noisy)
+            pull = pull * h.reshape(-1, *[1] * (pull.ndim - 1)).to(pull)
+        out = masked("dmd2", 0.5 * (made - (made.detach() - pull)).flatten(1).square().mean(dim=1))
+        if self.params.gan:
+            with ctx.timer.time("critic"):
+                doubts = self.doubts(fake, made, labels, *self.noisy(batch, ctx, "judged"))
+            out += masked("gan", doubts, self.params.gan)
+        return out
 
-        Only the last evaluation has a gradient. What its sampler makes, not noisy data, is what later steps start from.
-        """
-        process, times = student.process, student.sampling.times(student.process)[:-1]
-        first = int(torch.randint(len(times), (), generator=ctx.generator("index", turn)))
-        index = (torch.arange(len(noise), device=noise.device) + first) % len(times)
-        z = starts = process.start * noise
-        with torch.no_grad():
-            for k, (t, after) in enumerate(pairwise(times)):
-                x = student.consistency(z, torch.full((len(z),), t, device=z.device), labels)
-                fresh = torch.randn(z.shape, generator=ctx.generator("between", turn, k)).to(z)
-                z = process.add_noise(x, fresh, after)
-                starts = torch.where(expand(index > k, z).bool(), z, starts)
-        return student.consistency(starts, torch.tensor(times, device=z.device)[index], labels)
+    @torch.no_grad()
+    def weights(self, fake: Denoiser, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor) -> Tensor:
+        """``(b,)`` h of the density ratios of samples made noisy as in `gradient`, over their mean (algorithm 1)."""
+        t = self.times(fake.process.T, u)
+        z = fake.process.add_noise(x, noise, t)
+        _, logits = self.judged(fake, lambda: fake(z, t, labels))
+        h = DIVERGENCES[self.params.divergence](logits.double().exp().clamp(*RATIOS))
+        return h / h.mean()
 
     def gradient(
         self, teacher: Denoiser, fake: nn.Module, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor
@@ -163,11 +115,13 @@ class Dmd2(Multistep):
             size = (x - real).flatten(1).abs().mean(dim=1).clamp(min=1e-6)
             return (made - real) / size.reshape(-1, *[1] * (x.ndim - 1))
 
-    def critic_loss(self, fake: Denoiser, made: Tensor, batch: Batch, ctx: Context, turn: int) -> LossOut:
+    def critic_loss(
+        self, teacher: Denoiser, fake: Denoiser, made: Tensor, batch: Batch, ctx: Context, turn: int
+    ) -> LossOut:
         """Of the fake denoiser on samples ``(b, ...)``, and of its head on them and on as many of the data (eq. 5)."""
         labels, (noise, u), real = batch.get("labels"), self.noisy(batch, ctx, turn), batch["x"]
         if not self.params.gan:
-            return masked("fake", self.fake_errors(fake, made, labels, noise, u))
+            return super().critic_loss(teacher, fake, made, batch, ctx, turn)
         errors, of_made = self.judged(fake, lambda: self.fake_errors(fake, made, labels, noise, u))
         z, t = noised(fake, real, self.normal(batch, ctx, "real", turn), u)
         _, of_real = self.judged(fake, lambda: fake(z, t, labels))
@@ -184,42 +138,5 @@ class Dmd2(Multistep):
     def judged(self, fake: Denoiser, call: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         return judged(fake, self.head, self.params.at, call)
 
-    def fake_errors(self, fake: Denoiser, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor) -> Tensor:
-        """``(b,)`` squared errors of the fake denoiser on samples, in what its process's networks are compared in."""
-        process, (z, t) = fake.process, noised(fake, x, noise, u)
-        said = fake.predict(process.natural, z, t, labels)
-        return (said - process.truth(process.natural, x, noise, t)).flatten(1).square().mean(dim=1)
 
-    def times(self, T: int, u: Tensor) -> Tensor:
-        """``(b,)`` timesteps between `low` and `high`."""
-        low, high = int(self.params.low * T), max(int(self.params.high * T), int(self.params.low * T) + 1)
-        return (low + (u * (high - low)).long()).clamp(max=T - 1)
-
-    def noisy(self, batch: Batch, ctx: Context, turn: int | str) -> tuple[Tensor, Tensor]:
-        """Noise of a sample's shape, and u ``(b,)`` that decides the time, of their own for each turn."""
-        u = torch.rand(len(batch["x"]), generator=ctx.generator("time", turn)).to(batch["x"].device)
-        return self.normal(batch, ctx, "noise", turn), u
-
-    def normal(self, batch: Batch, ctx: Context, *path: int | str) -> Tensor:
-        return torch.randn(batch["x"].shape, generator=ctx.generator(*path)).to(batch["x"])
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        return {**super().modules(), "fake": self.fake, "head": self.head}
-
-
-def same_levels(a: Process, b: Process) -> bool:
-    """Whether times mean the same noise; what a scheduler's file says of it is rounded."""
-    if (a.kind, a.T) != (b.kind, b.T):
-        return False
-    times = torch.arange(a.T)
-    tables = ((a.alpha(times), b.alpha(times)), (a.sigma(times), b.sigma(times)))
-    return all(torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4) for mine, theirs in tables)
-
-
-def noised(model: Denoiser, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples ``(b, ...)`` at times that u ``(b,)`` decides, of all there are, and the times."""
-    t = (u * model.process.T).long().clamp(max=model.process.T - 1)
-    return model.process.add_noise(x, noise, t), t
-
-
-__all__ = ["Dmd2", "MatchingParams"]
+__all__ = ["DIVERGENCES", "STAGE", "Dmd2", "MatchingParams"]

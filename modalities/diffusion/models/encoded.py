@@ -56,7 +56,10 @@ def _latents(parts: Parts, images: Images, folder: Path, mirrored: bool) -> np.n
 
 
 def _texts(parts: Parts, captions: Sequence[str], folder: Path) -> tuple[np.ndarray, ...]:
-    key = _key(parts.digest(*parts.family.text), *(part for text in captions for part in (text.encode(), b"\0")))
+    key = _key(
+        parts.digest(*parts.family.text, *parts.family.more),
+        *(part for text in captions for part in (text.encode(), b"\0")),
+    )
     count = len(each(parts.nothing))
 
     def pieces(which: int) -> Iterator[Tensor]:

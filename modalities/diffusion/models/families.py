@@ -22,7 +22,9 @@ class Family:
         codec: the folder of its autoencoder.
         codecs: classes that this may have.
         text: folders of what makes a prompt into numbers; none where it is not prompted.
+        more: folders of further encoders of prompts, which are used where they are there.
         optional: folders that are copied and not used: of a filter of finished images.
+        prompts: how often its encoders are given a prompt.
         kind: of the process of its scheduler.
         shifted: whether latents are moved by the autoencoder's shift_factor.
     """
@@ -33,6 +35,8 @@ class Family:
     codecs: tuple[str, ...]
     text: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    prompts: int = 1
     kind: str = "vp"
     shifted: bool = False
 
@@ -46,6 +50,18 @@ FAMILIES: Mapping[str, Family] = {
     "LatentConsistencyModelPipeline": _STABLE,
     "LDMPipeline": Family("unet", "UNet2DModel", "vqvae", ("VQModel", "AutoencoderKL")),
     "DiTPipeline": Family("transformer", "DiTTransformer2DModel", "vae", ("AutoencoderKL",)),
+    "StableDiffusion3Pipeline": Family(
+        "transformer",
+        "SD3Transformer2DModel",
+        "vae",
+        ("AutoencoderKL",),
+        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        ("image_encoder", "feature_extractor"),
+        ("text_encoder_3", "tokenizer_3"),
+        prompts=3,
+        kind="flow",
+        shifted=True,
+    ),
 }
 
 
@@ -74,7 +90,7 @@ def family_of(folder: Path) -> Family | None:
     there, where = components(index), folder / INDEX
     if missing := [part for part in family.text if part not in there]:
         raise UserError(
-            f"{where}: a {name} without {' and '.join(missing)}, so that no prompt can be read: download the whole "
+            f"{where}: a {name} without {', '.join(missing)}, so that no prompt can be read: download the whole "
             "pipeline, or save it with them (pipeline.save_pretrained)"
         )
     for part, classes in ((family.place, (family.network,)), (family.codec, family.codecs)):
@@ -83,7 +99,7 @@ def family_of(folder: Path) -> Family | None:
             raise UserError(
                 f"{where}: the {part} of a {name} is {found}: only {' or '.join(classes)} is distilled here"
             )
-    known = {family.place, family.codec, "scheduler", *family.text, *family.optional}
+    known = {family.place, family.codec, "scheduler", *family.text, *family.more, *family.optional}
     if more := sorted(set(there) - known):
         raise UserError(
             f"{where}: has {', '.join(more)} beside the usual parts of a {name}, which its students would be without: "

@@ -18,6 +18,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.registry import Registry
 
 from .denoiser import Denoiser
+from .lora import adapted
 from .process import Prediction
 
 #: Width of an attention head, where the block's width allows it.
@@ -48,6 +49,9 @@ class LikeTeacherConfig(Strict):
     guidance: int | None = Field(None, ge=4, le=1 << 14)
     """Width at which a UNet2DConditionModel is told the scale of guidance (diffusers' time_cond_proj_dim; Luo et al.
     take 256), for methods that distil a range of scales. None: it is told what its teacher is."""
+    lora: int | None = Field(None, ge=1, le=1 << 12)
+    """Rank of low-rank adapters, which alone learn on the teacher's frozen weights (LCM-LoRA takes 64); needs peft.
+    None: all weights learn."""
 
 
 def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) -> UNet2DModel:
@@ -116,7 +120,7 @@ def keep_labels(net: nn.Module) -> None:
     """A DiT leaves out labels of its own accord while it trains: here whoever trains it decides."""
     for module in net.modules():
         if hasattr(module, "token_drop") and hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0  # its table keeps the entry of no class
+            cast(Any, module).dropout_prob = 0.0  # its table keeps the entry of no class
 
 
 def built(
@@ -130,12 +134,16 @@ def built(
     classes = None if names is None else len(names) + (teacher is not None and teacher.null_class is not None)
     if model == "like_teacher":
         assert teacher is not None
-        return cast(nn.Module, build_like(teacher.net, classes, config.guidance))
+        if config.lora is None:
+            return cast(nn.Module, build_like(teacher.net, classes, config.guidance))
+        if config.guidance is not None:
+            raise UserError("student.params.lora: adapters cannot be told the scale of guidance: leave guidance out")
+        return adapted(teacher.net, config.lora)
     if teacher is not None and teacher.parts is not None and teacher.parts.family.network != UNet2DModel.__name__:
         raise UserError(
             f"student.model: {model} is no {teacher.parts.family.network}, as the teacher is: take like_teacher"
         )
-    return build_unet(config, shape, classes)
+    return cast(nn.Module, build_unet(config, shape, classes))
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ class Parts:
     def kind(self) -> str:
         """The pipeline's class."""
         return str(read_object(self.folder / INDEX)["_class_name"])
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Encoders of prompts that it may have and has not."""
+        there = components(read_object(self.folder / INDEX))
+        return tuple(name for name in self.family.more if name not in there)
 
     @property
     def text(self) -> bool:
@@ -104,13 +111,20 @@ class Parts:
 
     def prompts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Text:
         """What b prompts say."""
-        made = []
+        made, names = [], (*self.family.text, *self.family.more)
+        encoders = [one for name in names if isinstance(one := getattr(self.pipeline, name), torch.nn.Module)]
         with torch.no_grad(), _silent():
-            self.pipeline.text_encoder.to(device)
+            for encoder in encoders:
+                encoder.to(device)
             for start in range(0, len(texts), PROMPTS):
-                part = list(texts[start : start + PROMPTS])
-                made.append(self.pipeline.encode_prompt(part, device, 1, False)[0].float())
-        return Text(torch.cat(made))
+                part = [list(texts[start : start + PROMPTS])] * self.family.prompts
+                found = self.pipeline.encode_prompt(
+                    *part, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                )
+                made.append([one.float() for one in found if one is not None])
+        for encoder in encoders:  # it would keep a device's memory from those that learn
+            encoder.to("cpu")
+        return Text(*map(torch.cat, zip(*made, strict=True)))
 
     @cached_property
     def nothing(self) -> Text:
@@ -123,7 +137,7 @@ class Parts:
         """Of the files of some parts."""
         found = b""
         for name in names:
-            for path in sorted((self.folder / name).iterdir()):
+            for path in sorted((self.folder / name).iterdir()) if (self.folder / name).is_dir() else ():
                 found += path.name.encode() + _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size)
         return found
 
@@ -136,8 +150,8 @@ class Parts:
         """The pipeline without its network, in float32 and eval mode. Nothing is fetched, nothing unpickled."""
         from diffusers import DiffusionPipeline
 
-        there = components(read_object(self.folder / INDEX))
-        none: dict[str, Any] = {name: None for name in (self.family.place, *self.family.optional) if name in there}
+        there, network = components(read_object(self.folder / INDEX)), self.family.place
+        none: dict[str, Any] = dict.fromkeys([network, *self.absent, *(set(self.family.optional) & there.keys())])
         try:
             with _silent():
                 made = DiffusionPipeline.from_pretrained(
@@ -149,7 +163,11 @@ class Parts:
                 f"{self.folder}: its autoencoder or text encoder cannot be read ({told}): download the whole pipeline "
                 "with safetensors, or save it again (pipeline.save_pretrained)"
             ) from error
-        for name in (self.family.codec, *self.family.text):
+        # some encoders ask the network how wide it wants a prompt
+        setattr(
+            made, network, SimpleNamespace(config=SimpleNamespace(**read_object(self.folder / network / "config.json")))
+        )
+        for name in (self.family.codec, *self.family.text, *self.family.more):
             if isinstance(module := getattr(made, name), torch.nn.Module):
                 module.eval().requires_grad_(False)
         return made

@@ -158,12 +158,16 @@ class Process:
         return self._tables[device]
 
     def _interpolated(self, t: Tensor) -> Tensor:
-        """sigma/alpha between the timesteps: its logarithm is linear in t, and itself between -1 and 0."""
-        times = np.arange(self.T)
-        logs = self._ratio[1:].clamp(max=1e12).log().numpy()
-        at = t.detach().cpu().double().numpy()
-        ratio = np.where(at >= 0, np.exp(np.interp(at, times, logs)), (at + 1) * float(self._ratio[1]))
-        return torch.as_tensor(ratio, dtype=torch.float64, device=t.device)
+        """sigma/alpha between the timesteps: its logarithm is linear in t, and itself between -1 and 0.
+
+        Differentiable in t.
+        """
+        ratio = self._ratio.to(t.device)
+        t, logs = t.double(), ratio[1:].clamp(max=1e12).log()
+        inside = t.clamp(0, self.T - 1)
+        i = inside.floor().long().clamp(max=self.T - 2)
+        between = torch.lerp(logs[i], logs[i + 1], inside - i).exp()
+        return torch.where(t >= 0, between, (t + 1) * ratio[1])
 
     def time_of(self, ratio: Tensor) -> Tensor:
         """The real t at which sigma_t / alpha_t = `ratio`, clamped to what the table covers; float64, of its shape."""

@@ -19,8 +19,9 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.progress import Bar, bar
 
 from ..data.condition import Condition, moved, rows
-from ..export.pipeline import INDEX, SAMPLER, load_denoiser
+from ..export.pipeline import SAMPLER, load_denoiser
 from ..models.denoiser import FEW_STEP, Denoiser, Sampling
+from ..models.families import INDEX
 from ..show.pictures import pixels_of, write_grid, write_image
 
 #: Samples drawn at once. The noise of a call depends on it, so that it is no option.

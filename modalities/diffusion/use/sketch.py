@@ -13,10 +13,11 @@ from xmodal_kd.adapter.images.found import Found, shown
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError, with_page
 
+from ..data.captions import METADATA, SUFFIX, has_captions
 from ..data.config import ProcessConfig
 from ..data.found import HELP, samples
 from ..export.bare import bare_unet
-from ..export.pipeline import load_denoiser, refuse_few_step
+from ..export.pipeline import USUAL_GUIDANCE, load_denoiser, refuse_few_step
 from ..methods.progressive import check_grids
 from ..models.denoiser import Denoiser, Sampling
 from ..models.process import Process
@@ -55,8 +56,13 @@ def sketch(given: Given) -> Sketch:
         if given.data is None:
             raise UserError(_needed(teacher))
         found = samples(given.data)
-    if teacher is not None and found is not None:
+    if teacher is not None and found is not None and given.data is not None:
         looking.problems += _clashes(teacher, found)
+        if teacher.model.prompted and not has_captions(given.data):
+            looking.problems.append(
+                f"{teacher.folder} is prompted by text, and {given.data} has no captions: write {METADATA} there, or a "
+                f"{SUFFIX} beside each image ({HELP})"
+            )
     if looking.problems or found is None:
         return Sketch(problems=tuple(looking.problems))
     try:
@@ -91,9 +97,10 @@ def _needed(teacher: Sampler | None) -> str:
 def _clashes(teacher: Sampler, found: Found) -> list[str]:
     """Where samples are not what the teacher makes, a line each."""
     model, lines = teacher.model, []
-    if model.shape != found.shape:
+    made = model.shape if model.parts is None else model.parts.image_shape(model.shape)
+    if made != found.shape:
         lines.append(
-            f"{teacher.folder} makes samples of {shown(model.shape)}, the data's are {shown(found.shape)}: resize or "
+            f"{teacher.folder} makes samples of {shown(made)}, the data's are {shown(found.shape)}: resize or "
             "convert them, or bring the teacher of these"
         )
     if model.classes is not None and (found.classes is None or len(found.classes) != model.classes):
@@ -117,19 +124,30 @@ def _sections(given: Given, teacher: Sampler | None, found: Found) -> dict[str, 
     data: dict[str, Any] = dict(found.section)
     data |= found.splits
     data["conditional"] = _conditional(teacher, found)
+    if teacher is not None and teacher.model.prompted:
+        data["captions"] = Noted(
+            True, f"{teacher.folder} is prompted by text: metadata.jsonl, or a .txt beside each image"
+        )
     if teacher is not None and teacher.unsaid:
         data["process"] = Noted(dict(UNSAID), "nothing in the teacher's folder says so: see the head of this file")
     data["samples"] = Noted(GENERATED[size.at], "generated for each evaluation")
     data["draws"] = Noted(3, "evaluations on test, for intervals")
-    data["sampling"] = Noted(
-        {"solver": "ddim", "steps": start}, f"the teacher's ({named}); these steps halve to whole timesteps"
-    )
+    sampling: dict[str, Any] = {"solver": "ddim", "steps": start}
+    if teacher is not None and teacher.model.prompted:
+        sampling["guidance"] = USUAL_GUIDANCE
+    data["sampling"] = Noted(sampling, f"the teacher's ({named}); these steps halve to whole timesteps")
     steps = size.steps(found.train, batch)
-    return {"data": data, **_roles(given, teacher, found, steps, batch), **_training(given, found, steps, batch)}
+    return {
+        "data": data,
+        **_roles(given, teacher, found, steps, batch),
+        **_training(given, teacher, found, steps, batch),
+    }
 
 
 def _conditional(teacher: Sampler | None, found: Found) -> Noted:
     """Whether models are told the class."""
+    if teacher is not None and teacher.model.prompted:
+        return Noted(False, "captions take the place of classes")
     if teacher is not None:
         classes = teacher.model.classes
         return Noted(classes is not None, f"{teacher.folder} takes {classes or 'no'} classes")
@@ -161,7 +179,8 @@ def halving(process: Process, most: int, end: int) -> int:
 
 
 def _roles(given: Given, teacher: Sampler | None, found: Found, steps: int, batch: int) -> dict[str, Any]:
-    channels = _channels(teacher, found, given.size.at)
+    whole = teacher is not None and not isinstance(teacher.model.net, UNet2DModel)
+    channels = [] if whole else _channels(teacher, found, given.size.at)
     if teacher is not None:
         taught: Any = {
             "path": Noted(
@@ -181,7 +200,7 @@ def _roles(given: Given, teacher: Sampler | None, found: Found, steps: int, batc
     student: dict[str, Any] = {"model": Noted("like_teacher", "starts as a copy of it and takes fewer steps")}
     if given.like is not None:
         student = {"model": Noted(given.like.model, given.like.why), "params": dict(given.like.params)}
-    elif given.size.at == 0:
+    elif given.size.at == 0 and not whole:
         narrow = [max(GROUPS, width // 2 // GROUPS * GROUPS) for width in channels]
         student = {"model": Noted("unet", WIDER), "params": Noted({"channels": narrow}, f"half of {channels}")}
     return {"teacher": taught, "student": student}
@@ -203,19 +222,20 @@ def _channels(teacher: Sampler | None, found: Found, at: int) -> list[int]:
     return [WIDTHS[at] * 2**level for level in range(levels)]
 
 
-def _training(given: Given, found: Found, steps: int, batch: int) -> dict[str, Any]:
+def _training(given: Given, teacher: Sampler | None, found: Found, steps: int, batch: int) -> dict[str, Any]:
     end = END[given.size.at]
+    whole = teacher is not None and not isinstance(teacher.model.net, UNet2DModel)
     params: dict[str, Any] = {"end": end}
     terms: list[Any] = [Noted({"loss": "denoising", "on": "prediction"}, "what trains a teacher")]
-    own = given.like.model != "like_teacher" if given.like is not None else given.size.at == 0
+    own = given.like.model != "like_teacher" if given.like is not None else given.size.at == 0 and not whole
     if own:
         params["features"] = FEATURES * steps
         terms.append(Noted({"loss": "hint", "on": "prediction"}, "the teacher's answer, in the stage of features"))
+    way = {"name": "progressive", "params": params}, f"halves the steps, stage by stage, to {end}; or consistency, ect"
+    if teacher is not None and teacher.model.prompted:
+        way = {"name": "lcm", "params": {"steps": 4}}, "its guidance is distilled with it; or progressive, dmd2"
     return {
-        "method": Noted(
-            {"name": "progressive", "params": params},
-            f"halves the steps, stage by stage, to {end}; or consistency, ect",
-        ),
+        "method": Noted(*way),
         "objective": terms,
         "train": {
             "steps": Noted(steps, f"of each stage, the last two twice as long; {given.size.why(found.train, batch)}"),

@@ -39,7 +39,7 @@ class Augment(Strict):
     crop: float | None = Field(default=None, gt=0, le=1)
 
     def unread(self, view: str) -> tuple[str, ...]:
-        """The settings that are on although `view` (``range``, ``points`` or ``image``) does not know them."""
+        """The settings that are on although `view`, one of `READ`, does not know them."""
         default = type(self)()
         names = (name for name in type(self).model_fields if name not in READ[view])
         return tuple(name for name in names if getattr(self, name) != getattr(default, name))
@@ -50,8 +50,14 @@ READ = {
     "range": frozenset({"rotate", "flip", "scale", "jitter", "drop"}),
     "points": frozenset({"rotate", "flip", "scale", "jitter", "drop", "shuffle"}),
     "image": frozenset({"flip", "colour", "crop"}),
+    "pillars": frozenset({"rotate", "flip", "scale", "jitter", "drop"}),
 }
 
 
 #: Those of them after which row i is no longer what it was; what drops a cell of an image leaves the others in place.
-MOVES = {"range": ("rotate", "flip"), "points": ("drop", "shuffle"), "image": ("flip", "crop")}
+MOVES = {
+    "range": ("rotate", "flip"),
+    "points": ("drop", "shuffle"),
+    "image": ("flip", "crop"),
+    "pillars": ("rotate", "flip", "scale"),
+}

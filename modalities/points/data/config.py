@@ -18,10 +18,14 @@ from xmodal_kd.signals.signals import teacher_name
 
 from .augment_config import Augment
 from .classes import EIGHT, LARGEST, SHIPPED, Classes, classes_of, read_classes
+from .detection_config import Detection
 from .simulator.sensors import Sensor, SensorField, sensor
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"]
-Sees = Literal["range", "image", "points"]
+Sees = Literal["range", "image", "points", "pillars"]
+Task = Literal["segmentation", "detection"]
+#: Where things have boxes, or are made with them.
+BOXED: tuple[Source, ...] = ("simulator", "kitti", "nuscenes")
 #: Of frames, points, columns: more than any recording has, and a bound on what is made of it.
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
 #: A data set's number of a class.
@@ -33,7 +37,7 @@ class View(Strict):
     """What one side sees of a frame."""
 
     sees: Sees = "range"
-    """The scan as a range image, the photograph, or the scan as a set of points."""
+    """The scan as a range image, the photograph, the scan as a set of points, or, to detect, in pillars."""
     beams: Annotated[int, Field(gt=0, le=1024)] | None = None
     """Of the sensor's, evenly spaced; None: all. An image has none."""
     columns: Side = 256
@@ -42,6 +46,8 @@ class View(Strict):
     """Scans that are brought into one frame by their poses, the current one and those before it."""
     points: Count = 4096
     """At most so many points where a set of points is seen, drawn anew at every epoch."""
+    cell: Annotated[float, Field(gt=0, le=10)] = 0.4
+    """Side of a pillar, metres; boxes are found on cells of two by two."""
     classes: tuple[str, ...] | None = None
     """Of a teacher that tells only some classes apart: their names, of the data's; None: all."""
 
@@ -116,6 +122,10 @@ class Folder(Strict):
 class PointsData(DataSection):
     """Frames, and who sees what of them."""
 
+    task: Task = "segmentation"
+    """A class for every point, or boxes of things: then `teacher` and `student` see pillars."""
+    detection: Detection = Detection()
+    """Of the task detection: where boxes are looked for, and of what."""
     sources: Source = "simulator"
     path: Path | None = None
     """The folder of recorded frames, in the layout of its data set."""
@@ -143,7 +153,8 @@ class PointsData(DataSection):
     """What further teachers of the recipe see, by their names; one that is not here sees what the teacher sees."""
     student: View = View(beams=16)
     teacher_view: Literal["clean", "augmented"] = "clean"
-    """Whether a frozen teacher sees a frame as it is, or with the student's augmentation."""
+    """Whether a frozen teacher sees a frame as it is, or with the student's augmentation. Detectors always meet on one
+    augmented frame, whose ground both divide."""
     image: tuple[Side, Side] = (96, 320)
     """Height and width that photographs are brought to."""
     pixel_labels: Literal["points", "all"] = "points"
@@ -204,6 +215,24 @@ class PointsData(DataSection):
         return self
 
     @model_validator(mode="after")
+    def _fits_its_task(self) -> PointsData:
+        detects = self.task == "detection"
+        if odd := next((view.sees for view in self.views if (view.sees == "pillars") != detects), None):
+            wanted = "pillars: set sees to it" if detects else "no pillars: set data.task to detection"
+            raise ValueError(f"task {self.task} and a view that sees {odd}: it needs {wanted} in teacher and student")
+        if not detects:
+            return self
+        for view in self.views:
+            self.detection.steps(view.cell)
+            if view.classes is not None:
+                raise ValueError("classes of a view are of segmentation: leave them out")
+        if self.sources not in BOXED:
+            raise ValueError(f"sources {self.sources} has no boxes: detection needs one of {', '.join(BOXED)}")
+        if self.real or self.measure != "rows":
+            raise ValueError("real and measure are of segmentation: leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _complete(self) -> PointsData:
         if self.sources == "simulator":
             if given := next((n for n in ("path", "train", "dev", "test") if getattr(self, n) is not None), None):
@@ -235,7 +264,12 @@ class PointsData(DataSection):
 
     @property
     def needs_pictures(self) -> bool:
-        return any(view.sees == "image" for view in self.views)
+        return any(view.sees == "image" for view in self.views) or (self.task == "detection" and self.partly)
+
+    @property
+    def partly(self) -> bool:
+        """Whether only what the photograph shows has boxes."""
+        return self.sources == "kitti"
 
     @property
     def views(self) -> tuple[View, ...]:

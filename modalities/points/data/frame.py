@@ -119,12 +119,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled object: centre, size (length, width, height) in metres, yaw about z in radians, LiDAR frame."""
+    """A labelled object: centre, size (length, width, height) in metres, yaw about z in radians, LiDAR frame.
+
+    Attributes:
+        points: of the LiDAR, on it; None where nobody has counted.
+        level: the first at which benchmarks ask for it: easy 0, moderate 1, hard 2, none of them 3; None: nobody knows.
+    """
 
     name: str
     centre: tuple[float, float, float]
     size: tuple[float, float, float]
     yaw: float
+    points: int | None = None
+    level: int | None = None
 
     def inside(self, xyz: Float[np.ndarray, "n 3"], margin: float = 0.0) -> Bool[np.ndarray, " n"]:
         """Which points lie in the box, `margin` metres larger on every side."""

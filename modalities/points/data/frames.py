@@ -50,13 +50,12 @@ def frames_of(data: PointsData, split: str) -> Frames:
         folder = Folder(sources=data.sources, path=data.path, frames=getattr(data, split))
         found = recorded = Recorded(
             folder, data.lidar, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
-            skipped=Skipped.of(data.skip),
+            skipped=Skipped.of(data.skip), boxes=data.task == "detection",
         )  # fmt: skip
         recorded.check_labels(split)
         if split != "train" and not found.labelled:
-            raise UserError(
-                f"{data.path}: {data.sources} has no labels by point, so nothing can be measured on {split}"
-            )
+            what = "boxes" if data.task == "detection" else "labels by point"
+            raise UserError(f"{data.path}: {data.sources} has no {what}, so nothing can be measured on {split}")
     if split == "train" and data.unlabelled is not None:
         more = Recorded(
             data.unlabelled, data.lidar, classes=data.taxonomy, sweeps=sweeps, pictures=data.needs_pictures,
@@ -97,13 +96,14 @@ class Recorded:
         classes: what the labels of its points mean.
         skipped: frames that are left out, by key.
         beside: whether it stands beside the data's own folder, so that its keys need the folder's name.
+        boxes: whether its labels are the boxes of things instead of classes of points.
     """
 
     def __init__(
         self, folder: Folder, sensor: Sensor, *, classes: Classes = EIGHT, sweeps: int = 1, pictures: bool = False,
-        skipped: Skipped | None = None, beside: bool = False,
+        skipped: Skipped | None = None, beside: bool = False, boxes: bool = False,
     ) -> None:  # fmt: skip
-        self.folder, self.sweeps, self.pictures = folder, sweeps, pictures
+        self.folder, self.sweeps, self.pictures, self.boxes = folder, sweeps, pictures, boxes
         self.beams = sensor.beams
         self.reader = READERS[folder.sources](Path(folder.path), classes)
         every = self._chosen()
@@ -149,6 +149,8 @@ class Recorded:
 
     @property
     def labelled(self) -> Sequence[int]:
+        if self.boxes:
+            return [i for i, at in enumerate(self.indexes) if self.reader.boxed(at)]
         return [i for i, at in enumerate(self.indexes) if self.reader.labelled(at)] if self.reader.classes else ()
 
     def key(self, at: int) -> str:

@@ -36,4 +36,31 @@ def about(card: Card) -> About:
     return About("LiDAR segmenter" if view.sees != "image" else "Street image segmenter", what, USE.format(onnx=onnx))
 
 
-__all__ = ["about"]
+DETECT = """```sh
+xmodal-kd detect scans/ --model path/to/this/folder --out detected
+```
+
+writes the boxes of scans (`.bin`, `.ply`, `.pcd`, `.npz`) as KITTI's text and JSON, with `pip install
+'xmodal-kd[points]'`. From Python:
+
+```python
+from xmodal_kd.modalities.points.use.detect import Detector
+
+detector = Detector.from_pretrained("path/to/this/folder")  # or owner/name of a repository of the Hub
+```
+"""
+
+
+def about_detector(card: Card) -> About:
+    """What it sees, of which sensor, where it looks, and for what."""
+    assert card.detection is not None
+    view, (x0, y0, x1, y1) = card.view, card.detection.range
+    what = (
+        f"It sees a LiDAR scan of {view.beams or 'all'} beams in pillars of {view.cell:g} m (sensor "
+        f"`{card.lidar.name}`) and finds boxes of {', '.join(card.classes)} from {x0:g} to {x1:g} m ahead and from "
+        f"{y0:g} to {y1:g} m to the left."
+    )
+    return About("LiDAR detector", what, DETECT)
+
+
+__all__ = ["about", "about_detector"]

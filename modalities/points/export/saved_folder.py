@@ -1,4 +1,4 @@
-"""A saved segmenter: ``card.json`` and ``model.safetensors`` or ``packed.safetensors``. Nothing is unpickled."""
+"""A saved segmenter or detector: ``card.json`` and ``model.safetensors`` or ``packed.safetensors``, no pickles."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import View
+from ..data.detection_config import Detection
 from ..data.simulator.sensors import Sensor, SensorField, sensor
 from ..models import MODELS
 
+#: Keys of a card that stand there only where they say something.
+OPTIONAL = frozenset({"label_ids", "detection"})
+
 
 class Card(saved.Card):
-    """What ``card.json`` says: all that a segmenter needs beside its weights."""
+    """What ``card.json`` says: all that a segmenter or a detector needs beside its weights."""
 
     modality: str = Field(pattern="^points$")
     channels: int = Field(gt=0)
@@ -36,6 +40,8 @@ class Card(saved.Card):
     """A preset, or its lasers."""
     label_ids: tuple[int, ...] | None = None
     """A data set's id of each class, to write labels with; None: those of the simulator's eight, by their names."""
+    detection: Detection | None = None
+    """Where a detector looks for boxes; None: it is a segmenter."""
 
     @property
     def lidar(self) -> Sensor:
@@ -45,25 +51,30 @@ class Card(saved.Card):
 def save_model(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> Path:
     """Write a folder that `load_model` reads; `card` has the fields of `Card`, and whatever else it should say."""
     checked = Card.model_validate({"format": 1, "modality": "points", **card}).model_dump(mode="json")
-    checked = {key: value for key, value in checked.items() if (key, value) != ("label_ids", None)}
+    checked = {key: value for key, value in checked.items() if key not in OPTIONAL or value is not None}
     # each file appears whole or not at all, and the card, which makes it a segmenter, comes last
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CARD, checked)
     return folder
 
 
-def load_card(folder: Path) -> Card:
-    """The card of a saved segmenter. Raises `UserError` that names what is missing or wrong."""
-    return read_card(folder, Card, "segmenter")
+def load_card(folder: Path, *, detects: bool = False) -> Card:
+    """The card of a saved segmenter, or of a detector. Raises `UserError` that names what is missing or wrong."""
+    card = read_card(folder, Card, "detector" if detects else "segmenter")
+    if (card.detection is not None) != detects:
+        have, use = ("a segmenter", "segment") if detects else ("a detector", "detect")
+        task = "data.task segmentation" if detects else "data.task detection"
+        raise UserError(f"{folder} is {have}: use it by xmodal-kd {use}, and in recipes of {task}")
+    return card
 
 
-def load_model(folder: Path) -> tuple[nn.Module, Card]:
+def load_model(folder: Path, *, detects: bool = False) -> tuple[nn.Module, Card]:
     """The model of a saved folder, in eval mode on the CPU, and its card.
 
     Raises:
         UserError: a file is missing or damaged, or the weights are not those of the model that the card names.
     """
-    card = load_card(folder)
+    card = load_card(folder, detects=detects)
     kind = MODELS[card.model]
     try:
         config = kind.Config.model_validate(card.params)
@@ -82,3 +93,12 @@ def check_classes(folder: Path, card: Card, wanted: Sequence[str]) -> None:
             raise UserError(f"{folder}: its class {at} is {theirs!r}, here it is {ours!r}: map its outputs first")
     if len(card.classes) != len(wanted):
         raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(wanted)}")
+
+
+def essence(view: View, sensor: Sensor) -> dict[str, Any]:
+    """What of a view a model depends on."""
+    if view.sees == "image":
+        return {"sees": view.sees}
+    beams = view.beams or sensor.beams
+    columns = {"columns": view.columns} if view.sees == "range" else {}
+    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns

@@ -1,12 +1,13 @@
-"""Segmentation models by name: U-Nets over range images, photographs and voxels, a transformer over points.
+"""Models by name: U-Nets over range images, photographs and voxels, a transformer over points, a detector over pillars.
 
 Every model is built as ``cls(config, channels=, classes=)`` and has
 
 * ``Config``: its pydantic parameters, the ``params`` of a recipe and of a saved folder;
-* ``view``: ``"range"``, ``"image"`` or ``"points"``: what it is shown;
+* ``view``: ``"range"``, ``"image"``, ``"points"`` or ``"pillars"``: what it is shown;
 * ``features``, ``encoder.*``, ``decoder.*``: paths to capture, see `SceneModel`.
 
-A model of a grid is called as ``model(x)``, one of points as ``model(points, lengths)``. None has batch statistics.
+A model of a grid is called as ``model(x)``, one of points as ``model(points, lengths)``, a detector as ``model(points,
+cell, shape)``. None has batch statistics.
 
 May import ``views`` and ``data``, beside the core. Public are the names in recipes and their parameters.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from xmodal_kd.runtime.registry import Registry
 
+from .pillars import CenterPointPillar
 from .point_transformer import PointTransformer
 from .scene import SceneModel, View
 from .unet import ImageUNet, RangeUNet
@@ -25,5 +27,15 @@ MODELS.add("range_unet", RangeUNet)
 MODELS.add("image_unet", ImageUNet)
 MODELS.add("point_transformer", PointTransformer)
 MODELS.add("voxel_unet", VoxelUNet)
+MODELS.add("centerpoint_pillar", CenterPointPillar)
 
-__all__ = ["MODELS", "ImageUNet", "PointTransformer", "RangeUNet", "SceneModel", "View", "VoxelUNet"]
+__all__ = [
+    "MODELS",
+    "CenterPointPillar",
+    "ImageUNet",
+    "PointTransformer",
+    "RangeUNet",
+    "SceneModel",
+    "View",
+    "VoxelUNet",
+]

@@ -9,7 +9,7 @@ from torch import nn
 
 from xmodal_kd.adapter.adapter import Strict
 
-View = Literal["range", "image", "points"]
+View = Literal["range", "image", "points", "pillars"]
 #: Metres along x, y, z that become 1 in models of points: as far as most points are.
 POINT_SCALE = (20.0, 20.0, 2.0)
 
@@ -23,7 +23,7 @@ class SceneModel(nn.Module):
     """
 
     Config: ClassVar[type[Strict]]
-    #: What it is shown: a range image, a photograph, a set of points.
+    #: What it is shown: a range image, a photograph, a set of points, or, of a detector, points in pillars.
     view: ClassVar[View]
     #: Its name and parameters, as a recipe and a saved folder give them; set by whoever builds it from them.
     card: dict[str, Any]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .detect_command import detect
 from .segment_command import segment
 
 
@@ -54,4 +55,4 @@ def simulate(
             typer.echo(f"{folder}: {frames} frames, {points:,} points")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"segment": segment, "simulate": simulate}
+COMMANDS: dict[str, Callable[..., Any]] = {"detect": detect, "segment": segment, "simulate": simulate}

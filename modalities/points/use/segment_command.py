@@ -77,7 +77,7 @@ def segment(
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
     errors = Console(stderr=True)
-    places, empty = _files(scans)
+    places, empty = scans_named(scans)
     if image is None and calib is not None:
         raise UserError("--calib says where a photograph was taken: give it with --image")
     if image is not None and len(places) > 1:
@@ -89,7 +89,7 @@ def segment(
 
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))
     for line in empty:
-        _complain(errors, line)
+        complain(errors, line)
     failed = bool(empty)
     for path in each(list(places), "segmenting", errors):
         try:
@@ -97,13 +97,13 @@ def segment(
                 segmenter, path, out, image=image, calibration=calib, beams=beams, below=places[path], form=format_
             )
         except UserError as error:
-            _complain(errors, named(path, error))
+            complain(errors, named(path, error))
             failed = True
             continue
         except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
             # whatever a file that nobody thought of leads to: the others go on
             said = str(error).splitlines() or ["no more is known"]
-            _complain(errors, f"{path}: cannot be segmented ({type(error).__name__}: {said[0]}): leave it out")
+            complain(errors, f"{path}: cannot be segmented ({type(error).__name__}: {said[0]}): leave it out")
             failed = True
             continue
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
@@ -111,7 +111,7 @@ def segment(
         raise typer.Exit(2)
 
 
-def _complain(errors: Console, line: str) -> None:
+def complain(errors: Console, line: str) -> None:
     errors.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -120,7 +120,7 @@ def _line(result: dict[str, Any]) -> str:
     return "\n".join([f"{result['path']}\t{shares}", *(f"  {note}" for note in result["notes"])])
 
 
-def _files(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
+def scans_named(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
     """The files named, and those in the folders named, each with the folder of its results below ``--out``, in order;
     and a line for each folder without any. A missing file is left for the reader to complain.
     """

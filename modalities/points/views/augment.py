@@ -59,18 +59,47 @@ def apply_range(
     return view
 
 
+@dataclass(frozen=True)
+class Motion:
+    """How a scene is moved as a whole: y flipped, turned about z by `angle` in radians (x towards y), scaled."""
+
+    angle: float
+    flipped: bool
+    scale: float
+
+
+def drawn(augment: Augment, rng: np.random.Generator) -> Motion:
+    """What the section asks for, at random."""
+    angle = rng.uniform(-math.pi, math.pi) if augment.rotate else 0.0
+    flipped = bool(augment.flip and rng.random() < 0.5)
+    return Motion(angle, flipped, _factor(augment, rng))
+
+
+def turned(boxes: Float[np.ndarray, "m 7"], motion: Motion) -> Float[np.ndarray, "m 7"]:
+    """Boxes (x, y, z, length, width, height, yaw) in a scene that was moved so."""
+    moved = boxes.copy()
+    moved[:, :3] = boxes[:, :3] @ _turn(motion.angle, motion.flipped, motion.scale).numpy().T
+    moved[:, 3:6] *= motion.scale
+    yaw = (-boxes[:, 6] if motion.flipped else boxes[:, 6]) + motion.angle
+    moved[:, 6] = (yaw + np.pi) % (2 * np.pi) - np.pi
+    return moved
+
+
 def apply_points(
-    points: Float[Tensor, "n c"], augment: Augment, rng: np.random.Generator, labels: Tensor | None = None
-) -> Augmented:
+    points: Float[Tensor, "n c"], augment: Augment, rng: np.random.Generator, labels: Tensor | None = None, *,
+    motion: Motion | None = None,
+) -> Augmented:  # fmt: skip
     """Points, and their labels ``(n,)``. The first three channels are x, y, z in metres; the others stay as they are.
 
     At least one point stays.
+
+    Args:
+        motion: of the scene as a whole; None: one is drawn.
     """
-    angle = rng.uniform(-math.pi, math.pi) if augment.rotate else 0.0
-    flipped = augment.flip and rng.random() < 0.5
-    scale = _factor(augment, rng)
+    motion = motion or drawn(augment, rng)
     moved = points.clone()
-    moved[:, :3] = points[:, :3] @ _turn(angle, flipped, scale).to(points.dtype).T
+    turn = _turn(motion.angle, motion.flipped, motion.scale)
+    moved[:, :3] = points[:, :3] @ turn.to(points.dtype).T
     if augment.jitter > 0:
         noise = rng.standard_normal((len(points), 3), dtype=np.float32) * np.float32(augment.jitter)
         moved[:, :3] += _tensor(noise).to(points.dtype)

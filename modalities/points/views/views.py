@@ -23,7 +23,7 @@ from .range_image import SCALES, range_image
 from .visibility import point_index, visible
 
 #: Channels of a model's input by what it sees.
-CHANNELS = {"range": 5, "image": 3, "points": 4}
+CHANNELS = {"range": 5, "image": 3, "points": 4, "pillars": 8}
 #: Kind of the rows by the number of the axes of their grid: points, or cells and pixels.
 KINDS: dict[int, Kind] = {0: "point", 2: "pixel"}
 

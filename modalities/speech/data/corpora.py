@@ -21,8 +21,9 @@ from .features import Features
 from .indexed import Indexed, open_manifest, shared_audio
 from .layouts import read_common_voice, read_kaldi, read_speech_commands
 from .manifests import Utterance, read_fsdd, read_librispeech
+from .pieces import Pieces, given, trained
 from .symbols import read_symbols
-from .tokens import Kind, Normaliser, Tokens
+from .tokens import NORMALISERS, Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
 SourceName = Literal["fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands"]
@@ -73,6 +74,8 @@ class SpeechData(DataSection):
     dev_speakers: tuple[str, ...] = ()
     test_speakers: tuple[str, ...] = ()
     tokens: Kind = "words"
+    #: What pieces ``bpe`` has.
+    bpe: Pieces = Pieces()
     #: How transcripts are written: ``plain`` (lower case, letters, digits, apostrophes), ``parted`` (punctuation parts
     #: words), ``untagged`` (plain, without <tags>), ``none`` (as they are, composed).
     normaliser: Normaliser = "plain"
@@ -114,6 +117,8 @@ class SpeechData(DataSection):
         for (one, here), (other, there) in combinations(self.speakers.items(), 2):
             if both := sorted(set(here) & set(there)):
                 raise ValueError(f"{one}_speakers and {other}_speakers: {both[0]!r} is in both")
+        if self.tokens == "bpe" and self.symbols is not None:
+            raise ValueError("symbols: a list says nothing of how words are split: give bpe.model instead")
         if "fsdd" in self.sources and not self.by_speaker:
             raise ValueError("train_speakers: fsdd has no splits of its own: list speakers for train, dev and test")
         return self
@@ -166,12 +171,15 @@ def build_tokens(data: SpeechData) -> Tokens:
 
     Raises `UserError` for a list that cannot be one, and where no recording has a text.
     """
+    if data.tokens == "bpe" and data.bpe.model is not None:
+        return Tokens.of_pieces(given(data.bpe.model.expanduser()), data.normaliser)
     if data.symbols is not None:
         return read_symbols(data.symbols.expanduser(), data.tokens, data.normaliser)
     found = utterances(data, "train")
     if isinstance(found, Indexed):
         make = lambda: np.frombuffer(_built(data, found.texts()).to_json().encode(), np.uint8)  # noqa: E731
-        return Tokens.from_json(found.remembered(f"symbols {data.tokens} {data.normaliser}", make).tobytes().decode())
+        how = f"{data.tokens} {data.bpe.size}" if data.tokens == "bpe" else data.tokens
+        return Tokens.from_json(found.remembered(f"symbols {how} {data.normaliser}", make).tobytes().decode())
     return _built(data, (utterance.text for utterance in found))
 
 
@@ -183,6 +191,9 @@ def _built(data: SpeechData, texts: Iterable[str | None]) -> Tokens:
             "data: no training recording has a text: some are needed, to know what the student writes, or its symbols, "
             "as data.symbols"
         )
+    if data.tokens == "bpe":
+        normalised = map(NORMALISERS[data.normaliser], chain([first], known))
+        return Tokens.of_pieces(trained(normalised, data.bpe.size), data.normaliser)
     return Tokens.build(data.tokens, chain([first], known), data.normaliser)
 
 

@@ -185,7 +185,7 @@ def _build(file: Path, keep: Callable[[str, NDArray[Any]], None]) -> None:
         folder, speakers, runs = Path(place), dict[str, int](), list[Path]()
         with disk_errors(folder), (folder / "rows").open("wb") as out:
             for run in _in_runs(_utterances(file)):
-                out.write(np.array([_as_row(*one, speakers) for one in run], dtype=ROW).tobytes())
+                out.write(np.array([_as_row(one, speakers) for one in run], dtype=ROW).tobytes())
                 runs.append(folder / f"run-{len(runs)}")
                 _spill(runs[-1], run, AT_ONCE * (len(runs) - 1))
         rows: Any = np.memmap(folder / "rows", ROW, "r") if runs else np.empty(0, ROW)
@@ -240,7 +240,8 @@ def _in_runs(found: Iterator[Any]) -> Iterator[list[Any]]:
         yield run
 
 
-def _as_row(one: Utterance, number: int, start: int, size: int, speakers: dict[str, int]) -> tuple[Any, ...]:
+def _as_row(line: tuple[Utterance, int, int, int], speakers: dict[str, int]) -> tuple[Any, ...]:
+    one, number, start, size = line
     seconds, offset = (np.nan if value is None else value for value in (one.duration, one.offset))
     speaker = speakers.setdefault(one.speaker, len(speakers))
     return start, size, number, seconds, offset, speaker, one.text is not None, _hash(one.file)

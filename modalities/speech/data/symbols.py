@@ -92,7 +92,7 @@ def match(ours: Sequence[str], theirs: Vocabulary, who: str, *, partial: bool = 
     for index in range(len(theirs.names)):
         if (name := theirs.known_as(index)) is not None:
             places.setdefault(name, []).append(index)
-    found = [places.get(symbol, []) for symbol in ours]
+    found = [places.get(symbol, places.get(plain(symbol), [])) for symbol in ours]
     unknown = [symbol for symbol, at in zip(ours, found, strict=True) if not at]
     if len(ours) - len(unknown) < 2:
         raise UserError(
@@ -138,7 +138,7 @@ def read_symbols(path: Path, kind: Kind, normaliser: Normaliser) -> Tokens:
     Raises:
         UserError: it is not there, no list of symbols, or of symbols that `kind` does not have.
     """
-    names = _json_symbols(path) if path.suffix.lower() == ".json" else _line_symbols(path)
+    names = symbol_names(path, "data.symbols: ")
     kept = [name for name in names if name not in UNSAID]
     symbols = kept if normaliser == "none" else [plain(name) for name in kept]
     symbols = [SPACE if name.lower() in GAPS else name for name in symbols] if kind == "characters" else symbols
@@ -151,20 +151,25 @@ def read_symbols(path: Path, kind: Kind, normaliser: Normaliser) -> Tokens:
     return Tokens(kind, (BLANK, *symbols), normaliser)
 
 
-def _json_symbols(path: Path) -> list[str]:
+def symbol_names(path: Path, key: str = "") -> list[str]:
+    """The symbols of a file by column, as they are written there. `key`: before what is wrong with it."""
+    return _json_symbols(path, key) if path.suffix.lower() == ".json" else _line_symbols(path, key)
+
+
+def _json_symbols(path: Path, key: str) -> list[str]:
     held = read_json(path)
     if isinstance(held, dict) and all(isinstance(at, int) for at in held.values()):
         held = sorted(held, key=lambda name: held[name])
     if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
-        raise UserError(f"data.symbols: {path}: a list of symbols, or a column for each, is expected")
+        raise UserError(f"{key}{path}: a list of symbols, or a column for each, is expected")
     return held
 
 
-def _line_symbols(path: Path) -> list[str]:
+def _line_symbols(path: Path, key: str) -> list[str]:
     rows = [line.split() for line in read_text(path).removeprefix("\ufeff").split("\n") if line.strip()]
     numbered = all(len(row) == 2 and row[1].isdecimal() for row in rows)
     if bad := next((row for row in rows if len(row) > 1 and not numbered), None):
-        raise UserError(f"data.symbols: {path}: {' '.join(bad)[:40]!r} is no symbol: one a line is expected")
+        raise UserError(f"{key}{path}: {' '.join(bad)[:40]!r} is no symbol: one a line is expected")
     return [row[0] for row in (sorted(rows, key=lambda row: int(row[1])) if numbered else rows)]
 
 

@@ -1,12 +1,13 @@
-"""What a recogniser writes: words or characters, with the CTC blank as symbol 0."""
+"""What a recogniser writes: words, characters or pieces of words, with the CTC blank as symbol 0."""
 
 from __future__ import annotations
 
 import json
 import re
 import unicodedata
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from operator import eq
@@ -14,7 +15,9 @@ from typing import Literal, cast, get_args
 
 from xmodal_kd.runtime.errors import UserError
 
-Kind = Literal["words", "characters"]
+from . import pieces
+
+Kind = Literal["words", "characters", "bpe"]
 
 Normaliser = Literal["plain", "parted", "untagged", "none"]
 
@@ -22,6 +25,10 @@ BLANK = "<blank>"
 TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\([^()]*\)")
 #: How a space is written among characters.
 SPACE = "|"
+#: With what a piece begins that begins a word.
+WORD = "▁"
+#: How one of each kind is called.
+ONE = {"words": "word", "characters": "character", "bpe": "piece"}
 
 
 def normalise(text: str) -> str:
@@ -93,6 +100,8 @@ class Tokens:
     kind: Kind
     symbols: tuple[str, ...]
     normaliser: Normaliser = "plain"
+    #: By which `bpe` splits texts, as SentencePiece keeps it.
+    model: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -103,6 +112,13 @@ class Tokens:
             raise UserError(f"tokens: symbol 0 must be {BLANK!r}, not {self.symbols[:1]}")
         if len(set(self.symbols)) != len(self.symbols):
             raise UserError("tokens: a symbol occurs twice")
+        if (self.kind == "bpe") != (self.model is not None):
+            raise UserError("tokens: bpe, and nothing else, has a SentencePiece model")
+
+    @classmethod
+    def of_pieces(cls, model: bytes, normaliser: Normaliser = "plain") -> Tokens:
+        """The pieces of a SentencePiece model, in its order."""
+        return cls("bpe", (BLANK, *pieces.names(model)), normaliser, model)
 
     @classmethod
     def build(cls, kind: Kind, texts: Iterable[str], normaliser: Normaliser = "plain") -> Tokens:
@@ -113,11 +129,11 @@ class Tokens:
         """
         found: set[str] = set()
         for text in texts:
-            pieces = _pieces(kind, NORMALISERS[normaliser](text))
-            if not (fresh := set(pieces) - found):
+            split = _split(kind, NORMALISERS[normaliser](text))
+            if not (fresh := set(split) - found):
                 continue
             digits = fresh if kind == "characters" and normaliser != "none" else ()
-            if digit := next((piece for piece in pieces if piece in digits and piece.isnumeric()), None):
+            if digit := next((piece for piece in split if piece in digits and piece.isnumeric()), None):
                 raise UserError(f"tokens: {digit!r} in {text!r}: characters need numbers written as words")
             found |= fresh
         return cls(kind, (BLANK, *sorted(found)), normaliser)
@@ -138,26 +154,41 @@ class Tokens:
         Args:
             unknown_left: leave unknown symbols out instead.
         """
-        pieces = _pieces(self.kind, self.normalise(text))
+        split = self._split(self.normalise(text))
         index = self._index
         if unknown_left:
-            return [index[piece] for piece in pieces if piece in index]
+            return [index[piece] for piece in split if piece in index]
         try:
-            return [index[piece] for piece in pieces]
+            return [index[piece] for piece in split]
         except KeyError as error:
             unknown = error.args[0]
-        raise UserError(f"unknown {self.kind[:-1]} {unknown!r} in {text!r}: no training text, or data.symbols, has it")
+        raise UserError(f"unknown {ONE[self.kind]} {unknown!r} in {text!r}: no training text, or data.symbols, has it")
 
     def spells(self, text: str) -> bool:
         """Whether all of `text`, which is in normal form, can be written."""
-        return all(piece in self._index for piece in _pieces(self.kind, text))
+        return all(piece in self._index for piece in self._split(text))
+
+    def begins_word(self, symbol: int) -> bool:
+        """Whether what was said before a symbol is another word."""
+        return self.kind == "words" or (self.kind == "bpe" and self.symbols[symbol].startswith(WORD))
+
+    def ends_word(self, symbol: int) -> bool:
+        """Whether what is said behind a symbol is another word."""
+        return self.kind == "words" or (self.kind == "characters" and self.symbols[symbol] == SPACE)
+
+    def _split(self, text: str) -> list[str]:
+        """The pieces of a text in normal form."""
+        if self.model is None:
+            return _split(self.kind, text)
+        return cast(list[str], pieces.processor(self.model).encode(text, out_type=str))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Blanks are skipped; repeats are kept, for they are the decoder's to merge."""
         symbols = [self.symbols[i] for i in ids if i != 0]
         if self.kind == "words":
             return " ".join(symbols)
-        return " ".join(word for word in "".join(symbols).split(SPACE) if word)
+        gap = WORD if self.kind == "bpe" else SPACE
+        return " ".join(word for word in "".join(symbols).split(gap) if word)
 
     @staticmethod
     def min_frames(ids: Sequence[int]) -> int:
@@ -166,7 +197,8 @@ class Tokens:
         return len(ids) + repeats
 
     def to_json(self) -> str:
-        how = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}
+        how: dict[str, str] = {} if self.normaliser == "plain" else {"normaliser": self.normaliser}
+        how |= {} if self.model is None else {"model": b64encode(self.model).decode()}
         return json.dumps({"kind": self.kind, "symbols": self.symbols, **how}, ensure_ascii=False, indent=1)
 
     @classmethod
@@ -174,10 +206,11 @@ class Tokens:
         try:
             record = json.loads(text)
             normaliser = cast(Normaliser, record.get("normaliser", "plain"))
-            return cls(cast(Kind, record["kind"]), tuple(record["symbols"]), normaliser)
+            model = b64decode(record["model"]) if "model" in record else None
+            return cls(cast(Kind, record["kind"]), tuple(record["symbols"]), normaliser, model)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"tokens: not a vocabulary written by to_json ({error})") from error
 
 
-def _pieces(kind: Kind, text: str) -> list[str]:
+def _split(kind: Kind, text: str) -> list[str]:
     return text.split() if kind == "words" else list(text.replace(" ", SPACE))

@@ -108,7 +108,8 @@ def check_folder(folder: Path) -> None:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise UserError(
             f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
-            f"model.safetensors, processor); it holds {held}: save the teacher there with save_pretrained(folder)"
+            f"model.safetensors, processor), nor an ONNX file with onnx.json; it holds {held}: save the teacher there "
+            "with save_pretrained(folder)"
         )
 
 
@@ -153,8 +154,8 @@ def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{folder}: {kind} asks for code of its own (auto_map), which is not run: use a built-in model")
     if "ForConditionalGeneration" in kind or "Seq2Seq" in kind:
         raise UserError(
-            f"{folder}: {kind} writes by a decoder, not by CTC frames: transcribe the audio with it and train on its "
-            "texts, or use a CTC model"
+            f"{folder}: {kind} writes by a decoder, not by CTC frames: xmodal-kd pseudolabel {folder} RECORDINGS --out "
+            "FOLDER writes its texts, to train on with data.path=FOLDER; or use a CTC model"
         )
     if not kind.endswith("ForCTC") and kinds and not is_encoder(config):
         raise UserError(

@@ -173,4 +173,47 @@ def _files(audio: Iterable[Path]) -> Iterator[Path | UserError]:
         yield from found
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"transcribe": transcribe}
+def pseudolabel(
+    teacher: Annotated[
+        Path, typer.Argument(help="Folder of a Whisper as transformers saves it, or of a recogniser saved here.")
+    ],
+    data: Annotated[Path, typer.Argument(help="Folder of recordings, with train.jsonl or in another layout.")],
+    out: Annotated[Path, typer.Option(help="Folder for the manifests with the teacher's texts.")],
+    nbest: Annotated[int, typer.Option(min=1, help="Hypotheses kept of each recording.")] = 1,
+    beam: Annotated[int, typer.Option(min=1, help="Of the teacher's search.")] = 4,
+    language: Annotated[str | None, typer.Option(help="Of a multilingual model; else it guesses.")] = None,
+    agree: Annotated[Path | None, typer.Option(help="A second teacher, which must write nearly the same.")] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Also where there is a transcript, which then says whether it is believed."),
+    ] = False,
+    max_wer: Annotated[float, typer.Option(min=0, help="Word errors against a transcript that are believed.")] = 0.1,
+    max_apart: Annotated[float, typer.Option(min=0, help="Word errors between two teachers that are believed.")] = 0.1,
+    min_score: Annotated[
+        float, typer.Option(max=0, help="Least mean log-probability of a text's tokens, in nats.")
+    ] = float("-inf"),
+    keep_digits: Annotated[
+        bool, typer.Option("--keep-digits", help="Take texts with digits, which do not say how they are spoken.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="What came of it, as JSON.")] = False,
+) -> None:
+    """Write a data set whose training recordings have a teacher's texts: run a recipe on it with data.path=OUT.
+
+    What the teacher writes is kept in OUT/hypotheses.jsonl, so that a stopped command goes on where it was, and other
+    filters cost nothing.
+    """
+    from .pseudolabel import Filter, pseudolabel
+
+    kept = Filter(min_score, max_wer, max_apart, keep_digits)
+    facts = pseudolabel(
+        teacher, data, out, n=nbest, beam=beam, language=language, agree=agree, replace=replace, kept=kept
+    )
+    if json_:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"{out}: " + ", ".join(f"{count} {what}" for what, count in facts["written"].items()))
+    if facts["wer_on_transcripts"] is not None:
+        typer.echo(f"WER of the teacher where there are transcripts: {100 * facts['wer_on_transcripts']:.1f} %")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"transcribe": transcribe, "pseudolabel": pseudolabel}

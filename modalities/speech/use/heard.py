@@ -16,6 +16,7 @@ from ..data.stored_logits import StoredLogits, is_stored
 from ..data.symbols import Vocabulary
 from ..data.tokens import BLANK, SPACE, Kind
 from ..export.saved_folder import load_card
+from ..models.onnx_teacher import ABOUT, OnnxAnswers, is_onnx
 from ..models.pretrained import CONFIG, check_folder, described, is_pretrained
 
 
@@ -82,6 +83,9 @@ def heard(folder: Path) -> Heard:
         stored = StoredLogits(folder, "error")
         words = _kind(stored.vocabulary)
         return Heard(folder, None, None, stored.vocabulary, words, None, folder / CLASSES, stored)
+    if is_onnx(folder):
+        found = OnnxAnswers(folder)
+        return Heard(folder, found.rate, found.frame, found.vocabulary, _kind(found.vocabulary), None, folder / ABOUT)
     check_folder(folder)
     told = described(folder)
     if told.vocabulary is None:

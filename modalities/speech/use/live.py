@@ -14,7 +14,6 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.audio import Wave, resampled
 from ..data.features import Frontend
-from ..data.tokens import SPACE
 from ..models.streaming import Stream
 from .transcribe import Recogniser
 
@@ -80,10 +79,12 @@ class Live:
         self._token, self._start, self._sure = token, self._frames, p
         if not ended[0]:
             return
-        words = self.recogniser.tokens.kind == "words"
-        if words or self.recogniser.tokens.symbols[ended[0]] != SPACE:
+        tokens = self.recogniser.tokens
+        if tokens.begins_word(ended[0]):
+            yield from self._word()
+        if tokens.decode([ended[0]]):  # a gap alone says nothing
             self._begun.append(ended)
-        if words or self.recogniser.tokens.symbols[ended[0]] == SPACE:
+        if tokens.ends_word(ended[0]):
             yield from self._word()
 
     def _word(self) -> Iterator[dict[str, Any]]:

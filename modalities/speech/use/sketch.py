@@ -10,6 +10,7 @@ from xmodal_kd.runtime.errors import UserError, with_page
 
 from ..data.corpora import SPLITS
 from ..data.found import HELP, Recordings, recordings
+from ..data.pieces import given as given_pieces
 from ..data.symbols import left_out, listed, match
 from ..data.tokens import Tokens
 from ..models import MODELS
@@ -64,6 +65,8 @@ def _sections(given: Given, teacher: Heard | None, found: Recordings, looking: L
     batch = min(BATCH, samples)
     data: dict[str, Any] = dict(found.section)
     data["tokens"] = Noted(tokens.kind, _why_tokens(teacher, tokens, found))
+    if teacher is not None and tokens.kind == "bpe":
+        data["bpe"] = Noted({"model": str(teacher.folder)}, "the teacher's pieces")
     if teacher is not None and not same:
         data["vocabulary"] = Noted("by_name", "the teacher's symbols are not the texts': they are compared by name")
     if unknown := _unheard(tokens, found):
@@ -89,7 +92,10 @@ def _tokens(teacher: Heard | None, found: Recordings, looking: Looking) -> Token
     if not texts:
         raise UserError("no training recording has a text: some are needed, to know what the student writes: " + HELP)
     kind = teacher.kind if teacher is not None else None
-    tokens = Tokens.build(kind or ("words" if found.few_words else "characters"), texts)
+    if teacher is not None and kind == "bpe":
+        tokens = Tokens.of_pieces(given_pieces(teacher.folder))
+    else:
+        tokens = Tokens.build(kind or ("words" if found.few_words else "characters"), texts)
     if teacher is None or teacher.vocabulary is None:
         return tokens
     match(tokens.symbols, teacher.vocabulary, teacher.who, partial=True)  # raises where they share next to nothing
@@ -126,6 +132,9 @@ def _why_tokens(teacher: Heard | None, tokens: Tokens, found: Recordings) -> str
 
 def _unheard(tokens: Tokens, found: Recordings) -> list[str]:
     """Symbols of dev and test texts that no training text has."""
+    if tokens.kind == "bpe":
+        words = {word for split in SPLITS[1:] for text in found.texts(split) for word in tokens.normalise(text).split()}
+        return sorted(word for word in words if not tokens.spells(word))
     held: set[str] = set()
     for split in SPLITS[1:]:
         try:

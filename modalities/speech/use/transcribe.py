@@ -18,7 +18,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.audio import blocks, duration
 from ..data.features import Features, Frontend
-from ..data.tokens import SPACE, Tokens
+from ..data.tokens import Tokens
 from ..evaluate.decode import beam, spikes
 from ..evaluate.spans import align, widened
 from ..evaluate.word_beam import SIZE, Said, WordBeam
@@ -175,10 +175,10 @@ class Recogniser:
         return None if spans is None else [(k, *span) for k, span in zip(tokens, spans, strict=True)]
 
     def _groups(self, found: list[Spike]) -> list[list[Spike]]:
-        """The spikes of each word: one each, or the characters between two spaces."""
+        """The spikes of each word: one, characters between two spaces, or pieces up to one that begins a word."""
         groups: list[list[Spike]] = [[]]
         for spike in found:
-            if self.tokens.kind == "words" or self.tokens.symbols[spike[0]] == SPACE:
+            if self.tokens.begins_word(spike[0]) or self.tokens.ends_word(spike[0]):
                 groups.append([])
             if self.tokens.decode([spike[0]]):  # a space alone says nothing
                 groups[-1].append(spike)

@@ -165,7 +165,7 @@ def test_the_discriminator_is_the_oracle_s(process: Process) -> None:
         return [(a.numpy(), n.numpy(), *p) for a, n, p in zip(samples, noise, places, strict=True)]
 
     batch = {"ids": torch.arange(4), "x": real}
-    out = dmd.critic_loss(fake, x, batch, CTX, 1)
+    out = dmd.critic_loss(made(process, 1), fake, x, batch, CTX, 1)
     (noise, u), other = dmd.noisy(batch, CTX, 1), dmd.normal(batch, CTX, "real", 1)
     expected = -oracle.adversarial_value(at(real, other, u), at(x, noise, u), critic)
     part = out.parts["discriminator"]

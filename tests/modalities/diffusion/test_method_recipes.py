@@ -25,19 +25,35 @@ pytestmark = [
 ]
 
 
+#: Each recipe's process, and how its student is sampled.
+METHODS: dict[str, tuple[str, Sampling]] = {
+    "dmd2": ("flow", Sampling("lcm", 1, 64)),
+    "ict": ("vp", Sampling("lcm", 2, 64)),
+    "lcm": ("vp", Sampling("lcm", 2, 64)),
+    "meanflow": ("flow", Sampling("ddim", 2)),
+    "moment_matching": ("flow", Sampling("lcm", 2, 64)),
+    "reflow": ("vp", Sampling("ddim", 1)),
+    "scm": ("edm", Sampling("lcm", 1, 64)),
+    "shortcut": ("edm", Sampling("ddim", 2)),
+    "sid": ("edm", Sampling("lcm", 1, 64)),
+}
+
+
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "kind"), [("dmd2", "flow"), ("scm", "edm")])
-def test_a_method_s_smoke_recipe_runs_to_a_pipeline(tmp_path: Path, name: str, kind: str) -> None:
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_s_smoke_recipe_runs_to_a_pipeline(tmp_path: Path, name: str) -> None:
     listed = [word for item in SMALL for word in ("--set", item)]
     assert call(["run", f"smoke/methods/{name}", "--out", str(tmp_path / "run"), "--quiet", *listed]) == 0
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["export"]["student"]["reload_difference"] < 1e-4
     student = load_denoiser(tmp_path / "run/student", quiet=True)
-    assert student.process.kind == kind and student.sampling == Sampling("lcm", 1, 64)
+    assert (student.process.kind, student.sampling) == METHODS[name]
 
 
 def test_every_recipe_of_a_method_names_it() -> None:
-    assert SMOKE == ["smoke/methods/dmd2", "smoke/methods/scm"]
+    assert [f"smoke/methods/{name}" for name in METHODS] == SMOKE
+    for name in METHODS:
+        assert load(f"smoke/methods/{name}").recipe.method.name == name
     for name in ("dmd2", "scm"):
         for recipe in (f"smoke/methods/{name}", f"diffusion/digits_{name}"):
             assert load(recipe).recipe.method.name == name

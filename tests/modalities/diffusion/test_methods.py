@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from oracles import diffusion as oracle
+from oracles import few_step as more
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_samples import Adapter, Source, denoiser
 
-from xmodal_kd.modalities.diffusion.methods import consistency, matching, progressive  # noqa: F401 - registers
+from xmodal_kd.modalities.diffusion.methods import consistency, every, progressive  # noqa: F401 - registers
+from xmodal_kd.modalities.diffusion.methods.few_step import FewStep
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.paths import Edm, Flow
 from xmodal_kd.modalities.diffusion.models.process import Process
@@ -176,6 +178,40 @@ def test_ect_draws_the_same_dropout_on_both_sides() -> None:
     assert float(values.detach().max()) < 50  # other units would make it the inverse of the sides' distance
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", [0, 11])
+def test_ict_is_the_oracles(shape: Sequence[int], step: int) -> None:
+    student, batch = double(shape, 2), batch_of(shape)
+    made, stage = method("ict", grid=8, first=3, last=12, mean=-0.5, std=1.5), Stage("consistency", 12, frozenset())
+    ctx = context(stage, step)
+    values = made.values(batch, {"teacher": student, "student": student}, ctx)
+    count = more.ict_count(step, 12, 3, 12)
+    assert made.count(ctx) == count == (4 if step == 0 else 13)
+    above, below = made.levels(PROCESS, batch["u"], count)
+    low = float(PROCESS.sigma(0) / PROCESS.alpha(0))
+    ladder = more.ict_levels(count, low, 80.0, 7.0)
+    edges = np.cumsum(more.ict_shares(ladder, -0.5, 1.5))
+
+    def denoise(y: np.ndarray, s: float) -> np.ndarray:
+        t = PROCESS.time_of(torch.tensor([s], dtype=torch.float64))
+        with torch.no_grad():
+            return student.consistency(torch.tensor(y).reshape(1, *shape) / np.sqrt(1 + s**2), t)[0].numpy()
+
+    for i in range(7):
+        index = int(np.searchsorted(edges, float(batch["u"][i])))
+        lower = ladder[index] if index else 0.0
+        assert (float(above[i]), float(below[i])) == pytest.approx((ladder[index + 1], lower), rel=1e-9)
+        expected = more.ict_loss(denoise, batch["x"][i].numpy(), batch["noise"][i].numpy(), lower, ladder[index + 1])
+        assert values[i].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_levels_double_as_the_oracle_has_them() -> None:
+    for first, last, steps in ((10, 1280, 400), (2, 64, 97), (5, 5, 10), (10, 100, 50), (4, 6, 30)):
+        made, stage = method("ict", grid=8, first=first, last=last), Stage("consistency", steps, frozenset())
+        for step in range(steps):
+            assert made.count(context(stage, step)) == more.ict_count(step, steps, first, last), (first, last, step)
+
+
 def test_multistep_sampling_is_the_oracles() -> None:
     shape, model = (3,), double((3,), 4)
     noise = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -244,9 +280,17 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
     assert built.roles["student"].sampling == Sampling("ddim", 1)
 
 
+#: Of those whose parameters name a module of the network, the toy's.
+AT = {name: {"at": "net.body"} for name in ("meanflow", "shortcut")}
+EVERY = sorted(name for name in METHODS if isinstance(METHODS[name], type) and issubclass(METHODS[name], FewStep))
+#: Whose stages, roles and modules are those of another: of `ect`, `dmd2`, `shortcut`.
+RELATED = {"ict", "moment_matching", "sid", "meanflow"}
+
+
 def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
-    for name in ("progressive", "consistency", "ect", "dmd2", "scm"):
-        built = engine(tmp_path / name, name)
+    for name in EVERY:
+        more = {"finest": 16} if name == "shortcut" else {"pairs": 6} if name == "reflow" else {}
+        built = engine(tmp_path / name, name, **AT.get(name, {}), **more)
         source = built.source
         batch = source.collate([source.sample(i, 0) for i in range(6)])
         built.method.begin(built.method.stages()[0], built.roles, batch)
@@ -254,17 +298,21 @@ def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "width"), [
-    *((name, 12) for name in ("progressive", "consistency", "ect", "dmd2", "scm")),
+    *((name, 12) for name in EVERY if name not in RELATED),
     ("consistency", 5),
-    *(pytest.param(name, 5, marks=pytest.mark.full) for name in ("progressive", "ect", "dmd2", "scm")),
+    *(pytest.param(name, 12, marks=pytest.mark.full) for name in sorted(RELATED)),
+    *(pytest.param(name, 5, marks=pytest.mark.full) for name in EVERY if name != "consistency"),
 ])  # fmt: skip
 def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, width: int) -> None:
     """A student of another width learns features first, and takes the teacher's place in its own shape."""
     more = {"width": width, "features": 3 if width != 12 else 0, "classes": 2, "dropout": 0.3, "steps": 3}
-    if name != "progressive":
+    if name not in ("progressive", "reflow", *AT):
         more["grid"] = 8
-    if name == "dmd2":
-        more |= {"critic": 2, "gan": 0.1, "at": "net.body"}
+    more |= {
+        "dmd2": {"critic": 2, "gan": 0.1, "at": "net.body", "divergence": "jeffreys"}, "sid": {"critic": 2},
+        "moment_matching": {"critic": 2, "steps": 2}, "reflow": {"pairs": 9, "rounds": 2, "distil": 0.0},
+        "shortcut": {"finest": 16},
+    }.get(name, {}) | AT.get(name, {})  # fmt: skip
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total
     expected = weights(whole)

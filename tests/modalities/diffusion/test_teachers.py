@@ -176,7 +176,7 @@ def test_other_processes_are_named() -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("sd", "without text_encoder and tokenizer"), ("sd3", "SD3Transformer2DModel"),
+        ("sd", "without text_encoder, tokenizer"), ("sd3", "without text_encoder, text_encoder_2"),
         ("train_ckpt", "checkpoint-500"),
     ],
 )  # fmt: skip

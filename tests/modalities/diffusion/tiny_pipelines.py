@@ -14,14 +14,17 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
     LDMPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 #: Pixels of an image's side, and of a latent's.
 SIDE, LATENT = 16, 8
@@ -35,18 +38,21 @@ def tokenizer(length: int = 16) -> CLIPTokenizer:
     return CLIPTokenizer({word: i for i, word in enumerate(vocabulary)}, [], model_max_length=length)
 
 
-def text_encoder(width: int = 16, length: int = 16) -> CLIPTextModel:
-    return CLIPTextModel(
+def text_encoder(width: int = 16, length: int = 16, *, projected: bool = False) -> Any:
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(
         CLIPTextConfig(
             vocab_size=54, hidden_size=width, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
             max_position_embeddings=length, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            projection_dim=width,
         )
     )  # fmt: skip
 
 
 def _codec(kind: Any, channels: int, **more: Any) -> Any:
     return kind(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=channels, norm_num_groups=8, sample_size=SIDE, **more,
     )  # fmt: skip
 
@@ -93,6 +99,22 @@ def transformer(folder: Path, classes: int = 3) -> Path:
     return _saved(DiTPipeline(net, _codec(AutoencoderKL, 4), scheduler()), folder)
 
 
+def flowing(folder: Path) -> Path:
+    """A StableDiffusion3Pipeline without its largest text encoder."""
+    net = SD3Transformer2DModel(
+        sample_size=LATENT, patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32,
+        pos_embed_max_size=16,
+    )  # fmt: skip
+    codec = _codec(AutoencoderKL, 4, shift_factor=0.1, scaling_factor=1.5)
+    made = StableDiffusion3Pipeline(
+        transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=codec,
+        text_encoder=text_encoder(projected=True), tokenizer=tokenizer(), text_encoder_2=text_encoder(projected=True),
+        tokenizer_2=tokenizer(), text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    return _saved(made, folder)
+
+
 def _saved(pipeline: Any, folder: Path) -> Path:
     for part in pipeline.components.values():  # weights at which every input tells
         if isinstance(part, torch.nn.Module):
@@ -102,7 +124,9 @@ def _saved(pipeline: Any, folder: Path) -> Path:
     return folder
 
 
-KINDS: dict[str, Callable[[Path], Path]] = {"stable": stable, "unconditional": unconditional, "transformer": transformer}
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "stable": stable, "unconditional": unconditional, "transformer": transformer, "flowing": flowing,
+}  # fmt: skip
 
 
 def images(folder: Path, count: int = 36) -> Path:

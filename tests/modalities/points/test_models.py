@@ -79,7 +79,7 @@ def test_an_image_has_the_same_logits_alone_and_in_a_batch(name: str, channels: 
 def test_no_model_has_batch_statistics(name: str) -> None:
     model = build(name, 5)
     assert not [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert model.classes == CLASSES and model.view in ("range", "image", "points")
+    assert model.classes == CLASSES and model.view in ("range", "image", "points", "pillars")
 
 
 @pytest.mark.parametrize(("name", "channels"), [("range_unet", 5), ("image_unet", 3)])

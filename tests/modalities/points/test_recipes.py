@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,7 +37,7 @@ def test_a_recipe_fits_its_models_and_its_terms(path: Path) -> None:
     for key in ("unlabelled", "real", *recorded):
         content.pop(key, None)
     data = PointsData.model_validate(content)
-    made = PointsAdapter(data, Streams(recipe.seed), recipe.train.batch_size)
+    made: Any = PointsAdapter.of(data)(data, Streams(recipe.seed), recipe.train.batch_size)
     objective = Objective(recipe.objective)
     for role_plan in (one for one in role_plans(loaded, made) if one.role in ("teacher", "student")):
         role, model = role_plan.role, build(made, loaded, role_plan, Streams(recipe.seed))
@@ -67,9 +68,9 @@ def test_methods_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("what", "names"), [
     ("modalities", {"points"}),
-    ("models", {"range_unet", "image_unet", "point_transformer", "voxel_unet"}),
+    ("models", {"range_unet", "image_unet", "point_transformer", "voxel_unet", "centerpoint_pillar"}),
     ("datasets", {"simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"}),
-    ("recipes", {"smoke/points", "points/beams", "points/camera"}),
+    ("recipes", {"smoke/points", "points/beams", "points/camera", "points/detection"}),
 ])  # fmt: skip
 def test_the_room_is_listed(what: str, names: set[str], capsys: Capture) -> None:
     assert call(["list", what, "--json"]) == 0

@@ -6,15 +6,20 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
+import indexed_worker
 import numpy as np
 import pytest
 import soundfile as sf
+from killed_runs import command, run, said
+from launch import FORKS
+from safetensors.torch import load_file
 
 from xmodal_kd.modalities.speech.data import indexed
 from xmodal_kd.modalities.speech.data.corpora import SpeechData, build_tokens, utterances
 from xmodal_kd.modalities.speech.data.indexed import Indexed, open_manifest
-from xmodal_kd.modalities.speech.data.manifests import read_manifest
+from xmodal_kd.modalities.speech.data.manifests import DIGITS, read_manifest
 from xmodal_kd.modalities.speech.data.source import SpeechSource
 from xmodal_kd.runtime import mapped_columns
 from xmodal_kd.runtime.errors import UserError
@@ -199,3 +204,80 @@ def test_what_was_worked_out_is_kept_for_what_it_was_worked_out_of(by_index: Pat
     assert (count(found)[0], count(found.chosen(np.arange(4)))[0]) == (20, 4)
     again = mapped_columns.Columns.of(found.columns.folder or Path())
     assert Indexed(found.file, again).remembered("lines", lambda: np.array([0]))[0] == 20
+
+
+# Resume
+
+
+def heard(folder: Path, large: int, start: int = 0, kill_behind: int | None = None) -> list[Any]:
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=indexed_worker.told, args=(theirs, folder, folder / "user", start, large))
+    process.start()
+    theirs.close()
+    found = []
+    try:
+        while True:
+            found.append(ours.recv())
+            if found[-1][0] == kill_behind:
+                process.kill()
+                break
+    except EOFError:
+        pass
+    process.join(100)
+    return found
+
+
+def test_who_is_killed_within_an_epoch_goes_on_with_the_next_sample(by_index: Path) -> None:
+    """Seven batches an epoch; the index that the killed one made is found by the next."""
+    for split in ("train", "dev", "test"):
+        lines = []
+        for i in range(27 if split == "train" else 4):
+            sf.write(by_index / f"{split}{i}.wav", np.random.default_rng(i).normal(0, 0.1, 4000 + 200 * i), 16000)
+            lines.append(
+                json.dumps({"audio_filepath": f"{split}{i}.wav", "text": WORDS[i % 5], "duration": 0.25 + i / 80})
+            )
+        (by_index / f"{split}.jsonl").write_text("\n".join(lines))
+    whole = heard(by_index, 1 << 40)
+    before = heard(by_index, 0, kill_behind=3)
+    assert [step for step, *_ in before] == [0, 1, 2, 3] and len(whole) == 12
+    assert list((by_index / "user" / "xmodal-kd" / "columns").glob("*/seconds.npy"))
+    assert before + heard(by_index, 0, start=4) == whole
+
+
+RECIPE = """
+modality: speech
+seed: 5
+data:
+  {{sources: manifest, path: {data}, features: {{sample_rate: 8000, mels: 40}}}}
+teacher: {{path: {root}/assets/teachers/speech}}
+student: {{model: conv, params: {{width: 4}}}}
+objective: [{{loss: ctc}}, {{loss: kd}}]
+train: {{steps: 10, batch_size: 8, workers: 2, eval_every: 10, checkpoint_every: 3}}
+trackers: []
+"""
+
+
+@pytest.mark.full
+def test_a_run_that_is_killed_within_an_epoch_ends_as_one_without_an_index(tmp_path: Path, digits: Path) -> None:
+    """Lines are long, so that the manifest has an index by itself."""
+    at, cache = indexed_worker.at, tmp_path / "user"
+    for kind, note in (("short", ""), ("long", "x" * 600_000)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "recipe.yaml").write_text(
+            RECIPE.format(data=tmp_path / kind, root=Path(__file__).parents[3])
+        )
+        for split, voice, most in (("train", "anna", 80), ("dev", "duncan", 10), ("test", "edith", 10)):
+            files = sorted((digits / "recordings").glob(f"*_{voice}_*.wav"))
+            texts = {str(file): DIGITS[int(file.name[0])] for file in [*files[::-3], *files][: 2 * most]}
+            lines = [{"audio_filepath": file, "text": text, "note": note} for file, text in texts.items()]
+            (tmp_path / kind / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert said(command(tmp_path / "short/recipe.yaml", whole), at, cache)[0] == 0
+    assert not (cache / "xmodal-kd" / "columns").exists()
+    last = out / "checkpoints" / "student" / "step-00000006"
+    assert run(command(tmp_path / "long/recipe.yaml", out), at, cache, last) == -9 and last.exists()
+    assert said(command(tmp_path / "long/recipe.yaml", out, "--resume"), at, cache)[0] == 0
+    for role in ("control", "student"):
+        one, other = (load_file(path / role / "model.safetensors") for path in (whole, out))
+        assert all(one[name].equal(other[name]) for name in one)
+    assert list((cache / "xmodal-kd" / "columns").glob("*/seconds.npy"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from xmodal_kd.runtime import bounded_files
 from xmodal_kd.runtime.errors import UserError
 
 from ..classes import EIGHT, Classes
-from ..frame import Camera, Frame, Picture, Scan
+from ..frame import Box, Camera, Frame, Picture, Scan
 
 #: Bytes of a record, by the end of a file's name; the longer names first.
 RECORDS = {".pcd.bin": 20, ".bin": 16, ".label": 4}
@@ -68,6 +69,10 @@ class Reader(Protocol):
 
     def labelled(self, i: int) -> bool:
         """Whether the points of frame `i` have labels."""
+        ...
+
+    def boxed(self, i: int) -> bool:
+        """Whether the things in frame `i` have boxes."""
         ...
 
 
@@ -202,6 +207,13 @@ def in_view(camera: Camera, scan: Scan) -> npt.NDArray[np.bool_]:
         (depth > 0) & (uv >= 0).all(axis=1) & (uv < (camera.width, camera.height)).all(axis=1)
     )
     return inside
+
+
+def counted(boxes: tuple[Box, ...] | None, scan: Scan) -> tuple[Box, ...] | None:
+    """Boxes with the number of points in each."""
+    if boxes is None:
+        return None
+    return tuple(replace(box, points=int(box.inside(scan.xyz).sum())) for box in boxes)
 
 
 def files(folder: Path, suffix: str) -> list[Path]:

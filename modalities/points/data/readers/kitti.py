@@ -18,6 +18,8 @@ from .base import Matrix
 SPLITS = ("training", "testing")
 #: A label's words: type, truncation, occlusion, alpha, image box (4), height, width, length, x, y, z, yaw.
 WORDS = 15
+#: Of easy, moderate and hard: pixels of height that a box must be above, the most occlusion and truncation.
+LEVELS = ((40, 0, 0.15), (25, 1, 0.3), (25, 2, 0.5))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Kitti:
             taken = (base.photograph(path, calibration.intrinsics, calibration.lidar_to_camera, scan),)
         labels = part / "label_2" / f"{name}.txt"
         boxes = read_boxes(labels, calibration.lidar_to_rectified) if labelled else None
-        return Frame(self.keys[i], scan, pictures=taken, boxes=boxes)
+        return Frame(self.keys[i], scan, pictures=taken, boxes=base.counted(boxes, scan))
 
     def files(self, i: int, pictures: bool = True) -> list[Path]:
         part, name = self._frames[i]
@@ -81,6 +83,10 @@ class Kitti:
 
     def labelled(self, i: int) -> bool:
         return False
+
+    def boxed(self, i: int) -> bool:
+        part, name = self._frames[i]
+        return (part / "label_2" / f"{name}.txt").is_file()
 
     @staticmethod
     def _has(part: Path, kind: str) -> bool:
@@ -129,5 +135,13 @@ def read_boxes(path: Path, lidar_to_rectified: Matrix) -> tuple[Box, ...]:
         centre = (to_lidar @ (x, y - height / 2, z, 1))[:3]
         ahead = to_lidar[:3, :3] @ (np.cos(turn), 0, -np.sin(turn))
         yaw = float(np.arctan2(ahead[1], ahead[0]))
-        boxes.append(Box(words[0], (centre[0], centre[1], centre[2]), (length, width, height), yaw))
+        place = (float(centre[0]), float(centre[1]), float(centre[2]))
+        level = _level(*base.numbers(" ".join(words[1:8]), (1, 7), where)[0])
+        boxes.append(Box(words[0], place, (length, width, height), yaw, level=level))
     return tuple(boxes)
+
+
+def _level(truncation: float, occlusion: float, _: float, left: float, top: float, right: float, bottom: float) -> int:
+    """The first level that asks for a box: each asks for those of the one before."""
+    missed = [bottom - top <= h or occlusion > o or truncation > t for h, o, t in LEVELS]
+    return sum(missed)

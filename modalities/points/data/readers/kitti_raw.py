@@ -64,6 +64,9 @@ class KittiRaw:
     def labelled(self, i: int) -> bool:
         return False
 
+    def boxed(self, i: int) -> bool:
+        return False
+
 
 def read_raw_calibration(drive: Path) -> tuple[Matrix, Matrix, str | None]:
     """Intrinsics and LiDAR to camera 2, and a warning if the projection lacks camera 2's baseline.

@@ -62,6 +62,9 @@ class NuScenes:
     def labelled(self, i: int) -> bool:
         return self._masked[i]
 
+    def boxed(self, i: int) -> bool:
+        return "instances" in self._described(i)[1]
+
     def _described(self, i: int) -> tuple[Path, Any]:
         path = self._folders[i] / DESCRIPTION
         return path, parse_json(base.read_text(path), path)
@@ -88,7 +91,7 @@ class NuScenes:
             lidar_to_camera = base.rigid(seen[:3, :3], seen[:3, 3], f"{where} lidar2cam")
             lidar_to_camera[:3, :3] = lidar_to_camera[:3, :3] @ NUSCENES_TURN.T
             taken.append(base.photograph(folder / _get(image, path, "file"), intrinsics, lidar_to_camera, scan))
-        return Frame(self.keys[i], scan, pictures=tuple(taken), boxes=_boxes(content, path))
+        return Frame(self.keys[i], scan, pictures=tuple(taken), boxes=base.counted(_boxes(content, path), scan))
 
 
 def with_mask(scan: Scan, path: Path, classes: Classes) -> Scan:

@@ -61,6 +61,9 @@ class RangeImages:
     def labelled(self, i: int) -> bool:
         return bool(self.classes)
 
+    def boxed(self, i: int) -> bool:
+        return False
+
 
 def _check(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """`UserError` for an array that is missing, of another shape or kind; ``label`` may be missing."""

@@ -74,6 +74,9 @@ class SemanticKitti:
     def labelled(self, i: int) -> bool:
         return self._frames[i][0].labelled
 
+    def boxed(self, i: int) -> bool:
+        return False
+
     def _open(self, folder: Path) -> Sequence:
         posed, photographed = (folder / "poses.txt").is_file(), (folder / "image_2").is_dir()
         labelled = (folder / "labels").is_dir()

@@ -48,8 +48,8 @@ def simulate(
         rng = Streams(seed).numpy("noise", family, index, age)
         pose = world.pose(time, sensor.height)
         scene = Scene(world.mesh(time))
-        scan, seen = _scan(scene, sensor, pose, world.moving, rng)
-        boxes = world.boxes(time, pose, seen)
+        scan, (seen, points) = _scan(scene, sensor, pose, world.moving, rng)
+        boxes = world.boxes(time, pose, seen, points)
         key = f"{family}-{index:06d}" + (f"-{age}" if age else "")
         pictures: tuple[Picture, ...] = ()
         if camera is not None:
@@ -61,8 +61,8 @@ def simulate(
 
 def _scan(
     scene: Scene, sensor: Sensor, pose: Float[np.ndarray, "4 4"], moving: np.ndarray, rng: np.random.Generator
-) -> tuple[Scan, np.ndarray]:
-    """One turn of the sensor, and the numbers of the things that it saw."""
+) -> tuple[Scan, tuple[np.ndarray, np.ndarray]]:
+    """One turn of the sensor, and the numbers of the things that it saw, with how many points lie on each."""
     rays = sensor.rays().reshape(-1, 3)
     directions = rays @ pose[:3, :3].T.astype(np.float32)
     distance, face, normal = scene.cast(pose[:3, 3], directions)
@@ -89,4 +89,4 @@ def _scan(
         labels=mesh.label[face].astype(np.int64),
         moving=np.append(moving, False)[thing],  # thing -1 is the last: no thing
     )
-    return scan, np.unique(thing[thing >= 0])
+    return scan, np.unique(thing[thing >= 0], return_counts=True)

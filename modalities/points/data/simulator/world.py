@@ -23,6 +23,9 @@ from .street import SPAN, Street
 from .surroundings import Greenery, borders, houses, poles
 from .traffic import driving, parked, walkers
 
+#: Points on a thing, at least, that is easy, moderate, hard to find: a level of the simulator's own.
+LEVELS = (50, 15, 5)
+
 
 class World:
     """A street, its surroundings and its traffic.
@@ -98,13 +101,20 @@ class World:
         pose[:3, 3] = place[0] + height * pose[:3, 2]
         return pose
 
-    def boxes(self, time: float, pose: Float[np.ndarray, "4 4"], numbers: np.ndarray) -> tuple[Box, ...]:
-        """Boxes of the things of these numbers at `time`, in the frame of a sensor at `pose`."""
+    def boxes(
+        self, time: float, pose: Float[np.ndarray, "4 4"], numbers: np.ndarray, points: np.ndarray
+    ) -> tuple[Box, ...]:
+        """Boxes of the things of these `numbers` (ascending) at `time`, in the frame of a sensor at `pose`.
+
+        Args:
+            points: how many of the sensor's lie on each; they decide the level (`LEVELS`), as there is no photograph.
+        """
         turn = np.arctan2(pose[1, 0], pose[0, 0])
         found = []
         for group in self.things:
             first = group.first or 0
-            seen = numbers[(numbers >= first) & (numbers < first + len(group))] - first
+            mine = (numbers >= first) & (numbers < first + len(group))
+            seen, hits = numbers[mine] - first, points[mine]
             if not len(seen):
                 continue
             part = group[seen]
@@ -113,8 +123,8 @@ class World:
             centre = (place + [0, 0, 0.5] * size - pose[:3, 3]) @ pose[:3, :3]
             angle = (yaw - turn + np.pi) % (2 * np.pi) - np.pi
             found += [
-                Box(group.label, (c[0], c[1], c[2]), (e[0], e[1], e[2]), a)
-                for c, e, a in zip(centre.tolist(), size.tolist(), angle.tolist(), strict=True)
+                Box(group.label, (c[0], c[1], c[2]), (e[0], e[1], e[2]), a, n, sum(n < least for least in LEVELS))
+                for c, e, a, n in zip(centre.tolist(), size.tolist(), angle.tolist(), hits.tolist(), strict=True)
             ]
         return tuple(found)
 

@@ -1,0 +1,241 @@
+"""Boxes of things: points in pillars to rows of cells of the ground, centre heads, AP, students of fewer beams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
+from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import Registry
+from xmodal_kd.signals.capture import capture, only_call
+from xmodal_kd.signals.signals import Layout, Signals
+
+from ..data.augment_config import MOVES
+from ..data.config import PointsData, View
+from ..evaluate.detection import DetectionTally
+from ..export.card import about_detector
+from ..export.detector_onnx import export
+from ..export.saved_folder import check_classes, load_card, load_model, save_model
+from ..models import MODELS, CenterPointPillar
+from ..models.decoding import Found, found
+from ..models.pillars import Answer
+from ..show.boxes import glimpse, overview, show
+from ..views.detection_source import DetectionSource
+from ..views.ground import CODE, Ground, matched, shifts, targets
+from ..views.views import CHANNELS
+
+#: The module whose output is boxes, which change from cell to cell.
+BOXES = "boxes"
+
+
+class DetectionAdapter(Adapter):
+    """Teacher and student look for the things of a moment, each in its own pillars, and meet on the student's cells.
+
+    A row is a cell of the ground. ``logits`` are the heat of each class, ``boxes`` (a module's output) the box that a
+    cell says. Beside them ``labels``, the heat that is right, ``box_labels`` on the cells that hold a centre, and two
+    signals to weigh rows by: ``foreground`` (the largest right heat) and ``centre`` (1 where a centre is).
+    """
+
+    Data: ClassVar[type[PointsData]] = PointsData
+    models: ClassVar[Registry[Any]] = MODELS
+    gives: ClassVar[frozenset[str]] = frozenset({"logits", "regression", "features"})
+    metric: ClassVar[tuple[str, bool]] = ("map", False)
+    quick_export: ClassVar[bool] = False
+
+    def __init__(self, data: PointsData, streams: Streams, batch_size: int) -> None:
+        self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.classes = data.detection.names
+        self._sources: dict[str, DetectionSource] = {}
+        if data.sources != "simulator":
+            for split in ("train", "dev", "test"):
+                self.data(split)
+
+    def data(self, split: str) -> DetectionSource:
+        if split not in self._sources:
+            self._sources[split] = DetectionSource(self.config, split, self.streams, self.batch_size)
+        return self._sources[split]
+
+    # ---------------------------------------------------------------- models
+
+    def view(self, role: str) -> View:
+        return self.config.view(role)
+
+    def ground(self, role: str) -> Ground:
+        """The cells of what a role answers."""
+        return Ground.of(self.config.detection, self.view(role).cell, CenterPointPillar.merged)
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
+        kind = MODELS[model]
+        if kind.view != "pillars":
+            raise UserError(f"{role}: model {model!r} sees {kind.view}, and data.task detection needs one of pillars")
+        config = kind.Config.model_validate(params)
+        built = kind(config, channels=CHANNELS["pillars"], classes=len(self.classes))
+        built.card = {"model": model, "params": config.model_dump(mode="json")}
+        return built
+
+    def load(self, role: str, folder: Path) -> nn.Module:
+        model, card = load_model(folder, detects=True)
+        check_classes(folder, card, self.classes)
+        view, key = self.view(role), f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
+        for name in ("cell", "beams", "sweeps"):
+            asked, trained = getattr(view, name), getattr(card.view, name)
+            if name == "beams":
+                asked, trained = asked or self.config.lidar.beams, trained or card.lidar.beams
+            if asked != trained:
+                raise UserError(
+                    f"{folder}: this {role} was trained with {name} {trained}, {key}.{name} says {asked}: "
+                    "make them agree"
+                )
+        model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
+        return model
+
+    def class_names(self, role: str) -> Sequence[str]:
+        return self.classes
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        card: Mapping[str, Any] = model.card  # type: ignore[assignment]
+        save_model(folder, model, {
+            **card, "channels": CHANNELS["pillars"], "classes": self.classes, "view": self.view(role),
+            "image": self.config.image, "sensor": self.config.sensor, "role": role,
+            "detection": self.config.detection,
+        })  # fmt: skip
+
+    # ---------------------------------------------------------------- signals
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """``logits`` and captured features on the student's cells, or, of a teacher that learns, on its own.
+
+        Beside them what the frames' boxes say of these cells; of a frame whose labels may not be looked at, nothing.
+        """
+        ours = self.ground(role if is_teacher(role) and model.training else "student")
+        theirs, items = self.ground(role), len(batch["keys"])
+        device = batch["seen"]["student"]["points"].device
+        layout = Layout.dense("pixel", items, ours.shape, device)
+        out = Signals(batch["ids"])
+        for name, maps in self._maps(model, _seen(role, batch), features).items():
+            rows = _as_rows(name, maps, theirs.shape)
+            out.add(name, rows if ours == theirs else _brought(name, rows, theirs, ours, items), layout)
+        known = batch.get("labelled", torch.ones(items, dtype=torch.bool)).tolist()
+        boxes = [some if here else some[:0] for some, here in zip(batch["boxes"], known, strict=True)]
+        numbers = [some if here else some[:0] for some, here in zip(batch["numbers"], known, strict=True)]
+        right = targets(boxes, numbers, ours, len(self.classes))
+        heat, code, centre = (x.to(device) for x in (right.heat, right.code, right.centre))
+        out.add("labels", heat, layout)
+        out.add("box_labels", code, Layout("pixel", centre, layout.item, items, ours.shape))
+        out.add("foreground", heat.amax(dim=1), layout)
+        return out.add("centre", centre.float(), layout)
+
+    def _maps(self, model: nn.Module, seen: Mapping[str, Any], features: Sequence[str]) -> dict[str, Tensor]:
+        with capture(model, features) as taken:
+            answer: Answer = model(seen["points"], seen["cell"], seen["shape"])
+        return {"logits": answer.heat} | {name: only_call(name, calls) for name, calls in taken.items()}
+
+    def views_differ(self) -> str | None:
+        moved = [name for name in MOVES["pillars"] if getattr(self.config.augment, name)]
+        return f"data.augment.{moved[0]} moves rows: leave it out" if moved else None
+
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> Answer:
+        seen = _seen(role, batch)
+        given: Answer = model(seen["points"], seen["cell"], seen["shape"])
+        return given
+
+    def found(self, role: str, model: nn.Module, batch: Batch) -> list[Found]:
+        """The boxes that a role finds in each frame of a batch."""
+        with torch.no_grad():
+            return found(self.answer(role, model, batch), self.ground(role))
+
+    # ---------------------------------------------------------------- evaluation and export
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
+        """On all things to find, whatever of them a role's own view shows: so that roles compare.
+
+        A frame's score is 1 - its own mAP over the classes that it holds; their mean is not the mAP of all frames.
+        """
+        source = self.data(split)
+        tally, keys = DetectionTally(self.config.detection), list[str]()
+        for batch in batches(source, next(model.parameters()).device):
+            finds = self.found(role, model, batch)
+            for index, key, one in zip(batch["ids"].tolist(), batch["keys"], finds, strict=True):
+                moment = source.moment(index)
+                tally.add(moment.things, one, moment.camera)
+                keys.append(key)
+        scores = [Score(key, split, tally.errors(i), 1.0) for i, key in enumerate(keys)]
+        return Evaluation(tally.metrics(), [score for score in scores if np.isfinite(score.errors)])
+
+    def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
+        return overview(self, models, folder)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self, models)
+
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        return glimpse(self, role, model)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about_detector(load_card(folder, detects=True))
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        return export(model, folder)
+
+    def traps(self, batch: Batch) -> Iterator[Any]:
+        """Frames without a thing to find."""
+        empty = [key for key, boxes in zip(batch["keys"], batch["boxes"], strict=True) if not len(boxes)]
+        if empty:
+            said = f"{empty[0]}: nothing to find ({len(empty)} of {len(batch['keys'])} frames)"
+            yield "warn", said, "look at data.detection: its range, its classes and the points that a box must hold"
+
+    def describe(self) -> Mapping[str, Any]:
+        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+def batches(source: DetectionSource, device: torch.device) -> Iterator[Batch]:
+    """All samples of a split in order, as they are."""
+    for start in range(0, len(source), source.batch_size):
+        made = source.collate([source.clean(i) for i in range(start, min(start + source.batch_size, len(source)))])
+        yield made | {"seen": {role: _moved(seen, device) for role, seen in made["seen"].items()}}
+
+
+def _moved(seen: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in seen.items()}
+
+
+def _seen(role: str, batch: Batch) -> Mapping[str, Any]:
+    """What of a batch a role is given."""
+    found: Mapping[str, Any] = batch["seen"].get(role) or batch["seen"]["teacher" if is_teacher(role) else "student"]
+    return found
+
+
+def _as_rows(name: str, maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``(rows, c)`` of maps ``(b, c, h, w)`` of any resolution: the mean of finer cells, the coarser cell's value."""
+    if maps.ndim != 4:
+        raise UserError(f"module {name!r} gives {tuple(maps.shape)}: a feature of a detector here is (b, c, h, w)")
+    if tuple(maps.shape[2:]) != shape:
+        finer = maps.shape[2] > shape[0]
+        maps = F.adaptive_avg_pool2d(maps, shape) if finer else F.interpolate(maps, size=shape, mode="nearest")
+    return rearrange(maps, "b c h w -> (b h w) c")
+
+
+def _brought(name: str, rows: Tensor, theirs: Ground, ours: Ground, items: int) -> Tensor:
+    """A teacher's rows on the student's cells; a box's place is said from the cell's own centre."""
+    match = matched(theirs, ours, items).to(rows.device)
+    if name == BOXES and rows.shape[1] == CODE:
+        each = rows[match.source]
+        rows = torch.cat([each[:, :2] + shifts(theirs, ours, match).to(each), each[:, 2:]], dim=1)
+        pairs = torch.arange(len(match), device=rows.device)
+        match = replace(match, source=pairs, sources=tuple(torch.bincount(match.item, minlength=items).tolist()))
+    return match.gather(rows)[0]
+
+
+__all__ = ["DetectionAdapter", "batches"]

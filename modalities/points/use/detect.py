@@ -1,0 +1,186 @@
+"""A saved detector: the boxes of the things in a scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from xmodal_kd.adapter.hub import fetched
+from xmodal_kd.runtime.checkpoint import write_json
+from xmodal_kd.runtime.errors import UserError
+
+from ..data.files import read_points
+from ..data.frame import Camera, Frame, Scan
+from ..data.kitti_labels import lines, rectangles, write_lines
+from ..data.readers.base import read_rgb
+from ..data.readers.kitti import read_object_calibration
+from ..evaluate.whole_scan import VEHICLE
+from ..export.saved_folder import load_model
+from ..models.decoding import Found, found
+from ..show.boxes import from_above
+from ..show.pictures import write_picture
+from ..views.detection_source import side
+from ..views.ground import Ground, pillars
+from ..views.views import seen_scan
+from .output import stem
+from .segment import prepared
+from .unlike import unlike
+
+#: What KITTI calls our classes; others keep their names.
+NAMES = {"car": "Car", "truck": "Truck", "van": "Van", "cyclist": "Cyclist", "person": "Pedestrian"}
+NAMES |= {"pedestrian": "Pedestrian", "tram": "Tram"}
+#: Height and width of KITTI's photographs, where there is none beside the scan.
+PHOTOGRAPH = (375, 1242)
+FORMATS = ("kitti", "json")
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What a detector makes of a scan.
+
+    Attributes:
+        found: its boxes, the surest first, in the scan's own axes and metres.
+        xyz: ``(n, 3)`` the points that the detector was given.
+        notes: what was done to the scan so that the detector could see it, and how it is unlike what it learned.
+    """
+
+    found: Found
+    xyz: Float[np.ndarray, "n 3"]
+    notes: tuple[str, ...] = ()
+
+
+class Detector:
+    """Detects with what a run left in a folder, and with nothing else.
+
+    Args:
+        device: that the model runs on.
+
+    Raises:
+        UserError: the folder is not a saved detector.
+    """
+
+    def __init__(self, folder: Path | str, device: str = "cpu") -> None:
+        self.model, self.card = load_model(Path(folder), detects=True)
+        self.model.to(device)
+        self.device, self.classes, self.view, self.sensor = device, self.card.classes, self.card.view, self.card.lidar
+        assert self.card.detection is not None
+        self.detection = self.card.detection
+        self.ground = Ground.of(self.detection, self.view.cell)
+        self.cells = Ground.of(self.detection, self.view.cell, getattr(self.model, "merged", 1))
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, revision: str | None = None, *, device: str = "cpu") -> Detector:
+        """Of a folder, or of a repository of the Hugging Face Hub (``owner/name``), which is fetched once and kept.
+
+        Args:
+            revision: a branch, a tag or a commit of the repository.
+        """
+        return cls(fetched(name, revision), device)
+
+    def detect(self, scan: Scan, *, beams: int | None = None, least: float = 0.3) -> Detected:
+        """The boxes of the things in a scan.
+
+        Args:
+            scan: as the sensor saw it, with all beams; those that the model was not trained on are left out.
+            beams: lasers of the sensor, where the scan does not know its rings; None: as many as the sensor has that
+                the model was trained on.
+            least: score of a box, from 0 to 1.
+
+        Raises:
+            UserError: no point lies where the detector looks, or rings cannot be found.
+        """
+        there = scan[scan.there & (scan.distance >= VEHICLE)]
+        if not len(there):
+            raise UserError(f"none of the scan's {len(scan)} points lies beyond {VEHICLE:g} m: nothing to detect in")
+        ready, notes = prepared(there, self.view, self.sensor, beams)
+        seen, _ = seen_scan([Frame("scan", ready)], self.view.model_copy(update={"sweeps": 1}))
+        points, cell = pillars(seen.xyz, self.ground)
+        if not len(points):
+            x0, y0, x1, y1 = self.detection.range
+            raise UserError(
+                f"no point lies where the detector looks, {x0:g} to {x1:g} m ahead and {y0:g} to {y1:g} m to the left"
+            )
+        given = side([(points, cell)], self.ground)
+        with torch.no_grad():
+            answer = self.model(given["points"].to(self.device), given["cell"].to(self.device), given["shape"])
+        boxes = found(answer, self.cells, least=least)[0]
+        return Detected(boxes, seen.xyz, notes + unlike(there, self.view, self.sensor))
+
+
+def process(
+    detector: Detector, path: Path, out: Path, *, beams: int | None = None, least: float = 0.3, below: Path = Path(),
+    form: str = "kitti",
+) -> dict[str, Any]:  # fmt: skip
+    """Detect in one file and write ``NAME.txt`` (KITTI's lines) or ``NAME.json``, and ``NAME.png``, from above.
+
+    Where the scan lies in a folder ``velodyne`` with ``calib`` beside it, the lines are in its camera's frame, of what
+    its photograph shows, as the benchmark wants them; else in the LiDAR's own place, with axes as a camera's.
+
+    Returns:
+        What ``--json`` prints: ``path``, ``points``, ``boxes`` (name, score, centre, size, yaw in the LiDAR's frame),
+        ``txt`` or ``json``, ``png``, ``notes``.
+
+    Raises:
+        UserError: a file is missing or broken, or the detector cannot see it.
+    """
+    scan = read_points(path)
+    seen = detector.detect(scan, beams=beams, least=least)
+    some, name = seen.found, out / below / stem(path)
+    said = {
+        "path": str(path), "points": len(scan),
+        "boxes": [
+            {"name": detector.classes[number], "score": round(float(score), 4), "centre": _rounded(box[:3]),
+             "size": _rounded(box[3:6]), "yaw": round(float(box[6]), 4)}
+            for box, number, score in zip(some.boxes, some.numbers.tolist(), some.scores, strict=True)
+        ],
+    }  # fmt: skip
+    notes, written = list(seen.notes), {}
+    if form == "json":
+        write_json(name.with_name(f"{name.name}.json"), said | {"notes": notes})
+        written["json"] = str(name.with_name(f"{name.name}.json"))
+    else:
+        rectified, camera = calibrated(path)
+        if rectified is None:
+            notes.append("no calib beside its folder velodyne: the lines are of the LiDAR's place, not of a camera's")
+        shown = some if camera is None else some[in_photograph(some, camera)]
+        if len(shown) < len(some):
+            notes.append(
+                f"{len(some) - len(shown)} boxes outside the photograph are not in the text: it is its camera's"
+            )
+        names = [NAMES.get(detector.classes[i], detector.classes[i]) for i in shown.numbers.tolist()]
+        text = lines(shown.boxes, names, shown.scores, rectified=rectified, camera=camera)
+        written["txt"] = str(write_lines(name.with_name(f"{name.name}.txt"), text))
+    drawn = from_above(seen.xyz, some.boxes[:0], some, detector.detection.range)
+    png = write_picture(name.with_name(f"{name.name}.png"), drawn)
+    return said | written | {"png": str(png), "notes": notes}
+
+
+def calibrated(scan: Path) -> tuple[np.ndarray | None, Camera | None]:
+    """Of a scan in KITTI's layout: from the LiDAR to the rectified camera, and camera 2."""
+    folder = scan.resolve().parent
+    path = folder.parent / "calib" / f"{stem(scan)}.txt"
+    if folder.name != "velodyne" or not path.is_file():
+        return None, None
+    calibration = read_object_calibration(path)
+    photograph = path.parents[1] / "image_2" / f"{path.stem}.png"
+    height, width = read_rgb(photograph).shape[:2] if photograph.is_file() else PHOTOGRAPH
+    return calibration.lidar_to_rectified, Camera(calibration.intrinsics, calibration.lidar_to_camera, height, width)
+
+
+def in_photograph(some: Found, camera: Camera) -> np.ndarray:
+    """Which boxes a photograph shows a part of."""
+    left, top, right, bottom = rectangles(some.boxes, camera).T
+    found: np.ndarray = (right > left) & (bottom > top)
+    return found
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+__all__ = ["FORMATS", "Detected", "Detector", "process"]

@@ -1,0 +1,97 @@
+"""The command that uses a saved detector. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from xmodal_kd.runtime.progress import each, named
+
+from ..data.suffixes import IN_FOLDERS
+from .segment_command import complain, scans_named
+
+
+def detect(
+    scans: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCAN...",
+            help="LiDAR scans: .bin (KITTI), .pcd.bin (nuScenes), .ply, .pcd, .npz, .npy, .csv and other text; and "
+            f"folders, which are searched for {', '.join(IN_FOLDERS)} at any depth.",
+        ),
+    ],
+    model: Annotated[Path, typer.Option(help="Folder of a saved detector: it holds card.json and its weights.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results: NAME.txt or NAME.json, and NAME.png, for each scan.")
+    ] = Path("detected"),
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="kitti: lines as in label_2 with scores, in the camera's frame where calib lies beside the scan's "
+            "folder velodyne; json: boxes in the LiDAR's frame.",
+        ),
+    ] = "kitti",
+    score: Annotated[float, typer.Option(min=0, max=1, help="Least score of a box.")] = 0.3,
+    beams: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Lasers of the sensor, for files that do not say which laser saw a point; without it as many as the "
+            "sensor has that the detector was trained on.",
+        ),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line: path, points, boxes, notes.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+) -> None:
+    """Find boxes of things in LiDAR scans; writes KITTI's text or JSON and a picture from above, prints their numbers.
+
+    A scan that cannot be read is named on standard error, the rest are looked at, and the exit status is 2.
+
+    Example: xmodal-kd detect kitti/training/velodyne --model runs/points/detection/student --out detected
+    """
+    from xmodal_kd.runtime.device import make_accelerator
+    from xmodal_kd.runtime.errors import UserError
+
+    from .detect import FORMATS, Detector, process
+
+    if format_ not in FORMATS:
+        raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
+    errors = Console(stderr=True)
+    places, empty = scans_named(scans)
+    if empty and not places:
+        raise UserError(empty[0])
+    detector = Detector(model, str(make_accelerator(device, "fp32").device))
+    taken = Counter(str(below / scan.name.partition(".")[0]) for scan, below in places.items())
+    if twice := next((name for name, number in taken.items() if number > 1), None):
+        raise UserError(f"{taken[twice]} scans would be written to {out / twice}.png: detect in them apart")
+    for line in empty:
+        complain(errors, line)
+    failed = bool(empty)
+    for path in each(list(places), "detecting", errors):
+        try:
+            result = process(detector, path, out, beams=beams, least=score, below=places[path], form=format_)
+        except UserError as error:
+            complain(errors, named(path, error))
+            failed = True
+            continue
+        except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+            # whatever a file that nobody thought of leads to: the others go on
+            said = str(error).splitlines() or ["no more is known"]
+            complain(errors, f"{path}: nothing detected ({type(error).__name__}: {said[0]}): leave it out")
+            failed = True
+            continue
+        typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
+    if failed:
+        raise typer.Exit(2)
+
+
+def _line(result: dict[str, Any]) -> str:
+    number = Counter(box["name"] for box in result["boxes"])
+    said = ", ".join(f"{count} {name}" for name, count in number.most_common()) or "nothing"
+    return "\n".join([f"{result['path']}\t{said}", *(f"  {note}" for note in result["notes"])])

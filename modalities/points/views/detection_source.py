@@ -1,0 +1,184 @@
+"""The `Source` of one split for detectors: the points that each side sees of a frame, and the boxes of its things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from xmodal_kd.runtime.bounded_cache import BoundedCache
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+
+from ..data.config import PointsData, View
+from ..data.frame import Box, Camera, Frame
+from ..data.frames import Frames, frames_of
+from ..data.readers.base import in_view
+from .augment import apply_points, drawn, turned
+from .ground import Ground, pillars
+from .views import seen_scan
+
+#: Bytes of points that one source keeps in memory; past that they are made anew.
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A frame as it is.
+
+    Attributes:
+        seen: ``(n, 3)`` points in metres, by role that sees something of its own.
+        boxes: ``(m, 7)`` x, y, z, length, width, height, yaw of the things to find.
+        numbers: ``(m,)`` their classes.
+        things: all labelled boxes.
+        camera: that sees what has boxes, where others have none; None: all around.
+    """
+
+    key: str
+    seen: Mapping[str, Float[np.ndarray, "n 3"]]
+    boxes: Float[np.ndarray, "m 7"]
+    numbers: Int[np.ndarray, " m"]
+    things: tuple[Box, ...] = ()
+    camera: Camera | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(points.nbytes for points in self.seen.values())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A frame as a step sees it: features and pillar of each point by role, boxes and classes of the things."""
+
+    index: int
+    key: str
+    seen: Mapping[str, tuple[Tensor, Tensor]]
+    boxes: Tensor
+    numbers: Tensor
+
+
+class DetectionSource:
+    """The frames of one split, as functions of (epoch, index). Teacher and student see the same augmented frame.
+
+    Raises:
+        UserError: a folder that is not what `data.sources` says, or frames that are not there.
+    """
+
+    def __init__(self, data: PointsData, split: str, streams: Streams, batch_size: int) -> None:
+        self.data, self.split, self.streams, self.batch_size = data, split, streams, batch_size
+        self.frames: Frames = frames_of(data, split)
+        #: What each role sees; a further teacher without a view of its own sees what the teacher sees.
+        self.views = {"student": data.student, "teacher": data.teacher}
+        self.views |= {f"teacher-{name}": view for name, view in data.teachers.items()}
+        self.grounds = {role: Ground.of(data.detection, view.cell) for role, view in self.views.items()}
+        self._memory: BoundedCache[Moment] = BoundedCache(MEMORY)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def labelled(self) -> Sequence[int]:
+        """Indexes of the frames whose things have boxes."""
+        return self.frames.labelled
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        """Shuffled full batches of the training split; every sample in order otherwise."""
+        order = list(range(len(self)))
+        if self.split == "train":
+            order = self.streams.numpy("order", epoch).permutation(len(self)).tolist()
+        whole = len(order) - len(order) % self.batch_size if self.split == "train" else len(order)
+        return [order[i : i + self.batch_size] for i in range(0, whole, self.batch_size)] or [order]
+
+    def moment(self, index: int) -> Moment:
+        return self._memory.get(index, lambda: self._make(index))
+
+    def _make(self, index: int) -> Moment:
+        frames = self.frames[index]
+        seen = {role: points_of(frames, view, self.data) for role, view in self.views.items()}
+        things = frames[0].boxes or ()
+        wanted = [box for box in things if self.data.detection.wanted(box)]
+        numbers = np.array([self.data.detection.number(box) for box in wanted], dtype=np.int64)
+        camera = frames[0].pictures[0].camera if self.data.partly else None
+        return Moment(frames[0].key, seen, as_rows(wanted), numbers, things, camera)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        if self.split != "train":
+            return self.clean(index)
+        moment, at = self.moment(index), (self.split, epoch, index)
+        motion = drawn(self.data.augment, self.streams.numpy("augment", *at))
+        boxes = turned(moment.boxes, motion)
+        seen = {}
+        for role, points in moment.seen.items():
+            rng = self.streams.numpy("points", role, *at)
+            moved = apply_points(torch.from_numpy(points), self.data.augment, rng, motion=motion)
+            seen[role] = pillars(moved.inputs.numpy(), self.grounds[role])
+        return self._sample(index, moment, seen, boxes)
+
+    def clean(self, index: int) -> Sample:
+        """A frame as it is."""
+        moment = self.moment(index)
+        seen = {role: pillars(points, self.grounds[role]) for role, points in moment.seen.items()}
+        return self._sample(index, moment, seen, moment.boxes)
+
+    @staticmethod
+    def _sample(
+        index: int, moment: Moment, seen: Mapping[str, tuple[Tensor, Tensor]], boxes: Float[np.ndarray, "m 7"]
+    ) -> Sample:
+        places, numbers = torch.from_numpy(boxes).float(), torch.from_numpy(moment.numbers)
+        return Sample(index, moment.key, seen, places, numbers)
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """A batch of b frames.
+
+        ``ids`` (b,), ``keys``; ``boxes`` and ``numbers``: of each frame (m, 7) and (m,); ``seen``: by role ``points``
+        (n, 8), ``cell`` (n,) pillar counted through the batch, and ``shape`` (b, h, w).
+        """
+        return {
+            "ids": torch.tensor([s.index for s in samples]),
+            "keys": [s.key for s in samples],
+            "boxes": [s.boxes for s in samples],
+            "numbers": [s.numbers for s in samples],
+            "seen": {role: side([s.seen[role] for s in samples], ground) for role, ground in self.grounds.items()},
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return {"split": self.split, "frames": len(self), "labelled": len(self.labelled)} | self.frames.describe()
+
+
+def side(seen: Sequence[tuple[Tensor, Tensor]], ground: Ground) -> dict[str, Any]:
+    """What one role is given of a batch."""
+    cells = [cell + item * ground.cells for item, (_, cell) in enumerate(seen)]
+    return {
+        "points": torch.cat([points for points, _ in seen]), "cell": torch.cat(cells),
+        "shape": (len(seen), *ground.shape),
+    }  # fmt: skip
+
+
+def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.ndarray, "n 3"]:
+    """The places of the points that a detector is given: where things have boxes, and of what the view leaves.
+
+    Raises:
+        UserError: boxes are known in the photograph only, and there is none.
+    """
+    if data.partly:
+        if not frames[0].pictures:
+            raise UserError(f"{frames[0].key}: its boxes are those of what a photograph shows, and it has none")
+        camera = frames[0].pictures[0].camera
+        scan = frames[0].scan
+        frames = [Frame(frames[0].key, scan[in_view(camera, scan)], frames[0].pose), *frames[1:]]
+    scan, _ = seen_scan(frames, view)
+    return scan.xyz[scan.there].astype(np.float32)
+
+
+def as_rows(boxes: Sequence[Box]) -> Float[np.ndarray, "m 7"]:
+    """x, y, z, length, width, height, yaw of each."""
+    rows: np.ndarray = np.array([(*box.centre, *box.size, box.yaw) for box in boxes], dtype=np.float64).reshape(-1, 7)
+    return rows
+
+
+__all__ = ["DetectionSource", "Moment", "Sample", "as_rows", "points_of", "side"]
