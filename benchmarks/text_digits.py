@@ -1,6 +1,6 @@
 """Text to image, small and real: a prompted latent model of digits, guided, distilled to 4, 2 and 1 evaluations by LCM.
 
-    python benchmarks/text_digits.py
+    python benchmarks/text_digits.py [--only-teacher]
 
 The teacher is trained by ``text_digits_teacher.py`` with diffusers and transformers alone, on the training split, and
 is sampled by DDIM in 25 steps at a guidance of 2: 50 evaluations. Students are judged as it is: 1,000 samples from the
@@ -44,6 +44,7 @@ BUDGETS = (4, 2, 1)
 #: ``method.params`` and the student's, by name.
 ARMS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "lcm": ({"steps": 4}, {}),
+    "lcm, grid of 8": ({"steps": 4, "grid": 8}, {}),
     "lcm, told the scale": ({"steps": 4, "guidance": (1.0, 4.0)}, {"guidance": 32}),
 }
 KEPT = ("fd_clf", "label_agreement", "kid_clf", "precision", "recall", "coverage", "sliced_wasserstein")
@@ -148,9 +149,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "text_digits.json")
+    parser.add_argument("--only-teacher", action="store_true", help="make images and teacher, and stop")
     args = parser.parse_args()
     torch.set_num_threads(1)
     room = Room(args.folder)
+    if args.only_teacher:
+        return
     cells: list[dict[str, Any]] = json.loads(args.results.read_text())["cells"] if args.results.exists() else []
     facts = {**room.judge.judge("test", torch.device("cpu")).facts(), "guidance": GUIDANCE, "teacher_steps": STEPS}
 

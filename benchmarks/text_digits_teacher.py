@@ -1,16 +1,13 @@
 """A text-to-image model of handwritten digits, trained with diffusers and transformers alone: minutes of one core.
 
-    python benchmarks/text_digits_teacher.py FOLDER
-
-Writes ``FOLDER/images`` (scikit-learn's digits as PNG files in a folder for each class, with captions in
-``metadata.jsonl``) and ``FOLDER/teacher``, a StableDiffusionPipeline: an autoencoder of 4x4 latents, a CLIP text
-encoder of two layers with words for tokens, and a UNet2DConditionModel. The last two learn together, and a tenth of the
-captions is left empty, so that the pipeline can be guided.
+``text_digits.py`` calls it: scikit-learn's digits become PNG files in a folder for each class, with captions in
+``metadata.jsonl``, and of the training split a StableDiffusionPipeline is made: an autoencoder of 4x4 latents, a CLIP
+text encoder of two layers with words for tokens, and a UNet2DConditionModel. The last two learn together, and a tenth
+of the captions is left empty, so that the pipeline can be guided.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,15 +146,4 @@ def _train_network(
     both.eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    torch.set_num_threads(1)
-    write_images(folder / "images")
-    names = [path.relative_to(folder / "images").as_posix() for path in (folder / "images").glob("*/*.png")]
-    train(folder / "images", folder / "teacher", keep=names)
-
-
-if __name__ == "__main__":
-    main()
+__all__ = ["STEPS", "train", "write_images"]

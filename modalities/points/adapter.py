@@ -28,12 +28,12 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.augment_config import MOVES
 from .data.config import PointsData, View
 from .data.frames import Joined, Recorded, frames_of
-from .data.simulator.sensors import Sensor, sensor
+from .data.simulator.sensors import sensor
 from .evaluate.metrics import Tally, miou_interval, miou_labelled
 from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
-from .export.saved_folder import check_classes, load_card, load_model, save_model
+from .export.saved_folder import check_classes, essence, load_card, load_model, save_model
 from .losses import centres  # noqa: F401 - registers the losses
 from .methods import LabelKD  # noqa: F401 - registers the method
 from .models import MODELS
@@ -158,7 +158,7 @@ class PointsAdapter(Adapter):
         model, card = load_model(folder)
         classes = self.view(role).classes or self.classes
         check_classes(folder, card, classes)
-        asked, trained = _essence(self.view(role), self.config.lidar), _essence(card.view, sensor(card.sensor))
+        asked, trained = essence(self.view(role), self.config.lidar), essence(card.view, sensor(card.sensor))
         for key in asked:
             if asked[key] != trained.get(key):
                 raise UserError(
@@ -369,15 +369,6 @@ def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
     grid, items = tuple(side["inputs"].shape[2:]), len(side["lengths"])
     item = torch.repeat_interleave(side["lengths"], output_size=len(valid))
     return Layout(KINDS[len(grid)], valid, item, items, grid or None)
-
-
-def _essence(view: View, sensor: Sensor) -> dict[str, Any]:
-    """What of a view a model depends on."""
-    if view.sees == "image":
-        return {"sees": view.sees}
-    beams = view.beams or sensor.beams
-    columns = {"columns": view.columns} if view.sees == "range" else {}
-    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns
 
 
 def _side(role: str, batch: Batch) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,15 +60,16 @@ def test_cells_run_on_a_local_ray(recipe: Path, tmp_path: Path) -> None:
 
 @RAY
 @pytest.mark.full
-def test_a_node_is_lost(recipe: Path, tmp_path: Path) -> None:
+def test_a_node_is_lost(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two nodes with a processor each, one dies while a cell runs on either; its cell goes on on the other."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])  # the nodes'
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     try:
         second = cluster.add_node(**small)
-        arguments = words(recipe, tmp_path / "out", "--launcher", "ray", "--jobs", "2", "--set", "train.steps=400")
+        arguments = words(recipe, tmp_path / "out", "--launcher", "ray", "--jobs", "2", "--set", "train.steps=2000")
         with (tmp_path / "said").open("wb") as said:
             running = subprocess.Popen([sys.executable, "-m", "xmodal_kd", *arguments], cwd=tmp_path, stderr=said,
                                        env=environment(RAY_ADDRESS=cluster.address))  # fmt: skip
@@ -76,6 +78,9 @@ def test_a_node_is_lost(recipe: Path, tmp_path: Path) -> None:
         wait_for(lambda: len(logs()) == 2 or running.poll() is not None)
         assert running.poll() is None, (tmp_path / "said").read_text()
         cluster.remove_node(second, allow_graceful=False)
+        wait_for(lambda: bool(left_behind(cells)))
+        for process in left_behind(cells):  # a machine takes its processes with it
+            os.kill(process, signal.SIGKILL)
         wait_for(lambda: running.poll() is not None)
         assert running.returncode == 0, (tmp_path / "said").read_text()
         assert statuses(tmp_path / "out") == DONE
@@ -83,6 +88,21 @@ def test_a_node_is_lost(recipe: Path, tmp_path: Path) -> None:
         assert len(told) == 1 and told[0].count("$ xmodal-kd run") == 2
     finally:
         cluster.shutdown()
+
+
+def left_behind(cells: Path) -> list[int]:
+    """Processes of cells whose actor is gone."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_text()
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            above = Path("/proc", parent, "cmdline").read_text()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if "-m\0xmodal_kd\0run" in words and f"{cells.name}/" in words and str(cells.parents[1]) in words:
+            found += [] if "ray::" in above else [int(folder.name)]
+    return found
 
 
 def wait_for(done: Callable[[], bool], seconds: float = 900.0) -> None:

@@ -29,7 +29,7 @@ from xmodal_kd.training.method import METHODS
 THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--upgrade"}
 #: Keys of other programs' files and their functions, and of ours in files that are no recipes.
 THEIRS = {
-    "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "final_sigmas_type", "find_rings",
+    "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "file_name", "final_sigmas_type", "find_rings",
     "frame_seconds", "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
@@ -49,7 +49,20 @@ ADVISED = re.compile(
     r"(?:term |loss |method |scheme |balance |importance |points: )?([a-z]\w*)(?: or ([a-z]\w*))?"
 )
 #: Commands whose own options a text means that names them before an option.
-COMMANDS = {"run", "check", "report", "compare", "new", "distil", "segment", "sample", "transcribe", "export", "cache"}
+COMMANDS = {
+    "run",
+    "check",
+    "report",
+    "compare",
+    "new",
+    "distil",
+    "segment",
+    "sample",
+    "transcribe",
+    "pseudolabel",
+    "export",
+    "cache",
+}
 FILES = (".json", ".jsonl", ".scp", ".tsv", ".yaml", ".safetensors")
 
 

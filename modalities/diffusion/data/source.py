@@ -106,7 +106,7 @@ class Encoded:
     def said(self, samples: Any) -> list[Tensor]:
         """What the captions of some samples say, as `texts` has it."""
         assert self.index is not None
-        return [torch.from_numpy(np.asarray(part[self.index[samples]])) for part in self.texts]
+        return [torch.from_numpy(np.array(part[self.index[samples]])) for part in self.texts]
 
 
 class Sample(NamedTuple):
@@ -119,6 +119,8 @@ class Sample(NamedTuple):
     noise: Tensor
     #: ``()`` float32, uniform in [0, 1): which time.
     u: Tensor
+    #: What its caption says, as `condition.Text` has it of one; nothing where models are not prompted.
+    said: tuple[Tensor, ...] = ()
 
 
 class DiffusionSource:
@@ -157,7 +159,8 @@ class DiffusionSource:
         else:
             x = torch.from_numpy(np.array(self.encoded().latents[int(mirrored)][index]))
         noise = torch.randn(x.shape, generator=generator)
-        return Sample(index, x, noise, u)
+        prompted = self.config.captions and self.encoded is not None
+        return Sample(index, x, noise, u, tuple(self.encoded().said(index)) if prompted else ())  # type: ignore[misc]
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of b samples.
@@ -175,8 +178,8 @@ class DiffusionSource:
         }
         if self.config.conditional and self.images.labels is not None:
             batch["labels"] = torch.from_numpy(self.images.labels[ids])
-        if self.config.captions and self.encoded is not None:
-            batch["labels"] = Text(*self.encoded().said(ids))
+        if samples[0].said:
+            batch["labels"] = Text(*map(torch.stack, zip(*(sample.said for sample in samples), strict=True)))
         return batch
 
     def describe(self) -> dict[str, Any]:

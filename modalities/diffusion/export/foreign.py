@@ -29,7 +29,7 @@ def foreign_parts(parts: Mapping[str, str]) -> str | None:
         return (
             f"a UNet2DModel{over}: only an LDMPipeline's is run here: save it as one "
             "(LDMPipeline(vqvae, unet, scheduler).save_pretrained), or unet and scheduler alone (DDPMPipeline) and "
-            "distil these on latents of your images in an .npz (data.sources: arrays, data.latents: true)"
+            "distil it on latents of your images in an .npz (data.sources: arrays, data.latents: true)"
         )
     if more := sorted(set(parts) - {"unet", "scheduler"}):
         return f"has {', '.join(more)} beside unet and scheduler, which would be left out of the student: {OWN}"

@@ -138,6 +138,8 @@ def _write_plain(denoiser: Denoiser, net: Any, scheduler: Any, folder: Path) -> 
 def _write_whole(net: Any, scheduler: Any, parts: Parts, folder: Path) -> None:
     """A pipeline of the class that the parts are of, with copies of them."""
     index = read_object(parts.folder / INDEX) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    if "steps_offset" in scheduler.config:  # of leading spacing alone; pipelines warn where it is not this
+        scheduler.register_to_config(steps_offset=1)
     parts.copy_to(folder)
     net.save_pretrained(folder / parts.family.place, safe_serialization=True)
     scheduler.save_pretrained(folder / SCHEDULER)
@@ -204,7 +206,10 @@ def load_denoiser(
     else:
         raise UserError(without_scheduler(unet))
     if parts is not None and process.kind != parts.family.kind:
-        raise UserError(f"{folder}: no scheduler of {process.kind} is distilled in such a pipeline: use its usual one")
+        raise UserError(
+            f"{folder}: its scheduler is of {process.kind}, that of such a pipeline must be of {parts.family.kind}: "
+            "save it so"
+        )
     net = read_network(unet, process, PLAIN if parts is None else parts.family.network)
     if own and own.process and process.kind != "vp":
         process = _own_process(folder, own, process)

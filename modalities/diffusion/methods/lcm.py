@@ -54,7 +54,7 @@ class Lcm(Multistep):
         if wanted is not None and not told:
             raise UserError(
                 "method.params.guidance: the student is not told the scale: set student.params.guidance to a width "
-                "(256), or leave the range out to distil data.sampling.guidance alone"
+                "(256), or leave the range out: data.sampling.guidance alone is then distilled"
             )
         if wanted is None and told:
             raise UserError(

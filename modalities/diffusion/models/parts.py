@@ -111,17 +111,19 @@ class Parts:
 
     def prompts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Text:
         """What b prompts say."""
-        made = []
+        made, names = [], (*self.family.text, *self.family.more)
+        encoders = [one for name in names if isinstance(one := getattr(self.pipeline, name), torch.nn.Module)]
         with torch.no_grad(), _silent():
-            for name in (*self.family.text, *self.family.more):
-                if isinstance(module := getattr(self.pipeline, name), torch.nn.Module):
-                    module.to(device)
+            for encoder in encoders:
+                encoder.to(device)
             for start in range(0, len(texts), PROMPTS):
                 part = [list(texts[start : start + PROMPTS])] * self.family.prompts
                 found = self.pipeline.encode_prompt(
                     *part, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
                 )
                 made.append([one.float() for one in found if one is not None])
+        for encoder in encoders:  # it would keep a device's memory from those that learn
+            encoder.to("cpu")
         return Text(*map(torch.cat, zip(*made, strict=True)))
 
     @cached_property

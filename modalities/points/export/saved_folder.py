@@ -93,3 +93,12 @@ def check_classes(folder: Path, card: Card, wanted: Sequence[str]) -> None:
             raise UserError(f"{folder}: its class {at} is {theirs!r}, here it is {ours!r}: map its outputs first")
     if len(card.classes) != len(wanted):
         raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(wanted)}")
+
+
+def essence(view: View, sensor: Sensor) -> dict[str, Any]:
+    """What of a view a model depends on."""
+    if view.sees == "image":
+        return {"sees": view.sees}
+    beams = view.beams or sensor.beams
+    columns = {"columns": view.columns} if view.sees == "range" else {}
+    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns

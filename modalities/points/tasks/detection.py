@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -231,12 +232,9 @@ def _brought(name: str, rows: Tensor, theirs: Ground, ours: Ground, items: int) 
     match = matched(theirs, ours, items).to(rows.device)
     if name == BOXES and rows.shape[1] == CODE:
         each = rows[match.source]
-        moved = torch.cat([each[:, :2] + shifts(theirs, ours, match).to(each), each[:, 2:]], dim=1)
-        single = type(match)(
-            torch.arange(len(match), device=rows.device), match.target, match.weight, match.item,
-            tuple(torch.bincount(match.item, minlength=items).tolist()), match.targets,
-        )  # fmt: skip
-        return single.gather(moved)[0]
+        rows = torch.cat([each[:, :2] + shifts(theirs, ours, match).to(each), each[:, 2:]], dim=1)
+        pairs = torch.arange(len(match), device=rows.device)
+        match = replace(match, source=pairs, sources=tuple(torch.bincount(match.item, minlength=items).tolist()))
     return match.gather(rows)[0]
 
 

@@ -113,7 +113,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _check(folder: Path) -> None:
     if not is_whisper(folder):
-        raise UserError(f"{folder}: no Whisper as transformers saves it (config.json with model_type whisper)")
+        raise UserError(f"{folder}: no Whisper as transformers saves it: its config.json names another kind of model")
     if "auto_map" in _config(folder):
         raise UserError(f"{folder}: asks for code of its own (auto_map), which is not run: use a built-in model")
     if not any((folder / name).is_file() for name in WEIGHTS):

@@ -29,7 +29,7 @@ pytestmark = [
 METHODS: dict[str, tuple[str, Sampling]] = {
     "dmd2": ("flow", Sampling("lcm", 1, 64)),
     "ict": ("vp", Sampling("lcm", 2, 64)),
-    "lcm": ("vp", Sampling("lcm", 2, 50)),
+    "lcm": ("vp", Sampling("lcm", 2, 64)),
     "meanflow": ("flow", Sampling("ddim", 2)),
     "moment_matching": ("flow", Sampling("lcm", 2, 64)),
     "reflow": ("vp", Sampling("ddim", 1)),
