@@ -65,9 +65,9 @@ class Reflow(FewStep):
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Also of the steps, and of what its pairs can be told."""
-        super().check(roles)
-        if denoisers(roles)[0].prompted:
+        if "teacher" in roles and denoisers(roles)[0].prompted:
             raise UserError("reflow makes pairs of noise and samples without prompts: take lcm for a prompted teacher")
+        super().check(roles)
         check_divides(denoisers(roles)[0].process, self.params.steps)
 
     def own_stages(self) -> Sequence[Stage]:
