@@ -175,7 +175,7 @@ SCENES = {
     "My logits are already computed": Scene(recogniser, SHORT),
     "Most of my audio has no transcript": Scene(saved("speech", transcribed=5), SHORT),
     "I have 100 labels": Scene(images, (*SHORT, *TAUGHT)),
-    "My LiDAR has 40 beams": Scene(scans, (*SCANNED, "data.scenes={train: 4, dev: 2, test: 2}")),
+    "My LiDAR has 40 beams": Scene(scans, (*SCANNED, "data.scenes={train: 4, dev: 2, test: 2}"), full=True),
     "My classes are not yours": Scene(nothing, SCANNED),
     "My diffusion teacher predicts epsilon": Scene(pipeline("PIPELINE", epsilon), SAMPLED, full=True),
     "My diffusion teacher is an EDM or flow model": Scene(pipeline("FLOW", flow), SAMPLED, full=True),
@@ -183,7 +183,7 @@ SCENES = {
     "I train in transformers.Trainer": Scene(guest="transformers"),
     "It must run on a device, in int8": Scene(saved("speech"), SHORT, exports=True, full=True),
     "I have several teachers": Scene(nothing, (*SHORT, *TAUGHT, FEW_DIGITS)),
-    "Which method should I take": Scene(nothing, (*SHORT, *TAUGHT, FEW_DIGITS)),
+    "Which method should I take": Scene(nothing, (*SHORT, *TAUGHT, FEW_DIGITS), full=True),
     "My run takes days": Scene(nothing, (*SHORT, *TAUGHT, FEW_DIGITS)),
 }
 

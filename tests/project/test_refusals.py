@@ -36,7 +36,7 @@ THEIRS = {
     "weight_map",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
-PLAIN = {"a", "an", "another", "by", "distil", "fewer", "modules", "one", "sigmas", "the"}
+PLAIN = {"a", "an", "another", "by", "distil", "fewer", "it", "modules", "one", "sigmas", "the"}
 #: Sections of the recipe by which texts begin a key; `features` stands for that of ``data``.
 SECTIONS = {*Recipe.model_fields, "features", "augment"} - {"out", "seed", "threads"}
 

@@ -20,16 +20,12 @@ from ..runtime.registry import Registry, import_object
 from ..signals.signals import Signals
 from .listed import Few, Listed
 from .panels import Panel
+from .roles import is_teacher
 from .saved_model import CARD, About
 from .source import Batch, Source, Strict
 
 #: Where a batch holds what a teacher's cache has of it, by the name of the signal.
 CACHED = "cached_teacher"
-
-
-def is_teacher(role: str) -> bool:
-    """Whether a role is the recipe's teacher or a further one, ``teacher-<name>``; all others are students."""
-    return role == "teacher" or role.startswith("teacher-")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ GIVES = {
     "speech": "recognisers from recordings, and their export",
     "decode": "beam search with flashlight",
     "bpe": "pieces of words",
+    "lora": "students of low-rank adapters",
     "diffusion": "few-step samplers from diffusers pipelines",
     "points": "3D segmenters, the street simulator, and their export",
     "gpu": "attention without padding on CUDA, by xformers",

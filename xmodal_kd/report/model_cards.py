@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..adapter import hub
-from ..adapter.adapter import is_teacher
+from ..adapter.roles import is_teacher
 from ..adapter.saved_model import CARD, About
 from ..recipe.yaml_reader import read_yaml
 from ..runtime.bounded_files import read_bytes

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..adapter.adapter import is_teacher
 from ..adapter.panel_schema import check_png
+from ..adapter.roles import is_teacher
 from ..runtime.bounded_files import inside, read_bytes
 from ..runtime.errors import UserError
 from ..runtime.whole_files import read_json

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 #: Bits of a coordinate in a voxel's number: 65,534 voxels along each axis, and the item above them.
 BITS = 16
 #: Half a kernel of 3 x 3 x 3; the other half are the same pairs, turned round.
-HALF = [place for place in product((-1, 0, 1), repeat=3) if place > (0, 0, 0)]
+HALF = [(x, y, z) for x, y, z in product((-1, 0, 1), repeat=3) if (x, y, z) > (0, 0, 0)]
 
 Pairs = tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]
 

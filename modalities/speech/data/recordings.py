@@ -82,7 +82,7 @@ class Rooms(Recordings):
         size = next_fast_len(len(wave) + len(response) - 1, real=True)
         heard = irfft(rfft(wave, size) * rfft(response, size), size)[: len(wave)].astype(np.float32)
         loud = rms(heard)
-        return heard * np.float32(rms(wave) / loud) if loud > 0 else wave  # type: ignore[no-any-return]
+        return heard * np.float32(rms(wave) / loud) if loud > 0 else wave
 
     def _response(self, path: Path, rate: int) -> Wave:
         if (seconds := duration(path)) > LONGEST:

@@ -192,15 +192,15 @@ class Speller:
 
 def asked(start: Callable[[], Any], step: Callable[[Any, int], tuple[Any, float]], end: Callable[[Any], float]) -> Any:
     """A language model as flashlight asks one: by numbers, with states that it hands out and is given back."""
-    from torchaudio.models.decoder import CTCDecoderLM, CTCDecoderLMState
+    decoder = load("torchaudio.models.decoder")
 
-    class Model(CTCDecoderLM):  # type: ignore[misc]
+    class Model(decoder.CTCDecoderLM):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.held: dict[Any, Any] = {}
 
         def start(self, start_with_nothing: bool) -> Any:
-            state = CTCDecoderLMState()
+            state = decoder.CTCDecoderLMState()
             self.held = {state: start()}
             return state
 

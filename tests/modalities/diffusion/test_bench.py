@@ -69,7 +69,13 @@ def test_every_few_step_method_has_its_rows() -> None:
     assert {name: set(arm.budgets) for name, arm in ARMS.items()} == {name: set(near) for name, near in NEAR.items()}
 
 
-@pytest.mark.parametrize("name", list(QUICK))
+#: Of a distillation each: along the teacher's path, to its velocity, and against a critic. The others: make test-all.
+USUAL = ("progressive", "shortcut", "dmd2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.full) for name in QUICK]
+)
 def test_in_seconds_a_method_is_nearer_than_its_teacher(bench: Bench, tmp_path: Path, name: str) -> None:
     arm, near = QUICK[name]
     students = bench.distil(arm, tmp_path)

@@ -331,6 +331,7 @@ def test_an_epsilon_teacher_teaches_a_v_student(tmp_path: Path) -> None:
     assert built.roles["student"].prediction == "v_prediction"
 
 
+@pytest.mark.full
 def test_progressive_learns_to_skip(tmp_path: Path) -> None:
     """A student of one step lands nearer to where its teacher of eight arrives than the teacher does in one."""
     teacher = denoiser((3,), seed=1, width=64)
