@@ -57,7 +57,8 @@ def test_two_processes_that_share_a_model_train_what_one_does(
     same(tmp_path, alone)
 
 
-@pytest.mark.parametrize("frozen", ["whole", pytest.param("sharded", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("frozen", ["whole", "sharded"])
 def test_a_conformer_that_wav2vec_teaches(tmp_path: Path, frozen: str) -> None:
     teacher = pretrained_small.write(tmp_path / "teacher", "layer", num_hidden_layers=2)
     with ranks(fsdp_worker.speech, tmp_path, teacher, {**FSDP, "frozen": frozen, "recompute": True}):
