@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -59,7 +59,7 @@ class CenterPointPillar(SceneModel):
     """
 
     Config = CenterPointPillarConfig
-    view: View = "pillars"
+    view: ClassVar[View] = "pillars"
     #: Pillars along the side of a cell of its answer.
     merged = 2
 

@@ -177,7 +177,8 @@ def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.nda
 
 def as_rows(boxes: Sequence[Box]) -> Float[np.ndarray, "m 7"]:
     """x, y, z, length, width, height, yaw of each."""
-    return np.array([(*box.centre, *box.size, box.yaw) for box in boxes], dtype=np.float64).reshape(-1, 7)
+    rows: np.ndarray = np.array([(*box.centre, *box.size, box.yaw) for box in boxes], dtype=np.float64).reshape(-1, 7)
+    return rows
 
 
 __all__ = ["DetectionSource", "Moment", "Sample", "as_rows", "points_of", "side"]
