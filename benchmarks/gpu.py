@@ -1,7 +1,7 @@
 """What only a GPU can tell, in eight minutes: whether all works on one, how exact it is, what it holds and costs.
 
     sh benchmarks/gpu.sh                            on one H100 or H200
-    sh benchmarks/gpu.sh --cpu                      the same in small, to see that it runs
+    sh benchmarks/gpu.sh --cpu                      the same in small, to see that it runs (83 s of a core)
     sh benchmarks/gpu.sh --cifar DIR                CIFAR-10 as recipes/diffusion/cifar10.yaml names it; else digits
 
 Each part is a process with a time limit of its own; one that fails is told by its last line, and the others go on. All

@@ -46,7 +46,7 @@ def same(folder: Path, expected: Path, world: int = 2) -> None:
 
 
 @pytest.mark.parametrize("keys", [
-    {}, {"frozen": "sharded"}, {"frozen": "cpu", "recompute": True},
+    {}, pytest.param({"frozen": "sharded"}, marks=pytest.mark.full), {"frozen": "cpu", "recompute": True},
 ])  # fmt: skip
 def test_two_processes_that_share_a_model_train_what_one_does(
     tmp_path: Path, alone: Path, keys: dict[str, Any]
@@ -57,7 +57,8 @@ def test_two_processes_that_share_a_model_train_what_one_does(
     same(tmp_path, alone)
 
 
-@pytest.mark.parametrize("frozen", ["whole", pytest.param("sharded", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("frozen", ["whole", "sharded"])
 def test_a_conformer_that_wav2vec_teaches(tmp_path: Path, frozen: str) -> None:
     teacher = pretrained_small.write(tmp_path / "teacher", "layer", num_hidden_layers=2)
     with ranks(fsdp_worker.speech, tmp_path, teacher, {**FSDP, "frozen": frozen, "recompute": True}):
@@ -68,7 +69,7 @@ def test_a_conformer_that_wav2vec_teaches(tmp_path: Path, frozen: str) -> None:
             torch.testing.assert_close(value, one[key], rtol=1e-5, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("first", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_stopped_training_goes_on_in_another_number_of_processes(tmp_path: Path, alone: Path, first: int) -> None:
     """Its checkpoints are those of a training that is not spread."""
     for world, (stop, resume) in ((first, (4, False)), (3 - first, (None, True))):
