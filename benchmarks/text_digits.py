@@ -44,6 +44,7 @@ BUDGETS = (4, 2, 1)
 #: ``method.params`` and the student's, by name.
 ARMS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "lcm": ({"steps": 4}, {}),
+    "lcm, grid of 8": ({"steps": 4, "grid": 8}, {}),
     "lcm, told the scale": ({"steps": 4, "guidance": (1.0, 4.0)}, {"guidance": 32}),
 }
 KEPT = ("fd_clf", "label_agreement", "kid_clf", "precision", "recall", "coverage", "sliced_wasserstein")

@@ -12,12 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
-from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ import jiwer
 import numpy as np
 import soundfile as sf
 import torch
+from an4_lm import with_lm
 from cells import run
 
 RATE = 16000
@@ -34,8 +30,6 @@ BATCH = 8
 #: Until this share of the training frames are taught the transcript spread evenly over them; from there CTC takes over,
 #: alone from the second on. CTC alone says blank for hundreds of steps on so little data.
 HOLD, UNTIL = 0.1, 0.16
-#: What dev chooses among: weights of the language model, and what a word adds.
-WEIGHTS, BONUSES = (0.3, 0.6, 1.0), (0.0, 1.0)
 
 
 def lines(data: Path, split: str) -> list[dict[str, Any]]:
@@ -167,69 +161,6 @@ def said(teacher: Path, data: Path, split: str) -> tuple[list[str], list[str]]:
         references.append(line["text"])
         hypotheses.append(made.batch_decode(logits.argmax(dim=-1))[0].lower())
     return references, hypotheses
-
-
-# ---------------------------------------------------------------- a language model of the training texts
-
-
-def arpa(texts: Sequence[str]) -> str:
-    """A bigram model of `texts` with Witten-Bell's back-off (Witten and Bell, 1991), as ``lmplz`` would write one.
-
-    ``P(w | v) = (c(v w) + t(v) P(w)) / (c(v) + t(v))``, with t(v) the number of different words seen behind v, and P(w)
-    in the same way over a uniform one.
-    """
-    sentences = [["<s>", *text.split(), "</s>"] for text in texts]
-    pairs = Counter((a, b) for words in sentences for a, b in pairwise(words))
-    single = Counter(b for words in sentences for b in words[1:])
-    after = Counter(a for a, _ in pairs)
-    spoken = Counter(a for words in sentences for a in words[:-1])
-    uniform = len(single) / (sum(single.values()) + len(single)) / (len(single) + 1)
-    p = {w: c / (sum(single.values()) + len(single)) + uniform for w, c in single.items()} | {"<unk>": uniform}
-    back = {v: after[v] / (spoken[v] + after[v]) for v in spoken}
-    rows = [f"{log10(p[w]):.5f}\t{w}\t{log10(back[w]) if w in back else 0:.5f}" for w in p]
-    rows.append(f"-99\t<s>\t{log10(back['<s>']):.5f}")
-    seconds = [f"{log10(c / (spoken[v] + after[v]) + back[v] * p[w]):.5f}\t{v} {w}" for (v, w), c in pairs.items()]
-    head = f"\\data\\\nngram 1={len(rows)}\nngram 2={len(seconds)}\n"
-    return f"{head}\n\\1-grams:\n" + "\n".join(rows) + "\n\n\\2-grams:\n" + "\n".join(seconds) + "\n\n\\end\\\n"
-
-
-def transcribed(student: Path, data: Path, split: str, *more: str) -> list[str]:
-    """What ``xmodal-kd transcribe`` writes, in the order of the manifest."""
-    files = [str(data / line["audio_filepath"]) for line in lines(data, split)]
-    command = [sys.executable, "-m", "xmodal_kd", "transcribe", str(student), *files, *more]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [line.partition("\t")[2] for line in out.splitlines()]
-
-
-def with_lm(student: Path, data: Path, folder: Path) -> dict[str, Any]:
-    """Word errors without and with a model of the training texts, whose weight and word score dev chooses."""
-    from xmodal_kd.modalities.speech.use.transcribe import Recogniser
-
-    recogniser = Recogniser(student)
-    files = {split: [data / line["audio_filepath"] for line in lines(data, split)] for split in ("dev", "test")}
-    heard = {split: [torch.cat(list(recogniser.logits(path))) for path in paths] for split, paths in files.items()}
-    texts = {split: [line["text"] for line in lines(data, split)] for split in ("train", "dev", "test")}
-    model, words = folder / "train.arpa", folder / "words.txt"
-    model.write_text(arpa(texts["train"]))
-    words.write_text("\n".join(sorted({word for text in texts["train"] for word in text.split()})))
-
-    def wer(split: str, lm: Path | None, lexicon: Path | None, weight: float, bonus: float) -> float:
-        beam = recogniser.words_of(lm, lexicon, lm_weight=weight, word_score=bonus)
-        said = [beam(logits[None], torch.tensor([len(logits)]))[0][0].text for logits in heard[split]]
-        return jiwer.wer(texts[split], said)
-
-    options = [(weight, bonus) for weight in WEIGHTS for bonus in BONUSES]
-    rates = [wer("dev", model, None, *one) for one in options]
-    chosen = options[int(np.argmin(rates))]
-    free = [wer("dev", None, words, 0.0, bonus) for bonus in BONUSES]
-    bonus = BONUSES[int(np.argmin(free))]
-    given = "--lm", str(model), "--lm-weight", str(chosen[0]), "--word-score", str(chosen[1])
-    return {
-        "lm_weight": chosen[0], "word_score": chosen[1], "dev_lm": min(rates), "dev_lexicon": min(free),
-        "lexicon_word_score": bonus, "lexicon": wer("test", None, words, 0.0, bonus),
-        "greedy": jiwer.wer(texts["test"], transcribed(student, data, "test")),
-        "lm": jiwer.wer(texts["test"], transcribed(student, data, "test", *given)),
-    }  # fmt: skip
 
 
 def main() -> None:

@@ -58,7 +58,8 @@ class Vkd(nn.Module):
     Args:
         normalise: t' is each row of the teacher with mean 0 and variance 1 over its channels (``layer``, as released
             for classification), or all rows whitened together, ``(t - mean) cov^(-1/2)`` (``whiten``, which the paper
-            takes for generators; with more channels than rows what the rows do not span stays near 0).
+            takes for generators and its release lacks; with more channels than rows what the rows do not span stays
+            near 0).
     """
 
     def __init__(

@@ -169,7 +169,8 @@ def time_at(process: Process, s: Tensor) -> Tensor:
 def straight(process: Process, batch: Batch, t: Tensor) -> Tensor:
     """The batch's samples with its noise at times ``(b,)``: y = (1 - s) x + s eps."""
     s = expand(level(process, t), batch["x"])
-    return (1 - s) * batch["x"] + s * batch["noise"]
+    y: Tensor = (1 - s) * batch["x"] + s * batch["noise"]
+    return y
 
 
 def mean_velocity(model: Denoiser, y: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ class ReflowParams(FewStepParams):
     rounds: int = Field(1, ge=1)
     """Of pairs, each round's from the model that the round before it left, in the teacher's number of steps."""
     pairs: int = Field(4096, ge=2)
-    """Noise and samples a round, held in memory and in checkpoints."""
+    """Noise and samples a round, no more than it sees; held in memory and in checkpoints."""
     distil: float = Field(1.0, ge=0)
     """Length of the last stage, at the times of the student's sampler alone, over that of a round; 0: none."""
 
@@ -65,9 +65,9 @@ class Reflow(FewStep):
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Also of the steps, and of what its pairs can be told."""
-        super().check(roles)
-        if denoisers(roles)[0].prompted:
+        if "teacher" in roles and denoisers(roles)[0].prompted:
             raise UserError("reflow makes pairs of noise and samples without prompts: take lcm for a prompted teacher")
+        super().check(roles)
         check_divides(denoisers(roles)[0].process, self.params.steps)
 
     def own_stages(self) -> Sequence[Stage]:
@@ -95,10 +95,11 @@ class Reflow(FewStep):
         """Classes, where there are some, are as often as one another. In parts of the batch's size."""
         x, parts = batch["x"], []
         generator = self.distil.streams.torch("pairs", stage.name)
-        noise = torch.randn(self.params.pairs, *x.shape[1:], generator=generator).to(x)
+        count = min(self.params.pairs, stage.steps * len(x))  # a rehearsal sees few
+        noise = torch.randn(count, *x.shape[1:], generator=generator).to(x)
         labels = None
         if teacher.classes is not None:
-            labels = torch.randint(teacher.classes, (self.params.pairs,), generator=generator).to(x.device)
+            labels = torch.randint(teacher.classes, (count,), generator=generator).to(x.device)
         for i in range(0, len(noise), len(x)):
             given = None if labels is None else labels[i : i + len(x)]
             parts.append(teacher.sample(noise[i : i + len(x)], given))

@@ -24,6 +24,8 @@ from .ngram import UNKNOWN, Ngram
 
 #: Prefixes that are kept where the recipe or the command says nothing.
 SIZE = 32
+#: Symbols that are tried in a frame, the most probable ones, where a word is asked for after each.
+LIKELY = 24
 #: Log-probability of what is never said.
 NEVER = -1e4
 
@@ -106,7 +108,11 @@ class WordBeam:
         if not self.gap:
             speller = Speller(self.tokens, self.words, self.ngram, lm_weight, word_score)
             lm = asked(speller.start, speller.step, speller.end)
-            return build(lexicon=None, lm=lm, lm_weight=1.0, blank_token=names[0], sil_token=names[0], **given)
+            tried = min(len(names), LIKELY)
+            return build(
+                lexicon=None, lm=lm, lm_weight=1.0, blank_token=names[0], sil_token=names[0], beam_size_token=tried,
+                **given,
+            )  # fmt: skip
         silence = names[self.tokens.symbols.index(SPACE)]
         with tempfile.TemporaryDirectory() as folder:
             lexicon, words = Path(folder) / "lexicon", Path(folder) / "words"

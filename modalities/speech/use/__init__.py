@@ -1,6 +1,7 @@
-"""What a person does with a student: transcribe files.
+"""What a person does with a student, and with a teacher of sequences: transcribe files, write texts to learn from.
 
-May import all of this modality but ``adapter``, beside the core. Public is the command ``transcribe``.
+May import all of this modality but ``adapter``, beside the core. Public are the commands ``transcribe`` and
+``pseudolabel``.
 """
 
 PAGE = "README.md#train-a-compact-recogniser-on-real-recordings"

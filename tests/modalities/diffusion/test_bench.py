@@ -44,6 +44,16 @@ NEAR: dict[str, dict[int, float]] = {
     "dmd2": {1: 4.7},
     "dmd2, GAN": {1: 4.3},
     "dmd2, 4 steps": {1: 5.3, 2: 3.8, 4: 5.5},
+    "dmd2, f-distill": {1: 4.0},
+    "ict": {1: 7.5, 2: 4.1, 4: 3.5},
+    "meanflow": {1: 7.1, 2: 3.8, 4: 3.2},
+    "shortcut": {1: 3.9, 2: 3.2, 4: 2.5},
+    "reflow": {1: 5.1, 2: 3.8, 4: 3.3},
+    "reflow, 2 rounds": {1: 5.3, 2: 4.2, 4: 3.7},
+    "reflow, distilled": {1: 3.5},
+    "sid": {1: 5.5},
+    "moment_matching": {1: 4.7},
+    "moment_matching, 2 steps": {2: 3.3},
 }
 
 

@@ -33,9 +33,12 @@ from xmodal_kd.modalities.diffusion.models.lora import FILE, is_adapted
 from xmodal_kd.modalities.diffusion.models.networks import build_like
 from xmodal_kd.modalities.diffusion.models.parts import Parts, parts_of
 from xmodal_kd.modalities.diffusion.use.sketch import sketch
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Signals
+from xmodal_kd.training.method import METHODS
 
 PROMPTED = ("stable", "flowing")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -308,6 +311,9 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
     assert "(3, 16, 16)" in refusal(lambda: adapter(place, "unconditional", sources="digits", path=None))
     made = adapter(place, "stable")
     assert "is no UNet2DConditionModel" in refusal(lambda: made.build("student", "unet", {"channels": [8, 16]}))
+    student = made.build("student", "like_teacher", {"prediction": "epsilon"})
+    method = METHODS["reflow"](made, Objective([]), Train(steps=1, batch_size=4), Streams(1))
+    assert "take lcm" in refusal(lambda: method.check({"teacher": made.teacher, "student": student}))
     whole = adapter(place, "transformer")
     assert "cannot be told" in refusal(lambda: whole.build("student", "like_teacher", {"guidance": 16}))
     with pytest.raises(ValueError, match="captions: are of sources: folder"):

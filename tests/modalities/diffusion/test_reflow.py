@@ -138,3 +138,10 @@ def test_steps_that_are_not_equally_long_are_refused() -> None:
     roles: dict[str, nn.Module] = {"teacher": made(Flow(steps=64), 1), "student": made(Flow(steps=64), 2)}
     with pytest.raises(UserError, match=r"method\.params\.steps: 5 does not divide the 64 timesteps: take 4"):
         method(steps=5).check(roles)
+
+
+def test_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles: dict[str, nn.Module] = {"teacher": made(Flow(steps=64), 1), "student": made(Flow(steps=64), 2)}
+    monkeypatch.setattr(Denoiser, "prompted", True)
+    with pytest.raises(UserError, match="reflow makes pairs of noise and samples without prompts"):
+        method().check(roles)
