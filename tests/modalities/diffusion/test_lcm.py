@@ -30,7 +30,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.training.method import Context, Stage
 
-PROCESS, SCHEDULE = Process.cosine(64), diffusion.Schedule(diffusion.cosine_table(64))
+PROCESS, ABAR = Process.cosine(64), np.array(diffusion.cosine_table(64))
 CLASSES, NONE = 2, 2
 STAGE = Stage("consistency", 1, frozenset())
 
@@ -88,7 +88,7 @@ def test_the_loss_is_the_oracles(distance: str, told: int | None) -> None:
         sides = [said(roles[name], label, scale if told else None) for name in ("student", "target")]  # type: ignore[arg-type]
         teachers = [said(roles["teacher"], which) for which in (label, NONE)]  # type: ignore[arg-type]
         expected = latent_consistency.loss(
-            SCHEDULE, *sides, *teachers, given["x"][i].numpy(), given["noise"][i].numpy(),
+            ABAR, *sides, *teachers, given["x"][i].numpy(), given["noise"][i].numpy(),
             min(int(given["u"][i] * 8), 7), 8, scale - 1, c=1e-3 if distance == "huber" else None,
         )  # fmt: skip
         assert values[i].item() == pytest.approx(expected, rel=2e-6)
