@@ -61,10 +61,10 @@ def save_model(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> Path:
 def load_card(folder: Path, *, detects: bool = False) -> Card:
     """The card of a saved segmenter, or of a detector. Raises `UserError` that names what is missing or wrong."""
     card = read_card(folder, Card, "detector" if detects else "segmenter")
-    if (card.detection is not None) != detects:
-        have, use = ("a segmenter", "segment") if detects else ("a detector", "detect")
-        task = "data.task segmentation" if detects else "data.task detection"
-        raise UserError(f"{folder} is {have}: use it by xmodal-kd {use}, and in recipes of {task}")
+    if detects and card.detection is None:
+        raise UserError(f"{folder} is a segmenter: call xmodal-kd segment, or set data.task to segmentation")
+    if card.detection is not None and not detects:
+        raise UserError(f"{folder} is a detector: call xmodal-kd detect, or set data.task to detection")
     return card
 
 

@@ -172,8 +172,8 @@ def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.nda
         scan = frames[0].scan
         frames = [Frame(frames[0].key, scan[in_view(camera, scan)], frames[0].pose), *frames[1:]]
     scan, _ = seen_scan(frames, view)
-    places: np.ndarray = scan.xyz[scan.there].astype(np.float32)
-    return places
+    xyz: np.ndarray = scan.xyz[scan.there].astype(np.float32)
+    return xyz
 
 
 def as_rows(boxes: Sequence[Box]) -> Float[np.ndarray, "m 7"]:

@@ -326,9 +326,9 @@ def test_what_cannot_be_detected_is_named(trained: Path, tmp_path: Path, capsys:
 def test_segmenters_and_detectors_are_told_apart(trained: Path, capsys: Capture) -> None:
     teacher = "assets/teachers/points"
     assert call(["detect", "x.bin", "--model", teacher]) == 2
-    assert "is a segmenter: use it by xmodal-kd segment" in capsys.readouterr().err.replace("\n", " ")
+    assert "is a segmenter: call xmodal-kd segment" in capsys.readouterr().err.replace("\n", " ")
     assert call(["segment", str(trained / "student"), "x.bin"]) == 2
-    assert "is a detector: use it by xmodal-kd detect" in capsys.readouterr().err.replace("\n", " ")
+    assert "is a detector: call xmodal-kd detect" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_saved_detector_must_be_what_the_recipe_says(trained: Path) -> None:
