@@ -1,5 +1,7 @@
 """Few-step distillation beyond consistency and DMD2, for one sample in float64 NumPy, from the papers' equations.
 
+By the same hand as the methods; `few_step_by_another` has most of them by somebody else, and a test that they agree.
+
 Straight paths: y = (1 - s) x + s eps, s from 0 (data) to 1 (noise); a velocity is an estimate of eps - x. Noisy samples
 z = A x + S eps; a denoiser is an estimate of x, the score of noisy data is (A x - z) / S^2.
 """

@@ -223,7 +223,8 @@ def ema(start: Array, states: Sequence[Array], decay: float | Sequence[float]) -
 
 
 def kdcl_target(logits: Sequence[Array], labels: Ints, *, how: str = "min_logit") -> Array:
-    """What teaches all peers of KDCL (Guo et al., 2020), logits of each row; by the same hand as the scheme.
+    """What teaches all peers of KDCL (Guo et al., 2020), logits of each row; by the same hand as the scheme;
+    `few_step_by_another` has it by another.
 
     `naive`: those of the peer whose cross-entropy with the label is the least. `min_logit`: every peer's logits less
     the one at the label, then the least of each class.
