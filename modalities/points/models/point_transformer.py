@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Strict
 from xmodal_kd.models.attention import attention
-from xmodal_kd.runtime.errors import UserError
 
-from .scene import POINT_SCALE, SceneModel, View
+from .scene import PointModel
 from .serial import Windows, windows
 
 
@@ -73,7 +71,7 @@ class Block(nn.Module):
         return y[within.place]  # type: ignore[no-any-return]
 
 
-class PointTransformer(SceneModel):
+class PointTransformer(PointModel):
     """``encoder.*`` are the blocks, ``decoder.0`` the norm and layer before the head; rows stay in the points' order.
 
     The blocks alternate between two orders of the curve, and after both between windows that begin at the first point
@@ -82,13 +80,9 @@ class PointTransformer(SceneModel):
     """
 
     Config: ClassVar[type[Strict]] = PointTransformerConfig
-    view: ClassVar[View] = "points"
-    scale: Tensor
 
     def __init__(self, config: PointTransformerConfig, *, channels: int, classes: int) -> None:
         super().__init__(config, channels=channels, classes=classes)
-        if channels < 3:
-            raise UserError(f"a point transformer takes x, y, z and what else a point has, not {channels} channels")
         self.config = config
         self.embed = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         self.encoder = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -96,25 +90,12 @@ class PointTransformer(SceneModel):
             [nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU())]
         )
         self.head = nn.Linear(config.width, classes)
-        scale = torch.ones(channels)
-        scale[:3] = 1 / torch.tensor(POINT_SCALE)
-        self.register_buffer("scale", scale, persistent=False)
 
     def forward(
         self, points: Float[Tensor, "total channels"], lengths: Int[Tensor, " b"]
     ) -> Float[Tensor, "total classes"]:
-        """Logits of every point.
-
-        Args:
-            points: x, y, z in metres and further channels of about unit size; the points of all items end to end.
-            lengths: points of each item, which may be none.
-
-        Raises:
-            ValueError: the lengths do not sum to the points.
-        """
-        numbers: list[int] = lengths.tolist()
-        if sum(numbers) != len(points):
-            raise ValueError(f"{len(points)} points, but lengths that sum to {sum(numbers)}")
+        """As `PointModel.forward`."""
+        numbers = self.numbers(points, lengths)
         blocks = len(self.encoder)
         ways = windows(
             points[:, :3].float(), numbers, window=self.config.window, cell=self.config.cell,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.runtime.errors import UserError
 
 View = Literal["range", "image", "points", "pillars"]
 #: Metres along x, y, z that become 1 in models of points: as far as most points are.
@@ -34,3 +37,40 @@ class SceneModel(nn.Module):
         self.channels, self.classes = channels, classes
         # without weights of its own: a name for what the head sees
         self.features = nn.Identity()
+
+
+class PointModel(SceneModel):
+    """A network of points laid end to end: logits and `features` have a row a point, in the points' order."""
+
+    view: ClassVar[View] = "points"
+    scale: Tensor
+
+    def __init__(self, config: Any, *, channels: int, classes: int) -> None:
+        super().__init__(config, channels=channels, classes=classes)
+        if channels < 3:
+            raise UserError(f"a model of points takes x, y, z and what else a point has, not {channels} channels")
+        scale = torch.ones(channels)
+        scale[:3] = 1 / torch.tensor(POINT_SCALE)
+        self.register_buffer("scale", scale, persistent=False)
+
+    @abstractmethod
+    def forward(
+        self, points: Float[Tensor, "total channels"], lengths: Int[Tensor, " b"]
+    ) -> Float[Tensor, "total classes"]:
+        """Logits of every point.
+
+        Args:
+            points: x, y, z in metres and further channels of about unit size; the points of all items end to end.
+            lengths: points of each item, which may be none.
+
+        Raises:
+            ValueError: the lengths do not sum to the points.
+        """
+
+    @staticmethod
+    def numbers(points: Tensor, lengths: Tensor) -> list[int]:
+        """`lengths` as a list. Raises `ValueError` where they do not sum to the points."""
+        found: list[int] = lengths.tolist()
+        if sum(found) != len(points):
+            raise ValueError(f"{len(points)} points, but lengths that sum to {sum(found)}")
+        return found

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Strict
-from xmodal_kd.runtime.errors import UserError
 
-from .scene import POINT_SCALE, SceneModel, View
+from .scene import PointModel
 from .voxels import Coarser, Finer, Level, Neighbours, mean_of, voxelise
 
 
@@ -60,7 +59,7 @@ class Blocks(nn.Module):
         return x
 
 
-class VoxelUNet(SceneModel):
+class VoxelUNet(PointModel):
     """``encoder.0`` works on the finest voxels, ``decoder.0`` on the second coarsest, the last decoder stage on the
     finest.
 
@@ -69,13 +68,9 @@ class VoxelUNet(SceneModel):
     """
 
     Config: ClassVar[type[Strict]] = VoxelUNetConfig
-    view: ClassVar[View] = "points"
-    scale: Tensor
 
     def __init__(self, config: VoxelUNetConfig, *, channels: int, classes: int) -> None:
         super().__init__(config, channels=channels, classes=classes)
-        if channels < 3:
-            raise UserError(f"a U-Net over voxels takes x, y, z and what else a point has, not {channels} channels")
         self.config = config
         widths = [config.width * 2**level for level in range(config.levels)]
         # where it lies in its voxel, beside what it is
@@ -87,25 +82,12 @@ class VoxelUNet(SceneModel):
         self.decoder = nn.ModuleList(Blocks(2 * width, width, config.blocks) for width in reversed(widths[:-1]))
         self.points = nn.Sequential(nn.LayerNorm(2 * first), nn.Linear(2 * first, first), nn.ReLU())
         self.head = nn.Linear(first, classes)
-        scale = torch.ones(channels)
-        scale[:3] = 1 / torch.tensor(POINT_SCALE)
-        self.register_buffer("scale", scale, persistent=False)
 
     def forward(
         self, points: Float[Tensor, "total channels"], lengths: Int[Tensor, " b"]
     ) -> Float[Tensor, "total classes"]:
-        """Logits of every point.
-
-        Args:
-            points: x, y, z in metres and further channels of about unit size; the points of all items end to end.
-            lengths: points of each item, which may be none.
-
-        Raises:
-            ValueError: the lengths do not sum to the points.
-        """
-        numbers: list[int] = lengths.tolist()
-        if sum(numbers) != len(points):
-            raise ValueError(f"{len(points)} points, but lengths that sum to {sum(numbers)}")
+        """As `PointModel.forward`."""
+        numbers = self.numbers(points, lengths)
         xyz = points[:, :3].float()
         of, levels = voxelise(xyz, numbers, cell=self.config.cell, levels=self.config.levels)
         within = (xyz / self.config.cell).remainder(1.0) - 0.5

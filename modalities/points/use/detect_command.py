@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from xmodal_kd.runtime.progress import each, named
-
 from ..data.suffixes import IN_FOLDERS
-from .segment_command import complain, scans_named
+from .scans import per_scan, scans_named
 
 
 def detect(
@@ -70,25 +69,9 @@ def detect(
     taken = Counter(str(below / scan.name.partition(".")[0]) for scan, below in places.items())
     if twice := next((name for name, number in taken.items() if number > 1), None):
         raise UserError(f"{taken[twice]} scans would be written to {out / twice}.png: detect in them apart")
-    for line in empty:
-        complain(errors, line)
-    failed = bool(empty)
-    for path in each(list(places), "detecting", errors):
-        try:
-            result = process(detector, path, out, beams=beams, least=score, below=places[path], form=format_)
-        except UserError as error:
-            complain(errors, named(path, error))
-            failed = True
-            continue
-        except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
-            # whatever a file that nobody thought of leads to: the others go on
-            said = str(error).splitlines() or ["no more is known"]
-            complain(errors, f"{path}: nothing detected ({type(error).__name__}: {said[0]}): leave it out")
-            failed = True
-            continue
+    work = partial(process, detector, out=out, beams=beams, least=score, form=format_)
+    for result in per_scan(places, empty, errors, "detecting", "nothing detected", work):
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
-    if failed:
-        raise typer.Exit(2)
 
 
 def _line(result: dict[str, Any]) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from xmodal_kd.runtime.progress import each, named
-
 from ..data.suffixes import IN_FOLDERS
+from .scans import per_scan, scans_named
 
 
 def segment(
@@ -88,52 +87,11 @@ def segment(
     from .segment import Segmenter
 
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))
-    for line in empty:
-        complain(errors, line)
-    failed = bool(empty)
-    for path in each(list(places), "segmenting", errors):
-        try:
-            result = process(
-                segmenter, path, out, image=image, calibration=calib, beams=beams, below=places[path], form=format_
-            )
-        except UserError as error:
-            complain(errors, named(path, error))
-            failed = True
-            continue
-        except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
-            # whatever a file that nobody thought of leads to: the others go on
-            said = str(error).splitlines() or ["no more is known"]
-            complain(errors, f"{path}: cannot be segmented ({type(error).__name__}: {said[0]}): leave it out")
-            failed = True
-            continue
+    work = partial(process, segmenter, out=out, image=image, calibration=calib, beams=beams, form=format_)
+    for result in per_scan(places, empty, errors, "segmenting", "cannot be segmented", work):
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
-    if failed:
-        raise typer.Exit(2)
-
-
-def complain(errors: Console, line: str) -> None:
-    errors.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
 
 
 def _line(result: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result["shares"].items())
     return "\n".join([f"{result['path']}\t{shares}", *(f"  {note}" for note in result["notes"])])
-
-
-def scans_named(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
-    """The files named, and those in the folders named, each with the folder of its results below ``--out``, in order;
-    and a line for each folder without any. A missing file is left for the reader to complain.
-    """
-    found: dict[Path, Path] = {}
-    empty = []
-    several = sum(path.is_dir() for path in scans) > 1
-    for path in scans:
-        if not path.is_dir():
-            found[path] = Path()
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(IN_FOLDERS) and p.is_file())
-        if not inside:
-            empty.append(f"{path}: no scans in this folder (looked for {', '.join(IN_FOLDERS)})")
-        top = Path(path.resolve().name) if several else Path()
-        found |= {scan: top / scan.relative_to(path).parent for scan in inside}
-    return found, empty

@@ -21,6 +21,7 @@ from ..data.frames import Frames, frames_of
 from ..data.readers.base import in_view
 from .augment import apply_points, drawn, turned
 from .ground import Ground, pillars
+from .plan import batches_of
 from .views import seen_scan
 
 #: Bytes of points that one source keeps in memory; past that they are made anew.
@@ -88,11 +89,7 @@ class DetectionSource:
 
     def plan(self, epoch: int) -> Sequence[Sequence[int]]:
         """Shuffled full batches of the training split; every sample in order otherwise."""
-        order = list(range(len(self)))
-        if self.split == "train":
-            order = self.streams.numpy("order", epoch).permutation(len(self)).tolist()
-        whole = len(order) - len(order) % self.batch_size if self.split == "train" else len(order)
-        return [order[i : i + self.batch_size] for i in range(0, whole, self.batch_size)] or [order]
+        return batches_of(self.split, len(self), self.batch_size, self.streams, epoch)
 
     def moment(self, index: int) -> Moment:
         return self._memory.get(index, lambda: self._make(index))
