@@ -17,6 +17,7 @@ from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import CARD, About
+from xmodal_kd.models.no_model import NoModel
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
@@ -41,7 +42,7 @@ from .models import MODELS, AcousticModel
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
 from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
-from .models.stored import NoModel, StoredAnswers
+from .models.stored import StoredAnswers
 from .show.panels import Shown, glimpse, show
 
 #: Utterances whose features set the ranges of int8 activations.
@@ -178,7 +179,7 @@ class SpeechAdapter(Adapter):
         self._maps[role] = match(self.tokens.symbols, stored.vocabulary, f"{folder}: its logits", partial=partial)
         self._hears(role, StoredAnswers(stored, seconds))
         self._names[role] = self.tokens.symbols
-        return NoModel()
+        return NoModel(stored.stored.origin)
 
     def _hears(self, role: str, front_end: FrontEnd) -> None:
         """From now on batches carry what this role hears."""

@@ -1,7 +1,7 @@
 """A folder of signals, by which teachers that run elsewhere teach here: ``docs/own_logits.md``.
 
-It holds arrays by sample and signal, either a file a sample (``.npz``, of which nothing is unpickled, or
-``.safetensors``) or shards of many, in which an array is called ``<sample>/<signal>``. ``index.json`` says which file a
+It holds arrays by sample and signal, either a file a sample (``.npz``, of which nothing is unpickled, ``.safetensors``,
+or ``.npy``, which holds the logits alone) or shards of many, in which an array is called ``<sample>/<signal>``. ``index.json`` says which file a
 sample is in where its name does not, ``signals.json`` how the arrays are meant.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .codecs import Array, codec_of
 from .entries import Item, StoredSignal
 
 ABOUT, INDEX, CLASSES = "signals.json", "index.json", "vocab.json"
-SUFFIXES = (".npz", ".safetensors")
+SUFFIXES = (".npz", ".safetensors", ".npy")
 #: By which name scores may go in a file, the first that is there.
 LOGITS = ("logits", "log_probs", "logprobs")
 #: Bytes of arrays after which a shard is full.
@@ -77,6 +78,8 @@ class SignalFolder:
             if path.suffix == ".npz":
                 with path.open("rb") as raw, np.load(raw, allow_pickle=False) as held:
                     return {name: np.asarray(held[name]) for name in held.files}
+            if path.suffix == ".npy":
+                return {LOGITS[0]: np.asarray(np.load(path, allow_pickle=False))}
             file, names = self._opened(path)
             start = f"{key}/"
             return {
@@ -110,6 +113,22 @@ class SignalFolder:
         return scores(self.path(key), held)
 
     # ---------------------------------------------------------------- what it says of itself
+
+    @property
+    def origin(self) -> bytes:
+        """Of which folder the signals are."""
+        return blake2b(str(self.folder.absolute()).encode(), digest_size=8).digest()
+
+    def classes(self) -> tuple[str, ...] | None:
+        """What each column of the scores means; None where the folder does not say. Raises `UserError`."""
+        path = self.folder / CLASSES
+        if not path.is_file():
+            return None
+        held = read_json(path)
+        named = dict(enumerate(held)) if isinstance(held, list) else {at: name for name, at in dict(held).items()}
+        if not named or sorted(named) != list(range(len(named))):
+            raise UserError(f"{path}: a list of symbols or classes, or a column for each, is expected")
+        return tuple(str(named[i]) for i in range(len(named)))
 
     def described(self) -> Mapping[str, Any]:
         """How each signal is kept, by name; dense scores a sample where the folder does not say."""

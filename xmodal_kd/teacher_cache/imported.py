@@ -11,7 +11,6 @@ import torch
 from ..adapter.adapter import Adapter
 from ..recipe.cache_spec import CacheSpec
 from ..recipe.yaml_reader import flat
-from ..runtime.checkpoint import read_json
 from ..runtime.errors import UserError
 from .codecs import Array
 from .entries import Item, StoredSignal, closed
@@ -51,9 +50,7 @@ class Imported:
                 )
 
     def _check_classes(self) -> None:
-        path = self.folder.folder / CLASSES
-        theirs = read_json(path) if path.is_file() else self.classes
-        theirs = sorted(theirs, key=theirs.__getitem__) if isinstance(theirs, dict) else theirs
+        path, theirs = self.folder.folder / CLASSES, list(self.folder.classes() or self.classes)
         if theirs == self.classes:
             return
         at = next((i for i, (a, b) in enumerate(zip(theirs, self.classes, strict=False)) if a != b), None)

@@ -27,7 +27,8 @@ Task = Literal["segmentation", "detection"]
 #: Where things have boxes, or are made with them.
 BOXED: tuple[Source, ...] = ("simulator", "kitti", "nuscenes")
 #: Of frames, points, columns: more than any recording has, and a bound on what is made of it.
-Count = Annotated[int, Field(gt=0, le=10_000_000)]
+ALL = 10_000_000
+Count = Annotated[int, Field(gt=0, le=ALL)]
 #: A data set's number of a class.
 Id = Annotated[int, Field(ge=0, le=LARGEST)]
 Side = Annotated[int, Field(gt=0, le=1 << 14)]
@@ -58,6 +59,14 @@ class View(Strict):
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError("classes: give at least two, each once")
         return self
+
+
+class Answers(View):
+    """Of a teacher that ran elsewhere: what it said of every point stands for what it sees."""
+
+    points: Count = ALL
+    sees: Sees = "points"
+    role: str
 
 
 class Scenes(Strict):
@@ -261,6 +270,13 @@ class PointsData(DataSection):
         for name, (path, frames) in measured.items():
             if path == self.unlabelled.path and frames.overlaps(self.unlabelled.frames):
                 raise ValueError(f"unlabelled and {name} overlap")
+
+    def answered(self, role: str) -> PointsData:
+        """The same, where `role` is a teacher that ran elsewhere: what it sees are its answers by point."""
+        view = Answers(role=role)
+        if role == "teacher":
+            return self.model_copy(update={"teacher": view})
+        return self.model_copy(update={"teachers": {**self.teachers, teacher_name(role): view}})
 
     @property
     def needs_pictures(self) -> bool:

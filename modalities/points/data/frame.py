@@ -5,7 +5,8 @@ Axes of a scan: x forward, y left, z up, metres, origin at the sensor. Axes of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Scan:
         labels: ``(n,)`` index into the classes, or `UNLABELLED`; None where nothing is labelled.
         moving: ``(n,)`` whether a point lies on something that moves; None where nobody knows.
         sweep: ``(n,)`` how many sweeps ago a point was seen, 0 for the sweep whose frame this is; None for one sweep.
+        said: ``(n, classes)`` logits of each point by teachers that ran elsewhere, by role.
     """
 
     xyz: Float[np.ndarray, "n 3"]
@@ -38,6 +40,7 @@ class Scan:
     labels: Int[np.ndarray, " n"] | None = None
     moving: Bool[np.ndarray, " n"] | None = None
     sweep: Int[np.ndarray, " n"] | None = None
+    said: Mapping[str, Float[np.ndarray, "n classes"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.xyz)
@@ -60,12 +63,12 @@ class Scan:
         taken: dict[str, Any] = {
             name: None if (value := getattr(self, name)) is None else value[chosen] for name in parts
         }
-        return replace(self, **taken)
+        return replace(self, **taken, said={role: rows[chosen] for role, rows in self.said.items()})
 
     @property
     def nbytes(self) -> int:
         parts = (self.xyz, self.intensity, self.ring, self.labels, self.moving, self.sweep)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in (*parts, *self.said.values()) if part is not None)
 
 
 @dataclass(frozen=True)

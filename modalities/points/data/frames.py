@@ -18,8 +18,9 @@ from .readers import READERS
 from .readers.base import look
 from .rings import OtherBeams, find_rings
 from .simulator.camera import CameraSpec
-from .simulator.cast import simulate
+from .simulator.cast import key_of, simulate
 from .simulator.sensors import SENSORS, Sensor
+from .stored_logits import Answered, StoredLogits
 
 
 class Frames(Protocol):
@@ -30,10 +31,19 @@ class Frames(Protocol):
         """Indexes of those with labels."""
         ...
 
+    @property
+    def named(self) -> Sequence[tuple[str, Path | None]]:
+        """What messages call each, and which folder it is of."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> list[Frame]:
         """The newest frame first."""
+        ...
+
+    def tell(self, role: str, stored: StoredLogits) -> None:
+        """From now on frames carry what `role`, a teacher that ran elsewhere, said."""
         ...
 
     def describe(self) -> dict[str, Any]: ...
@@ -65,10 +75,11 @@ def frames_of(data: PointsData, split: str) -> Frames:
     return found
 
 
-class Simulated:
+class Simulated(Answered):
     """Moments of simulated worlds, each of a world of its own; the split is the family of worlds."""
 
     def __init__(self, data: PointsData, split: str, sweeps: int) -> None:
+        super().__init__()
         self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
         self.sensor = data.lidar.with_columns(max(view.columns for view in data.views))
         self.camera = None
@@ -82,14 +93,19 @@ class Simulated:
     def labelled(self) -> Sequence[int]:
         return range(self.size)
 
+    @property
+    def named(self) -> Sequence[tuple[str, Path | None]]:
+        return [(key_of(self.split, index), None) for index in range(self.size)]
+
     def __getitem__(self, index: int) -> list[Frame]:
-        return simulate(self.split, index, self.sensor, camera=self.camera, sweeps=self.sweeps)
+        newest, *older = simulate(self.split, index, self.sensor, camera=self.camera, sweeps=self.sweeps)
+        return [self.carrying(newest), *older]
 
     def describe(self) -> dict[str, Any]:
         return {"sources": "simulator", "family": self.split, "sensor": self.sensor.name}
 
 
-class Recorded:
+class Recorded(Answered):
     """Frames of a folder, in its order.
 
     Args:
@@ -103,6 +119,7 @@ class Recorded:
         self, folder: Folder, sensor: Sensor, *, classes: Classes = EIGHT, sweeps: int = 1, pictures: bool = False,
         skipped: Skipped | None = None, beside: bool = False, boxes: bool = False,
     ) -> None:  # fmt: skip
+        super().__init__()
         self.folder, self.sweeps, self.pictures, self.boxes = folder, sweeps, pictures, boxes
         self.beams = sensor.beams
         self.reader = READERS[folder.sources](Path(folder.path), classes)
@@ -153,6 +170,10 @@ class Recorded:
             return [i for i, at in enumerate(self.indexes) if self.reader.boxed(at)]
         return [i for i, at in enumerate(self.indexes) if self.reader.labelled(at)] if self.reader.classes else ()
 
+    @property
+    def named(self) -> Sequence[tuple[str, Path | None]]:
+        return [(self.reader.keys[at], self.folder.path) for at in self.indexes]
+
     def key(self, at: int) -> str:
         """How ``data.skip`` names a frame of the reader."""
         name = self.reader.keys[at]
@@ -167,7 +188,7 @@ class Recorded:
     def __getitem__(self, index: int) -> list[Frame]:
         """The newest frame first; the first ones of a drive have fewer before them."""
         at = self.indexes[index]
-        sweeps = [self._frame(at, self.pictures)]
+        sweeps = [self.carrying(self._frame(at, self.pictures))]
         for back in range(at - 1, max(at - self.sweeps, -1), -1):
             if _drive(self.reader.keys[back]) != _drive(self.reader.keys[at]):
                 break
@@ -205,8 +226,16 @@ class Kept:
         return len(self.frames)
 
     @property
+    def named(self) -> Sequence[tuple[str, Path | None]]:
+        return self.frames.named
+
+    @property
     def labelled(self) -> Sequence[int]:
         return self.frames.labelled
+
+    def tell(self, role: str, stored: StoredLogits) -> None:
+        self.frames.tell(role, stored)
+        self._made = {}
 
     def __getitem__(self, index: int) -> list[Frame]:
         if index not in self._made:
@@ -239,9 +268,17 @@ class Joined:
     def __len__(self) -> int:
         return len(self.parts[0]) + self.parts[1].folder.repeat * len(self.parts[1])
 
+    @property
+    def named(self) -> Sequence[tuple[str, Path | None]]:
+        return [*self.parts[0].named, *list(self.parts[1].named) * self.parts[1].folder.repeat]
+
     @cached_property
     def labelled(self) -> Sequence[int]:
         return self.parts[0].labelled
+
+    def tell(self, role: str, stored: StoredLogits) -> None:
+        for part in self.parts:
+            part.tell(role, stored)
 
     def __getitem__(self, index: int) -> list[Frame]:
         known, others = self.parts

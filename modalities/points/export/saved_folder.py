@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from xmodal_kd.adapter import saved_model as saved
+from xmodal_kd.adapter.adapter import is_teacher
 from xmodal_kd.adapter.saved_model import CARD, WEIGHTS, explain, read_card
 from xmodal_kd.compress.folder import load
 from xmodal_kd.runtime.allocation import bounded
@@ -95,10 +96,23 @@ def check_classes(folder: Path, card: Card, wanted: Sequence[str]) -> None:
         raise UserError(f"{folder}: it has {len(card.classes)} classes, here there are {len(wanted)}")
 
 
+def check_view(folder: Path, role: str, asked: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+    """Raises `UserError` that names the first key in which what a saved model was trained to see is not what is `asked`
+    of the role."""
+    key = f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
+    for name, wanted in asked.items():
+        if wanted != trained.get(name):
+            raise UserError(
+                f"{folder}: this {role} was trained with {name} {trained.get(name)}, {key}.{name} says {wanted}: "
+                "make them agree"
+            )
+
+
 def essence(view: View, sensor: Sensor) -> dict[str, Any]:
     """What of a view a model depends on."""
     if view.sees == "image":
         return {"sees": view.sees}
     beams = view.beams or sensor.beams
     columns = {"columns": view.columns} if view.sees == "range" else {}
+    columns |= {"cell": view.cell} if view.sees == "pillars" else {}
     return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns

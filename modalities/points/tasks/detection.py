@@ -27,7 +27,7 @@ from ..data.config import PointsData, View
 from ..evaluate.detection import DetectionTally
 from ..export.card import about_detector
 from ..export.detector_onnx import export
-from ..export.saved_folder import check_classes, load_card, load_model, save_model
+from ..export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
 from ..models import MODELS, CenterPointPillar
 from ..models.decoding import Found, found
 from ..models.pillars import Answer
@@ -86,18 +86,14 @@ class DetectionAdapter(Adapter):
         return built
 
     def load(self, role: str, folder: Path) -> nn.Module:
+        if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
+            raise UserError(
+                f"{role.replace('-', 's.')}.signals: {folder}: logits by point are of segmentation: to learn boxes from "
+                "a detector of somebody else's, name it by its import path (docs/own_models.md)"
+            )
         model, card = load_model(folder, detects=True)
         check_classes(folder, card, self.classes)
-        view, key = self.view(role), f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
-        for name in ("cell", "beams", "sweeps"):
-            asked, trained = getattr(view, name), getattr(card.view, name)
-            if name == "beams":
-                asked, trained = asked or self.config.lidar.beams, trained or card.lidar.beams
-            if asked != trained:
-                raise UserError(
-                    f"{folder}: this {role} was trained with {name} {trained}, {key}.{name} says {asked}: "
-                    "make them agree"
-                )
+        check_view(folder, role, essence(self.view(role), self.config.lidar), essence(card.view, card.lidar))
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
         return model
 

@@ -19,6 +19,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED
 from ..data.frames import Frames, frames_of
+from ..data.stored_logits import StoredLogits
 from .correspondence import Correspondence, from_elements
 from .correspondence import collate as collate_matches
 from .plan import batches_of
@@ -92,6 +93,11 @@ class PointsSource:
     def plan(self, epoch: int) -> Sequence[Sequence[int]]:
         """Shuffled full batches of the training split; every sample in order otherwise."""
         return batches_of(self.split, len(self), self.batch_size, self.streams, epoch)
+
+    def tell(self, role: str, stored: StoredLogits) -> None:
+        """From now on `role`, a teacher that ran elsewhere, sees what it said of each frame."""
+        self.frames.tell(role, stored)
+        self.data, self._memory = self.data.answered(role), BoundedCache(MEMORY)
 
     def moment(self, index: int) -> Moment:
         return self._memory.get(index, lambda: self._make(index))

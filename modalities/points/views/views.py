@@ -14,7 +14,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Kind
 
 from ..data.augment_config import Augment
-from ..data.config import PointsData, View
+from ..data.config import Answers, PointsData, View
 from ..data.frame import UNLABELLED, Frame, Picture, Scan
 from ..data.fuse import fuse
 from ..data.rings import keep_beams, thin
@@ -34,7 +34,7 @@ class Seen:
 
     Attributes:
         inputs: ``(5, h, w)`` of a range image, ``(3, h, w)`` from 0 to 1 of a picture, ``(n, 4)`` x, y, z and distance
-            in metres of points.
+            in metres of points; ``(n, classes)`` logits of a teacher that ran elsewhere.
         element: ``(N,)`` row that shows each point of the current sweep, -1 for none.
         labels: ``(rows,)`` class of each row, -1 for none.
         valid: ``(rows,)`` whether a row shows anything.
@@ -58,6 +58,8 @@ class Seen:
 
 def see(frames: list[Frame], view: View, data: PointsData) -> Seen:
     """The view of the newest of `frames`, as it is. Raises `UserError` for a frame that lacks what is to be seen."""
+    if isinstance(view, Answers):
+        return _answers(frames[0].scan, view.role, len(data.taxonomy))
     if view.sees == "image":
         return _image(frames[0], data)
     scan, chosen = seen_scan(frames, view)
@@ -99,6 +101,14 @@ def _points(scan: Scan, chosen: np.ndarray, points: int) -> Seen:
     inputs = np.concatenate([scan.xyz, scan.distance[:, None]], axis=1).astype(np.float32)
     element = _elements(points, chosen, np.arange(len(scan)))
     return Seen(torch.from_numpy(inputs), element, labels, np.ones(len(scan), bool), scan.xyz)
+
+
+def _answers(scan: Scan, role: str, classes: int) -> Seen:
+    """Logits in the place of points; of a scan of which nothing was said no point is seen."""
+    said, labels = scan.said.get(role), np.full(len(scan), UNLABELLED) if scan.labels is None else scan.labels
+    inputs = torch.zeros(len(scan), classes) if said is None else torch.from_numpy(said)
+    element = np.full(len(scan), -1) if said is None else np.arange(len(scan))
+    return Seen(inputs, element, labels, np.full(len(scan), said is not None), scan.xyz)
 
 
 def _image(frame: Frame, data: PointsData) -> Seen:
@@ -155,7 +165,9 @@ def thinned(seen: Seen, most: int, rng: np.random.Generator) -> Seen:
 
 
 def augmented(seen: Seen, view: View, augment: Augment, rng: np.random.Generator) -> Seen:
-    """The view after the augmentations of its kind; rows have moved with it."""
+    """The view after the augmentations of its kind; rows have moved with it. What was said stays as it is."""
+    if isinstance(view, Answers):
+        return seen
     apply = {"range": apply_range, "image": apply_image, "points": apply_points}[view.sees]
     found = apply(seen.inputs, augment, rng)
     return _moved(seen, found.inputs, found.row_map.numpy(), found.rows)

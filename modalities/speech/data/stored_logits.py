@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SUFFIXES, SignalFolder
 
@@ -42,17 +41,12 @@ class StoredLogits:
     def __init__(self, folder: Path, on_missing: str) -> None:
         self.folder, self.on_missing = folder, on_missing
         self.stored = SignalFolder(folder, "teacher.signals")
-        if not (folder / CLASSES).is_file():
+        if (names := self.stored.classes()) is None:
             raise UserError(f"{folder}: no {CLASSES}: it says which column of the logits is which symbol")
         self.about: Mapping[str, Any] = self.stored.about
-        self.vocabulary = self._vocabulary()
+        self.vocabulary = self._vocabulary(names)
 
-    def _vocabulary(self) -> Vocabulary:
-        held = read_json(self.folder / CLASSES)
-        named = dict(enumerate(held)) if isinstance(held, list) else {at: name for name, at in dict(held).items()}
-        if not named or sorted(named) != list(range(len(named))):
-            raise UserError(f"{self.folder / CLASSES}: a list of symbols, or a column for each, is expected")
-        names = tuple(str(named[i]) for i in range(len(named)))
+    def _vocabulary(self, names: tuple[str, ...]) -> Vocabulary:
         wanted = [str(self.about["blank"])] if "blank" in self.about else BLANKS
         blank = next((names.index(name) for name in wanted if name in names), None)
         if blank is None:

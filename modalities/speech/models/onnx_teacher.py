@@ -21,6 +21,7 @@ from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.adapter.saved_model import explain
 from xmodal_kd.adapter.source import Strict
 from xmodal_kd.models import onnx
+from xmodal_kd.models.no_model import NoModel
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.saved_steps import file_digest
@@ -29,7 +30,6 @@ from xmodal_kd.runtime.whole_files import read_object
 from ..data.features import Features, Frontend
 from ..data.symbols import BLANKS, Vocabulary, symbol_names
 from .front_ends import Heard, waves_of
-from .stored import NoModel
 
 ABOUT = "onnx.json"
 #: Symbols that nobody says, beside the blank.
@@ -123,10 +123,7 @@ class OnnxAnswers:
 
     def placeholder(self) -> nn.Module:
         """What stands for the model: a cache knows by it which file this is."""
-        made = NoModel()
-        mark = bytes.fromhex(file_digest(self.folder / self.about.model))
-        made.register_buffer("file", torch.tensor(list(mark), dtype=torch.uint8))
-        return made
+        return NoModel(bytes.fromhex(file_digest(self.folder / self.about.model)))
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
         """Logits of a batch's ``waves``."""

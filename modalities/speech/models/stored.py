@@ -15,17 +15,6 @@ from ..data.stored_logits import StoredLogits
 from .front_ends import Heard
 
 
-class NoModel(nn.Module):
-    """What stands for the teacher: no layers, and one number that says on which device answers are wanted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits
-
-
 class StoredAnswers:
     """Looks up what was said of each utterance, by its key.
 

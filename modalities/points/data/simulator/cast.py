@@ -50,13 +50,18 @@ def simulate(
         scene = Scene(world.mesh(time))
         scan, (seen, points) = _scan(scene, sensor, pose, world.moving, rng)
         boxes = world.boxes(time, pose, seen, points)
-        key = f"{family}-{index:06d}" + (f"-{age}" if age else "")
+        key = key_of(family, index) + (f"-{age}" if age else "")
         pictures: tuple[Picture, ...] = ()
         if camera is not None:
             chance = Streams(seed).numpy("picture", family, index, age)
             pictures = (photograph(scene, camera.camera(), pose, world.sun, chance),)
         frames.append(Frame(key, scan, pose, pictures, boxes))
     return frames
+
+
+def key_of(family: str, index: int) -> str:
+    """What messages call a moment."""
+    return f"{family}-{index:06d}"
 
 
 def _scan(
