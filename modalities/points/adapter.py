@@ -42,7 +42,7 @@ from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
 from .views.source import PointsSource
-from .views.views import CHANNELS, KINDS, see
+from .views.views import KINDS, see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30
@@ -151,7 +151,7 @@ class PointsAdapter(Adapter):
             raise UserError(f"{role}: model {model!r} sees {kind.view}, {_key(role)}.sees says {sees}")
         config = kind.Config.model_validate(params)
         classes = self.view(role).classes or self.classes
-        built = kind(config, channels=CHANNELS[sees], classes=len(classes))
+        built = kind(config, channels=self.view(role).channels, classes=len(classes))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
         return answering(built, classes, self.classes)
 
@@ -186,7 +186,7 @@ class PointsAdapter(Adapter):
         view = self.view(role)
         card: Mapping[str, Any] = model.card  # type: ignore[assignment]
         save_model(folder, model, {
-            **card, "channels": CHANNELS[view.sees], "classes": view.classes or self.classes, "view": view,
+            **card, "channels": view.channels, "classes": view.classes or self.classes, "view": view,
             "image": self.config.image, "sensor": self.config.sensor, "role": role,
             "label_ids": self.config.label_ids(view),
         })  # fmt: skip

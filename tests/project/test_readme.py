@@ -38,7 +38,11 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
 def test_python_examples_run(code: str) -> None:
-    guests = [name for name in ("transformers", "lightning") if re.search(rf"^(from|import) {name}\b", code, re.M)]
+    guests = [
+        name
+        for name in ("transformers", "lightning", "pointcept", "pcdet")
+        if re.search(rf"^(from|import) {name}\b", code, re.M)
+    ]
     with warnings.catch_warnings():
         if guests:
             warnings.simplefilter("ignore")  # theirs of each other

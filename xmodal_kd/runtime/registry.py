@@ -32,14 +32,17 @@ class Registry(Generic[T]):
 
     Third parties add to it by the entry-point group ``xmodal_kd.<kind>``, with underscores for spaces.
 
+    Args:
+        needs: attributes without which an object of an import path is none of the kind.
+
     >>> shapes = Registry("shape")
     >>> shapes.add("round", "a circle")
     >>> shapes["round"], list(shapes)
     ('a circle', ['round'])
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, needs: tuple[str, ...] = ()) -> None:
+        self.kind, self.needs = kind, needs
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -58,7 +61,10 @@ class Registry(Generic[T]):
         if name in self._items:
             return self._items[name]
         if ":" in name:
-            return import_object(name, self.kind)  # type: ignore[return-value]
+            found = import_object(name, self.kind)
+            if lacking := [attribute for attribute in self.needs if not hasattr(found, attribute)]:
+                raise UserError(f"{name} is no {self.kind}: it has no {lacking[0]}: docs/own_models.md shows one")
+            return found  # type: ignore[return-value]
         for entry in entry_points(group=f"xmodal_kd.{self.kind.replace(' ', '_')}", name=name):
             return entry.load()  # type: ignore[no-any-return]
         raise UserError(f"unknown {self.kind} {name!r}{nearest(name, self._items)}")

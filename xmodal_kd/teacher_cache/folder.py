@@ -1,8 +1,8 @@
 """A folder of signals, by which teachers that run elsewhere teach here: ``docs/own_logits.md``.
 
 It holds arrays by sample and signal, either a file a sample (``.npz``, of which nothing is unpickled, ``.safetensors``,
-or ``.npy``, which holds the logits alone) or shards of many, in which an array is called ``<sample>/<signal>``. ``index.json`` says which file a
-sample is in where its name does not, ``signals.json`` how the arrays are meant.
+or ``.npy``, which holds the logits alone) or shards of many, in which an array is called ``<sample>/<signal>``.
+``index.json`` says which file a sample is in where its name does not, ``signals.json`` how the arrays are meant.
 """
 
 from __future__ import annotations

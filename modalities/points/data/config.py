@@ -23,7 +23,11 @@ from .simulator.sensors import Sensor, SensorField, sensor
 
 Source = Literal["simulator", "kitti", "kitti_raw", "semantickitti", "nuscenes", "range_images"]
 Sees = Literal["range", "image", "points", "pillars"]
+#: Channels of a model's input by what it sees, without intensity.
+CHANNELS: dict[Sees, int] = {"range": 5, "image": 3, "points": 4, "pillars": 8}
 Task = Literal["segmentation", "detection"]
+#: Height and width that photographs are brought to, where nobody says.
+IMAGE = (96, 320)
 #: Where things have boxes, or are made with them.
 BOXED: tuple[Source, ...] = ("simulator", "kitti", "nuscenes")
 #: Of frames, points, columns: more than any recording has, and a bound on what is made of it.
@@ -49,13 +53,20 @@ class View(Strict):
     """At most so many points where a set of points is seen, drawn anew at every epoch."""
     cell: Annotated[float, Field(gt=0, le=10)] = 0.4
     """Side of a pillar, metres; boxes are found on cells of two by two."""
+    intensity: bool = False
+    """Whether a model is given how strongly each point reflects, 0 to 1, as its last channel."""
     classes: tuple[str, ...] | None = None
     """Of a teacher that tells only some classes apart: their names, of the data's; None: all."""
 
+    @property
+    def channels(self) -> int:
+        """Of a model's input."""
+        return CHANNELS[self.sees] + self.intensity
+
     @model_validator(mode="after")
     def _fits(self) -> View:
-        if self.sees == "image" and (self.beams is not None or self.sweeps > 1):
-            raise ValueError("an image has no beams and no sweeps")
+        if self.sees == "image" and (self.beams is not None or self.sweeps > 1 or self.intensity):
+            raise ValueError("an image has no beams, no sweeps and no intensity")
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError("classes: give at least two, each once")
         return self
@@ -164,7 +175,7 @@ class PointsData(DataSection):
     teacher_view: Literal["clean", "augmented"] = "clean"
     """Whether a frozen teacher sees a frame as it is, or with the student's augmentation. Detectors always meet on one
     augmented frame, whose ground both divide."""
-    image: tuple[Side, Side] = (96, 320)
+    image: tuple[Side, Side] = IMAGE
     """Height and width that photographs are brought to."""
     pixel_labels: Literal["points", "all"] = "points"
     """Pixels with a label: those where a point is seen, as in labelled recordings, or all that the simulator knows."""

@@ -49,8 +49,8 @@ class StoredLogits:
             for key, path in named:
                 if whose.setdefault(key, path) != path:
                     raise UserError(
-                        f"{self.folder}: {key!r} is a frame of {whose[key]} and one of {path}: a folder of logits finds "
-                        "frames by name: rename one"
+                        f"{self.folder}: {key!r} is a frame of {whose[key]} and one of {path}: a folder of logits "
+                        "finds frames by name: rename one"
                     )
             keys = dict(named)
             lacking = [key for key in keys if self.stored.path(key) is None]

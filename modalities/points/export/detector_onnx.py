@@ -36,7 +36,7 @@ class OneScan(nn.Module):
 def export(model: nn.Module, folder: Path) -> dict[str, Any]:
     """Write ``model.onnx`` beside the saved detector in `folder`.
 
-    Inputs ``points`` (n, 8) float32 and ``cell`` (n,) int64, as `views.ground.pillars` makes them of a scan, any n;
+    Inputs ``points`` (n, 8 or 9) float32 and ``cell`` (n,) int64, as `views.ground.pillars` makes them of a scan;
     outputs ``heat`` (1, classes, h, w) logits and ``boxes`` (1, 8, h, w), which `models.decoding` reads.
 
     Returns:

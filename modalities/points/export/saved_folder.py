@@ -17,10 +17,10 @@ from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
-from ..data.config import View
+from ..data.config import IMAGE, View
 from ..data.detection_config import Detection
 from ..data.simulator.sensors import Sensor, SensorField, sensor
-from ..models import MODELS
+from ..models import MODELS, BoxesModel
 
 #: Keys of a card that stand there only where they say something.
 OPTIONAL = frozenset({"label_ids", "detection"})
@@ -35,7 +35,7 @@ class Card(saved.Card):
     """What each output means, in order."""
     view: View
     """What it was trained to see."""
-    image: tuple[int, int]
+    image: tuple[int, int] = IMAGE
     """Height and width of the pictures it sees, if it does."""
     sensor: SensorField
     """A preset, or its lasers."""
@@ -84,6 +84,8 @@ def load_model(folder: Path, *, detects: bool = False) -> tuple[nn.Module, Card]
     except ValidationError as error:
         raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
     load(model, folder / WEIGHTS)
+    if isinstance(model, BoxesModel) and card.detection is not None:
+        model.stand_on(card.detection, card.view.cell)
     return model.eval(), card
 
 
@@ -115,4 +117,4 @@ def essence(view: View, sensor: Sensor) -> dict[str, Any]:
     beams = view.beams or sensor.beams
     columns = {"columns": view.columns} if view.sees == "range" else {}
     columns |= {"cell": view.cell} if view.sees == "pillars" else {}
-    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps} | columns
+    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps, "intensity": view.intensity} | columns

@@ -9,20 +9,23 @@ Every model is built as ``cls(config, channels=, classes=)`` and has
 A model of a grid is called as ``model(x)``, one of points as ``model(points, lengths)``, a detector as ``model(points,
 cell, shape)``. None has batch statistics.
 
-May import ``views`` and ``data``, beside the core. Public are the names in recipes and their parameters.
+A network of somebody else's is a `PointModel`, or, of boxes, a `BoxesModel` (docs/own_models.md).
+
+May import ``views`` and ``data``, beside the core. Public are the names in recipes and their parameters, and these two.
 """
 
 from __future__ import annotations
 
 from xmodal_kd.runtime.registry import Registry
 
+from .boxes_model import BoxesModel
 from .pillars import CenterPointPillar
 from .point_transformer import PointTransformer
-from .scene import SceneModel, View
+from .scene import PointModel, SceneModel, View
 from .unet import ImageUNet, RangeUNet
 from .voxel_unet import VoxelUNet
 
-MODELS: Registry[type[SceneModel]] = Registry("points model")
+MODELS: Registry[type[SceneModel]] = Registry("points model", needs=("Config", "view"))
 MODELS.add("range_unet", RangeUNet)
 MODELS.add("image_unet", ImageUNet)
 MODELS.add("point_transformer", PointTransformer)
@@ -31,8 +34,10 @@ MODELS.add("centerpoint_pillar", CenterPointPillar)
 
 __all__ = [
     "MODELS",
+    "BoxesModel",
     "CenterPointPillar",
     "ImageUNet",
+    "PointModel",
     "PointTransformer",
     "RangeUNet",
     "SceneModel",

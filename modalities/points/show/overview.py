@@ -74,12 +74,15 @@ def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[di
     frames = Kept(adapter.data("test").frames)
     total = adapter.config.lidar.beams
     for share in (share for share in SHARES if seers and total % share == 0):
-        view = View(sees="range", beams=total // share, columns=adapter.config.student.columns)
-        config = adapter.config.model_copy(update={"teacher": view, "teachers": {}, "student": view})
-        source = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)
+        sources = {}
         for role, model in seers.items():
+            if (intensity := adapter.view(role).intensity) not in sources:
+                columns = adapter.config.student.columns
+                view = View(sees="range", beams=total // share, columns=columns, intensity=intensity)
+                config = adapter.config.model_copy(update={"teacher": view, "teachers": {}, "student": view})
+                sources[intensity] = PointsSource(config, "test", adapter.streams, adapter.batch_size, frames)
             console.print(f"beams  {total // share} {role}", highlight=False)
-            metrics = adapter.measure("student", model, source).metrics
+            metrics = adapter.measure("student", model, sources[intensity]).metrics
             metrics.pop("miou_own")
             yield {"role": role, "beams": total // share, "metrics": metrics}
 
@@ -123,7 +126,8 @@ def recorded(
     """
     source = frames.folder
     names, views = dict(models), {role: adapter.view(role) for role in models}
-    if "teacher" in models and adapter.view("teacher").sees == adapter.config.student.sees == "range":
+    seen = [(view.sees, view.intensity) for view in (adapter.config.teacher, adapter.config.student)]
+    if "teacher" in models and seen[0] == seen[1] and seen[0][0] == "range":
         names["teacher_direct"], views["teacher_direct"] = models["teacher"], adapter.config.student
     n, car = len(adapter.classes), adapter.classes.index(CAR) if CAR in adapter.classes else None
     matrices = {role: np.zeros((n, n), np.int64) for role in names}

@@ -28,13 +28,12 @@ from ..evaluate.detection import DetectionTally
 from ..export.card import about_detector
 from ..export.detector_onnx import export
 from ..export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
-from ..models import MODELS, CenterPointPillar
+from ..models import MODELS, BoxesModel, CenterPointPillar
 from ..models.decoding import Found, found
 from ..models.pillars import Answer
 from ..show.boxes import glimpse, overview, show
 from ..views.detection_source import DetectionSource
 from ..views.ground import CODE, Ground, matched, shifts, targets
-from ..views.views import CHANNELS
 
 #: The module whose output is boxes, which change from cell to cell.
 BOXES = "boxes"
@@ -80,20 +79,27 @@ class DetectionAdapter(Adapter):
         kind = MODELS[model]
         if kind.view != "pillars":
             raise UserError(f"{role}: model {model!r} sees {kind.view}, and data.task detection needs one of pillars")
+        if issubclass(kind, BoxesModel):
+            raise UserError(
+                f"{role}: model {model!r} says boxes, which nothing here can train: save it with save_model and give "
+                "the folder as path (docs/own_models.md)"
+            )
         config = kind.Config.model_validate(params)
-        built = kind(config, channels=CHANNELS["pillars"], classes=len(self.classes))
+        built = kind(config, channels=self.view(role).channels, classes=len(self.classes))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
         return built
 
     def load(self, role: str, folder: Path) -> nn.Module:
         if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
             raise UserError(
-                f"{role.replace('-', 's.')}.signals: {folder}: logits by point are of segmentation: to learn boxes from "
-                "a detector of somebody else's, name it by its import path (docs/own_models.md)"
+                f"{role.replace('-', 's.')}.signals: {folder}: logits by point are of segmentation: to learn boxes "
+                "from a detector of somebody else's, name it by its import path (docs/own_models.md)"
             )
         model, card = load_model(folder, detects=True)
         check_classes(folder, card, self.classes)
         check_view(folder, role, essence(self.view(role), self.config.lidar), essence(card.view, card.lidar))
+        if isinstance(model, BoxesModel):  # its own ground is that of its card
+            model.stand_on(self.config.detection, self.view(role).cell)
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
         return model
 
@@ -103,7 +109,7 @@ class DetectionAdapter(Adapter):
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
         card: Mapping[str, Any] = model.card  # type: ignore[assignment]
         save_model(folder, model, {
-            **card, "channels": CHANNELS["pillars"], "classes": self.classes, "view": self.view(role),
+            **card, "channels": self.view(role).channels, "classes": self.classes, "view": self.view(role),
             "image": self.config.image, "sensor": self.config.sensor, "role": role,
             "detection": self.config.detection,
         })  # fmt: skip
@@ -122,7 +128,9 @@ class DetectionAdapter(Adapter):
         out = Signals(batch["ids"])
         for name, maps in self._maps(model, _seen(role, batch), features).items():
             rows = _as_rows(name, maps, theirs.shape)
-            out.add(name, rows if ours == theirs else _brought(name, rows, theirs, ours, items), layout)
+            rows = rows if ours == theirs else _brought(name, rows, theirs, ours, items)
+            says = rows.isfinite().all(dim=1) if name == BOXES and is_teacher(role) else layout.mask
+            out.add(name, rows, replace(layout, mask=layout.mask & says))
         known = batch.get("labelled", torch.ones(items, dtype=torch.bool)).tolist()
         boxes = [some if here else some[:0] for some, here in zip(batch["boxes"], known, strict=True)]
         numbers = [some if here else some[:0] for some, here in zip(batch["numbers"], known, strict=True)]

@@ -24,7 +24,7 @@ from ..export.saved_folder import load_model
 from ..models.decoding import Found, found
 from ..show.boxes import from_above
 from ..show.pictures import write_picture
-from ..views.detection_source import side
+from ..views.detection_source import columns, side
 from ..views.ground import Ground, pillars
 from ..views.views import seen_scan
 from .output import stem
@@ -99,7 +99,7 @@ class Detector:
             raise UserError(f"none of the scan's {len(scan)} points lies beyond {VEHICLE:g} m: nothing to detect in")
         ready, notes = prepared(there, self.view, self.sensor, beams)
         seen, _ = seen_scan([Frame("scan", ready)], self.view.model_copy(update={"sweeps": 1}))
-        points, cell = pillars(seen.xyz, self.ground)
+        points, cell = pillars(columns(seen, self.view), self.ground)
         if not len(points):
             x0, y0, x1, y1 = self.detection.range
             raise UserError(

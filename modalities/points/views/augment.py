@@ -41,7 +41,7 @@ class Augmented:
 
 
 def apply_range(
-    channels: Float[Tensor, "5 h w"], augment: Augment, rng: np.random.Generator, labels: Tensor | None = None
+    channels: Float[Tensor, "c h w"], augment: Augment, rng: np.random.Generator, labels: Tensor | None = None
 ) -> Augmented:
     """A range image, and its labels ``(h, w)``. A cell's azimuth and elevation remain those of its place."""
     view = Augmented(channels, _identity(channels.shape[-2] * channels.shape[-1]), labels)
@@ -131,7 +131,7 @@ def apply_image(
     return view
 
 
-def roll(channels: Float[Tensor, "5 h w"], columns: int, labels: Tensor | None = None) -> Augmented:
+def roll(channels: Float[Tensor, "c h w"], columns: int, labels: Tensor | None = None) -> Augmented:
     """A range image `columns` columns further right, x and y turned so that azimuth stays the column's.
 
     Azimuth falls as the column rises, so the scan turns by ``-2 pi columns / w``.
@@ -144,7 +144,7 @@ def roll(channels: Float[Tensor, "5 h w"], columns: int, labels: Tensor | None =
     return _rearranged(turned, grid.roll(columns, dims=1), labels)
 
 
-def mirror(channels: Float[Tensor, "5 h w"], labels: Tensor | None = None) -> Augmented:
+def mirror(channels: Float[Tensor, "c h w"], labels: Tensor | None = None) -> Augmented:
     """A range image with left and right exchanged: columns reversed, y negated."""
     height, width = channels.shape[-2:]
     mirrored = channels.clone()
@@ -152,7 +152,7 @@ def mirror(channels: Float[Tensor, "5 h w"], labels: Tensor | None = None) -> Au
     return _rearranged(mirrored, torch.arange(height * width).reshape(height, width).flip(1), labels)
 
 
-def stretch(channels: Float[Tensor, "5 h w"], scale: float, noise: Float[Tensor, "h w"]) -> Float[Tensor, "5 h w"]:
+def stretch(channels: Float[Tensor, "c h w"], scale: float, noise: Float[Tensor, "h w"]) -> Float[Tensor, "c h w"]:
     """A range image whose points lie at `scale` times their range plus `noise` metres, on the ray they were on."""
     metres = channels[0] * float(SCALES[0])
     there = metres > 0
@@ -160,7 +160,7 @@ def stretch(channels: Float[Tensor, "5 h w"], scale: float, noise: Float[Tensor,
     return torch.cat([channels[:4] * factor.clamp_min(0.05), channels[4:]])  # nothing jumps behind the sensor
 
 
-def drop_cells(channels: Float[Tensor, "5 h w"], kept: Bool[Tensor, "h w"], labels: Tensor | None = None) -> Augmented:
+def drop_cells(channels: Float[Tensor, "c h w"], kept: Bool[Tensor, "h w"], labels: Tensor | None = None) -> Augmented:
     """A range image in which the cells not kept are empty, and match nothing."""
     cells = torch.arange(kept.numel())
     labels = None if labels is None else torch.where(kept, labels, UNLABELLED)

@@ -16,7 +16,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import PointsData, View
-from ..data.frame import Box, Camera, Frame
+from ..data.frame import Box, Camera, Frame, Scan
 from ..data.frames import Frames, frames_of
 from ..data.readers.base import in_view
 from .augment import apply_points, drawn, turned
@@ -33,7 +33,7 @@ class Moment:
     """A frame as it is.
 
     Attributes:
-        seen: ``(n, 3)`` points in metres, by role that sees something of its own.
+        seen: ``(n, 3)`` points in metres, or with their intensity ``(n, 4)``, by role that sees something of its own.
         boxes: ``(m, 7)`` x, y, z, length, width, height, yaw of the things to find.
         numbers: ``(m,)`` their classes.
         things: all labelled boxes.
@@ -41,7 +41,7 @@ class Moment:
     """
 
     key: str
-    seen: Mapping[str, Float[np.ndarray, "n 3"]]
+    seen: Mapping[str, Float[np.ndarray, "n c"]]
     boxes: Float[np.ndarray, "m 7"]
     numbers: Int[np.ndarray, " m"]
     things: tuple[Box, ...] = ()
@@ -133,7 +133,7 @@ class DetectionSource:
         """A batch of b frames.
 
         ``ids`` (b,), ``keys``; ``boxes`` and ``numbers``: of each frame (m, 7) and (m,); ``seen``: by role ``points``
-        (n, 8), ``cell`` (n,) pillar counted through the batch, and ``shape`` (b, h, w).
+        (n, 8 or 9), ``cell`` (n,) pillar counted through the batch, and ``shape`` (b, h, w).
         """
         return {
             "ids": torch.tensor([s.index for s in samples]),
@@ -156,8 +156,8 @@ def side(seen: Sequence[tuple[Tensor, Tensor]], ground: Ground) -> dict[str, Any
     }  # fmt: skip
 
 
-def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.ndarray, "n 3"]:
-    """The places of the points that a detector is given: where things have boxes, and of what the view leaves.
+def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.ndarray, "n c"]:
+    """The points that a detector is given, as `columns`: where things have boxes, and of what the view leaves.
 
     Raises:
         UserError: boxes are known in the photograph only, and there is none.
@@ -169,8 +169,14 @@ def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.nda
         scan = frames[0].scan
         frames = [Frame(frames[0].key, scan[in_view(camera, scan)], frames[0].pose), *frames[1:]]
     scan, _ = seen_scan(frames, view)
-    xyz: np.ndarray = scan.xyz[scan.there].astype(np.float32)
-    return xyz
+    return columns(scan[scan.there], view)
+
+
+def columns(scan: Scan, view: View) -> Float[np.ndarray, "n c"]:
+    """x, y, z of each point, and its intensity where the view has it."""
+    more = [scan.intensity[:, None]] if view.intensity else []
+    found: np.ndarray = np.concatenate([scan.xyz, *more], axis=1).astype(np.float32)
+    return found
 
 
 def as_rows(boxes: Sequence[Box]) -> Float[np.ndarray, "m 7"]:
@@ -179,4 +185,4 @@ def as_rows(boxes: Sequence[Box]) -> Float[np.ndarray, "m 7"]:
     return rows
 
 
-__all__ = ["DetectionSource", "Moment", "Sample", "as_rows", "points_of", "side"]
+__all__ = ["DetectionSource", "Moment", "Sample", "as_rows", "columns", "points_of", "side"]

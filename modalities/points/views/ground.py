@@ -140,20 +140,21 @@ def decoded(code: Float[np.ndarray, "m 8"], centres: Float[np.ndarray, "m 2"]) -
     return found
 
 
-def pillars(xyz: Float[np.ndarray, "n 3"], ground: Ground) -> tuple[Float32[Tensor, "m 8"], Int64[Tensor, " m"]]:
+def pillars(points: Float[np.ndarray, "n c"], ground: Ground) -> tuple[Float32[Tensor, "m f"], Int64[Tensor, " m"]]:
     """The points on the ground of interest as a detector sees them, and the pillar of each.
 
     A point is z, its place from the mean of its pillar's points (3) and from the pillar's centre (2), its distance on
-    the ground in units of 40 m, and the log of the number of points in its pillar.
+    the ground in units of 40 m, the log of the number of points in its pillar, and what it has behind x, y and z.
     """
-    rows = ground.rows(xyz)
-    xyz, rows = xyz[rows >= 0].astype(np.float64), rows[rows >= 0]
+    rows = ground.rows(points)
+    points, rows = points[rows >= 0].astype(np.float64), rows[rows >= 0]
+    xyz, more = points[:, :3], points[:, 3:]
     number = np.bincount(rows, minlength=ground.cells)
     mean = [np.bincount(rows, xyz[:, k], ground.cells) / np.maximum(number, 1) for k in range(3)]
     around = xyz - np.stack(mean, axis=1)[rows]
     centred = xyz[:, :2] - ground.centres()[rows]
     away, many = np.hypot(xyz[:, 0], xyz[:, 1]) / 40, np.log(number[rows])
-    features = np.concatenate([xyz[:, 2:], around, centred, away[:, None], many[:, None]], axis=1)
+    features = np.concatenate([xyz[:, 2:], around, centred, away[:, None], many[:, None], more], axis=1)
     return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(rows)
 
 

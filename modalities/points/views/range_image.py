@@ -26,13 +26,14 @@ class RangeImage:
     """What a range image shows, and where each point of the sweep is in it.
 
     Attributes:
-        channels: ``(5, h, w)`` range/20, x/20, y/20, z/2 in metres, and 1 where a point is shown; 0 elsewhere.
+        channels: ``(5, h, w)`` range/20, x/20, y/20, z/2 in metres, and 1 where a point is shown; 0 elsewhere. With
+            intensity, 0 to 1, it is the sixth.
         index: ``(h, w)`` the point that a cell shows, or -1.
         cell: ``(n,)`` row * w + column of the cell that a point belongs to, or -1: out of the image, or hidden behind
             a nearer point of the same cell. Points near the one that is shown share its cell.
     """
 
-    channels: Float32[np.ndarray, "5 h w"]
+    channels: Float32[np.ndarray, "c h w"]
     index: Int64[np.ndarray, "h w"]
     cell: Int64[np.ndarray, " n"]
 
@@ -52,6 +53,7 @@ def range_image(
     elevations: tuple[float, float] | None = None,
     max_range: float,
     tolerance: float = 0.5,
+    intensity: bool = False,
 ) -> RangeImage:
     """The nearest point of every cell.
 
@@ -61,6 +63,7 @@ def range_image(
         elevations: (lowest, highest) edge of the image in radians, for scans that do not know their rings or have
             another number of them. Points outside it are not in the image.
         max_range: metres; points beyond it are not in the image.
+        intensity: whether it has a channel.
         tolerance: metres by which a point may lie behind the nearest of its cell and still belong to it.
 
     Raises:
@@ -76,7 +79,8 @@ def range_image(
     np.minimum.at(nearest, cell, distance)
     index = _shown(cell, distance, nearest)
     cell = np.where(distance <= nearest[cell] + np.float32(tolerance), cell, -1)
-    return RangeImage(_channels(xyz, distance, index.reshape(rows, columns)), index.reshape(rows, columns), cell)
+    index = index.reshape(rows, columns)
+    return RangeImage(_channels(xyz, distance, index, scan.intensity if intensity else None), index, cell)
 
 
 def azimuths(columns: int) -> Float[np.ndarray, " w"]:
@@ -122,9 +126,13 @@ def _shown(
 
 
 def _channels(
-    xyz: Float32[np.ndarray, "n 3"], distance: Float32[np.ndarray, " n"], index: Int64[np.ndarray, "h w"]
-) -> Float32[np.ndarray, "5 h w"]:
-    points = np.zeros((len(CHANNELS), len(xyz) + 1), dtype=np.float32)  # the last one is what empty cells show
+    xyz: Float32[np.ndarray, "n 3"], distance: Float32[np.ndarray, " n"], index: Int64[np.ndarray, "h w"],
+    intensity: Float[np.ndarray, " n"] | None,
+) -> Float32[np.ndarray, "c h w"]:  # fmt: skip
+    number = len(CHANNELS) + (intensity is not None)
+    points = np.zeros((number, len(xyz) + 1), dtype=np.float32)  # the last one is what empty cells show
     points[0, :-1], points[1:4, :-1], points[4, :-1] = distance, xyz.T, 1
+    if intensity is not None:
+        points[5, :-1] = intensity
     points[:4] /= SCALES[:, None]
     return points.take(index, axis=1, mode="wrap")  # -1 is the last

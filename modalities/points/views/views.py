@@ -14,7 +14,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Kind
 
 from ..data.augment_config import Augment
-from ..data.config import Answers, PointsData, View
+from ..data.config import CHANNELS, Answers, PointsData, View
 from ..data.frame import UNLABELLED, Frame, Picture, Scan
 from ..data.fuse import fuse
 from ..data.rings import keep_beams, thin
@@ -22,8 +22,6 @@ from .augment import apply_image, apply_points, apply_range
 from .range_image import SCALES, range_image
 from .visibility import point_index, visible
 
-#: Channels of a model's input by what it sees.
-CHANNELS = {"range": 5, "image": 3, "points": 4, "pillars": 8}
 #: Kind of the rows by the number of the axes of their grid: points, or cells and pixels.
 KINDS: dict[int, Kind] = {0: "point", 2: "pixel"}
 
@@ -34,7 +32,8 @@ class Seen:
 
     Attributes:
         inputs: ``(5, h, w)`` of a range image, ``(3, h, w)`` from 0 to 1 of a picture, ``(n, 4)`` x, y, z and distance
-            in metres of points; ``(n, classes)`` logits of a teacher that ran elsewhere.
+            in metres of points, the first and the last with one channel more where intensity is seen; ``(n, classes)``
+            logits of a teacher that ran elsewhere.
         element: ``(N,)`` row that shows each point of the current sweep, -1 for none.
         labels: ``(rows,)`` class of each row, -1 for none.
         valid: ``(rows,)`` whether a row shows anything.
@@ -65,7 +64,7 @@ def see(frames: list[Frame], view: View, data: PointsData) -> Seen:
     scan, chosen = seen_scan(frames, view)
     if view.sees == "range":
         return _range(scan, chosen, len(frames[0].scan), view, data)
-    return _points(scan, chosen, len(frames[0].scan))
+    return _points(scan, chosen, len(frames[0].scan), view)
 
 
 def seen_scan(frames: list[Frame], view: View) -> tuple[Scan, Int[np.ndarray, " n"]]:
@@ -86,7 +85,9 @@ def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: Points
     ringed = scan if view.sweeps == 1 else replace(scan, ring=None)
     rows = scan.beams if ringed.ring is not None and scan.beams else view.beams or sensor.beams
     edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)
-    image = range_image(ringed, rows, view.columns, elevations=edges, max_range=sensor.max_range)
+    image = range_image(
+        ringed, rows, view.columns, elevations=edges, max_range=sensor.max_range, intensity=view.intensity
+    )
     shown, index = image.index.reshape(-1) >= 0, image.index.reshape(-1)
     labels = np.full(len(index), UNLABELLED)
     if scan.labels is not None:
@@ -96,9 +97,10 @@ def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: Points
     return Seen(torch.from_numpy(image.channels), _elements(points, chosen, image.cell), labels, shown, xyz)
 
 
-def _points(scan: Scan, chosen: np.ndarray, points: int) -> Seen:
+def _points(scan: Scan, chosen: np.ndarray, points: int, view: View) -> Seen:
     labels = np.full(len(scan), UNLABELLED) if scan.labels is None else scan.labels
-    inputs = np.concatenate([scan.xyz, scan.distance[:, None]], axis=1).astype(np.float32)
+    more = [scan.intensity[:, None]] if view.intensity else []
+    inputs = np.concatenate([scan.xyz, scan.distance[:, None], *more], axis=1).astype(np.float32)
     element = _elements(points, chosen, np.arange(len(scan)))
     return Seen(torch.from_numpy(inputs), element, labels, np.ones(len(scan), bool), scan.xyz)
 
@@ -181,8 +183,8 @@ def _moved(seen: Seen, inputs: Tensor, moved: np.ndarray, rows: int) -> Seen:
     element = np.where(seen.element >= 0, moved[seen.element], -1)
     if inputs.ndim == 2:
         xyz = inputs[:, :3].numpy()
-        inputs = torch.cat([inputs[:, :3], inputs[:, :3].norm(dim=1, keepdim=True)], dim=1)
-    elif len(inputs) == CHANNELS["range"]:
+        inputs = torch.cat([inputs[:, :3], inputs[:, :3].norm(dim=1, keepdim=True), inputs[:, 4:]], dim=1)
+    elif len(inputs) >= CHANNELS["range"]:
         xyz = inputs[1:4].numpy().reshape(3, -1).T * SCALES[1:]
         xyz = np.where(valid[:, None], xyz, np.nan)
     else:
@@ -191,4 +193,4 @@ def _moved(seen: Seen, inputs: Tensor, moved: np.ndarray, rows: int) -> Seen:
     return Seen(inputs, element, labels, valid, xyz)
 
 
-__all__ = ["CHANNELS", "KINDS", "Seen", "augmented", "fitted", "see", "thinned"]
+__all__ = ["KINDS", "Seen", "augmented", "fitted", "see", "thinned"]

@@ -114,7 +114,9 @@ def test_of_a_scan_without_a_file_nothing_is_learned(logits: Path, tmp_path: Pat
     for path in logits.iterdir():
         if path.stem != "train-000001":
             (tmp_path / path.name).hardlink_to(path)
-    with pytest.raises(UserError, match=r"no logits of 'train-000001' of train: add .*, or say teacher.on_missing=skip"):
+    with pytest.raises(
+        UserError, match=r"no logits of 'train-000001' of train: add .*, or say teacher.on_missing=skip"
+    ):
         taught(tmp_path).load("teacher", tmp_path)
     made = taught(tmp_path, on_missing="skip")
     model = made.load("teacher", tmp_path).eval()
@@ -158,6 +160,7 @@ def test_detectors_do_not_learn_from_points(tmp_path: Path) -> None:
         made.load("teacher", tmp_path)
 
 
+@pytest.mark.full
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """The labels as logits: a teacher that is always right, and what is missing is one line."""
     monkeypatch.setattr("xmodal_kd.run.runner.LATENCY", 0.01)
@@ -169,12 +172,12 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
             assert labels is not None
             write(folder, f"{key}.npz", 9 * np.eye(len(CLASSES), dtype=np.float16)[labels])
     sets = [
-        f"teacher={{signals: {folder}}}", "self_training=false", "data.measure=points", f"data.scenes={FEW}", "labels=2",
-        "train.batch_size=2", "train.steps=2",
+        f"teacher={{signals: {folder}}}", "self_training=false", "data.measure=points", f"data.scenes={FEW}",
+        "labels=2", "train.batch_size=2", "train.steps=2",
     ]  # fmt: skip
     assert run(tmp_path / "run", *sets) == 0
     report = read_json(tmp_path / "run" / "report.json")
-    test = report["roles"]["teacher"]["metrics"]["test"]
+    test = report["roles"]["teacher"]["metrics"]
     assert test["miou_points"] == 1 and test["miou"] > 0.9, "cells that show several points are their mean"
     (folder / "dev-000000.npz").unlink()
     capfd.readouterr()
