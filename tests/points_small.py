@@ -50,17 +50,21 @@ SETS = (
 )  # fmt: skip
 
 
-def points_data(teacher: str | dict[str, Any] = "scan", student: str = "sparse", **more: Any) -> PointsData:
+def points_data(
+    teacher: str | dict[str, Any] = "scan", student: str | dict[str, Any] = "sparse", **more: Any
+) -> PointsData:
     """Simulated frames by default: six to train with, two and two to measure on."""
-    seen = VIEWS[teacher] if isinstance(teacher, str) else teacher
+    seen, sees = (VIEWS[side] if isinstance(side, str) else side for side in (teacher, student))
     content = {
-        "scenes": {"train": 6, "dev": 2, "test": 2}, "teacher": seen, "student": VIEWS[student],
+        "scenes": {"train": 6, "dev": 2, "test": 2}, "teacher": seen, "student": sees,
         "image": IMAGE, "augment": {"rotate": True, "flip": True}, "supervoxels": 3,
     }  # fmt: skip
     return PointsData.model_validate(content | more)
 
 
-def adapter(teacher: str = "scan", student: str = "sparse", size: int = 2, **more: Any) -> PointsAdapter:
+def adapter(
+    teacher: str | dict[str, Any] = "scan", student: str | dict[str, Any] = "sparse", size: int = 2, **more: Any
+) -> PointsAdapter:
     return PointsAdapter(points_data(teacher, student, **more), Streams(1), size)
 
 

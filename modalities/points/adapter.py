@@ -9,9 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.adapter.listed import Listed, Skipped
@@ -24,7 +22,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.class_mapping import answering
-from xmodal_kd.signals.signals import Layout, Signals
+from xmodal_kd.signals.signals import Signals
 
 from .data.augment_config import MOVES
 from .data.config import PointsData, View
@@ -41,8 +39,9 @@ from .models import MODELS
 from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
+from .views.rows import as_rows, layout_of
 from .views.source import PointsSource
-from .views.views import KINDS, see
+from .views.views import see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30
@@ -150,6 +149,8 @@ class PointsAdapter(Adapter):
         if kind.view != sees:
             raise UserError(f"{role}: model {model!r} sees {kind.view}, {_key(role)}.sees says {sees}")
         config = kind.Config.model_validate(params)
+        if not self.config.lidar.turns and "around" in kind.Config.model_fields:
+            config = config.model_copy(update={"around": False})
         classes = self.view(role).classes or self.classes
         built = kind(config, channels=self.view(role).channels, classes=len(classes))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
@@ -202,11 +203,11 @@ class PointsAdapter(Adapter):
         if is_teacher(role) and not model.training:
             return self._teaches(role, model, batch, features)
         side = _side(role, batch)
-        layout, labels = _layout(side), side["labels"]
+        layout, labels = layout_of(side), side["labels"]
         out = Signals(batch["ids"])
         for name, rows in self._rows(model, side, features).items():
             out.add(name, rows, layout)
-        known = _layout(side, self._known(role, labels))
+        known = layout_of(side, self._known(role, labels))
         out.add("labels", labels, known)
         out.add("class_weight", self._weights(labels.device)[labels.clamp(min=0)], known)
         for name in ("voxels", "supervoxels"):
@@ -226,12 +227,12 @@ class PointsAdapter(Adapter):
         side, own = _side(role, batch), batch["student"]
         match = side.get("match", batch["match"])
         out = Signals(batch["ids"])
-        layout = _layout(own, match.reached)
+        layout = layout_of(own, match.reached)
         for name, rows in self._frozen_rows(model, side, batch, features).items():
             out.add(name, match.gather(rows)[0], layout)
         answers = out.rows("logits").argmax(dim=-1)
         out.add("class_weight", self._weights(answers.device)[answers], layout)
-        return out.add("labels", own["labels"], _layout(own, own["labels"] >= 0))
+        return out.add("labels", own["labels"], layout_of(own, own["labels"] >= 0))
 
     def _frozen_rows(
         self, model: nn.Module, side: Mapping[str, Any], batch: Batch, features: Sequence[str]
@@ -257,7 +258,7 @@ class PointsAdapter(Adapter):
         with capture(model, features) as taken:
             logits = _forward(model, side)
         found = {"logits": logits} | {name: only_call(name, calls) for name, calls in taken.items()}
-        return {name: _as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
+        return {name: as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
 
     def _weights(self, device: torch.device) -> Tensor:
         """``(classes,)`` (commonest / class)^balance over the labelled training scans; 1 for a class they lack."""
@@ -374,14 +375,6 @@ def _forward(model: nn.Module, side: Mapping[str, Any]) -> Tensor:
     return found
 
 
-def _layout(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
-    """Of the rows of what was seen: the valid ones, and of these only those that are in `also`."""
-    valid: Tensor = side["valid"] if also is None else side["valid"] & also
-    grid, items = tuple(side["inputs"].shape[2:]), len(side["lengths"])
-    item = torch.repeat_interleave(side["lengths"], output_size=len(valid))
-    return Layout(KINDS[len(grid)], valid, item, items, grid or None)
-
-
 def _side(role: str, batch: Batch) -> Mapping[str, Any]:
     """What of a batch a role sees."""
     found: Mapping[str, Any] = batch["others"].get(role) or batch["teacher" if is_teacher(role) else "student"]
@@ -391,19 +384,6 @@ def _side(role: str, batch: Batch) -> Mapping[str, Any]:
 def _key(role: str) -> str:
     """Where the recipe says what a role sees."""
     return f"data.{role.replace('-', 's.')}" if is_teacher(role) else "data.student"
-
-
-def _as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tensor:
-    """``(rows, c)`` of maps ``(b, c, h, w)`` of any resolution, or of points ``(total, c)``."""
-    if grid and value.ndim == 4:
-        if tuple(value.shape[2:]) != grid:
-            value = F.interpolate(value, size=grid, mode="nearest")
-        return rearrange(value, "b c h w -> (b h w) c")
-    if not grid and value.ndim == 2 and len(value) == rows:
-        return value
-    raise UserError(
-        f"module {name!r} gives {tuple(value.shape)}: a feature here is (b, c, h, w), or (points, c) of a point model"
-    )
 
 
 __all__ = ["PointsAdapter", "batches"]

@@ -36,6 +36,7 @@ GIVES = {
     "lora": "students of low-rank adapters",
     "diffusion": "few-step samplers from diffusers pipelines",
     "points": "3D segmenters, the street simulator, and their export",
+    "las": "scans in LAS and LAZ files",
     "gpu": "attention without padding on CUDA, by xformers",
     "ray": "comparisons over a Ray cluster (compare --launcher ray)",
     "dev": "the checks of make test",

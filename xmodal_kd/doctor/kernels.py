@@ -175,6 +175,24 @@ def _sentencepiece() -> str:
     return "pieces of a word"
 
 
+def _lazrs() -> str:
+    """Three points, packed and unpacked."""
+    import io
+
+    import numpy as np
+
+    laspy = load("laspy")
+    load("lazrs")
+    header, file = laspy.LasHeader(point_format=0, version="1.2"), io.BytesIO()
+    header.scales = [0.5, 0.5, 0.5]
+    points = laspy.LasData(header)
+    points.x, points.y, points.z = np.array([[1.0, 2.5, -3.0]] * 3)
+    points.write(file, do_compress=True, laz_backend=laspy.LazBackend.Lazrs)
+    file.seek(0)
+    _expect("points that were packed", laspy.read(file).xyz.flatten(), np.repeat([1.0, 2.5, -3.0], 3))
+    return "points, packed and unpacked"
+
+
 def _xformers() -> str | None:
     """Attention to keys that are all alike gives the mean of the values."""
     torch = load("torch")
@@ -200,6 +218,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("soundfile", "soundfile", _soundfile),
     Kernel("flashlight-text", "flashlight", _flashlight),
     Kernel("sentencepiece", "sentencepiece", _sentencepiece),
+    Kernel("lazrs", "lazrs", _lazrs, ("laspy",)),
 )
 
 

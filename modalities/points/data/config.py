@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from xmodal_kd.adapter.adapter import Strict, is_teacher
@@ -250,6 +251,20 @@ class PointsData(DataSection):
             raise ValueError(f"sources {self.sources} has no boxes: detection needs one of {', '.join(BOXED)}")
         if self.real or self.measure != "rows":
             raise ValueError("real and measure are of segmentation: leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _looks_one_way(self) -> PointsData:
+        low, high = self.lidar.azimuth
+        if self.lidar.turns or all(view.sees != "range" for view in self.views):
+            return self
+        told = f"of {np.degrees(low):.0f} to {np.degrees(high):.0f} degrees"
+        if self.augment.rotate:
+            raise ValueError(
+                f"augment.rotate turns range images of full turns, and the sensor's are {told}: leave it out"
+            )
+        if self.augment.flip and abs(low + high) > 1e-9:
+            raise ValueError(f"augment.flip needs a range image that is as wide to both sides, this one is {told}")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""One scan from one file: KITTI and nuScenes records, PLY, PCD, arrays, text.
+"""One scan from one file: KITTI and nuScenes records, PLY, PCD, LAS, arrays, text.
 
 Labels are kept only from NPZ, which holds indexes of our own classes; what a PLY calls a label is somebody else's.
 """
@@ -18,6 +18,7 @@ from xmodal_kd.runtime.errors import UserError
 from .bin_columns import check_columns
 from .classes import EIGHT
 from .frame import UNLABELLED, Scan
+from .las import read_las
 from .ply_pcd import read_pcd, read_ply
 from .ring_numbers import rings_by_number
 from .text_columns import read_text
@@ -25,6 +26,8 @@ from .text_columns import read_text
 NUSCENES_BEAMS = 32
 #: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
 NUSCENES_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+#: Metres from the origin beyond which points are a map's; float32 would tell them apart by millimetres no more.
+FAR = 10_000.0
 #: What columns are called by the programs that write them, lower case.
 NAMES = {
     "intensity": ("intensity", "scalar_intensity", "reflectance", "reflectivity", "remission", "i"),
@@ -39,6 +42,7 @@ def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     ``.bin``        KITTI: float32 records x, y, z, intensity (0 to 1); no rings (see `rings.find_rings`)
     ``.pcd.bin``    nuScenes: float32 records x, y, z, intensity (0 to 255), ring (0 lowest of 32), turned to our axes
     ``.ply .pcd``   columns x, y, z, and where there are any an intensity and a ring
+    ``.las .laz``   the same; an intensity of 16 bits, a ring where an extra dimension is called one
     ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
     ``.npy``        one array as ``points``; or of fields, named as columns are
     ``.csv .txt``   lines of numbers, by comma, semicolon, tab or blank; the first may name columns, else they are
@@ -160,7 +164,14 @@ def check_labels(path: Path, scan: Scan, classes: int) -> Scan:
 
 
 def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None, ring: npt.NDArray[Any] | None) -> Scan:
-    """A scan of columns that may be of any type."""
+    """A scan of columns that may be of any type. Raises `UserError` for coordinates of a map."""
+    with np.errstate(invalid="ignore"):
+        away = np.abs(np.asarray(xyz, np.float64)).max(axis=1)
+    if len(away) and np.isfinite(away).any() and (median := np.median(away[np.isfinite(away)])) > FAR:
+        raise UserError(
+            f"{path}: its points lie {median / 1000:,.0f} km from the origin, where a scan has its sensor: these are "
+            "coordinates of a map: subtract the sensor's place from them"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         xyz = np.array(xyz, dtype=np.float32, order="C")
         intensity = np.zeros(len(xyz), np.float32) if intensity is None else intensity.astype(np.float32)
@@ -185,6 +196,7 @@ READERS: dict[str, Callable[[Path], Scan]] = {
     ".pcd.bin": _nuscenes,
     ".ply": _columns(read_ply),
     ".pcd": _columns(read_pcd),
+    **dict.fromkeys((".las", ".laz"), _columns(read_las)),
     ".npz": _npz,
     ".npy": _npy,
     **dict.fromkeys((".csv", ".txt", ".xyz", ".asc"), _columns(read_text)),

@@ -14,7 +14,7 @@ from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
 from .frame import Scan
-from .measured_sensor import alike, measured
+from .measured_sensor import alike, grid, measured
 from .readers import READERS, Reader
 from .rings import BEAMS, rings_by_order
 from .simulator.sensors import SENSORS, SensorSpec, sensor
@@ -136,6 +136,11 @@ def _unknown(path: Path, place: Path) -> str:
 def _sensor(path: Path, sources: str, scan: Scan) -> tuple[str | SensorSpec, str, list[str]]:
     """The preset that looks as a scan does, or else what the scan shows; what it was told by, and what is odd."""
     beams = scan.beams if scan.ring is not None else next((n for n in BEAMS if _turns(scan, n)), None)
+    if beams is None and (seen := grid(scan)) is not None:
+        assert seen.azimuth is not None and seen.fov is not None
+        right, left = seen.azimuth
+        told = f"of solid state, {right:.0f} to {left:.0f} degrees across and {seen.fov[0]:.0f} to {seen.fov[1]:.0f} up"
+        return seen, f"{told}, by its first scan", [f"{path}: {told}: put its data sheet's numbers into data.sensor"]
     if beams is None:
         name = USUAL[sources]
         told = f"taken for {name}, the layout's own sensor"

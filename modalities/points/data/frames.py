@@ -16,7 +16,7 @@ from .config import Folder, PointsData
 from .frame import Frame
 from .readers import READERS
 from .readers.base import look
-from .rings import OtherBeams, find_rings
+from .rings import OtherBeams, banded, find_rings
 from .simulator.camera import CameraSpec
 from .simulator.cast import key_of, simulate
 from .simulator.sensors import SENSORS, Sensor
@@ -121,7 +121,7 @@ class Recorded(Answered):
     ) -> None:  # fmt: skip
         super().__init__()
         self.folder, self.sweeps, self.pictures, self.boxes = folder, sweeps, pictures, boxes
-        self.beams = sensor.beams
+        self.sensor = sensor
         self.reader = READERS[folder.sources](Path(folder.path), classes)
         every = self._chosen()
         self.beside, self.skipped = beside, skipped or Skipped()
@@ -199,12 +199,16 @@ class Recorded(Answered):
 
     def _frame(self, at: int, pictures: bool) -> Frame:
         frame = self.reader.frame(at, pictures=pictures)
+        if not self.sensor.turns:
+            return replace(frame, scan=banded(frame.scan, self.sensor.beams, self.sensor))
         if frame.scan.ring is not None:
             return frame
         try:
-            return replace(frame, scan=find_rings(frame.scan, self.beams))
+            return replace(frame, scan=find_rings(frame.scan, self.sensor.beams))
         except OtherBeams as error:
-            raise UserError(f"{self.folder.path}: {self.key(at)}: {_of_sensor(error.beams, self.beams)}") from error
+            raise UserError(
+                f"{self.folder.path}: {self.key(at)}: {_of_sensor(error.beams, self.sensor.beams)}"
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         return {

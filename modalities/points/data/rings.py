@@ -10,6 +10,7 @@ import numpy.typing as npt
 from xmodal_kd.runtime.errors import UserError
 
 from .frame import Scan
+from .simulator.sensors import Sensor
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -66,6 +67,14 @@ def find_rings(scan: Scan, beams: int) -> Scan:
             raise OtherBeams("turns", other, beams)
         ring = rings_by_elevation(scan.xyz, beams)
     return replace(scan, ring=ring, beams=beams)
+
+
+def banded(scan: Scan, rows: int, sensor: Sensor) -> Scan:
+    """The scan with a ring for each of `rows` equal bands of the sensor's elevations; the outer ones have no end."""
+    low, high = sensor.edges
+    up = np.arcsin(np.clip(scan.xyz[:, 2] / np.maximum(scan.distance, 1e-6), -1, 1))
+    band = np.floor((high - up) * (rows / (high - low))).astype(np.int64)
+    return replace(scan, ring=np.clip(band, 0, rows - 1), beams=rows)
 
 
 def rings_by_order(xyz: npt.NDArray[np.floating], beams: int) -> Ints | None:

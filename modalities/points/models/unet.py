@@ -31,6 +31,8 @@ class RangeUNetConfig(Strict):
     """Channels at full resolution; they double from one level to the next."""
     levels: int = Field(3, ge=1)
     """Resolutions; the number of columns must divide by 2 to the power of one less."""
+    around: bool = True
+    """Whether the first column is the last one's neighbour, as in a full turn; the data's sensor says it."""
 
 
 class ImageUNetConfig(Strict):
@@ -71,16 +73,15 @@ class Stage(nn.Sequential):
 class UNet(SceneModel):
     """``encoder.0`` is at full resolution, ``decoder.0`` at the second lowest, the last decoder stage at full again."""
 
-    around: ClassVar[bool]
-
     def __init__(self, config: Any, *, channels: int, classes: int) -> None:
         super().__init__(config, channels=channels, classes=classes)
         widths = [config.width * 2**level for level in range(config.levels)]
+        around = getattr(config, "around", False)
         self.encoder = nn.ModuleList(
-            Stage(c, w, around=self.around) for c, w in zip([channels, *widths], widths, strict=False)
+            Stage(c, w, around=around) for c, w in zip([channels, *widths], widths, strict=False)
         )
         self.decoder = nn.ModuleList(
-            Stage(2 * w + w, w, around=self.around) for w in reversed(widths[:-1])
+            Stage(2 * w + w, w, around=around) for w in reversed(widths[:-1])
         )  # fmt: skip
         self.head = nn.Conv2d(config.width, classes, 1)
 
@@ -107,7 +108,7 @@ class UNet(SceneModel):
 
 
 class RangeUNet(UNet):
-    """Range images, circular in azimuth.
+    """Range images, circular in azimuth unless they are of a sensor that does not turn.
 
     The number of columns must divide by ``2 ** (levels - 1)``; any number of rows will do. Columns are halved at every
     level, rows only where they are even and at least 4 are left, so that 8 beams go through three levels as 8, 4, 4
@@ -116,7 +117,6 @@ class RangeUNet(UNet):
 
     Config: ClassVar[type[Strict]] = RangeUNetConfig
     view: ClassVar[View] = "range"
-    around: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(b, classes, h, w)`` of a range image ``(b, channels, h, w)``.
@@ -143,7 +143,6 @@ class ImageUNet(UNet):
 
     Config: ClassVar[type[Strict]] = ImageUNetConfig
     view: ClassVar[View] = "image"
-    around: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(b, classes, h, w)`` of pictures ``(b, channels, h, w)``."""

@@ -81,8 +81,8 @@ class DetectionAdapter(Adapter):
             raise UserError(f"{role}: model {model!r} sees {kind.view}, and data.task detection needs one of pillars")
         if issubclass(kind, BoxesModel):
             raise UserError(
-                f"{role}: model {model!r} says boxes, which nothing here can train: save it with save_model and give "
-                "the folder as path (docs/own_models.md)"
+                f"{role}: model {model!r} says boxes, which nothing here can train: write its folder once "
+                f"(docs/own_models.md), and give it as {_key(role)}.path"
             )
         config = kind.Config.model_validate(params)
         built = kind(config, channels=self.view(role).channels, classes=len(self.classes))
@@ -92,7 +92,7 @@ class DetectionAdapter(Adapter):
     def load(self, role: str, folder: Path) -> nn.Module:
         if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
             raise UserError(
-                f"{role.replace('-', 's.')}.signals: {folder}: logits by point are of segmentation: to learn boxes "
+                f"{_key(role)}.signals: {folder}: logits by point are of segmentation: to learn boxes "
                 "from a detector of somebody else's, name it by its import path (docs/own_models.md)"
             )
         model, card = load_model(folder, detects=True)
@@ -213,6 +213,11 @@ def batches(source: DetectionSource, device: torch.device) -> Iterator[Batch]:
 
 def _moved(seen: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in seen.items()}
+
+
+def _key(role: str) -> str:
+    """Where the recipe describes a role."""
+    return role.replace("-", "s.")
 
 
 def _seen(role: str, batch: Batch) -> Mapping[str, Any]:

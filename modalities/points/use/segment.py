@@ -14,7 +14,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED, Camera, Frame, Picture, Scan
-from ..data.rings import find_rings
+from ..data.rings import banded, find_rings
 from ..data.simulator.sensors import Sensor
 from ..evaluate.whole_scan import VEHICLE, answer, whole_scan
 from ..export.saved_folder import load_model
@@ -134,7 +134,9 @@ def prepared(scan: Scan, view: View, sensor: Sensor, beams: int | None) -> tuple
         return scan, (f"the model was trained on {view.sweeps} fused sweeps and is given one",)
     if wanted is None:
         return scan, ()
-    if scan.ring is None:
+    if not sensor.turns:
+        scan = banded(scan, sensor.beams, sensor)
+    elif scan.ring is None:
         scan = find_rings(scan, beams or len(sensor.elevations))
         notes.append(f"the file does not name rings: {scan.beams} were looked for")
     assert scan.beams is not None
@@ -144,14 +146,6 @@ def prepared(scan: Scan, view: View, sensor: Sensor, beams: int | None) -> tuple
         notes.append(f"the scan has {scan.beams} beams, the model knows {wanted}: bands of elevation stand for them")
         scan = banded(scan, wanted, sensor)
     return scan, tuple(notes)
-
-
-def banded(scan: Scan, rows: int, sensor: Sensor) -> Scan:
-    """The scan with a ring for each of `rows` equal bands of the sensor's elevations; the outer ones have no end."""
-    low, high = float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01
-    up = np.arcsin(np.clip(scan.xyz[:, 2] / np.maximum(scan.distance, 1e-6), -1, 1))
-    band = np.floor((high - up) * (rows / (high - low))).astype(np.int64)
-    return replace(scan, ring=np.clip(band, 0, rows - 1), beams=rows)
 
 
 def uncalibrated(rgb: np.ndarray) -> Picture:

@@ -101,8 +101,10 @@ def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -
     if "image" in (_plain(teacher)["sees"], _plain(student)["sees"]):
         size = (96, 320) if card is None else card.image
         data["image"] = Noted(list(size), "height and width that photographs are brought to")
-    else:
+    elif (lidar := sensor(seen_by)).turns:
         data["augment"] = {"rotate": True, "flip": True}
+    elif sum(lidar.azimuth) == 0:
+        data["augment"] = {"flip": True}
     return {"data": data, **_roles(given, card, samples), **_training(given, samples)}
 
 

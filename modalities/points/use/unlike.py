@@ -36,7 +36,7 @@ def unlike(scan: Scan, view: View, sensor: Sensor) -> tuple[str, ...]:
     if len(scan) < FEWEST:
         return ()
     some = scan.xyz[:: -(-len(scan) // SAMPLE)].astype(np.float64)
-    return (*_axes(some), *_height(some, sensor), *_range(some, sensor), *_turn(some), *_columns(scan, view))
+    return (*_axes(some), *_height(some, sensor), *_range(some, sensor), *_turn(some, sensor), *_columns(scan, view))
 
 
 def _axes(xyz: Float[np.ndarray, "n 3"]) -> Iterator[str]:
@@ -75,11 +75,17 @@ def _range(xyz: Float[np.ndarray, "n 3"], sensor: Sensor) -> Iterator[str]:
         yield f"nearly all points lie within {farthest:.1f} m: is this a street, in metres?"
 
 
-def _turn(xyz: Float[np.ndarray, "n 3"]) -> Iterator[str]:
-    turn = ((np.arctan2(xyz[:, 1], xyz[:, 0]) / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64).clip(0, SECTORS - 1)
-    held = len(np.unique(turn)) / SECTORS
+def _turn(xyz: Float[np.ndarray, "n 3"], sensor: Sensor) -> Iterator[str]:
+    low, high = sensor.azimuth
+    sector = np.floor((np.arctan2(xyz[:, 1], xyz[:, 0]) - low) / (high - low) * SECTORS).astype(np.int64)
+    inside = (sector >= 0) & (sector < SECTORS)
+    held, span = len(np.unique(sector[inside])) / SECTORS, np.degrees(high - low)
+    learned = "full turns" if sensor.turns else f"{np.degrees(low):.0f} to {np.degrees(high):.0f} degrees"
     if held < TURN:
-        yield f"the points cover {360 * held:.0f} of 360 degrees; the model learned full turns"
+        yield f"the points cover {span * held:.0f} of {span:.0f} degrees; the model learned {learned}"
+    elif not sensor.turns and inside.mean() < 1 - BEYOND:
+        share = 100 * (1 - inside.mean())
+        yield f"{share:.0f} % of the points lie beside what the model learned, {learned}: they take the nearest's class"
 
 
 def _columns(scan: Scan, view: View) -> Iterator[str]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32, Int, Int64
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.frame import Scan
+from ..data.simulator.sensors import AROUND
 
 #: What the channels are, in order, and what each is divided by so that a network sees numbers near 1.
 CHANNELS = ("range", "x", "y", "z", "valid")
@@ -54,6 +55,7 @@ def range_image(
     max_range: float,
     tolerance: float = 0.5,
     intensity: bool = False,
+    azimuth: tuple[float, float] = AROUND,
 ) -> RangeImage:
     """The nearest point of every cell.
 
@@ -64,6 +66,7 @@ def range_image(
             another number of them. Points outside it are not in the image.
         max_range: metres; points beyond it are not in the image.
         intensity: whether it has a channel.
+        azimuth: (lowest, highest) in radians, between which the columns lie. Points outside are not in the image.
         tolerance: metres by which a point may lie behind the nearest of its cell and still belong to it.
 
     Raises:
@@ -72,8 +75,8 @@ def range_image(
     xyz = scan.xyz.astype(np.float32, copy=False)
     distance = np.sqrt(np.einsum("nc,nc->n", xyz, xyz))
     row = _rows(scan, distance, rows, elevations)
-    inside = (row >= 0) & (row < rows) & (distance > 0) & (distance <= max_range)
-    column = column_of(xyz, columns)
+    column = column_of(xyz, columns, azimuth)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (distance > 0) & (distance <= max_range)
     cell = np.where(inside, row * columns + column, -1)
     nearest = np.full(rows * columns + 1, np.inf, dtype=np.float32)  # the last one takes cell -1
     np.minimum.at(nearest, cell, distance)
@@ -89,8 +92,15 @@ def azimuths(columns: int) -> Float[np.ndarray, " w"]:
     return middle
 
 
-def column_of(xyz: Float[np.ndarray, "n 3"], columns: int) -> Int64[np.ndarray, " n"]:
-    """The column that each point's azimuth falls into."""
+def column_of(
+    xyz: Float[np.ndarray, "n 3"], columns: int, azimuth: tuple[float, float] = AROUND
+) -> Int64[np.ndarray, " n"]:
+    """The column that each point's azimuth falls into, -1 outside what is looked at."""
+    if azimuth != AROUND:
+        low, high = azimuth
+        step = np.floor((high - np.arctan2(xyz[:, 1], xyz[:, 0])) * (columns / (high - low)))
+        found: np.ndarray = np.where((step >= 0) & (step < columns), step, -1).astype(np.int64)
+        return found
     turn = (np.pi - np.arctan2(xyz[:, 1], xyz[:, 0])) * (columns / (2 * np.pi))
     column: np.ndarray = turn.astype(np.int64) % columns  # never below 0: truncation is floor; azimuth -pi is column 0
     return column

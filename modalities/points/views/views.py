@@ -84,10 +84,10 @@ def _range(scan: Scan, chosen: np.ndarray, points: int, view: View, data: Points
     sensor = data.lidar
     ringed = scan if view.sweeps == 1 else replace(scan, ring=None)
     rows = scan.beams if ringed.ring is not None and scan.beams else view.beams or sensor.beams
-    edges = (float(min(sensor.elevations)) - 0.01, float(max(sensor.elevations)) + 0.01)
     image = range_image(
-        ringed, rows, view.columns, elevations=edges, max_range=sensor.max_range, intensity=view.intensity
-    )
+        ringed, rows, view.columns, elevations=sensor.edges, max_range=sensor.max_range, intensity=view.intensity,
+        azimuth=sensor.azimuth,
+    )  # fmt: skip
     shown, index = image.index.reshape(-1) >= 0, image.index.reshape(-1)
     labels = np.full(len(index), UNLABELLED)
     if scan.labels is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,45 @@ def test_a_laser_without_returns_keeps_its_row(tmp_path):
     scan = scan[scan.ring > 5]  # in the order of firing nothing says which are missing: they see the sky
     found = written(tmp_path / "a.npz", scan, np.argsort(FIRING)[scan.ring])
     assert found.beams == 16 and np.array_equal(found.ring, scan.ring)
+
+
+@pytest.mark.parametrize("suffix", [".las", ".laz"])
+def test_las(tmp_path, suffix, student):
+    """Millimetres, intensities of 16 and of 8 bits, rings of an extra dimension; what is cut or a map is one line."""
+    laspy = pytest.importorskip("laspy", reason="of use to those who have it: pip install 'xmodal-kd[las]'")
+    pytest.importorskip("lazrs", reason="of use to those who have it: pip install 'xmodal-kd[las]'")
+    scan, path = street("vlp16"), tmp_path / f"a{suffix}"
+
+    def write(most: int, away: float = 0.0) -> Scan:
+        header = laspy.LasHeader(point_format=6, version="1.4")
+        header.scales = [0.001] * 3
+        header.add_extra_dim(laspy.ExtraBytesParams(name="Laser_ID", type=np.uint8))
+        points = laspy.LasData(header)
+        points.x, points.y, points.z = (scan.xyz + np.array([away, 0, 0])).T
+        points.intensity, points["Laser_ID"] = np.linspace(0, most, len(scan)).astype(int), 15 - scan.ring
+        points.write(str(path))
+        return read_points(path)
+
+    for most in (65535, 255):
+        found = write(most)
+        np.testing.assert_allclose(found.xyz, scan.xyz, atol=6e-4)
+        np.testing.assert_allclose(found.intensity, np.linspace(0, 1, len(scan)), atol=0.004)
+        assert found.beams == 16 and np.array_equal(found.ring, scan.ring)
+    assert (student.segment(found).labels >= 0).any()
+    whole = path.read_bytes()
+    for cut, reason in ((len(whole) // 2, "a broken one|it is cut"), (300, "a broken one|it is cut"), (0, "a broken")):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=reason):
+            read_points(path)
+    with pytest.raises(UserError, match=r"lie 501 km from the origin.*subtract the sensor's place"):
+        write(255, 501_000)
+
+
+def test_las_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "laspy", None)
+    (tmp_path / "a.las").write_bytes(b"LASF")
+    with pytest.raises(UserError, match=r"laspy.*pip install"):
+        read_points(tmp_path / "a.las")
 
 
 def test_numbers_that_are_none_of_lasers(tmp_path):

@@ -49,7 +49,7 @@ def test_presets_are_the_sensors_they_are_named_after() -> None:
     beams = {name: s.beams for name, s in SENSORS.items()}
     assert beams == {
         "hdl64e": 64, "vlp16": 16, "nuscenes32": 32, "hdl32e": 32, "vlp32c": 32, "pandar40p": 40, "pandar64": 64,
-        "os1_64": 64, "os1_128": 128, "os0_128": 128,
+        "os1_64": 64, "os1_128": 128, "os0_128": 128, "livox_hap": 112,
     }  # fmt: skip
     ends = {name: np.degrees(s.elevations[[0, -1]]).round(2).tolist() for name, s in SENSORS.items()}
     assert (ends["vlp16"], ends["vlp32c"], ends["pandar40p"], ends["os1_128"]) == (

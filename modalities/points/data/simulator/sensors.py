@@ -1,4 +1,4 @@
-"""Spinning LiDARs: where their lasers point, how far they see and how well."""
+"""LiDARs, that turn or look one way: where their lasers point, how far they see and how well."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from xmodal_kd.runtime.errors import UserError, nearest
 
 #: Degrees above the horizon.
 Degrees = Annotated[float, Field(ge=-90, le=90)]
+#: Degrees from ahead to the left.
+Turned = Annotated[float, Field(ge=-180, le=180)]
 Metres = Annotated[float, Field(gt=0, le=10_000)]
 #: Lasers of one sensor: more than any has.
 MOST = 1024
 
 
+#: Azimuths of a full turn.
+AROUND = (-np.pi, np.pi)
+
+
 @dataclass(frozen=True)
 class Sensor:
-    """A LiDAR that turns about its z axis.
+    """A LiDAR that turns about its z axis, or one of solid state, which sees a grid of azimuth and elevation.
 
     Attributes:
         name: as in `SENSORS`.
@@ -33,6 +39,7 @@ class Sensor:
         height: metres above the ground.
         noise: standard deviation of a range, metres.
         dropout: share of returns lost for no visible reason.
+        azimuth: lowest and highest, radians from x towards y, between which it looks: all around for one that turns.
     """
 
     name: str
@@ -42,6 +49,19 @@ class Sensor:
     height: float
     noise: float = 0.02
     dropout: float = 0.05
+    azimuth: tuple[float, float] = AROUND
+
+    @property
+    def turns(self) -> bool:
+        """Whether it looks all around; else no laser is followed through a scan, and rings are bands of elevation."""
+        return self.azimuth == AROUND
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """Lowest and highest edge, in radians, of as many equal bands of elevation as it has lasers."""
+        low, high = float(min(self.elevations)), float(max(self.elevations))
+        margin = 0.01 if self.turns else (high - low) / (2 * (self.beams - 1))
+        return low - margin, high + margin
 
     @property
     def beams(self) -> int:
@@ -52,11 +72,12 @@ class Sensor:
         return replace(self, columns=columns)
 
     def rays(self) -> Float[np.ndarray, "beams columns 3"]:
-        """Unit directions in the sensor's frame. Column j looks at azimuth pi - 2 pi (j + 0.5) / columns.
+        """Unit directions in the sensor's frame. Column j of a full turn looks at azimuth pi - 2 pi (j + 0.5) / columns.
 
         So azimuth falls with the column, as in a picture: left of the middle is left of the car.
         """
-        azimuth = np.pi - 2 * np.pi * (np.arange(self.columns) + 0.5) / self.columns
+        low, high = self.azimuth
+        azimuth = high - (high - low) * (np.arange(self.columns) + 0.5) / self.columns
         up, flat = np.sin(self.elevations)[:, None], np.cos(self.elevations)[:, None]
         rays = np.stack(np.broadcast_arrays(flat * np.cos(azimuth), flat * np.sin(azimuth), up), axis=-1)
         unit: np.ndarray = np.asarray(rays, np.float32)
@@ -90,12 +111,14 @@ SENSORS = {
         Sensor("os1_64", _spread((22.5, -22.5, 64)), 1024, 120.0, 1.73, noise=0.03),
         Sensor("os1_128", _spread((22.5, -22.5, 128)), 1024, 120.0, 1.73, noise=0.03),
         Sensor("os0_128", _spread((45.0, -45.0, 128)), 1024, 50.0, 1.73, noise=0.03),
+        # 120 x 25 degrees, 45,200 points a scan (its manual); they follow no lines: a grid of as many here
+        Sensor("livox_hap", _spread((12.5, -12.5, 112)), 400, 150.0, 1.73, azimuth=(-np.pi / 3, np.pi / 3)),
     )
 }
 
 
 class SensorSpec(Strict):
-    """A LiDAR that turns and is none of the presets: its lasers by number and field of view, or one by one."""
+    """A LiDAR that is none of the presets: its lasers by number and field of view, or one by one."""
 
     beams: Annotated[int, Field(gt=1, le=MOST)] | None = None
     """Lasers, evenly spaced over `fov`."""
@@ -103,8 +126,11 @@ class SensorSpec(Strict):
     """Lowest and highest elevation, degrees above the horizon."""
     elevations: Annotated[tuple[Degrees, ...], Field(min_length=2, max_length=MOST)] | None = None
     """Of each laser, where they are not evenly spaced."""
+    azimuth: tuple[Turned, Turned] | None = None
+    """Of solid state: lowest and highest azimuth that it sees, degrees from ahead to the left; None: it turns. Its
+    scans are looked at as a grid of azimuth and elevation, whatever lines they name."""
     columns: Annotated[int, Field(ge=8, le=1 << 14)] = 1024
-    """Shots of a laser in a turn; of the simulator."""
+    """Shots of a laser in a turn, or between the two azimuths; of the simulator."""
     max_range: Metres = 100.0
     """Beyond which nothing comes back."""
     height: Metres = 1.73
@@ -120,6 +146,8 @@ class SensorSpec(Strict):
             raise ValueError("give beams and fov, [lowest, highest] in degrees, or the elevations of all lasers")
         if self.fov is not None and self.fov[0] >= self.fov[1]:
             raise ValueError(f"fov is [lowest, highest] in degrees, got [{self.fov[0]:g}, {self.fov[1]:g}]")
+        if self.azimuth is not None and self.azimuth[0] >= self.azimuth[1]:
+            raise ValueError(f"azimuth is [lowest, highest] in degrees, got {[*self.azimuth]}")
         if self.elevations is not None and len(set(self.elevations)) < len(self.elevations):
             raise ValueError("elevations: two lasers look at the same angle")
         return self
@@ -131,7 +159,11 @@ class SensorSpec(Strict):
             degrees = np.array(sorted(self.elevations or (), reverse=True))
         name = f"{len(degrees)} beams from {degrees[-1]:g} to {degrees[0]:g} degrees"
         lasers: np.ndarray = np.radians(degrees)
-        return Sensor(name, lasers, self.columns, self.max_range, self.height, self.noise, self.dropout)
+        around = AROUND
+        if self.azimuth is not None and self.azimuth != (-180, 180):
+            around = float(np.radians(self.azimuth[0])), float(np.radians(self.azimuth[1]))
+            name += f", {self.azimuth[0]:g} to {self.azimuth[1]:g} across"
+        return Sensor(name, lasers, self.columns, self.max_range, self.height, self.noise, self.dropout, around)
 
 
 def sensor(given: str | SensorSpec, columns: int | None = None) -> Sensor:
