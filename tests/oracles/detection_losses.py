@@ -82,7 +82,8 @@ def pointdistiller(
     Of the same hand as the loss: what another hand says are the release's values in `test_local_losses.py`.
     """
     graphs: list[tuple[int, int, list[int]]] = []
-    score = [min(int(n), most or int(n)) if importance == "count" else max(t) for n, t in zip(regions, teacher)]
+    counts = [min(int(n), int(n) if most is None else most) for n in regions]
+    score = counts if importance == "count" else [max(t) for t in teacher]
     for b in range(items):
         rows = [i for i in range(len(item)) if item[i] == b]
         for i in sorted(rows, key=lambda i: -score[i])[:queries]:

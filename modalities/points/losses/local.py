@@ -53,8 +53,8 @@ class PointDistiller(nn.Module):
             cells of a map.
         neighbours: rows of a graph, the chosen one among them; all of the item where there are fewer.
         width: of g. Published: 32, and 16 for the smallest students.
-        temperature: of the weights; None: all alike. Published: 1e-2, and 1e-4 of the smallest student: of counts either
-            weighs the fullest rows alone, and all of them alike.
+        temperature: of the weights; None: all alike. Published: 1e-2, and 1e-4 of the smallest student: either weighs
+            the fullest rows alone, and all of them alike.
         most: points of a row that are counted, at most; None: all. PointPillars holds 32 points of a pillar.
         importance: the signal's count; or features: the row's largest number in the teacher's features chooses it, and
             the largest in its graph's g_t, whose gradient stops, weighs it, as the paper has it for points.

@@ -10,13 +10,14 @@ import torch
 from detection_small import adapter, smallest
 from oracles import detection_losses as oracle
 from points_small import adapter as segmenting
-from torch import Tensor, nn
+from torch import Tensor
 
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.modalities.points.views.ground import Ground, objects
 from xmodal_kd.modalities.points.views.overlap import corners
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term
+from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Layout, Signals
 
@@ -34,12 +35,12 @@ def given(seed: int = 0) -> dict[str, Any]:
     return {"student": student, "teacher": teacher, "item": item, "items": 4, "regions": regions}
 
 
-def made(dtype: torch.dtype = torch.float64, **params: Any) -> nn.Module:
+def made(dtype: torch.dtype = torch.float64, **params: Any) -> Any:
     torch.manual_seed(0)
-    module = LOSSES["pointdistiller"].make(4, 5, **{"width": 3, **params}).to(dtype)
+    module: Any = LOSSES["pointdistiller"].make(4, 5, **{"width": 3, **params}).to(dtype)
     with torch.no_grad():
-        for norm in (module.student.norm, module.teacher.norm):  # type: ignore[union-attr]
-            norm.bias += torch.linspace(-0.2, 0.3, len(norm.bias))  # type: ignore[operator, arg-type]
+        for norm in (module.student.norm, module.teacher.norm):
+            norm.bias += torch.linspace(-0.2, 0.3, len(norm.bias))
     return module
 
 
@@ -66,7 +67,7 @@ def test_the_gradient_is_that_of_the_value() -> None:
     for params in ({"temperature": 9.0, "queries": 4}, {"importance": "features", "neighbours": 4}):
         module = made(**params)
 
-        def value(student: Tensor, module: nn.Module = module) -> Tensor:
+        def value(student: Tensor, module: Any = module) -> Tensor:
             out: Tensor = module(student, *list(inputs.values())[1:])[0]
             return out
 
@@ -85,7 +86,7 @@ def test_by_hand() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-        module.teacher.own.weight[0, 0] = module.teacher.norm.weight[0] = 1.0  # type: ignore[union-attr, index]
+        module.teacher.own.weight[0, 0] = module.teacher.norm.weight[0] = 1.0
     teacher = torch.tensor([[0.0, 7, 7, 7, 7], [2.0, 7, 7, 7, 7]], dtype=torch.float64)
     student, item = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
     values, number = module(student, teacher, item, 1, torch.tensor([1, 3]))
@@ -128,7 +129,7 @@ def filled(**params: Any) -> Any:
 
 #: RunpeiDong/PointDistiller, a5dc465, mmdet3d/models/detectors/voxelnet.py: get_voxel_knn of one item, and
 #: get_knn_voxel_backbone of two, whose weights are 2 throughout. Half and a quarter of what they return, as the factors
-#: are the term's here; one entry of the gradient. The release softens counts in float32, so the last digits are not its.
+#: are the term's here; one entry of the gradient. The release softens counts in float32, so last digits are not its.
 RELEASED: list[tuple[dict[str, Any], float, float]] = [
     ({}, 0.36564666169647886, 0.002719178543022889),
     ({"temperature": 8.0}, 0.2640498949553052, 0.0010097634551083446),
@@ -143,7 +144,9 @@ def test_says_what_the_release_says(params: dict[str, Any], value: float, slope:
     student = torch.cat([rows(2 * b, 24, 5) for b in range(items)]).requires_grad_()
     teacher = torch.cat([rows(2 * b + 1, 24, 7) for b in range(items)])
     count = (7 * torch.arange(24) % 24 + 1).repeat(items)
-    values, number = filled(most=None, **params)(student, teacher, torch.arange(items).repeat_interleave(24), items, count)
+    values, number = filled(most=None, **params)(
+        student, teacher, torch.arange(items).repeat_interleave(24), items, count
+    )
     mean = values.sum() / number.sum()
     mean.backward()
     assert student.grad is not None
@@ -200,7 +203,9 @@ def test_signals_of_things_and_of_points() -> None:
         item, (i, j) = row // finer.cells, divmod(row % finer.cells, finer.shape[1])
         expected[item * ours.cells + i // 4 * ours.shape[1] + j // 4] += 1
     assert torch.equal(count, torch.where((both > 0) & (expected > 0), expected, -1)) and (count > 1).any()
-    blind = detecting.signals("student", smallest(detecting, "student"), batch | {"labelled": torch.tensor([True, False])})
+    blind = detecting.signals(
+        "student", smallest(detecting, "student"), batch | {"labelled": torch.tensor([True, False])}
+    )
     halves = blind["objects"].rows.reshape(2, -1)
     assert torch.equal(halves[0], thing.reshape(2, -1)[0]) and (halves[1] == -1).all(), "boxes it may not look at"
 
@@ -220,8 +225,19 @@ def test_terms_of_detectors_take_only_the_rows_that_their_regions_name() -> None
     parts = objective(mine, theirs).parts
     assert float(parts["pointdistiller"].count) == (mine["point_count"].rows > 0).sum()
     assert float(parts["fgd"].count) == 2 and all(part.total > 0 for part in parts.values())
-    sum(part.total for part in parts.values()).backward()  # type: ignore[union-attr]
-    assert all(one.grad is not None for one in roles["student"].point.parameters())  # type: ignore[operator, union-attr]
+    torch.stack([part.total for part in parts.values()]).sum().backward()
+    assert all(one.grad is not None for name, one in roles["student"].named_parameters() if name.startswith("point."))
+
+
+@pytest.mark.parametrize(("regions", "shape"), [("labels", r"\(512, 3\)"), ("foreground", r"\(512,\)")])
+def test_regions_that_number_nothing_are_named(regions: str, shape: str) -> None:
+    detecting = adapter()
+    batch = detecting.data("train").collate([detecting.data("train").sample(0, 0)])
+    roles = {"student": smallest(detecting, "student"), "teacher": smallest(detecting, "teacher").eval()}
+    mine, theirs = (detecting.signals(role, model, batch, ["features"]) for role, model in roles.items())
+    objective = Objective([Term(loss="fgd", on="features", regions=regions)]).build(mine, theirs, Streams(1))
+    with pytest.raises(UserError, match=f"term 'fgd': regions '{regions}' of shape {shape} are no whole number a row"):
+        objective(mine, theirs)
 
 
 def test_a_segmenter_s_term_chooses_by_features() -> None:
@@ -248,5 +264,6 @@ def test_padding_changes_nothing() -> None:
             count = torch.cat([inputs["regions"], torch.full((junk,), 10**6)])
             sides.append(Signals().add("body", padded, at).add("n", count, at))
         term = Term(loss="pointdistiller", on="body", regions="n", params={"neighbours": 4, "width": 3})
-        found.append(Objective([term]).build(*sides, Streams(1))(*sides).parts["pointdistiller"].total)
+        mine, theirs = sides
+        found.append(Objective([term]).build(mine, theirs, Streams(1))(mine, theirs).parts["pointdistiller"].total)
     assert torch.equal(*found)
