@@ -33,7 +33,7 @@ from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
-from .losses import centres  # noqa: F401 - registers the losses
+from .losses import centres, local  # noqa: F401 - registers the losses
 from .methods import LabelKD  # noqa: F401 - registers the method
 from .models import MODELS
 from .show.overview import overview

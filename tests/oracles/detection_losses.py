@@ -1,11 +1,14 @@
-"""Losses of centre heads cell by cell, from formulas of Law, Deng (2018), Zhou et al. (2019), Yang et al. (2022)."""
+"""Losses of points' own row by row: Law, Deng (2018), Zhou et al. (2019), Yang et al. (2022), Zhang et al. (2023)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, log
 
 import numpy as np
+
+from .layers import linear, norm_of, relu, under
+from .maths import log_softmax
 
 Array = np.ndarray
 
@@ -65,3 +68,46 @@ def sparsekd(
             above[i] += mask * apart
             below[i] += mask
     return above, below
+
+
+def pointdistiller(
+    student: Array, teacher: Array, item: Array, items: int, regions: Array, *, state: Mapping[str, Array],
+    queries: int = 6000, neighbours: int = 128, width: int = 32, temperature: float | None = 1e-2,
+    most: int | None = 32, importance: str = "count", difference: bool = False,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Of each item ``sum_i w_i mean over its graph's nodes and channels of (g_t - g_s)^2``, and its number of graphs.
+
+    Zhang et al. (2023), 3.2 and eq. 2: the N most important rows, each with the rows nearest to it in the teacher's
+    features, itself first; g = relu(BN(W [f_j; f_i])), BN over all nodes of all graphs; w = N softmax(importance / T).
+    Of the same hand as the loss: what another hand says are the release's values in `test_local_losses.py`.
+    """
+    graphs: list[tuple[int, int, list[int]]] = []
+    counts = [min(int(n), int(n) if most is None else most) for n in regions]
+    score = counts if importance == "count" else [max(t) for t in teacher]
+    for b in range(items):
+        rows = [i for i in range(len(item)) if item[i] == b]
+        for i in sorted(rows, key=lambda i: -score[i])[:queries]:
+            others = sorted((float(np.sum((teacher[i] - teacher[j]) ** 2)), j) for j in rows if j != i)
+            graphs.append((b, i, [i, *(j for _, j in others[: neighbours - 1])]))
+    nodes = [(i, j) for _, i, members in graphs for j in members]
+    counted = np.array([sum(b == own for own, _, _ in graphs) for b in range(items)])
+    if len(nodes) < 2:
+        return np.zeros(items), 0 * counted
+    made = {}
+    for name, f in (("student", student), ("teacher", teacher)):
+        own = under(state, name)
+        other = np.array([f[i] - f[j] if difference else f[j] for i, j in nodes])
+        x = linear(other, under(own, "other")) + linear(np.array([f[i] for i, _ in nodes]), under(own, "own"))
+        made[name] = relu(norm_of(x, under(own, "norm"), "batch"))
+    values, at = np.zeros(items), 0
+    apart, weigh = [], []
+    for _, i, members in graphs:
+        part = slice(at, at := at + len(members))
+        apart.append(float(np.mean((made["teacher"][part] - made["student"][part]) ** 2)))
+        weigh.append(score[i] if importance == "count" else float(made["teacher"][part].max()))
+    for b in range(items):
+        mine = [k for k, (own_item, _, _) in enumerate(graphs) if own_item == b]
+        logits = np.array([weigh[k] / temperature if temperature is not None else 0.0 for k in mine])
+        for k, share in zip(mine, np.exp(log_softmax(logits)) if mine else [], strict=True):
+            values[b] += len(mine) * share * apart[k]
+    return values, counted

@@ -66,16 +66,21 @@ def groups(*keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def neighbours_of(rows: Tensor, nearest: int) -> Tensor:
-    """``(n, nearest)`` numbers of the rows nearest to each row, nearest first, itself left out."""
-    n = len(rows)
+def neighbours_of(rows: Tensor, nearest: int, of: Tensor | None = None) -> Tensor:
+    """``(m, nearest)`` numbers of the rows nearest to each row, nearest first, itself left out.
+
+    Args:
+        of: ``(m,)`` numbers of the rows whose neighbours are sought; None: of all.
+    """
+    sought = torch.arange(len(rows), device=rows.device) if of is None else of
 
     def block(part: slice) -> Tensor:
-        apart = distances(rows[part], rows)
-        apart[torch.arange(len(apart)), torch.arange(n)[part]] = torch.inf
+        these = sought[part]
+        apart = distances(rows[these], rows)
+        apart[torch.arange(len(these)), these] = torch.inf
         return apart.topk(nearest, dim=1, largest=False).indices
 
-    return torch.cat(in_blocks(block, n, n))
+    return torch.cat(in_blocks(block, len(sought), len(rows)))
 
 
 RowLoss = Callable[..., Tensor]

@@ -177,7 +177,13 @@ def _beside(name: str, term: Term, spec: LossSpec, student: Signals, layout: Lay
                 f"{layout.kind} rows are not aligned"
             )
     if "regions" in beside:  # what belongs to no region is no row of this term
-        beside["regions"] = _only(beside["regions"], beside["regions"].rows >= 0)
+        rows = beside["regions"].rows
+        if rows.ndim != 1 or rows.is_floating_point():
+            raise UserError(
+                f"term {name!r}: regions {term.regions!r} of shape {tuple(rows.shape)} are no whole number a row: name "
+                "the signal that numbers them in the term's regions"
+            )
+        beside["regions"] = _only(beside["regions"], rows >= 0)
     return beside
 
 

@@ -33,7 +33,7 @@ from ..models.decoding import Found, found
 from ..models.pillars import Answer
 from ..show.boxes import glimpse, overview, show
 from ..views.detection_source import DetectionSource
-from ..views.ground import CODE, Ground, matched, shifts, targets
+from ..views.ground import CODE, Ground, matched, objects, shifts, targets
 
 #: The module whose output is boxes, which change from cell to cell.
 BOXES = "boxes"
@@ -43,8 +43,10 @@ class DetectionAdapter(Adapter):
     """Teacher and student look for the things of a moment, each in its own pillars, and meet on the student's cells.
 
     A row is a cell of the ground. ``logits`` are the heat of each class, ``boxes`` (a module's output) the box that a
-    cell says. Beside them ``labels``, the heat that is right, ``box_labels`` on the cells that hold a centre, and two
-    signals to weigh rows by: ``foreground`` (the largest right heat) and ``centre`` (1 where a centre is).
+    cell says. Beside them ``labels``, the heat that is right, ``box_labels`` on the cells that hold a centre, two
+    signals to weigh rows by, ``foreground`` (the largest right heat) and ``centre`` (1 where a centre is), and two for
+    a term's ``regions``: ``objects`` (which thing's box is on a cell, from 1; 0: none; -1 throughout a frame whose
+    boxes may not be looked at) and ``point_count`` (the teacher's points in a cell, -1 where either side has none).
     """
 
     Data: ClassVar[type[PointsData]] = PointsData
@@ -139,7 +141,24 @@ class DetectionAdapter(Adapter):
         out.add("labels", heat, layout)
         out.add("box_labels", code, Layout("pixel", centre, layout.item, items, ours.shape))
         out.add("foreground", heat.amax(dim=1), layout)
-        return out.add("centre", centre.float(), layout)
+        out.add("centre", centre.float(), layout)
+        seen = torch.tensor(known, device=device).repeat_interleave(ours.cells)
+        out.add("objects", torch.where(seen, objects(boxes, ours).to(device), -1), layout)
+        return out.add("point_count", self._point_count(role, batch, ours), layout)
+
+    def _point_count(self, role: str, batch: Batch, ours: Ground) -> Tensor:
+        """``(rows,)`` the teacher's points in each cell, -1 where it or the student has none."""
+        teacher = role if is_teacher(role) else "teacher"
+        theirs, mine = (self._counted(one, batch, ours) for one in (teacher, "student"))
+        return torch.where((theirs > 0) & (mine > 0), theirs, -1)
+
+    def _counted(self, role: str, batch: Batch, ours: Ground) -> Tensor:
+        """``(rows,)`` the points that a role sees in each cell; of a coarser pillar of its own all."""
+        seen, items = _seen(role, batch), len(batch["keys"])
+        own = Ground.of(self.config.detection, self.view(role).cell)
+        count = torch.bincount(seen["cell"], minlength=items * own.cells)
+        match = matched(own, ours, items).to(count.device)
+        return count.new_zeros(items * ours.cells).index_add(0, match.target, count[match.source])
 
     def _maps(self, model: nn.Module, seen: Mapping[str, Any], features: Sequence[str]) -> dict[str, Tensor]:
         with capture(model, features) as taken:

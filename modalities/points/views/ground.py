@@ -117,6 +117,29 @@ def targets(boxes: list[Tensor], numbers: list[Tensor], ground: Ground, classes:
     return Targets(flat, torch.from_numpy(code).reshape(-1, CODE), torch.from_numpy(centre).reshape(-1))
 
 
+def objects(boxes: list[Tensor], ground: Ground) -> Int64[Tensor, " rows"]:
+    """``(rows,)``: which of its item's things stands on a cell, counted from 1, 0 where there is none.
+
+    A thing stands on the cells whose centres its box covers from above and on the one of its own centre; where boxes
+    overlap, the smallest one's.
+    """
+    found = np.zeros((len(boxes), ground.cells), np.int64)
+    centres = ground.centres()
+    for item, some in enumerate(boxes):
+        things = some.cpu().numpy().astype(np.float64)
+        rows = ground.rows(things)
+        for number in np.argsort(-things[:, 3] * things[:, 4], kind="stable"):
+            x, y, _, length, width, _, yaw = things[number]
+            east, north = centres[:, 0] - x, centres[:, 1] - y
+            near = np.flatnonzero(east**2 + north**2 <= (length**2 + width**2) / 4)
+            along = east[near] * np.cos(yaw) + north[near] * np.sin(yaw)
+            across = north[near] * np.cos(yaw) - east[near] * np.sin(yaw)
+            found[item, near[(abs(along) <= length / 2) & (abs(across) <= width / 2)]] = number + 1
+            if rows[number] >= 0:
+                found[item, rows[number]] = number + 1
+    return torch.from_numpy(found).reshape(-1)
+
+
 def _bump() -> Float[np.ndarray, "d d"]:
     steps = np.arange(-RADIUS, RADIUS + 1)
     sigma = (2 * RADIUS + 1) / 6
@@ -158,4 +181,6 @@ def pillars(points: Float[np.ndarray, "n c"], ground: Ground) -> tuple[Float32[T
     return torch.from_numpy(features.astype(np.float32)), torch.from_numpy(rows)
 
 
-__all__ = ["CODE", "Ground", "Targets", "decoded", "encoded", "matched", "pillars", "shifts", "targets"]
+__all__ = [
+    "CODE", "Ground", "Targets", "decoded", "encoded", "matched", "objects", "pillars", "shifts", "targets",
+]  # fmt: skip
