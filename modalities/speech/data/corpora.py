@@ -92,6 +92,8 @@ class SpeechData(DataSection):
     #: (``wer_beam``, ``cer_beam``).
     beam: WordBeamSpec | None = None
     features: Features = Features()
+    #: Export the student with its state too, for sound that comes in chunks: both are scored.
+    streaming: bool = False
     compose: Compose | None = None
     augment: Augment = Augment()
     #: What the teacher hears of a training batch: its ``clean`` features, or the ``features`` that the student hears.
@@ -119,6 +121,8 @@ class SpeechData(DataSection):
                 raise ValueError(f"{one}_speakers and {other}_speakers: {both[0]!r} is in both")
         if self.tokens == "bpe" and self.symbols is not None:
             raise ValueError("symbols: a list says nothing of how words are split: give bpe.model instead")
+        if self.streaming and self.features.normalise == "utterance":
+            raise ValueError("streaming: features.normalise: utterance needs the whole recording: running or none can stream")
         if "fsdd" in self.sources and not self.by_speaker:
             raise ValueError("train_speakers: fsdd has no splits of its own: list speakers for train, dev and test")
         return self

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.models import onnx
 from xmodal_kd.runtime.errors import RunError
 
+from ..data.features import Features
 from ..models.frames import STRIDE
-from ..models.streaming import StepModel, Steps
+from ..models.streaming import CHUNK, StepModel, Steps
 from .onnx import EXTRA, quantise_file
 
 STREAM_FP32, STREAM_INT8 = "model.stream.onnx", "model.stream.int8.onnx"
@@ -95,6 +97,22 @@ def in_chunks(model: StepModel, features: Tensor, size: int) -> Iterable[Tensor]
     for chunk in features.split(size):
         yield stream.push(chunk)
     yield stream.finish()
+
+
+class Chunked:
+    """An exported model with a state, called with whole utterances as `OnnxModel` is, which it hears in chunks."""
+
+    def __init__(self, path: Path | str, features: Features) -> None:
+        self.steps = OnnxSteps(path, threads=torch.get_num_threads())
+        self.size = max(1, round(CHUNK * features.sample_rate / features.hop))
+
+    def __call__(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """``(b, t, mels)`` and ``(b,)`` to ``(b, t', classes)`` logits and ``(b,)``."""
+        said = [
+            torch.cat(list(in_chunks(self.steps, row[:length].cpu(), self.size)))
+            for row, length in zip(features, lengths.tolist(), strict=True)
+        ]
+        return pad_sequence(said, batch_first=True), torch.tensor([len(logits) for logits in said])
 
 
 def quantise_steps(folder: Path, calibration: Sequence[NDArray[np.float32]]) -> Path:

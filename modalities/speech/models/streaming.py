@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+#: Seconds of sound that a stream waits for before it says something.
+CHUNK = 0.25
 #: What an utterance's length is said to be until it has ended.
 ENDLESS = 2**40
 
