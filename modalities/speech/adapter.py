@@ -39,6 +39,7 @@ from .export.saved_folder import load_model, save_model
 from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
+from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
 from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
@@ -150,8 +151,11 @@ class SpeechAdapter(Adapter):
             return self._load_stored(role, folder, stored.on_missing)
         if is_onnx(folder):
             return self._load_onnx(role, folder)
-        check_folder(folder)
-        found = load_pretrained(folder)
+        if is_bundle(folder):
+            found = load_bundle(folder)
+        else:
+            check_folder(folder)
+            found = load_pretrained(folder)
         partial = self.config.vocabulary == "by_name"
         if found.vocabulary is not None:
             self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
@@ -189,11 +193,15 @@ class SpeechAdapter(Adapter):
 
     def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
         """Of a teacher of transformers: which class is its blank, and what it writes that the student does not."""
-        if (folder / CARD).is_file() or not (is_pretrained(folder) or is_onnx(folder)):
+        if (folder / CARD).is_file() or not (is_pretrained(folder) or is_onnx(folder) or is_bundle(folder)):
             return
-        if not is_onnx(folder):
+        if is_bundle(folder):
+            theirs = described_bundle(folder).vocabulary
+        elif is_onnx(folder):
+            theirs = onnx_vocabulary(folder)
+        else:
             yield from (("warn", what, advice) for what, advice in traps(folder))
-        theirs = onnx_vocabulary(folder) if is_onnx(folder) else vocabulary_of(folder)
+            theirs = vocabulary_of(folder)
         if theirs is not None and (unused := left_out(self.tokens.symbols, theirs)):
             advice = "its probability is shared among the others; letters that no training text holds do no harm"
             yield "warn", f"it also writes {listed(unused)}, which the student does not", advice
