@@ -66,6 +66,7 @@ class SpeechAdapter(Adapter):
         "common_voice": "Common Voice's layout: train.tsv, dev.tsv, test.tsv of a language, and clips/",
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "kaldi": "Kaldi's data folders train, dev, test: wav.scp (files), text, segments, utt2spk",
+        "lhotse": "Lhotse's cuts as JSON lines, gzipped or not: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
         "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
         "speech_commands": "Speech Commands' layout: {word}/{speaker}_nohash_{take}.wav and its lists of dev and test",
