@@ -2,9 +2,10 @@
 
     python benchmarks/long_audio.py --student RUN/student --teacher RUN/teacher --recordings FOLDER
 
-The recordings are joined, with 0.3 s between two, again and again until the hour is full. Told are seconds of processor time (others
-may use the machine) of the whole process, imports and all, the real-time factor by them, and the peak of its memory. A
-conformer sees the whole utterance, so it hears ten minutes by overlapping windows; beside it stands what it says of them at once.
+The recordings are joined, with 0.3 s between two, again and again until the hour is full. Told are seconds of
+processor time (others may use the machine) of the whole process, imports and all, the real-time factor by them, and
+the peak of its memory. A conformer sees the whole utterance, so it hears ten minutes by overlapping windows; beside
+it stands what it says of them at once.
 """
 
 from __future__ import annotations

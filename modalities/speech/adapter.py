@@ -66,7 +66,7 @@ class SpeechAdapter(Adapter):
         "common_voice": "Common Voice's layout: train.tsv, dev.tsv, test.tsv of a language, and clips/",
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "kaldi": "Kaldi's data folders train, dev, test: wav.scp (files), text, segments, utt2spk",
-        "lhotse": "Lhotse's cuts as JSON lines, gzipped or not: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
+        "lhotse": "Lhotse's cuts as JSON lines: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
         "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
         "speech_commands": "Speech Commands' layout: {word}/{speaker}_nohash_{take}.wav and its lists of dev and test",
@@ -355,8 +355,8 @@ class SpeechAdapter(Adapter):
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
         """ONNX in float32 and int8 beside the weights, scored on the test split in ONNX Runtime.
 
-        With ``data.streaming`` the same two with the student's state, scored in chunks. Where int8 is worse by more than the
-        noise of the utterances, its ``note`` says so in the report and the card.
+        With ``data.streaming`` the same two with the student's state, scored in chunks. Where int8 is worse by more
+        than the noise of the utterances, its ``note`` says so in the report and the card.
         """
         export_onnx(model.cpu(), folder, self.config.features.mels)
         train = self.data("train")
@@ -381,7 +381,8 @@ class SpeechAdapter(Adapter):
         return found
 
     def _exported(self, path: Path, *, in_chunks: bool = False) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, threads=threads)
         return lambda batch: run(batch["clean"], batch["lengths"])
 
     def describe(self) -> Mapping[str, Any]:

@@ -48,9 +48,9 @@ MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 class Augment(Strict):
     """What happens to a training utterance. A range of None is off.
 
-    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `pitch`, rooms, noise,
-    `warp` and the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is a share
-    of the mels or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
+    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `pitch`, rooms,
+    noise, `warp` and the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is
+    a share of the mels or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
     """
 
     speed: SpeedRange | None = None

@@ -123,7 +123,7 @@ class SpeechData(DataSection):
         if self.tokens == "bpe" and self.symbols is not None:
             raise ValueError("symbols: a list says nothing of how words are split: give bpe.model instead")
         if self.streaming and self.features.normalise == "utterance":
-            raise ValueError("streaming: features.normalise: utterance needs the whole recording: running or none can stream")
+            raise ValueError("streaming: features.normalise: utterance needs the whole recording: set running or none")
         if "fsdd" in self.sources and not self.by_speaker:
             raise ValueError("train_speakers: fsdd has no splits of its own: list speakers for train, dev and test")
         return self
@@ -251,9 +251,8 @@ def _parts(
     read = {name: read_part(place) for name, place in places.items()}
     for name, others in read.items():
         if name != split and (both := shared_audio(read[split], others)):
-            raise UserError(
-                f"data.path: {both.key!r} is in {places[split].name} and in {places[name].name}: a split must not see another"
-            )
+            here, there = places[split].name, places[name].name
+            raise UserError(f"data.path: {both.key!r} is in {here} and in {there}: a split must not see another")
     return read[split]
 
 

@@ -1,7 +1,9 @@
-"""Lhotse's cuts as JSON lines, plain or gzipped: recordings on disk, as ``CutSet.to_file`` lists them; no package is needed.
+"""Lhotse's cuts as JSON lines, plain or gzipped: recordings on disk, as ``CutSet.to_file`` lists them; no package is
+needed.
 
-Each supervision is an utterance, as ``trim_to_supervisions`` makes them; a cut without any is untranscribed audio. What is not
-in a file as it will be heard (mixed, padded, perturbed when it is loaded, fetched) is refused by its line.
+Each supervision is an utterance, as ``trim_to_supervisions`` makes them; a cut without any is untranscribed audio.
+What is not in a file as it will be heard (mixed, padded, perturbed when it is loaded, fetched) is refused by its
+line.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def read_cuts(file: Path) -> list[Utterance]:
     for number, record in _records(file):
         for utterance in _utterances(record, file, f"{file} line {number}"):
             if utterance.key in found:
-                raise UserError(f"{file} line {number}: {utterance.key!r} was on a line before: ids are of one utterance")
+                raise UserError(f"{file} line {number}: {utterance.key!r} was on a line before: give each its own id")
             found[utterance.key] = utterance
     return [found[key] for key in sorted(found)]
 

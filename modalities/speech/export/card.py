@@ -26,11 +26,12 @@ print(recogniser.transcribe("recording.wav")["text"])
 give `logits` and `logit_lengths`; class 0 is the blank. `card.json` says what the features are."""
 STREAMING = """
 
-`model.stream.onnx` and `model.stream.int8.onnx` hear sound as it comes, a multiple of {stride} frames at a time, and compute each
-frame once. They take `features`, `length` (batch,) and a state that begins as zeros, and give `logits`, `frames` and the state
-of the next call (`next_position` for `position`, and so on). {before} frames of zeros stand before an utterance. `frames` says of
-which output frame each row of `logits` is: rows below 0 are thrown away. `length` is a large number until the utterance has
-ended, then its frames of features; zeros are given until its last output frame has come ({after} of the {stride} frames)."""
+`model.stream.onnx` and `model.stream.int8.onnx` hear sound as it comes, a multiple of {stride} frames at a time, and
+compute each frame once. They take `features`, `length` (batch,) and a state that begins as zeros, and give `logits`,
+`frames` and the state of the next call (`next_position` for `position`, and so on). {before} frames of zeros stand
+before an utterance. `frames` says of which output frame each row of `logits` is: rows below 0 are thrown away.
+`length` is a large number until the utterance has ended, then its frames of features; zeros are given until its last
+output frame has come ({after} of the {stride} frames)."""
 
 
 def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:

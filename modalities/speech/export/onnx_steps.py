@@ -1,7 +1,8 @@
 """The streaming student as ONNX with its state, in float32 and int8: every frame is computed once, on any machine.
 
-``features`` (batch, time, mels), ``length`` (batch,) and the state in; ``logits`` (batch, time / 4, classes), ``frames``
-(batch, time / 4) and the next state out, named ``next_`` and as the input that it becomes. What the client does:
+``features`` (batch, time, mels), ``length`` (batch,) and the state in; ``logits`` (batch, time / 4, classes),
+``frames`` (batch, time / 4) and the next state out, named ``next_`` and as the input that it becomes. What the client
+does:
 
 1. The state begins as zeros, and the features with three frames of zeros before them.
 2. Each chunk is a multiple of four frames. While nobody knows where the utterance ends, ``length`` is a large number.

@@ -1,7 +1,9 @@
-"""A teacher by its name among torchaudio's pipelines: ``bundle.json`` in a folder says which, as WAV2VEC2_ASR_BASE_960H.
+"""A teacher by its name among torchaudio's pipelines: ``bundle.json`` in a folder says which, as
+WAV2VEC2_ASR_BASE_960H.
 
-Its weights are those that torchaudio keeps in torch's cache (``$TORCH_HOME/hub/checkpoints``), fetched where they are not, or
-a safetensors file of the folder. One utterance is heard at a time: bundles that normalise waves do so over a whole batch.
+Its weights are those that torchaudio keeps in torch's cache (``$TORCH_HOME/hub/checkpoints``), fetched where they are
+not, or a safetensors file of the folder. One utterance is heard at a time: bundles that normalise waves do so over a
+whole batch.
 """
 
 from __future__ import annotations

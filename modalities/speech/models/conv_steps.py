@@ -1,4 +1,4 @@
-"""The convolutional student with what it remembers as tensors: a chunk and a state in, logits and the next state out."""
+"""The convolutional student with what it remembers: a chunk and a state in, logits and the next state out."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def check_folder(folder: Path) -> None:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise UserError(
             f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
-            f"model.safetensors, processor), nor an ONNX file with onnx.json, nor a bundle.json of torchaudio's; it holds "
-            f"{held}: save the teacher there with save_pretrained(folder)"
+            "model.safetensors, processor), nor an ONNX file with onnx.json, nor a bundle.json of torchaudio's; it "
+            f"holds {held}: save the teacher there with save_pretrained(folder)"
         )
 
 

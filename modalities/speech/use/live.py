@@ -26,8 +26,9 @@ FASTEST = 1_000_000
 class Live:
     """The words of one endless utterance.
 
-    A word is final when the frame behind it is: of a convolutional student after its look-ahead, of one that would see the
-    whole utterance after five seconds, by overlapping windows (an approximation). Its times are those of its spikes.
+    A word is final when the frame behind it is: of a convolutional student after its look-ahead, of one that would
+    see the whole utterance after five seconds, by overlapping windows (an approximation). Its times are those of its
+    spikes.
 
     Raises:
         UserError: the student's features need the whole recording.

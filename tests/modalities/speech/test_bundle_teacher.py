@@ -24,13 +24,15 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 LETTERS = ("|", "A", "B", "C")
-PARAMS = dict(
-    extractor_mode="group_norm", extractor_conv_layer_config=[(8, 10, 5), (8, 8, 8), (8, 8, 8)],
-    extractor_conv_bias=False, encoder_embed_dim=8, encoder_projection_dropout=0.0, encoder_pos_conv_kernel=4,
-    encoder_pos_conv_groups=2, encoder_num_layers=3, encoder_num_heads=2, encoder_attention_dropout=0.0,
-    encoder_ff_interm_features=16, encoder_ff_interm_dropout=0.0, encoder_dropout=0.0, encoder_layer_norm_first=False,
-    encoder_layer_drop=0.0,
-)  # fmt: skip
+PARAMS = {
+    "extractor_mode": "group_norm", "extractor_conv_layer_config": [(8, 10, 5), (8, 8, 8), (8, 8, 8)],
+    "extractor_conv_bias": False, "encoder_embed_dim": 8, "encoder_projection_dropout": 0.0,
+    "encoder_pos_conv_kernel": 4,
+    "encoder_pos_conv_groups": 2, "encoder_num_layers": 3, "encoder_num_heads": 2, "encoder_attention_dropout": 0.0,
+    "encoder_ff_interm_features": 16, "encoder_ff_interm_dropout": 0.0, "encoder_dropout": 0.0,
+    "encoder_layer_norm_first": False,
+    "encoder_layer_drop": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -43,10 +45,10 @@ def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         torch.manual_seed(seed)
         params = {**PARAMS, "aux_num_out": head}
         state = {name: 3 * value for name, value in wav2vec2_model(**params).state_dict().items()}
-        told = dict(
-            _path=f"{name.lower()}.pth", _params=params, _sample_rate=16000, _normalize_waveform=normalise,
-            _model_type="Wav2Vec2",
-        )  # fmt: skip
+        told = {
+            "_path": f"{name.lower()}.pth", "_params": params, "_sample_rate": 16000, "_normalize_waveform": normalise,
+            "_model_type": "Wav2Vec2",
+        }  # fmt: skip
         made: Any = pipelines.Wav2Vec2Bundle(**told)
         if head is not None:
             made = pipelines.Wav2Vec2ASRBundle(**told, _labels=LETTERS, _remove_aux_axis=())

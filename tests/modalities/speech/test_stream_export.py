@@ -122,6 +122,7 @@ def test_what_cannot_stream_is_refused_before_it_is_trained(digits: Path, capsys
     with pytest.raises(UserError, match=r"data\.streaming: 'conformer' cannot hear chunks: set student\.model to conv"):
         adapter(digits).build("student", "conformer", {"layers": 1})
     adapter(digits, streaming=False).build("student", "conformer", {"layers": 1})
-    sets = ["--set", f"data.path={digits}", "--set", "data.streaming=true", "--set", "data.features.normalise=utterance"]
+    changes = (f"data.path={digits}", "data.streaming=true", "data.features.normalise=utterance")
+    sets = [word for change in changes for word in ("--set", change)]
     assert call(["run", "smoke/speech", "--quiet", *sets]) == 2
     assert "streaming: features.normalise: utterance needs the whole recording" in capsys.readouterr().err
