@@ -35,10 +35,12 @@ from .evaluate.score import score
 from .evaluate.word_beam import WordBeam
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
+from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, quantise_steps
 from .export.saved_folder import load_model, save_model
 from .losses import ctc, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
+from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
 from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
@@ -65,6 +67,7 @@ class SpeechAdapter(Adapter):
         "common_voice": "Common Voice's layout: train.tsv, dev.tsv, test.tsv of a language, and clips/",
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
         "kaldi": "Kaldi's data folders train, dev, test: wav.scp (files), text, segments, utt2spk",
+        "lhotse": "Lhotse's cuts as JSON lines: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
         "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
         "speech_commands": "Speech Commands' layout: {word}/{speaker}_nohash_{take}.wav and its lists of dev and test",
@@ -150,8 +153,11 @@ class SpeechAdapter(Adapter):
             return self._load_stored(role, folder, stored.on_missing)
         if is_onnx(folder):
             return self._load_onnx(role, folder)
-        check_folder(folder)
-        found = load_pretrained(folder)
+        if is_bundle(folder):
+            found = load_bundle(folder)
+        else:
+            check_folder(folder)
+            found = load_pretrained(folder)
         partial = self.config.vocabulary == "by_name"
         if found.vocabulary is not None:
             self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
@@ -189,11 +195,15 @@ class SpeechAdapter(Adapter):
 
     def lint(self, folder: Path) -> Iterable[tuple[Literal["warn", "fail"], str, str]]:
         """Of a teacher of transformers: which class is its blank, and what it writes that the student does not."""
-        if (folder / CARD).is_file() or not (is_pretrained(folder) or is_onnx(folder)):
+        if (folder / CARD).is_file() or not (is_pretrained(folder) or is_onnx(folder) or is_bundle(folder)):
             return
-        if not is_onnx(folder):
+        if is_bundle(folder):
+            theirs = described_bundle(folder).vocabulary
+        elif is_onnx(folder):
+            theirs = onnx_vocabulary(folder)
+        else:
             yield from (("warn", what, advice) for what, advice in traps(folder))
-        theirs = onnx_vocabulary(folder) if is_onnx(folder) else vocabulary_of(folder)
+            theirs = vocabulary_of(folder)
         if theirs is not None and (unused := left_out(self.tokens.symbols, theirs)):
             advice = "its probability is shared among the others; letters that no training text holds do no harm"
             yield "warn", f"it also writes {listed(unused)}, which the student does not", advice
@@ -202,6 +212,9 @@ class SpeechAdapter(Adapter):
         self._names[role] = symbols
         if not is_teacher(role):
             self.stride = model.stride
+        if role == "student" and self.config.streaming and model.steps() is None:
+            name = model.card["model"]
+            raise UserError(f"data.streaming: {name!r} cannot hear chunks: set student.model to conv, or leave it out")
         return model
 
     def shared(self) -> dict[str, int]:
@@ -341,18 +354,24 @@ class SpeechAdapter(Adapter):
         return about(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """ONNX in float32 and int8 beside the weights, both scored on the test split in ONNX Runtime.
+        """ONNX in float32 and int8 beside the weights, scored on the test split in ONNX Runtime.
 
-        Where int8 is worse by more than the noise of the utterances, its ``note`` says so in the report and the card.
+        With ``data.streaming`` the same two with the student's state, scored in chunks. Where int8 is worse by more
+        than the noise of the utterances, its ``note`` says so in the report and the card.
         """
         export_onnx(model.cpu(), folder, self.config.features.mels)
         train = self.data("train")
         calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
         cost = quantise(folder, calibration)
         scored = {name: self._evaluate(self._exported(folder / name), "test") for name in (FP32, INT8)}
+        steps: Any = model.steps() if self.config.streaming and isinstance(model, AcousticModel) else None
+        if steps is not None:
+            export_steps(model, steps, folder, self.config.features.mels)
+            quantise_steps(folder, calibration)
+            names = (STREAM_FP32, STREAM_INT8)
+            scored |= {name: self._evaluate(self._exported(folder / name, in_chunks=True), "test") for name in names}
         found: dict[str, Any] = {
-            name: {"bytes": cost[f"bytes_{key}"], "metrics": scored[name].metrics}
-            for name, key in ((FP32, "fp32"), (INT8, "int8"))
+            name: {"bytes": (folder / name).stat().st_size, "metrics": one.metrics} for name, one in scored.items()
         }
         interval, worse = against(scored[INT8].scores, scored[FP32].scores)
         if worse is not None:
@@ -362,9 +381,9 @@ class SpeechAdapter(Adapter):
         }  # fmt: skip
         return found
 
-    @staticmethod
-    def _exported(path: Path) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-        run = OnnxModel(path, threads=torch.get_num_threads())
+    def _exported(self, path: Path, *, in_chunks: bool = False) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        threads = torch.get_num_threads()
+        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, threads=threads)
         return lambda batch: run(batch["clean"], batch["lengths"])
 
     def describe(self) -> Mapping[str, Any]:

@@ -34,10 +34,13 @@ def _within(least: float, most: float) -> AfterValidator:
 
 #: Hz below which vocal tract warping is a plain factor: it holds the formants.
 WARPED = 4800.0
+#: Seconds between two windows that a wave is stretched by, and how far each is looked for: a period of a deep voice.
+HOP, SEARCHED = 0.0125, 0.008
 #: (least, most), drawn uniformly.
 Range = Annotated[tuple[float, float], AfterValidator(ordered)]
 SpeedRange = Annotated[tuple[float, float], _within(0.1, 10)]
 WarpRange = Annotated[tuple[float, float], _within(0.5, 2)]
+PitchRange = Annotated[tuple[float, float], _within(-12, 12)]
 GainRange = Annotated[tuple[float, float], _within(1e-3, 1e3)]
 MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 
@@ -45,9 +48,9 @@ MillisecondRange = Annotated[tuple[float, float], _within(0, 60_000)]
 class Augment(Strict):
     """What happens to a training utterance. A range of None is off.
 
-    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; rooms, noise,
-    `warp` and the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is a share
-    of the mels or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
+    `speed` and `gain_db` change the wave that every role hears, for their frames must stay aligned; `pitch`, rooms,
+    noise, `warp` and the masks of SpecAugment (Park et al., 2019) are the augmented view's alone. A width below 1 is
+    a share of the mels or of the utterance's frames, from 1 on a number of them; a mask is as wide as that at most.
     """
 
     speed: SpeedRange | None = None
@@ -63,6 +66,8 @@ class Augment(Strict):
     #: A folder of impulse responses of rooms, and the share of utterances that are heard in one.
     rooms_path: Path | None = None
     rooms_share: float = Field(default=0.5, gt=0, le=1)
+    #: Semitones by which the voice is higher, or lower, at the same speed.
+    pitch: PitchRange | None = None
     #: A factor on the frequencies below `WARPED`, as of a shorter or longer vocal tract (Jaitly and Hinton, 2013).
     warp: WarpRange | None = None
     freq_masks: int = Field(default=2, ge=0)
@@ -79,7 +84,7 @@ class Augment(Strict):
     @property
     def noisy(self) -> bool:
         """Whether the augmented view's wave is another than the clean one's."""
-        return self.noise_snr_db is not None or self.rooms_path is not None
+        return self.noise_snr_db is not None or self.rooms_path is not None or self.pitch is not None
 
     @property
     def waves(self) -> bool:
@@ -121,6 +126,41 @@ def draw_speed(config: Augment, rng: np.random.Generator) -> float:
 def change_speed(wave: Wave, factor: float) -> Wave:
     """Tempo and pitch times `factor`, to the nearest percent; ``ceil(samples / factor)`` samples."""
     return resample(wave, round(100 * factor), 100)
+
+
+def shift_pitch(wave: Wave, semitones: float, rate: int) -> Wave:
+    """`wave` as long as it was, its frequencies times ``2^(semitones / 12)``, to the nearest percent.
+
+    It is stretched by WSOLA (Verhelst and Roelands, 1993) and played as much faster.
+    """
+    percent = round(100 * 2 ** (semitones / 12))
+    if percent == 100 or not len(wave):
+        return wave
+    shifted = resample(_stretched(wave, percent / 100, rate), percent, 100)[: len(wave)]
+    return np.pad(shifted, (0, len(wave) - len(shifted)))
+
+
+def _stretched(wave: Wave, factor: float, rate: int) -> Wave:
+    """``round(samples * factor)`` samples at the same pitch.
+
+    Of windows that overlap by half, each is taken where it continues best what the one before it would have gone on
+    with, by their cross-correlation, not far from where it stands in `wave`.
+    """
+    hop, search = max(1, round(rate * HOP)), max(1, round(rate * SEARCHED))
+    samples = round(len(wave) * factor)
+    padded = np.pad(wave, (search, search + 3 * hop))
+    taper = (0.5 - 0.5 * np.cos(np.pi * np.arange(2 * hop) / hop)).astype(np.float32)
+    out = np.zeros(samples + 3 * hop, np.float32)
+    out[:hop] = wave[:hop] if len(wave) >= hop else np.pad(wave, (0, hop - len(wave)))
+    at = search - hop  # of the window that would have ended in the first `hop` samples
+    for start in range(0, samples + hop, hop):
+        ideal = search + min(round(start / factor), len(wave))
+        goes_on = padded[max(at + hop, 0) : at + 3 * hop]
+        region = padded[ideal - search : ideal + search + len(goes_on)]
+        at = ideal - search + int(np.correlate(region, goes_on, "valid").argmax()) if len(goes_on) == 2 * hop else ideal
+        piece = padded[at : at + 2 * hop]
+        out[start : start + len(piece)] += taper[: len(piece)] * piece
+    return out[:samples]
 
 
 def add_noise(wave: Wave, snr_db: float, rng: np.random.Generator, *, colour: float = 1.0, level: float = 0.0) -> Wave:

@@ -17,6 +17,7 @@ from xmodal_kd.runtime.errors import UserError, nearest
 
 from .augment import Augment
 from .compose import Compose
+from .cuts import cuts_file, read_cuts
 from .features import Features
 from .indexed import Indexed, open_manifest, shared_audio
 from .layouts import read_common_voice, read_kaldi, read_speech_commands
@@ -26,7 +27,7 @@ from .symbols import read_symbols
 from .tokens import NORMALISERS, Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
-SourceName = Literal["fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands"]
+SourceName = Literal["fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse"]
 _ONE = {"enum": list(get_args(SourceName))}
 #: One name stands for a list of one.
 Sources = Annotated[
@@ -64,7 +65,7 @@ class SpeechData(DataSection):
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
     folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``,
     Kaldi as folders ``train``, ``dev``, ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech
-    Commands by its two lists.
+    Commands by its two lists, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not.
     """
 
     sources: Sources
@@ -92,6 +93,8 @@ class SpeechData(DataSection):
     #: (``wer_beam``, ``cer_beam``).
     beam: WordBeamSpec | None = None
     features: Features = Features()
+    #: Export the student with its state too, for sound that comes in chunks: both are scored.
+    streaming: bool = False
     compose: Compose | None = None
     augment: Augment = Augment()
     #: What the teacher hears of a training batch: its ``clean`` features, or the ``features`` that the student hears.
@@ -119,6 +122,8 @@ class SpeechData(DataSection):
                 raise ValueError(f"{one}_speakers and {other}_speakers: {both[0]!r} is in both")
         if self.tokens == "bpe" and self.symbols is not None:
             raise ValueError("symbols: a list says nothing of how words are split: give bpe.model instead")
+        if self.streaming and self.features.normalise == "utterance":
+            raise ValueError("streaming: features.normalise: utterance needs the whole recording: set running or none")
         if "fsdd" in self.sources and not self.by_speaker:
             raise ValueError("train_speakers: fsdd has no splits of its own: list speakers for train, dev and test")
         return self
@@ -215,8 +220,11 @@ def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utteranc
         "fsdd": lambda: read_fsdd(folder),
         "librispeech": lambda: _librispeech(data, folder, split),
         "manifest": lambda: _manifests(data, folder, split),
-        "kaldi": lambda: _parts(data, folder, split, "", lambda name: read_kaldi(folder / name, folder)),
-        "common_voice": lambda: _parts(data, folder, split, ".tsv", lambda name: read_common_voice(folder, name)),
+        "kaldi": lambda: _parts(data, split, folder.joinpath, lambda part: read_kaldi(part, folder)),
+        "common_voice": lambda: _parts(
+            data, split, lambda name: folder / f"{name}.tsv", lambda part: read_common_voice(folder, part.stem)
+        ),
+        "lhotse": lambda: _parts(data, split, lambda name: cuts_file(folder, name), read_cuts),
         "speech_commands": lambda: read_speech_commands(folder, None if data.by_speaker else split),
     }
     for utterance in readers[name]():
@@ -228,26 +236,23 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance
         files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
         parts = [open_manifest(file) for file in files]
         return parts[0] if len(parts) == 1 else [utterance for part in parts for utterance in part]
-    return _parts(data, folder, split, ".jsonl", lambda name: open_manifest(folder / f"{name}.jsonl"))
+    return _parts(data, split, lambda name: folder / f"{name}.jsonl", open_manifest)
 
 
 def _parts(
-    data: SpeechData, folder: Path, split: str, ending: str, read_part: Callable[[str], Sequence[Utterance]]
+    data: SpeechData, split: str, where: Callable[[str], Path], read_part: Callable[[Path], Sequence[Utterance]]
 ) -> Sequence[Utterance]:
     """What a file or folder for each split holds; with speaker lists all of them, else no audio of another split's."""
-    present = [name for name in SPLITS if (folder / f"{name}{ending}").exists()]
-    if data.by_speaker and present:
-        return [utterance for name in present for utterance in read_part(name)]
-    if split not in present:
-        raise UserError(
-            f"data.path: {folder / split}{ending} is missing; without speaker lists it is the {split} split"
-        )
-    read = {name: read_part(name) for name in present}
+    places = {name: place for name in SPLITS if (place := where(name)).exists()}
+    if data.by_speaker and places:
+        return [utterance for place in places.values() for utterance in read_part(place)]
+    if split not in places:
+        raise UserError(f"data.path: {where(split)} is missing; without speaker lists it is the {split} split")
+    read = {name: read_part(place) for name, place in places.items()}
     for name, others in read.items():
         if name != split and (both := shared_audio(read[split], others)):
-            raise UserError(
-                f"data.path: {both.key!r} is in {split}{ending} and in {name}{ending}: a split must not see another"
-            )
+            here, there = places[split].name, places[name].name
+            raise UserError(f"data.path: {both.key!r} is in {here} and in {there}: a split must not see another")
     return read[split]
 
 

@@ -13,6 +13,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from .audio import rate_of
 from .corpora import SPLITS, SpeechData, utterances
+from .cuts import cuts_file, holds_cuts
 from .layouts import LISTS
 from .manifests import Utterance, read_fsdd, read_manifest
 from .suffixes import SUFFIXES
@@ -78,6 +79,11 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
     place = path.expanduser()
     if not place.exists():
         raise UserError(f"--data {path}: no such folder: give the one that holds the recordings ({HELP})")
+    lists = [cuts_file(place, split) for split in SPLITS]
+    if all(holds_cuts(file) for file in lists):
+        yield "sources", Noted("lhotse", f"{', '.join(file.name for file in lists)} hold cuts, which are the splits")
+        yield "path", Noted(str(path), "relative to where the command is called")
+        return
     manifests = sorted(place.glob("*.jsonl")) if place.is_dir() else [place] if place.suffix == ".jsonl" else []
     if not place.is_dir() and not manifests:
         raise UserError(f"--data {path} is a file: give the folder of recordings, or a manifest (.jsonl): {HELP}")

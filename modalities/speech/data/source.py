@@ -20,7 +20,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from .audio import Wave, resample
-from .augment import add_noise, change_speed, draw_speed, perturb, spec_augment, warp_frequencies
+from .augment import add_noise, change_speed, draw_speed, perturb, shift_pitch, spec_augment, warp_frequencies
 from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
 from .listing import Item, listing
@@ -240,6 +240,8 @@ class SpeechSource:
             clean = self._at_speed(index, draw_speed(augment, rng))
             return clean, clean, None
         plain = noisy = perturb(self._recorded(index), augment, rng)
+        if augment.pitch is not None:
+            noisy = shift_pitch(noisy, noise.uniform(*augment.pitch), self._rate)
         if self._rooms is not None and noise.random() < augment.rooms_share:
             noisy = self._rooms.echo(noisy, self._rate, noise)
         if augment.noise_snr_db is not None:

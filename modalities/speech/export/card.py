@@ -24,6 +24,14 @@ print(recogniser.transcribe("recording.wav")["text"])
 
 `model.onnx` and `model.int8.onnx`, where they lie here, take `features` (batch, time, mels) and `lengths` (batch,) and
 give `logits` and `logit_lengths`; class 0 is the blank. `card.json` says what the features are."""
+STREAMING = """
+
+`model.stream.onnx` and `model.stream.int8.onnx` hear sound as it comes, a multiple of {stride} frames at a time, and
+compute each frame once. They take `features`, `length` (batch,) and a state that begins as zeros, and give `logits`,
+`frames` and the state of the next call (`next_position` for `position`, and so on). {before} frames of zeros stand
+before an utterance. `frames` says of which output frame each row of `logits` is: rows below 0 are thrown away.
+`length` is a large number until the utterance has ended, then its frames of features; zeros are given until its last
+output frame has come ({after} of the {stride} frames)."""
 
 
 def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
@@ -38,7 +46,10 @@ def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
         f"It writes what is said in {tokens.kind} ({len(tokens.symbols) - 1} of them beside the blank), a frame every "
         f"{1000 * stride * seconds:.0f} ms of audio at {features.sample_rate} Hz, decoded greedily. {waits}"
     )
-    return About("CTC speech recogniser", what, USE, {"pipeline_tag": "automatic-speech-recognition"})
+    use = USE
+    if data.streaming and field is not None:
+        use += STREAMING.format(stride=stride, before=stride - 1, after=field[1] // stride)
+    return About("CTC speech recogniser", what, use, {"pipeline_tag": "automatic-speech-recognition"})
 
 
 __all__ = ["about"]

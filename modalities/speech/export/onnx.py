@@ -105,37 +105,49 @@ def _check(model: nn.Module, exported: OnnxModel, mels: int) -> None:
         onnx.prove(model, exported, features, lengths)
 
 
-def quantise(folder: Path, calibration: Iterable[NDArray[np.float32]]) -> dict[str, Any]:
+def quantise(folder: Path, calibration: Iterable[NDArray[np.float32]]) -> dict[str, float]:
     """Write ``model.int8.onnx`` beside ``model.onnx`` and say what that cost.
 
     Args:
         calibration: ``(t, mels)`` features of some training utterances; a few dozen cover the ranges.
 
     Returns:
-        ``bytes_fp32``, ``bytes_int8``, ``logit_error`` (root mean square difference over the root mean square of the
+        ``logit_error`` (root mean square difference over the root mean square of the
         logits) and ``agreement`` (share of frames with the same best token), both on the calibration data.
 
     Raises:
         RunError: a weight is larger than `LARGEST`.
     """
     source, target = Path(folder) / FP32, Path(folder) / INT8
-    utterances = list(calibration)
+    given = [_inputs(utterance) for utterance in calibration]
+    quantise_file(source, target, given)
+    return _compare(OnnxModel(source), OnnxModel(target), given)
+
+
+def quantise_file(source: Path, target: Path, given: Sequence[Mapping[str, Any]]) -> None:
+    """Write an exported model in int8.
+
+    Args:
+        given: inputs by name whose activations set the ranges.
+
+    Raises:
+        UserError: `source` is missing, or nothing is given.
+        RunError: a weight is larger than `LARGEST`.
+    """
     if not source.is_file():
-        raise UserError(f"{folder}: {FP32} is missing: int8 is made from it")
-    if not utterances:
+        raise UserError(f"{source.parent}: {source.name} is missing: int8 is made from it")
+    if not given:
         raise UserError("int8 needs calibration data: features of at least one utterance")
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / INT8
+    with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
+        path = Path(scratch) / target.name
         with onnx.quiet():
-            _quantise_static(source, path, utterances)
+            _quantise_static(source, path, given)
         _check_range(path)
         onnx.strip(path, names=True)
-        cost = _compare(OnnxModel(source), OnnxModel(path), utterances)
         path.replace(target)
-    return {"bytes_fp32": source.stat().st_size, "bytes_int8": target.stat().st_size} | cost
 
 
-def _quantise_static(source: Path, target: Path, utterances: list[Any]) -> None:
+def _quantise_static(source: Path, target: Path, given: Sequence[Mapping[str, Any]]) -> None:
     with loading("onnxruntime"):
         from onnxruntime import quantization as q
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -144,7 +156,7 @@ def _quantise_static(source: Path, target: Path, utterances: list[Any]) -> None:
     # folds constants and infers shapes; the symbolic inference stumbles over arithmetic on a free time axis
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     q.quantize_static(
-        str(prepared), str(target), _Reader(utterances), quant_format=q.QuantFormat.QDQ, per_channel=True,
+        str(prepared), str(target), _Reader(given), quant_format=q.QuantFormat.QDQ, per_channel=True,
         activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, reduce_range=True,
         op_types_to_quantize=["Conv", "MatMul", "Gemm"],
     )  # fmt: skip
@@ -182,8 +194,8 @@ def against(small: Sequence[Score], whole: Sequence[Score]) -> tuple[tuple[float
 class _Reader:
     """Calibration utterances one by one, as onnxruntime's ``CalibrationDataReader`` wants them."""
 
-    def __init__(self, utterances: list[Any]) -> None:
-        self.rows: Iterator[Mapping[str, Any]] = iter([_inputs(u) for u in utterances])
+    def __init__(self, given: Sequence[Mapping[str, Any]]) -> None:
+        self.rows: Iterator[Mapping[str, Any]] = iter(given)
 
     def get_next(self) -> Mapping[str, Any] | None:
         return next(self.rows, None)
@@ -194,8 +206,8 @@ def _inputs(features: Any) -> dict[str, Any]:
     return {"features": features[None], "lengths": np.array([len(features)], dtype=np.int64)}
 
 
-def _compare(whole: OnnxModel, small: OnnxModel, utterances: list[Any]) -> dict[str, float]:
-    pairs = [[m.session.run(None, _inputs(u))[0][0] for m in (whole, small)] for u in utterances]
+def _compare(whole: OnnxModel, small: OnnxModel, given: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    pairs = [[m.session.run(None, dict(one))[0][0] for m in (whole, small)] for one in given]
     a, b = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
     error = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
     return {"logit_error": float(error), "agreement": float(np.mean(a.argmax(-1) == b.argmax(-1)))}

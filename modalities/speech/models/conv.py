@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Strict
 
+from .conv_steps import ConvSteps
 from .frames import AcousticModel, Depthwise, frame_mask, front_end, masked
-from .streaming import Stream
+from .streaming import StepModel, Steps, Stream, Windows
 
 
 class ConvConfig(Strict):
@@ -58,8 +59,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b t c"]:
-        y = F.pad(masked(x, mask), (0, 0, self.left, self.right))
-        y = self.depthwise(y.transpose(1, 2)).transpose(1, 2)
+        return self.mixed(F.pad(masked(x, mask), (0, 0, self.left, self.right)), x)
+
+    def mixed(self, seen: Float[Tensor, "b s c"], x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Frames `x` of `seen`, which begins `left` frames before them and ends `right` frames after."""
+        y = self.depthwise(seen.transpose(1, 2)).transpose(1, 2)
         return x + self.dropout(self.mlp(self.norm(y)))  # type: ignore[no-any-return]
 
 
@@ -96,7 +100,11 @@ class ConvCTC(AcousticModel):
             x = block(x, mask)
         return self.head(self.norm(x)), lengths
 
+    def steps(self) -> StepModel | None:
+        return ConvSteps(self).eval() if type(self).forward is ConvCTC.forward else None
+
     def stream(self) -> Stream:
         """Push feature chunks, get the logits that no later frame can change. See `Stream`."""
         assert self.receptive_field is not None
-        return Stream(self, *self.receptive_field, stride=self.stride)
+        steps = self.steps()
+        return Windows(self, *self.receptive_field, stride=self.stride) if steps is None else Steps(steps)

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from xmodal_kd.adapter.adapter import Strict
 from xmodal_kd.runtime.errors import UserError
 
+from .streaming import StepModel
+
 STRIDE = 4
 
 
@@ -36,6 +38,10 @@ class AcousticModel(nn.Module):
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def steps(self) -> StepModel | None:
+        """The same network with a state, for chunks of an utterance; None of one that has none."""
+        return None
 
     def axes(self, path: str) -> str:
         """Layout of the output of the submodule at `path`. Raises `UserError` for what has no frames as rows."""
@@ -90,7 +96,7 @@ class Planes(nn.Module):
 
     def __init__(self, mels: int, width: int, channels: int, *, causal: bool) -> None:
         super().__init__()
-        self.pad = (1, 1, 2, 0) if causal else (1, 1, 1, 1)
+        self.mels, self.pad = mels, (1, 1, 2, 0) if causal else (1, 1, 1, 1)
         self.convolutions = nn.ModuleList([nn.Conv2d(1, channels, 3, 2), nn.Conv2d(channels, channels, 3, 2)])
         self.out = nn.Linear(channels * ((mels + 3) // 4), width)
 

@@ -108,8 +108,8 @@ def check_folder(folder: Path) -> None:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise UserError(
             f"{folder}: neither a saved recogniser ({CARD}) nor a CTC model as transformers saves it (config.json, "
-            f"model.safetensors, processor), nor an ONNX file with onnx.json; it holds {held}: save the teacher there "
-            "with save_pretrained(folder)"
+            "model.safetensors, processor), nor an ONNX file with onnx.json, nor a bundle.json of torchaudio's; it "
+            f"holds {held}: save the teacher there with save_pretrained(folder)"
         )
 
 
@@ -225,7 +225,8 @@ class WaveFrontEnd:
         self.other: Any = None if kind == "Wav2Vec2FeatureExtractor" else _other(kind, extractor, folder)
         masks = bool(extractor.get("return_attention_mask", False))
         self.masked = self.other is None and masks and getattr(self.config, "feat_extract_norm", "") == "layer"
-        self.least = _shortest(self.config) if self.other is None else self.rate // 10
+        pairs = zip(getattr(self.config, "conv_kernel", ()), getattr(self.config, "conv_stride", ()), strict=True)
+        self.least = shortest(list(pairs)) if self.other is None else self.rate // 10
         #: Whether it gives logits, and no hidden states alone.
         self.answers = hasattr(model, "lm_head")
         self.frame = self._measured(model)
@@ -306,11 +307,10 @@ def _standardised(wave: Tensor) -> Tensor:
     return (wave - wave.mean()) / (wave.var(correction=0) + EPSILON).sqrt()
 
 
-def _shortest(config: Any) -> int:
-    """Samples that give one frame."""
+def shortest(convolutions: Sequence[tuple[int, int]]) -> int:
+    """Samples that give one frame, by kernel and stride of each layer."""
     samples = 1
-    pairs = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
-    for kernel, stride in reversed(pairs):
+    for kernel, stride in reversed(convolutions):
         samples = (samples - 1) * stride + kernel
     return int(samples)
 

@@ -16,8 +16,10 @@ from ..data.stored_logits import StoredLogits, is_stored
 from ..data.symbols import Vocabulary
 from ..data.tokens import BLANK, SPACE, Kind
 from ..export.saved_folder import load_card
+from ..models.bundle import ABOUT as BUNDLE
+from ..models.bundle import described_bundle, is_bundle
 from ..models.onnx_teacher import ABOUT, OnnxAnswers, is_onnx
-from ..models.pretrained import CONFIG, check_folder, described, is_pretrained
+from ..models.pretrained import CONFIG, Described, check_folder, described, is_pretrained
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,20 @@ def heard(folder: Path) -> Heard:
     if is_onnx(folder):
         found = OnnxAnswers(folder)
         return Heard(folder, found.rate, found.frame, found.vocabulary, _kind(found.vocabulary), None, folder / ABOUT)
+    if is_bundle(folder):
+        return _of_files(folder, described_bundle(folder), folder / BUNDLE, "encoder.transformer.layers")
     check_folder(folder)
     told = described(folder)
+    return _of_files(folder, told, folder / (CONFIG if told.vocabulary is None else CLASSES), "encoder.layers")
+
+
+def _of_files(folder: Path, told: Described, where: Path, layers: str) -> Heard:
+    """A model of waves by what its files say; of an encoder without a head the layers at its thirds teach."""
     if told.vocabulary is None:
         thirds = sorted({max(0, (third * told.layers) // 3 - 1) for third in (1, 2, 3)})
-        layers = tuple(f"encoder.layers.{i}" for i in thirds)
-        return Heard(folder, told.rate, told.frame, None, None, None, folder / CONFIG, layers=layers)
-    return Heard(folder, told.rate, told.frame, told.vocabulary, _kind(told.vocabulary), None, folder / CLASSES)
+        paths = tuple(f"{layers}.{i}" for i in thirds)
+        return Heard(folder, told.rate, told.frame, None, None, None, where, layers=paths)
+    return Heard(folder, told.rate, told.frame, told.vocabulary, _kind(told.vocabulary), None, where)
 
 
 def _kind(vocabulary: Vocabulary) -> Kind:

@@ -14,11 +14,9 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.audio import Wave, resampled
 from ..data.features import Frontend
-from ..models.streaming import Stream
+from ..models.streaming import CHUNK
 from .transcribe import Recogniser
 
-#: Seconds of sound that are waited for before something is said.
-CHUNK = 0.25
 #: Bytes of a sample of raw sound, and what a full one counts.
 WIDTH, FULL = 2, 32768.0
 #: Hz beyond which nobody records speech: a mistyped rate.
@@ -28,8 +26,9 @@ FASTEST = 1_000_000
 class Live:
     """The words of one endless utterance.
 
-    A word is final when the frame behind it is: of a causal student after its look-ahead, of one that would see the
-    whole utterance after five seconds, by overlapping windows (an approximation). Its times are those of its spikes.
+    A word is final when the frame behind it is: of a convolutional student after its look-ahead, of one that would
+    see the whole utterance after five seconds, by overlapping windows (an approximation). Its times are those of its
+    spikes.
 
     Raises:
         UserError: the student's features need the whole recording.
@@ -37,7 +36,7 @@ class Live:
 
     def __init__(self, recogniser: Recogniser) -> None:
         self.recogniser, self.frontend = recogniser, Frontend(recogniser.features).stream()
-        self.stream = Stream(recogniser.model, *recogniser.context, stride=recogniser.card.stride)
+        self.stream, self._any = recogniser.stream(), False
         #: Frames of logits so far; the token that is being said, since which frame, and how surely.
         self._frames, self._token, self._start, self._sure = 0, 0, 0, 0.0
         #: Tokens of the word that has begun: each with its first frame, the one behind its last, and its probability.
@@ -55,13 +54,14 @@ class Live:
     def finish(self) -> Iterator[dict[str, Any]]:
         """The last words."""
         yield from self._heard(self.frontend.finish())
-        if self.stream.buffer is not None:
+        if self._any:
             yield from self._spoken(self.stream.finish())
         yield from self._said(0, 0.0)
         yield from self._word()
 
     def _heard(self, features: Tensor) -> Iterator[dict[str, Any]]:
         if len(features):
+            self._any = True
             yield from self._spoken(self.stream.push(features))
 
     def _spoken(self, logits: Tensor) -> Iterator[dict[str, Any]]:

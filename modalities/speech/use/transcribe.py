@@ -23,8 +23,10 @@ from ..evaluate.decode import beam, spikes
 from ..evaluate.spans import align, widened
 from ..evaluate.word_beam import SIZE, Said, WordBeam
 from ..export.onnx import FP32, INT8, OnnxModel
+from ..export.onnx_steps import STREAM_FP32, STREAM_INT8, OnnxSteps
 from ..export.saved_folder import load_card, load_model
-from ..models.streaming import Model, Stream
+from ..models.frames import AcousticModel
+from ..models.streaming import Model, StepModel, Steps, Stream, Windows
 
 Precision = Literal["fp32", "int8"]
 Backend = Literal["auto", "onnx", "torch"]
@@ -60,6 +62,7 @@ class Recogniser:
         except ValidationError as error:
             raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
         self.model = _model(Path(folder), precision, backend, threads)
+        self._steps = _steps(self.model, Path(folder), precision, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
 
@@ -140,12 +143,18 @@ class Recogniser:
             with torch.no_grad():
                 yield self.model(whole[None], torch.tensor([len(whole)]))[0][0]
             return
-        stream = Stream(self.model, *self.context, stride=self.card.stride)
+        stream = self.stream()
         for features in self._frames(path):
             if loudness is not None:
                 loudness.append(features.mean(dim=1))
             yield stream.push(features)
         yield stream.finish()
+
+    def stream(self) -> Stream:
+        """For features of an utterance that come in chunks: with a state where the student has one, else by windows."""
+        if self._steps is not None:
+            return Steps(self._steps)
+        return Windows(self.model, *self.context, stride=self.card.stride)
 
     @property
     def context(self) -> tuple[int, int]:
@@ -226,6 +235,14 @@ def _model(folder: Path, precision: str, backend: str, threads: int) -> Model:
     if precision == "int8" or backend == "onnx":
         raise UserError(f"{folder}: {path.name} is missing: export the student to ONNX, or use fp32 on torch")
     return load_model(folder)[0]
+
+
+def _steps(model: Model, folder: Path, precision: str, threads: int) -> StepModel | None:
+    """The model with a state: of torch its own, of ONNX its file, if it was exported."""
+    if isinstance(model, AcousticModel):
+        return model.steps()
+    path = folder / (STREAM_INT8 if precision == "int8" else STREAM_FP32)
+    return OnnxSteps(path, threads=threads) if path.is_file() else None
 
 
 def _stream(path: Path | str, features: Features) -> Iterator[Tensor]:

@@ -105,7 +105,7 @@ def test_an_export_that_differs_is_refused(
 
 
 def test_int8_is_smaller_and_close(folder: Path, cost: dict[str, float]) -> None:
-    assert (folder / INT8).stat().st_size == cost["bytes_int8"] < 0.5 * cost["bytes_fp32"]
+    assert (folder / INT8).stat().st_size < 0.5 * (folder / FP32).stat().st_size
     assert cost["logit_error"] < 0.05 and cost["agreement"] > 0.95
 
 
@@ -146,7 +146,7 @@ def of_eight_bits(either: Path, patch: pytest.MonkeyPatch) -> Path:
     whole = quantization.quantize_static
     patch.setattr(quantization, "quantize_static", lambda *args, **kw: whole(*args, **kw | {"reduce_range": False}))
     with ours.quiet():
-        export._quantise_static(either / FP32, either / "eight.onnx", features(16))
+        export._quantise_static(either / FP32, either / "eight.onnx", [export._inputs(x) for x in features(16)])
     return either / "eight.onnx"
 
 

@@ -13,7 +13,7 @@ from xmodal_kd.modalities.speech.models import MODELS, ConvCTC
 from xmodal_kd.modalities.speech.models.conformer import SelfAttention
 from xmodal_kd.modalities.speech.models.conv import ConvConfig
 from xmodal_kd.modalities.speech.models.frames import Depthwise, frame_mask
-from xmodal_kd.modalities.speech.models.streaming import Stream
+from xmodal_kd.modalities.speech.models.streaming import Steps, Stream, Windows
 from xmodal_kd.runtime.errors import UserError
 
 MELS, CLASSES = 8, 5
@@ -181,32 +181,70 @@ def test_receptive_field_is_exact(lookahead: int, planes: int) -> None:
 @pytest.mark.parametrize("chunks", [[203], [1] * 203, [7] * 29, [0, 3, 100, 0, 50, 50], [4, 199]])
 def test_streaming_equals_the_whole_for_any_chunking(lookahead: int, planes: int, chunks: list[int]) -> None:
     model, (x, lengths) = conv(lookahead, planes), batch([203])
-    stream = model.stream()
-    parts = [stream.push(chunk) for chunk in x[0].split(chunks)] + [stream.finish()]
-    torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0], atol=1e-5, rtol=0)
+    for stream in streams(model):
+        parts = [stream.push(chunk) for chunk in x[0].split(chunks)] + [stream.finish()]
+        torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0], atol=1e-5, rtol=0)
+
+
+def streams(model: ConvCTC) -> list[Stream]:
+    """With a state, and by running over what is remembered of the features again."""
+    assert isinstance(model.stream(), Steps)
+    return [model.stream(), Windows(model, *model.receptive_field, stride=4)]
 
 
 def test_streaming_answers_as_soon_as_a_frame_is_final_and_forgets() -> None:
     model, (x, _) = conv(1), batch([400])
-    stream, (left, right) = model.stream(), model.receptive_field
-    given = 0
+    (steps, windows), (left, right) = streams(model), model.receptive_field
+    size, given = sum(one.numel() for one in steps.state), [0, 0]
     for t in range(400):
-        given += len(stream.push(x[0, t : t + 1]))
-        assert given == max(0, (t - right) // 4 + 1)
-        assert len(stream.buffer) <= left + right + 8
+        for i, stream in enumerate((steps, windows)):
+            given[i] += len(stream.push(x[0, t : t + 1]))
+        assert given == [max(0, (t - right) // 4 + 1)] * 2
+        assert len(windows.buffer) <= left + right + 8
+        assert len(steps.held) < 4 and sum(one.numel() for one in steps.state) == size
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_streaming_a_short_utterance(length: int) -> None:
     model, (x, lengths) = conv(2), batch([length])
+    for stream in streams(model):
+        parts = [stream.push(x[0]), stream.finish()]
+        torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0])
+
+
+def test_utterances_stream_side_by_side_and_end_when_they_end() -> None:
+    """What a server does: states of two utterances in one batch, of which one ends in the middle of a chunk."""
+    model, counts = conv(2), [97, 53]
+    x, lengths = batch(counts)
+    steps = model.steps()
+    delay, state, found = model.receptive_field[1] // 4, steps.start(2), []
+    padded = torch.nn.functional.pad(x, (0, 0, 3, 4 * delay))
+    for chunk in padded[:, : padded.shape[1] // 4 * 4].split(20, dim=1):
+        logits, frames, *state = steps(chunk, lengths, *state)
+        found.append((logits, frames))
+    logits, frames = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    whole, ends = model(x, lengths)
+    for row, count in enumerate(ends):
+        mine = (frames[row] >= 0) & (frames[row] < count)
+        torch.testing.assert_close(logits[row, mine], whole[row, :count], atol=1e-5, rtol=0)
+
+
+def test_a_student_of_another_forward_has_no_steps() -> None:
+    class Louder(ConvCTC):
+        def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().forward(2 * features, lengths)
+
+    model = Louder(ConvConfig(dilations=(1,)), mels=8, classes=3).eval()
+    x = torch.randn(1, 50, 8)
     stream = model.stream()
     parts = [stream.push(x[0]), stream.finish()]
-    torch.testing.assert_close(torch.cat(parts), model(x, lengths)[0][0])
+    assert model.steps() is None
+    torch.testing.assert_close(torch.cat(parts), model(x, torch.tensor([50]))[0][0])
 
 
 def test_overlapping_windows_approximate_attention() -> None:
     model, (x, lengths) = build("conformer", width=16, layers=1), batch([90])
-    stream = Stream(model, 20, 20, stride=4)
+    stream = Windows(model, 20, 20, stride=4)
     parts = [stream.push(chunk) for chunk in x[0].split(30)] + [stream.finish()]
     assert torch.cat(parts).shape == model(x, lengths)[0][0].shape
 
