@@ -138,6 +138,8 @@ def terms(**term: Any) -> Objective:
         ({"loss": "vitkd", "on": ["features", "features"]}, "its loss works on maps"),
         ({"loss": "afd", "on": ["map0", "map1"]}, "cannot be brought together: leave some out"),
         ({"loss": "fgd", "on": "map0", "regions": "boxes"}, "there is no signal 'boxes'"),
+        ({"loss": "semckd", "on": ["map0"], "params": {"batch": 5}}, "set its parameter batch to the items"),
+        ({"loss": "af_dcd", "on": "map0"}, "16 groups do not divide 5 channels: set its parameter groups"),
     ],
 )
 def test_refusals(term: dict[str, Any], text: str) -> None:
@@ -150,3 +152,5 @@ def test_what_is_refused_has_a_form_that_goes() -> None:
     terms(loss="wkd_l", on=On(student="logits", teacher="features"), head="head")
     terms(loss="uskd", on=["logits", "map0"])
     terms(loss="afd", on=["map0", "map0"])
+    terms(loss="semckd", on=["map0", "map0"], params={"batch": 2})
+    terms(loss="af_dcd", on="map0", params={"groups": 5})

@@ -17,6 +17,7 @@ from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
 from .graph_losses import fsp, irg, kdsvd, mhgd
+from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
 from .logit_losses import (
     ce,
@@ -50,13 +51,16 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "abkd": abkd,
     "adv_feature": adv_feature,
     "adv_logit": adv_logit,
+    "af_dcd": af_dcd,
     "affinity": affinity,
     "at": at,
+    "attnfd": attnfd,
     "bounded_reg": bounded_reg,
     "catkd": catkd,
     "cc": cc,
     "ce": ce,
     "cka": cka,
+    "crcd": crcd,
     "crd": crd,
     "crd_exact": crd_exact,
     "ctkd": ctkd,
@@ -138,6 +142,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "vitkd": vitkd,
     "vkd": vkd,
     "seed": seed,
+    "semckd": semckd,
     "uskd": uskd,
     "phi_s": phi_s,
     "diffkd": diffkd,
@@ -169,6 +174,10 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "diffkd": [{"steps": 1}, {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0}],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
+    "af_dcd": [{"pool": 1}, {"groups": 3, "patch": 2, "temperature": 2.0, "regenerate": 0.5}],
+    "crcd": [{"temperature": 0.2}],
+    "attnfd": [{}, {"reduction": 2, "kernel": 3, "norm": "layer"}],
+    "semckd": [{}, {"kernel": 1, "norm": "layer"}],
     "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
     "srd": [{}, {"eps": 0.1}],
     "uskd": [{}, {"beta": 1.0, "mu": 1.0, "ranks": "probability"}],

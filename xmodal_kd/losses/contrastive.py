@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import log
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -106,6 +106,7 @@ class Contrast(nn.Module):
         negatives: N.
     """
 
+    called: ClassVar[str] = "crd"
     bank_s: Tensor
     bank_t: Tensor
     z_s: Tensor
@@ -142,9 +143,10 @@ class Contrast(nn.Module):
         if not len(own):
             return 0.0 * student.sum()
         if len(own.unique()) != len(own):
-            raise ValueError(f"crd wants one row a sample, got {len(own)} rows of {len(own.unique())}: pool them")
-        if int(own.max()) >= self.samples:
-            raise ValueError(f"crd: sample {int(own.max())} in banks of {self.samples}: set the parameter samples")
+            several = f"got {len(own)} rows of {len(own.unique())}: pool them"
+            raise ValueError(f"{self.called} wants one row a sample, {several}")
+        if (last := int(own.max())) >= self.samples:
+            raise ValueError(f"{self.called}: sample {last} in banks of {self.samples}: set the parameter samples")
         g_s, g_t = direction(self.embed_s(student)), direction(self.embed_t(teacher))
         drawn = self.drawn()
         excluded = drawn == own[:, None]
@@ -185,6 +187,7 @@ class ExactContrast(Contrast):
     The class of a sample is known from the first time it was in a batch; before, it counts as of another.
     """
 
+    called = "crd_exact"
     known: Tensor
 
     def __init__(
@@ -204,7 +207,7 @@ class ExactContrast(Contrast):
     ) -> Float[Tensor, ""]:  # fmt: skip
         own = ids[item]
         if labels.shape != own.shape:
-            raise ValueError(f"crd_exact: labels {tuple(labels.shape)} are not one a row of {tuple(student.shape)}")
+            raise ValueError(f"{self.called}: labels {tuple(labels.shape)} are not one a row of {tuple(student.shape)}")
         if len(own) and int(own.max()) < self.samples:  # else the loss itself says what is wrong
             self.known[own] = labels
         return self._contrast(student, teacher, own, self.known[self.drawn()] == labels[:, None])

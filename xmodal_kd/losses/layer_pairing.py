@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import item_mean, item_sum, loss, same_rows, to_maps, to_rows
-from .connectors import NormKind, RowNorm
-from .guards import inverse_root
+from .blocks import side_by_side
+from .connectors import Kernel, NormKind, Place, RowNorm, grid_conv
+from .guards import direction, inverse_root
 
 Width = Annotated[int, Field(ge=1)]
 Grid = tuple[int, ...] | None
@@ -67,7 +68,7 @@ class Afd(nn.Module):
         self, student: list[Float[Tensor, "n _"]], teacher: list[Float[Tensor, "n _"]], item: list[Int[Tensor, " n"]],
         items: int, cell: list[Int[Tensor, " n"]], grid: list[tuple[int, ...] | None],
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
-        places = self._fit(student, teacher)
+        places = _fit("afd", student, teacher, self.widths)
         counted = torch.bincount(item[0], minlength=items) > 0
         if not bool(counted.any()):
             return 0.0 * torch.stack([s.sum() for s in student]).sum() + student[0].new_zeros(items), counted
@@ -80,22 +81,10 @@ class Afd(nn.Module):
         for t, (rows, p) in enumerate(zip(teacher, places, strict=True)):
             theirs = _of_norm_one(rows.square().mean(dim=1), item[p], items)
             for s, own in enumerate(energy):
-                seen = _brought(own, (cell[s], grid[s]), (cell[p], grid[p]), items)
-                apart = (_of_norm_one(seen, item[p], items) - theirs).square()
+                seen = _brought("afd", own, (cell[s], grid[s]), (cell[p], grid[p]), items)
+                apart = (_of_norm_one(seen.squeeze(1), item[p], items) - theirs).square()
                 values = values + share[:, t, s] * item_mean(apart, item[p], items)
         return values, counted
-
-    def _fit(self, student: list[Tensor], teacher: list[Tensor]) -> list[int]:
-        """Which of the student's layers each of the teacher's shares its rows with."""
-        paired = len(student) == len(teacher)
-        places = [t if paired else 0 for t in range(len(teacher))]
-        widths = tuple([f.shape[1] for f in side] for side in (student, teacher))
-        for rows, p in zip(teacher, places, strict=True):
-            same_rows(student[p], rows)
-        if widths != self.widths:
-            shapes = (", ".join(str(tuple(f.shape)) for f in side) for side in (student, teacher))
-            raise ValueError("afd was built for other widths than student {} and teacher {}".format(*shapes))
-        return places
 
     def _attention(self, means_s: list[Tensor], means_t: list[Tensor]) -> Float[Tensor, "b t s"]:
         query = torch.stack([layer(x) for layer, x in zip(self.query, means_t, strict=True)], dim=1)
@@ -105,21 +94,134 @@ class Afd(nn.Module):
         return torch.softmax(logits / self.width**0.5, dim=-1)
 
 
+@loss(
+    "semckd", reduction="items", family="features", year=2021, needs="features",
+    paper="Chen et al.: Cross-Layer Distillation with Semantic Calibration",
+    properties="widths_differ batch_statistics",
+)  # fmt: skip
+class Semckd(nn.Module):
+    """``sum_s sum_t a_st mean (r_st(m_s) - m_t)^2 / layers_s``: each student layer s chooses its teacher layers t.
+
+    ``a_s = softmax_t(q_s . k_t)``, for each item: q and k are directions that an MLP makes of the item's row of
+    ``F F^T``, the products of the batch's flattened maps. The rows have as many numbers as the batch has items, so the
+    loss is of **one batch size**, the parameter `batch`: items of a micro-batch on a rank. r are a bottleneck the other
+    way round, to twice the teacher's width and back, with a norm and a ReLU after the first two layers. The larger of
+    two maps is brought to the smaller one's grid by windows of the mean. ``on`` lists layers of either side as in
+    `afd`; rows without a grid are multiplied in their order. Published with a weight of 400.
+
+    Args:
+        batch: items of a batch: ``train.batch_size``, where nothing is accumulated and one process trains.
+        width: of queries and keys; None is a quarter of the batch, as published.
+        kernel: of the middle layer of r.
+        norm: of r, as in `RowNorm`.
+    """
+
+    def __init__(
+        self, student_width: list[int], teacher_width: list[int], axes: list[int],
+        *, batch: Annotated[int, Field(ge=2)], width: Annotated[int, Field(ge=2)] | None = None, kernel: Kernel = 3,
+        norm: NormKind = "batch",
+    ):  # fmt: skip
+        super().__init__()
+        self.widths, self.batch = (list(student_width), list(teacher_width)), batch
+        self.query, self.key = (
+            nn.ModuleList(_embedding(batch, width or max(2, batch // 4)) for _ in side) for side in self.widths
+        )
+        grids = max(axes)
+        self.regressors = nn.ModuleList(
+            nn.ModuleList(_Regressor(own, theirs, kernel, grids, norm) for theirs in teacher_width)
+            for own in student_width
+        )
+
+    def forward(
+        self, student: list[Float[Tensor, "n _"]], teacher: list[Float[Tensor, "n _"]], item: list[Int[Tensor, " n"]],
+        items: int, cell: list[Int[Tensor, " n"]], grid: list[tuple[int, ...] | None],
+    ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
+        places = _fit("semckd", student, teacher, self.widths)
+        if items != self.batch:
+            raise ValueError(
+                f"semckd was built for batches of {self.batch} items, whose rows it weighs, and got {items}: set its "
+                "parameter batch to the items of a micro-batch"
+            )
+        stands = [(item[s], cell[s], grid[s]) for s in range(len(student))]
+        sides = [_products(f, *at, items) for f, at in zip(student, stands, strict=True)]
+        others = [_products(f, *stands[p], items) for f, p in zip(teacher, places, strict=True)]
+        query = torch.stack([direction(e(x)) for e, x in zip(self.query, sides, strict=True)], dim=1)
+        key = torch.stack([direction(e(x)) for e, x in zip(self.key, others, strict=True)], dim=1)
+        share = torch.softmax(query @ key.transpose(1, 2), dim=2)
+        values = student[0].new_zeros(items)
+        for s, regressors in enumerate(self.regressors):
+            for t, regressor in enumerate(regressors):  # type: ignore[arg-type]
+                own, target, at = _on_one_grid(student[s], stands[s], teacher[t], stands[places[t]], items)
+                apart = (regressor(own, Place(at[1], items, at[2])) - target).square().mean(dim=1)
+                values = values + share[:, s, t] * item_mean(apart, at[0], items)
+        return values / len(student), torch.bincount(item[0], minlength=items) > 0
+
+
+class _Regressor(nn.Module):
+    """Three maps without biases, the second of `kernel` cells a side, norms and ReLUs after the first two."""
+
+    def __init__(self, width_in: int, width_out: int, kernel: Kernel, axes: int, norm: NormKind) -> None:
+        super().__init__()
+        wide = 2 * width_out
+        self.enter, self.leave = nn.Linear(width_in, wide, bias=False), nn.Linear(wide, width_out, bias=False)
+        self.middle = grid_conv(wide, wide, kernel, axes, bias=False)
+        self.norms = nn.ModuleList(RowNorm(norm, wide) for _ in range(2))
+
+    def forward(self, rows: Tensor, place: Place) -> Tensor:
+        hidden = F.relu(self.norms[0](self.enter(rows)))
+        out: Tensor = self.leave(F.relu(self.norms[1](place.apply(self.middle, hidden))))
+        return out
+
+
+def _embedding(batch: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(batch, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+
+Stand = tuple[Tensor, Tensor, Grid]
+
+
+def _products(rows: Tensor, item: Tensor, cell: Tensor, grid: Grid, items: int) -> Float[Tensor, "b b"]:
+    """Products of the items' flattened maps; of those without a grid, of their rows in order."""
+    flat = side_by_side(rows, item, items)[0] if grid is None else to_maps(rows, cell, items, grid)
+    return flat.flatten(1) @ flat.flatten(1).T
+
+
+def _on_one_grid(
+    student: Tensor, own: Stand, teacher: Tensor, other: Stand, items: int
+) -> tuple[Tensor, Tensor, Stand]:
+    """Rows of both sides on the smaller of their grids, and where those stand."""
+    smaller = other if prod(own[2] or ()) > prod(other[2] or ()) else own
+    student = _brought("semckd", student, own[1:], smaller[1:], items)
+    return student, _brought("semckd", teacher, other[1:], smaller[1:], items), smaller
+
+
+def _fit(name: str, student: list[Tensor], teacher: list[Tensor], built: tuple[list[int], list[int]]) -> list[int]:
+    """Which of the student's layers each of the teacher's shares its rows with."""
+    paired = len(student) == len(teacher)
+    places = [t if paired else 0 for t in range(len(teacher))]
+    for rows, p in zip(teacher, places, strict=True):
+        same_rows(student[p], rows)
+    if tuple([f.shape[1] for f in side] for side in (student, teacher)) != built:
+        shapes = (", ".join(str(tuple(f.shape)) for f in side) for side in (student, teacher))
+        raise ValueError(f"{name} was built for other widths than student {{}} and teacher {{}}".format(*shapes))
+    return places
+
+
 def _of_norm_one(values: Tensor, item: Tensor, items: int) -> Tensor:
     """``(n,)`` values over the norm of their item's; 0 where that is 0."""
     return values * inverse_root(item_sum(values.square(), item, items), 1e-12)[item]
 
 
-def _brought(values: Tensor, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], items: int) -> Tensor:
-    """Values ``(n, 1)`` at the cells of another grid ``(m,)``, by windows of the mean; as they are on the same one."""
+def _brought(name: str, rows: Tensor, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], items: int) -> Tensor:
+    """Rows ``(n, c)`` at the cells of another grid ``(m, c)``, by windows of the mean; as they are on the same one."""
     (cell, grid), (other, wanted) = source, target
     if grid == wanted:
-        if len(values) != len(other):
-            raise ValueError("afd: layers without a grid must have the same rows: compare those of one resolution")
-        return values.squeeze(1)
+        if len(rows) != len(other):
+            raise ValueError(f"{name}: layers without a grid must have the same rows: compare those of one resolution")
+        return rows
     if grid is None or wanted is None or len(grid) != len(wanted) or len(grid) not in POOLS:
-        raise ValueError(f"afd: layers of grids {grid} and {wanted} cannot be brought together: leave some out")
+        raise ValueError(f"{name}: layers of grids {grid} and {wanted} cannot be brought together: leave some out")
     pool: Any = POOLS[len(grid)]
-    pooled: Tensor = pool(to_maps(values, cell, items, grid), wanted)
-    assert pooled[0].numel() == prod(wanted)
-    return to_rows(pooled, other).squeeze(1)
+    pooled: Tensor = pool(to_maps(rows, cell, items, grid), wanted)
+    assert pooled[0, 0].numel() == prod(wanted)
+    return to_rows(pooled, other)

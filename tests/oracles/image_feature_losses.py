@@ -1,0 +1,196 @@
+"""Feature losses published for images, 2021 to 2024, from their formulas, in loops.
+
+As in `recent_feature_losses` these oracles are of the same hand as the losses; what another hand says of the same rows
+are the releases' values in `tests/losses/test_released_images.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .layers import Params, conv, index_of, linear, norm_of, relu, sigmoid, under
+from .maths import Array, Ints, log_softmax, unit
+
+Grid = tuple[int, ...]
+
+
+def semckd(
+    student: list[Array],
+    teacher: list[Array],
+    item: list[Ints],
+    items: int,
+    cell: list[Ints],
+    grid: list[Grid],
+    *,
+    state: Params,
+    batch: int,
+    width: int | None = None,
+    kernel: int = 3,
+    norm: str = "batch",
+) -> Array:
+    """sum_st a_st mean over rows and channels of (r_st(f_s) - f_t)^2 / layers of the student (Chen et al., 2021).
+
+    a_s = softmax_t(q_s . k_t) of item b, q = unit(MLP(G[b])), G[b, c] the product of the flattened maps of items b and
+    c. r: linear, norm, ReLU, convolution, norm, ReLU, linear, without biases. All layers on one grid.
+    """
+    assert batch == items
+    cells = math.prod(grid[0])
+
+    def gram(rows: Array, at: Ints) -> Array:
+        maps = np.zeros((items * cells, rows.shape[1]))
+        for i in range(len(rows)):
+            maps[at[i]] = rows[i]
+        flat = maps.reshape(items, -1)
+        return np.array([[np.sum(flat[b] * flat[c]) for c in range(items)] for b in range(items)])
+
+    def embedded(rows: Array, at: Ints, name: str) -> list[Array]:
+        hidden = relu(linear(gram(rows, at), under(state, f"{name}.0")))
+        return [unit(v) for v in linear(hidden, under(state, f"{name}.2"))]
+
+    place = [t if len(student) == len(teacher) else 0 for t in range(len(teacher))]
+    query = [embedded(f, cell[s], f"query.{s}") for s, f in enumerate(student)]
+    key = [embedded(f, cell[place[t]], f"key.{t}") for t, f in enumerate(teacher)]
+    values = np.zeros(items)
+    for s in range(len(student)):
+        for t in range(len(teacher)):
+            r = under(state, f"regressors.{s}.{t}")
+            made = relu(norm_of(linear(student[s], under(r, "enter")), under(r, "norms.0"), norm))
+            made = relu(norm_of(conv(made, under(r, "middle"), cell[s], grid[s]), under(r, "norms.1"), norm))
+            made = linear(made, under(r, "leave"))
+            for b in range(items):
+                own = [i for i in range(len(item[s])) if item[s][i] == b]
+                if own:
+                    share = np.exp(log_softmax(np.array([query[s][b] @ k[b] for k in key])))[t]
+                    values[b] += share * np.mean((made[own] - teacher[t][own]) ** 2) / len(student)
+    return values
+
+
+def attnfd(
+    student: Array,
+    teacher: Array,
+    item: Ints,
+    items: int,
+    cell: Ints,
+    grid: Grid,
+    *,
+    state: Params,
+    reduction: int = 16,
+    kernel: int = 7,
+    norm: str = "batch",
+) -> Array:
+    """|u_s / |u_s| - u_t / |u_t||^2 of an item (Mansourian et al., 2024), u by channel, then by spatial attention.
+
+    x_c *= sigmoid(g(mean_c) + g(max_c)) over the rows, x_i *= sigmoid(h(max_i, mean_i)) over the channels; of the
+    teacher g is x itself and h the sum, of the student W_2 relu(W_1 x) and norm(conv); then norm(W x).
+    """
+    rows_of = [[i for i in range(len(item)) if item[i] == b] for b in range(items)]
+
+    def by_channel(f: Array, g: Any) -> Array:
+        out = f.copy()
+        for own in rows_of:
+            if own:
+                out[own] = f[own] * sigmoid(g(f[own].mean(0)) + g(f[own].max(0)))
+        return out
+
+    def mlp(x: Array) -> Array:
+        return linear(relu(linear(x, under(state, "channels.0"))), under(state, "channels.2"))
+
+    s, t = by_channel(student, mlp), by_channel(teacher, lambda x: x)
+    seen = np.array([[f.max(), f.mean()] for f in s])
+    where = norm_of(conv(seen, under(state, "rows"), cell, grid), under(state, "rows_norm"), norm)
+    s = norm_of(linear(s * sigmoid(where), under(state, "connector")), under(state, "norm"), norm)
+    t = np.array([f * sigmoid(np.array(f.max() + f.mean())) for f in t])
+    return np.array([np.sum((unit(s[own]) - unit(t[own])) ** 2) if own else 0.0 for own in rows_of])
+
+
+def af_dcd(
+    student: Array,
+    teacher: Array,
+    item: Ints,
+    items: int,
+    cell: Ints,
+    grid: Grid,
+    *,
+    state: Params,
+    keep: Array,
+    groups: int = 16,
+    patch: int = 4,
+    pool: int = 4,
+    temperature: float = 0.07,
+    drop: float = 0.75,
+    kernel: int = 3,
+    regenerate: float = 0.04,
+) -> Array:
+    """Cross-entropy of group m of position p among itself and other groups of its patch, by -L1 / T (Fan et al., 2023).
+
+    Summed over groups, averaged over an item's positions after max-pooling; and `regenerate` times the sum of squares
+    of the map regenerated by convolution, ReLU and convolution, of which `keep` says what the student's has left.
+    """
+    made = relu(conv(student * keep, under(state, "generator.0"), cell, grid))
+    made = conv(made, under(state, "generator.1"), cell, grid)
+    values = np.zeros(items)
+    for b in range(items):
+        positions: dict[tuple[int, ...], list[int]] = {}
+        for i in range(len(item)):
+            if item[i] == b:
+                values[b] += regenerate * np.sum((made[i] - teacher[i]) ** 2)
+                place = tuple(x // pool for x in index_of(int(cell[i]), grid))
+                positions.setdefault(place, []).append(i)
+        pooled = {p: (made[i].max(0), teacher[i].max(0)) for p, i in positions.items()}
+        for p, (g, _) in pooled.items():
+            near = [q for q in pooled if all(x // patch == y // patch for x, y in zip(p, q, strict=True))]
+            for m, own in enumerate(np.split(g, groups)):
+                scores = {
+                    (q, k): -np.abs(own - other).sum() / temperature
+                    for q in near
+                    for k, other in enumerate(np.split(pooled[q][1], groups))
+                    if k != m or q == p
+                }
+                total = np.logaddexp.reduce(list(scores.values()))
+                values[b] += (total - scores[p, m]) / len(pooled)
+    return values
+
+
+def crcd(
+    student: Array,
+    teacher: Array,
+    item: Ints,
+    ids: Ints,
+    *,
+    state: Params,
+    drawn: Ints,
+    samples: int = 50000,
+    negatives: int = 500,
+    width: int = 128,
+    temperature: float = 0.05,
+    momentum: float = 0.5,
+) -> float:
+    """Mean over pairs i != a of -log h(i) - sum_j log(1 - h(j)), both directions, added (Zhu et al., 2021).
+
+    h = v / (v + N / M), v = exp(cos(g_i - m_a, m_j - m_a) / tau) / Z, m the rows of the other side's bank of M samples.
+    Z is the state's, or the mean over all pairs and j, i and all N drawn, times M. Drawn ids i and a are left out.
+    """
+    own, noise, total = ids[item], len(drawn) / samples, 0.0
+    for rows, embed, bank, constant in (
+        (student, "embed_s", state["bank_t"], float(state["z_s"])),
+        (teacher, "embed_t", state["bank_s"], float(state["z_t"])),
+    ):
+        g = [unit(linear(row, under(state, embed))) for row in rows]
+        pairs = [(i, a) for i in range(len(g)) for a in range(len(g)) if i != a]
+        said = {}
+        for i, a in pairs:
+            anchor = bank[own[a]]
+            relation = unit(g[i] - anchor)
+            to = [float(relation @ unit(bank[j] - anchor)) for j in (own[i], *drawn)]
+            said[i, a] = [math.exp(x / temperature) for x in to]
+        z = constant if constant > 0 else samples * float(np.mean(list(said.values())))
+        for i, a in pairs:
+            positive, *rest = (e / z for e in said[i, a])
+            total -= math.log(positive / (positive + noise)) / len(pairs)
+            for j, v in zip(drawn, rest, strict=True):
+                if j not in (own[i], own[a]):
+                    total -= math.log(noise / (v + noise)) / len(pairs)
+    return total
