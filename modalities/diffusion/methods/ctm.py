@@ -42,7 +42,7 @@ class CtmParams(IntervalParams):
     """Steps of the teacher from t to u, as many in a batch, drawn anew for each: up to so many."""
     solver: Literal["ddim", "heun"] = "ddim"
     """Of these."""
-    dsm: float = Field(1.0, ge=0)
+    dsm: float = Field(0.1, ge=0)
     """Weight of denoising score matching, of what a network says (Karras et al.'s weights where that is EDM). The paper
     balances both losses by the gradients of the last layer."""
     own: float = Field(0.3, ge=0, le=1)

@@ -90,7 +90,7 @@ def features_at(
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:
-    """``(b,)`` means over k heads of max(0, 1 - D(real)) + max(0, 1 + D(made)) of logits ``(k, b)``: a critic's loss."""
+    """What a critic minimises: ``(b,)`` means over k heads of max(0, 1 - D(real)) + max(0, 1 + D(made)), ``(k, b)``."""
     return (F.relu(1 - real) + F.relu(1 + made)).mean(dim=0)
 
 

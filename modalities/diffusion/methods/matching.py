@@ -1,11 +1,11 @@
 """Distribution matching: the student's samples are moved to where the teacher finds them likelier than a critic does.
 
-DMD2 (Yin et al., 2024b): no pairs of noise and sample to regress on unless asked for. A second denoiser, the fake one, follows the
-student's samples at a faster pace; the difference of the two is the gradient of the divergence between what the
-student makes and what the teacher models. DMD before it (Yin et al., 2024a) had pairs of the teacher's beside that, as
-`regression` has. Beside it a discriminator on the fake one's features may pull the samples
-towards the data (section 4.3), which is how a student can pass its teacher. It knows the ratio of the densities too, by
-which the gradient is that of another divergence than the reverse KL (f-distill: Xu et al., 2025).
+DMD2 (Yin et al., 2024b). A second denoiser, the fake one, follows the student's samples at a faster pace; the
+difference of the two is the gradient of the divergence between what the student makes and what the teacher models. It
+needs no pairs of noise and sample to regress on, which DMD (Yin et al., 2024a) had: `regression` adds them. Beside it a
+discriminator on the fake one's features may pull the samples towards the data (section 4.3), which is how a student
+can pass its teacher. It knows the ratio of the densities too, by which the gradient is that of another divergence than
+the reverse KL (f-distill: Xu et al., 2025).
 """
 
 from __future__ import annotations

@@ -66,9 +66,10 @@ def joined_steps(
 ) -> Tensor:
     """The x that a DDIM step from t to `after` must see to arrive where two lead.
 
-    These see x1 at t and x2 at `middle`. It is their mean with weights a = alpha'' - alpha' sigma'' / sigma' of x2 and b = (alpha' - alpha sigma' / sigma)
-    sigma'' / sigma' of x1, which is Salimans and Ho's (2022, appendix G) difference of two steps over its coefficient,
-    without its cancellations. At `middle` = `after` it is x1, as it is where `middle` is the clean sample.
+    These see x1 at t and x2 at `middle`. It is their mean with weights a = alpha'' - alpha' sigma'' / sigma' of x2 and
+    b = (alpha' - alpha sigma' / sigma) sigma'' / sigma' of x1, which is Salimans and Ho's target (2022, algorithm 2),
+    (z'' - (sigma''/sigma) z) / (alpha'' - (sigma''/sigma) alpha), without its cancellations. Where `middle` is `after`,
+    or the clean sample, it is x1.
     """
     (alpha, sigma), (alpha_after, sigma_after) = ((process.alpha(k), process.sigma(k)) for k in (t, after))
     alpha_middle, sigma_middle = process.alpha(middle), process.sigma(middle)
