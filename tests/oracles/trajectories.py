@@ -1,13 +1,14 @@
-"""Phased and trajectory consistency, CTM, LADD and ADD, DMD's regression, for one sample in float64 NumPy.
+"""Phased and trajectory consistency, CTM, LADD and ADD, DMD's regression, of one sample in float64.
 
-By the same hand as the methods, from the papers' statements. Noisy samples z = A x + S eps; a jump is one DDIM step with
-a given x. A level is a pair (A, S); the clean sample's is (1, 0).
+By the same hand as the methods, from the papers' statements. Noisy samples z = A x + S eps; a jump is one DDIM step
+with a given x. A level is a pair (A, S); the clean sample's is (1, 0).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,9 +49,9 @@ def trajectory_loss(
 def ctm_loss(
     g: Jumps, teacher: Sees, z: Array, levels: Sequence[Level], end: Level, clean: Level = (1.0, 0.0)
 ) -> float:  # fmt: skip
-    """|G(G(z, t, s), s, 0) - G(G(z_u, u, s), s, 0)|^2 / d, z_u by DDIM steps of the teacher through `levels`, t to u."""
+    """|G(G(z, t, s), s, 0) - G(G(z_u, u, s), s, 0)|^2 / d, z_u by DDIM steps of the teacher through `levels`."""
     reached = z
-    for at, to in zip(levels, levels[1:], strict=False):
+    for at, to in pairwise(levels):
         reached = jump(reached, teacher(reached, at), at, to)
 
     def go(z: Array, at: Level, to: Level) -> Array:

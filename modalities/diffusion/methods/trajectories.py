@@ -9,12 +9,13 @@ arrive where the two jumps lead that its teacher and then its target make.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, field_validator
+from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.runtime.errors import UserError
@@ -106,6 +107,16 @@ class TcdParams(TrajectoryParams):
     sampler: Literal["tcd", "ddim"] = "tcd"
     """TCD's own with gamma = 0.3, diffusers' TCDScheduler, or with gamma = 0, which is DDIM. There is no TCDScheduler
     of EDM and flow matching, whose students take DDIM in any case."""
+    segments: tuple[int, ...] = (1,)
+    """Parts of the way that jumps do not leave, a stage each: [8, 4, 2, 1] as Hyper-SD has it (Ren et al., 2024).
+    Each must divide the grid."""
+
+    @field_validator("segments")
+    @classmethod
+    def _some(cls, segments: tuple[int, ...]) -> tuple[int, ...]:
+        if not segments or min(segments) < 1 or list(segments) != sorted(set(segments), reverse=True):
+            raise ValueError(f"{list(segments)}: falling numbers from 1 on are expected, as [8, 4, 2, 1]")
+        return segments
 
 
 @METHODS.register("tcd")
@@ -114,15 +125,29 @@ class Tcd(Trajectory):
 
     Params: ClassVar[type[Strict]] = TcdParams
 
+    def check(self, roles: Mapping[str, nn.Module]) -> None:
+        """Also of the segments."""
+        super().check(roles)
+        grid = self.grid(denoisers(roles)[0].process)
+        for segments in self.params.segments:
+            if grid % segments:
+                raise UserError(f"method.params.segments: {segments} does not divide the grid of {grid} times")
+
+    def own_stages(self) -> Sequence[Stage]:
+        (stage,), segments = super().own_stages(), self.params.segments
+        return [replace(stage, name=f"{STAGE}-{n}") for n in segments]
+
     def sampling(self, process: Process) -> Sampling:
         if process.kind == "vp" and self.params.sampler == TCD:
             return Sampling(TCD, self.params.steps, self.grid(process))
         return Sampling("ddim", self.params.steps)
 
     def ends(self, i: Tensor, steps: int, ctx: Context) -> Tensor:
-        """Any, each as often: the paper's m."""
+        """Any of the segment, each as often: the paper's m."""
+        each = steps // int(ctx.stage.name.rpartition("-")[2])
+        first = i // each * each
         draws = torch.rand(len(i), generator=ctx.generator("end"), dtype=torch.float64).to(i.device)
-        return torch.minimum((draws * (i + 1)).long(), i)
+        return torch.minimum(first + (draws * (i - first + 1)).long(), i)
 
 
 def trajectory_loss(
@@ -131,9 +156,11 @@ def trajectory_loss(
 ) -> Tensor:  # fmt: skip
     """``(b,)`` distances of f(z, t -> s) from f(z', t' -> s), z' = f(z, t -> t') being the teacher's.
 
-    PCM (Wang et al., 2024, eq. 8) with s the edge below t', TCD (Zheng et al., 2024, eq. 22) with any s up to t'. In
-    ``sample`` both are compared as they are: alpha_s - sigma_s alpha_t / sigma_t times what the x differ by. In
-    ``network`` that is 1 over the derivative of x by what a network says.
+    That is PCM's phased consistency distillation with s the edge at or below t' (Wang et al., 2024, its L_PCM, section
+    3.1), TCD's trajectory consistency distillation with any s up to t' (Zheng et al., 2024, its L_TCD, algorithm 1),
+    and consistency distillation with s the clean sample. In ``sample`` both points are compared as they are, which
+    differ by alpha_s - sigma_s alpha_t / sigma_t times what their x differ by; in ``network`` this factor is that of
+    what a network says of z by what it says of x.
 
     Args:
         said: the student's x in z ``(b, ...)``.

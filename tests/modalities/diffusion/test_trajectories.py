@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ from xmodal_kd.training.method import Context, Stage
 
 PROCESSES = [Process.cosine(64), Edm(steps=64), Flow(steps=64)]
 EVERY = pytest.mark.parametrize("process", PROCESSES, ids=["vp", "edm", "flow"])
-CTX = Context(Stage("trajectory", 4, frozenset({"student"})), 1, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
+CTX = Context(
+    Stage("trajectory-1", 4, frozenset({"student"})), 1, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks()
+)
 SHAPE = (2, 3)
 
 
@@ -129,6 +132,19 @@ def test_trajectories_end_anywhere_below() -> None:
         assert set(ends.tolist()) == set(grid[: i + 1]) and bool((after[t == grid[i + 1]] == grid[i]).all())
 
 
+def test_jumps_stay_within_their_segment() -> None:
+    """A stage each, and from one segment on as PCM's phases are long."""
+    one, u = method(Tcd, grid=8, segments=[4, 1]), torch.rand(500, generator=torch.Generator().manual_seed(1))
+    stages = one.own_stages()
+    assert [stage.name for stage in stages] == ["trajectory-4", "trajectory-1"]
+    grid = list(PROCESSES[0].grid(8)[::-1])
+    t, _, end = one.times(PROCESSES[0], u, dataclasses.replace(CTX, stage=stages[0]))
+    for i in range(8):
+        assert set(end[t == grid[i + 1]].tolist()) == set(grid[oracle.edge(i, 8, 4) : i + 1])
+    with pytest.raises(ValueError, match="falling numbers from 1 on are expected"):
+        method(Tcd, segments=[1, 2])
+
+
 def test_how_students_are_sampled() -> None:
     vp, edm, flow = PROCESSES
     tcd, pcm = method(Tcd, steps=4, grid=16), method(Pcm, steps=4, grid=16)
@@ -166,7 +182,7 @@ def test_ctm_is_the_oracle_s(process: Process, steps: int) -> None:
     one, teacher, student = ctm(process, steps=steps, grid=8, most=3, dsm=0.0)
     batch, roles = batch_of(), {"teacher": teacher, "student": student}
     values = one.values(batch, roles, CTX)
-    z, reached, (t, u, s) = one.ways(teacher, batch, CTX)
+    z, _, (t, u, s) = one.ways(teacher, batch, CTX)
     grid = list(process.grid(8))
     for i in range(9):
         passed = grid[grid.index(int(t[i])) : grid.index(int(u[i])) + 1]
@@ -236,6 +252,7 @@ def test_students_pass_the_reload_gate(process: Process, kind: Any, tmp_path: Pa
         (Pcm, {"steps": 3}, "method.params.steps: 3 phases are not equally long on a grid that divides 64 timesteps"),
         (Pcm, {"steps": 4, "grid": 2}, "method.params.steps: 4 phases are not equally long on method.params.grid: 2"),
         (Tcd, {"grid": 7}, "method.params.grid: 7 does not divide the teacher's 64 timesteps: take 8"),
+        (Tcd, {"grid": 8, "segments": [3, 1]}, "method.params.segments: 3 does not divide the grid of 8 times"),
         (Ctm, {"grid": 12, "at": "net.body"}, "method.params.grid: 12 must divide the teacher's 64 timesteps"),
         (Ctm, {"grid": 2, "steps": 4, "at": "net.body"}, "a multiple of method.params.steps (4): take 4"),
     ],
