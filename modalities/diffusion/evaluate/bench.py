@@ -96,6 +96,11 @@ ARMS = {
     "reflow": Arm("reflow", 500, {"distil": 0.0}),
     "reflow, 2 rounds": Arm("reflow", 300, {"distil": 0.0, "rounds": 2}),
     "reflow, distilled": Arm("reflow", 250, {}, budgets=(1,)),
+    "pcm, 1 phase": Arm("pcm", 500, {"steps": 1, "grid": 16, "decay": 0.8}, budgets=(1,)),
+    "pcm, 2 phases": Arm("pcm", 500, {"steps": 2, "grid": 16, "decay": 0.8}, budgets=(2,)),
+    "pcm, 4 phases": Arm("pcm", 500, {"steps": 4, "grid": 16, "decay": 0.8}, budgets=(4,)),
+    "tcd": Arm("tcd", 500, {"grid": 16, "decay": 0.8}),
+    "ctm": Arm("ctm", 400, {"steps": 1, "at": TIMES, "dsm": 0.1}, ema=0.98),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
 #: Of a guided teacher, scale 2, on the mixture's classes; of a student that is told the scale it is one of many.
@@ -295,7 +300,7 @@ class Bench:
 
 def _budgets(sampling: Sampling, arm: Arm) -> list[Sampling]:
     """Those that a student is measured at: its own, or 1, 2 and 4 where one network serves any number."""
-    if sampling.solver not in FEW_STEP and arm.method != "reflow":
+    if sampling.solver not in FEW_STEP and arm.method not in ("reflow", "tcd"):
         return [sampling]
     return [Sampling(sampling.solver, steps, sampling.original) for steps in BUDGETS]
 

@@ -97,7 +97,8 @@ def _given(about: Mapping[str, Any]) -> str:
     """What its pipeline is called with, beside the number of steps."""
     classes, scale = about["classes"], f"guidance_scale={about.get('guidance', 1.0):g}, "
     if prompts := about.get("prompts"):
-        return f"prompt={list(prompts[:2])!r}, {scale}"
+        eta = "eta=0.3, " if about["solver"] == "tcd" else ""  # which such pipelines hand on, and is 0 unless said
+        return f"prompt={list(prompts[:2])!r}, {scale}{eta}"
     if classes:
         labels = f"class_labels={[i % classes for i in range(4)]}, "
         return labels + scale if about.get("pipeline") == "DiTPipeline" else f"batch_size=4, {labels}"

@@ -129,6 +129,8 @@ def main(folder: str, samples: int) -> None:
         told["prompt"] = [prompts[i % len(prompts)] for i in range(samples)]
     if "guidance_scale" in known:
         told["guidance_scale"] = about.get("guidance", 1.0)
+    if "eta" in known and about["solver"] == "tcd":  # such pipelines hand their own to the scheduler, which is 0
+        told["eta"] = 0.3
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it judges images, and makes none
     # torch's own generator: some pipelines do not hand theirs to their scheduler, which then draws from this one

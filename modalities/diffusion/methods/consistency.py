@@ -16,6 +16,7 @@ from torch import Tensor
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.training.method import METHODS, Context, Ema, Roles, Stage
 
+from ..data.condition import Condition
 from ..models.denoiser import Denoiser, consistency_grid
 from ..models.process import Process, expand
 from ..models.solvers import ddim_step, heun_step
@@ -191,20 +192,38 @@ def neighbours(
     i = (batch["u"] * steps).long().clamp(max=steps - 1)
     t, after = times[i + 1], times[i]
     z = process.add_noise(x, batch["noise"], t)
+    return z, t, moved_on(teacher, z, t, after, labels, solver, guidance), after
+
+
+def moved_on(
+    teacher: Denoiser, z: Tensor, t: Tensor, after: Tensor, labels: Condition | None, solver: str,
+    guidance: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Where the teacher's path goes from z ``(b, ...)`` at t ``(b,)`` in one step of `solver` to `after`."""
+    process = teacher.process
     seen = teacher.predict_x(z, t, labels, guidance)
     euler = ddim_step(process, z, seen, t, after)
     if solver == "ddim":
-        return z, t, euler, after
+        return euler
     corrected = teacher.predict_x(euler, after.clamp(min=0), labels, guidance)
     moved = heun_step(process, z, seen, euler, corrected, t, after.clamp(min=0))
     ends = (after < 0) | (t == process.T - 1)  # as in `solvers.solve`
-    return z, t, torch.where(expand(ends, z).bool(), euler, moved), after
+    return torch.where(expand(ends, z).bool(), euler, moved)
 
 
 def at_level(process: Process, batch: Batch, s: Tensor) -> tuple[Tensor, Tensor]:
     """The batch's samples with its noise at sigma / alpha = s, and their times; -1 where s is 0."""
     t = process.time_of(s)
     return process.add_noise(batch["x"], batch["noise"], t), t
+
+
+def mean_distance(off: Tensor, kind: str, c: float) -> Tensor:
+    """``(b,)`` means over the values of d^2 (``l2``) or of sqrt(d^2 + c^2) - c (``huber``), d being `off` ``(b, ...)``.
+
+    The second is that of LCM's release and of PCM's (Wang et al., 2024).
+    """
+    squares = off.flatten(1).square()
+    return squares.mean(dim=1) if kind == "l2" else ((squares + c**2).sqrt() - c).mean(dim=1)
 
 
 def pseudo_huber(squares: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""What methods share whose student is moved by a critic: a second denoiser, the fake one, that follows its samples."""
+"""What methods share whose student is moved by a critic, which learns in turns with it.
+
+Mostly that is a second denoiser, the fake one, that follows the student's samples, and perhaps a discriminator on it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
+from xmodal_kd.recipe.recipe import Optimizer as Config
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import Context, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
@@ -31,23 +35,26 @@ class CriticParams(MultistepParams):
     steps: int = Field(1, ge=1)
     """Of the student. Each is trained on what its own sampler makes of the steps before (backward simulation)."""
     critic: int = Field(5, ge=1)
-    """Steps of the fake denoiser for one of the student: the two time scales."""
+    """Steps of the critic for one of the student: the two time scales."""
     critic_lr: float = Field(1.0, gt=0)
     """Its learning rate, as a multiple of the student's."""
-    low: float = Field(0.02, ge=0, lt=1)
-    """Share of the timesteps below which the two denoisers are not compared: they differ by errors alone."""
-    high: float = Field(0.98, gt=0, le=1)
-    """And above which: nothing is left there to compare."""
     start: Path | None = None
     """A saved few-step student of the teacher's shape, by any method, as which this one starts; else as the teacher.
 
-    The fake denoiser starts as the teacher in any case. What another method has learnt in few steps takes distribution
+    A fake denoiser starts as the teacher in any case. What another method has learnt in few steps takes distribution
     matching many, which is better at the last part of the way.
     """
 
 
+class FakeParams(CriticParams):
+    low: float = Field(0.02, ge=0, lt=1)
+    """Share of the timesteps below which the two denoisers are not compared: they differ by errors alone."""
+    high: float = Field(0.98, gt=0, le=1)
+    """And above which: nothing is left there to compare."""
+
+
 class Critic(Multistep):
-    """Base of the methods with a fake denoiser, which takes several turns for one of the student's."""
+    """Base of the methods with a critic, which takes several turns for one of the student's."""
 
     Params: ClassVar[type[Strict]] = CriticParams
 
@@ -70,18 +77,28 @@ class Critic(Multistep):
         optimizers = super().begin(stage, roles, batch)
         if stage.name != STAGE:
             return optimizers
-        self.fake = copy.deepcopy(roles["student"])
-        if self.params.start is not None:
-            roles["student"].load_state_dict(self.started(self.params.start, denoisers(roles)[1]))
         config = self.train.optimizer
         config = config.model_copy(update={"lr": config.lr * self.params.critic_lr})
+        critic = self.critic_optimizer(config, roles, batch)
+        if self.params.start is not None:
+            roles["student"].load_state_dict(self.started(self.params.start, denoisers(roles)[1]))
+        return {**optimizers, "fake": critic}
+
+    def critic_optimizer(self, config: Config, roles: Roles, batch: Batch) -> Optimizer:
+        """Makes what the critic is and what learns of it, and returns its optimizer."""
+        self.fake = copy.deepcopy(roles["student"])
         self.head = self.discriminator(batch)
         # patterns of lr_scale know it as the student, whose network it has
-        return {**optimizers, "fake": build_optimizer(config, {"student": self.fake, "discriminator": self.head})}
+        return build_optimizer(config, {"student": self.fake, "discriminator": self.head})
 
     def discriminator(self, batch: Batch) -> nn.Module:
         """What learns beside the fake denoiser; empty unless a method has one."""
         return nn.Module()
+
+    def asked(self, teacher: Denoiser) -> Denoiser:
+        """The denoiser that the critic asks: the fake one."""
+        assert isinstance(self.fake, Denoiser)
+        return self.fake
 
     def started(self, folder: Path, student: Denoiser) -> Mapping[str, Tensor]:
         """The weights of a saved student. Raises `UserError` where they are not of `student`'s network and process."""
@@ -95,9 +112,9 @@ class Critic(Multistep):
         return found.state_dict()
 
     def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        """The fake denoiser's (and its head's), each on samples of their own, then the student's."""
-        (teacher, student), fake = denoisers(roles), self.fake
-        assert isinstance(fake, Denoiser)
+        """The critic's, each on samples of their own, then the student's."""
+        teacher, student = denoisers(roles)
+        fake = self.asked(teacher)
         for turn in range(self.params.critic):
             with ctx.timer.time("student"), torch.no_grad():
                 made = self.made(student, batch, ctx, turn)
@@ -112,6 +129,19 @@ class Critic(Multistep):
         """The student's samples in a turn; from the batch's own noise in its own."""
         noise = batch["noise"] if turn == "student" else self.normal(batch, ctx, "start", turn)
         return self.generate(student, noise, batch.get("labels"), ctx, turn)
+
+    def made_of_data(self, student: Denoiser, batch: Batch, ctx: Context, turn: int | str) -> Tensor:
+        """What the student sees in the data made noisy, at each of its times as often: no backward simulation."""
+        t, _ = self.step(student, batch, ctx, turn)
+        noise = batch["noise"] if turn == "student" else self.normal(batch, ctx, "start", turn)
+        return student.consistency(student.process.add_noise(batch["x"], noise, t), t, batch.get("labels"))
+
+    def step(self, student: Denoiser, batch: Batch, ctx: Context, turn: int | str) -> tuple[Tensor, Tensor]:
+        """A time of the sampler and the next one ``(b,)``, the clean sample's being -1."""
+        times = torch.tensor(student.sampling.times(student.process), device=batch["x"].device)
+        first = int(torch.randint(len(times) - 1, (), generator=ctx.generator("index", turn)))
+        index = (torch.arange(len(batch["x"]), device=times.device) + first) % (len(times) - 1)
+        return times[index], times[index + 1]
 
     # ---------------------------------------------------------------- what is minimised
 
@@ -151,7 +181,7 @@ class Critic(Multistep):
         return (said - process.truth(process.natural, x, noise, t)).flatten(1).square().mean(dim=1)
 
     def times(self, T: int, u: Tensor) -> Tensor:
-        """``(b,)`` timesteps between `low` and `high`."""
+        """``(b,)`` timesteps between the parameters `low` and `high`."""
         low, high = int(self.params.low * T), max(int(self.params.high * T), int(self.params.low * T) + 1)
         return (low + (u * (high - low)).long()).clamp(max=T - 1)
 
@@ -182,4 +212,4 @@ def noised(model: Denoiser, x: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor
     return model.process.add_noise(x, noise, t), t
 
 
-__all__ = ["Critic", "CriticParams", "noised"]
+__all__ = ["Critic", "CriticParams", "FakeParams", "noised"]

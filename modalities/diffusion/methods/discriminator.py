@@ -1,7 +1,8 @@
-"""DMD2's discriminator: a head on the fake denoiser's features, which tells noisy real data from noisy samples.
+"""Discriminators: heads on a denoiser's features, which tell noisy real data from noisy samples.
 
-Yin et al. (2024b), section 4.3. It lends the student what the teacher never learnt of the data. The denoiser learns
-with its head, so that it costs a head's weights and a pass over the real data, and no network of its own.
+DMD2's (Yin et al., 2024b, section 4.3) is one head on the fake denoiser, which learns with it, LADD's (Sauer et al.,
+2024) are several on the frozen teacher. They lend the student what the teacher never learnt of the data, and cost the
+weights of a head and a pass over the real data, but no network of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, find_modules, only_call
 
+from ..data.condition import Condition
 from ..models.denoiser import Denoiser
 
 #: Channels between the features and the logit, and the groups of their norm.
@@ -51,7 +53,7 @@ def read_at(model: Denoiser, at: str) -> str:
     return found[0]
 
 
-def head_for(model: Denoiser, at: str, z: Tensor, labels: Tensor | None) -> Head:
+def head_for(model: Denoiser, at: str, z: Tensor, labels: Condition | None) -> Head:
     """With fresh weights from the global generator, made for what the module `at` says of z ``(b, ...)``."""
     with torch.no_grad(), capture(model, [at]) as taken:
         model(z, torch.zeros(len(z), dtype=torch.long, device=z.device), labels)
@@ -68,6 +70,30 @@ def judged(model: Denoiser, head: nn.Module, at: str, call: Callable[[], Tensor]
     return found, head(only_call(at, taken[at]))
 
 
+def read_all(model: Denoiser, at: Sequence[str]) -> list[str]:
+    """All modules that the patterns `at` name, each once. Raises `UserError` for a pattern that names none."""
+    return list(dict.fromkeys(name for pattern in at for name in find_modules(model, pattern)))
+
+
+def heads_for(model: Denoiser, names: Sequence[str], z: Tensor, labels: Condition | None) -> nn.ModuleList:
+    """A `head_for` each of the modules `names`."""
+    return nn.ModuleList(head_for(model, name, z, labels) for name in names)
+
+
+def features_at(
+    model: Denoiser, names: Sequence[str], z: Tensor, t: Tensor, labels: Condition | None
+) -> list[Tensor]:  # fmt: skip
+    """What the modules `names` put out when `model` is asked about z ``(b, ...)`` at times t ``(b,)``."""
+    with capture(model, names) as taken:
+        model(z, t, labels)
+    return [only_call(name, taken[name]) for name in names]
+
+
+def hinge(real: Tensor, made: Tensor) -> Tensor:
+    """What a critic minimises: ``(b,)`` means over k heads of max(0, 1 - D(real)) + max(0, 1 + D(made)), ``(k, b)``."""
+    return (F.relu(1 - real) + F.relu(1 + made)).mean(dim=0)
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """No parameter of `modules` is part of what is computed inside the block; gradients pass through them."""
@@ -81,4 +107,4 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-__all__ = ["Head", "frozen", "head_for", "judged", "read_at"]
+__all__ = ["Head", "features_at", "frozen", "head_for", "heads_for", "hinge", "judged", "read_all", "read_at"]

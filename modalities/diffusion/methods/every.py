@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
-from . import consistency, continuous, identities, lcm, matching, mean_velocity, progressive, reflow
+from . import (
+    adversarial,
+    consistency,
+    continuous,
+    ctm,
+    identities,
+    lcm,
+    matching,
+    mean_velocity,
+    progressive,
+    reflow,
+    trajectories,
+)
 
-__all__ = ["consistency", "continuous", "identities", "lcm", "matching", "mean_velocity", "progressive", "reflow"]
+__all__ = [
+    "adversarial",
+    "consistency",
+    "continuous",
+    "ctm",
+    "identities",
+    "lcm",
+    "matching",
+    "mean_velocity",
+    "progressive",
+    "reflow",
+    "trajectories",
+]

@@ -175,7 +175,8 @@ class Multistep(FewStep):
         if T % grid:
             near = min((n for n in range(2, T + 1) if T % n == 0), key=lambda n: abs(n - grid))
             raise UserError(f"method.params.grid: {grid} does not divide the teacher's {T} timesteps: take {near}")
-        check_saveable(process, steps)
+        if self.sampling(process).solver == LCM:
+            check_saveable(process, steps)
         if steps > grid:
             raise UserError(f"method.params.steps: {steps} is more than method.params.grid ({grid})")
 
@@ -183,11 +184,14 @@ class Multistep(FewStep):
         """The recipe's, or the process's own."""
         return int(self.params.grid or 0) or max(n for n in range(1, MOST_TIMES + 1) if process.T % n == 0)
 
+    def sampling(self, process: Process) -> Sampling:
+        """How its student is sampled."""
+        return Sampling(LCM, self.params.steps, self.grid(process))
+
     def prepare(self, stage: Stage, roles: Roles) -> None:
         teacher, student = denoisers(roles)
-        grid = self.grid(teacher.process)
-        consistency_grid(teacher.process, grid)
-        student.sampling = Sampling(LCM, self.params.steps, grid)
+        consistency_grid(teacher.process, self.grid(teacher.process))
+        student.sampling = self.sampling(teacher.process)
         student.sampling.times(student.process)
 
 

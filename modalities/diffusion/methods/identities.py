@@ -13,12 +13,12 @@ from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.training.method import METHODS, Context
 
 from ..models.denoiser import Denoiser
-from .critic import Critic, CriticParams
+from .critic import Critic, FakeParams
 from .discriminator import frozen
 from .few_step import masked
 
 
-class IdentityParams(CriticParams):
+class IdentityParams(FakeParams):
     steps: int = Field(1, ge=1, le=1)
     """One: the loss is of samples that are made at once."""
     critic: int = Field(3, ge=1)
@@ -57,7 +57,7 @@ class Sid(Critic):
         return values
 
 
-class MomentParams(CriticParams):
+class MomentParams(FakeParams):
     critic: int = Field(3, ge=1)
     """Steps of the auxiliary denoiser for one of the student; the paper has 1."""
     low: float = Field(0.0, ge=0, lt=1)
@@ -77,17 +77,7 @@ class MomentMatching(Critic):
     Params: ClassVar[type[Strict]] = MomentParams
 
     def made(self, student: Denoiser, batch: Batch, ctx: Context, turn: int | str) -> Tensor:
-        """What the student sees in the data made noisy, at each of its times as often: no backward simulation."""
-        t, _ = self.step(student, batch, ctx, turn)
-        noise = batch["noise"] if turn == "student" else self.normal(batch, ctx, "start", turn)
-        return student.consistency(student.process.add_noise(batch["x"], noise, t), t, batch.get("labels"))
-
-    def step(self, student: Denoiser, batch: Batch, ctx: Context, turn: int | str) -> tuple[Tensor, Tensor]:
-        """A time of the sampler and the next one ``(b,)``, the clean sample's being -1."""
-        times = torch.tensor(student.sampling.times(student.process), device=batch["x"].device)
-        first = int(torch.randint(len(times) - 1, (), generator=ctx.generator("index", turn)))
-        index = (torch.arange(len(batch["x"]), device=times.device) + first) % (len(times) - 1)
-        return times[index], times[index + 1]
+        return self.made_of_data(student, batch, ctx, turn)
 
     def lower(self, fake: Denoiser, made: Tensor, batch: Batch, ctx: Context, turn: int | str) -> tuple[Tensor, Tensor]:
         """The samples made noisy at times ``(b,)`` between a step's and the next one's, and those times."""

@@ -15,7 +15,7 @@ from xmodal_kd.training.method import METHODS, Context, Ema, Roles, Stage
 
 from ..models.asked import told_guidance
 from ..models.denoiser import Denoiser
-from .consistency import STAGE, neighbours
+from .consistency import STAGE, mean_distance, neighbours
 from .few_step import STUDENT, Multistep, MultistepParams, denoisers
 
 
@@ -86,7 +86,7 @@ class Lcm(Multistep):
             aim = target.consistency(z_after, after, labels, scale)
         with ctx.timer.time("student"):
             said = student.consistency(z, t, labels, scale)
-        return self.distance(said, aim)
+        return mean_distance(said - aim, self.params.distance, self.params.c)
 
     def scales(self, batch: Batch, ctx: Context) -> Tensor | None:
         """``(b,)`` drawn for each sample; None for the teacher's own."""
@@ -96,14 +96,6 @@ class Lcm(Multistep):
         u = torch.rand(len(batch["x"]), generator=ctx.generator("guidance")).to(batch["x"].device)
         scales: Tensor = low + (high - low) * u
         return scales
-
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """``(b,)`` distances of samples ``(b, ...)``."""
-        squares = (a - b).flatten(1).square()
-        if self.params.distance == "l2":
-            return squares.mean(dim=1)
-        found: Tensor = ((squares + self.params.c**2).sqrt() - self.params.c).mean(dim=1)
-        return found
 
 
 __all__ = ["Lcm", "LcmParams"]

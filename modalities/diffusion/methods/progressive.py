@@ -18,8 +18,8 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 
 from ..models.denoiser import Denoiser, Sampling
-from ..models.process import Process, expand
-from ..models.solvers import ddim_step
+from ..models.process import Process
+from ..models.solvers import ddim_step, joined_steps
 from .few_step import STUDENT, FewStep, FewStepParams, denoisers
 
 PREFIX = "steps-"
@@ -103,12 +103,7 @@ def check_grids(process: Process, steps: int) -> None:
 
 # docs/decisions/011-diffusion.md
 def progressive_target(teacher: Denoiser, batch: Batch, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """z_t, t and the x that a student of `steps` steps must see in z_t to arrive where two DDIM steps lead.
-
-    Two steps from t over t' to t'' see x1 and x2; one step arrives at the same place if it sees their mean with weights
-    a = alpha'' - alpha' sigma'' / sigma' of x2 and b = (alpha' - alpha sigma' / sigma) sigma'' / sigma' of x1, which
-    is the paper's (z'' - (sigma''/sigma) z) / (alpha'' - (sigma''/sigma) alpha) without its cancellations.
-    """
+    """z_t, t and the x that a student of `steps` steps must see in z_t to arrive where two DDIM steps lead."""
     process, x, labels = teacher.process, batch["x"], batch.get("labels")
     times = torch.tensor(process.grid(2 * steps)[::-1], device=x.device)  # rising: times[0] = -1 is the clean sample
     i = (batch["u"] * steps).long().clamp(max=steps - 1)
@@ -116,11 +111,7 @@ def progressive_target(teacher: Denoiser, batch: Batch, steps: int) -> tuple[Ten
     z = process.add_noise(x, batch["noise"], t)
     x1 = teacher.predict_x(z, t, labels)
     x2 = teacher.predict_x(ddim_step(process, z, x1, t, middle), middle, labels)
-    ratio = process.sigma(after) / process.sigma(middle)
-    a = process.alpha(after) - process.alpha(middle) * ratio
-    b = (process.alpha(middle) - process.alpha(t) * process.sigma(middle) / process.sigma(t)) * ratio
-    weight = expand(a / (a + b), x)
-    return z, t, weight * x2 + (1 - weight) * x1
+    return z, t, joined_steps(process, x1, x2, t, middle, after)
 
 
 def truncated_snr(process: Process, t: Tensor, like: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
-from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 
-from ..models.denoiser import Denoiser, Sampling
+from ..models.denoiser import Sampling
 from .few_step import STUDENT, FewStep, FewStepParams, denoisers
 from .intervals import check_divides
+from .pairs import Pairs, check_unprompted, draw_pairs
 
 ROUND, DISTIL = "reflow-", "distil"
 
@@ -38,20 +38,6 @@ class ReflowParams(FewStepParams):
     """Length of the last stage, at the times of the student's sampler alone, over that of a round; 0: none."""
 
 
-class Pairs(nn.Module):
-    """Where a model of many steps starts and arrives, ``(n, ...)`` each, and labels ``(n,)`` where it knows classes."""
-
-    def __init__(self, noise: Tensor, x: Tensor, labels: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("noise", noise)
-        self.register_buffer("x", x)
-        self.register_buffer("labels", labels)
-
-    noise: Tensor
-    x: Tensor
-    labels: Tensor | None
-
-
 @METHODS.register("reflow")
 class Reflow(FewStep):
     """Rectified flow's reflow (Liu et al., 2023): straight lines between the teacher's own noise and samples."""
@@ -65,8 +51,8 @@ class Reflow(FewStep):
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Also of the steps, and of what its pairs can be told."""
-        if "teacher" in roles and denoisers(roles)[0].prompted:
-            raise UserError("reflow makes pairs of noise and samples without prompts: take lcm for a prompted teacher")
+        if "teacher" in roles:
+            check_unprompted("reflow", denoisers(roles)[0])
         super().check(roles)
         check_divides(denoisers(roles)[0].process, self.params.steps)
 
@@ -88,29 +74,16 @@ class Reflow(FewStep):
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         optimizers = super().begin(stage, roles, batch)
         if stage in self.own_stages():
-            self.pairs = self.draw(denoisers(roles)[0], stage, batch)
+            count = min(self.params.pairs, stage.steps * len(batch["x"]))  # a rehearsal sees few
+            generator = self.distil.streams.torch("pairs", stage.name)
+            self.pairs = draw_pairs(denoisers(roles)[0], count, batch["x"], generator)
         return optimizers
-
-    def draw(self, teacher: Denoiser, stage: Stage, batch: Batch) -> Pairs:
-        """Classes, where there are some, are as often as one another. In parts of the batch's size."""
-        x, parts = batch["x"], []
-        generator = self.distil.streams.torch("pairs", stage.name)
-        count = min(self.params.pairs, stage.steps * len(x))  # a rehearsal sees few
-        noise = torch.randn(count, *x.shape[1:], generator=generator).to(x)
-        labels = None
-        if teacher.classes is not None:
-            labels = torch.randint(teacher.classes, (count,), generator=generator).to(x.device)
-        for i in range(0, len(noise), len(x)):
-            given = None if labels is None else labels[i : i + len(x)]
-            parts.append(teacher.sample(noise[i : i + len(x)], given))
-        return Pairs(noise, torch.cat(parts), labels)
 
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:
         student, pairs = denoisers(roles)[1], self.pairs
         assert isinstance(pairs, Pairs)
         process, u = student.process, batch["u"]
-        i = torch.randint(len(pairs.x), (len(u),), generator=ctx.generator("pairs")).to(u.device)
-        x, noise, labels = pairs.x[i], pairs.noise[i], None if pairs.labels is None else pairs.labels[i]
+        noise, x, labels = pairs.some(len(u), ctx.generator("pairs"))
         if ctx.stage.name == DISTIL:
             times = torch.tensor(process.grid(self.params.steps)[:-1], device=u.device)
             t = times[(u * len(times)).long().clamp(max=len(times) - 1)]
@@ -124,4 +97,4 @@ class Reflow(FewStep):
         return {**super().modules(), "pairs": self.pairs}
 
 
-__all__ = ["Pairs", "Reflow", "ReflowParams"]
+__all__ = ["Reflow", "ReflowParams"]

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from xmodal_kd.runtime.errors import UserError, nearest
 
-from .process import Process
+from .process import Process, expand
 
 SOLVERS = ("ddim", "heun", "dpmpp_2m")
 #: ``predict(z, t) -> x`` of z's shape.
@@ -60,6 +61,25 @@ def ddim_step(process: Process, z: Tensor, x: Tensor, t: Tensor | int, after: Te
     return alpha_after * x + sigma_after / sigma * (z - alpha * x)
 
 
+def joined_steps(
+    process: Process, x1: Tensor, x2: Tensor, t: Tensor | int, middle: Tensor | int, after: Tensor | int
+) -> Tensor:
+    """The x that a DDIM step from t to `after` must see to arrive where two lead.
+
+    These see x1 at t and x2 at `middle`. It is their mean with weights a = alpha'' - alpha' sigma'' / sigma' of x2 and
+    b = (alpha' - alpha sigma' / sigma) sigma'' / sigma' of x1, which is Salimans and Ho's target (2022, algorithm 2),
+    (z'' - (sigma''/sigma) z) / (alpha'' - (sigma''/sigma) alpha), without its cancellations. Where `middle` is `after`,
+    or the clean sample, it is x1.
+    """
+    (alpha, sigma), (alpha_after, sigma_after) = ((process.alpha(k), process.sigma(k)) for k in (t, after))
+    alpha_middle, sigma_middle = process.alpha(middle), process.sigma(middle)
+    ratio = sigma_after / sigma_middle
+    a = alpha_after - alpha_middle * ratio
+    b = (alpha_middle - alpha * sigma_middle / sigma) * ratio
+    weight = expand((a / (a + b)).where(sigma_middle > 0, torch.zeros_like(a)), x1)
+    return weight * x2 + (1 - weight) * x1
+
+
 def heun_step(
     process: Process, z: Tensor, x: Tensor, euler: Tensor, corrected: Tensor, t: Tensor | int, after: Tensor | int
 ) -> Tensor:
@@ -94,4 +114,4 @@ def most_steps(solver: str, nfe: int) -> int:
     return nfe
 
 
-__all__ = ["SOLVERS", "ddim_step", "evaluations", "heun_step", "most_steps", "solve"]
+__all__ = ["SOLVERS", "ddim_step", "evaluations", "heun_step", "joined_steps", "most_steps", "solve"]

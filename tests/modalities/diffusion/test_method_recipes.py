@@ -27,15 +27,19 @@ pytestmark = [
 
 #: Each recipe's process, and how its student is sampled.
 METHODS: dict[str, tuple[str, Sampling]] = {
+    "ctm": ("edm", Sampling("ddim", 2)),
     "dmd2": ("flow", Sampling("lcm", 1, 64)),
     "ict": ("vp", Sampling("lcm", 2, 64)),
+    "ladd": ("flow", Sampling("lcm", 2, 64)),
     "lcm": ("vp", Sampling("lcm", 2, 64)),
     "meanflow": ("flow", Sampling("ddim", 2)),
     "moment_matching": ("flow", Sampling("lcm", 2, 64)),
+    "pcm": ("vp", Sampling("ddim", 2)),
     "reflow": ("vp", Sampling("ddim", 1)),
     "scm": ("edm", Sampling("lcm", 1, 64)),
     "shortcut": ("edm", Sampling("ddim", 2)),
     "sid": ("edm", Sampling("lcm", 1, 64)),
+    "tcd": ("vp", Sampling("tcd", 2, 64)),
 }
 
 

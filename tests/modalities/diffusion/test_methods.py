@@ -281,15 +281,15 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
 
 
 #: Of those whose parameters name a module of the network, the toy's.
-AT = {name: {"at": "net.body"} for name in ("meanflow", "shortcut")}
+AT = {name: {"at": "net.body"} for name in ("ctm", "meanflow", "shortcut")} | {"ladd": {"at": ["net.body"]}}
 EVERY = sorted(name for name in METHODS if isinstance(METHODS[name], type) and issubclass(METHODS[name], FewStep))
-#: Whose stages, roles and modules are those of another: of `ect`, `dmd2`, `shortcut`.
-RELATED = {"ict", "moment_matching", "sid", "meanflow"}
+#: Whose stages, roles and modules are those of another: of `ect`, `dmd2`, `shortcut`, `consistency`.
+RELATED = {"ict", "moment_matching", "sid", "meanflow", "ctm", "pcm", "tcd"}
 
 
 def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
     for name in EVERY:
-        more = {"finest": 16} if name == "shortcut" else {"pairs": 6} if name == "reflow" else {}
+        more: dict[str, Any] = {"shortcut": {"finest": 16}, "reflow": {"pairs": 6}}.get(name, {})
         built = engine(tmp_path / name, name, **AT.get(name, {}), **more)
         source = built.source
         batch = source.collate([source.sample(i, 0) for i in range(6)])
@@ -311,7 +311,10 @@ def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, 
     more |= {
         "dmd2": {"critic": 2, "gan": 0.1, "at": "net.body", "divergence": "jeffreys"}, "sid": {"critic": 2},
         "moment_matching": {"critic": 2, "steps": 2}, "reflow": {"pairs": 9, "rounds": 2, "distil": 0.0},
-        "shortcut": {"finest": 16},
+        "shortcut": {"finest": 16}, "pcm": {"steps": 4},
+        "tcd": {"segments": [2, 1]},
+        "ctm": {"steps": 2, "grid": 8, "most": 3},
+        "ladd": {"grid": 8, "critic": 2, "r1": 0.1, "distil": 1.0},
     }.get(name, {}) | AT.get(name, {})  # fmt: skip
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total
