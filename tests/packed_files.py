@@ -46,10 +46,12 @@ def table(folder: Path, rows: Sequence[Mapping[str, Any]], features: Mapping[str
 
     kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "float32": pa.float32()}
     held = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    schema = pa.schema({
-        name: held if one["_type"] in ("Audio", "Image") else kinds[one.get("dtype", "int64")]
-        for name, one in features.items()
-    })
+    schema = pa.schema(
+        {
+            name: held if one["_type"] in ("Audio", "Image") else kinds[one.get("dtype", "int64")]
+            for name, one in features.items()
+        }
+    )
     folder.mkdir(parents=True)
     names = []
     for part in range(files):

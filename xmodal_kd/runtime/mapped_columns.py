@@ -83,7 +83,9 @@ class Columns(Mapping[str, Array]):
         return self._arrays[key]
 
 
-def columns_of(files: Path | Sequence[Path], salt: str, build: Callable[[Keep], None], *, by: By = "content") -> Columns:
+def columns_of(
+    files: Path | Sequence[Path], salt: str, build: Callable[[Keep], None], *, by: By = "content"
+) -> Columns:
     """The columns of a file, or of several: found by what is in them, made where they are not there.
 
     Args:

@@ -45,6 +45,10 @@ class Words(Sequence[str]):
         start = int(ends[row - 1]) if row else 0
         return str(self.columns[self.name][start : int(ends[row])].tobytes().decode("utf-8", "surrogatepass"))
 
+    def chosen(self, places: NDArray[Any]) -> Words:
+        """Those at `places`."""
+        return Words(self.columns, self.name, places if self.rows is None else self.rows[places])
+
 
 class Spool:
     """Bytes one behind the other in a nameless file."""

@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.adapter.packed.packing import KINDS as PACKED
-from xmodal_kd.adapter.packed.packing import Kind, packing, packings
+from xmodal_kd.adapter.packed.packing import Kind as Packed
+from xmodal_kd.adapter.packed.packing import packing, packings
 from xmodal_kd.adapter.packed.shards import is_pattern
 from xmodal_kd.adapter.source import DataSection, Strict
 from xmodal_kd.runtime.errors import UserError, nearest
@@ -71,8 +72,8 @@ class SpeechData(DataSection):
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
     folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``,
     Kaldi as folders ``train``, ``dev``, ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech
-    Commands by its two lists, shards of tars by the beginnings of their names (or of their folders'), what `datasets` has
-    saved as a `DatasetDict`.
+    Commands by its two lists, shards of tars by the beginnings of their names (or of their folders'), what `datasets`
+    has saved as a `DatasetDict`.
     """
 
     sources: Sources
@@ -244,7 +245,7 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance
     return _parts(data, folder, split, ".jsonl", lambda name: open_manifest(folder / f"{name}.jsonl"))
 
 
-def _packed(data: SpeechData, kind: Kind, path: Path, split: str) -> Sequence[Utterance]:
+def _packed(data: SpeechData, kind: Packed, path: Path, split: str) -> Sequence[Utterance]:
     if data.by_speaker:
         return packed_utterances(packing(kind, path))
     parts = packings(kind, path)

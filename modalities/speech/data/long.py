@@ -20,8 +20,8 @@ Rows = NDArray[np.int64]
 
 
 class Long(Sequence[Utterance], ABC):
-    """Those of `columns`: ``seconds`` (NaN where nothing says), ``texted``, ``speaker`` (a number of ``speakers``, which
-    is JSON), and ``file``, a hash of each one's place.
+    """Those of `columns`: ``seconds`` (NaN: nothing says), ``texted``, ``speaker`` (a number of ``speakers``, which
+    is JSON) and ``file``, a hash of its place.
 
     Args:
         rows: those that are meant, ascending; None: all.

@@ -1,4 +1,4 @@
-"""Utterances of any layout as columns in the user's cache: of packed samples, and of lists that are too long to hold."""
+"""Utterances of any layout as columns in the user's cache: of packed samples, and of lists too long to hold."""
 
 from __future__ import annotations
 
@@ -144,7 +144,9 @@ def _audio(row: Row) -> Member:
     if heard:
         raise UserError(f"{row}: it has several recordings ({', '.join(heard)}): one to a sample is expected")
     held = ", ".join(row.members) or "nothing"
-    raise UserError(f"{row}: no recording in this sample (it holds {held}): audio ends in {', '.join(SUFFIXES[:3])}, ...")
+    raise UserError(
+        f"{row}: no recording in this sample (it holds {held}): audio ends in {', '.join(SUFFIXES[:3])}, ..."
+    )
 
 
 __all__ = ["Stored", "packed_utterances", "store"]

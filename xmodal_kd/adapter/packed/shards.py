@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from glob import glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...runtime.errors import UserError
@@ -15,12 +14,25 @@ BETWEEN, SIGNS = "::", re.compile(r"::|[*?\[{]")
 #: Shards that one pattern may stand for.
 MOST = 1_000_000
 #: What a compressed shard is unpacked by, by the end of its name and by its first bytes.
-UNPACK = {".gz": "gunzip", ".tgz": "gunzip --suffix .tgz", ".zst": "zstd --decompress --rm", ".xz": "unxz", ".bz2": "bunzip2"}
+UNPACK = {
+    ".gz": "gunzip",
+    ".tgz": "gunzip --suffix .tgz",
+    ".zst": "zstd --decompress --rm",
+    ".xz": "unxz",
+    ".bz2": "bunzip2",
+}
 MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"BZh": ".bz2"}
 #: Names by which files and folders are told apart, by split.
 NAMES: Mapping[str, Sequence[str]] = {
     "train": ("train", "training"), "dev": ("dev", "val", "valid", "validation"), "test": ("test", "testing", "eval"),
 }  # fmt: skip
+_WORDS = {name: split for split, names in NAMES.items() for name in names}
+
+
+def absolute(path: Path) -> Path:
+    """A path, or each part of a pattern, from where this was called."""
+    parts = str(path).split(BETWEEN) if is_pattern(path) else [str(path)]
+    return Path(BETWEEN.join(str(Path.cwd() / Path(part).expanduser()) for part in parts))
 
 
 def is_pattern(path: Path) -> bool:
@@ -41,11 +53,13 @@ def shards(path: Path, key: str = "data.path") -> list[Path]:
     found: list[Path] = []
     for one in str(path).split(BETWEEN) if is_pattern(path) else [str(path)]:
         if re.match(r"(https?|s3|gs|hdfs|pipe|hf):", one):
-            raise UserError(f"{key}: {one}: shards are read from files on this machine: fetch them, and name the folder")
-        found += [shard for written in _braces(one) for shard in _files(os.path.expanduser(written), key)]
+            raise UserError(
+                f"{key}: {one}: shards are read from files on this machine: fetch them, and name the folder"
+            )
+        found += [shard for written in _braces(one) for shard in _files(str(Path(written).expanduser()), key)]
     found = list(dict.fromkeys(found))
     for shard in found:
-        check_plain(shard)
+        _check_plain(shard)
     return found
 
 
@@ -58,9 +72,22 @@ def by_split(found: Sequence[Path]) -> dict[str, list[Path]]:
     return parts
 
 
+def split_patterns(folder: Path) -> tuple[Path, Path] | None:
+    """Patterns of the shards to train on and to test on (or else of dev) in a folder of both; None for any other."""
+    words = {word for name in folder.glob("*.tar") if (word := _word(name.name)) in _WORDS}
+    train, test = (
+        next((w for s in splits for w in NAMES[s] if w in words), None) for splits in (["train"], ["test", "dev"])
+    )
+    return None if train is None or test is None else (folder / f"{train}*.tar", folder / f"{test}*.tar")
+
+
 def _split(name: str) -> str | None:
-    word = re.match("[a-z]*", name.lower())
-    return next((split for split, names in NAMES.items() if word and word[0] in names), None)
+    return _WORDS.get(_word(name))
+
+
+def _word(name: str) -> str:
+    found = re.match("[a-z]*", name.lower())
+    return found[0] if found else ""
 
 
 def _files(written: str, key: str) -> Iterator[Path]:
@@ -70,19 +97,33 @@ def _files(written: str, key: str) -> Iterator[Path]:
         tars = [file for file in below if re.search(r"\.tar$|\.tar\.\w+$|\.tgz$", file.name)]
         if not tars:
             raise UserError(f"{key}: {place} holds no shards (*.tar)")
-        yield from sorted(tars, key=natural)
+        yield from _sorted(tars)
     elif place.exists():
         yield place
-    elif not (globbed := [Path(name) for name in glob(written) if SIGNS.search(written)]):
+    elif not (globbed := _globbed(written)):
         raise UserError(f"{key}: {written} does not exist, of the shards that {key} names")
     else:
-        yield from sorted(globbed, key=natural)
+        yield from _sorted(globbed)
 
 
-def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Numbers inside names by value: 9.tar before 10.tar."""
-    parts = re.split("([0-9]+)", str(path))
-    return [(int(part[:4000]), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts], str(path)
+def _globbed(written: str) -> list[Path]:
+    """What a glob finds, without its folders."""
+    if not SIGNS.search(written):
+        return []
+    path = Path(written)
+    root = Path(path.anchor)
+    return [file for file in root.glob(str(path.relative_to(root))) if file.is_file()]
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Numbers inside names by value: 9.png before 10.png."""
+    return [
+        int(part[:4000]) if part.isascii() and part.isdigit() else part for part in re.split("([0-9]+)", name)
+    ], name
+
+
+def _sorted(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: natural(str(file)))
 
 
 def _braces(written: str) -> list[str]:
@@ -107,7 +148,7 @@ def _braces(written: str) -> list[str]:
     return [f"{head}{middle}{rest}" for middle in middles for rest in tail]
 
 
-def check_plain(shard: Path) -> None:
+def _check_plain(shard: Path) -> None:
     """Raises `UserError` for a compressed shard, with the command that unpacks it: bytes within it have no place."""
     ending = shard.suffix.lower()
     if ending not in UNPACK:
@@ -118,8 +159,12 @@ def check_plain(shard: Path) -> None:
             raise UserError(f"{shard}: cannot be read: {error.strerror or error}") from None
         ending = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
     if ending:
-        said = f"{UNPACK[ending]} {shard}" if shard.suffix.lower() == ending else f"mv {shard} {shard}{ending} && {UNPACK[ending]} {shard}{ending}"
+        said = (
+            f"{UNPACK[ending]} {shard}"
+            if shard.suffix.lower() == ending
+            else f"mv {shard} {shard}{ending} && {UNPACK[ending]} {shard}{ending}"
+        )
         raise UserError(f"{shard}: a compressed tar, in which no sample can be found by its place: unpack it: {said}")
 
 
-__all__ = ["by_split", "check_plain", "is_pattern", "natural", "shards"]
+__all__ = ["absolute", "by_split", "is_pattern", "natural", "shards", "split_patterns"]

@@ -92,7 +92,11 @@ def rows_of(file: Path, kinds: Mapping[str, str], first: int) -> Iterator[Row]:
             base = mapped.read_buffer(size).address
             mapped.seek(0)
             for batch in arrow.ipc.open_stream(mapped):
-                plain = [name for name, kind in zip(batch.schema.names, batch.schema.types, strict=True) if _plain(arrow, kind)]
+                plain = [
+                    name
+                    for name, kind in zip(batch.schema.names, batch.schema.types, strict=True)
+                    if _plain(arrow, kind)
+                ]
                 spans = {kind: _spans(arrow, batch.column(name), base, size, file) for kind, name in kinds.items()}
                 paths = {kind: _paths(arrow, batch.column(name)) for kind, name in kinds.items()}
                 for at, values in enumerate(batch.select(plain).to_pylist() if plain else [{}] * len(batch)):
@@ -106,12 +110,14 @@ def rows_of(file: Path, kinds: Mapping[str, str], first: int) -> Iterator[Row]:
                     yield row
                 first += len(batch)
     except (OSError, arrow.lib.ArrowException) as error:
-        raise UserError(f"{file}: not an Arrow stream, or a broken one ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(
+            f"{file}: not an Arrow stream, or a broken one ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def _plain(arrow: Any, kind: Any) -> bool:
-    types = arrow.types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))  # fmt: skip
+    asked = ("is_string", "is_large_string", "is_integer", "is_floating", "is_boolean")
+    return any(getattr(arrow.types, name)(kind) for name in asked)
 
 
 def _spans(arrow: Any, column: Any, base: int, size: int, file: Path) -> tuple[Any, Any, Any]:

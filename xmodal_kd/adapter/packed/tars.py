@@ -54,7 +54,7 @@ def _members(shard: Path) -> Iterator[Member]:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             size = os.fstat(file.fileno()).st_size
             while (one := tar.next()) is not None:
-                tar.members = []  # it would hold all of them
+                tar.members = []  # type: ignore[attr-defined] # it would hold all of them
                 if one.issparse():
                     raise UserError(f"{shard}: {one.name}: a sparse member: pack it by tar without --sparse")
                 if one.isreg():
@@ -63,7 +63,9 @@ def _members(shard: Path) -> Iterator[Member]:
                     yield Member(shard, one.name, one.offset_data, one.size)
             file.seek(tar.offset)
             if file.read(BLOCK).strip(b"\0") or size < tar.offset + BLOCK:
-                raise UserError(f"{shard}: a broken tar: behind byte {tar.offset:,} is neither a member nor its end: pack it anew")
+                raise UserError(
+                    f"{shard}: a broken tar: behind byte {tar.offset:,} is neither a member nor its end: pack it anew"
+                )
     except tarfile.TarError as error:
         raise UserError(f"{shard}: not a tar, or a broken one ({' '.join(str(error).split())[:120]})") from error
     except OSError as error:
