@@ -24,7 +24,7 @@ def wav(seconds: float, seed: int = 0, rate: int = 16000, kind: str = "WAV") -> 
 def png(value: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> bytes:
     out, channels = io.BytesIO(), {"L": (), "RGB": (3,)}[mode]
     pixels = np.random.default_rng(value).integers(0, 256, (*size, *channels)).astype(np.uint8)
-    Image.fromarray(pixels, mode).save(out, "PNG")
+    Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -56,7 +57,8 @@ class Spool:
     def __init__(self) -> None:
         self._held, self._place = bytearray(), Path(tempfile.gettempdir())
         with disk_errors(self._place):
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is gone with its last reader
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - what is mapped outlives it
+        weakref.finalize(self, self._file.close)
         self.size = 0
 
     def append(self, content: bytes) -> None:
@@ -68,7 +70,7 @@ class Spool:
     def array(self, dtype: Any) -> NDArray[Any]:
         """All of them, mapped."""
         self._flush()
-        return np.memmap(self._file, dtype, "r") if self.size else np.empty(0, dtype)  # type: ignore[call-overload,no-any-return]
+        return np.memmap(self._file, dtype, "r") if self.size else np.empty(0, dtype)
 
     def _flush(self) -> None:
         with disk_errors(self._place):

@@ -118,7 +118,8 @@ def _member(shape: tuple[int, ...] | None, member: Member) -> npt.NDArray[np.flo
     sample = _latent(member.read(), str(member))
     if shape is not None and sample.shape != shape:
         raise UserError(f"{member}: has shape {sample.shape}, but {shape} is expected, as of the first")
-    return _samples(sample[None], member.file, True)[0]
+    found: npt.NDArray[np.float32] = _samples(sample[None], member.file, True)[0]
+    return found
 
 
 def _latent(content: bytes, where: str) -> npt.NDArray[Any]:

@@ -40,8 +40,8 @@ def key_of(path: Path, name: str, beside: bool) -> str:
 
 
 def _of(data: ImageSection, path: Path, beside: bool, arrays: bool) -> Iterator[Listed]:
-    if data.sources in PACKED:
-        index = index_of(packing(data.sources, path), arrays=arrays)
+    if (kind := next((one for one in PACKED if one == data.sources), None)) is not None:
+        index = index_of(packing(kind, path), arrays=arrays)
         for row, key in enumerate(index.keys):
             member = index.member(row)
             look = partial(_within, member, arrays)

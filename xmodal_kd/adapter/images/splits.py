@@ -18,6 +18,7 @@ from ...runtime.random_streams import Streams
 from ..listed import Skipped
 from ..long_lists import Batches
 from ..packed.packing import KINDS as PACKED
+from ..packed.packing import Kind as Packed
 from ..packed.packing import packing
 from ..packed.shards import absolute, is_pattern
 from .digits import read_digits
@@ -61,10 +62,10 @@ def read_section(config: ImageSection, path: Path | None, train: Images | None, 
     skipped = Skipped.of(config.skip)
     called = partial(key_of, path, beside=train is not None)
     classes = None if train is None else train.class_names
-    if config.sources in PACKED:
+    if (kind := next((one for one in PACKED if one == config.sources), None)) is not None:
         key = "data.path" if train is None else "data.test_path"
-        index = index_of(packing(config.sources, path, key))
-        _check_apart(config, path, index, train)
+        index = index_of(packing(kind, path, key))
+        _check_apart(config, kind, path, index, train)
         return packed_images(index, path, expected, who=who, classes=classes, skipped=skipped, name_of=called)
     keep = partial(skipped.keep, key=called)
     found = read_images(path, config.sources, expected, who=who, classes=classes, keep=keep)
@@ -77,11 +78,11 @@ def check_there(path: Path, train: Images | None) -> None:
         raise UserError(f"data.{'path' if train is None else 'test_path'}: {path} does not exist")
 
 
-def _check_apart(config: ImageSection, path: Path, index: Index, train: Images | None) -> None:
+def _check_apart(config: ImageSection, kind: Packed, path: Path, index: Index, train: Images | None) -> None:
     """Raises `UserError` where a file of test samples is one of the training samples."""
     if train is not None and config.path is not None:
         both = {file.resolve() for file in index.packed.files} & {
-            file.resolve() for file in packing(config.sources, config.path).files
+            file.resolve() for file in packing(kind, config.path).files
         }
         if both:
             raise UserError(f"data.test_path: {path}: {min(both)} is of data.path too: test would be trained on")
