@@ -76,6 +76,8 @@ class DiffusionAdapter(Adapter):
         "folder": "images in a folder; subfolders or dataset.json are the classes",
         "edm": "a zip of images with dataset.json (the EDM convention)",
         "arrays": "an .npz with x (n, ...) in [-1, 1], or latents, and if known labels and classes",
+        "webdataset": "WebDataset's shards (.tar): an image (or latent .npy) with .cls, .txt or .json of one name",
+        "datasets": "a folder of Hugging Face's datasets, as save_to_disk writes it: an Image column, labels or text",
     }
 
     def __init__(self, data: DiffusionData, streams: Streams, batch_size: int) -> None:

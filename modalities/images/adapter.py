@@ -42,6 +42,8 @@ class ImagesAdapter(Adapter):
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
         "folder": "images in a folder; subfolders or dataset.json are the classes",
         "edm": "a zip of images with dataset.json (the EDM convention)",
+        "webdataset": "WebDataset's shards (.tar): an image with .cls, or .json with label, of one name",
+        "datasets": "a folder of Hugging Face's datasets, as save_to_disk writes it: an Image and a ClassLabel column",
     }
 
     def __init__(self, data: ImagesData, streams: Streams, batch_size: int) -> None:
@@ -108,7 +110,8 @@ class ImagesAdapter(Adapter):
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Accuracy, likelihood and calibration; an image's score is whether it is wrong, by class."""
         source, device, classes = self.data(split), next(model.parameters()).device, self.class_names(role)
-        logits = torch.cat([model(part.to(device)).float().cpu() for part in source.images.tensor().split(TOGETHER)])
+        parts = (source.images.tensor(some) for some in torch.arange(len(source)).split(TOGETHER))
+        logits = torch.cat([model(part.to(device)).float().cpu() for part in parts])
         wrong = (logits.argmax(dim=1) != source.labels).tolist()
         groups = [classes[i] for i in source.classes]
         scores = [

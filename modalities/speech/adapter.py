@@ -23,9 +23,9 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.signals import Layout, Signals
 
-from .data.audio import look
 from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from .data.features import Features
+from .data.listed import listed_file
 from .data.source import Sample, SpeechSource
 from .data.stored_logits import StoredLogits
 from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
@@ -70,7 +70,9 @@ class SpeechAdapter(Adapter):
         "lhotse": "Lhotse's cuts as JSON lines: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
         "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
+        "datasets": "a DatasetDict of Hugging Face's datasets, as save_to_disk writes it: an Audio column and text",
         "speech_commands": "Speech Commands' layout: {word}/{speaker}_nohash_{take}.wav and its lists of dev and test",
+        "webdataset": "WebDataset's shards, train-*.tar, dev-*.tar, test-*.tar: audio with .txt or .json of one name",
     }
 
     def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
@@ -93,7 +95,7 @@ class SpeechAdapter(Adapter):
             yield Listed("data.beam.lm", data.beam.lm.expanduser(), Ngram)
         for split in SPLITS:
             for utterance in utterances(data, split):
-                yield Listed(utterance.key, utterance.path, look)
+                yield listed_file(utterance)
 
     @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:

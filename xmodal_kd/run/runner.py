@@ -24,6 +24,7 @@ from ..report.content import begun
 from ..report.content import content as report_content
 from ..runtime import flops
 from ..runtime.checkpoint import disk_errors
+from ..runtime.common_folder import everywhere
 from ..runtime.device import check_trackers, make_accelerator
 from ..runtime.distributed import ranks_of
 from ..runtime.errors import UserError
@@ -121,12 +122,13 @@ class Run:
         build_optimizer(mine, {"student": seen["student"]})
         check(self.recipe, self.adapter)
 
-    def _load(self, role: str) -> nn.Module:
-        """A role that is saved: in this run's folder, or where the recipe says."""
+    def _load(self, role: str, folder: Path | None = None) -> nn.Module:
+        """A role that is saved: in this run's folder, a copy of what is there, or where the recipe says."""
         if role not in self.models:
             path = next((role_plan.path for role_plan in self.role_plans if role_plan.role == role), None)
-            self.models[role] = saved(self.adapter, role, path or self.out / role).to(self.accelerator.device)
-            compressions(self.loaded, role).restore(self.models[role], self.out / role)
+            folder = folder or self.out / role
+            self.models[role] = saved(self.adapter, role, path or folder).to(self.accelerator.device)
+            compressions(self.loaded, role).restore(self.models[role], folder)
         return self.models[role]
 
     def _open(self) -> dict[str, Any]:
@@ -228,7 +230,8 @@ class Run:
         role = role_plan.role
         folder = self.out / role
         if role in self.state["roles"]:
-            self._load(role)
+            with everywhere(folder, self.ranks) if role_plan.path is None else nullcontext(folder) as there:
+                self._load(role, there)
             return
         if role_plan.path is not None:
             self._load(role)

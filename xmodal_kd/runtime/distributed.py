@@ -7,7 +7,7 @@ What is lost is the overlap of communication with the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -53,6 +53,14 @@ class Ranks:
     def share(self, value: T) -> T:
         """Rank 0's value everywhere."""
         return value
+
+    def share_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's tensors everywhere, on the CPU; the others give None."""
+        return dict(tensors or {})
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank."""
+        return [value]
 
     def barrier(self) -> None: ...
 
@@ -102,6 +110,25 @@ class ProcessRanks(Ranks):
         box = [value]
         dist.broadcast_object_list(box, 0)
         return box[0]
+
+    def share_tensors(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        given = tensors or {}
+        about = self.share([(name, tuple(one.shape), one.dtype) for name, one in given.items()])
+        return {name: self._sent(given.get(name), shape, dtype) for name, shape, dtype in about}
+
+    def _sent(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """As bytes, for not every backend sends every type."""
+        whole = (torch.empty(shape, dtype=dtype) if tensor is None else tensor.detach().cpu()).contiguous()
+        if whole.numel():
+            sent = whole.reshape(-1).view(torch.uint8).to(self.device)
+            dist.broadcast(sent, 0)
+            whole = sent.cpu().view(dtype).reshape(shape)
+        return whole
+
+    def gather(self, value: T) -> list[T]:
+        found: list[T] = [value] * self.world
+        dist.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         dist.barrier()

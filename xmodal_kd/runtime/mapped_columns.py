@@ -9,12 +9,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from .leftovers import clear, temporary
 
 Array = NDArray[Any]
+#: What a column is given to, by its name.
+Keep = Callable[[str, Array], None]
+By = Literal["content", "times"]
 
 #: Of what a folder of columns holds: another number, and it is made anew.
 VERSION = 1
@@ -80,20 +83,29 @@ class Columns(Mapping[str, Array]):
         return self._arrays[key]
 
 
-def columns_of(file: Path, salt: str, build: Callable[[Callable[[str, Array], None]], None]) -> Columns:
-    """The columns of a file: found by its content, made where they are not there.
+def columns_of(
+    files: Path | Sequence[Path], salt: str, build: Callable[[Keep], None], *, by: By = "content"
+) -> Columns:
+    """The columns of a file, or of several: found by what is in them, made where they are not there.
 
     Args:
-        file: it must be there.
+        files: they must be there.
         salt: what else they hang on, as where relative paths in it lead.
         build: calls what it is given with the name and content of each column.
+        by: how a change is seen: by the content, or by size and times alone, for files that are too large to be read.
     """
+    files = [files] if isinstance(files, Path) else files
     try:
         base = cache_folder() / "columns"
         base.mkdir(parents=True, exist_ok=True)
-        where = blake2b(os.path.abspath(file).encode(), digest_size=8).hexdigest()  # noqa: PTH100 - a link is a name
+        names = "\0".join(os.path.abspath(file) for file in files)  # noqa: PTH100 - a link is a name
+        where = _hash(names)
         with _alone(base / f".{where}.lock"):
-            folder = base / f"{where}-{_digest(file, base / f'{where}.json', salt)}"
+            made = [VERSION, salt]
+            for file in files:
+                record = base / f"{where if len(files) == 1 else f'{where}.{_hash(str(file))}'}.json"
+                made.append(_digest(file, record, salt) if by == "content" else _seen(file))
+            folder = base / f"{where}-{made[2] if by == 'content' and len(files) == 1 else _hash(json.dumps(made))}"
             found = _found(folder)
             if found is None:
                 for old in base.glob(f"{where}-*"):  # of what the file was before
@@ -120,7 +132,7 @@ def _found(folder: Path) -> Columns | None:
         return None
 
 
-def _make(folder: Path, build: Callable[[Callable[[str, Array], None]], None]) -> None:
+def _make(folder: Path, build: Callable[[Keep], None]) -> None:
     half = temporary(folder)
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
@@ -160,7 +172,7 @@ def _mapped(file: Path) -> Array:
 def _digest(file: Path, record: Path, salt: str) -> str:
     """Of the file's content; from `record` while size, times and number of the file are what they were."""
     there = file.stat()
-    seen = [there.st_size, there.st_mtime_ns, there.st_ctime_ns, there.st_ino, there.st_dev, salt, VERSION]
+    seen = [*_seen(file), salt, VERSION]
     try:
         known = json.loads(record.read_text())
         if known["seen"] == seen and known["at"] - max(there.st_mtime, there.st_ctime) > GRAIN:
@@ -177,6 +189,15 @@ def _digest(file: Path, record: Path, salt: str) -> str:
     return hasher.hexdigest()
 
 
+def _seen(file: Path) -> list[int]:
+    there = file.stat()
+    return [there.st_size, there.st_mtime_ns, there.st_ctime_ns, there.st_ino, there.st_dev]
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """One process lists, the others of its machine wait and find it done."""
@@ -188,4 +209,4 @@ def _alone(lock: Path) -> Iterator[None]:
         os.close(number)
 
 
-__all__ = ["Columns", "cache_folder", "columns_of"]
+__all__ = ["Columns", "Keep", "cache_folder", "columns_of"]

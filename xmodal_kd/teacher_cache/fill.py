@@ -76,6 +76,8 @@ class Filler:
     """Which of how many parts of the samples this process is for."""
     imported: Imported | None = None
     """What a teacher that ran elsewhere said."""
+    sharers: Sequence[int] = ()
+    """The ranks that fill the store of this one, and read it; none said: all."""
     coordinates: bool = False
     """Whether a term needs the places of the teacher's rows."""
 
@@ -178,8 +180,10 @@ class Filler:
         """Compute and write what is missing of this rank's share of `micros`."""
         start = monotonic()
         store = Store(folder, self.ranks.rank)
+        those = list(self.sharers or range(self.ranks.world))
         with closing(store):
-            todo = [m for m in micros[self.ranks.rank :: self.ranks.world] if not self._there(store, kept, m)]
+            part = micros[those.index(self.ranks.rank) :: len(those)]
+            todo = [m for m in part if not self._there(store, kept, m)]
             writer, shown, computed = _Writer(store), self.quiet or not self.ranks.main, 0
             with bar("teacher cache", len(todo), quiet=shown) as progress:
                 for i, (micro, loaded) in enumerate(zip(todo, self.loaded(todo), strict=True), 1):

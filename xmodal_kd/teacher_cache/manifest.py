@@ -82,9 +82,28 @@ class Manifest:
     def identity(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "teacher": self.teacher, "precision": self.precision, "data": dict(self.data)}
 
+    def follow(self, signals: Mapping[str, StoredSignal], folder: Path) -> None:
+        """Keep in `folder`, on another machine, what the main process keeps.
+
+        Raises:
+            UserError: as `adopt`, and where a signal is kept there in another way.
+        """
+        self.adopt(folder)
+        for name, there in _told(self.signals).items():
+            if name in signals and _told({name: signals[name]})[name] != there:
+                raise UserError(
+                    f"cache {folder}: {name} is kept in another way than by the main process: delete it there, it is "
+                    "then filled anew"
+                )
+        self.signals = {**self.signals, **signals}
+        self.write(folder)
+
     def write(self, folder: Path) -> None:
-        signals = {
-            name: {"number": k.number, "kind": k.kind, "vector": k.vector, "codec": k.codec.describe()}
-            for name, k in self.signals.items()
-        }
-        write_json(folder / FILE, {**self.identity(), "signals": signals})
+        write_json(folder / FILE, {**self.identity(), "signals": _told(self.signals)})
+
+
+def _told(signals: Mapping[str, StoredSignal]) -> dict[str, Any]:
+    return {
+        name: {"number": k.number, "kind": k.kind, "vector": k.vector, "codec": k.codec.describe()}
+        for name, k in signals.items()
+    }

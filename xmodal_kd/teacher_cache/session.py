@@ -16,6 +16,7 @@ from ..adapter.adapter import Adapter, Source, is_teacher
 from ..objective.objective import Objective
 from ..recipe.cache_spec import CacheSpec
 from ..recipe.recipe import Recipe, Train
+from ..runtime.common_folder import raise_first, sharers
 from ..runtime.distributed import ranks_of
 from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
@@ -155,12 +156,16 @@ def _around(source: Source, inner: Replayed) -> Source:
 def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict[str, StoredSignal], Filled]:
     """Fill the store in `folder` with whatever it lacks, one run at a time. Returns the signals, and what was done.
 
+    Where `folder` is not one for all ranks, each of them is filled by those that see it, with all that is to be known.
+
     Raises:
         UserError: the store is of another teacher or of other data, keeps a signal in another way, or knows a sample by
             another content.
     """
     ranks = filler.ranks
-    with alone(folder) if ranks.main else nullcontext():
+    filler.sharers = sharers(folder, ranks)
+    leads = ranks.rank == filler.sharers[0]
+    with alone(folder) if leads else nullcontext():
         found: list[str] | UserError = []
         micros = list(filler.plan())
         if ranks.main:
@@ -175,7 +180,15 @@ def filled_store(filler: Filler, folder: Path, manifest: Manifest) -> tuple[dict
         found = ranks.share(found)
         if isinstance(found, UserError):
             raise found
-        manifest.adopt(folder)
+        signals: dict[str, StoredSignal] = ranks.share(manifest.signals)
+        fault: UserError | None = None
+        if leads and not ranks.main:
+            try:
+                manifest.follow(signals, folder)
+            except UserError as error:
+                fault = error
+        raise_first(ranks, fault)
+        manifest.signals = signals
         kept = {name: manifest.signals[name] for name in found}
         filled = filler.fill(folder, list(kept.values()), filler.mine(micros))
         ranks.barrier()

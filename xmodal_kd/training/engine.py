@@ -21,7 +21,9 @@ from ..adapter.adapter import Batch, Source
 from ..objective.parts import LossOut
 from ..recipe.recipe import Train
 from ..runtime.checkpoint import disk_errors, load_weights
+from ..runtime.common_folder import raise_first
 from ..runtime.distributed import ranks_of
+from ..runtime.errors import UserError
 from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
@@ -383,11 +385,21 @@ class Engine:
         target, name = self.roles[self.target], best_of(stage, self.method.stages())
         self.ranks.barrier()  # the main process may still be writing it
         if self.at.best is not None:
-            tensors, _ = self.checkpoints.read_best(self.at, name)
-            load_weights(target, tensors, self.checkpoints.best(name))
+            self._take_best(target, name)
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
-        self.ranks.agree([target])
+        self.ranks.agree([target])  # where the others get the best, which only the main process can read
         target.eval()
         if self.finished is not None and self.ranks.main:
             self.finished(stage, target)
+
+    def _take_best(self, target: nn.Module, name: str) -> None:
+        """Into the main process's target; raises what it finds wrong on all."""
+        fault: UserError | None = None
+        if self.ranks.main:
+            try:
+                tensors, _ = self.checkpoints.read_best(self.at, name)
+                load_weights(target, tensors, self.checkpoints.best(name))
+            except UserError as error:
+                fault = error
+        raise_first(self.ranks, fault)

@@ -34,7 +34,8 @@ def best_of(stage: Stage, stages: Sequence[Stage]) -> str:
 
 
 def find_place(checkpoints: Checkpoints, stages: Sequence[Stage], ranks: Ranks, *, resume: bool, accept: bool) -> Place:
-    """The place to go on from; the main process looks, all obey. What is not as it should be is printed and noted.
+    """The place to go on from; the main process looks and reads, the others get it from there. What is not as it should
+    be is printed and noted.
 
     Args:
         resume: whether there may be checkpoints.
@@ -44,19 +45,24 @@ def find_place(checkpoints: Checkpoints, stages: Sequence[Stage], ranks: Ranks, 
         UserError: there are checkpoints and `resume` is not said; none is sound; one is another training's or of a
             stage or step that this one has not; its best weights are not what they were.
     """
-    found: tuple[Path | None, list[str]] | UserError = (None, [])
+    found: tuple[Path | None, list[str], Mapping[str, Any]] | UserError = (None, [], {})
+    tensors: dict[str, Tensor] | None = None
     if ranks.main:
         try:
-            found = _looked(checkpoints, stages, resume, accept)
+            path, notes = _looked(checkpoints, stages, resume, accept)
+            state: Mapping[str, Any] = {}
+            if path is not None:
+                tensors, state = checkpoints.read(path)
+            found = path, notes, state
         except UserError as error:
             found = error
     found = ranks.share(found)
     if isinstance(found, UserError):
         raise found
-    path, notes = found
+    path, notes, state = found
     if path is None:
         return Place()
-    tensors, state = checkpoints.read(path)
+    tensors = ranks.share_tensors(tensors)
     at = Progressed.read(state.get("at"), path)
     if any(note.startswith(WITHOUT_BEST) for note in notes):
         at = replace(at, best=None, best_at=None, bad=0)

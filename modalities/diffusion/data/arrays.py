@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xmodal_kd.adapter.images.later import Later
+from xmodal_kd.adapter.images.packed import Index, packed_samples
 from xmodal_kd.adapter.images.read import Images, labelled, read_labels, say_left_out
 from xmodal_kd.adapter.images.stores import Zip, class_names, one_line
+from xmodal_kd.adapter.listed import Skipped
+from xmodal_kd.adapter.packed.member import Member
 from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
 
@@ -95,6 +101,25 @@ def read_latents(
                 first = f"{samples[0].shape} is expected (as {store.names[0]})"
                 raise UserError(f"{store.where(name)}: has shape {sample.shape}, but {first}")
         return labelled(_samples(np.stack(samples), path, True), labelling, store)
+
+
+def packed_latents(
+    index: Index, path: Path, *, conditional: bool, classes: tuple[str, ...] | None, skipped: Skipped,
+    called: Callable[[str], str],
+) -> Images:  # fmt: skip
+    """As `read_latents`, of shards with a .npy for each sample, which is read when it is asked for."""
+    who = "conditional" if conditional else None
+    found = packed_samples(index, path, partial(_member, None), who, classes, skipped, called)
+    assert isinstance(found.x, Later)
+    return replace(found, x=found.x.made_by(index.maker(partial(_member, found.shape))))
+
+
+def _member(shape: tuple[int, ...] | None, member: Member) -> npt.NDArray[np.float32]:
+    sample = _latent(member.read(), str(member))
+    if shape is not None and sample.shape != shape:
+        raise UserError(f"{member}: has shape {sample.shape}, but {shape} is expected, as of the first")
+    found: npt.NDArray[np.float32] = _samples(sample[None], member.file, True)[0]
+    return found
 
 
 def _latent(content: bytes, where: str) -> npt.NDArray[Any]:

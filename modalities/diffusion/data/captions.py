@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from xmodal_kd.adapter.images.read import Images
 from xmodal_kd.adapter.images.splits import settled
+from xmodal_kd.adapter.packed.packing import KINDS as PACKED
 from xmodal_kd.runtime.bounded_files import read_bytes
 from xmodal_kd.runtime.errors import UserError
 
@@ -33,10 +35,23 @@ def captions_of(config: DiffusionData, split: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _captions(config: DiffusionData, split: str) -> tuple[str, ...]:
+    images = load_split(config, split)
+    if images.texts is not None or config.sources in PACKED:
+        return tuple(_beside_images(config, images))
     own = split == "test" and config.test_path is not None
     root = config.test_path if own else config.path
     assert root is not None
-    return tuple(read_captions(root.expanduser(), load_split(config, split).keys))
+    return tuple(read_captions(root.expanduser(), images.keys))
+
+
+def _beside_images(config: DiffusionData, images: Images) -> Iterator[str]:
+    for key, text in zip(images.keys, images.texts or [""] * len(images), strict=True):
+        if not text.strip():
+            raise UserError(
+                f"{config.path}: sample {key!r} has no caption: a {SUFFIX} beside it, or {KEYS[0]!r} in its .json, or "
+                "leave it out (data.skip)"
+            )
+        yield text.strip()
 
 
 def read_captions(root: Path, names: Sequence[str]) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from xmodal_kd.adapter.images.section import SPLITS, TEST, ImageSection, Split
+from xmodal_kd.adapter.packed.packing import KINDS as PACKED
 from xmodal_kd.adapter.source import Strict
 
-SourceName = Literal["digits", "folder", "edm", "arrays"]
+SourceName = Literal["digits", "folder", "edm", "arrays", "webdataset", "datasets"]
 Extent = Literal["all", "students", "ends"]
 #: Samples, generated or real, below which density and coverage (five neighbours) are not defined.
 FEWEST = 6
@@ -52,7 +53,7 @@ class DiffusionData(ImageSection):
     #: Class-conditional models: every sample needs a label.
     conditional: bool = False
     #: Models are prompted by text: every image of a folder needs a caption, in its metadata.jsonl (``file_name`` and
-    #: ``text``) or in a .txt beside it.
+    #: ``text``) or in a .txt beside it; of shards in its .txt or .json, of a table in a column (``text``).
     captions: bool = False
     #: Where latents of the images and embeddings of the captions are kept, which a teacher with an autoencoder or a
     #: text encoder needs: by content, for all runs.
@@ -78,14 +79,20 @@ class DiffusionData(ImageSection):
             for key in ("size", "mode", "flip"):
                 if getattr(self, key):
                     raise ValueError(f"{key}: is for images; arrays are taken as they are: leave it out")
-        if self.latents and (self.sources in ("digits", "folder") or self.size or self.mode or self.flip):
-            raise ValueError("latents: are of sources arrays (.npz) or edm (a zip of .npy), without size, mode, flip")
+        if self.latents and (self.sources in ("digits", "folder", "datasets") or self.size or self.mode or self.flip):
+            raise ValueError(
+                "latents: are of sources arrays (.npz), edm (a zip of .npy) or webdataset (shards of .npy), without "
+                "size, mode, flip"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_captions(self) -> DiffusionData:
-        if self.captions and (self.sources != "folder" or self.conditional):
-            raise ValueError("captions: are of sources: folder, in the place of labels: set conditional to false")
+        if self.captions and (self.sources not in ("folder", *PACKED) or self.conditional):
+            raise ValueError(
+                "captions: are of sources folder, webdataset or datasets, in the place of labels: set conditional to "
+                "false"
+            )
         return self
 
     @model_validator(mode="after")

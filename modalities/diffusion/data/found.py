@@ -42,7 +42,7 @@ def _zip(path: Path, place: Path) -> Found:
 
 def _unlike_images(sources: str, path: Path, arrays: Images, why: str) -> Found:
     section = {"sources": Noted(sources, why), "path": Noted(str(path), HERE)}
-    low, high = float(np.min(arrays.x)), float(np.max(arrays.x))
+    low, high = float(np.min(arrays.x[:])), float(np.max(arrays.x[:]))
     if low < -1 or high > 1 or sources == "edm":
         section["latents"] = Noted(True, f"values from {low:.3g} to {high:.3g}: latents are neither scaled nor clamped")
     return whole(arrays, section)

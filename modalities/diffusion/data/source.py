@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xmodal_kd.adapter.images.listed import key_of
+from xmodal_kd.adapter.images.packed import index_of
 from xmodal_kd.adapter.images.read import Images
 from xmodal_kd.adapter.images.splits import (
     batches,
@@ -24,10 +25,12 @@ from xmodal_kd.adapter.images.splits import (
     told,
 )
 from xmodal_kd.adapter.listed import Skipped
+from xmodal_kd.adapter.long_lists import Batches
+from xmodal_kd.adapter.packed.packing import packing
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
-from .arrays import read_arrays, read_latents
+from .arrays import packed_latents, read_arrays, read_latents
 from .condition import Text
 from .config import SPLITS, DiffusionData, ProcessConfig, SamplingConfig, Split
 
@@ -84,7 +87,13 @@ def _read(config: DiffusionData, path: Path | None, train: Images | None) -> Ima
         if train is not None or not skipped.keys:
             return every
         return replace(every.take(skipped.keep(range(len(every)), str)), skipped=skipped.found)
-    keep = partial(skipped.keep, key=lambda name: key_of(path, name, train is not None))
+    called = partial(key_of, path, beside=train is not None)
+    if config.sources == "webdataset":
+        index = index_of(packing("webdataset", path), arrays=True)
+        return packed_latents(
+            index, path, conditional=config.conditional, classes=classes, skipped=skipped, called=called
+        )
+    keep = partial(skipped.keep, key=called)
     latents = read_latents(path, conditional=config.conditional, classes=classes, keep=keep)
     return replace(latents, skipped=skipped.found)
 
@@ -145,7 +154,7 @@ class DiffusionSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> Batches:
         return batches(self.split, len(self), self.batch_size, self.streams, epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:

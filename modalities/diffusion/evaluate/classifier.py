@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xmodal_kd.adapter.images.later import Later, content_of
 from xmodal_kd.runtime.checkpoint import digest, load_weights, read_json, read_tensors, write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -68,7 +69,7 @@ class ImageSet(Protocol):
     """What is needed of `images.Images`."""
 
     @property
-    def x(self) -> np.ndarray: ...
+    def x(self) -> np.ndarray | Later: ...
     @property
     def labels(self) -> np.ndarray | None: ...
     @property
@@ -270,7 +271,7 @@ def _cached(train: ImageSet, files: Path) -> Classifier | None:
 def _data_hash(train: ImageSet) -> str:
     labels = b"none" if train.labels is None else np.asarray(train.labels, dtype=np.int64).tobytes()
     kind = f"{train.x.shape} {train.x.dtype} {len(train.class_names or ())}".encode()
-    return _hash(kind, np.ascontiguousarray(train.x).data, labels)
+    return _hash(kind, content_of(train.x), labels)
 
 
 def _hash(*parts: bytes | memoryview) -> str:

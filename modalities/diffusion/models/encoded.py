@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xmodal_kd.adapter.images.later import content_of
 from xmodal_kd.adapter.images.read import Images
 from xmodal_kd.runtime import leftovers
 from xmodal_kd.runtime.checkpoint import disk_errors
@@ -51,7 +52,7 @@ def _latents(parts: Parts, images: Images, folder: Path, mirrored: bool) -> np.n
             x = images.tensor(range(start, min(start + IMAGES, len(images)))).to(_device())
             yield parts.encode(x.flip(-1) if mirrored else x).cpu()
 
-    key = _key(b"mirrored" if mirrored else b"", parts.digest(parts.family.codec), np.ascontiguousarray(images.x).data)
+    key = _key(b"mirrored" if mirrored else b"", parts.digest(parts.family.codec), content_of(images.x))
     return _kept(folder / f"latents-{key}.npy", len(images), pieces, "latents")
 
 

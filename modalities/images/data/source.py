@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from xmodal_kd.adapter.images.read import Images
 from xmodal_kd.adapter.images.section import SPLITS, ImageSection, Split
 from xmodal_kd.adapter.images.splits import batches, check_classes, read_section, settled, split_images, told
+from xmodal_kd.adapter.long_lists import Batches
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -24,7 +25,7 @@ DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip
 class ImagesData(ImageSection):
     """Which labelled images there are, and how training ones are moved."""
 
-    sources: Literal["digits", "folder", "edm"]
+    sources: Literal["digits", "folder", "edm", "webdataset", "datasets"]
     #: Pixels by which a training image is moved at most, each way; what comes in repeats the edge.
     shift: int = Field(default=0, ge=0, le=1 << 10)
 
@@ -87,7 +88,7 @@ class ImagesSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> Batches:
         return batches(self.split, len(self), self.batch_size, self.streams, epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:

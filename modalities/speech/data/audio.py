@@ -6,6 +6,7 @@ one line that names it: half a recording beside a whole transcript would teach a
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xmodal_kd.adapter.packed.member import Member
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import UserError
@@ -26,6 +28,8 @@ with loading("soundfile"):
     import soundfile as sf
 
 Wave = NDArray[np.float32]
+#: Where audio lies: in a file, or within one.
+Place = Path | str | Member
 
 #: Taps of the resampling filter on either side of its centre, in periods of the slower of the two rates.
 HALF_TAPS = 10
@@ -39,7 +43,7 @@ OGG_PAGE = 65307
 UNKNOWN_SIZE = 0x7FFF0000
 
 
-def read(path: Path | str, offset: float = 0.0, seconds: float | None = None) -> tuple[Wave, int]:
+def read(path: Place, offset: float = 0.0, seconds: float | None = None) -> tuple[Wave, int]:
     """A file, or a segment of it, as ``(samples,)`` float32 mono (channels are averaged), and its sample rate in Hz.
 
     Args:
@@ -65,19 +69,19 @@ def read(path: Path | str, offset: float = 0.0, seconds: float | None = None) ->
         return wave, rate
 
 
-def duration(path: Path | str) -> float:
+def duration(path: Place) -> float:
     """Seconds of audio by the header, without decoding. Raises `UserError` as `read` does, NaN excepted."""
     with _opened(path) as file:
         return float(file.frames / file.samplerate)
 
 
-def rate_of(path: Path | str) -> int:
+def rate_of(path: Place) -> int:
     """Hz by the header. Raises `UserError` as `duration` does."""
     with _opened(path) as file:
         return int(file.samplerate)
 
 
-def look(path: Path | str) -> None:
+def look(path: Place) -> None:
     """Raises `UserError` as `duration` does, and for a stream whose header promises more than there is to its end."""
     if _plain_wav(path):
         return
@@ -87,8 +91,10 @@ def look(path: Path | str) -> None:
             _check_count(len(file.read(1, dtype="float32", always_2d=True)), 1, path)
 
 
-def _plain_wav(path: Path | str) -> bool:
+def _plain_wav(path: Place) -> bool:
     """Whether a file is a WAV whose samples are all there, by its first bytes: a hundred thousand take seconds so."""
+    if isinstance(path, Member):
+        return False
     try:
         with Path(path).open("rb", buffering=0) as file:
             head, size = file.read(64), file.seek(0, 2)
@@ -102,7 +108,7 @@ def _plain_wav(path: Path | str) -> bool:
     return head[at : at + 4] == b"data" and kind in (1, 3) and channels * rate > 0 and 0 < samples <= size - at - 8
 
 
-def blocks(path: Path | str, seconds: float, sample_rate: int | None = None) -> Iterator[Wave]:
+def blocks(path: Place, seconds: float, sample_rate: int | None = None) -> Iterator[Wave]:
     """Chunks of about `seconds` of a long file, never the whole in memory; at `sample_rate` Hz if one is given.
 
     Joined, they are what `read` (and `resample`) give.
@@ -112,7 +118,7 @@ def blocks(path: Path | str, seconds: float, sample_rate: int | None = None) -> 
         yield from resampled(_decoded(file, path, max(1, round(seconds * rate))), rate, sample_rate or rate)
 
 
-def _decoded(file: Any, path: Path | str, size: int) -> Iterator[Wave]:
+def _decoded(file: Any, path: Place, size: int) -> Iterator[Wave]:
     done = 0
     while len(block := file.read(size, dtype="float32", always_2d=True)):
         done += len(block)
@@ -172,14 +178,14 @@ def _filter(up: int, down: int) -> Wave:
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Any]:
+def _opened(path: Place) -> Iterator[Any]:
     """A soundfile reader of a file that is there, is audio, is not empty and whose header keeps its promise."""
-    if not Path(path).is_file():
+    if not isinstance(path, Member) and not Path(path).is_file():
         raise UserError(f"{path}: {'a folder' if Path(path).is_dir() else 'no such file'}: an audio file is expected")
-    if Path(path).stat().st_size == 0:
+    if (path.size if isinstance(path, Member) else Path(path).stat().st_size) == 0:
         raise UserError(f"{path}: empty: it holds no bytes")
     try:
-        with sf.SoundFile(path) as file:
+        with sf.SoundFile(io.BytesIO(path.read()) if isinstance(path, Member) else path) as file:
             _check_header(file, path)
             yield file
     except sf.LibsndfileError as error:
@@ -189,7 +195,7 @@ def _opened(path: Path | str) -> Iterator[Any]:
         raise UserError(f"{path}: not an audio file that can be read ({reason})") from error
 
 
-def _check_header(file: Any, path: Path | str) -> None:
+def _check_header(file: Any, path: Place) -> None:
     # libsndfile shrinks the frame count of a cut WAV or AIFF to what is there, and tells only in its log.
     found = re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info)
     if found and int(found[2]) < int(found[1]) < UNKNOWN_SIZE:
@@ -204,11 +210,14 @@ def _check_header(file: Any, path: Path | str) -> None:
         raise UserError(f"{path}: empty: it holds no samples")
 
 
-def _check_last_page(file: Any, path: Path | str) -> None:
+def _check_last_page(file: Any, path: Place) -> None:
     """An Ogg file ends with a whole page: libsndfile plays what comes before a cut one, and says nothing."""
-    with Path(path).open("rb") as raw:
-        raw.seek(max(0, Path(path).stat().st_size - OGG_PAGE - 27))
-        tail = raw.read()
+    if isinstance(path, Member):
+        tail = path.read()[-OGG_PAGE - 27 :]
+    else:
+        with Path(path).open("rb") as raw:
+            raw.seek(max(0, Path(path).stat().st_size - OGG_PAGE - 27))
+            tail = raw.read()
     at = tail.rfind(b"OggS\0")
     if at < 0:
         return
@@ -225,12 +234,12 @@ def _check_last_page(file: Any, path: Path | str) -> None:
     raise UserError(f"{path}: truncated: {missing}")
 
 
-def _check_count(samples: int, promised: int, path: Path | str) -> None:
+def _check_count(samples: int, promised: int, path: Place) -> None:
     if samples < promised:
         raise UserError(f"{path}: truncated: its header promises {promised} samples, it holds {samples}")
 
 
-def _mono(frames: NDArray[np.float32], path: Path | str) -> Wave:
+def _mono(frames: NDArray[np.float32], path: Place) -> Wave:
     """``(samples, channels)`` averaged over channels."""
     wave: Wave = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
     if not np.isfinite(wave).all():

@@ -12,6 +12,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from xmodal_kd.adapter.listed import Skipped
+from xmodal_kd.adapter.packed.packing import KINDS as PACKED
+from xmodal_kd.adapter.packed.packing import Kind as Packed
+from xmodal_kd.adapter.packed.packing import packing, packings
+from xmodal_kd.adapter.packed.shards import is_pattern
 from xmodal_kd.adapter.source import DataSection, Strict
 from xmodal_kd.runtime.errors import UserError, nearest
 
@@ -19,15 +23,19 @@ from .augment import Augment
 from .compose import Compose
 from .cuts import cuts_file, read_cuts
 from .features import Features
-from .indexed import Indexed, open_manifest, shared_audio
+from .indexed import open_manifest, shared_audio
 from .layouts import read_common_voice, read_kaldi, read_speech_commands
+from .long import Long
 from .manifests import Utterance, read_fsdd, read_librispeech
 from .pieces import Pieces, given, trained
+from .stored import packed_utterances
 from .symbols import read_symbols
 from .tokens import NORMALISERS, Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
-SourceName = Literal["fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse"]
+SourceName = Literal[
+    "fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse", "webdataset", "datasets"
+]
 _ONE = {"enum": list(get_args(SourceName))}
 #: One name stands for a list of one.
 Sources = Annotated[
@@ -65,11 +73,13 @@ class SpeechData(DataSection):
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
     folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``,
     Kaldi as folders ``train``, ``dev``, ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech
-    Commands by its two lists, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not.
+    Commands by its two lists, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of
+    tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
     sources: Sources
-    #: The folder of the one source; of several, the folder that holds a folder named after each.
+    #: The folder of the one source; of several, the folder that holds a folder named after each. Of shards also a
+    #: pattern: ``shards/train-{000..099}.tar::shards/dev-*.tar``.
     path: Path
     train_speakers: tuple[str, ...] = ()
     dev_speakers: tuple[str, ...] = ()
@@ -140,13 +150,13 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
     """
     if split not in SPLITS:
         raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
-    if not data.path.expanduser().exists():
+    if not data.path.expanduser().exists() and not ("webdataset" in data.sources and is_pattern(data.path)):
         where = "" if data.path.expanduser().is_absolute() else f" in {Path.cwd()}, where this was called"
         raise UserError(f"data.path: {data.path} does not exist{where}")
     if data.by_speaker and not data.speakers[split]:
         raise UserError(f"data.{split}_speakers: the {split} split is empty: list at least one speaker")
     found, skipped = _found(data, split), skipped or Skipped.of(data.skip)
-    if isinstance(found, Indexed):
+    if isinstance(found, Long):
         if data.by_speaker:
             _check_known(data, set(found.speakers()))
             found = found.of_speakers(data.speakers[split])
@@ -181,7 +191,7 @@ def build_tokens(data: SpeechData) -> Tokens:
     if data.symbols is not None:
         return read_symbols(data.symbols.expanduser(), data.tokens, data.normaliser)
     found = utterances(data, "train")
-    if isinstance(found, Indexed):
+    if isinstance(found, Long):
         make = lambda: np.frombuffer(_built(data, found.texts()).to_json().encode(), np.uint8)  # noqa: E731
         how = f"{data.tokens} {data.bpe.size}" if data.tokens == "bpe" else data.tokens
         return Tokens.from_json(found.remembered(f"symbols {how} {data.normaliser}", make).tobytes().decode())
@@ -206,6 +216,8 @@ def _found(data: SpeechData, split: str) -> Sequence[Utterance]:
     """All that the sources give for a split; of one manifest alone its index, where it has one."""
     if data.sources == ("manifest",):
         return _manifests(data, data.path.expanduser(), split)
+    if len(data.sources) == 1 and data.sources[0] in PACKED:
+        return _packed(data, data.sources[0], data.path, split)
     return [utterance for name in data.sources for utterance in _source(data, name, split)]
 
 
@@ -226,6 +238,8 @@ def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utteranc
         ),
         "lhotse": lambda: _parts(data, split, lambda name: cuts_file(folder, name), read_cuts),
         "speech_commands": lambda: read_speech_commands(folder, None if data.by_speaker else split),
+        "webdataset": lambda: _packed(data, "webdataset", folder, split),
+        "datasets": lambda: _packed(data, "datasets", folder, split),
     }
     for utterance in readers[name]():
         yield replace(utterance, key=f"{name}/{utterance.key}") if several else utterance
@@ -237,6 +251,18 @@ def _manifests(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance
         parts = [open_manifest(file) for file in files]
         return parts[0] if len(parts) == 1 else [utterance for part in parts for utterance in part]
     return _parts(data, split, lambda name: folder / f"{name}.jsonl", open_manifest)
+
+
+def _packed(data: SpeechData, kind: Packed, path: Path, split: str) -> Sequence[Utterance]:
+    if data.by_speaker:
+        return packed_utterances(packing(kind, path))
+    parts = packings(kind, path)
+    if split not in parts:
+        raise UserError(
+            f"data.path: {path} has no {split} split, only {', '.join(parts) or 'none that is known'}: without speaker "
+            "lists, train, dev (validation) and test are told apart by the names of shards, folders or splits"
+        )
+    return packed_utterances(parts[split])
 
 
 def _parts(

@@ -9,10 +9,8 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +19,8 @@ from xmodal_kd.runtime.checkpoint import disk_errors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.mapped_columns import Columns, columns_of
 
+from .long import Long, Rows, hashed
 from .manifests import Utterance, as_record, overlap, place_of, read_manifest, taken_by
-
-Rows = NDArray[np.int64]
 
 #: Bytes from which on a manifest has an index; below, its lines are held.
 LARGE = 1 << 23
@@ -35,38 +32,22 @@ ROW = np.dtype([
 ])  # fmt: skip
 
 
-class Indexed(Sequence[Utterance]):
-    """The utterances of a manifest, sorted as `read_manifest` sorts them.
-
-    Args:
-        rows: those of the index that are meant; None: all.
-    """
+class Indexed(Long):
+    """The utterances of a manifest, sorted as `read_manifest` sorts them; a line is read when it is wanted."""
 
     def __init__(self, file: Path, columns: Columns, rows: Rows | None = None) -> None:
-        self.file, self.columns, self.rows = file, columns, rows
+        super().__init__(columns, rows)
+        self.file = file
         self._opened: int | None = None
 
     def __reduce__(self) -> Any:
         return Indexed, (self.file, self.columns, self.rows)
 
-    def __len__(self) -> int:
-        return len(self.columns["start"]) if self.rows is None else len(self.rows)
-
-    @overload
-    def __getitem__(self, at: int) -> Utterance: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Utterance]: ...
-    def __getitem__(self, at: int | slice) -> Utterance | Sequence[Utterance]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        row = self._row(at)
+    def _made(self, row: int) -> Utterance:
         return as_record(self.file, int(self.columns["number"][row]), self._line(row))
 
-    def _row(self, at: int) -> int:
-        if not -len(self) <= at < len(self):
-            raise IndexError(at)
-        at %= len(self)
-        return at if self.rows is None else int(self.rows[at])
+    def _part(self, rows: Rows) -> Indexed:
+        return Indexed(self.file, self.columns, rows)
 
     def _line(self, row: int) -> str:
         """Raises `UserError` where the file is no longer what was listed."""
@@ -82,31 +63,12 @@ class Indexed(Sequence[Utterance]):
             pass
         raise UserError(f"{self.file}: it was changed while it was in use: start again")
 
-    def column(self, name: str) -> NDArray[Any]:
-        """``seconds`` (NaN where the list does not say), ``texted``, ``speaker`` (a number of `speakers`)."""
-        found = self.columns[name]
-        return found if self.rows is None else found[self.rows]
-
-    @cached_property
-    def _named(self) -> list[str]:
-        return list(json.loads(self.columns["speakers"].tobytes()))
-
-    def speakers(self, without: Sequence[int] | Rows = ()) -> list[str]:
-        """Whoever speaks, sorted, in all utterances but those at some places."""
-        who, number = self.column("speaker"), len(self._named)
-        left = np.bincount(who[np.asarray(without, np.int64)], minlength=number)
-        return sorted(self._named[i] for i in np.flatnonzero(np.bincount(who, minlength=number) > left))
-
-    def of_speakers(self, wanted: Sequence[str]) -> Indexed:
-        numbers = [i for i, name in enumerate(self._named) if name in set(wanted)]
-        return self.chosen(np.flatnonzero(np.isin(self.column("speaker"), numbers)))
-
-    def chosen(self, places: Rows) -> Indexed:
-        """Those at `places`, ascending."""
-        return Indexed(self.file, self.columns, places if self.rows is None else self.rows[places])
+    def _text(self, row: int) -> str | None:
+        text = json.loads(self._line(row)).get("text")
+        return None if text is None else str(text)
 
     def find(self, key: str) -> list[int]:
-        """Where `key` is; a segment's offset is part of it."""
+        """A segment's offset is part of its key."""
         name, at, number = key.rpartition("@")
         tried = {(key, 0.0)} | ({(name, float(number))} if at and _is_number(number) else set())
         found = []
@@ -120,20 +82,10 @@ class Indexed(Sequence[Utterance]):
                 low += 1
         return sorted(set(found))
 
-    def texts(self) -> Iterator[str | None]:
-        for at in range(len(self)):
-            text = json.loads(self._line(self._row(at))).get("text")
-            yield None if text is None else str(text)
-
-    def remembered(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """As `Columns.remembered`, of these utterances."""
-        which = "" if self.rows is None else blake2b(self.rows.tobytes(), digest_size=12).hexdigest()
-        return self.columns.remembered(f"{which} {name}", make)
-
 
 def shared_audio(listed: Sequence[Utterance], others: Sequence[Utterance]) -> Utterance | None:
     """The first of `others` that holds audio which one of `listed` has."""
-    if not isinstance(listed, Indexed) and not isinstance(others, Indexed):
+    if not isinstance(listed, Long) and not isinstance(others, Long):
         return overlap(taken_by(listed), others)
     mine, theirs = _files(listed), _files(others)
     few, many = (mine, theirs) if len(mine) < len(theirs) else (theirs, mine)
@@ -143,9 +95,9 @@ def shared_audio(listed: Sequence[Utterance], others: Sequence[Utterance]) -> Ut
 
 
 def _files(listed: Sequence[Utterance]) -> NDArray[np.uint64]:
-    if isinstance(listed, Indexed):
+    if isinstance(listed, Long):
         return listed.column("file")
-    return np.array([_hash(one.file) for one in listed], np.uint64)
+    return np.array([hashed(one.file) for one in listed], np.uint64)
 
 
 def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -244,11 +196,7 @@ def _as_row(line: tuple[Utterance, int, int, int], speakers: dict[str, int]) -> 
     one, number, start, size = line
     seconds, offset = (np.nan if value is None else value for value in (one.duration, one.offset))
     speaker = speakers.setdefault(one.speaker, len(speakers))
-    return start, size, number, seconds, offset, speaker, one.text is not None, _hash(one.file)
-
-
-def _hash(file: str) -> int:
-    return int.from_bytes(blake2b(file.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return start, size, number, seconds, offset, speaker, one.text is not None, hashed(one.file)
 
 
 def _refuse_twice(file: Path, rows: Any) -> None:

@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.progress import bar
 from xmodal_kd.runtime.random_streams import Streams
 
 from .audio import Wave, resample
 from .compose import Composer
 from .corpora import SpeechData, utterances
-from .indexed import Indexed
+from .long import Long
 from .manifests import Utterance
 from .tokens import Tokens
 
 #: A header counts samples, a manifest rounds, usually to a millisecond.
 ROUNDED = 1e-3
+#: Headers from which on one may watch.
+SHOW_PROGRESS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def listing(data: SpeechData, split: str, streams: Streams, skipped: Skipped) ->
     found, rate = utterances(data, split, skipped), data.features.sample_rate
     if data.compose is not None:
         return Held(_composed(Composer(data.compose, found, streams, split, rate)))
-    if isinstance(found, Indexed):
+    if isinstance(found, Long):
         return Mapped(found, rate)
     return Held([_recorded(utterance, rate, utterance.seconds()) for utterance in found])
 
@@ -100,15 +103,23 @@ class Held:
 class Mapped:
     """Those of an index, read when they are asked for."""
 
-    def __init__(self, found: Indexed, rate: int) -> None:
+    def __init__(self, found: Long, rate: int) -> None:
         self.found, self.rate = found, rate
         seconds = found.column("seconds")
         self._untold = np.flatnonzero(np.isnan(seconds))
         if len(self._untold):
-            seconds = np.array(seconds)
-            for row in self._untold:
-                seconds[row] = found[int(row)].seconds()
+            seconds = found.remembered("seconds", self._asked) if found.sealed else self._asked()
         self.seconds: NDArray[np.float64] = seconds
+
+    def _asked(self) -> NDArray[np.float64]:
+        """Seconds, of headers where nothing else says them."""
+        seconds, count = np.array(self.found.column("seconds")), len(self._untold)
+        with bar("reading headers", count, quiet=count < SHOW_PROGRESS) as shown:
+            for done, row in enumerate(self._untold, 1):
+                seconds[row] = self.found[int(row)].seconds()
+                if done % 500 == 0:
+                    shown.update(done, {})
+        return seconds
 
     @cached_property
     def margins(self) -> NDArray[np.float64]:

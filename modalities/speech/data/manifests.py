@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from xmodal_kd.adapter.packed.member import Member
 from xmodal_kd.runtime.bounded_files import read_text
 from xmodal_kd.runtime.errors import UserError
 
@@ -37,7 +38,7 @@ class Utterance:
     """
 
     key: str
-    path: Path
+    path: Path | Member
     text: str | None
     speaker: str
     duration: float | None = None
@@ -46,6 +47,8 @@ class Utterance:
     @property
     def file(self) -> str:
         """Its path however its list writes it: ``./a.wav`` and an absolute path are ``a.wav`` again."""
+        if isinstance(self.path, Member):
+            return f"{os.path.abspath(self.path.file)}: {self.path.name}"  # noqa: PTH100
         return os.path.abspath(self.path)  # noqa: PTH100 resolve() follows links
 
     @property

@@ -6,14 +6,12 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import indexed_worker
 import numpy as np
 import pytest
 import soundfile as sf
 from killed_runs import command, run, said
-from launch import FORKS
 from safetensors.torch import load_file
 
 from xmodal_kd.modalities.speech.data import indexed
@@ -209,24 +207,6 @@ def test_what_was_worked_out_is_kept_for_what_it_was_worked_out_of(by_index: Pat
 # Resume
 
 
-def heard(folder: Path, large: int, start: int = 0, kill_behind: int | None = None) -> list[Any]:
-    ours, theirs = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=indexed_worker.told, args=(theirs, folder, folder / "user", start, large))
-    process.start()
-    theirs.close()
-    found = []
-    try:
-        while True:
-            found.append(ours.recv())
-            if found[-1][0] == kill_behind:
-                process.kill()
-                break
-    except EOFError:
-        pass
-    process.join(100)
-    return found
-
-
 def test_who_is_killed_within_an_epoch_goes_on_with_the_next_sample(by_index: Path) -> None:
     """Seven batches an epoch; the index that the killed one made is found by the next."""
     for split in ("train", "dev", "test"):
@@ -237,11 +217,11 @@ def test_who_is_killed_within_an_epoch_goes_on_with_the_next_sample(by_index: Pa
                 json.dumps({"audio_filepath": f"{split}{i}.wav", "text": WORDS[i % 5], "duration": 0.25 + i / 80})
             )
         (by_index / f"{split}.jsonl").write_text("\n".join(lines))
-    whole = heard(by_index, 1 << 40)
-    before = heard(by_index, 0, kill_behind=3)
+    whole = indexed_worker.heard(by_index, 1 << 40)
+    before = indexed_worker.heard(by_index, 0, kill_behind=3)
     assert [step for step, *_ in before] == [0, 1, 2, 3] and len(whole) == 12
     assert list((by_index / "user" / "xmodal-kd" / "columns").glob("*/seconds.npy"))
-    assert before + heard(by_index, 0, start=4) == whole
+    assert before + indexed_worker.heard(by_index, 0, start=4) == whole
 
 
 RECIPE = """

@@ -11,6 +11,10 @@ from PIL import Image
 
 from ...runtime.errors import UserError
 from ..listed import Listed
+from ..packed.member import Member
+from ..packed.packing import KINDS as PACKED
+from ..packed.packing import packing
+from .packed import index_of
 from .section import ImageSection
 from .stores import Folder, Zip
 
@@ -36,6 +40,13 @@ def key_of(path: Path, name: str, beside: bool) -> str:
 
 
 def _of(data: ImageSection, path: Path, beside: bool, arrays: bool) -> Iterator[Listed]:
+    if (kind := next((one for one in PACKED if one == data.sources), None)) is not None:
+        index = index_of(packing(kind, path), arrays=arrays)
+        for row, key in enumerate(index.keys):
+            member = index.member(row)
+            look = partial(_within, member, arrays)
+            yield Listed(key_of(path, key, beside), member.file, look, part=member.name)
+        return
     place = path.expanduser()
     if not place.exists():
         yield Listed(path.name, place, _nothing)
@@ -62,6 +73,12 @@ def _member(name: str, path: Path) -> None:
     with Zip(path) as store:
         content = store.read(name)
         _image(io.BytesIO(content), len(content), store.where(name))
+
+
+def _within(member: Member, array: bool, path: Path) -> None:
+    content = member.read()
+    if not array:
+        _image(io.BytesIO(content), len(content), str(member))
 
 
 def _latent(name: str, path: Path) -> None:

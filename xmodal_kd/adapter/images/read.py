@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from torch import Tensor
 from ...runtime.allocation import room
 from ...runtime.bounded_files import read_bytes
 from ...runtime.errors import UserError
+from ...runtime.mapped_words import Words
 from ...runtime.progress import bar, console
+from .later import Later
 from .stores import MOST, Folder, Labelling, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
@@ -44,20 +46,22 @@ class Images:
     """The samples of a split.
 
     Attributes:
-        x: ``(n, c, h, w)`` uint8, or ``(n, ...)`` float32 in [-1, 1].
+        x: ``(n, c, h, w)`` uint8, or ``(n, ...)`` float32 in [-1, 1]; in memory, or read when it is asked for.
         labels: ``(n,)`` int64 class numbers, or None.
         class_names: of the k classes, in order; None exactly where `labels` is.
         keys: the name of each sample.
         skipped: names that ``data.skip`` left out of the files that these come from.
         unread: names of images in a format that this installation of Pillow does not read.
+        texts: a caption of each, where they lie beside the images; empty where one has none.
     """
 
-    x: npt.NDArray[Any]
+    x: npt.NDArray[Any] | Later
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...] | None
     keys: Sequence[str]
     skipped: Sequence[str] = ()
     unread: Sequence[str] = ()
+    texts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -73,19 +77,24 @@ class Images:
 
     def tensor(self, indexes: Sequence[int] | npt.NDArray[np.int64] | Tensor | None = None) -> Tensor:
         """Samples `indexes` (all of them if None) as a new float32 tensor ``(b, *shape)`` in [-1, 1]."""
-        chosen = self.x if indexes is None else self.x[np.asarray(indexes, dtype=np.int64)]
+        chosen = self.x[:] if indexes is None else self.x[np.asarray(indexes, dtype=np.int64)]
         x = torch.from_numpy(chosen.astype(np.float32, copy=indexes is None))
         return x.div_(127.5).sub_(1) if self.x.dtype == np.uint8 else x
 
-    def take(self, indexes: Sequence[int]) -> Images:
+    def take(self, indexes: Sequence[int] | npt.NDArray[np.int64]) -> Images:
         """A part of them, in the order of `indexes`, with the same classes."""
         chosen = np.asarray(indexes, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return Images(self.x[chosen], labels, self.class_names, [self.keys[i] for i in indexes])
+        texts = None if self.texts is None else _taken(self.texts, chosen)
+        return Images(self.x.take(chosen, axis=0), labels, self.class_names, _taken(self.keys, chosen), texts=texts)
 
     def unlabelled(self) -> Images:
         """The same samples without their classes."""
-        return Images(self.x, None, None, self.keys, self.skipped, self.unread)
+        return replace(self, labels=None, class_names=None)
+
+
+def _taken(words: Sequence[str], chosen: npt.NDArray[np.int64]) -> Sequence[str]:
+    return words.chosen(chosen) if isinstance(words, Words) else [words[i] for i in chosen.tolist()]
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def read_images(
 def first_of(store: Folder | Zip) -> tuple[tuple[int, int, int], str]:
     """``(c, h, w)`` and mode of the first image of a store. Raises `UserError` naming it where it cannot be used."""
     name = store.names[0]
-    pixels, mode = _pixels(store.read(name), store.where(name), Expected())
+    pixels, mode = decoded(store.read(name), store.where(name), Expected())
     return (CHANNELS[mode], *pixels.shape[:2]), mode
 
 
@@ -163,7 +172,7 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
         warnings.simplefilter("ignore")  # Pillow warns of what it then refuses: one line is enough
         for i, name in enumerate(store.names):
             try:
-                pixels, mode = _pixels(store.read(name), store.where(name), expected)
+                pixels, mode = decoded(store.read(name), store.where(name), expected)
             except UserError as fault:
                 faults[name] = fault
                 continue
@@ -184,7 +193,7 @@ def read_image(path: Path, expected: Expected) -> npt.NDArray[np.uint8]:
     """``(h, w)`` or ``(h, w, 3)`` of one file. Raises `UserError`: it is broken, or not as `expected`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_decode`
-        return _pixels(read_bytes(path, MOST), str(path), expected)[0]
+        return decoded(read_bytes(path, MOST), str(path), expected)[0]
 
 
 def open_image(content: bytes, where: str) -> Image.Image:
@@ -229,7 +238,7 @@ def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
         raise UserError(f"{path}: {told}: make them smaller") from error
 
 
-def _pixels(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:
+def decoded(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:
     """``(h, w)`` or ``(h, w, 3)`` uint8 and the mode of an encoded image. Raises `UserError` naming it as `where`."""
     with open_image(content, where) as image:
         if refusal := _refusal(image, expected):

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..packed.packing import KINDS as PACKED
+from ..packed.shards import split_patterns
 from ..source import DataSection
 from .stores import split_folders
 
@@ -25,7 +27,8 @@ class ImageSection(DataSection):
     """
 
     sources: str
-    #: A folder, an EDM zip, or what else `sources` reads; digits come with scikit-learn.
+    #: A folder, an EDM zip, shards (also as a pattern: ``shards/{000..099}.tar``, ``a/*.tar::b/*.tar``), or what else
+    #: `sources` reads; digits come with scikit-learn.
     path: Path | None = None
     #: Test samples of their own, of the same kind as `path`; without it they are split off from it.
     test_path: Path | None = None
@@ -45,11 +48,11 @@ class ImageSection(DataSection):
     @model_validator(mode="before")
     @classmethod
     def _split_folders(cls, given: Any) -> Any:
-        """A folder of train/ and test/ (or val/) is both paths; of three, dev images are still split off train/."""
-        if not isinstance(given, dict) or given.get("sources") != "folder" or given.get("test_path") is not None:
+        """A folder of train and test (or val) is both paths; of three, dev images are still split off train."""
+        path = given.get("path") if isinstance(given, dict) and given.get("test_path") is None else None
+        if not isinstance(path, str | Path):
             return given
-        path = given.get("path")
-        found = split_folders(Path(path).expanduser()) if isinstance(path, str | Path) else None
+        found = apart(str(given.get("sources")), Path(path).expanduser())
         return given if found is None else {**given, "path": found[0], "test_path": found[1]}
 
     @model_validator(mode="after")
@@ -74,4 +77,11 @@ class ImageSection(DataSection):
         return self
 
 
-__all__ = ["SPLITS", "TEST", "ImageSection", "Split"]
+def apart(sources: str, place: Path) -> tuple[Path, Path] | None:
+    """What to train on and what to test on, where a folder holds both; None for any other."""
+    if sources not in ("folder", *PACKED):
+        return None
+    return split_folders(place) or (split_patterns(place) if sources == "webdataset" and place.is_dir() else None)
+
+
+__all__ = ["SPLITS", "TEST", "ImageSection", "Split", "apart"]

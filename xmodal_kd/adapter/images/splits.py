@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...runtime.errors import UserError
 from ...runtime.random_streams import Streams
 from ..listed import Skipped
+from ..long_lists import Batches
+from ..packed.packing import KINDS as PACKED
+from ..packed.packing import Kind as Packed
+from ..packed.packing import packing
+from ..packed.shards import absolute, is_pattern
 from .digits import read_digits
 from .listed import key_of
+from .packed import Index, index_of, packed_images
 from .read import Expected, Images, read_images
 from .section import TEST, ImageSection, Split
 
@@ -30,7 +37,7 @@ def settled(config: S, keys: Sequence[str]) -> S:
     decisive = {key: getattr(config, key) for key in keys}
     for key in ("path", "test_path", "skip"):
         if decisive[key] is not None:
-            decisive[key] = Path.cwd() / decisive[key].expanduser()
+            decisive[key] = absolute(decisive[key])
     return type(config)(**decisive)
 
 
@@ -53,16 +60,32 @@ def read_section(config: ImageSection, path: Path | None, train: Images | None, 
         side = (train.shape[-2], train.shape[-1])
         expected = Expected(side, {1: "L", 3: "RGB"}[train.shape[0]], "as the training images")
     skipped = Skipped.of(config.skip)
-    keep = partial(skipped.keep, key=lambda name: key_of(path, name, train is not None))
+    called = partial(key_of, path, beside=train is not None)
     classes = None if train is None else train.class_names
+    if (kind := next((one for one in PACKED if one == config.sources), None)) is not None:
+        key = "data.path" if train is None else "data.test_path"
+        index = index_of(packing(kind, path, key))
+        _check_apart(config, kind, path, index, train)
+        return packed_images(index, path, expected, who=who, classes=classes, skipped=skipped, name_of=called)
+    keep = partial(skipped.keep, key=called)
     found = read_images(path, config.sources, expected, who=who, classes=classes, keep=keep)
     return replace(found, skipped=skipped.found)
 
 
 def check_there(path: Path, train: Images | None) -> None:
     """Raises `UserError` where there is no such path."""
-    if not path.exists():
+    if not path.exists() and not is_pattern(path):
         raise UserError(f"data.{'path' if train is None else 'test_path'}: {path} does not exist")
+
+
+def _check_apart(config: ImageSection, kind: Packed, path: Path, index: Index, train: Images | None) -> None:
+    """Raises `UserError` where a file of test samples is one of the training samples."""
+    if train is not None and config.path is not None:
+        both = {file.resolve() for file in index.packed.files} & {
+            file.resolve() for file in packing(kind, config.path).files
+        }
+        if both:
+            raise UserError(f"data.test_path: {path}: {min(both)} is of data.path too: test would be trained on")
 
 
 def split_images(config: ImageSection, read: Reader) -> dict[Split, Images]:
@@ -76,9 +99,9 @@ def split_images(config: ImageSection, read: Reader) -> dict[Split, Images]:
         parts = _cut(len(whole), [config.test or TEST, config.dev])
         test = whole.take(parts[0])
     else:
-        parts = [[], *_cut(len(whole), [config.dev])]
+        parts = [np.empty(0, np.int64), *_cut(len(whole), [config.dev])]
         test = _own_test(config, config.test_path, whole, read)
-    if not parts[-1]:
+    if not len(parts[-1]):
         taken = f"dev takes {config.dev}" + ("" if config.test_path else f" and test {config.test or TEST}")
         where = f"data: {config.path or config.sources} has {len(whole)} samples"
         raise UserError(f"{where}, of which {taken}: none are left for training: set data.dev and data.test lower")
@@ -96,14 +119,15 @@ def check_classes(train: Images, who: str) -> None:
         raise UserError(f"data: no training sample is of class {name!r}: {who} could not learn it")
 
 
-def _cut(count: int, sizes: Sequence[int]) -> list[list[int]]:
+def _cut(count: int, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     """Disjoint sorted parts of `sizes` of the indexes below `count`, and what is left over (nothing, if too few).
 
     Drawn by a hash: the same on every machine, with every version of NumPy, for every seed of a recipe.
     """
-    order = sorted(range(count), key=lambda i: blake2b(i.to_bytes(8), digest_size=8).digest())
+    drawn = (int.from_bytes(blake2b(i.to_bytes(8), digest_size=8).digest()) for i in range(count))
+    order = np.argsort(np.fromiter(drawn, np.uint64, count), kind="stable")
     ends = np.cumsum([0, *sizes]).tolist()
-    return [sorted(order[start:end]) for start, end in pairwise([*ends, count])]
+    return [np.sort(order[start:end]) for start, end in pairwise([*ends, count])]
 
 
 def _own_test(config: ImageSection, path: Path, train: Images, read: Reader) -> Images:
@@ -121,13 +145,12 @@ def _own_test(config: ImageSection, path: Path, train: Images, read: Reader) -> 
     return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
 
 
-def batches(split: str, count: int, batch_size: int, streams: Streams, epoch: int) -> list[list[int]]:
+def batches(split: str, count: int, batch_size: int, streams: Streams, epoch: int) -> Batches:
     """Batches of an epoch. Of training samples full ones in an order of the epoch's own, and what is left over waits
     for another epoch; of dev and test all samples in order, the last batch may be smaller."""
-    if split != "train":
-        return [list(range(count))[i : i + batch_size] for i in range(0, count, batch_size)]
-    order = streams.numpy("order", epoch).permutation(count).tolist()
-    return [order[i : i + batch_size] for i in range(0, count - batch_size + 1, batch_size)]
+    order = streams.numpy("order", epoch).permutation(count) if split == "train" else np.arange(count)
+    starts = np.arange(0, count - batch_size + 1 if split == "train" else count, batch_size)
+    return Batches(order, starts, np.minimum(batch_size, count - starts))
 
 
 def told(images: Images) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import zipfile
 import zlib
 from collections import Counter
@@ -20,6 +19,7 @@ from PIL import features
 from ...runtime.bounded_arrays import check_member, check_zip
 from ...runtime.bounded_files import parse_json, read_bytes
 from ...runtime.errors import UserError
+from ..packed.shards import natural
 
 #: What is taken for an image, by the end of its name; everything else is passed over, as torchvision does.
 EXTENSIONS = {
@@ -103,7 +103,7 @@ class Folder:
                 f"{self.path}: its subfolders {', '.join(there)} are splits, not classes: set data.path to the one to "
                 "train on and data.test_path to the one to test on"
             )
-        numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values()), key=_natural))}
+        numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values()), key=natural))}
         return Labelling({name: numbers[folder] for name, folder in folders.items()}, tuple(numbers))
 
     def unlabelled(self, who: str) -> str:
@@ -133,7 +133,7 @@ class Zip:
         check_zip(path, self._zip)
         self._all = self._zip.namelist()
         seen = [name for name in self._all if not any(map(_hidden, name.split("/")))]
-        arrays = sorted((name for name in seen if name.lower().endswith(ARRAYS)), key=_natural)
+        arrays = sorted((name for name in seen if name.lower().endswith(ARRAYS)), key=natural)
         self.names = arrays if latents else _images(seen)
         self.unread: list[str] = [] if latents else _unread(seen)
         if not self.names:
@@ -262,13 +262,13 @@ def _hidden(name: str) -> bool:
 
 def _images(names: Sequence[str]) -> list[str]:
     found = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and not _hidden(name.split("/")[-1])]
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural)
 
 
 def _unread(names: Sequence[str]) -> list[str]:
     """Images in formats that are not read here."""
     found = [name for name in names if Path(name).suffix.lower() in UNREAD and not _hidden(name.split("/")[-1])]
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural)
 
 
 def _but(unread: Sequence[str]) -> str:
@@ -284,13 +284,6 @@ def split_folders(path: Path) -> tuple[Path, Path] | None:
         return None
     train, test = (next((below[name] for name in names if name in below), None) for names in (TRAIN, (*TEST, *DEV)))
     return (train, test) if train is not None and test is not None else None
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """Numbers inside names by value: 9.png before 10.png."""
-    return [
-        int(part[:4000]) if part.isascii() and part.isdigit() else part for part in re.split("([0-9]+)", name)
-    ], name
 
 
 def _extensions() -> str:

@@ -1,0 +1,152 @@
+"""Utterances of any layout as columns in the user's cache: of packed samples, and of lists too long to hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal_kd.adapter.packed.member import Member
+from xmodal_kd.adapter.packed.packing import Packing, refuse_twice
+from xmodal_kd.adapter.packed.row import Row
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.mapped_columns import Columns, Keep
+from xmodal_kd.runtime.mapped_words import Spool, Words, Written
+
+from .long import Long, Rows, hashed
+from .manifests import LONGEST, Utterance
+from .suffixes import SUFFIXES
+
+#: What a sample's JSON, or its row's columns, may call these.
+TEXTS = ("text", "transcript", "transcription", "sentence", "normalized_text")
+SPEAKERS, DURATIONS = ("speaker", "speaker_id", "spk_id", "client_id"), ("duration",)
+ROW = np.dtype([
+    ("seconds", "f8"), ("offset", "f8"), ("speaker", "u4"), ("texted", "?"), ("file", "u8"), ("name", "u8"),
+    ("inside", "u4"), ("start", "u8"), ("size", "u8"),
+])  # fmt: skip
+
+
+class Stored(Long):
+    """Those that `store` has written, in its order.
+
+    Args:
+        root: paths of files lie below it, unless they are absolute.
+        files: that members lie in.
+    """
+
+    def __init__(self, root: Path, files: Sequence[Path], columns: Columns, rows: Rows | None = None) -> None:
+        super().__init__(columns, rows)
+        self.root, self.files = root, files
+        self._keys, self._paths, self._said = (Words(columns, name) for name in ("key", "path", "text"))
+        self.sealed = bool(len(files))
+
+    def __reduce__(self) -> Any:
+        return Stored, (self.root, self.files, self.columns, self.rows)
+
+    def _made(self, row: int) -> Utterance:
+        offset, duration = (_or_none(float(self.columns[name][row])) for name in ("offset", "seconds"))
+        speaker = self._named[int(self.columns["speaker"][row])]
+        return Utterance(self._keys[row], self._place(row), self._text(row), speaker, duration, offset)
+
+    def _place(self, row: int) -> Path | Member:
+        inside, name = int(self.columns["inside"][row]), self._paths[row]
+        if not inside:
+            return self.root / name
+        return Member(self.files[inside - 1], name, *(int(self.columns[part][row]) for part in ("start", "size")))
+
+    def _part(self, rows: Rows) -> Stored:
+        return Stored(self.root, self.files, self.columns, rows)
+
+    def _text(self, row: int) -> str | None:
+        return self._said[row] if self.columns["texted"][row] else None
+
+    def find(self, key: str) -> list[int]:
+        return [int(at) for at in np.flatnonzero(self.column("name") == hashed(key)) if self[int(at)].key == key]
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def store(found: Iterable[Utterance], root: Path, files: Sequence[Path], keep: Keep) -> None:
+    """The columns of `Stored`, in the order of `found`; none of it is held."""
+    numbers, speakers = {file: i + 1 for i, file in enumerate(files)}, dict[str, int]()
+    rows, keys, paths, texts = Spool(), Written(), Written(), Written()
+    for one in found:
+        keys.append(one.key)
+        texts.append(one.text or "")
+        seconds, offset = (np.nan if value is None else value for value in (one.duration, one.offset))
+        place = (0, 0, 0)
+        if isinstance(one.path, Member):
+            paths.append(one.path.name)
+            place = (numbers[one.path.file], one.path.start, one.path.size)
+        else:
+            paths.append(str(one.path.relative_to(root) if one.path.is_relative_to(root) else one.path))
+        who = speakers.setdefault(one.speaker, len(speakers))
+        row = (seconds, offset, who, one.text is not None, hashed(one.file), hashed(one.key), *place)
+        rows.append(np.array(row, ROW).tobytes())
+    table = rows.array(ROW)
+    for name in ROW.names or ():
+        keep(name, np.ascontiguousarray(table[name]))
+    for written, name in ((keys, "key"), (paths, "path"), (texts, "text")):
+        written.keep(name, keep)
+    keep("speakers", np.frombuffer(json.dumps(list(speakers)).encode(), np.uint8))
+
+
+# ---------------------------------------------------------------- packed samples
+
+
+def packed_utterances(packed: Packing) -> Stored:
+    """The recordings of shards or of a table: audio, and a ``.txt`` or ``.json`` (columns, of a table) beside it.
+
+    Of the JSON are read `TEXTS`, `SPEAKERS` and `DURATIONS`. What has no text is untranscribed.
+
+    Raises:
+        UserError: a broken file; a sample without audio, or with several; one name for two; what is no text.
+    """
+
+    def build(keep: Keep) -> None:
+        held: dict[str, Any] = {}
+
+        def both(name: str, column: Any) -> None:
+            if name in ("key", "key_ends", "name", "inside"):
+                held[name] = column
+            keep(name, column)
+
+        store(map(_utterance, packed.rows()), Path(), packed.files, both)
+        refuse_twice(packed, Words(held, "key"), held["name"], held["inside"] - 1)
+
+    return Stored(Path(), packed.files, packed.columns("speech 1", build))
+
+
+def _utterance(row: Row) -> Utterance:
+    text = row.text(".txt")
+    if text is None and (text := row.first(TEXTS)) is not None and not isinstance(text, str):
+        raise UserError(f"{row}: its text must be text, got {text!r:.80}")
+    seconds = row.first(DURATIONS)
+    if seconds is not None and (
+        isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < LONGEST
+    ):
+        raise UserError(f"{row}: 'duration' must be seconds, got {seconds!r:.80}")
+    who = row.first(SPEAKERS)
+    speaker = "unknown" if who is None else str(who)
+    return Utterance(row.key, _audio(row), text, speaker, None if seconds is None else float(seconds))
+
+
+def _audio(row: Row) -> Member:
+    heard = [name for name in row.members if name == "Audio" or Path(f"_{name}").suffix in SUFFIXES]
+    if len(heard) == 1:
+        return row.members[heard[0]]
+    if heard:
+        raise UserError(f"{row}: it has several recordings ({', '.join(heard)}): one to a sample is expected")
+    held = ", ".join(row.members) or "nothing"
+    raise UserError(
+        f"{row}: no recording in this sample (it holds {held}): audio ends in {', '.join(SUFFIXES[:3])}, ..."
+    )
+
+
+__all__ = ["Stored", "packed_utterances", "store"]
