@@ -73,8 +73,8 @@ class SpeechData(DataSection):
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
     folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``,
     Kaldi as folders ``train``, ``dev``, ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech
-    Commands by its two lists, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of
-    tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
+    Commands by its two lists, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards
+    of tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
     sources: Sources
