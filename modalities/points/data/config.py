@@ -87,6 +87,9 @@ class Scenes(Strict):
     train: Count = 160
     dev: Count = 48
     test: Count = 96
+    cyclists: Annotated[float, Field(ge=0, le=20)] = 0.0
+    """On 100 m of a lane, on average, but for those whom a vehicle would touch. Their points are of the class person,
+    their boxes are called cyclist."""
 
 
 class Frames(Strict):
