@@ -115,5 +115,7 @@ def essence(view: View, sensor: Sensor) -> dict[str, Any]:
     if view.sees == "image":
         return {"sees": view.sees}
     beams = view.beams or sensor.beams
-    more: dict[str, Any] = {"range": {"columns": view.columns}, "pillars": {"cell": view.cell}}.get(view.sees, {})
-    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps, "intensity": view.intensity} | more
+    found = {"sees": view.sees, "beams": beams, "sweeps": view.sweeps, "intensity": view.intensity}
+    if view.sees == "range":
+        return {**found, "columns": view.columns}
+    return {**found, "cell": view.cell} if view.sees == "pillars" else found
