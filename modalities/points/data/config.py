@@ -187,6 +187,8 @@ class PointsData(DataSection):
     """Exponent of (commonest class / class) in the signal ``class_weight``; 0: all classes weigh the same."""
     supervoxels: Count = 4
     """Of PVKD's, drawn for each scan by difficulty: the signal ``supervoxels``."""
+    superpixels: Annotated[int, Field(gt=1, le=100_000)] | None = None
+    """Of SLidR's, in a photograph: the signal ``superpixels``, which of them shows a row of the student; None: none."""
     augment: Augment = Augment()
     measure: Literal["rows", "points"] = "rows"
     """What the test split is measured on: the student's rows, or all labelled points of its scans beside them, as
@@ -309,6 +311,8 @@ class PointsData(DataSection):
 
     @property
     def needs_pictures(self) -> bool:
+        if self.superpixels is not None:
+            return True
         return any(view.sees == "image" for view in self.views) or (self.task == "detection" and self.partly)
 
     @property
