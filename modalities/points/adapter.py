@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.adapter.panels import Panel
-from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.models.no_model import NoModel
 from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
@@ -36,6 +36,7 @@ from .export.saved_folder import check_classes, check_view, essence, load_card, 
 from .losses import centres, local  # noqa: F401 - registers the losses
 from .methods import LabelKD  # noqa: F401 - registers the method
 from .models import MODELS
+from .models.vision_encoder import VisionEncoder, is_encoder, load_encoder
 from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
@@ -159,6 +160,10 @@ class PointsAdapter(Adapter):
     def load(self, role: str, folder: Path) -> nn.Module:
         if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
             return self._load_stored(role, folder, spec.on_missing)
+        if is_teacher(role) and is_encoder(folder) and not (folder / CARD).is_file():
+            if self.view(role).sees != "image":
+                raise UserError(f"{folder}: an encoder of images: set {_key(role)}.sees to image")
+            return load_encoder(folder, self.config.image)
         model, card = load_model(folder)
         classes = self.view(role).classes or self.classes
         check_classes(folder, card, classes)
@@ -197,8 +202,8 @@ class PointsAdapter(Adapter):
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and captured features on the student's rows, or, of a teacher that learns, on its own.
 
-        Beside them ``labels``, ``class_weight`` (of the label; of the teacher's answer on its rows), ``voxels`` and
-        ``supervoxels`` (regions; below 0 none).
+        Beside them ``labels``, ``class_weight`` (of the label; of the teacher's answer on its rows), ``voxels``,
+        ``supervoxels`` and ``superpixels`` (regions; below 0 none).
         """
         if is_teacher(role) and not model.training:
             return self._teaches(role, model, batch, features)
@@ -210,7 +215,7 @@ class PointsAdapter(Adapter):
         known = layout_of(side, self._known(role, labels))
         out.add("labels", labels, known)
         out.add("class_weight", self._weights(labels.device)[labels.clamp(min=0)], known)
-        for name in ("voxels", "supervoxels"):
+        for name in ("voxels", "supervoxels", "superpixels"):
             if name in side:
                 out.add(name, side[name], layout)
         return out
@@ -230,8 +235,9 @@ class PointsAdapter(Adapter):
         layout = layout_of(own, match.reached)
         for name, rows in self._frozen_rows(model, side, batch, features).items():
             out.add(name, match.gather(rows)[0], layout)
-        answers = out.rows("logits").argmax(dim=-1)
-        out.add("class_weight", self._weights(answers.device)[answers], layout)
+        if not isinstance(model, VisionEncoder):
+            answers = out.rows("logits").argmax(dim=-1)
+            out.add("class_weight", self._weights(answers.device)[answers], layout)
         return out.add("labels", own["labels"], layout_of(own, own["labels"] >= 0))
 
     def _frozen_rows(
@@ -256,8 +262,9 @@ class PointsAdapter(Adapter):
         """``logits`` and features as rows of what a model saw; a coarser map's cells stand for those they cover."""
         grid = tuple(side["inputs"].shape[2:])
         with capture(model, features) as taken:
-            logits = _forward(model, side)
-        found = {"logits": logits} | {name: only_call(name, calls) for name, calls in taken.items()}
+            said = _forward(model, side)
+        found = {} if isinstance(model, VisionEncoder) else {"logits": said}
+        found |= {name: only_call(name, calls) for name, calls in taken.items()}
         return {name: as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
 
     def _weights(self, device: torch.device) -> Tensor:
@@ -285,8 +292,11 @@ class PointsAdapter(Adapter):
 
         `miou` is over the classes that are labelled or predicted, `miou_labelled` over those that are labelled.
         A frame's score is 1 - mIoU over the classes that it holds; their mean is not the mIoU of all rows. Of the test
-        split, with ``measure: points``, also what `over_points` says.
+        split, with ``measure: points``, also what `over_points` says. An encoder of images answers nothing: its metric
+        is None.
         """
+        if isinstance(model, VisionEncoder):
+            return Evaluation({self.metric[0]: None})
         found = self.measure(role, model, source := self.data(split))
         if split != "test" or self.config.measure == "rows":
             return found
@@ -316,10 +326,10 @@ class PointsAdapter(Adapter):
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
-        return overview(self, models, folder)
+        return overview(self, _answering(models), folder)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self, models)
+        return show(self, _answering(models))
 
     def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
         return glimpse(self, role, model)
@@ -353,6 +363,11 @@ def _real(data: PointsData) -> Iterator[Recorded]:
     for folder in data.real:
         skipped = Skipped.of(data.skip)
         yield Recorded(folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=skipped, beside=True)
+
+
+def _answering(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The roles that answer, and do not teach by their features alone."""
+    return {role: model for role, model in models.items() if not isinstance(model, VisionEncoder)}
 
 
 def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:

@@ -87,6 +87,9 @@ class Scenes(Strict):
     train: Count = 160
     dev: Count = 48
     test: Count = 96
+    cyclists: Annotated[float, Field(ge=0, le=20)] = 0.0
+    """On 100 m of a lane, on average, but for those whom a vehicle would touch. Their points are of the class person,
+    their boxes are called cyclist."""
 
 
 class Frames(Strict):
@@ -184,6 +187,8 @@ class PointsData(DataSection):
     """Exponent of (commonest class / class) in the signal ``class_weight``; 0: all classes weigh the same."""
     supervoxels: Count = 4
     """Of PVKD's, drawn for each scan by difficulty: the signal ``supervoxels``."""
+    superpixels: Annotated[int, Field(gt=1, le=100_000)] | None = None
+    """Of SLidR's, in a photograph: the signal ``superpixels``, which of them shows a row of the student; None: none."""
     augment: Augment = Augment()
     measure: Literal["rows", "points"] = "rows"
     """What the test split is measured on: the student's rows, or all labelled points of its scans beside them, as
@@ -306,6 +311,8 @@ class PointsData(DataSection):
 
     @property
     def needs_pictures(self) -> bool:
+        if self.superpixels is not None:
+            return True
         return any(view.sees == "image" for view in self.views) or (self.task == "detection" and self.partly)
 
     @property

@@ -82,7 +82,7 @@ class Simulated(Answered):
         super().__init__()
         self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
         self.sensor = data.lidar.with_columns(max(view.columns for view in data.views))
-        self.camera = None
+        self.camera, self.cyclists = None, data.scenes.cyclists
         if data.needs_pictures:
             self.camera = CameraSpec(height=data.image[0], width=data.image[1])
 
@@ -98,7 +98,9 @@ class Simulated(Answered):
         return [(key_of(self.split, index), None) for index in range(self.size)]
 
     def __getitem__(self, index: int) -> list[Frame]:
-        newest, *older = simulate(self.split, index, self.sensor, camera=self.camera, sweeps=self.sweeps)
+        newest, *older = simulate(
+            self.split, index, self.sensor, camera=self.camera, sweeps=self.sweeps, cyclists=self.cyclists
+        )
         return [self.carrying(newest), *older]
 
     def describe(self) -> dict[str, Any]:

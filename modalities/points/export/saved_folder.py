@@ -115,6 +115,7 @@ def essence(view: View, sensor: Sensor) -> dict[str, Any]:
     if view.sees == "image":
         return {"sees": view.sees}
     beams = view.beams or sensor.beams
-    columns = {"columns": view.columns} if view.sees == "range" else {}
-    columns |= {"cell": view.cell} if view.sees == "pillars" else {}
-    return {"sees": view.sees, "beams": beams, "sweeps": view.sweeps, "intensity": view.intensity} | columns
+    found = {"sees": view.sees, "beams": beams, "sweeps": view.sweeps, "intensity": view.intensity}
+    if view.sees == "range":
+        return {**found, "columns": view.columns}
+    return {**found, "cell": view.cell} if view.sees == "pillars" else found

@@ -131,8 +131,10 @@ class DetectionAdapter(Adapter):
         for name, maps in self._maps(model, _seen(role, batch), features).items():
             rows = _as_rows(name, maps, theirs.shape)
             rows = rows if ours == theirs else _brought(name, rows, theirs, ours, items)
-            says = rows.isfinite().all(dim=1) if name == BOXES and is_teacher(role) else layout.mask
-            out.add(name, rows, replace(layout, mask=layout.mask & says))
+            where = layout
+            if name == BOXES and isinstance(model, BoxesModel):  # where it says none, there is no row
+                where = Layout("pixel", rows.isfinite().all(dim=1), layout.item, items, ours.shape)
+            out.add(name, rows, where)
         known = batch.get("labelled", torch.ones(items, dtype=torch.bool)).tolist()
         boxes = [some if here else some[:0] for some, here in zip(batch["boxes"], known, strict=True)]
         numbers = [some if here else some[:0] for some, here in zip(batch["numbers"], known, strict=True)]

@@ -17,14 +17,15 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import PointsData, View
-from ..data.frame import UNLABELLED
+from ..data.frame import UNLABELLED, Frame
 from ..data.frames import Frames, frames_of
 from ..data.stored_logits import StoredLogits
 from .correspondence import Correspondence, from_elements
 from .correspondence import collate as collate_matches
 from .plan import batches_of
 from .regions import VOXELS, cells, minor, supervoxels
-from .views import Seen, augmented, see, thinned
+from .superpixels import superpixels
+from .views import Seen, augmented, fitted, see, thinned
 
 #: Bytes of views that one source keeps in memory; past that they are made anew.
 MEMORY = 1 << 30
@@ -39,10 +40,13 @@ class Moment:
     student: Seen
     others: Mapping[str, Seen]
     """By further teachers that see something of their own, by role."""
+    patch: Int[np.ndarray, " N"] | None = None
+    """The superpixel of the photograph that shows each point of the sweep, -1 for none; None where nobody asks."""
 
     @property
     def nbytes(self) -> int:
-        return sum(seen.nbytes for seen in (self.teacher, self.student, *self.others.values()))
+        patch = 0 if self.patch is None else self.patch.nbytes
+        return patch + sum(seen.nbytes for seen in (self.teacher, self.student, *self.others.values()))
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Sample:
 
     Attributes:
         supervoxel: ``(rows,)`` of the student, 0 to K - 1, or -1.
+        superpixel: ``(rows,)`` of the student, or -1; None where nobody asks.
         others: what further teachers see, by role, where that is not what the teacher sees.
     """
 
@@ -60,6 +65,7 @@ class Sample:
     teacher: Seen
     supervoxel: Int[np.ndarray, " rows"]
     others: Mapping[str, Seen]
+    superpixel: Int[np.ndarray, " rows"] | None = None
 
 
 class PointsSource:
@@ -105,7 +111,8 @@ class PointsSource:
     def _make(self, index: int) -> Moment:
         frames, data = self.frames[index], self.data
         others = {role: see(frames, view, data) for role, view in self._others.items()}
-        return Moment(frames[0].key, see(frames, data.teacher, data), see(frames, data.student, data), others)
+        patch = None if data.superpixels is None else patches(frames[0], data, data.superpixels)
+        return Moment(frames[0].key, see(frames, data.teacher, data), see(frames, data.student, data), others, patch)
 
     def sample(self, index: int, epoch: int) -> Sample:
         if self.split != "train":
@@ -119,7 +126,8 @@ class PointsSource:
         labels = student.labels if index in self.known else np.full_like(student.labels, UNLABELLED)
         rng = self.streams.numpy("supervoxels", *at)
         drawn = supervoxels(student.xyz, labels, data.supervoxels, rng, minor(data.taxonomy))
-        return Sample(index, moment.key, student, teacher, drawn, dict(zip(self._others, others, strict=True)))
+        beside = dict(zip(self._others, others, strict=True))
+        return Sample(index, moment.key, student, teacher, drawn, beside, _shown(moment, student))
 
     @property
     def _others(self) -> dict[str, View]:
@@ -146,8 +154,8 @@ class PointsSource:
         moment = self.moment(index)
         student = self._clean(moment.student, self.data.student, index)
         teacher, *others = (self._clean(seen, view, index) for seen, view in self._teachers(moment).values())
-        empty = np.full(student.rows, -1)
-        return Sample(index, moment.key, student, teacher, empty, dict(zip(self._others, others, strict=True)))
+        empty, beside = np.full(student.rows, -1), dict(zip(self._others, others, strict=True))
+        return Sample(index, moment.key, student, teacher, empty, beside, _shown(moment, student))
 
     def _clean(self, seen: Seen, view: View, index: int) -> Seen:
         return thinned(seen, view.points, self.streams.numpy("thin", self.split, index))
@@ -157,8 +165,9 @@ class PointsSource:
 
         ``ids`` (b,), ``keys``; ``student`` and ``teacher``: what each sees, with ``inputs`` (b, c, h, w) or
         (points, 4), ``lengths`` (b,) rows of each frame, ``labels``, ``valid`` (rows,), and of the student's rows
-        ``distance``, ``voxels``, ``supervoxels`` (rows,), ``xyz`` (rows, 3); ``match``: from the teacher's rows to the
-        student's; ``repeats``: whether the teacher sees these frames the same way every time; ``others``: the like of
+        ``distance``, ``voxels``, ``supervoxels``, ``superpixels`` (rows,) and ``xyz`` (rows, 3); ``match``: from the
+        teacher's rows to the student's; ``repeats``: whether the teacher sees these frames the same way every time;
+        ``others``: the like of
         ``teacher`` for each further teacher with a view of its own, by role, with its ``match`` inside.
         """
         return {
@@ -179,7 +188,8 @@ class PointsSource:
         xyz = np.concatenate([s.student.xyz for s in samples])
         item = np.repeat(np.arange(len(samples)), [s.student.rows for s in samples])
         voxel, supervoxel = cells(xyz, VOXELS), np.concatenate([s.supervoxel for s in samples])
-        return {
+        shown = [s.superpixel for s in samples if s.superpixel is not None]
+        return ({"superpixels": torch.from_numpy(np.concatenate(shown))} if shown else {}) | {
             "xyz": torch.from_numpy(xyz),
             "distance": torch.from_numpy(np.nan_to_num(np.linalg.norm(xyz, axis=1), nan=np.inf)),
             "voxels": torch.from_numpy(np.where(voxel >= 0, voxel + item * int(np.prod(VOXELS)), -1)),
@@ -196,6 +206,23 @@ class PointsSource:
 
     def describe(self) -> dict[str, Any]:
         return {"split": self.split, "frames": len(self), "labelled": len(self.labelled)} | self.frames.describe()
+
+
+def patches(frame: Frame, data: PointsData, count: int) -> Int[np.ndarray, " N"]:
+    """The superpixel that shows each point of a sweep, -1 for none, in the photograph as it is seen."""
+    pixel = see([frame], View(sees="image"), data).element
+    found: np.ndarray = np.where(pixel >= 0, superpixels(fitted(frame, data.image).rgb, count).reshape(-1)[pixel], -1)
+    return found
+
+
+def _shown(moment: Moment, student: Seen) -> Int[np.ndarray, " rows"] | None:
+    """The superpixel of each row of the student: of its points that the photograph shows, the last one's."""
+    if moment.patch is None:
+        return None
+    rows = np.full(student.rows, -1, dtype=np.int64)
+    both = (student.element >= 0) & (moment.patch >= 0)
+    rows[student.element[both]] = moment.patch[both]
+    return rows
 
 
 def _match(seen: Sequence[Seen], samples: Sequence[Sample]) -> Correspondence:

@@ -379,3 +379,19 @@ def test_where_open3d_does_not_load_a_line_says_what_to_install(monkeypatch: pyt
     with pytest.raises(UserError, match=r"open3d.*: pip install ") as told:
         simulate("dev", 6, TINY)
     assert "\n" not in str(told.value)
+
+
+def test_cyclists_ride_where_nobody_else_is() -> None:
+    """All else stays where it is; their boxes hold their points, which are a person's, and hardly any of a vehicle."""
+    names = list[str]()
+    for index in (1, 4, 6, 8):
+        alone, beside = (simulate("train", index, SMALL, cyclists=rate)[0] for rate in (0.0, 9.0))
+        assert alone.boxes is not None and beside.boxes is not None and beside.scan.labels is not None
+        places = {box.centre for box in alone.boxes}
+        assert all(box.name == "cyclist" or box.centre in places for box in beside.boxes), "they move nobody"
+        for box in (box for box in beside.boxes if box.name == "cyclist"):
+            inside = beside.scan.labels[box.inside(beside.scan.xyz, 0.05)].tolist()
+            names += [CLASSES[label] for label in inside]
+            assert inside.count(CLASSES.index("person")) >= 0.8 * (box.points or 0)
+            assert 1.4 < box.size[0] < 2.1 and 0.4 < box.size[1] < 0.8 and 1.4 < box.size[2] < 2.1
+    assert names.count("person") > 40 > 20 * (names.count("car") + names.count("truck"))

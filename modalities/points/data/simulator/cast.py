@@ -21,8 +21,9 @@ THRESHOLD = 1e-3
 
 
 def simulate(
-    family: str, index: int, sensor: Sensor, *, seed: int = 0, camera: CameraSpec | None = None, sweeps: int = 1
-) -> list[Frame]:
+    family: str, index: int, sensor: Sensor, *, seed: int = 0, camera: CameraSpec | None = None, sweeps: int = 1,
+    cyclists: float = 0.0,
+) -> list[Frame]:  # fmt: skip
     """A moment of a drive and the sweeps before it.
 
     Args:
@@ -32,6 +33,7 @@ def simulate(
         seed: of worlds and noise.
         camera: beside the LiDAR, at the moment of each sweep; None: no pictures.
         sweeps: frames, a tenth of a second apart.
+        cyclists: on 100 m of a lane; their points are of the class person, their boxes are called cyclist.
 
     Returns:
         The newest frame first. Points are in ray order: by ring, then from left to right. All labels, boxes of what has
@@ -41,7 +43,7 @@ def simulate(
         UserError: no such family, or Open3D cannot be loaded.
         ValueError: more sweeps than a world lasts.
     """
-    world = World(family, index, seed)
+    world = World(family, index, seed, cyclists)
     frames = []
     for age in range(sweeps):
         time = -PERIOD * age

@@ -13,6 +13,8 @@ from .mesh import Mesh
 from .shapes import Shape
 from .street import Street
 
+#: What is no class of its own: the class of its points.
+KINDS = {"cyclist": "person"}
 #: Attributes of `Copies` with a row for each.
 ARRAYS = ("s", "d", "lift", "yaw", "scale", "colour", "velocity")
 
@@ -23,7 +25,7 @@ class Copies:
 
     Attributes:
         shape: what is copied.
-        label: name of a class, or "" for none.
+        label: name of a class, of one of `KINDS`, or "" for none.
         s, d: ``(k,)`` metres along and to the left.
         lift: ``(k,)`` metres above the ground.
         yaw: ``(k,)`` radians against the street's direction.
@@ -75,7 +77,7 @@ class Copies:
         starts = np.arange(k, dtype=np.int32)[:, None, None] * np.int32(len(shape.vertices))
         tint = np.where(shape.painted[:, None], self.colour[:, None].astype(np.float32), 1) * shape.colour
         faces = len(shape.triangles)
-        label = CLASSES.index(self.label) if self.label else UNLABELLED
+        label = CLASSES.index(KINDS.get(self.label, self.label)) if self.label else UNLABELLED
         thing = np.full(k, -1) if self.first is None else np.arange(self.first, self.first + k)
         return Mesh(
             turned.reshape(-1, 3),

@@ -72,7 +72,7 @@ class Sensor:
         return replace(self, columns=columns)
 
     def rays(self) -> Float[np.ndarray, "beams columns 3"]:
-        """Unit directions in the sensor's frame. Column j of a full turn looks at azimuth pi - 2 pi (j + 0.5) / columns.
+        """Unit directions in the sensor's frame; column j of a full turn looks at pi - 2 pi (j + 0.5) / columns.
 
         So azimuth falls with the column, as in a picture: left of the middle is left of the car.
         """

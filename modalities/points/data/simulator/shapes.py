@@ -239,6 +239,44 @@ def _person(stride: float, trousers: Colour) -> Shape:
 
 
 @cache
+def cyclists() -> tuple[Shape, ...]:
+    """Two on bicycles, their feet at the pedals' two places; the shirt takes the copy's colour."""
+    return tuple(_cyclist(pedal, trousers) for pedal, trousers in ((0.17, (0.12, 0.13, 0.2)), (0.0, (0.2, 0.17, 0.12))))
+
+
+def _cyclist(pedal: float, trousers: Colour) -> Shape:
+    """`pedal`: metres by which the left one is lower than the hub."""
+    cloth, steel, skin = Material.CLOTH, (0.35, 0.35, 0.38), (0.75, 0.58, 0.47)
+    wheels = [
+        limb((x, -0.02, 0.34), (x, 0.02, 0.34), (0.34, 0.34), Material.RUBBER, (0.06, 0.06, 0.06), sides=12)
+        for x in (-0.52, 0.52)
+    ]
+    tubes = [
+        limb(start, end, (0.02, 0.02), Material.METAL, steel, sides=5)
+        for start, end in (
+            ((-0.52, 0.0, 0.34), (0.0, 0.0, 0.32)), ((0.0, 0.0, 0.32), (-0.18, 0.0, 0.9)),
+            ((0.0, 0.0, 0.32), (0.4, 0.0, 0.85)), ((-0.15, 0.0, 0.8), (0.4, 0.0, 0.85)),
+            ((0.52, 0.0, 0.34), (0.38, 0.0, 1.0)), ((0.38, -0.28, 1.0), (0.38, 0.28, 1.0)),
+        )
+    ]  # fmt: skip
+    legs = [
+        part
+        for side in (-1.0, 1.0)
+        for knee, foot in [((0.22, side * 0.1, 0.68 - side * pedal / 3), (0.05, side * 0.12, 0.3 - side * pedal))]
+        for part in (
+            limb((-0.16, side * 0.09, 0.93), knee, (0.1, 0.07), cloth, trousers, sides=6),
+            limb(knee, foot, (0.07, 0.05), cloth, trousers, sides=6),
+        )
+    ]
+    arms = [
+        limb((0.36, side * 0.25, 1.02), (0.08, side * 0.2, 1.38), (0.04, 0.055), cloth, sides=5, painted=True)
+        for side in (-1.0, 1.0)
+    ]
+    torso = limb((-0.18, 0.0, 0.9), (0.1, 0.0, 1.45), (0.15, 0.19), cloth, sides=7, painted=True)
+    return join(*wheels, *tubes, *legs, *arms, torso, ball((0.16, 0.0, 1.6), (0.11, 0.1, 0.14), cloth, skin))
+
+
+@cache
 def simple() -> dict[str, Shape]:
     """Unit shapes that a copy's scale turns into houses, panes, poles and trunks; all stand on z = 0."""
     pane = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0.5, 0, 1], [-0.5, 0, 1]])

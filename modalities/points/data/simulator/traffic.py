@@ -1,17 +1,22 @@
-"""Who is in the street: parked and driving vehicles, people who stand and walk."""
+"""Who is in the street: parked and driving vehicles, people who stand and walk, cyclists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from .copies import Copies, copies, of_kinds
-from .shapes import cars, people, trucks
+from .shapes import cars, cyclists, people, trucks
 from .street import LENGTH, SPAN, STRIP, Street
 
 #: The road that the sensor's own car keeps to itself, metres before and behind it.
 CLEAR = 9.0
+#: Metres from a cyclist's middle to a vehicle's, along the street, in which they would be beside one another; and from
+#: it to a vehicle's flank, across the street.
+BESIDE, ELBOW = 7.5, 0.36
+#: Metres from a cyclist's middle to that of the one who rides before.
+FOLLOWING = 2.6
 PAINTS = np.array(
     [(0.85, 0.85, 0.87), (0.6, 0.62, 0.65), (0.1, 0.1, 0.12), (0.3, 0.32, 0.35), (0.5, 0.08, 0.08),
      (0.1, 0.18, 0.45), (0.55, 0.5, 0.4), (0.1, 0.3, 0.18), (0.8, 0.55, 0.1)]
@@ -95,3 +100,34 @@ def walkers(street: Street, rng: np.random.Generator) -> Iterator[Copies]:
     kind = np.where(walks, rng.integers(1, 3, len(s)), 0)
     template = copies(people()[0], "person", s, d, yaw=yaw, scale=scale, colour=colour, velocity=velocity)
     yield from of_kinds(people(), kind, template)
+
+
+def riders(street: Street, rng: np.random.Generator, rate: float, others: Sequence[Copies]) -> Iterator[Copies]:
+    """Cyclists at the edge of both lanes, who ride with the traffic; whoever would touch a vehicle is left out.
+
+    Args:
+        rate: on 100 m of a lane, before any is left out.
+        others: the vehicles.
+    """
+    layout = street.layout
+    n = rng.poisson(rate * 2 * LENGTH / 100, 2)
+    side = np.repeat([-1.0, 1.0], n)
+    speed = np.repeat(rng.uniform(2.5, 6.5, 2), n)  # those of a side keep one pace, so that none meet
+    s = np.concatenate([np.sort(rng.uniform(-LENGTH, LENGTH, k)) for k in n])
+    d = side * (layout.lane - 0.2 + rng.normal(0, 0.06, len(s)))
+    velocity = np.stack([-side * speed, np.zeros(len(s))], axis=1)
+    height = layout.size * rng.uniform(0.92, 1.08, len(s))
+    colour = rng.uniform(0.08, 0.85, (len(s), 3))
+    kind = rng.integers(2, size=len(s))
+    free = np.diff(s, prepend=-np.inf) > FOLLOWING
+    free |= np.diff(side, prepend=0.0) != 0
+    for group in others:
+        ahead = s[:, None] - group.s
+        before = ahead - SPAN * (velocity[:, :1] - group.velocity[:, 0])
+        apart = (np.sign(ahead) == np.sign(before)) & (np.minimum(abs(ahead), abs(before)) > BESIDE)
+        clear = abs(d[:, None] - group.d) > group.shape.size[1] / 2 + ELBOW
+        free &= (apart | clear).all(axis=1)
+    yaw = np.where(side < 0, 0.0, np.pi) + rng.normal(0, 0.04, len(s))
+    scale = np.repeat(height[:, None], 3, axis=1)
+    template = copies(cyclists()[0], "cyclist", s, d, yaw=yaw, scale=scale, colour=colour, velocity=velocity)
+    yield from of_kinds(cyclists(), kind[free], template[free])

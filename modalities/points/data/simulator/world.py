@@ -21,7 +21,7 @@ from .families import draw
 from .mesh import Mesh
 from .street import SPAN, Street
 from .surroundings import Greenery, borders, houses, poles
-from .traffic import driving, parked, walkers
+from .traffic import driving, parked, riders, walkers
 
 #: Points on a thing, at least, that is easy, moderate, hard to find: a level of the simulator's own.
 LEVELS = (50, 15, 5)
@@ -34,12 +34,13 @@ class World:
         family: one of `FAMILIES`.
         index: which world of the family.
         seed: of all worlds.
+        cyclists: on 100 m of a lane (`riders`); all else is where it is without them.
 
     Raises:
         UserError: no such family.
     """
 
-    def __init__(self, family: str, index: int, seed: int = 0) -> None:
+    def __init__(self, family: str, index: int, seed: int = 0, cyclists: float = 0.0) -> None:
         streams = Streams(seed)
 
         def rng(part: str) -> np.random.Generator:
@@ -49,7 +50,10 @@ class World:
         self.street = Street(self.layout, rng("street"))
         self.greenery = Greenery(self.street, rng("greenery"))
         street = self.street
-        things = chain(parked(street, rng("parked")), driving(street, rng("driving")), walkers(street, rng("people")))
+        vehicles = [*parked(street, rng("parked")), *driving(street, rng("driving"))]
+        things = chain(vehicles, walkers(street, rng("people")))
+        if cyclists:
+            things = chain(things, riders(street, rng("cyclists"), cyclists, vehicles))
         beside = chain(
             houses(street, rng("houses")), borders(street, rng("borders")), poles(street, rng("poles")),
             self.greenery.copies(),
