@@ -34,7 +34,7 @@ from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
 from .losses import centres, local  # noqa: F401 - registers the losses
-from .methods import LabelKD  # noqa: F401 - registers the method
+from .methods import LabelDistill, LabelKD  # noqa: F401 - registers the methods
 from .models import MODELS
 from .models.vision_encoder import VisionEncoder, is_encoder, load_encoder
 from .show.overview import overview

@@ -111,3 +111,11 @@ def pointdistiller(
         for k, share in zip(mine, np.exp(log_softmax(logits)) if mine else [], strict=True):
             values[b] += len(mine) * share * apart[k]
     return values, counted
+
+
+def masked_square(student: Array, teacher: Array, mask: Array) -> float:
+    """``sum_i m_i |s_i - t_i|^2``: what LabelDistill divides by the sum of its mask (Kim et al., 2024)."""
+    return sum(
+        float(m) * sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
+        for s, t, m in zip(student, teacher, mask, strict=True)
+    )

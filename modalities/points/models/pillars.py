@@ -65,7 +65,7 @@ class CenterPointPillar(SceneModel):
 
     def __init__(self, config: CenterPointPillarConfig, *, channels: int, classes: int) -> None:
         super().__init__(config, channels=channels, classes=classes)
-        width = config.channels
+        width = self.width = config.channels
         self.point = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.ReLU())
         self.pillars = nn.Identity()
         widths = [width, 2 * width, 4 * width]

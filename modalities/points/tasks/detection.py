@@ -135,18 +135,25 @@ class DetectionAdapter(Adapter):
             if name == BOXES and isinstance(model, BoxesModel):  # where it says none, there is no row
                 where = Layout("pixel", rows.isfinite().all(dim=1), layout.item, items, ours.shape)
             out.add(name, rows, where)
-        known = batch.get("labelled", torch.ones(items, dtype=torch.bool)).tolist()
-        boxes = [some if here else some[:0] for some, here in zip(batch["boxes"], known, strict=True)]
-        numbers = [some if here else some[:0] for some, here in zip(batch["numbers"], known, strict=True)]
+        boxes, numbers = self.known_things(batch)
         right = targets(boxes, numbers, ours, len(self.classes))
         heat, code, centre = (x.to(device) for x in (right.heat, right.code, right.centre))
         out.add("labels", heat, layout)
         out.add("box_labels", code, Layout("pixel", centre, layout.item, items, ours.shape))
         out.add("foreground", heat.amax(dim=1), layout)
         out.add("centre", centre.float(), layout)
-        seen = torch.tensor(known, device=device).repeat_interleave(ours.cells)
+        seen = _labelled(batch).to(device).repeat_interleave(ours.cells)
         out.add("objects", torch.where(seen, objects(boxes, ours).to(device), -1), layout)
         return out.add("point_count", self._point_count(role, batch, ours), layout)
+
+    def known_things(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Boxes and classes of each frame's things, none of a frame whose labels may not be looked at."""
+        known = _labelled(batch).tolist()
+        boxes, numbers = (
+            [some if here else some[:0] for some, here in zip(batch[key], known, strict=True)]
+            for key in ("boxes", "numbers")
+        )
+        return boxes, numbers
 
     def _point_count(self, role: str, batch: Batch, ours: Ground) -> Tensor:
         """``(rows,)`` the teacher's points in each cell, -1 where it or the student has none."""
@@ -239,6 +246,12 @@ def _moved(seen: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 def _key(role: str) -> str:
     """Where the recipe describes a role."""
     return role.replace("-", "s.")
+
+
+def _labelled(batch: Batch) -> Tensor:
+    """``(b,)`` whether the labels of each frame may be looked at."""
+    found: Tensor = batch.get("labelled", torch.ones(len(batch["keys"]), dtype=torch.bool))
+    return found
 
 
 def _seen(role: str, batch: Batch) -> Mapping[str, Any]:
