@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .adversarial_losses import adv_feature, adv_logit, skd_adv
+from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
 from .graph_losses import fsp, irg, kdsvd, mhgd
@@ -97,6 +98,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "mobilebert": mobilebert,
     "multi_label": multi_label,
     "nkd": nkd,
+    "mvq": mvq,
     "norm": n_to_one,
     "nst": nst,
     "ntce": ntce,
@@ -169,6 +171,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "diffkd": [{"steps": 1}, {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0}],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
+    "mvq": [{}, {"codebooks": 3, "size": 3, "refine": 0}],
     "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
     "srd": [{}, {"eps": 0.1}],
     "uskd": [{}, {"beta": 1.0, "mu": 1.0, "ranks": "probability"}],
