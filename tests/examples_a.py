@@ -101,6 +101,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "minilm": {"heads": 1},
     "minilmv2": {"heads": 1},
     "mobilebert": {"heads": 3},
+    "mvq": {"codebooks": 2, "size": 4},
     "norm": {"segments": 2},
     "pkd": {"layers": "uniform"},  # skip leaves a layer out
     "tinybert": {"heads": 3},

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .adversarial_losses import adv_feature, adv_logit, skd_adv
+from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
 from .graph_losses import fsp, irg, kdsvd, mhgd
@@ -101,6 +102,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "mobilebert": mobilebert,
     "multi_label": multi_label,
     "nkd": nkd,
+    "mvq": mvq,
     "norm": n_to_one,
     "nst": nst,
     "ntce": ntce,
@@ -178,6 +180,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "crcd": [{"temperature": 0.2}],
     "attnfd": [{}, {"reduction": 2, "kernel": 3, "norm": "layer"}],
     "semckd": [{}, {"kernel": 1, "norm": "layer"}],
+    "mvq": [{}, {"codebooks": 3, "size": 3, "refine": 0}],
     "seed": [{}, {"temperature": 1.0, "teacher_temperature": 0.5}],
     "srd": [{}, {"eps": 0.1}],
     "uskd": [{}, {"beta": 1.0, "mu": 1.0, "ranks": "probability"}],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -48,7 +48,7 @@ class Steps:
     """A `Stream` of a model with a state: every frame is computed once."""
 
     def __init__(self, model: StepModel) -> None:
-        self.model, self.state = model, model.start()
+        self.model, self.state = model, list(model.start())
         self.held: Tensor | None = None  # features that do not fill a group yet
         self.seen, self.delay, self.classes = 0, 0, 0
 
@@ -79,7 +79,7 @@ class Steps:
         self.delay, self.classes = max(self.delay, -int(frames[0])), logits.shape[1]
         return logits[(frames >= 0) & (frames < -(-length // self.model.stride))]
 
-    def _run(self, group: Tensor, length: int, state: tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
+    def _run(self, group: Tensor, length: int, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
             logits, frames, *state = self.model(group[None], torch.tensor([length], device=group.device), *state)
         return logits[0], frames[0], *state
