@@ -76,7 +76,7 @@ def _what(about: Mapping[str, Any]) -> str:
     if path:
         kind = {"edm": "EDM", "flow": "flow matching"}[path]
         return f"{text} Its scheduler, of {kind}, is bent to this number of steps: with another its times are others."
-    if about["solver"] != "lcm":
+    if about["solver"] not in ("lcm", "tcd"):
         return f"{text} Another number of steps works, and is not what it was made for."
     return f"{text} Any number of steps up to {about['original']} works."
 

@@ -34,10 +34,9 @@ class TrajectoryParams(MultistepParams):
     steps: int = Field(4, ge=1)
     decay: float = Field(0.95, ge=0, lt=1)
     """Of the target, an average of the student's weights."""
-    compare: Literal["sample", "network"] = "network"
-    """In what both sides are compared: the points that they arrive at, as the papers have it, or what a network says
-    that arrives there. How far a network's mistake moves the point hangs on both times, and is next to nothing near
-    the data, where all that is known for certain comes from."""
+    compare: Literal["sample", "network"] = "sample"
+    """In what both sides are compared: the points that they arrive at, as the papers have it, which differ the less the
+    nearer the end is, or what a network says that arrives there, in which every end counts as much."""
     distance: Literal["l2", "huber"] = "l2"
     """A mean over values of d^2, or of sqrt(d^2 + c^2) - c."""
     c: float = Field(1e-3, gt=0)

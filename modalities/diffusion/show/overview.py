@@ -17,7 +17,7 @@ from ..data.config import DiffusionData, Extent
 from ..evaluate.judge import Judge
 from ..export.pipeline import load_denoiser
 from ..methods.progressive import PREFIX
-from ..models.denoiser import LCM, Denoiser, Sampling
+from ..models.denoiser import FEW_STEP, Denoiser, Sampling
 from ..models.solvers import SOLVERS, most_steps
 from .curves import draw_curve
 from .pictures import contact_sheet
@@ -91,9 +91,9 @@ def points(models: Mapping[str, Denoiser], folder: Path, extent: Extent = "all")
                 how = Sampling(solver, most_steps(solver, max(1, nfe // teacher.cost)))
                 if how != teacher.sampling and (solver == "ddim" or nfe > 1):  # with one step all solvers are DDIM
                     yield "teacher", sampled(teacher, how)
-    if student.sampling.solver == LCM:
-        for steps in _powers(min(8, student.sampling.original)):
-            yield "student", sampled(student, Sampling(LCM, steps, student.sampling.original))
+    if (own := student.sampling).solver in FEW_STEP:
+        for steps in _powers(min(8, own.original)):
+            yield "student", sampled(student, Sampling(own.solver, steps, own.original))
         return
     stages = sorted((folder / "student").glob(f"{PREFIX}*"), key=lambda path: -int(path.name.removeprefix(PREFIX)))
     for path in stages:
