@@ -175,6 +175,17 @@ def _sentencepiece() -> str:
     return "pieces of a word"
 
 
+def _pyarrow() -> str:
+    """A column written as a stream, and read from it without a copy."""
+    arrow = load("pyarrow")
+    out, batch = arrow.BufferOutputStream(), arrow.RecordBatch.from_pydict({"x": [b"ab", b"c"]})
+    with arrow.ipc.new_stream(out, batch.schema) as stream:
+        stream.write_batch(batch)
+    [read] = arrow.ipc.open_stream(out.getvalue())
+    _expect("a column", bytes(read.column("x").buffers()[2])[:3], b"abc")
+    return "a column of a stream"
+
+
 def _xformers() -> str | None:
     """Attention to keys that are all alike gives the mean of the values."""
     torch = load("torch")
@@ -200,6 +211,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("soundfile", "soundfile", _soundfile),
     Kernel("flashlight-text", "flashlight", _flashlight),
     Kernel("sentencepiece", "sentencepiece", _sentencepiece),
+    Kernel("pyarrow", "pyarrow", _pyarrow),
 )
 
 
