@@ -39,7 +39,7 @@ def meeting(world: int = 2) -> Iterator[list[dict[str, str]]]:
 def ranks(function: Callable[..., Any], *args: Any) -> Iterator[None]:
     """``function(*args)`` in two processes while the block runs; at its end both must have ended well."""
     with meeting() as environments:
-        running = [FORKS.Process(target=_rank, args=(environment, function, args)) for environment in environments]
+        running = [FORKS.Process(target=as_rank, args=(environment, function, args)) for environment in environments]
         for process in running:
             process.start()
         try:
@@ -59,6 +59,6 @@ def told(arguments: list[str]) -> None:
     assert call(arguments) == 0
 
 
-def _rank(environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def as_rank(environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ.update(environment)
     function(*args)

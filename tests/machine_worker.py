@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from killed_runs import kill_with
 
+from xmodal_kd.runtime import common_folder
 from xmodal_kd.runtime.common_folder import everywhere, raise_first, sharers
 from xmodal_kd.runtime.distributed import ProcessRanks
 from xmodal_kd.runtime.errors import UserError
@@ -32,22 +33,23 @@ def run(folder: Path, arguments: list[str], apart: bool, checkpoint: str | None)
 def exchange(folder: Path) -> None:
     """What is sent and found, rank by rank."""
     torch.distributed.init_process_group("gloo")
+    common_folder.BLOCK = 1000
     ranks, here = ProcessRanks(torch.device("cpu")), place(folder)
     common = place(folder, apart=False)
     assert sharers(here / "mine", ranks) == [ranks.rank] and sharers(common, ranks) == [0, 1]
-    assert not [*(here / "mine").iterdir(), *common.iterdir()]
     given = {
         "a": torch.arange(6.0).reshape(2, 3).bfloat16(), "b": torch.tensor(True), "c": torch.empty(0, 4),
         "d": torch.arange(12).reshape(3, 4).T,
     }  # fmt: skip
     found = ranks.share_tensors(given if ranks.main else None)
     assert all(one.dtype == given[name].dtype and one.equal(given[name]) for name, one in found.items())
+    assert not [*(here / "mine").iterdir(), *common.iterdir()]
     assert found.keys() == given.keys() and ranks.gather(ranks.rank * 3) == [0, 3]
     if ranks.main:
         (here / "saved" / "deep").mkdir(parents=True)
         (here / "saved" / "card.json").write_text("{}")
         (here / "saved" / "deep" / "empty").touch()
-        (here / "saved" / "weights").write_bytes(os.urandom(1000) * 70_000)
+        (here / "saved" / "weights").write_bytes(os.urandom(2500))
     for name in ("saved", "../node0/saved"):  # apart, and for all
         with everywhere(here / name, ranks) as there:
             assert (there == here / name) == (ranks.main or ".." in name)

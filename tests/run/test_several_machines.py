@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import machine_worker
 import pytest
 from killed_runs import command, same
-from launch import FORKS, PATIENCE, meeting, ranks
+from launch import FORKS, PATIENCE, as_rank, meeting, ranks
 from toy import RECIPE
 
 
@@ -18,7 +16,9 @@ def on_two(folder: Path, arguments: list[str], apart: bool = True, checkpoint: s
     """Exit codes of two ranks; a rank whose other one is gone is ended, as torchrun does."""
     with meeting() as environments:
         given = (folder, arguments, apart, checkpoint)
-        running = [FORKS.Process(target=_rank, args=(environment, given)) for environment in environments]
+        running = [
+            FORKS.Process(target=as_rank, args=(environment, machine_worker.run, given)) for environment in environments
+        ]
         for process in running:
             process.start()
         running[0].join(PATIENCE)
@@ -28,17 +28,14 @@ def on_two(folder: Path, arguments: list[str], apart: bool = True, checkpoint: s
         return [process.exitcode for process in running]
 
 
-def _rank(environment: dict[str, str], given: tuple[Any, ...]) -> None:
-    os.environ.update(environment)
-    machine_worker.run(*given)
-
-
 def test_what_ranks_tell_one_another(tmp_path: Path) -> None:
     with ranks(machine_worker.exchange, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("cache", ["", "cache: {top_k: 4}\n"])
+@pytest.mark.parametrize(
+    "cache", ["", pytest.param("cache: {view: replay, epochs: 2, top_k: 4}\n", marks=pytest.mark.full)]
+)
 def test_a_run_of_machines_with_folders_of_their_own(tmp_path: Path, cache: str) -> None:
     """Killed in the student's training, where teacher and control are done: these, the checkpoint, its best weights and
     the cache are what the second machine has not."""

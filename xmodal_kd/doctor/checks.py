@@ -38,6 +38,7 @@ GIVES = {
     "points": "3D segmenters, the street simulator, and their export",
     "las": "scans in LAS and LAZ files",
     "gpu": "attention without padding on CUDA, by xformers",
+    "datasets": "folders that Hugging Face's datasets has saved (sources: datasets)",
     "ray": "comparisons over a Ray cluster (compare --launcher ray)",
     "dev": "the checks of make test",
 }

@@ -193,6 +193,17 @@ def _lazrs() -> str:
     return "points, packed and unpacked"
 
 
+def _pyarrow() -> str:
+    """A column written as a stream, and read from it without a copy."""
+    arrow = load("pyarrow")
+    out, batch = arrow.BufferOutputStream(), arrow.RecordBatch.from_pydict({"x": [b"ab", b"c"]})
+    with arrow.ipc.new_stream(out, batch.schema) as stream:
+        stream.write_batch(batch)
+    [read] = arrow.ipc.open_stream(out.getvalue())
+    _expect("a column", bytes(read.column("x").buffers()[2])[:3], b"abc")
+    return "a column of a stream"
+
+
 def _xformers() -> str | None:
     """Attention to keys that are all alike gives the mean of the values."""
     torch = load("torch")
@@ -219,6 +230,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("flashlight-text", "flashlight", _flashlight),
     Kernel("sentencepiece", "sentencepiece", _sentencepiece),
     Kernel("lazrs", "lazrs", _lazrs, ("laspy",)),
+    Kernel("pyarrow", "pyarrow", _pyarrow),
 )
 
 

@@ -25,7 +25,7 @@ from .installed import extra_of, fits_here, needs, version
 #: What is loaded through this door and no other.
 PACKAGES = frozenset({
     "torchaudio", "torchvision", "xformers", "open3d", "onnx", "onnxscript", "onnxruntime", "soundfile", "flashlight",
-    "sentencepiece", "laspy", "lazrs",
+    "sentencepiece", "pyarrow", "laspy", "lazrs",
 })  # fmt: skip
 #: What a library that does not fit makes a loader say.
 FAULTS = re.compile(

@@ -58,7 +58,7 @@ def sketch(given: Given) -> Sketch:
         found = samples(given.data)
     if teacher is not None and found is not None and given.data is not None:
         looking.problems += _clashes(teacher, found)
-        if teacher.model.prompted and not has_captions(given.data):
+        if teacher.model.prompted and not (found.captions or has_captions(given.data)):
             looking.problems.append(
                 f"{teacher.folder} is prompted by text, and {given.data} has no captions: write {METADATA} there, or a "
                 f"{SUFFIX} beside each image ({HELP})"
@@ -126,7 +126,9 @@ def _sections(given: Given, teacher: Sampler | None, found: Found) -> dict[str, 
     data["conditional"] = _conditional(teacher, found)
     if teacher is not None and teacher.model.prompted:
         data["captions"] = Noted(
-            True, f"{teacher.folder} is prompted by text: metadata.jsonl, or a .txt beside each image"
+            True,
+            f"{teacher.folder} is prompted by text: "
+            + ("it lies beside each image" if found.captions else "metadata.jsonl, or a .txt beside each image"),
         )
     if teacher is not None and teacher.unsaid:
         data["process"] = Noted(dict(UNSAID), "nothing in the teacher's folder says so: see the head of this file")

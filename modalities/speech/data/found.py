@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from xmodal_kd.adapter.packed.packing import Kind, kind_at, packing, packings
+from xmodal_kd.adapter.packed.shards import by_split, shards
 from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
@@ -16,6 +18,7 @@ from .corpora import SPLITS, SpeechData, utterances
 from .cuts import cuts_file, holds_cuts
 from .layouts import LISTS
 from .manifests import Utterance, read_fsdd, read_manifest
+from .stored import packed_utterances
 from .suffixes import SUFFIXES
 
 #: Recordings whose headers are looked at, and files of a folder that is of no known layout.
@@ -77,8 +80,11 @@ def recordings(path: Path) -> Recordings:
 def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
     """Source, path and, where the layout has no splits of its own, speakers of each."""
     place = path.expanduser()
-    if not place.exists():
+    if not place.exists() and kind_at(place) is None:
         raise UserError(f"--data {path}: no such folder: give the one that holds the recordings ({HELP})")
+    if (kind := kind_at(place)) is not None:
+        yield from _packed(kind, path)
+        return
     lists = [cuts_file(place, split) for split in SPLITS]
     if all(holds_cuts(file) for file in lists):
         yield "sources", Noted("lhotse", f"{', '.join(file.name for file in lists)} hold cuts, which are the splits")
@@ -110,6 +116,21 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
         yield "path", Noted(str(path), "relative to where the command is called")
     else:
         raise UserError(_unknown(path, place))
+
+
+def _packed(kind: Kind, path: Path) -> Iterator[tuple[str, Noted]]:
+    """Shards or a table, by the splits that their names tell; else, of shards, by speaker."""
+    what = "shards of tars" if kind == "webdataset" else "a DatasetDict that datasets has saved"
+    parts = packings(kind, path) if kind == "datasets" or by_split(shards(path, "--data")) else {}
+    if set(SPLITS) <= set(parts):
+        yield "sources", Noted(kind, f"{what}, whose names tell the splits")
+        yield "path", Noted(str(path), "relative to where the command is called")
+    elif kind == "datasets":
+        raise UserError(f"--data {path}: {what}, with the splits {', '.join(parts)}: train, dev and test are needed")
+    else:
+        yield "sources", Noted(kind, f"{what}, not of all of train, dev and test, so they are split by speaker")
+        yield "path", Noted(str(path), "relative to where the command is called")
+        yield from _speakers(path, [one.speaker for one in packed_utterances(packing(kind, path, "--data"))])
 
 
 def _speakers(path: Path, heard: Sequence[str]) -> Iterator[tuple[str, Noted]]:

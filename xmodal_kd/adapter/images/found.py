@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UserError
+from ..packed.packing import Kind, kind_at, packing
+from ..packed.tables import split_tables
 from ..sketch import Noted
 from .digits import read_digits
-from .read import Images, first_of
+from .packed import index_of
+from .read import CHANNELS, Expected, Images, decoded, first_of
+from .section import apart
 from .stores import DEV as DEV_NAMES
 from .stores import TEST as TEST_NAMES
 from .stores import Folder, Zip, split_folders
@@ -32,6 +36,7 @@ class Found:
         classes: names; None where the samples have no labels.
         own_test: whether test samples lie apart.
         notes: what is odd, a line each.
+        captions: whether captions lie packed beside all of them.
     """
 
     section: Mapping[str, Any]
@@ -40,6 +45,7 @@ class Found:
     classes: tuple[str, ...] | None
     own_test: bool = False
     notes: tuple[str, ...] = field(default=())
+    captions: bool = False
 
     @property
     def train(self) -> int:
@@ -88,6 +94,8 @@ def found(path: Path, readers: Mapping[str, Reader], *, who: str | None, what: s
 
 def _found(path: Path, readers: Mapping[str, Reader], who: str | None, what: str) -> Found:
     place = path.expanduser()
+    if (kind := kind_at(place)) is not None:
+        return _packed(kind, path, who)
     if not place.exists():
         if str(path) == "digits":
             why = "the name of the digits that come with scikit-learn"
@@ -108,6 +116,37 @@ def _found(path: Path, readers: Mapping[str, Reader], who: str | None, what: str
         return one
     section = {**one.section, "test_path": Noted(str(path / test[0].name), "found beside it: test samples")}
     return Found(section, one.shape, one.count, one.classes, own_test=True, notes=one.notes)
+
+
+def _packed(kind: Kind, path: Path, who: str | None) -> Found:
+    """Of shards or a table; those to test on apart, where names tell them."""
+    place = path.expanduser()
+    splits = split_tables(place) if kind == "datasets" and place.is_dir() else None
+    both = apart(kind, place) if place.exists() else None
+    train = both[0] if both is not None else next(iter(splits.values())) if splits else place
+    index, notes = index_of(packing(kind, train, "--data")), list[str]()
+    first = index.member(0)
+    pixels, mode = decoded(first.read(), str(first), Expected())
+    try:
+        labelling = index.labels(train, None)
+    except UserError as error:
+        if who is not None:
+            raise
+        labelling = None
+        notes.append(f"the labels cannot be used and are left out: {error}")
+    if who is not None and labelling is None:
+        raise UserError(f"--data {path}: {who} needs labels: no sample has a class (.cls, or label in its .json)")
+    shape, count = (CHANNELS[mode], *pixels.shape[:2]), len(index)
+    what = "shards of tars" if kind == "webdataset" else "what datasets has saved"
+    where = HERE if both is None else f"its parts are splits: {both[0].name} and {both[1].name}"
+    section = {
+        "sources": Noted(kind, f"{what}: {count:,} images in {len(index.packed.files)} files"),
+        "path": Noted(str(path if both is not None or not splits else path / train.name), where),
+        **_size(shape, mode, first.name),
+    }
+    names = None if labelling is None or len(labelling[1]) < 2 else labelling[1]
+    texted = bool(index.columns["texted"].all())
+    return Found(section, shape, count, names, both is not None, tuple(notes), texted)
 
 
 def _images_of(place: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ...runtime.mapped_columns import Columns, Keep, columns_of
 from ...runtime.progress import bar
 from . import tables, tars
 from .row import Row
-from .shards import by_split, shards
+from .shards import by_split, is_pattern, shards
 
 #: `sources` of a data section that are packed.
 Kind = Literal["webdataset", "datasets"]
@@ -63,6 +63,15 @@ class Packing:
         """
         salt = json.dumps([self.kind, how, {name: list(names) for name, names in self.classes.items()}])
         return columns_of(self.files, salt, build, by="times")
+
+
+def kind_at(place: Path) -> Kind | None:
+    """What a path that nobody said more of holds packed, if anything: a tar, a pattern or folder of tars, a table."""
+    if place.is_dir():
+        if tables.is_table(place) or (place / tables.SPLITS).is_file():
+            return "datasets"
+        return "webdataset" if any(place.glob("*.tar")) or any(place.glob("*/*.tar")) else None
+    return "webdataset" if place.suffix == ".tar" or is_pattern(place) else None
 
 
 def packings(kind: Kind, path: Path) -> dict[str, Packing]:
@@ -113,4 +122,4 @@ def refuse_twice(packed: Packing, keys: Sequence[str], hashes: np.ndarray, numbe
             raise UserError(f"sample {keys[one]!r} is in {where}: give every sample a name of its own")
 
 
-__all__ = ["KINDS", "Kind", "Packing", "packing", "packings", "refuse_twice"]
+__all__ = ["KINDS", "Kind", "Packing", "kind_at", "packing", "packings", "refuse_twice"]
