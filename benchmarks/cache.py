@@ -30,12 +30,15 @@ from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.device import versions
 from xmodal_kd.signals.signals import Layout, Signals
-from xmodal_kd.teacher_cache.codecs import Codec, Half, Int8, TopK, row_bytes
+from xmodal_kd.teacher_cache.codecs import Basis, Codec, Half, Int8, TopK, row_bytes
 from xmodal_kd.teacher_cache.entries import StoredSignal, packed, restored, written
+from xmodal_kd.teacher_cache.fill import BASIS_ROWS, BASIS_ROWS_BY_CLASS
 from xmodal_kd.teacher_cache.store import Store
 
 WIDTH, TEMPERATURES, SAMPLES = 64, (1.0, 4.0), 2048
 KS = (1, 2, 4, 8, 16, 32, 64, 128)
+#: How many times smaller than fp16 a basis is to be.
+SMALLER = (2, 4, 8, 16)
 #: Name, items, rows an item, classes or channels, codec.
 SHAPES = (
     ("speech: 2 s of frames, 512 tokens, top 16", 512, 50, 512, lambda: TopK(512, 16)),
@@ -104,16 +107,20 @@ def errors(term: Term, student: Tensor, live: Tensor, cached: Tensor) -> dict[st
     return {"loss": abs(b - a) / a, "gradient": float((db - da).norm() / da.norm())}
 
 
-def logits(classes: int, student: Tensor, teacher: Tensor) -> Iterator[dict[str, Any]]:
+def logits(classes: int, student: Tensor, teacher: Tensor, fit: Tensor) -> Iterator[dict[str, Any]]:
+    """Args: fit: other rows of the teacher, to which a basis is fitted."""
     dense = row_bytes(Half(classes))
+    bases = [Basis.fitted(fit, max(1, dense // smaller)) for smaller in SMALLER]
     for temperature in TEMPERATURES:
         term = Term(loss="kd", on="x", params={"temperature": temperature})
-        codecs = [Half(classes), *(TopK(classes, k, temperature) for k in KS if k < classes)]
+        codecs = [Half(classes), *(TopK(classes, k, temperature) for k in KS if k < classes), *bases]
         for codec in codecs:
             size = row_bytes(codec)
             if size <= dense:
                 found = errors(term, student, teacher, back(codec, teacher))
                 name = f"top {codec.k}" if isinstance(codec, TopK) else "fp16"
+                if isinstance(codec, Basis):
+                    name = f"basis of {len(codec.bits)}"
                 yield {
                     "temperature": temperature,
                     "kept": name,
@@ -138,6 +145,7 @@ def against_size(classes: int) -> dict[str, Any]:
     x, y = draw(centres, SAMPLES, generator)
     (z_s, f_s), (z_t, f_t) = _said(student, x), _said(teacher, x)
     calibration = _said(teacher, draw(centres, 512, generator)[0])[1]
+    fit = _said(teacher, draw(centres, fitted_to(classes), generator)[0])[0]
     term = Term(loss="hint", on="x")
     features = [
         {"kept": name, "bytes_per_row": row_bytes(codec), **errors(term, f_s, f_t, back(codec, f_t))}
@@ -146,7 +154,7 @@ def against_size(classes: int) -> dict[str, Any]:
     return {
         "accuracy": {"teacher": _right(z_t, y), "student": _right(z_s, y)},
         "top_16_mass": float(torch.softmax(z_t, -1).topk(min(16, classes)).values.sum(-1).mean()),
-        "logits": list(logits(classes, z_s, z_t)),
+        "logits": list(logits(classes, z_s, z_t, fit)),
         "features": features,
     }
 
@@ -164,7 +172,13 @@ def random_logits(classes: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     teacher, student = (3 * torch.randn(SAMPLES, classes, generator=generator) for _ in range(2))
     mass = float(torch.softmax(teacher, -1).topk(16).values.sum(-1).mean())
-    return {"top_16_mass": mass, "logits": list(logits(classes, student, teacher))}
+    fit = 3 * torch.randn(fitted_to(classes), classes, generator=generator)
+    return {"top_16_mass": mass, "logits": list(logits(classes, student, teacher, fit))}
+
+
+def fitted_to(classes: int) -> int:
+    """Rows, as a run would take."""
+    return max(BASIS_ROWS, BASIS_ROWS_BY_CLASS * classes)
 
 
 # ---------------------------------------------------------------- throughput

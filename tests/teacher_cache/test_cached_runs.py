@@ -211,6 +211,8 @@ def test_a_cache_that_cannot_be_is_refused(
     assert "epochs belongs to view: replay" in line
     line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={temperature: 2}"))
     assert "give top_k" in line
+    line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={top_k: 2, smaller: 8}"))
+    assert "top_k is another way to keep logits: give one of them" in line
     line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={match: name}"))
     assert "on_missing and match are of signals that come from elsewhere: give signals" in line
     line = refused(capfd, lambda: run(recipes, "x", "--set", "cache={signals: nowhere}"))

@@ -52,7 +52,9 @@ def imported(folder: Path, store: Path, toy: ToyAdapter | None = None, **setting
 # ---------------------------------------------------------------- there and back
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 1}, {"features": "int8"}, {"view": "replay", "epochs": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 1}, {"smaller": 2}, {"features": "int8"}, {"view": "replay", "epochs": 2}]
+)
 def test_a_store_becomes_a_folder_and_the_same_store(tmp_path: Path, settings: dict[str, Any]) -> None:
     toy = adapter(noise=0.1 if "view" in settings else 0.0)
     exported(tmp_path, toy=toy, total=8, **settings)
@@ -61,19 +63,24 @@ def test_a_store_becomes_a_folder_and_the_same_store(tmp_path: Path, settings: d
     assert filled[:2] == (0, samples), "the teacher did not run"
     assert content(tmp_path / "again") == content(tmp_path / "store0")
     about = read_json(tmp_path / "part0" / "signals.json")
+    assert about["signals"]["logits"]["codec"] == {"top_k": "top_k", "smaller": "basis"}.get(
+        next(iter(settings), ""), "fp16"
+    )
     assert about["signals"]["body"]["kind"] == "frame" and made.adapter.class_names("teacher") == NAMES
     assert len(read_json(tmp_path / "part0" / "index.json")) == samples
 
 
-def test_several_processes_fill_parts_that_merge_to_the_whole(tmp_path: Path) -> None:
-    parts = [exported(tmp_path, (i, 2)) for i in range(2)]
+@pytest.mark.parametrize("settings", [{}, {"smaller": 2}])
+def test_several_processes_fill_parts_that_merge_to_the_whole(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A basis is fitted to the same rows by each, and travels with each."""
+    parts = [exported(tmp_path, (i, 2), **settings) for i in range(2)]
     assert [len(SignalFolder(part).index) for part in parts] == [12, 12]
     facts = merge(parts, tmp_path / "all")
     assert (facts["samples"], facts["shards"]) == (24, 2)
     assert merge(parts, tmp_path / "all") == facts, "once more changes nothing"
-    _, _, filled = imported(tmp_path / "all", tmp_path / "again")
+    _, _, filled = imported(tmp_path / "all", tmp_path / "again", **settings)
     assert filled[:2] == (0, 24)
-    fill(filler(adapter(noise=0.0)), tmp_path / "alone")
+    fill(filler(adapter(noise=0.0), **settings), tmp_path / "alone")
     assert content(tmp_path / "again") == content(tmp_path / "alone")
 
 
@@ -229,6 +236,12 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     parts = [exported(tmp_path, (i, 2)) for i in range(2)]
     changed(parts[1], "teacher")
     with pytest.raises(UserError, match="says another 'from' than"):
+        merge(parts, tmp_path / "all")
+    parts = [exported(tmp_path / "basis", (i, 2), smaller=2) for i in range(2)]
+    about = read_json(parts[1] / "signals.json")
+    about["signals"]["logits"]["basis"] = "A" * len(about["signals"]["logits"]["basis"])
+    (parts[1] / "signals.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="says another 'signals' than"):
         merge(parts, tmp_path / "all")
     one, other = tmp_path / "one", tmp_path / "other"
     for folder, value in ((one, 1.0), (other, 2.0)):

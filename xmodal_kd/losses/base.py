@@ -223,13 +223,15 @@ def _precise(fn: F) -> F:
     The teacher's rows are detached here as well, for losses in loops of one's own.
     """
     names = list(inspect.signature(fn).parameters)
+    teacher = names.index("teacher") if "teacher" in names else len(names)
 
     @wraps(fn)
     def call(*inputs: Any, **params: Any) -> Any:
-        device = next(_tensors(inputs)).device.type
-        given = [_detached(x) if name == "teacher" else x for name, x in zip(names, inputs, strict=False)]
-        with without_autocast(device):
-            return fn(*(full_precision(x) for x in given), **params)
+        given = [full_precision(x) for x in inputs]
+        if teacher < len(given):
+            given[teacher] = _detached(given[teacher])
+        with without_autocast(next(_tensors(inputs)).device.type):
+            return fn(*given, **params)
 
     return call  # type: ignore[return-value]
 
@@ -288,8 +290,7 @@ def _in_chunks(fn: F) -> F:
 
     @wraps(fn)
     def call(student: Tensor, *others: Tensor, index: Tensor | None = None, **params: Any) -> Any:
-        aligned = all(len(x) == len(student) for x in others)
-        if index is None and (student.numel() <= blocks.BLOCK or not aligned):
+        if index is None and (student.numel() <= blocks.BLOCK or any(len(x) != len(student) for x in others)):
             return fn(student, *others, **params)
         return blocks.row_by_row(lambda *rows: fn(*rows, **params), student, [x.detach() for x in others], index)
 

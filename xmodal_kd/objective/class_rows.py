@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,22 @@ def compares_scores(term: Term, spec: LossSpec) -> bool:
     return any(path.rpartition("/")[2] == "logits" for path in term.signals("teacher"))
 
 
+def all_known(rows: Tensor) -> bool:
+    """Whether no score is -inf, known without a copy: not where another is NaN."""
+    return math.isfinite(rows.detach().amin().item())
+
+
+def all_classes(labels: Tensor, classes: int | None) -> bool:
+    """Whether every label counts: none is left out, and each is one of the `classes`, where these are known."""
+    if labels.is_floating_point():
+        return True
+    if labels.device.type not in ("cpu", "cuda"):
+        return False
+    low, high = labels.aminmax()
+    least, most = (low.item(), high.item()) if low.device.type == "cpu" else torch.stack([low, high]).tolist()
+    return least >= 0 and (classes is None or most < classes)
+
+
 def what_both_know(name: str, term: Term, spec: LossSpec, mine: list[Signal], theirs: list[Signal]) -> Known:
     """``(c,)`` bool, the classes of which the teacher's scores are not -inf; None where that is all of them.
 
@@ -30,7 +48,7 @@ def what_both_know(name: str, term: Term, spec: LossSpec, mine: list[Signal], th
     """
     for signal in theirs if compares_scores(term, spec) else []:
         rows, layout = signal
-        if len(rows) and bool(torch.isfinite(rows.detach().amin())):
+        if len(rows) and all_known(rows):
             continue  # nothing is copied where nothing, padding included, is -inf
         rows = rows if layout.full else rows[layout.mask]
         try:
@@ -68,6 +86,8 @@ def checked_labels(
     """
     rows, layout = labels
     if rows.is_floating_point() or not len(rows):
+        return labels
+    if known is None and all_classes(rows, classes if "logits" in spec.needs else None):
         return labels
     ignored = rows == IGNORED
     wrong = layout.mask & ~ignored & ((rows < 0) | (rows >= classes))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import reduce
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS, Layout, Signal, Signals
-from .class_rows import checked_labels, only_known, what_both_know
+from .class_rows import all_classes, all_known, checked_labels, compares_scores, only_known, what_both_know
 from .resample import Way, pair, resample_rows
 
 LossInputs = dict[str, Any]
@@ -97,6 +97,62 @@ def named(signals: Signals, paths: Sequence[str], many: bool) -> list[Signal]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Order in which layer 2 comes before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+class Plain(NamedTuple):
+    """What a term compares, of which row i of every signal is all that row i of its loss needs.
+
+    Attributes:
+        labels: none where the loss reads none.
+        scores: whether the teacher's rows are class scores, of which some may be unknown.
+        classes: whether labels number the student's columns.
+    """
+
+    student: str
+    teacher: str | None
+    labels: str | None
+    scores: bool
+    classes: bool
+
+    @classmethod
+    def of(cls, term: Term, spec: LossSpec) -> Plain | None:
+        """None where the recipe asks for more: weights, confidence, regions, several signals."""
+        if not spec.alone or term.weights is not None or term.min_confidence is not None:
+            return None
+        sides = [term.signals("student"), term.signals("teacher") if spec.needs_teacher else ()]
+        if len(sides[0]) != 1 or len(sides[1]) > 1:
+            return None
+        labels = term.labels if "labels" in spec.inputs else None
+        scores = compares_scores(term, spec)
+        return cls(sides[0][0], next(iter(sides[1]), None), labels, scores, "logits" in spec.needs)
+
+
+def as_they_are(plain: Plain, student: Signals, teacher: Signals | None) -> LossInputs | None:
+    """What `collect` gives where all rows of all sides count, on one layout, and all classes are known: the usual case.
+
+    None where that is not so, or not seen at a glance: `collect` then looks, and says what is wrong.
+    """
+    if plain.student not in student:
+        return None
+    rows, layout = student[plain.student]
+    if not (layout.full and len(rows)):
+        return None
+    given: LossInputs = {"student": full_precision(rows)}
+    if plain.teacher is not None:
+        if teacher is None or plain.teacher not in teacher:
+            return None
+        theirs, there = teacher[plain.teacher]
+        if there is not layout or (plain.scores and not all_known(theirs)):
+            return None
+        given["teacher"] = full_precision(theirs.detach())
+    if plain.labels is not None:
+        if student.labelled is not None or plain.labels not in student:
+            return None
+        labels, there = student[plain.labels]
+        if there is not layout or not all_classes(labels, rows.shape[-1] if plain.classes else None):
+            return None
+        given["labels"] = labels
+    return given
 
 
 def collect(

@@ -25,7 +25,7 @@ from ..runtime.random_streams import Streams
 from ..signals.signals import OUTPUTS, Signal, Signals, TeacherSignals
 from .balance import GradNorm, Uncertainty, make
 from .class_rows import only_known, what_both_know
-from .loss_inputs import LossInputs, collect, compared, gather, named, rows_in, teacher_signals
+from .loss_inputs import LossInputs, Plain, as_they_are, collect, compared, gather, named, rows_in, teacher_signals
 from .parts import LossOut, Part
 from .resample import WAYS, Way, choose, pair
 
@@ -48,6 +48,7 @@ class _Compiled(nn.Module):
         self.spec = spec_of(term)
         self.params = _checked(self.spec, term)
         _selects(self.spec, term)
+        self.plain = Plain.of(term, self.spec)
         self.projector: nn.Module | None = None
         self.module: nn.Module | None = None
         #: Of each pair of signals, the number in `WAYS` of what a dry run chose: in checkpoints, and rank 0's for all.
@@ -188,13 +189,16 @@ class Objective(nn.Module):
         several = sum(term.weight > 0 for term in terms) > 1  # one term alone has nothing to be weighed against
         self.asked = balance if balance is not None and several else Balance()
         self.balance: Uncertainty | GradNorm | None = None
-        self.terms = nn.ModuleList(_Compiled(term) for term in terms)
+        #: The same as the list of modules, which takes its time to go through.
+        self._terms = tuple(_Compiled(term) for term in terms)
+        self.terms = nn.ModuleList(self._terms)
+        self._features: dict[str, list[str]] = {}
         self.built = False
 
     def __iter__(self) -> Iterator[_Compiled]:
-        return iter(self.terms)  # type: ignore[arg-type]
+        return iter(self._terms)
 
-    @property
+    @cached_property
     def needs_teacher(self) -> bool:
         return any(term.spec.needs_teacher for term in self)
 
@@ -205,8 +209,11 @@ class Objective(nn.Module):
 
     def features(self, role: str) -> list[str]:
         """Module paths (or globs) whose output the terms compare, for the adapter to capture."""
-        terms = [t for t in self if role == "student" or t.spec.needs_teacher]
-        return sorted({path for t in terms for path in t.term.signals(role) if path.rpartition("/")[2] not in OUTPUTS})
+        if role not in self._features:
+            terms = [t for t in self if role == "student" or t.spec.needs_teacher]
+            paths = {path for t in terms for path in t.term.signals(role) if path.rpartition("/")[2] not in OUTPUTS}
+            self._features[role] = sorted(paths)
+        return self._features[role]
 
     def build(self, student: Signals, teacher: Signals | None, streams: Streams) -> Objective:
         """Make what these signals ask for: projectors, modules, resampling, learned weights. Returns self.
@@ -308,8 +315,11 @@ class Objective(nn.Module):
         self, term: _Compiled, student: Signals, teacher: Signals | None, ranks: Ranks, progress: float
     ) -> tuple[Tensor, Tensor | float, str]:
         """Total, count and what was counted: a loss that leaves out some of its rows counts as no other does."""
-        projected = term.projector is not None
-        given = collect(term.name, term.term, term.spec, student, teacher, progress, projected, term.ways)
+        projected, ways, given = term.projector is not None, term.ways, None
+        if term.plain is not None and (not ways or set(ways) == {"none"}):
+            given = as_they_are(term.plain, student, teacher)
+        if given is None:
+            given = collect(term.name, term.term, term.spec, student, teacher, progress, projected, ways)
         some = given["student"][0] if term.spec.many else given["student"]
         with without_autocast(some.device.type):
             if term.projector is not None:

@@ -22,6 +22,9 @@ class CacheSpec(Strict):
     """That ``replay`` draws; more is more augmentation, and more teacher."""
     top_k: int | None = Field(None, gt=0)
     """Highest logits that are kept, beside the mass of the rest; None: all of them in fp16."""
+    smaller: float | None = Field(None, gt=1)
+    """How many times smaller than in fp16 logits are kept, as coefficients in a basis fitted to what the teacher says
+    first: of many classes, at any temperature."""
     temperature: float | None = Field(None, gt=0)
     """At which the mass of the rest is right; None: that of the terms on logits where they agree, else 1."""
     features: Literal["fp16", "int8"] = "fp16"
@@ -40,6 +43,8 @@ class CacheSpec(Strict):
     def _replayed(self) -> CacheSpec:
         if self.epochs > 1 and self.view == "clean":
             raise ValueError("epochs: the clean view has one entry a sample: epochs belongs to view: replay")
+        if self.smaller is not None and self.top_k is not None:
+            raise ValueError("smaller: top_k is another way to keep logits: give one of them")
         if self.temperature is not None and self.top_k is None:
             raise ValueError("temperature: it is of the mass that top_k leaves out: give top_k")
         if self.signals is None and (self.on_missing != "error" or self.match != "content"):

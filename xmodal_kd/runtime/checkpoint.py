@@ -74,17 +74,23 @@ def load_optimizer(
     tensors: Mapping[str, Tensor],
     groups: list[dict[str, Any]],
 ) -> None:
-    """Put back what `optimizer_state` gave, by parameter name; the groups must hold the same names."""
+    """Put back what `optimizer_state` gave, by parameter name; the groups must hold the same names.
+
+    Whether a step is one fused call is no state: it is as this process has it, whose parameters may lie elsewhere.
+    """
     saved: dict[str, dict[str, Any]] = {}
-    own = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    mine_by_name = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
-        saved.setdefault(name, {})[key] = like(own[name], tensor) if name in own else tensor
+        saved.setdefault(name, {})[key] = like(mine_by_name[name], tensor) if name in mine_by_name else tensor
     mine = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     if mine != [group["params"] for group in groups]:
         raise UserError("the checkpoint's optimizer holds other parameters than this run's: the recipe has changed")
     order = {name: i for i, name in enumerate(name for group in mine for name in group)}
-    packed = [{**group, "params": [order[name] for name in group["params"]]} for group in groups]
+    packed = [
+        {**group, "params": [order[name] for name in group["params"]]} | {k: own[k] for k in ("fused",) if k in own}
+        for group, own in zip(groups, optimizer.param_groups, strict=True)
+    ]
     optimizer.load_state_dict({"state": {order[n]: s for n, s in saved.items()}, "param_groups": packed})
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .gradient_sum import GradientSum
+from .gradient_sum import NOBODY, GradientSum
 from .shards import is_shard
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Ranks:
 
     def summing(self, parameters: Sequence[nn.Parameter]) -> GradientSum:
         """What adds up all ranks' gradients of `parameters`, once."""
-        return GradientSum(())
+        return NOBODY
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """All ranks' rows, this rank's with their graph."""

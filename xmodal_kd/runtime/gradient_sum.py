@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .errors import RunError
 #: Bytes of gradients that are sent at once: enough that their number does not count, few enough that the first are on
 #: their way early.
 BUCKET = 1 << 23
+_NOTHING = nullcontext()
 
 
 # docs/decisions/003-one-loop.md
@@ -33,9 +34,12 @@ class GradientSum:
         self._missing = [{id(p) for p in bucket if p.requires_grad} for bucket in self._buckets]
         self._sent: list[tuple[Tensor, Any]] = []
 
-    @contextmanager
-    def during(self) -> Iterator[None]:
+    def during(self) -> AbstractContextManager[None]:
         """Around the one backward pass after which gradients are whole."""
+        return self._listening() if self._buckets else _NOTHING
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
         hooks = [
             parameter.register_post_accumulate_grad_hook(self._arrived)
             for bucket in self._buckets
@@ -92,3 +96,7 @@ def _buckets(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Para
         bucket.append(parameter)
         filling[kind] = held + more, bucket
     return found
+
+
+#: Of a process alone, which has nobody to wait for.
+NOBODY = GradientSum(())

@@ -30,8 +30,8 @@ class Streams:
 
     def key(self, *path: Key) -> int:
         """A 63-bit seed for `path`: equal paths give equal seeds on every machine and Python version."""
-        parts = (part if isinstance(part, str) else int(part) for part in (self.seed, *path))  # NumPy's integers too
-        text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+        parts = (self.seed, *path)  # NumPy's integers too
+        text = "\x1f".join([f"str:{part}" if isinstance(part, str) else f"int:{int(part)}" for part in parts])
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
     def numpy(self, *path: Key) -> np.random.Generator:

@@ -23,13 +23,17 @@ class StepTimer:
         self.steps = 0
         self.running = False
 
+    def step(self, measured: bool) -> AbstractContextManager[None]:
+        """Around a step, of which the parts are measured or not."""
+        return self._measured() if measured else _NOTHING
+
     @contextmanager
-    def step(self, measured: bool) -> Iterator[None]:
-        self.running = measured
+    def _measured(self) -> Iterator[None]:
+        self.running = True
         try:
             with self.time("step"):
                 yield
-            self.steps += measured
+            self.steps += 1
         finally:
             self.running = False
 

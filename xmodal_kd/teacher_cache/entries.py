@@ -160,7 +160,7 @@ def packed(kept: StoredSignal, entries: Sequence[bytes]) -> Packed:
 
     ``counts`` (b,) valid rows of each item, ``place`` (n,) their positions among the item's rows, ``fields`` (n, w)
     each, ``total`` (b,) rows that each item must have, ``exact`` whether neither more nor fewer, ``grid`` of each item
-    where all its cells count, ``full`` whether every row of every item counts.
+    where all its cells count, ``full`` whether every row of every item counts, ``each`` the count where all have one.
     """
     items = [opened(kept.codec, entry) for entry in entries]
     counts, totals, grids = [len(i.place) for i in items], [i.total for i in items], [i.grid for i in items]
@@ -169,6 +169,7 @@ def packed(kept: StoredSignal, entries: Sequence[bytes]) -> Packed:
     pieces = [[i.fields[f] for i in items] for f in range(len(kept.codec.fields))]
     return {
         "counts": torch.tensor(counts),
+        "each": counts[0] if len(set(counts)) == 1 else None,
         "total": torch.tensor(totals),
         "place": torch.from_numpy(np.concatenate(places).astype(np.int64)),
         "fields": [torch.from_numpy(_plain(np.concatenate(piece))) for piece in pieces],
@@ -234,7 +235,7 @@ def _placed(one: StoredSignal, pack: Packed, beside: Signals) -> _Place:
     items, device = len(counts), counts.device
     grids = set(pack["grid"])
     grid = next(iter(grids)) if len(grids) == 1 else ()
-    if pack["full"] and grid and bool((counts == prod(grid)).all()):
+    if pack["full"] and (grid or one.kind == "sample") and pack["each"] == prod(grid):
         return _Place(Layout.dense(one.kind, items, grid, device), None)
     item = torch.arange(items, device=device).repeat_interleave(counts)
     template = _template(one, pack, beside)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, Batch, Source
 from ..objective.objective import Objective
@@ -26,7 +26,7 @@ from ..runtime.random_streams import Streams
 from ..signals.signals import Signals
 from ..training.label_budget import LabelBudget
 from ..training.loader import share, steps
-from .codecs import Codec, Half, Int8, TopK, Whole, row_bytes
+from .codecs import Basis, Codec, Half, Int8, TopK, Whole, row_bytes, settings
 from .entries import StoredSignal, written
 from .folder import address
 from .imported import Imported
@@ -38,6 +38,8 @@ from .store import Store
 SECONDS, BYTES = 1.0, 1 << 26
 #: Micro-batches whose features set the scales of int8.
 CALIBRATION = 4
+#: Rows to which a basis of scores is fitted, and rows for each class: fewer make a basis of their own accidents.
+BASIS_ROWS, BASIS_ROWS_BY_CLASS = 2048, 4
 
 Key = tuple[int, int]  # epoch by which entries are known, sample
 
@@ -115,22 +117,44 @@ class Filler:
 
         Raises `UserError` for a signal that the store keeps in another way.
         """
-        outputs = [self.says(self.batch(micros[0]))]
-        names = [name for name in outputs[0] if self._compared(name)]
+        first = self.says(self.batch(micros[0]))
+        names = [name for name in first if self._compared(name)]
         if self.imported is not None:
             names = self.imported.names(names, self._addresses(micros[0]))
-        if self.spec.features == "int8" and any(name not in manifest.signals and name != "logits" for name in names):
-            outputs += [self.says(self.batch(micro)) for micro in micros[1:CALIBRATION]]
+        rows = self._calibration([name for name in names if name not in manifest.signals], first, micros)
         for name in names:
-            made = self._made(name, outputs, len(manifest.signals))
+            made = self._made(name, first, rows.get(name), len(manifest.signals))
             made = made if self.imported is None else self.imported.made(made)
             there = manifest.signals.setdefault(name, made)
-            if _settings(there.codec) != _settings(made.codec):
+            if settings(there.codec) != settings(made.codec):
                 raise UserError(
                     f"cache: its {name!r} are kept as {_told(there.codec)}, the recipe says {_told(made.codec)}: "
                     "choose another cache.path"
                 )
         return {name: manifest.signals[name] for name in names}
+
+    def _calibration(self, names: Sequence[str], first: Signals, micros: Sequence[Sequence[Key]]) -> dict[str, Tensor]:
+        """Valid rows of `names`, as many as their codecs are fitted to, from the first micro-batches.
+
+        Args:
+            first: what the teacher says of the first of them.
+        """
+        found = {name: [_valid(first, name)] for name in names}
+
+        def wanting(name: str, looked: int) -> bool:
+            if name != "logits":
+                return self.spec.features == "int8" and looked < CALIBRATION
+            width = first.rows(name).shape[-1]
+            enough = max(BASIS_ROWS, BASIS_ROWS_BY_CLASS * width)
+            return self.spec.smaller is not None and sum(map(len, found[name])) < enough
+
+        for looked, micro in enumerate(micros[1:], 1):
+            if not (more := [name for name in names if wanting(name, looked)]):
+                break
+            said = self.says(self.batch(micro))
+            for name in more:
+                found[name].append(_valid(said, name))
+        return {name: torch.cat(rows) for name, rows in found.items()}
 
     def _addresses(self, micro: Sequence[Key]) -> list[str]:
         seen = [self.source.seen(index, epoch) for epoch, index in micro]
@@ -144,18 +168,22 @@ class Filler:
         patterns = [pattern for term in terms for pattern in (*term.signals("teacher"), term.weights or "")]
         return any(fnmatchcase(name, pattern) or name == pattern for pattern in patterns)
 
-    def _made(self, name: str, outputs: Sequence[Signals], number: int) -> StoredSignal:
-        rows, layout = outputs[0][name]
+    def _made(self, name: str, first: Signals, fit: Tensor | None, number: int) -> StoredSignal:
+        """How a signal is kept, its codec fitted to the rows `fit`, or to those of the `first` micro-batch."""
+        rows, layout = first[name]
+        fit = _valid(first, name) if fit is None else fit
         vector = rows.ndim == 1
         width = 1 if vector else rows.shape[-1]
         codec: Codec = Half(width)
         if name == "logits" and self.spec.top_k is not None and self.spec.top_k < width:
             top = TopK(width, self.spec.top_k, self._temperature())
             codec = top if row_bytes(top) < row_bytes(codec) else codec
+        elif name == "logits" and self.spec.smaller is not None and not vector:
+            codec = Basis.fitted(fit, max(1, int(row_bytes(codec) / self.spec.smaller)))
         elif name.partition(":")[0] == COORDINATES:
             codec = Whole(width)
         elif name not in ("logits", "prediction") and self.spec.features == "int8" and not vector:
-            codec = Int8.fitted(torch.cat([s.rows(name)[s.layout(name).mask] for s in outputs]))
+            codec = Int8.fitted(fit)
         return StoredSignal(name, number, layout.kind, vector, codec)
 
     def _temperature(self) -> float:
@@ -303,9 +331,10 @@ class _Writer:
         self._waiting, self._bytes, self._last = [], 0, monotonic()
 
 
-def _settings(codec: Codec) -> dict[str, Any]:
-    return {key: value for key, value in codec.describe().items() if key != "scale"}
+def _valid(signals: Signals, name: str) -> Tensor:
+    rows, layout = signals[name]
+    return rows[layout.mask]
 
 
 def _told(codec: Codec) -> str:
-    return ", ".join(f"{key} {value}" for key, value in _settings(codec).items())
+    return ", ".join(f"{key} {value}" for key, value in settings(codec).items())

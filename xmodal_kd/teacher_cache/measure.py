@@ -17,7 +17,7 @@ from ..adapter.adapter import CACHED, Batch
 from ..objective.parts import safe
 from ..signals.signals import Signals
 from ..training.method import Distil
-from .codecs import Int8, row_bytes
+from .codecs import Basis, Int8, row_bytes, settings
 from .entries import StoredSignal, restored
 from .manifest import entry_key
 from .source import CachedSource, Held, Seen
@@ -128,8 +128,7 @@ def loss_error(method: Distil, student: Signals, live: Signals, cached: Signals)
 
 
 def _signal(kept: StoredSignal) -> dict[str, Any]:
-    described = {key: value for key, value in kept.codec.describe().items() if key != "scale"}
-    found = {**described, "kind": kept.kind, "bytes_per_row": row_bytes(kept.codec)}
-    if isinstance(kept.codec, Int8) and kept.codec.seen:
+    found = {**settings(kept.codec), "kind": kept.kind, "bytes_per_row": row_bytes(kept.codec)}
+    if isinstance(kept.codec, Int8 | Basis) and kept.codec.seen:
         found["cut"] = kept.codec.cut / kept.codec.seen
     return found

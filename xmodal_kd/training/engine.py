@@ -360,6 +360,8 @@ class Engine:
         return loader.Supply(stream, ahead=train.ahead and not train.workers)
 
     def _here(self, micros: Sequence[Batch]) -> Sequence[Batch]:
+        if self.device.type == "cpu":  # where loaders make them
+            return micros
         return [send_to_device(batch, self.device) for batch in micros]
 
     # ---------------------------------------------------------------- checkpoints

@@ -31,11 +31,11 @@ def check_finite(out: LossOut, batch: Batch, role: str, step: int) -> None:
         UserError: names the sample that brought it.
         NotFiniteError: names the term, where the batch itself is finite.
     """
-    totals = [part.total.detach() for part in out.parts.values()]
+    totals = [part.total for part in out.parts.values()]
     if totals[0].device.type == "cpu":
         finite = all(math.isfinite(total.item()) for total in totals)
     else:  # waits for the device once
-        finite = math.isfinite(float(torch.stack([total.float() for total in totals]).sum()))
+        finite = math.isfinite(float(torch.stack([total.detach().float() for total in totals]).sum()))
     if finite:
         return
     term = next(key for key, part in out.parts.items() if not bool(torch.isfinite(part.total)))

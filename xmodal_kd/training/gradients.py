@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ from ..runtime.distributed import Ranks
 from ..runtime.shards import is_shard, local
 from ..runtime.shards import norm as norm_of
 from .optim import parameters
+
+
+@dataclass(slots=True)
+class Mean:
+    """A part's mean over the global batch, which is not divided before somebody asks."""
+
+    total: Tensor
+    count: Tensor | float
+
+    def __float__(self) -> float:
+        return float(self.total) / float(safe(self.count))
 
 
 # docs/decisions/003-one-loop.md
@@ -33,7 +44,7 @@ class Turn:
         self.parameters, self.micros, self.ranks, self.scale = parameters, micros, ranks, scale
         self.sums: dict[str, Part] = {}
         self.kept: dict[str, list[Tensor | None]] = {}
-        self.counts: dict[str, tuple[Tensor, Tensor | float]] = {}
+        self.means: dict[str, Mean] = {}
         self.over_ranks = ranks.summing(parameters)
         # dropped here and not after the last step: the backward pass that follows takes the same memory again, where a
         # large model otherwise pays 17 % of its step for new pages
@@ -42,10 +53,14 @@ class Turn:
 
     def add(self, out: LossOut) -> None:
         if self.micros == 1:
-            self.counts = self._over_ranks(out.parts)
-            terms = [_share(part, self.counts[name][1]) for name, part in out.parts.items() if part.weight]
+            self.means = self._over_ranks(out.parts)
+            weighed = [(name, part) for name, part in out.parts.items() if part.weight]
+            # a part without a graph adds nothing, unless none has one, of which torch is left to complain
+            roots = [one for one in weighed if one[1].total.requires_grad] or weighed
+            # what each total is multiplied by stands where its gradient begins: the loss itself nobody needs
+            shares = [self.scale(_share(part, self.means[name].count)) for name, part in roots]
             with self.over_ranks.during():
-                self.scale(sum(terms[1:], terms[0])).backward()
+                torch.autograd.backward([part.total for _, part in roots], shares)
             return
         units: dict[str, list[Tensor]] = {}
         for name, part in out.parts.items():
@@ -63,24 +78,24 @@ class Turn:
             before_grads = self.kept.get(unit, [None] * len(grads))
             self.kept[unit] = [_plus(a, b) for a, b in zip(before_grads, grads, strict=True)]
 
-    def finish(self) -> dict[str, Tensor]:
+    def finish(self) -> dict[str, Mean]:
         """The parts' global means, for the log."""
         if self.micros > 1:
-            self.counts = self._over_ranks(self.sums)
-            self._combine({part.unit: self.counts[name][1] for name, part in self.sums.items()})
+            self.means = self._over_ranks(self.sums)
+            self._combine({part.unit: self.means[name].count for name, part in self.sums.items()})
         self.over_ranks.finish()
-        return {name: total / safe(count) for name, (total, count) in self.counts.items()}
+        return self.means
 
-    def _over_ranks(self, parts: Mapping[str, Part]) -> dict[str, tuple[Tensor, Tensor | float]]:
+    def _over_ranks(self, parts: Mapping[str, Part]) -> dict[str, Mean]:
         """Totals and counts, in one exchange."""
         if self.ranks.world == 1:
-            return {name: (part.total.detach(), part.count) for name, part in parts.items()}
+            return {name: Mean(part.total.detach(), _fixed(part.count)) for name, part in parts.items()}
         both = torch.stack([
             torch.stack([p.total.detach().float(), torch.as_tensor(p.count, device=p.total.device).float()])
             for p in parts.values()
         ])  # fmt: skip
         both = self.ranks.sum(both)
-        return {name: (both[i, 0], both[i, 1]) for i, name in enumerate(parts)}
+        return {name: Mean(both[i, 0], both[i, 1]) for i, name in enumerate(parts)}
 
     def _combine(self, counts: Mapping[str, Tensor | float]) -> None:
         for i, parameter in enumerate(self.parameters):
@@ -91,8 +106,11 @@ class Turn:
 
 
 def _share(part: Part, count: Tensor | float) -> Tensor:
-    """What a part of a whole batch adds to its loss: one operation where its count is a number."""
-    return _weighted(part) / safe(count) if isinstance(count, Tensor) else part.total * (part.weight / safe(count))
+    """What a part's total is multiplied by in the loss of the global batch, which has `count`: its gradient there."""
+    share = part.weight / safe(count)
+    if isinstance(share, Tensor):
+        return share.to(part.total).expand_as(part.total)
+    return torch.full(part.total.shape, share, dtype=part.total.dtype, device=part.total.device)
 
 
 def _fixed(count: Tensor | float) -> Tensor | float:
