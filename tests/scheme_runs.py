@@ -49,6 +49,7 @@ EXAMPLES: dict[str, Content] = {
     "one": {"scheme": {"params": {"on": "body.0", "shared": ["body.0"], "ramp": 0.5}}},
     "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
     "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},
+    "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},
     "cs_kd": {"objective": [HINT]},
     "cs_kd single": {"data": {"single": True}},
@@ -76,7 +77,7 @@ def content(example: str, **train: Any) -> Content:
         "objective": [
             {"loss": "test_ce"}, {"loss": "kd", "params": {"temperature": 2.0}}, *changed.get("objective", []),
         ],
-        "train": {**settings, **train}, "trackers": [],
+        "train": {**settings, **changed.get("train", {}), **train}, "trackers": [],
     }  # fmt: skip
 
 

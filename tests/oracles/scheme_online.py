@@ -243,3 +243,37 @@ def kdcl_target(logits: Sequence[Array], labels: Ints, *, how: str = "min_logit"
 def kdcl(target: Array, student: Array, labels: Ints, temperature: float = 1.0) -> Array:
     """CE(student) + T^2 KL(target || student) of each row."""
     return ce(student, labels) + tempered_kl(target, student, temperature)
+
+
+def dot(
+    weight: float,
+    task: Sequence[float | None],
+    teacher: Sequence[float | None],
+    *,
+    lr: float,
+    momentum: float,
+    delta: float,
+    decay: float,
+) -> list[float]:
+    """The weight after each step of DOT (Zhao et al., 2023), from both gradients of each, None where one is missing.
+
+    m <- (mu - delta) m + g + decay w and k <- (mu + delta) k + h, the first gradients being the first averages; w loses
+    lr (m + k). Where one of the two is missing the other has mu and the decay, and the missing one stands still.
+    """
+    averages: list[float | None] = [None, None]
+    walked = []
+    for pair in zip(task, teacher, strict=True):
+        both, change = None not in pair, 0.0
+        for side, gradient in enumerate(pair):
+            if gradient is None:
+                continue
+            if side == 0 or not both:
+                gradient += decay * weight
+            by = momentum if not both else momentum - delta if side == 0 else momentum + delta
+            before = averages[side]
+            now = gradient if before is None else by * before + gradient
+            averages[side] = now
+            change += now
+        weight -= lr * change
+        walked.append(weight)
+    return walked

@@ -6,9 +6,12 @@ import ``teacher_cache``, ``training`` and what these may. Public are the names 
 
 from __future__ import annotations
 
-from . import chains, continual, ensembles, exits, online, self_distillation, several
+from . import chains, continual, ensembles, exits, online, self_distillation, several, two_momenta
 from .base import SCHEMES, Scheme
 
 PAGE = "recipes/README.md#several-teachers"
 
-__all__ = ["SCHEMES", "Scheme", "chains", "continual", "ensembles", "exits", "online", "self_distillation", "several"]
+__all__ = [
+    "SCHEMES", "Scheme", "chains", "continual", "ensembles", "exits", "online", "self_distillation", "several",
+    "two_momenta",
+]  # fmt: skip

@@ -31,7 +31,7 @@ class Scheme(Distil):
     #: Source of the method.
     paper: ClassVar[str]
     year: ClassVar[int]
-    family: ClassVar[Literal["several teachers", "chain", "online", "self", "continual"]]
+    family: ClassVar[Literal["several teachers", "chain", "online", "self", "continual", "training"]]
     #: Whether the recipe has a teacher: it must, it may, or it cannot.
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "needed"
     #: Whether several teachers of the recipe are used.
