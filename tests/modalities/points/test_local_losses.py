@@ -9,6 +9,7 @@ import pytest
 import torch
 from detection_small import adapter, smallest
 from oracles import detection_losses as oracle
+from oracles import features_by_another
 from points_small import adapter as segmenting
 from torch import Tensor
 
@@ -107,6 +108,23 @@ def test_a_single_row_has_nothing_to_be_normalised_by() -> None:
     values, number = made(torch.float32)(student, torch.ones(1, 5), one, 2, one + 3)
     values.sum().backward()
     assert values.tolist() == [0, 0] and number.tolist() == [0, 0] and student.grad is not None
+
+
+@pytest.mark.parametrize("temperature", [0.01, 20.0, None])
+@pytest.mark.parametrize("difference", [False, True])
+def test_agrees_with_the_oracle_of_somebody_else(temperature: float | None, difference: bool) -> None:
+    """Who had read paper and release, not the code; of one scene, as rows of others are no neighbours here."""
+    params = {"queries": 6, "neighbours": 4, "temperature": temperature, "most": None, "difference": difference}
+    module = LOSSES["pointdistiller"].make(4, 5, width=3, **params).double()
+    one = {key: value[-13:] if isinstance(value, Tensor) else value for key, value in given().items()}
+    values, number = module(one["student"], one["teacher"], torch.zeros_like(one["item"]), 1, one["regions"])
+    maps = [torch.cat([side.other.weight, side.own.weight], dim=1) for side in (module.student, module.teacher)]
+    expected = features_by_another.pointdistiller(
+        one["student"].numpy(), one["teacher"].numpy(), one["regions"].tolist(),
+        (maps[0].detach().numpy(), maps[1].detach().numpy()), 6, 4, temperature, difference,
+    )  # fmt: skip
+    assert number.tolist() == [6]
+    assert values.item() == pytest.approx(float(expected.values.sum()), rel=1e-10)
 
 
 # ---------------------------------------------------------------- the release
