@@ -7,13 +7,15 @@ from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import toy
+from launch import FORKS
+from loader_worker import makers
 
 from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.recipe.recipe import Train
@@ -192,3 +194,18 @@ def test_nothing_is_loaded_while_dev_is_measured(tmp_path: Path) -> None:
     engine.source, engine.evaluate = source, evaluate
     engine.fit()
     assert seen == [12, 18, 24, 30], "the next step's batch is there, and no more"
+
+
+def test_workers_end_with_who_was_killed() -> None:
+    """Also where their parent's parent lives on, which for torch's own watch is their parent."""
+    here, there = FORKS.Pipe()
+    process = FORKS.Process(target=makers, args=(there,))
+    process.start()
+    there.close()
+    pids = here.recv()
+    assert len(pids) == 2 and process.pid not in pids
+    process.kill()
+    deadline = time() + 20
+    while time() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Generator, Iterator, Sequence
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -76,7 +79,7 @@ def steps(
         batch_sampler=plan,
         collate_fn=_Collate(source),
         num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # it draws a seed for its workers: not from the caller's randomness
     )
     stream = iter(loader)
@@ -126,6 +129,15 @@ def _sound(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides when to stop."""
+def _begin(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when to stop. When it is killed, so is a worker.
+
+    Torch's workers look whether their parent is another by now, which it never is where a server of forks made them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
