@@ -209,4 +209,4 @@ def _alone(lock: Path) -> Iterator[None]:
         os.close(number)
 
 
-__all__ = ["Columns", "Keep", "cache_folder", "columns_of"]
+__all__ = ["By", "Columns", "Keep", "cache_folder", "columns_of"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -15,7 +16,7 @@ from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.adapter.packed.packing import KINDS as PACKED
 from xmodal_kd.adapter.packed.packing import Kind as Packed
 from xmodal_kd.adapter.packed.packing import packing, packings
-from xmodal_kd.adapter.packed.shards import is_pattern
+from xmodal_kd.adapter.packed.shards import is_pattern, shards
 from xmodal_kd.adapter.source import DataSection, Strict
 from xmodal_kd.runtime.errors import UserError, nearest
 
@@ -24,11 +25,11 @@ from .compose import Compose
 from .cuts import cuts_file, read_cuts
 from .features import Features
 from .indexed import open_manifest, shared_audio
-from .layouts import read_common_voice, read_kaldi, read_speech_commands
+from .layouts import kaldi_lists, read_common_voice, read_kaldi, read_speech_commands
 from .long import Long
-from .manifests import Utterance, read_fsdd, read_librispeech
+from .manifests import Utterance, librispeech_lists, read_fsdd, read_librispeech
 from .pieces import Pieces, given, trained
-from .stored import packed_utterances
+from .stored import long_or_held, packed_utterances
 from .symbols import read_symbols
 from .tokens import NORMALISERS, Kind, Normaliser, Tokens
 
@@ -213,44 +214,72 @@ def _built(data: SpeechData, texts: Iterable[str | None]) -> Tokens:
 
 
 def _found(data: SpeechData, split: str) -> Sequence[Utterance]:
-    """All that the sources give for a split; of one manifest alone its index, where it has one."""
-    if data.sources == ("manifest",):
-        return _manifests(data, data.path.expanduser(), split)
-    if len(data.sources) == 1 and data.sources[0] in PACKED:
-        return _packed(data, data.sources[0], data.path, split)
-    return [utterance for name in data.sources for utterance in _source(data, name, split)]
+    """All that the sources give for a split, by an index where their lists are long."""
+    if len(data.sources) == 1:
+        return _source(data, data.sources[0], data.path, split)
+
+    def read() -> Iterator[Utterance]:
+        for name in data.sources:
+            folder = data.path.expanduser() / name
+            if not folder.is_dir():
+                raise UserError(f"data.path: of several sources, {name!r} is expected at {folder}")
+            for one in _source(data, name, folder, split):
+                yield replace(one, key=f"{name}/{one.key}")
+
+    lists = [_lists(name, data.path.expanduser() / name) for name in data.sources]
+    every = [] if None in lists else [file for files in lists for file in files or ()]
+    packed = [file for name, files in zip(data.sources, lists, strict=True) if name in PACKED for file in files or ()]
+    how = f"{data.sources} {'all' if data.by_speaker else split}"
+    return long_or_held(every, data.path.expanduser(), how, read, packed)
 
 
-def _source(data: SpeechData, name: SourceName, split: str) -> Iterator[Utterance]:
-    folder = data.path.expanduser()
-    several = len(data.sources) > 1
-    if several:
-        folder /= name
-        if not folder.is_dir():
-            raise UserError(f"data.path: of several sources, {name!r} is expected at {folder}")
+def _lists(name: SourceName, folder: Path) -> Sequence[Path] | None:
+    """The files that say what one of several sources holds in all splits; None where names of recordings do."""
+    if name == "webdataset":
+        return shards(folder) if folder.is_dir() else None
+    return {
+        "manifest": lambda: sorted(folder.glob("*.jsonl")),
+        "kaldi": lambda: [file for split in SPLITS for file in kaldi_lists(folder / split)],
+        "common_voice": lambda: [folder / f"{split}.tsv" for split in SPLITS],
+        "librispeech": lambda: librispeech_lists(folder),
+        "datasets": lambda: sorted(folder.rglob("*.arrow")),
+    }.get(name, lambda: None)()
+
+
+def _source(data: SpeechData, name: SourceName, path: Path, split: str) -> Sequence[Utterance]:
+    folder = path.expanduser()
     readers: dict[SourceName, Callable[[], Sequence[Utterance]]] = {
         "fsdd": lambda: read_fsdd(folder),
         "librispeech": lambda: _librispeech(data, folder, split),
         "manifest": lambda: _manifests(data, folder, split),
-        "kaldi": lambda: _parts(data, split, folder.joinpath, lambda part: read_kaldi(part, folder)),
-        "common_voice": lambda: _parts(
-            data, split, lambda name: folder / f"{name}.tsv", lambda part: read_common_voice(folder, part.stem)
+        "kaldi": lambda: _parts(
+            data, folder, split, folder.joinpath, lambda part: read_kaldi(part, folder), kaldi_lists
         ),
-        "lhotse": lambda: _parts(data, split, lambda name: cuts_file(folder, name), read_cuts),
+        "common_voice": lambda: _parts(
+            data,
+            folder,
+            split,
+            lambda name: folder / f"{name}.tsv",
+            lambda part: read_common_voice(folder, part.stem),
+            lambda part: [part],
+        ),
+        "lhotse": lambda: _parts(
+            data, folder, split, lambda name: cuts_file(folder, name), read_cuts, lambda part: [part]
+        ),
         "speech_commands": lambda: read_speech_commands(folder, None if data.by_speaker else split),
-        "webdataset": lambda: _packed(data, "webdataset", folder, split),
-        "datasets": lambda: _packed(data, "datasets", folder, split),
+        "webdataset": lambda: _packed(data, "webdataset", path, split),
+        "datasets": lambda: _packed(data, "datasets", path, split),
     }
-    for utterance in readers[name]():
-        yield replace(utterance, key=f"{name}/{utterance.key}") if several else utterance
+    return readers[name]()
 
 
 def _manifests(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance]:
-    if data.by_speaker:
-        files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
-        parts = [open_manifest(file) for file in files]
-        return parts[0] if len(parts) == 1 else [utterance for part in parts for utterance in part]
-    return _parts(data, split, lambda name: folder / f"{name}.jsonl", open_manifest)
+    if not data.by_speaker:
+        return _parts(data, folder, split, lambda name: folder / f"{name}.jsonl", open_manifest)
+    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
+    if len(files) == 1:
+        return open_manifest(files[0])
+    return long_or_held(files, folder, "manifests", lambda: (one for file in files for one in open_manifest(file)))
 
 
 def _packed(data: SpeechData, kind: Packed, path: Path, split: str) -> Sequence[Utterance]:
@@ -266,15 +295,23 @@ def _packed(data: SpeechData, kind: Packed, path: Path, split: str) -> Sequence[
 
 
 def _parts(
-    data: SpeechData, split: str, where: Callable[[str], Path], read_part: Callable[[Path], Sequence[Utterance]]
-) -> Sequence[Utterance]:
-    """What a file or folder for each split holds; with speaker lists all of them, else no audio of another split's."""
+    data: SpeechData, folder: Path, split: str, where: Callable[[str], Path],
+    read_part: Callable[[Path], Sequence[Utterance]], lists: Callable[[Path], Sequence[Path]] = lambda _: (),
+) -> Sequence[Utterance]:  # fmt: skip
+    """What a file or folder for each split holds; with speaker lists all of them, else no audio of another split's.
+
+    Args:
+        lists: the files of a part that make it long; none where `read_part` sees to that.
+    """
     places = {name: place for name in SPLITS if (place := where(name)).exists()}
     if data.by_speaker and places:
-        return [utterance for place in places.values() for utterance in read_part(place)]
+        every = [file for place in places.values() for file in lists(place)]
+        return long_or_held(
+            every, folder, "all", lambda: (one for place in places.values() for one in read_part(place))
+        )
     if split not in places:
         raise UserError(f"data.path: {where(split)} is missing; without speaker lists it is the {split} split")
-    read = {name: read_part(place) for name, place in places.items()}
+    read = {name: long_or_held(lists(place), folder, name, partial(read_part, place)) for name, place in places.items()}
     for name, others in read.items():
         if name != split and (both := shared_audio(read[split], others)):
             here, there = places[split].name, places[name].name
@@ -282,13 +319,14 @@ def _parts(
     return read[split]
 
 
-def _librispeech(data: SpeechData, folder: Path, split: str) -> list[Utterance]:
+def _librispeech(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance]:
     if data.by_speaker:
-        return read_librispeech(folder)
+        return long_or_held(librispeech_lists(folder), folder, "all", lambda: read_librispeech(folder))
     parts = sorted(part for part in folder.glob(f"{split}*") if part.is_dir())
     if not parts:
         raise UserError(f"data.path: {folder} has no folder {split}*; without speaker lists that is the {split} split")
-    return [utterance for part in parts for utterance in read_librispeech(part)]
+    lists = [file for part in parts for file in librispeech_lists(part)]
+    return long_or_held(lists, folder, split, lambda: (one for part in parts for one in read_librispeech(part)))
 
 
 def _check_known(data: SpeechData, known: set[str]) -> None:

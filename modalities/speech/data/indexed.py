@@ -121,6 +121,11 @@ def open_manifest(file: Path) -> Sequence[Utterance]:
     return Indexed(file, columns_of(file, salt, lambda keep: _build(file, keep)))
 
 
+def is_large(files: Sequence[Path]) -> bool:
+    """Whether lists are so large that what they list is not held."""
+    return bool(files) and sum(file.stat().st_size for file in files) >= LARGE
+
+
 def _is_number(text: str) -> bool:
     try:
         return float(text) >= 0
@@ -219,4 +224,4 @@ def _refuse_twice(file: Path, rows: Any) -> None:
             raise UserError(f"{file} line {number}: {one.key!r} is on line {there} already")
 
 
-__all__ = ["Indexed", "open_manifest", "shared_audio"]
+__all__ = ["Indexed", "is_large", "open_manifest", "shared_audio"]

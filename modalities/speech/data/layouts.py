@@ -44,6 +44,11 @@ def read_kaldi(folder: Path, root: Path) -> list[Utterance]:
     return sorted(found, key=lambda one: one.key)
 
 
+def kaldi_lists(folder: Path) -> list[Path]:
+    """The files of a data folder that say what there is."""
+    return [folder / name for name in ("wav.scp", "text", "segments", "utt2spk")]
+
+
 def _wavs(folder: Path) -> Iterator[tuple[str, str]]:
     if not (folder / "wav.scp").is_file():
         raise UserError(f"{folder}: no wav.scp: a Kaldi data folder is expected")
@@ -133,4 +138,4 @@ def _seconds(text: str, where: str) -> float:
     return value
 
 
-__all__ = ["LISTS", "read_common_voice", "read_kaldi", "read_speech_commands"]
+__all__ = ["LISTS", "kaldi_lists", "read_common_voice", "read_kaldi", "read_speech_commands"]

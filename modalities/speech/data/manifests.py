@@ -193,10 +193,14 @@ def read_fsdd(folder: Path) -> list[Utterance]:
 
 def read_librispeech(folder: Path) -> list[Utterance]:
     """``.../{speaker}/{chapter}/*.trans.txt`` beside the FLAC files it names, sorted by utterance."""
-    found = [utterance for file in sorted(folder.rglob("*.trans.txt")) for utterance in _chapter(file)]
+    found = [utterance for file in librispeech_lists(folder) for utterance in _chapter(file)]
     if not found:
         raise UserError(f"{folder}: no LibriSpeech transcripts (*.trans.txt) below it")
     return sorted(found, key=lambda utterance: utterance.key)
+
+
+def librispeech_lists(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.trans.txt"))
 
 
 def _chapter(file: Path) -> Iterator[Utterance]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,18 @@ from xmodal_kd.adapter.packed.member import Member
 from xmodal_kd.adapter.packed.packing import Packing, refuse_twice
 from xmodal_kd.adapter.packed.row import Row
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.mapped_columns import Columns, Keep
+from xmodal_kd.runtime.mapped_columns import By, Columns, Keep, columns_of
 from xmodal_kd.runtime.mapped_words import Spool, Words, Written
 
+from .indexed import is_large
 from .long import Long, Rows, hashed
 from .manifests import LONGEST, Utterance
 from .suffixes import SUFFIXES
 
 #: What a sample's JSON, or its row's columns, may call these.
 TEXTS = ("text", "transcript", "transcription", "sentence", "normalized_text")
+#: Lists whose content is looked at to see whether they changed; of more it is size and times.
+FEW = 16
 SPEAKERS, DURATIONS = ("speaker", "speaker_id", "spk_id", "client_id"), ("duration",)
 ROW = np.dtype([
     ("seconds", "f8"), ("offset", "f8"), ("speaker", "u4"), ("texted", "?"), ("file", "u8"), ("name", "u8"),
@@ -42,7 +48,11 @@ class Stored(Long):
         super().__init__(columns, rows)
         self.root, self.files = root, files
         self._keys, self._paths, self._said = (Words(columns, name) for name in ("key", "path", "text"))
-        self.sealed = bool(len(files))
+
+    @cached_property
+    def sealed(self) -> bool:  # type: ignore[override]
+        """Whether all lie within files by whose times the index is found."""
+        return bool(len(self.columns["inside"]) and self.columns["inside"].min())
 
     def __reduce__(self) -> Any:
         return Stored, (self.root, self.files, self.columns, self.rows)
@@ -95,6 +105,35 @@ def store(found: Iterable[Utterance], root: Path, files: Sequence[Path], keep: K
     for written, name in ((keys, "key"), (paths, "path"), (texts, "text")):
         written.keep(name, keep)
     keep("speakers", np.frombuffer(json.dumps(list(speakers)).encode(), np.uint8))
+
+
+def long_or_held(
+    lists: Sequence[Path], root: Path, how: str, read: Callable[[], Iterable[Utterance]], packed: Sequence[Path] = ()
+) -> Sequence[Utterance]:
+    """What `read` gives: held, or where its lists are as large as a manifest that has an index, by one, in its order.
+
+    Args:
+        lists: the files that say what there is.
+        root: the folder that most paths lie in.
+        how: it says which of what the lists say is read.
+        packed: files that samples lie in, among the lists.
+    Raises:
+        UserError: as `read` does.
+    """
+    there = [file for file in lists if file.is_file()]
+    if not is_large(there):
+        return found if isinstance(found := read(), Sequence) else list(found)
+    root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() follows links
+    salt = json.dumps(["list 1", how, str(root), os.path.expanduser("~")])  # noqa: PTH111
+    by: By = "times" if packed or len(there) > FEW else "content"
+    columns = columns_of(there, salt, lambda keep: store(map(_absolute, read()), root, packed, keep), by=by)
+    return Stored(root, packed, columns)
+
+
+def _absolute(one: Utterance) -> Utterance:
+    if isinstance(one.path, Member):
+        return one
+    return replace(one, path=Path(os.path.abspath(one.path)))  # noqa: PTH100
 
 
 # ---------------------------------------------------------------- packed samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from packed_files import png, tables, tar
 
+from xmodal_kd.adapter.images import read
 from xmodal_kd.adapter.images.later import Later
 from xmodal_kd.modalities.diffusion.data.captions import captions_of
 from xmodal_kd.modalities.diffusion.data.source import DiffusionData
@@ -164,3 +166,29 @@ def test_test_samples_are_of_no_shard_of_training(tmp_path: Path) -> None:
     data = ImagesData(sources="webdataset", path=folder / "*.tar", test_path=folder / "test-*.tar", dev=5)
     with pytest.raises(UserError, match=r"data\.test_path: .*test-0\.tar is of data\.path too"):
         load_split(data, "train")
+
+
+@pytest.mark.parametrize("kind", ["folder", "edm"])
+def test_more_images_than_are_held_are_read_when_they_are_wanted(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder(tmp_path / "f") / "train"
+    if kind == "edm":
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.png"))
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in names:
+                packed.write(path / name, name)
+            labels = [[name, CLASSES.index(name.partition("/")[0])] for name in names]
+            packed.writestr("dataset.json", json.dumps({"labels": labels, "classes": CLASSES}))
+        path = tmp_path / "a.zip"
+    found = []
+    for held in (1 << 32, 100):
+        monkeypatch.setattr(read, "HELD", held)
+        load_split.__globals__["_splits"].cache_clear()
+        data = ImagesData.model_validate({"sources": kind, "path": path, "dev": 5, "test": 5})
+        found.append(ImagesSource(data, "train", load_split(data, "train"), Streams(2), 4))
+        assert isinstance(found[-1].images.x, Later) == (held == 100)
+    for source in (found[1], pickle.loads(pickle.dumps(found[1]))):
+        assert np.array_equal(source.images.x[:], found[0].images.x) and source.plan(1) == found[0].plan(1)
+        assert list(source.images.keys) == list(found[0].images.keys) and source.classes == found[0].classes
+    assert _data_hash(found[1].images) == _data_hash(load_split(data, "train"))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+from packed_files import tar, wav
 
-from xmodal_kd.modalities.speech.data.corpora import SPLITS, SpeechData, utterances
+from xmodal_kd.modalities.speech.data import indexed
+from xmodal_kd.modalities.speech.data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from xmodal_kd.modalities.speech.data.found import recordings
 from xmodal_kd.modalities.speech.data.layouts import read_kaldi
+from xmodal_kd.modalities.speech.data.listed import listed_file
+from xmodal_kd.modalities.speech.data.long import Long
+from xmodal_kd.modalities.speech.data.source import SpeechSource
+from xmodal_kd.run.listed_files import look
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 
 
 def sound(path: Path, seconds: float = 0.5) -> Path:
@@ -137,3 +145,97 @@ def test_paths_are_taken_from_the_data_folder_or_from_the_corpus(tmp_path: Path)
     assert [one.path for one in read_kaldi(tmp_path / "train", tmp_path)] == [
         tmp_path / "train/here.wav", tmp_path / "far/b.wav",
     ]  # fmt: skip
+
+
+# Long lists
+
+
+def librispeech(folder: Path) -> Path:
+    for split, speaker in zip(SPLITS, ("11", "22", "33"), strict=True):
+        for chapter in ("5", "4"):
+            lines = []
+            for take in (1, 0):
+                key = f"{speaker}-{chapter}-{take}"
+                sound(folder / f"{split}-clean" / speaker / chapter / f"{key}.flac")
+                lines.append(f"{key} ONE {take}\n")
+            (folder / f"{split}-clean" / speaker / chapter / f"{speaker}-{chapter}.trans.txt").write_text(
+                "".join(lines)
+            )
+    return folder
+
+
+def manifests(folder: Path) -> Path:
+    for split, speaker in zip(SPLITS, ("ann", "bob", "eve"), strict=True):
+        lines = []
+        for i, text in enumerate(("one two", None) if split == "train" else ("one", "two")):
+            sound(folder / f"{split}{i}.wav")
+            lines.append(json.dumps({"audio_filepath": f"{split}{i}.wav", "text": text, "speaker": speaker}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def shards(folder: Path) -> Path:
+    for split in SPLITS:
+        said = json.dumps({"text": "one", "speaker": split}).encode()
+        tar(folder / f"{split}-0.tar", [(f"{split}{i}", {".wav": wav(0.5, i, 8000), ".json": said}) for i in range(2)])
+    return folder
+
+
+def several(folder: Path) -> Path:
+    for name, make in (("kaldi", kaldi), ("manifest", manifests), ("webdataset", shards), ("librispeech", librispeech)):
+        (folder / name).mkdir(parents=True)
+        make(folder / name)
+    return folder
+
+
+LONG = {
+    "kaldi": (kaldi, "kaldi", ("ann", "bob", "eve")),
+    "segments": (lambda folder: kaldi(folder, segments=True), "kaldi", ("ann", "bob", "eve")),
+    "common_voice": (common_voice, "common_voice", tuple(f"{split}-reader" for split in SPLITS)),
+    "librispeech": (librispeech, "librispeech", ("11", "22", "33")),
+    "manifests": (manifests, "manifest", ("ann", "bob", "eve")),
+    "several": (several, ["webdataset", "librispeech", "manifest", "kaldi"], ("ann", "bob", "eve")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by_speaker", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_long_lists_by_an_index_give_what_they_give_held(
+    tmp_path: Path, name: str, by_speaker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    make, sources, who = LONG[name]
+    keys = {f"{split}_speakers": [speaker] for split, speaker in zip(SPLITS, who, strict=True)} if by_speaker else {}
+    data = SpeechData.model_validate({"sources": sources, "path": make(tmp_path / "data"), **keys})
+    for split in SPLITS:
+        told = []
+        for large in (1 << 40, 0, 0):
+            monkeypatch.setattr(indexed, "LARGE", large)
+            found = utterances(data, split)
+            assert isinstance(found, Long) == (large == 0)
+            source = SpeechSource(data, split, build_tokens(data), Streams(3), 2)
+            told.append([
+                [(one.key, one.file, one.text, one.speaker, one.duration, one.offset) for one in found],
+                source.describe(), [source.plan(epoch) for epoch in range(2)], source.sample(0, 1).features.tolist(),
+                list(look(map(listed_file, found)).bad), source.seconds.tolist(),
+            ])  # fmt: skip
+        assert told[0] == told[1] == told[2]
+    (tmp_path / "skip").write_text(f"{found[0].key}\n")
+    if len(found) > 1:
+        left = utterances(data.model_copy(update={"skip": tmp_path / "skip"}), "test")
+        assert [one.key for one in left] == [one.key for one in found][1:]
+
+
+def test_a_list_that_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(indexed, "LARGE", 0)
+    data = SpeechData(sources=("kaldi",), path=kaldi(tmp_path / "data"))
+    assert utterances(data, "dev")[0].text == "one  two"
+    (tmp_path / "data/dev/text").write_text("bob-1 three\n")
+    assert utterances(data, "dev")[0].text == "three"
+    (tmp_path / "data/dev/wav.scp").write_text("bob-1 audio/ann.wav\n")
+    with pytest.raises(UserError, match=r"'ann-1' is in dev and in train: a split must not see another"):
+        utterances(data, "dev")
+    (tmp_path / "data/dev/wav.scp").write_text("bob-1 sox |\n")
+    with pytest.raises(UserError, match=r"wav\.scp line 1: a command"):
+        utterances(data, "dev")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from .stores import MOST, Folder, Labelling, Zip, one_line
 
 #: Reading fewer images than this is over before one would look.
 SHOW_PROGRESS = 5000
+#: Bytes of a data set's decoded images that are held in memory.
+HELD = 1 << 32
 #: Pixels of an image by its header, above which it is not decoded.
 PIXELS = 1 << 27
 #: Images that an error names one by one.
@@ -156,7 +160,7 @@ def say_left_out(error: UserError) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def labelled(x: npt.NDArray[Any], labelling: Labelling | None, store: Folder | Zip) -> Images:
+def labelled(x: npt.NDArray[Any] | Later, labelling: Labelling | None, store: Folder | Zip) -> Images:
     """Samples in the order of the store's names, with their labels."""
     if labelling is None:
         return Images(x, None, None, store.names, unread=store.unread)
@@ -164,8 +168,11 @@ def labelled(x: npt.NDArray[Any], labelling: Labelling | None, store: Folder | Z
     return Images(x, labels, labelling.names, store.names, unread=store.unread)
 
 
-def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
-    """``(n, c, h, w)``, c 1 or 3. Raises `UserError` that names every image which is broken or unlike the first."""
+def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8] | Later:
+    """``(n, c, h, w)``, c 1 or 3; of more than `HELD` bytes, or than there is room for, read when they are asked for.
+
+    Raises `UserError` that names every image which is broken or unlike the first, of those that are read now.
+    """
     count = len(store.names)
     x, faults = np.empty(0, dtype=np.uint8), dict[str, UserError]()
     with bar(f"reading {store.path.name}", count, quiet=count < SHOW_PROGRESS) as progress, warnings.catch_warnings():
@@ -180,13 +187,53 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8]:
                 height, width = pixels.shape[:2]
                 why = expected.why if expected.size and expected.mode else f"as {name}"
                 expected = Expected((height, width), mode, why)
-                x = _room((count, CHANNELS[mode], height, width), store.path)
+                shape = (CHANNELS[mode], height, width)
+                if count > 1 and count * math.prod(shape) > min(HELD, room()):
+                    return _later(store, expected, shape)
+                x = _room((count, *shape), store.path)
             x[i] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
             if (i + 1) % 500 == 0 or i + 1 == count:
                 progress.update(i + 1, {})
     if faults:
         raise _all(faults, store)
     return x
+
+
+def _later(store: Folder | Zip, expected: Expected, shape: tuple[int, ...]) -> Later:
+    pixels = _Pixels(type(store), store.path, tuple(store.names), expected)
+    return Later(pixels, np.arange(len(store.names)), shape, np.uint8, pixels.signature)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """The images of a store by number, in whatever process asks."""
+
+    kind: type[Folder] | type[Zip]
+    path: Path
+    names: tuple[str, ...]
+    expected: Expected
+
+    def __call__(self, row: int) -> npt.NDArray[np.uint8]:
+        name = self.names[row]
+        if self.kind is Folder:
+            content, where = read_bytes(self.path / name, MOST), str(self.path / name)
+        else:
+            store = _opened(self.path, os.getpid())
+            content, where = store.read(name), store.where(name)
+        pixels, _ = decoded(content, where, self.expected)
+        return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+
+    def signature(self) -> bytes:
+        """What changes with any image."""
+        files = [self.path / name for name in self.names] if self.kind is Folder else [self.path]
+        there = ((file.name, file.stat()) for file in files)
+        return "".join(f"{name} {seen.st_size} {seen.st_mtime_ns}\n" for name, seen in there).encode()
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, process: int) -> Zip:
+    """A process must not read by a file that another one has moved in."""
+    return Zip(path)
 
 
 def read_image(path: Path, expected: Expected) -> npt.NDArray[np.uint8]:
