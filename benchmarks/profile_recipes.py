@@ -2,8 +2,8 @@
 
     python benchmarks/profile_recipes.py [RECIPE ...] [--steps 60] [--set KEY=VALUE ...]
 
-Each recipe runs in a process of its own, as ``xmodal-kd run`` does, with `--steps` steps for whoever trains. Seconds are
-the processor's, of all threads, so that others on the machine disturb them little; what a part calls that is a part
+Each recipe runs in a process of its own, as ``xmodal-kd run`` does, with `--steps` steps for whoever trains. Seconds
+are the processor's, of all threads, so that others on the machine disturb them little; what a part calls that is a part
 itself counts there alone. A recipe whose data are not here, or which takes longer than `--limit`, is left out, and the
 results say which. Start-up is what the program imports until a run begins; the rehearsal is the run in small before
 it; scores are latency and operations of each role; curves, pictures and page are what the report shows.
@@ -116,7 +116,9 @@ def one(recipe: str, steps: int, sets: list[str]) -> dict[str, Any]:
     StepTimer.time = time  # type: ignore[assignment]
     few = [f"train.steps={steps}", *(["teacher.train.steps=" + str(steps)] if _trains_teacher(recipe, sets) else [])]
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(load(recipe, [*few, "train.eval_every=null", *sets]), Options(Path(folder) / "run", "cpu", quiet=True))
+        run = Run(
+            load(recipe, [*few, "train.eval_every=null", *sets]), Options(Path(folder) / "run", "cpu", quiet=True)
+        )
         run.execute()
     clock.enter("end")
     found = {"start-up": start_up, **clock.seconds}
@@ -132,10 +134,18 @@ def _trains_teacher(recipe: str, sets: list[str]) -> bool:
 
 def apart(recipe: str, steps: int, sets: list[str], limit: float) -> dict[str, Any]:
     """The same in a process of its own; why not, where it does not run."""
-    command = [sys.executable, __file__, "--one", recipe, "--steps", str(steps), *(x for s in sets for x in ("--set", s))]
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        recipe,
+        "--steps",
+        str(steps),
+        *(x for s in sets for x in ("--set", s)),
+    ]
     began = perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return {"left_out": f"took longer than {limit:.0f} s"}
     if done.returncode:
@@ -152,7 +162,9 @@ def table(cells: dict[str, Any]) -> str:
             lines.append(f"| {name} | | left out: {cell['left_out']} |")
             continue
         parts = {part: s for part, s in cell["seconds"].items() if s > 0.03 * cell["whole"]}
-        told = ", ".join(f"{part} {100 * s / cell['whole']:.0f} %" for part, s in sorted(parts.items(), key=lambda x: -x[1]))
+        told = ", ".join(
+            f"{part} {100 * s / cell['whole']:.0f} %" for part, s in sorted(parts.items(), key=lambda x: -x[1])
+        )
         lines.append(f"| {name} | {cell['whole']:.0f} | {told} |")
     return "\n".join(lines)
 
