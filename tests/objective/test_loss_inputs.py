@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from xmodal_kd.losses import LOSSES, loss
 from xmodal_kd.losses.base import beside, frozen, item_mean, to_maps, to_rows
-from xmodal_kd.objective.objective import Objective
+from xmodal_kd.objective.loss_inputs import Plain, as_they_are, collect
+from xmodal_kd.objective.objective import Objective, spec_of
 from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
@@ -281,3 +282,50 @@ def test_what_a_loss_may_not_ask_for() -> None:
             return student[0].sum()
 
     assert "test_bad" not in LOSSES
+
+
+# ---------------------------------------------------------------- the usual case
+
+
+def said(rows: Tensor, layout: Layout, labels: Tensor | None = None) -> Signals:
+    out = Signals(torch.arange(layout.items)).add("logits", rows, layout).add("body", rows + 1, layout)
+    return out if labels is None else out.add("labels", labels, layout)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("name", "on"), [("kd", "logits"), ("ce", "logits"), ("hint", "body"), ("wsld", "logits")])
+def test_plain_rows_are_what_collect_gives(name: str, on: str, half: bool) -> None:
+    layout, labels = Layout.dense("pixel", 3, (2, 2)), torch.arange(12) % 5
+    draw = torch.Generator().manual_seed(1)
+    rows = [torch.randn(12, 5, generator=draw).to(torch.bfloat16 if half else torch.float32) for _ in range(2)]
+    student, teacher = said(rows[0].requires_grad_(), layout, labels), said(rows[1], layout)
+    term = Term(loss=name, on=on)
+    spec = spec_of(term)
+    plain = Plain.of(term, spec)
+    assert plain is not None
+    found = as_they_are(plain, student, teacher)
+    whole = collect(name, term, spec, student, teacher, 0.0, False)
+    assert found is not None and set(spec.inputs) <= found.keys()
+    for key in spec.inputs:
+        assert found[key].dtype == whole[key].dtype and torch.equal(found[key], whole[key])
+
+
+def test_what_is_not_plain_is_left_to_collect() -> None:
+    layout, labels = Layout.samples(4), torch.tensor([0, 1, 2, 1])
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    unknown = rows.clone()
+    unknown[:, 1] = -torch.inf
+    kd, ce = (Plain.of(term, spec_of(term)) for term in (Term(loss="kd"), Term(loss="ce")))
+    assert kd is not None and ce is not None
+    assert as_they_are(kd, said(rows, layout), said(unknown, layout)) is None, "a class that the teacher does not know"
+    assert as_they_are(kd, said(rows, layout), said(rows, Layout.ragged("sample", torch.arange(4), 4))) is None
+    assert as_they_are(kd, said(rows, layout), None) is None
+    for wrong in (torch.tensor([0, 1, 3, 1]), torch.tensor([0, -100, 2, 1])):
+        assert as_they_are(ce, said(rows, layout, wrong), None) is None
+    few = said(rows, layout, labels)
+    few.labelled = torch.tensor([True, False, True, True])
+    assert as_they_are(ce, few, None) is None and as_they_are(ce, said(rows, layout), None) is None
+    padded = Layout.padded("frame", torch.tensor([1, 2]), 2)
+    assert as_they_are(kd, said(rows, padded), said(rows, padded)) is None
+    for term in (Term(loss="kd", weights="logits"), Term(loss="kd", min_confidence=0.5), Term(loss="dist")):
+        assert Plain.of(term, spec_of(term)) is None

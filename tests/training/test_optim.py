@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from xmodal_kd.recipe.recipe import Optimizer as Config
 from xmodal_kd.recipe.schedules import Schedule
+from xmodal_kd.runtime.checkpoint import load_optimizer, optimizer_state
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.optim import build_optimizer, named_parameters, set_lr
 
@@ -45,6 +46,32 @@ def test_lr_scale_by_glob_and_the_first_match_counts() -> None:
     found = groups(config, {"student": Net()})
     assert found["student.head.bias"][0] == 0.5 and found["student.head.weight"][0] == 0.2
     assert found["student.body.0.weight"][0] == 0.1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "radam"])
+def test_one_fused_call_steps_as_many_do(name: str) -> None:
+    """And a checkpoint of either goes on with the other."""
+    torch.manual_seed(0)
+    one, two = Net(), Net()
+    two.load_state_dict(one.state_dict())
+    config = Config(name=name, lr=0.01, weight_decay=0.1)
+    fused, plain = build_optimizer(config, {"student": one}), build_optimizer(config, {"student": two})
+    for group in plain.param_groups:
+        group["fused"] = False
+    assert all(group.get("fused", False) == (name != "radam") for group in fused.param_groups)
+    for step in range(4):
+        x = torch.randn(5, 2, 7)
+        for net, optimizer in ((one, fused), (two, plain)):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+        if step == 1:
+            names = {id(p): key for net in (one, two) for key, p in net.named_parameters()}
+            tensors, told = optimizer_state(fused, names)
+            load_optimizer(plain, names, {key: value.clone() for key, value in tensors.items()}, told)
+            assert not any(group.get("fused") for group in plain.param_groups)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:

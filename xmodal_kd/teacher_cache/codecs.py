@@ -189,7 +189,7 @@ class Basis:
     names: tuple[str, ...] = ("",)
 
     def __init__(self, width: int, size: int, bits: Sequence[int], basis: str) -> None:
-        """`size` bytes a row were asked for; `basis` is base64 of ``(1 + r, width)`` float32: m and each ``s_i v_i``."""
+        """`size` bytes a row were asked for; `basis` is base64 of ``(1 + r, width)`` float32, m and ``s_i v_i``."""
         rows = torch.from_numpy(np.frombuffer(base64.b64decode(basis), "<f4").reshape(-1, width).copy())
         self.width, self.size, self.bits, self.mean, self.basis = width, size, tuple(bits), rows[0], rows[1:]
         if len(self.bits) != len(self.basis) or not all(0 < b <= 8 for b in self.bits):
