@@ -54,6 +54,11 @@ NEAR: dict[str, dict[int, float]] = {
     "sid": {1: 5.5},
     "moment_matching": {1: 4.7},
     "moment_matching, 2 steps": {2: 3.3},
+    "pcm, 1 phase": {1: 4.6},
+    "pcm, 2 phases": {2: 3.1},
+    "pcm, 4 phases": {4: 2.9},
+    "tcd": {1: 14.5, 2: 3.5, 4: 1.9},
+    "ctm": {1: 5.3, 2: 3.1, 4: 3.0},
 }
 
 
