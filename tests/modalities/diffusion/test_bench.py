@@ -33,6 +33,9 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "reflow": (Arm("reflow", 60, {"pairs": 1024}), {1: 5.4}),
     "sid": (Arm("sid", 80, lr=3e-4), {1: 12.7}),
     "moment_matching": (Arm("moment_matching", 60), {1: 8.4}),
+    "pcm": (Arm("pcm", 150, {"steps": 2, "grid": 16, "decay": 0.8}), {2: 3.6}),
+    "tcd": (Arm("tcd", 150, {"grid": 16, "decay": 0.8}), {2: 3.6, 4: 2.7}),
+    "ctm": (Arm("ctm", 80, {"steps": 1, "at": TIMES, "grid": 8, "most": 4}), {1: 8.0, 2: 4.9, 4: 4.0}),
 }
 #: Of the arms of `ARMS`, on the variance-preserving process.
 NEAR: dict[str, dict[int, float]] = {
