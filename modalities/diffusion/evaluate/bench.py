@@ -101,7 +101,14 @@ ARMS = {
     "pcm, 4 phases": Arm("pcm", 500, {"steps": 4, "grid": 16, "decay": 0.8}, budgets=(4,)),
     "tcd": Arm("tcd", 500, {"grid": 16, "decay": 0.8}),
     "ctm": Arm("ctm", 400, {"steps": 1, "at": TIMES, "dsm": 0.1}, ema=0.98),
-    "ladd": Arm("ladd", 250, {"steps": 1, "critic": 3, "at": [LAST], "mean": -1.0}, ema=0.95, budgets=(1,)),
+    "ladd": Arm(
+        "ladd",
+        250,
+        {"steps": 1, "critic": 3, "critic_lr": 3.0, "at": [LAST], "mean": -1.0},
+        lr=3e-4,
+        ema=0.95,
+        budgets=(1,),
+    ),
     "dmd2, regression": Arm("dmd2", 250, {"steps": 1, "critic": 3, "regression": 0.25}, ema=0.95, budgets=(1,)),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }

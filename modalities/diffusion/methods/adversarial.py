@@ -104,7 +104,8 @@ class Ladd(Critic):
         if not self.params.r1:
             return masked("discriminator", hinge(self.logits(of_real), self.logits(of_made)))
         leaves = [feature.requires_grad_() for feature in of_real]
-        real = self.logits(leaves)
+        # no leaves themselves: what counts a step's operations hooks the inputs of modules, and may hook no leaf there
+        real = self.logits([leaf.view_as(leaf) for leaf in leaves])
         out = masked("discriminator", hinge(real, self.logits(of_made)))
         return out + masked("r1", gradient_penalty(real, leaves), self.params.r1)
 

@@ -33,6 +33,9 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "reflow": (Arm("reflow", 60, {"pairs": 1024}), {1: 5.4}),
     "sid": (Arm("sid", 80, lr=3e-4), {1: 12.7}),
     "moment_matching": (Arm("moment_matching", 60), {1: 8.4}),
+    "pcm": (Arm("pcm", 150, {"steps": 2, "grid": 16, "decay": 0.8}), {2: 3.6}),
+    "tcd": (Arm("tcd", 150, {"grid": 16, "decay": 0.8}), {2: 3.6, 4: 2.7}),
+    "ctm": (Arm("ctm", 80, {"steps": 1, "at": TIMES, "grid": 8, "most": 4}), {1: 8.0, 2: 4.9, 4: 4.0}),
 }
 #: Of the arms of `ARMS`, on the variance-preserving process.
 NEAR: dict[str, dict[int, float]] = {
@@ -54,6 +57,11 @@ NEAR: dict[str, dict[int, float]] = {
     "sid": {1: 5.5},
     "moment_matching": {1: 4.7},
     "moment_matching, 2 steps": {2: 3.3},
+    "pcm, 1 phase": {1: 4.6},
+    "pcm, 2 phases": {2: 3.1},
+    "pcm, 4 phases": {4: 2.9},
+    "tcd": {1: 14.5, 2: 3.5, 4: 1.9},
+    "ctm": {1: 5.3, 2: 3.1, 4: 3.0},
 }
 
 
