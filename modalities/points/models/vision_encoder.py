@@ -17,6 +17,8 @@ from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+#: Kinds that must be told that a photograph may be of another size than they were trained on.
+RESIZED = ("vit", "deit", "vit_mae", "vit_msn")
 #: Mean and standard deviation of the colours of ImageNet, which most encoders were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -47,7 +49,9 @@ class VisionEncoder(nn.Module):
         self.encoder, self.features = encoder, nn.Identity()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
-        self.patch = getattr(encoder.config, "patch_size", None)
+        config: Any = encoder.config
+        self.patch = getattr(config, "patch_size", None)
+        self.resized = config.model_type in RESIZED
         if isinstance(self.patch, int) and any(side % self.patch for side in size):
             raise UserError(
                 f"data.image: {list(size)} is no whole number of the encoder's patches of {self.patch} pixels: choose "
@@ -57,8 +61,8 @@ class VisionEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
         """The map of features of photographs whose colours are 0 to 1."""
         given: dict[str, Any] = {"pixel_values": (x - self.mean) / self.std}
-        if isinstance(self.patch, int) and self.encoder.config.model_type in ("vit", "deit", "vit_mae", "vit_msn"):
-            given["interpolate_pos_encoding"] = True  # of a size that it was not trained on
+        if self.resized:
+            given["interpolate_pos_encoding"] = True
         said: Tensor = self.encoder(**given).last_hidden_state
         if said.ndim == 3:
             rows, columns = (side // (self.patch or 1) for side in x.shape[2:])

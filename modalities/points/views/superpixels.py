@@ -29,8 +29,7 @@ def superpixels(rgb: UInt8[np.ndarray, "h w 3"], count: int) -> Int[np.ndarray, 
     # a pixel and a centre are five numbers each: what a place weighs is in its unit
     unit = COMPACT / side
     pixels = np.concatenate([colour, unit * i[..., None], unit * j[..., None]], axis=2)
-    own = cell[0] * right + cell[1]
-    label = own
+    label: np.ndarray = cell[0] * right + cell[1]
     around = np.stack([
         np.clip(cell[0] + a, 0, down - 1) * right + np.clip(cell[1] + b, 0, right - 1)
         for a in (-1, 0, 1) for b in (-1, 0, 1)

@@ -43,7 +43,7 @@ def test_superpixels_end_where_colours_do() -> None:
     grid = i * 4 // SIDES[0] * 8 + j * 8 // SIDES[1]
     assert impure(grid, truth) > 0.05 > 0.005 > impure(label, truth)
     assert 20 < len(np.unique(label)) <= 40 and label.min() == 0
-    assert all(np.ptp(i[label == k]) < 32 and np.ptp(j[label == k]) < 40 for k in np.unique(label)), "they are compact"
+    assert all(np.ptp(i[label == k]) < 40 and np.ptp(j[label == k]) < 40 for k in np.unique(label)), "they are compact"
 
 
 def test_they_are_those_of_a_slow_k_means() -> None:
@@ -118,7 +118,7 @@ def encoder(folder: Path, kind: str = "vit") -> Path:
 
 @pytest.mark.parametrize(("kind", "shape"), [("vit", (3, 8)), ("dinov2", (3, 8)), ("resnet", (3, 8))])
 def test_features_lie_where_the_photograph_is(tmp_path: Path, kind: str, shape: tuple[int, int]) -> None:
-    """A change in a patch changes the feature there most."""
+    """A change in a patch changes the feature there most, or, where patches overlap, beside it."""
     model = load_encoder(encoder(tmp_path, kind), IMAGE)
     x = torch.rand(2, 3, *IMAGE)
     y = x.clone()
@@ -126,7 +126,8 @@ def test_features_lie_where_the_photograph_is(tmp_path: Path, kind: str, shape: 
     one, two = model(x), model(y)
     assert one.shape == (2, 8, *shape)
     change = (one - two).norm(dim=1)[0]
-    assert divmod(int(change.argmax()), shape[1]) == (1, 5)
+    i, j = divmod(int(change.argmax()), shape[1])
+    assert abs(i - 1) + abs(j - 5) <= (kind == "resnet")
 
 
 def test_an_encoder_teaches_by_its_features(tmp_path: Path) -> None:
