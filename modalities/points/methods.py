@@ -99,7 +99,8 @@ class LabelDistill(Distil):
         #: Encoder of the labels, and the two ways from a third of the student's features to the teacher's.
         self.made = nn.ModuleDict()
         #: The task's own terms, by which the encoder learns.
-        self.task = Objective([one.term for one in self.objective if not one.spec.needs_teacher])
+        alone = [one.term for one in self.objective if not one.spec.needs_teacher]
+        self.task = Objective(alone, steps=self.objective.steps)
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
@@ -107,6 +108,8 @@ class LabelDistill(Distil):
             raise UserError("method labeldistill learns from boxes: it needs data.task detection")
         if self.teacher not in roles:
             raise UserError("method labeldistill learns from a teacher's heads, and there is no teacher: give one")
+        if not len(self.task.terms):
+            raise UserError("method labeldistill: no term without a teacher trains its encoder: add gaussian_focal")
         student, teacher = roles[self.role], roles[self.teacher]
         if not (isinstance(student, CenterPointPillar) and isinstance(teacher, CenterPointPillar)):
             raise UserError("method labeldistill is of centerpoint_pillar: set teacher.model and student.model to it")
@@ -147,11 +150,11 @@ class LabelDistill(Distil):
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         with ctx.timer.time("loss"):
-            learned = self.encoder_loss(roles, batch)
+            learned = self.encoder_loss(roles, batch, ctx.step)
         yield "encoder", learned
         yield from super().losses(batch, roles, ctx)
 
-    def encoder_loss(self, roles: Roles, batch: Batch) -> LossOut:
+    def encoder_loss(self, roles: Roles, batch: Batch, step: int = 0) -> LossOut:
         """The task's own terms, of what the frozen teacher's heads answer to the features of the labels."""
         teacher: Any = roles[self.teacher]
         features = self.labels_as_features(batch)
@@ -162,7 +165,7 @@ class LabelDistill(Distil):
         for name, maps in (("logits", teacher.heat(features)), ("boxes", teacher.boxes(features))):
             out.add(name, rearrange(maps, "b c h w -> (b h w) c"), layout)
         self.adapter.say_labels(out, batch, ground, layout)  # type: ignore[attr-defined]
-        answered: LossOut = self.task(out)
+        answered: LossOut = self.task(out, step=step)
         return answered.named("encoder")
 
     def labels_as_features(self, batch: Batch) -> Tensor:

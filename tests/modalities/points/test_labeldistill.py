@@ -149,6 +149,9 @@ def test_what_it_cannot_train_is_said() -> None:
         method(made).check({"student": small(made)["student"]})
     with pytest.raises(UserError, match=r"needs data\.task detection"):
         method(segmenting()).check({})
+    unpaid = LabelDistill(made, Objective([]), TRAIN, Streams(1), params=LabelDistillParams())
+    with pytest.raises(UserError, match="no term without a teacher trains its encoder: add gaussian_focal"):
+        unpaid.check(small(made))
     with pytest.raises(UserError, match=r"set student\.params\.width to 3"):
         method(made).check(small(made, student=2))
     coarse = adapter(student={"sees": "pillars", "beams": 16, "columns": 64, "cell": 0.8})
