@@ -33,7 +33,7 @@ from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
-from .losses import centres, local  # noqa: F401 - registers the losses
+from .losses import centres, fusion, local  # noqa: F401 - registers the losses
 from .methods import LabelDistill, LabelKD  # noqa: F401 - registers the methods
 from .models import MODELS
 from .models.vision_encoder import VisionEncoder, is_encoder, load_encoder

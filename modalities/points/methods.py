@@ -18,7 +18,7 @@ from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.objective.parts import LossOut, Part
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.signals.signals import Signals
+from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.training.method import METHODS, Context, Distil, Roles, Stage, known_as
 from xmodal_kd.training.optim import build_optimizer, scaling
 
@@ -69,8 +69,8 @@ def joined(batch: Batch, finds: list[Found], score: float) -> Batch:
 class LabelDistillParams(Strict):
     hidden: int = Field(32, ge=1, le=4096)
     """Channels inside the encoder of labels."""
-    begins: float = Field(0.5, ge=0, lt=1)
-    """Share of the training after which its features teach: it has learned alone until then."""
+    warmup: float = Field(0.5, ge=0, le=1)
+    """Share of the training over which the weight of its features grows, for it learns while they teach."""
     label: float = Field(0.3, ge=0)
     """Weight of the features of the labels."""
     lidar: float = Field(0.3, ge=0)
@@ -86,7 +86,7 @@ class LabelDistill(Distil):
     convolutions of its own, and the rest is free: ``sum m |A(s) - t|^2 / sum m`` over cells, m the sum over classes of
     the right heat for the teacher's, 1 wherever that is above 0 for the labels' (Kim et al., 2024). Terms of the
     objective are those of ``distil``; the paper's response term is not built, `sparsekd` is near it. The paper trains
-    the encoder before; here it learns beside the student, whose label term begins at ``begins``. The two see cells of
+    the encoder before; here it learns beside the student, whose label term grows over ``warmup``. The two see cells of
     one size.
     """
 
@@ -99,7 +99,8 @@ class LabelDistill(Distil):
         #: Encoder of the labels, and the two ways from a third of the student's features to the teacher's.
         self.made = nn.ModuleDict()
         #: The task's own terms, by which the encoder learns.
-        self.task = Objective([one.term for one in self.objective if not one.spec.needs_teacher])
+        alone = [one.term for one in self.objective if not one.spec.needs_teacher]
+        self.task = Objective(alone, steps=self.objective.steps)
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
@@ -107,6 +108,8 @@ class LabelDistill(Distil):
             raise UserError("method labeldistill learns from boxes: it needs data.task detection")
         if self.teacher not in roles:
             raise UserError("method labeldistill learns from a teacher's heads, and there is no teacher: give one")
+        if not len(self.task.terms):
+            raise UserError("method labeldistill: no term without a teacher trains its encoder: add gaussian_focal")
         student, teacher = roles[self.role], roles[self.teacher]
         if not (isinstance(student, CenterPointPillar) and isinstance(teacher, CenterPointPillar)):
             raise UserError("method labeldistill is of centerpoint_pillar: set teacher.model and student.model to it")
@@ -147,22 +150,23 @@ class LabelDistill(Distil):
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         with ctx.timer.time("loss"):
-            learned = self.encoder_loss(roles, batch)
+            learned = self.encoder_loss(roles, batch, ctx.step)
         yield "encoder", learned
         yield from super().losses(batch, roles, ctx)
 
-    def encoder_loss(self, roles: Roles, batch: Batch) -> LossOut:
+    def encoder_loss(self, roles: Roles, batch: Batch, step: int = 0) -> LossOut:
         """The task's own terms, of what the frozen teacher's heads answer to the features of the labels."""
         teacher: Any = roles[self.teacher]
         features = self.labels_as_features(batch)
-        right = self.adapter.signals(self.teacher, teacher, batch)
+        ground = self.adapter.ground(self.teacher)  # type: ignore[attr-defined]
+        layout = Layout.dense("pixel", len(batch["keys"]), ground.shape, features.device)
         out = Signals(batch["ids"])
         out.labelled = batch.get("labelled")
         for name, maps in (("logits", teacher.heat(features)), ("boxes", teacher.boxes(features))):
-            out.add(name, rearrange(maps, "b c h w -> (b h w) c"), right.layout("logits"))
-        for name in ("labels", "box_labels"):
-            out.add(name, *right[name])
-        return self.task(out).named("encoder")
+            out.add(name, rearrange(maps, "b c h w -> (b h w) c"), layout)
+        self.adapter.say_labels(out, batch, ground, layout)  # type: ignore[attr-defined]
+        answered: LossOut = self.task(out, step=step)
+        return answered.named("encoder")
 
     def labels_as_features(self, batch: Batch) -> Tensor:
         """``(b, c, h, w)``, as wide as the teacher's."""
@@ -189,10 +193,10 @@ class LabelDistill(Distil):
         h, w = layout.grid
         heat = outputs.rows("labels").sum(dim=1)
         third = rows.shape[1] // 3
-        begun = ctx.step >= self.params.begins * self.train.steps
+        grown = min(1.0, (ctx.step + 1) / max(1.0, self.params.warmup * self.train.steps))
         found = {}
         for at, (name, target, mask, weight) in enumerate((
-            ("label", labels, (heat > 0).to(rows.dtype), self.params.label * begun),
+            ("label", labels, (heat > 0).to(rows.dtype), self.params.label * grown),
             ("lidar", teacher, heat, self.params.lidar),
         )):  # fmt: skip
             part = rearrange(rows[:, at * third : (at + 1) * third], "(b h w) c -> b c h w", h=h, w=w)

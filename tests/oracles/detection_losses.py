@@ -119,3 +119,35 @@ def masked_square(student: Array, teacher: Array, mask: Array) -> float:
         float(m) * sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
         for s, t, m in zip(student, teacher, mask, strict=True)
     )
+
+
+def msfskd(
+    student: Sequence[Array], teacher: Sequence[Array], labels: Array, *, state: Mapping[str, Array], hidden: int = 64,
+    inner: int = 128, fusion: float = 1.0, cross: float = 0.05,
+) -> Array:  # fmt: skip
+    """2DPASS (Yan et al., 2022) row by row: cross-entropies of each scale's two heads and of all scales', and KL.
+
+    `hidden` and `inner` are in the shapes of `state`. Of the same hand as the loss; `test_fusion_loss.py` has what the
+    release says.
+    """
+    classes, scales = student[0].shape[1], len(student) - 1
+    values = np.zeros(len(labels))
+
+    def head(x: Array, name: str) -> Array:
+        own = under(state, name)
+        return log_softmax(linear(relu(linear(x, under(own, "0"))), under(own, "2")))
+
+    for i, y in enumerate(labels):
+        fused = []
+        for k in range(scales):
+            own = under(state, f"scales.{k}")
+            scan, picture = student[1 + k][i], teacher[1 + k][i]
+            learned = relu(linear(scan, under(own, "learner")))
+            z = linear(np.concatenate([picture, learned]), under(own, "join"))
+            gate = 1 / (1 + np.exp(-linear(z, under(own, "gate"))))
+            fused.append(relu(z * gate))
+            p, q = head(scan, f"scales.{k}.alone"), head(fused[-1], f"scales.{k}.both")
+            values[i] -= p[y] + fusion / scales * q[y]
+            values[i] += cross / scales / classes * sum(exp(b) * (b - a) for a, b in zip(p, q, strict=True))
+        values[i] -= head(np.concatenate(fused), "together")[y]
+    return values

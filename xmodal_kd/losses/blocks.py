@@ -77,7 +77,7 @@ def neighbours_of(rows: Tensor, nearest: int, of: Tensor | None = None) -> Tenso
     def block(part: slice) -> Tensor:
         these = sought[part]
         apart = distances(rows[these], rows)
-        apart[torch.arange(len(these)), these] = torch.inf
+        apart[torch.arange(len(these), device=rows.device), these] = torch.inf
         return apart.topk(nearest, dim=1, largest=False).indices
 
     return torch.cat(in_blocks(block, len(sought), len(rows)))

@@ -135,16 +135,21 @@ class DetectionAdapter(Adapter):
             if name == BOXES and isinstance(model, BoxesModel):  # where it says none, there is no row
                 where = Layout("pixel", rows.isfinite().all(dim=1), layout.item, items, ours.shape)
             out.add(name, rows, where)
+        self.say_labels(out, batch, ours, layout)
+        return out.add("point_count", self._point_count(role, batch, ours), layout)
+
+    def say_labels(self, out: Signals, batch: Batch, ours: Ground, layout: Layout) -> None:
+        """Add what the frames' boxes say of the cells of a ground, which `layout` lays out."""
+        device = layout.item.device
         boxes, numbers = self.known_things(batch)
         right = targets(boxes, numbers, ours, len(self.classes))
         heat, code, centre = (x.to(device) for x in (right.heat, right.code, right.centre))
         out.add("labels", heat, layout)
-        out.add("box_labels", code, Layout("pixel", centre, layout.item, items, ours.shape))
+        out.add("box_labels", code, Layout("pixel", centre, layout.item, layout.items, ours.shape))
         out.add("foreground", heat.amax(dim=1), layout)
         out.add("centre", centre.float(), layout)
         seen = _labelled(batch).to(device).repeat_interleave(ours.cells)
         out.add("objects", torch.where(seen, objects(boxes, ours).to(device), -1), layout)
-        return out.add("point_count", self._point_count(role, batch, ours), layout)
 
     def known_things(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes and classes of each frame's things, none of a frame whose labels may not be looked at."""

@@ -80,11 +80,12 @@ def test_terms_are_those_of_the_oracle() -> None:
 def test_the_student_s_parts_by_hand() -> None:
     """Thirds of 2 of 8 channels, each through its own way, against the labels' features and the teacher's."""
     made = adapter()
-    roles, batch, learns = small(made), batch_of(made), method(made, begins=0.5, label=0.2, lidar=0.7)
+    roles, batch, learns = small(made), batch_of(made), method(made, label=0.2, lidar=0.7)
     learns.check(roles)
     learns.begin(STAGE, roles, batch)
-    early, late = (learns.loss("student", roles, batch, context(step)).parts for step in (1, 2))
-    assert early["label"].weight == 0 and late["label"].weight == 0.2 and late["lidar"].weight == 0.7
+    early, late = (learns.loss("student", roles, batch, context(step)).parts for step in (0, 2))
+    assert early["label"].weight == 0.1 and late["label"].weight == 0.2, "of two steps"
+    assert early["lidar"].weight == late["lidar"].weight == 0.7
     with torch.no_grad():
         said = {role: made.signals(role, roles[role], batch, ["features"]) for role in roles}
         heat = said["student"].rows("labels").sum(dim=1)
@@ -119,7 +120,7 @@ def test_the_encoder_learns_and_the_teacher_does_not() -> None:
 
 def test_a_step_moves_the_student_and_its_ways_but_not_the_encoder() -> None:
     made = adapter()
-    roles, batch, learns = small(made), batch_of(made), method(made, begins=0.0)
+    roles, batch, learns = small(made), batch_of(made), method(made, warmup=0.0)
     learns.begin(STAGE, roles, batch)
     names = [name for name, _ in learns.losses(batch, roles, context(0))]
     assert names == ["encoder", "student"]
@@ -130,7 +131,7 @@ def test_a_step_moves_the_student_and_its_ways_but_not_the_encoder() -> None:
 
 def test_frames_whose_labels_may_not_be_looked_at_teach_nothing() -> None:
     made = adapter()
-    roles, learns = small(made), method(made, begins=0.0)
+    roles, learns = small(made), method(made, warmup=0.0)
     batch = batch_of(made, labelled=torch.tensor([False, False]))
     learns.begin(STAGE, roles, batch)
     parts = learns.loss("student", roles, batch, context(0)).parts
@@ -148,6 +149,9 @@ def test_what_it_cannot_train_is_said() -> None:
         method(made).check({"student": small(made)["student"]})
     with pytest.raises(UserError, match=r"needs data\.task detection"):
         method(segmenting()).check({})
+    unpaid = LabelDistill(made, Objective([]), TRAIN, Streams(1), params=LabelDistillParams())
+    with pytest.raises(UserError, match="no term without a teacher trains its encoder: add gaussian_focal"):
+        unpaid.check(small(made))
     with pytest.raises(UserError, match=r"set student\.params\.width to 3"):
         method(made).check(small(made, student=2))
     coarse = adapter(student={"sees": "pillars", "beams": 16, "columns": 64, "cell": 0.8})
@@ -157,6 +161,6 @@ def test_what_it_cannot_train_is_said() -> None:
 
 @pytest.mark.full
 def test_a_run_of_it(tmp_path: Path) -> None:
-    assert run(tmp_path / "run", "method={name: labeldistill, params: {begins: 0.3, hidden: 4}}") == 0
+    assert run(tmp_path / "run", "method={name: labeldistill, params: {warmup: 0.3, hidden: 4}}") == 0
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert set(report["roles"]) == {"teacher", "control", "student"}
