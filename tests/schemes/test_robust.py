@@ -71,7 +71,7 @@ def test_losses_are_those_of_the_formula(tmp_path: Path, name: str, share: float
     ctx = Context(stage, 0, 0, built.streams, StepTimer(torch.device("cpu")), Ranks())
     with torch.no_grad():
         teacher, clean = (method.forward_role(role, roles, batch) for role in ("teacher", "student"))
-        moved = attack(method, "student", roles, batch, ctx, method.harm(teacher), uniform=share == 1)
+        moved = attack(method, "student", roles, batch, ctx, method.harm(teacher), anywhere=method.anywhere)
         attacked = method.forward_role("student", roles, moved)
     assert 0 < (moved["x"] - batch["x"]).abs().max() <= method.params.radius * 18 + 1e-12
     logits = [one.rows("logits")[clean.layout("logits").mask].numpy() for one in (clean, attacked, teacher)]

@@ -74,13 +74,13 @@ class Attacking(Distil):
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         with ctx.timer.time("student"):
-            attacked = attack(self, role, roles, batch, ctx, by_labels, uniform=True)
+            attacked = attack(self, role, roles, batch, ctx, by_labels, anywhere=True)
         return super().loss(role, roles, attacked, ctx)
 
 
 def attack(
     method: Distil, role: str, roles: Roles, batch: Batch, ctx: Context, harm: Callable[[Signals], Tensor],
-    *, uniform: bool,
+    *, anywhere: bool,
 ) -> Batch:  # fmt: skip
     """The batch whose input was moved so that it harms the role most, which stands in eval mode meanwhile."""
     params, (key, low, high) = method.params, _attacked(method.adapter)
@@ -89,7 +89,7 @@ def attack(
     if params.random_start:
         draw = ctx.generator("attack", role, device=clean.device)
         like: Any = {"generator": draw, "device": clean.device, "dtype": clean.dtype}
-        if uniform:
+        if anywhere:
             start = clean + params.radius * span * (2 * torch.rand(clean.shape, **like) - 1)
         else:
             start = clean + 1e-3 * span * torch.randn(clean.shape, **like)
@@ -135,6 +135,8 @@ class Robust(Scheme):
     family = "training"
     #: Share of the terms with a teacher that is of the attacked input; the rest is of the input as it is.
     share: ClassVar[float]
+    #: Whether the attack starts anywhere within the radius, or beside the input by noise of 0.001.
+    anywhere: ClassVar[bool]
 
     @classmethod
     def refuse(cls, recipe: Recipe) -> None:
@@ -170,7 +172,7 @@ class Robust(Scheme):
         with ctx.timer.time("teacher"):
             teaching: Any = self._teaching(role, roles, batch)
         with ctx.timer.time("student"):
-            moved = attack(self, role, roles, batch, ctx, self.harm(teaching), uniform=self.share == 1)
+            moved = attack(self, role, roles, batch, ctx, self.harm(teaching), anywhere=self.anywhere)
             clean, attacked = (self.forward_role(role, roles, view) for view in (batch, moved))
         with ctx.timer.time("loss"):
             out = objective(clean, teaching, step=ctx.step, ranks=ctx.ranks)
@@ -214,6 +216,7 @@ class AdversariallyRobust(Robust):
 
     paper, year = "Adversarially Robust Distillation", 2020
     share: ClassVar[float] = 1.0
+    anywhere: ClassVar[bool] = True
 
     def harm(self, teaching: Signals) -> Callable[[Signals], Tensor]:
         return by_labels
@@ -231,6 +234,7 @@ class RobustSoftLabels(Robust):
 
     paper, year = "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better", 2021
     share: ClassVar[float] = 5 / 6
+    anywhere: ClassVar[bool] = False
 
     def harm(self, teaching: Signals) -> Callable[[Signals], Tensor]:
         target, layout = teaching["logits"]
