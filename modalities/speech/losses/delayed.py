@@ -41,7 +41,8 @@ def delayed_kd(
     steps = log_p.shape[1]
     means, longest = [], min(delay, steps - 1)
     for late in range(longest + 1):
-        rows = _kl(log_p[:, : steps - late], log_q[:, late:])
+        p = log_p[:, : steps - late]
+        rows = (p.exp() * (p - log_q[:, late:])).sum(dim=-1)
         compared = frames - late
         held = torch.arange(steps - late, device=item.device) < compared[:, None]
         mean = torch.where(held, rows, 0.0).sum(dim=1) / compared.clamp(min=1)
@@ -54,9 +55,3 @@ def delayed_kd(
         value = torch.where(known, by_delay, 0.0).sum(dim=0) / known.sum(dim=0).clamp(min=1)
     count = frames.to(value.dtype)
     return torch.where(frames > 0, temperature**2 * value * count, 0.0), count
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``KL(p || q)`` of each row; a symbol of probability 0 adds nothing, whatever `log_q` says of it."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
