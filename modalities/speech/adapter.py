@@ -37,7 +37,7 @@ from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, quantise_steps
 from .export.saved_folder import load_model, save_model
-from .losses import ctc, sequence  # noqa: F401 - registers the losses
+from .losses import ctc, delayed, sequence  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.bundle import described_bundle, is_bundle, load_bundle

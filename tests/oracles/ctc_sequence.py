@@ -203,3 +203,18 @@ def frame_kd(student: Array, teacher: Array, kept: Sequence[bool], temperature: 
             log_p, log_q = (log_softmax(row[t] / temperature) for row in (teacher, student))
             values[t] = temperature**2 * kl(log_p, log_q)
     return values
+
+
+def delayed_kd(student: Array, teacher: Array, delay: int, over: str = "least", temperature: float = 1.0) -> float:
+    """Least, or mean, over d = 0 .. delay of the mean over t of T^2 KL(teacher at t || student at t + d) ``(T, K)``.
+
+    Of the same hand as the loss, from its docstring, in loops.
+    """
+    found = []
+    for late in range(min(delay, len(teacher) - 1) + 1):
+        values = []
+        for t in range(len(teacher) - late):
+            log_p, log_q = log_softmax(teacher[t] / temperature), log_softmax(student[t + late] / temperature)
+            values.append(temperature**2 * kl(log_p, log_q))
+        found.append(float(np.mean(values)))
+    return min(found) if over == "least" else float(np.mean(found))

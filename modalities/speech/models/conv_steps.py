@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .frames import STRIDE, Planes, halved
-
-if TYPE_CHECKING:
-    from .conv import Block, ConvCTC
 
 
 class ConvSteps(nn.Module):
@@ -26,7 +23,7 @@ class ConvSteps(nn.Module):
 
     stride = STRIDE
 
-    def __init__(self, model: ConvCTC) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.subsample, self.norm, self.head = model.subsample, model.norm, model.head
         blocks = [block for block in model.blocks if hasattr(block, "depthwise")]  # an early exit passes by the others
@@ -36,6 +33,7 @@ class ConvSteps(nn.Module):
         """The state before an utterance: zeros. First the number ``(batch,)`` of the frame that comes next."""
         front, device = self.subsample, next(self.parameters()).device
         first, second = front.convolutions
+        shapes: list[tuple[Any, ...]]
         if isinstance(front, Planes):
             shapes = [(1, 1, front.mels), (first.out_channels, 1, (front.mels + 1) // 2)]
         else:
@@ -84,13 +82,13 @@ class ConvSteps(nn.Module):
             x = self.subsample.out(x.transpose(1, 2).flatten(2))  # type: ignore[operator]
         return x, length, *kept
 
-    def _blocks(self) -> list[Block]:
-        return list(self.blocks)  # type: ignore[arg-type]
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
 
 
-def _remembered(block: Block) -> int:
+def _remembered(block: Any) -> int:
     """Frames of its input that a block needs again."""
-    return block.left + block.right
+    return int(block.left + block.right)
 
 
 def _within(x: Tensor, numbers: Tensor, length: Tensor) -> Tensor:
