@@ -49,6 +49,8 @@ EXAMPLES: dict[str, Content] = {
     "one": {"scheme": {"params": {"on": "body.0", "shared": ["body.0"], "ramp": 0.5}}},
     "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
     "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},
+    "ard": {"teacher": TEACHER, "scheme": {"params": {"steps": 2}}, "objective": [HINT]},
+    "rslad": {"teacher": TEACHER, "scheme": {"params": {"steps": 2, "radius": 0.05}}},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},
     "cs_kd": {"objective": [HINT]},

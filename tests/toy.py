@@ -161,6 +161,7 @@ class ToyAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     datasets: ClassVar[Mapping[str, str]] = {"toy": "random rows"}
     metric: ClassVar[tuple[str, bool]] = ("error", True)
+    attacked: ClassVar[tuple[str, float, float] | None] = ("x", -9.0, 9.0)
 
     def __init__(self, data: Data, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size

@@ -37,6 +37,7 @@ class ImagesAdapter(Adapter):
     Data: ClassVar[type[ImagesData]] = ImagesData
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("accuracy", False)
+    attacked: ClassVar[tuple[str, float, float] | None] = ("x", -1.0, 1.0)
     quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",

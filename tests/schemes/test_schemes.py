@@ -19,8 +19,16 @@ from xmodal_kd.training.engine import Engine, Interrupted
 EACH = pytest.mark.parametrize("example", list(EXAMPLES))
 
 
+#: Noise that is drawn for each micro-batch.
+ATTACK = {"random_start": False}
 #: What a scheme compares over a batch, switched off.
-OVER_A_BATCH: dict[str, dict[str, float]] = {"ddgsd": {"mmd": 0.0}, "you": {"weight": 0.0}, "ae_kd": {"cap": 1.0}}
+OVER_A_BATCH: dict[str, dict[str, Any]] = {
+    "ddgsd": {"mmd": 0.0},
+    "you": {"weight": 0.0},
+    "ae_kd": {"cap": 1.0},
+    "ard": ATTACK,
+    "rslad": ATTACK,
+}
 
 
 def test_every_scheme_has_an_example_and_says_where_it_is_from() -> None:

@@ -117,6 +117,8 @@ class Adapter(Protocol):
     gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "item_labels", "features"})
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
+    #: The input of a batch whose values may be moved a little, and their range: what robust schemes attack.
+    attacked: ClassVar[tuple[str, float, float] | None] = None
     #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.
     quick_export: ClassVar[bool] = True
     #: What it was built with.
