@@ -1,7 +1,7 @@
 """Feature losses published for images, 2021 to 2024, from their formulas, in loops.
 
-As in `recent_feature_losses` these oracles are of the same hand as the losses; what another hand says of the same rows
-are the releases' values in `tests/losses/test_released_images.py`.
+As in `recent_feature_losses` these oracles are of the same hand as the losses. What others say of the same rows are
+`features_by_another` and the releases' values in `tests/losses/test_released_images.py`.
 """
 
 from __future__ import annotations

@@ -34,3 +34,41 @@ def dot_step(
         v_taught = g if v_taught is None else (momentum if alone else momentum + delta) * v_taught + g
         new = new - lr * v_taught
     return new, (v_task, v_taught)
+
+
+# ---------------------------------------------------------------- ARD and RSLAD
+
+
+def log_softmax(v: Array, temperature: float = 1.0) -> Array:
+    v = v / temperature
+    most = float(v.max())
+    return np.asarray(v - most - np.log(np.exp(v - most).sum()))
+
+
+def kl(target: Array, said: Array, temperature: float = 1.0) -> float:
+    """KL(target || said) of one row of logits."""
+    p, q = log_softmax(target, temperature), log_softmax(said, temperature)
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def pgd_step(x: Array, clean: Array, slope: Array, step: float, radius: float, low: float, high: float) -> Array:
+    """Up by the slope's sign, then within `radius` of the clean input, then within the values that there are."""
+    x = np.clip(x + step * np.sign(slope), clean - radius, clean + radius)
+    return np.asarray(np.clip(x, low, high))
+
+
+def ard(attacked: Array, natural: Array, teacher: Array, label: int, alpha: float, temperature: float) -> float:
+    """alpha T^2 KL(t(x) || s(x')) + (1 - alpha) CE(s(x)) of one row (Goldblum et al., 2020, eq. 3).
+
+    The paper writes CE at temperature T, its release has 1; the release also divides KL by the number of classes.
+    """
+    taught = temperature**2 * kl(teacher, attacked, temperature)
+    return float(alpha * taught - (1 - alpha) * log_softmax(natural)[label])
+
+
+def rslad(attacked: Array, natural: Array, teacher: Array, alpha: float = 5 / 6) -> float:
+    """alpha KL(t(x) || s(x')) + (1 - alpha) KL(t(x) || s(x)) of one row (Zi et al., 2021, eq. 6).
+
+    The release divides by the number of classes, and adds 1e-5 in the teacher's logarithm, which has no gradient.
+    """
+    return alpha * kl(teacher, attacked) + (1 - alpha) * kl(teacher, natural)

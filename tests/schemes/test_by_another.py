@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from oracles import schemes_by_another as oracle
+from scheme_runs import content, engine
 from torch import nn
 
+from xmodal_kd.runtime.distributed import Ranks
+from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.schemes.two_momenta import Dot, Kept
+from xmodal_kd.training.loader import steps
+from xmodal_kd.training.method import Context
 
 
 def test_dot() -> None:
@@ -43,3 +50,44 @@ def test_dot() -> None:
             np.testing.assert_allclose(weights[i].detach().numpy(), values[i], rtol=1e-12)
             if i == 3 and step == 0:
                 np.testing.assert_allclose(undecayed, values[i], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ard", "rslad"])
+def test_robust(name: str, tmp_path: Path) -> None:
+    """Attack and loss of a step, with labels beside; a student under attack is in eval mode."""
+    made = content(name)
+    made["data"] |= {"single": True, "double": True}
+    made["scheme"]["params"] |= {"random_start": False, "steps": 3, "radius": 0.02, "step": 0.009}
+    temperature, weight = (3.0, 0.7) if name == "ard" else (1.0, 1.0)
+    taught = {"loss": "kd", "params": {"temperature": temperature}, "weight": weight}
+    made["objective"] = [{"loss": "test_ce", "weight": 0.3}, taught]
+    built = engine(tmp_path, made)
+    method: Any = built.method
+    roles: Any = built.roles
+    [batch] = next(steps(built.source))
+    stage = method.stages()[0]
+    method.begin(stage, roles, batch)
+    ctx = Context(stage, 0, 0, built.streams, StepTimer(torch.device("cpu")), Ranks())
+
+    def said(role: str, x: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = method.forward_role(role, roles, {**batch, "x": x}).rows("logits")
+        return rows
+
+    clean, labels = batch["x"], batch["labels"].reshape(-1)
+    teacher = said("teacher", clean).detach()
+    x, (_, low, high) = clean.numpy(), method.adapter.attacked
+    for _ in range(3):
+        leaf = torch.tensor(x).requires_grad_()
+        log_q = said("student", leaf).log_softmax(dim=1)
+        harm = -log_q.gather(1, labels[:, None]) if name == "ard" else -teacher.softmax(dim=1) * log_q
+        (slope,) = torch.autograd.grad(harm.sum(), leaf)
+        x = oracle.pgd_step(x, clean.numpy(), slope.numpy(), 0.009 * (high - low), 0.02 * (high - low), low, high)
+    with torch.no_grad():
+        rows = [one.numpy() for one in (said("student", torch.tensor(x)), said("student", clean), teacher)]
+    values = []
+    for *row, label in zip(*rows, labels.tolist(), strict=True):
+        one = oracle.ard(*row, label, 0.7, 3.0)
+        values.append(one if name == "ard" else oracle.rslad(*row) + 0.3 * oracle.ard(*row, label, 0.0, 1.0))
+    found = method.loss("student", roles, batch, ctx).value().item()
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-10)
+    assert np.abs(x - clean.numpy()).max() > 0.1
