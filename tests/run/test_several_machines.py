@@ -33,9 +33,8 @@ def test_what_ranks_tell_one_another(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    "cache", ["", pytest.param("cache: {view: replay, epochs: 2, top_k: 4}\n", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("cache", ["", "cache: {view: replay, epochs: 2, top_k: 4}\n"])
 def test_a_run_of_machines_with_folders_of_their_own(tmp_path: Path, cache: str) -> None:
     """Killed in the student's training, where teacher and control are done: these, the checkpoint, its best weights and
     the cache are what the second machine has not."""

@@ -258,6 +258,10 @@ def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
     arrow.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"data-00001-of-00002\.arrow: not an Arrow stream, or a broken one"):
         utterances(data, "train")
+    info = folder / "train" / "dataset_info.json"
+    info.write_text(json.dumps({"features": {"sound": {"_type": "Value"}}}))
+    with pytest.raises(UserError, match=r"train: no Audio or Image among its columns \(sound\)"):
+        utterances(data, "train")
     arrow.unlink()
     with pytest.raises(UserError, match=r"state\.json: 'data-00001-of-00002\.arrow' is not there"):
         utterances(data, "train")

@@ -59,7 +59,8 @@ def shards(path: Path, key: str = "data.path") -> list[Path]:
         found += [shard for written in _braces(one) for shard in _files(str(Path(written).expanduser()), key)]
     found = list(dict.fromkeys(found))
     for shard in found:
-        _check_plain(shard)
+        if (ending := shard.suffix.lower()) in UNPACK:
+            raise UserError(_compressed(shard, f"{UNPACK[ending]} {shard}"))
     return found
 
 
@@ -148,23 +149,17 @@ def _braces(written: str) -> list[str]:
     return [f"{head}{middle}{rest}" for middle in middles for rest in tail]
 
 
-def _check_plain(shard: Path) -> None:
-    """Raises `UserError` for a compressed shard, with the command that unpacks it: bytes within it have no place."""
-    ending = shard.suffix.lower()
-    if ending not in UNPACK:
-        try:
-            with shard.open("rb") as file:
-                head = file.read(6)
-        except OSError as error:
-            raise UserError(f"{shard}: cannot be read: {error.strerror or error}") from None
-        ending = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
-    if ending:
-        said = (
-            f"{UNPACK[ending]} {shard}"
-            if shard.suffix.lower() == ending
-            else f"mv {shard} {shard}{ending} && {UNPACK[ending]} {shard}{ending}"
-        )
-        raise UserError(f"{shard}: a compressed tar, in which no sample can be found by its place: unpack it: {said}")
+def check_plain(shard: Path) -> None:
+    """Raises `UserError` for what is compressed though its name does not say so."""
+    with shard.open("rb") as file:
+        head = file.read(6)
+    if (ending := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)) is not None:
+        named = f"{shard}{ending}"
+        raise UserError(_compressed(shard, f"mv {shard} {named} && {UNPACK[ending]} {named}"))
 
 
-__all__ = ["absolute", "by_split", "is_pattern", "natural", "shards", "split_patterns"]
+def _compressed(shard: Path, command: str) -> str:
+    return f"{shard}: a compressed tar, in which no sample can be found by its place: unpack it: {command}"
+
+
+__all__ = ["absolute", "by_split", "check_plain", "is_pattern", "natural", "shards", "split_patterns"]

@@ -64,6 +64,9 @@ def tables(folder: Path) -> list[Path]:
 def columns_of_kind(folder: Path) -> dict[str, str]:
     """The first column of each of `KINDS`, by kind."""
     kinds = {kind: name for name, kind in reversed(_kinds(folder).items()) if kind in KINDS}
+    if not kinds:
+        held = ", ".join(_kinds(folder)) or "none"
+        raise UserError(f"{folder}: no Audio or Image among its columns ({held}): cast one to it, and save it anew")
     return kinds
 
 

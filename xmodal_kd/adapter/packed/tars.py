@@ -11,6 +11,7 @@ from pathlib import Path
 from ...runtime.errors import UserError
 from .member import Member
 from .row import Row
+from .shards import check_plain
 
 #: A key goes to the first point of the last part of a name.
 NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
@@ -51,12 +52,13 @@ def rows_of(shard: Path) -> Iterator[Row]:
 
 def _members(shard: Path) -> Iterator[Member]:
     try:
+        check_plain(shard)
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             size = os.fstat(file.fileno()).st_size
             while (one := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] # it would hold all of them
                 if one.issparse():
-                    raise UserError(f"{shard}: {one.name}: a sparse member: pack it by tar without --sparse")
+                    raise UserError(f"{shard}: {one.name}: a sparse member, with holes: pack it as a whole file")
                 if one.isreg():
                     if one.offset_data + one.size > size:
                         raise UserError(f"{shard}: {one.name}: the tar is cut: it ends within this member")
