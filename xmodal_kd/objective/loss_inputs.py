@@ -135,7 +135,7 @@ def as_they_are(plain: Plain, student: Signals, teacher: Signals | None) -> Loss
     if plain.student not in student:
         return None
     rows, layout = student[plain.student]
-    if not (layout.full and len(rows)):
+    if not (layout.full and rows.shape[0]):
         return None
     given: LossInputs = {"student": full_precision(rows)}
     if plain.teacher is not None:

@@ -284,15 +284,16 @@ class Objective(nn.Module):
         if self.asked.name != "fixed" and (self.balance is None or isinstance(teacher, Mapping)):
             reason = "knows one teacher: leave it out" if self.balance else "learns weights: call build() first"
             raise UserError(f"balance {self.asked.name} {reason}")
-        parts = {}
+        parts, all_ranks = {}, ranks or Ranks()
+        taught: Mapping[str, Signals | None] = teacher if isinstance(teacher, Mapping) else {"": teacher}
+        untaught: Mapping[str, Signals | None] = {"": None} if isinstance(teacher, Mapping) else taught
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
             if weight <= 0:
                 continue
-            alone = None if isinstance(teacher, Mapping) else teacher
-            several = teacher if isinstance(teacher, Mapping) and term.spec.needs_teacher else {"": alone}
+            several = taught if term.spec.needs_teacher else untaught
             for who, one in several.items():
-                total, count, unit = self._term(term, student, one, ranks or Ranks(), step / self.steps)
+                total, count, unit = self._term(term, student, one, all_ranks, step / self.steps)
                 name, unit = (f"{term.name}/{who}", f"{unit} of {who}") if who else (term.name, unit)
                 parts[name] = Part(total, count, weight / len(several), unit)
         if not parts:

@@ -60,7 +60,7 @@ class Layout:
             raise ValueError(f"layout of {self.kind}s: {self.items} items of grid {self.grid} are not {len(self.mask)}")
 
     def __len__(self) -> int:
-        return len(self.mask)
+        return self.mask.shape[0]  # which is sooner told than the length of a tensor
 
     @classmethod
     def samples(cls, items: int, device: torch.device | str = "cpu") -> Layout:
@@ -135,7 +135,7 @@ class Signals:
     def add(self, name: str, tensor: Tensor, layout: Layout) -> Signals:
         """Add a signal given as rows ``(n, c)``, as labels ``(n,)`` or channel-last ``(b, *grid, c)``. Returns self."""
         n = len(layout)
-        if tensor.ndim not in (1, 2) or len(tensor) != n:
+        if tensor.ndim not in (1, 2) or tensor.shape[0] != n:
             if layout.grid is None or tensor.shape[:-1] != (layout.items, *layout.grid):
                 of_grid = f" of {layout.items} items on grid {layout.grid}" if layout.grid is not None else ""
                 raise ValueError(

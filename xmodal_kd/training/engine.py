@@ -182,7 +182,8 @@ class Engine:
                 while (name := self._turn(running, micros, values)) is not None:
                     with self.timer.time("optimizer"):
                         values |= self._update(name, watched)
-            self._average()
+            if self.averages:
+                self._average()
         self.at.step += 1
         self.at.total += 1
         self.at.samples += self.ranks.sum_number(sum(len(batch["ids"]) for batch in micros))
