@@ -62,6 +62,8 @@ NEAR: dict[str, dict[int, float]] = {
     "pcm, 4 phases": {4: 2.9},
     "tcd": {1: 14.5, 2: 3.5, 4: 1.9},
     "ctm": {1: 5.3, 2: 3.1, 4: 3.0},
+    "ladd": {1: 5.6},
+    "dmd2, regression": {1: 3.1},
 }
 
 
