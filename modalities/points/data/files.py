@@ -26,8 +26,8 @@ from .text_columns import read_text
 NUSCENES_BEAMS = 32
 #: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
 NUSCENES_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-#: Metres from the origin beyond which points are a map's; float32 would tell them apart by millimetres no more.
-FAR = 10_000.0
+#: Metres from the origin between which points are a map's; float32 would tell them apart by millimetres no more.
+FAR, FARTHEST = 10_000.0, 1e8
 #: What columns are called by the programs that write them, lower case.
 NAMES = {
     "intensity": ("intensity", "scalar_intensity", "reflectance", "reflectivity", "remission", "i"),
@@ -167,7 +167,7 @@ def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None,
     """A scan of columns that may be of any type. Raises `UserError` for coordinates of a map."""
     with np.errstate(invalid="ignore"):
         away = np.abs(np.asarray(xyz, np.float64)).max(axis=1)
-    if len(away) and np.isfinite(away).any() and (median := np.median(away[np.isfinite(away)])) > FAR:
+    if len(away) and np.isfinite(away).any() and FAR < (median := np.median(away[np.isfinite(away)])) < FARTHEST:
         raise UserError(
             f"{path}: its points lie {median / 1000:,.0f} km from the origin, where a scan has its sensor: these are "
             "coordinates of a map: subtract the sensor's place from them"

@@ -31,7 +31,7 @@ def test_recorded_splits_may_come_in_any_order() -> None:
         ({"dev": {"first": 4, "last": 4}}, "no frames from 4 up to 4"),
         ({"train": {"first": -1, "last": 4}}, "greater than or equal to 0"),
         ({"student": {"sees": "image", "beams": 16}}, "an image has no beams"),
-        ({"student": {"sees": "image", "sweeps": 2}}, "an image has no beams and no sweeps"),
+        ({"student": {"sees": "image", "sweeps": 2}}, "an image has no beams, no sweeps and no intensity"),
         ({"balance": 1.5}, "less than or equal to 1"),
         ({"sources": "waymo"}, "'simulator', 'kitti'"),
         ({"augment": {"rotat": True}}, "Extra inputs"),

@@ -70,8 +70,8 @@ def test_files_that_are_no_records(tmp_path):
     refused(tmp_path / "none.bin", "no such file")
     (tmp_path / "folder.bin").mkdir()
     refused(tmp_path / "folder.bin", "is a folder")
-    (tmp_path / "a.las").write_bytes(b"x")
-    refused(tmp_path / "a.las", "'.las'", ".ply", ".npz")
+    (tmp_path / "a.e57").write_bytes(b"x")
+    refused(tmp_path / "a.e57", "'.e57'", ".ply", ".npz")
     np.full((4, 5), 77, "<f4").tofile(tmp_path / "ring.pcd.bin")
     refused(tmp_path / "ring.pcd.bin", "no ring of 0 to 31")
 
