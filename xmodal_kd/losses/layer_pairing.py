@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -150,7 +150,7 @@ class Semckd(nn.Module):
         share = torch.softmax(query @ key.transpose(1, 2), dim=2)
         values = student[0].new_zeros(items)
         for s, regressors in enumerate(self.regressors):
-            for t, regressor in enumerate(regressors):  # type: ignore[arg-type]
+            for t, regressor in enumerate(cast(nn.ModuleList, regressors)):
                 own, target, at = _on_one_grid(student[s], stands[s], teacher[t], stands[places[t]], items)
                 apart = (regressor(own, Place(at[1], items, at[2])) - target).square().mean(dim=1)
                 values = values + share[:, s, t] * item_mean(apart, at[0], items)
