@@ -4,8 +4,8 @@
 
 The recordings are joined, with 0.3 s between two, again and again until the hour is full. Told are seconds of
 processor time (others may use the machine) of the whole process, imports and all, the real-time factor by them, and
-the peak of its memory. A conformer sees the whole utterance, so it hears ten minutes by overlapping windows; beside
-it stands what it says of them at once.
+the peak of its memory. A conformer sees the whole utterance, so it hears ten minutes by overlapping windows; two
+minutes stand beside what it says of them at once.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def main() -> None:
             windows, whole = child(args.teacher, short), child(args.teacher, short, "--at-once")
             found["conformer, short"], found["conformer, short, at once"] = windows, whole
             windows["word_differences"] = differences(whole["text"], windows["text"])
-            for name in found:
-                found[name].pop("text", None)
+            for one in found.values():
+                one.pop("text", None)
             args.results.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
