@@ -101,7 +101,7 @@ class ConvCTC(AcousticModel):
         return self.head(self.norm(x)), lengths
 
     def steps(self) -> StepModel | None:
-        return ConvSteps(self).eval() if type(self).forward is ConvCTC.forward else None
+        return ConvSteps(self).train(self.training) if type(self).forward is ConvCTC.forward else None
 
     def stream(self) -> Stream:
         """Push feature chunks, get the logits that no later frame can change. See `Stream`."""

@@ -79,7 +79,7 @@ class ConvSteps(nn.Module):
             x = convolution(F.pad(x, (1, 1))) if plane else convolution(x.transpose(1, 2)).transpose(1, 2)
             x, first, length = F.gelu(x), (first + 1) // 2, halved(length)
         if plane:
-            x = self.subsample.out(x.transpose(1, 2).flatten(2))  # type: ignore[operator]
+            x = self.subsample.out(x.transpose(1, 2).flatten(2))
         return x, length, *kept
 
     def _blocks(self) -> list[Any]:

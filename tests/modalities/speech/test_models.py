@@ -229,6 +229,13 @@ def test_utterances_stream_side_by_side_and_end_when_they_end() -> None:
         torch.testing.assert_close(logits[row, mine], whole[row, :count], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_asking_for_steps_changes_no_mode(training: bool) -> None:
+    model = conv(1).train(training)
+    steps = model.steps()
+    assert steps is not None and {module.training for module in (*model.modules(), *steps.modules())} == {training}
+
+
 def test_a_student_of_another_forward_has_no_steps() -> None:
     class Louder(ConvCTC):
         def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
