@@ -1,8 +1,8 @@
 """Phased and trajectory consistency, CTM, LADD and ADD, DMD's regression, of one sample in float64.
 
-By the same hand as the methods, from the papers' statements; `trajectories_by_another` has them by somebody else, all
-but DMD's regression. Noisy samples z = A x + S eps; a jump is one DDIM step
-with a given x. A level is a pair (A, S); the clean sample's is (1, 0).
+By the same hand as the methods, from the papers' statements; `trajectories_by_another` has all but DMD's regression by
+somebody else. Noisy samples z = A x + S eps; a jump is one DDIM step with a given x. A level is a pair (A, S); the
+clean sample's is (1, 0).
 """
 
 from __future__ import annotations

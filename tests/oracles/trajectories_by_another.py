@@ -191,8 +191,14 @@ def r1_penalty(slopes: Sequence[Array]) -> float:
     return sum(float(v) ** 2 for slope in slopes for v in np.ravel(slope))
 
 
-def add_distillation(x: Array, noise: Array, t: int, alpha_bar: Sequence[float], teacher: Net) -> float:
-    """alpha_t |x - x_teacher|^2 (ADD, eq. 4, with exponential weights): a sum over elements."""
+def add_distillation(
+    x: Array, noise: Array, t: int, alpha_bar: Sequence[float], teacher: Net
+) -> tuple[float, Array]:  # fmt: skip
+    """alpha_t |x - x_teacher|^2, a sum over elements, and its gradient, which the teacher is no part of (ADD, eq. 4).
+
+    Of exponential weights; those of score distillation and of NFSD are others.
+    """
     level = float(alpha_bar[t])
-    seen = eps_to_x0(z := math.sqrt(level) * x + math.sqrt(1 - level) * noise, teacher(z, t), level)
-    return math.sqrt(level) * sum(float(v) ** 2 for v in np.ravel(x - seen))
+    z = math.sqrt(level) * x + math.sqrt(1 - level) * noise
+    off = x - eps_to_x0(z, teacher(z, t), level)
+    return math.sqrt(level) * sum(float(v) ** 2 for v in np.ravel(off)), 2 * math.sqrt(level) * off

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_samples import Adapter, denoiser
 
-from xmodal_kd.modalities.diffusion.methods.adversarial import Ladd, add_distance, gradient_penalty
+from xmodal_kd.modalities.diffusion.methods.adversarial import Ladd, gradient_penalty
 from xmodal_kd.modalities.diffusion.methods.ctm import Ctm, ctm_loss, dsm_loss
 from xmodal_kd.modalities.diffusion.methods.discriminator import features_at
 from xmodal_kd.modalities.diffusion.methods.intervals import Interval, level
@@ -298,15 +298,13 @@ def test_the_gradient_penalty_of_heads() -> None:
 
 def test_the_distance_of_add() -> None:
     """A mean over values here, where ADD's is a sum."""
-    process = Process.cosine(64)
-    teacher, x, noise, t = (
-        made(process, 1),
-        draw(4, *SHAPE, seed=2),
-        draw(4, *SHAPE, seed=3),
-        torch.tensor([0, 9, 40, 60]),
-    )
-    with torch.no_grad():
-        found = add_distance(process, x, teacher.predict_x(process.add_noise(x, noise, t), t), t)
+    process, one = Process.cosine(64), method(Ladd)
+    teacher, t = made(process, 1).requires_grad_(False), torch.tensor([0, 9, 40, 60])
+    x, noise = draw(4, *SHAPE, seed=2).requires_grad_(), draw(4, *SHAPE, seed=3)
+    found = one.distilled(teacher, x, None, noise, (t + 0.5) / 64)
+    (slope,) = torch.autograd.grad(found.sum(), x)
     for i in range(4):
-        args = x[i].numpy(), noise[i].numpy(), int(t[i]), process.alphas_cumprod.tolist(), says(teacher)
-        assert math.prod(SHAPE) * found[i].item() == pytest.approx(oracle.add_distillation(*args), rel=1e-8)
+        args = x[i].detach().numpy(), noise[i].numpy(), int(t[i]), process.alphas_cumprod.tolist(), says(teacher)
+        value, gradient = oracle.add_distillation(*args)
+        assert math.prod(SHAPE) * found[i].item() == pytest.approx(value, rel=1e-8)
+        np.testing.assert_allclose(math.prod(SHAPE) * slope[i].numpy(), gradient, rtol=1e-7)
