@@ -28,7 +28,7 @@ from xmodal_kd.training.method import METHODS
 
 from .data.captions import captions_of
 from .data.condition import Condition, moved, rows
-from .data.config import FEWEST, SPLITS, DiffusionData
+from .data.config import FEWEST, LAYOUTS, SPLITS, DiffusionData
 from .data.listed import listed
 from .data.source import DiffusionSource, Encoded, Images, load_split
 from .evaluate.classifier import Classifier, train_classifier
@@ -71,14 +71,7 @@ class DiffusionAdapter(Adapter):
     metric: ClassVar[tuple[str, bool]] = ("fd_clf", True)
     output: ClassVar[str] = "prediction"
     quick_export: ClassVar[bool] = False
-    datasets: ClassVar[Mapping[str, str]] = {
-        "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
-        "folder": "images in a folder; subfolders or dataset.json are the classes",
-        "edm": "a zip of images with dataset.json (the EDM convention)",
-        "arrays": "an .npz with x (n, ...) in [-1, 1], or latents, and if known labels and classes",
-        "webdataset": "WebDataset's shards (.tar): an image (or latent .npy) with .cls, .txt or .json of one name",
-        "datasets": "a folder of Hugging Face's datasets, as save_to_disk writes it: an Image column, labels or text",
-    }
+    datasets: ClassVar[Mapping[str, str]] = LAYOUTS
 
     def __init__(self, data: DiffusionData, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size

@@ -126,9 +126,8 @@ class Run:
         """A role that is saved: in this run's folder, a copy of what is there, or where the recipe says."""
         if role not in self.models:
             path = next((role_plan.path for role_plan in self.role_plans if role_plan.role == role), None)
-            folder = folder or self.out / role
-            self.models[role] = saved(self.adapter, role, path or folder).to(self.accelerator.device)
-            compressions(self.loaded, role).restore(self.models[role], folder)
+            self.models[role] = saved(self.adapter, role, path or folder or self.out / role).to(self.accelerator.device)
+            compressions(self.loaded, role).restore(self.models[role], folder or self.out / role)
         return self.models[role]
 
     def _open(self) -> dict[str, Any]:
@@ -227,8 +226,7 @@ class Run:
 
     def _role(self, role_plan: RolePlan) -> None:
         """Train (or load), save and score a role, unless that is done."""
-        role = role_plan.role
-        folder = self.out / role
+        role, folder = role_plan.role, self.out / role_plan.role
         if role in self.state["roles"]:
             with everywhere(folder, self.ranks) if role_plan.path is None else nullcontext(folder) as there:
                 self._load(role, there)

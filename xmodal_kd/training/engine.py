@@ -20,10 +20,8 @@ from torch.optim import Optimizer
 from ..adapter.adapter import Batch, Source
 from ..objective.parts import LossOut
 from ..recipe.recipe import Train
-from ..runtime.checkpoint import disk_errors, load_weights
-from ..runtime.common_folder import raise_first
+from ..runtime.checkpoint import disk_errors
 from ..runtime.distributed import ranks_of
-from ..runtime.errors import UserError
 from ..runtime.interrupt import Interrupted, Stop
 from ..runtime.progress import Bar, bar
 from ..runtime.random_streams import Streams
@@ -39,7 +37,7 @@ from .held import Held
 from .journal import Journal
 from .method import Context, Ema, Method, Stage
 from .optim import parameters, set_lr
-from .resuming import best_of, find_place
+from .resuming import best_of, find_place, take_best
 from .sharding import Sharding, fits, told_by_name
 
 #: Steps between the entries of the log, and between the steps whose time is split into parts.
@@ -388,21 +386,10 @@ class Engine:
         target, name = self.roles[self.target], best_of(stage, self.method.stages())
         self.ranks.barrier()  # the main process may still be writing it
         if self.at.best is not None:
-            self._take_best(target, name)
+            take_best(self.checkpoints, self.at, target, name, self.ranks)
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
         self.ranks.agree([target])  # where the others get the best, which only the main process can read
         target.eval()
         if self.finished is not None and self.ranks.main:
             self.finished(stage, target)
-
-    def _take_best(self, target: nn.Module, name: str) -> None:
-        """Into the main process's target; raises what it finds wrong on all."""
-        fault: UserError | None = None
-        if self.ranks.main:
-            try:
-                tensors, _ = self.checkpoints.read_best(self.at, name)
-                load_weights(target, tensors, self.checkpoints.best(name))
-            except UserError as error:
-                fault = error
-        raise_first(self.ranks, fault)

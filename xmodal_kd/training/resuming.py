@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..runtime.checkpoint import load_weights
+from ..runtime.common_folder import raise_first
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..runtime.progress import console
@@ -73,6 +75,17 @@ def find_place(checkpoints: Checkpoints, stages: Sequence[Stage], ranks: Ranks, 
     return Place(at, tensors, state)
 
 
+def take_best(checkpoints: Checkpoints, at: Progressed, target: nn.Module, name: str, ranks: Ranks) -> None:
+    """The best weights into the main process's `target`; what it finds wrong with them is raised on all."""
+    fault: UserError | None = None
+    if ranks.main:
+        try:
+            load_weights(target, checkpoints.read_best(at, name)[0], checkpoints.best(name))
+        except UserError as error:
+            fault = error
+    raise_first(ranks, fault)
+
+
 def _looked(
     checkpoints: Checkpoints, stages: Sequence[Stage], resume: bool, accept: bool
 ) -> tuple[Path | None, list[str]]:
@@ -95,4 +108,4 @@ def _looked(
     return path, notes
 
 
-__all__ = ["Place", "best_of", "find_place"]
+__all__ = ["Place", "best_of", "find_place", "take_best"]

@@ -12,6 +12,15 @@ from xmodal_kd.adapter.packed.packing import KINDS as PACKED
 from xmodal_kd.adapter.source import Strict
 
 SourceName = Literal["digits", "folder", "edm", "arrays", "webdataset", "datasets"]
+#: What `sources` are, for people.
+LAYOUTS = {
+    "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
+    "folder": "images in a folder; subfolders or dataset.json are the classes",
+    "edm": "a zip of images with dataset.json (the EDM convention)",
+    "arrays": "an .npz with x (n, ...) in [-1, 1], or latents, and if known labels and classes",
+    "webdataset": "WebDataset's shards (.tar): an image (or latent .npy) with .cls, .txt or .json of one name",
+    "datasets": "a folder of Hugging Face's datasets, as save_to_disk writes it: an Image column, labels or text",
+}
 Extent = Literal["all", "students", "ends"]
 #: Samples, generated or real, below which density and coverage (five neighbours) are not defined.
 FEWEST = 6
@@ -102,4 +111,4 @@ class DiffusionData(ImageSection):
         return self
 
 
-__all__ = ["FEWEST", "SPLITS", "TEST", "DiffusionData", "Extent", "ProcessConfig", "SamplingConfig", "Split"]
+__all__ = ["FEWEST", "LAYOUTS", "SPLITS", "TEST", "DiffusionData", "Extent", "ProcessConfig", "SamplingConfig", "Split"]
