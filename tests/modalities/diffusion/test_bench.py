@@ -36,6 +36,7 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "pcm": (Arm("pcm", 150, {"steps": 2, "grid": 16, "decay": 0.8}), {2: 3.6}),
     "tcd": (Arm("tcd", 150, {"grid": 16, "decay": 0.8}), {2: 3.6, 4: 2.7}),
     "ctm": (Arm("ctm", 80, {"steps": 1, "at": TIMES, "grid": 8, "most": 4}), {1: 8.0, 2: 4.9, 4: 4.0}),
+    "ladd": (ARMS["ladd"], {1: 9.3}),
 }
 #: Of the arms of `ARMS`, on the variance-preserving process.
 NEAR: dict[str, dict[int, float]] = {
