@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
@@ -347,9 +348,8 @@ class PointsAdapter(Adapter):
         yield from projected([frames[i][0] for i in batch["ids"].tolist() if i < len(frames)])
         silent = (torch.bincount(batch["match"].item, minlength=batch["match"].items) == 0).nonzero().flatten().tolist()
         if silent:
-            found = (
-                f"{batch['keys'][silent[0]]}: both sides see no point ({len(silent)} of {len(batch['keys'])} frames)"
-            )
+            key, all_of = batch["keys"][silent[0]], len(batch["keys"])
+            found = f"{key}: both sides see no point ({len(silent)} of {all_of} frames)"
             yield "warn", found, "its rows learn nothing from the teacher: look at beams, augmentation and calibration"
         for line in warned({**self.describe(), **{str(one.folder.path): one.describe() for one in self.real}}):
             yield "warn", line, "correct the calibration, or know what it costs"
@@ -375,13 +375,7 @@ def batches(source: PointsSource, device: torch.device, size: int | None = None)
     size = size or source.batch_size
     for start in range(0, len(source), size):
         made = source.collate([source.clean(i) for i in range(start, min(start + size, len(source)))])
-        yield to_device(made, device)
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {key: to_device(part, device) for key, part in value.items()}
-    return value.to(device) if hasattr(value, "to") else value
+        yield send_to_device(made, device)
 
 
 def _forward(model: nn.Module, side: Mapping[str, Any]) -> Tensor:

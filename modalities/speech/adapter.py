@@ -372,9 +372,8 @@ class SpeechAdapter(Adapter):
             quantise_steps(folder, calibration)
             names = (STREAM_FP32, STREAM_INT8)
             scored |= {name: self._evaluate(self._exported(folder / name, in_chunks=True), "test") for name in names}
-        found: dict[str, Any] = {
-            name: {"bytes": (folder / name).stat().st_size, "metrics": one.metrics} for name, one in scored.items()
-        }
+        sizes = {name: (folder / name).stat().st_size for name in scored}
+        found: dict[str, Any] = {n: {"bytes": sizes[n], "metrics": one.metrics} for n, one in scored.items()}
         interval, worse = against(scored[INT8].scores, scored[FP32].scores)
         if worse is not None:
             found[INT8]["note"] = worse

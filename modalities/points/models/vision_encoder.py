@@ -54,8 +54,8 @@ class VisionEncoder(nn.Module):
         self.resized = config.model_type in RESIZED
         if isinstance(self.patch, int) and any(side % self.patch for side in size):
             raise UserError(
-                f"data.image: {list(size)} is no whole number of the encoder's patches of {self.patch} pixels: set it to "
-                f"multiples of {self.patch}"
+                f"data.image: {list(size)} is no whole number of the encoder's patches of {self.patch} pixels: set it "
+                f"to multiples of {self.patch}"
             )
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:

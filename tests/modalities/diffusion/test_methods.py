@@ -380,7 +380,7 @@ def test_progressive_refuses(tmp_path: Path, change: dict[str, Any], words: str)
 
 
 def test_refuses_what_cannot_be_distilled() -> None:
-    teacher, student = denoiser(), denoiser(prediction="epsilon")
+    teacher, student, roles = denoiser(), denoiser(prediction="epsilon"), {"teacher": denoiser(), "student": denoiser()}
     with pytest.raises(UserError, match="cannot predict epsilon"):
         method("progressive").check({"teacher": teacher, "student": student})
     with pytest.raises(UserError, match="needs a teacher"):
@@ -391,7 +391,6 @@ def test_refuses_what_cannot_be_distilled() -> None:
         method("progressive", features=3, terms=Objective(())).check({"teacher": teacher, "student": denoiser()})
     with pytest.raises(UserError, match="does not divide"):
         consistency.consistency_grid(PROCESS, 48)
-    roles = {"teacher": denoiser(), "student": denoiser()}
     with pytest.raises(UserError, match=r"method.params.grid: 48 does not divide the teacher's 64 timesteps: take 32"):
         method("consistency", grid=48).check(roles)
     with pytest.raises(UserError, match=r"method.params.steps: 9 is more than method.params.grid \(8\)"):
