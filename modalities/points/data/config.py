@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
 
 from xmodal_kd.adapter.adapter import Strict, is_teacher
 from xmodal_kd.adapter.listed import Listed
@@ -97,6 +97,11 @@ class Frames(Strict):
 
     A list stands for sequences: ``train: [00, 01]`` is ``train: {sequences: [00, 01]}``.
     """
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        names = {"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 1}
+        return {"anyOf": [handler(core), names]}
 
     first: Annotated[int, Field(ge=0)] = 0
     last: Count | None = None

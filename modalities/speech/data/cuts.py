@@ -92,8 +92,8 @@ def _utterances(cut: Mapping[str, Any], file: Path, where: str) -> Iterator[Utte
         raise UserError(f"{where}: cut {key!r} has no recording: its features alone are not read here")
     if [one for one in recording.get("transforms") or [] if one.get("name") != "Resample"]:  # which is done here, too
         raise UserError(
-            f"{where}: the recording of {key!r} is changed when it is loaded: write it to files (save_audios), or use "
-            "data.augment"
+            f"{where}: the recording of {key!r} is changed when it is loaded: write it to files (save_audios), or let "
+            "data.augment change it"
         )
     path = _source(recording, cut.get("channel", 0), file, where)
     start, length = (_number(cut, name, where) for name in ("start", "duration"))

@@ -107,8 +107,8 @@ def _bundle(folder: Path, name: str) -> Any:
 
 def _built(bundle: Any) -> Any:
     """The network with random weights; a bundle's parameters name its head (``aux_num_out``), or none."""
-    from torchaudio.models import wav2vec2_model, wavlm_model
-
+    with loading("torchaudio"):
+        from torchaudio.models import wav2vec2_model, wavlm_model
     factory = {"Wav2Vec2": wav2vec2_model, "WavLM": wavlm_model}[bundle._model_type]
     with torch.random.fork_rng(devices=[]):
         return factory(**bundle._params)

@@ -148,7 +148,7 @@ def test_a_relative_path_means_another_file_elsewhere(tmp_path, monkeypatch):
         ({"sources": "digits", "sampling": {"steps": 2048}}, "2048 is more than process.steps (1024)"),
         ({"sources": "digits", "dev": 0}, "greater than or equal to 1"),
         ({"sources": "digits", "mode": "RGBA"}, "'L' or 'RGB'"),
-        ({"sources": "svhn"}, "'digits', 'folder', 'edm' or 'arrays'"),
+        ({"sources": "svhn"}, "'digits', 'folder', 'edm', 'arrays', 'webdataset' or 'datasets'"),
     ],
 )
 def test_a_data_section_that_cannot_be_is_refused(keys, says):

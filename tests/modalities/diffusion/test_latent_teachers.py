@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
     assert "take lcm" in refusal(lambda: method.check({"teacher": made.teacher, "student": student}))
     whole = adapter(place, "transformer")
     assert "cannot be told" in refusal(lambda: whole.build("student", "like_teacher", {"guidance": 16}))
-    with pytest.raises(ValueError, match="captions: are of sources: folder"):
+    with pytest.raises(ValueError, match="captions: are of sources folder, webdataset or datasets"):
         DiffusionData(sources="digits", captions=True)
     wide = tiny_pipelines.stable(
         tmp_path / "wide", addition_embed_type="text", addition_embed_type_num_heads=2
