@@ -69,7 +69,7 @@ class Arm:
 
 MATCHING: dict[str, Any] = {"lr": 2e-4, "betas": (0.0, 0.99), "ema": 0.98, "budgets": (1,)}
 FIRST, LONG = "progressive, then dmd2 with GAN", "the same, four times as long"
-LONGEST = "the same, twenty times as long"
+LONGEST = "the same, eleven times as long"
 ARMS = {
     "progressive": Arm("progressive", 33, lr=1e-3),
     "consistency": Arm("consistency", 250, optimizer="radam", ema=0.99),
@@ -79,7 +79,7 @@ ARMS = {
     "dmd2 with GAN": Arm("dmd2", 120, {"critic": 1, **GAN}, **MATCHING),
     FIRST: Arm("dmd2", 65, {"critic": 1, **GAN}, first=15, **MATCHING),
     LONG: Arm("dmd2", 400, {"critic": 1, **GAN}, first=25, **MATCHING),
-    LONGEST: Arm("dmd2", 3000, {"critic": 1, "gan": 0.1, "gan_critic": 0.1}, first=200, **MATCHING | {"ema": 0.995}),
+    LONGEST: Arm("dmd2", 1500, {"critic": 1, "gan": 0.1, "gan_critic": 0.1}, first=200, **MATCHING | {"ema": 0.995}),
 }
 
 
