@@ -16,9 +16,13 @@ from xmodal_kd.recipe.recipe import Loaded, load
 from xmodal_kd.run.roles import make_adapter, make_method, models_of, role_plans, training_source
 from xmodal_kd.runtime.checkpoint import digest, write_tensors
 from xmodal_kd.runtime.device import make_accelerator
+from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import allowed_imports
+from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.training.engine import Engine
+from xmodal_kd.training.loader import steps
+from xmodal_kd.training.method import Context
 
 Content = dict[str, Any]
 MODEL = {"model": "mlp", "params": {"width": 8}}
@@ -109,6 +113,16 @@ def engine(folder: Path, made: Content) -> Engine:
         method, training_source(adapter, recipe.recipe, "student"), models, train, streams=streams,
         accelerator=make_accelerator("cpu", train.precision), folder=folder / "run", quiet=True,
     )  # fmt: skip
+
+
+def begun(folder: Path, made: Content) -> tuple[Any, Any, Any, Context]:
+    """Method, roles, first batch and context of the student's first step."""
+    built: Any = engine(folder, made)
+    [batch] = next(steps(built.source))
+    stage = built.method.stages()[0]
+    built.method.begin(stage, built.roles, batch)
+    ctx = Context(stage, 0, 0, built.streams, StepTimer(torch.device("cpu")), Ranks())
+    return built.method, built.roles, batch, ctx
 
 
 def weights(built: Engine) -> dict[str, str]:

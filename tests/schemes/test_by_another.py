@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 from oracles import schemes_by_another as oracle
-from scheme_runs import content, engine
+from scheme_runs import begun, content
 from torch import nn
 
-from xmodal_kd.runtime.distributed import Ranks
-from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.schemes.two_momenta import Dot, Kept
-from xmodal_kd.training.loader import steps
-from xmodal_kd.training.method import Context
 
 
 def test_dot() -> None:
@@ -61,13 +57,7 @@ def test_robust(name: str, tmp_path: Path) -> None:
     temperature, weight = (3.0, 0.7) if name == "ard" else (1.0, 1.0)
     taught = {"loss": "kd", "params": {"temperature": temperature}, "weight": weight}
     made["objective"] = [{"loss": "test_ce", "weight": 0.3}, taught]
-    built = engine(tmp_path, made)
-    method: Any = built.method
-    roles: Any = built.roles
-    [batch] = next(steps(built.source))
-    stage = method.stages()[0]
-    method.begin(stage, roles, batch)
-    ctx = Context(stage, 0, 0, built.streams, StepTimer(torch.device("cpu")), Ranks())
+    method, roles, batch, ctx = begun(tmp_path, made)
 
     def said(role: str, x: torch.Tensor) -> torch.Tensor:
         rows: torch.Tensor = method.forward_role(role, roles, {**batch, "x": x}).rows("logits")

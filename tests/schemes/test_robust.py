@@ -10,18 +10,14 @@ import pytest
 import torch
 from oracles import scheme_online as oracle
 from released_rows import rows
-from scheme_runs import content, engine, loaded
+from scheme_runs import begun, content, engine, loaded
 from torch import nn
 from torch.nn import functional as F
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.runtime.checkpoint import read_json
-from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.schemes.robust import attack, pgd, under_attack
-from xmodal_kd.training.loader import steps
-from xmodal_kd.training.method import Context
 
 
 def test_the_attack_is_that_of_the_oracle() -> None:
@@ -62,13 +58,7 @@ def test_losses_are_those_of_the_formula(tmp_path: Path, name: str, share: float
     made = content(name)
     made["data"] |= {"single": True, "double": True}
     made["objective"] = made["objective"][:2]
-    built = engine(tmp_path, made)
-    method: Any = built.method
-    roles: Any = built.roles
-    [batch] = next(steps(built.source))
-    stage = method.stages()[0]
-    method.begin(stage, roles, batch)
-    ctx = Context(stage, 0, 0, built.streams, StepTimer(torch.device("cpu")), Ranks())
+    method, roles, batch, ctx = begun(tmp_path, made)
     with torch.no_grad():
         teacher, clean = (method.forward_role(role, roles, batch) for role in ("teacher", "student"))
         moved = attack(method, "student", roles, batch, ctx, method.harm(teacher), anywhere=method.anywhere)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, overload
 
@@ -49,6 +50,11 @@ class Words(Sequence[str]):
     def chosen(self, places: NDArray[Any]) -> Words:
         """Those at `places`."""
         return Words(self.columns, self.name, places if self.rows is None else self.rows[places])
+
+
+def hashed(text: str) -> int:
+    """64 bits by which a column finds a text."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class Spool:
@@ -103,4 +109,4 @@ class Written:
         keep(f"{name}_ends", self._ends.array("<u8"))
 
 
-__all__ = ["Spool", "Words", "Written"]
+__all__ = ["Spool", "Words", "Written", "hashed"]

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from xmodal_kd.runtime.checkpoint import disk_errors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.mapped_columns import Columns, columns_of
+from xmodal_kd.runtime.mapped_words import hashed
 
-from .long import Long, Rows, hashed
+from .long import Long, Rows
 from .manifests import Utterance, as_record, overlap, place_of, read_manifest, taken_by
 
 #: Bytes from which on a manifest has an index; below, its lines are held.

@@ -98,8 +98,4 @@ class Long(Sequence[Utterance], ABC):
         return self.columns.remembered(f"{which} {name}", make)
 
 
-def hashed(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-__all__ = ["Long", "Rows", "hashed"]
+__all__ = ["Long", "Rows"]

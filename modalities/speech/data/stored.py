@@ -18,10 +18,10 @@ from xmodal_kd.adapter.packed.packing import Packing, refuse_twice
 from xmodal_kd.adapter.packed.row import Row
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.mapped_columns import By, Columns, Keep, columns_of
-from xmodal_kd.runtime.mapped_words import Spool, Words, Written
+from xmodal_kd.runtime.mapped_words import Spool, Words, Written, hashed
 
 from .indexed import is_large
-from .long import Long, Rows, hashed
+from .long import Long, Rows
 from .manifests import LONGEST, Utterance
 from .suffixes import SUFFIXES
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from ...runtime.errors import UserError
 from ...runtime.mapped_columns import Columns, Keep
-from ...runtime.mapped_words import Spool, Words, Written
+from ...runtime.mapped_words import Spool, Words, Written, hashed
 from ..listed import Skipped
 from ..packed.member import Member
 from ..packed.packing import Packing, refuse_twice
@@ -125,7 +124,7 @@ def _build(packed: Packing, arrays: bool, keep: Keep) -> None:
         texts.append(text or "")
         known = -1 if label is None else labels.setdefault(label, len(labels))
         place = (endings.setdefault(ending, len(endings)), numbers[row.file], member.start, member.size)
-        rows.append(np.array((known, text is not None, _hash(row.key), *place), ROW).tobytes())
+        rows.append(np.array((known, text is not None, hashed(row.key), *place), ROW).tobytes())
     table = rows.array(ROW)
     if not len(table):
         raise UserError(f"{packed.files[0]}: no samples, in this file and {len(packed.files) - 1} more")
@@ -171,10 +170,6 @@ def _column(packed: Packing) -> tuple[str, ...] | None:
     """The names of the first column of classes."""
     first = next(iter(packed.classes.values()), None)
     return None if first is None else tuple(first)
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def packed_images(

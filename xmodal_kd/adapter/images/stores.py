@@ -19,7 +19,7 @@ from PIL import features
 from ...runtime.bounded_arrays import check_member, check_zip
 from ...runtime.bounded_files import parse_json, read_bytes
 from ...runtime.errors import UserError
-from ..packed.shards import natural
+from ..packed.shards import NAMES, natural
 
 #: What is taken for an image, by the end of its name; everything else is passed over, as torchvision does.
 EXTENSIONS = {
@@ -31,7 +31,7 @@ if not features.check("avif"):
 #: Images too, which Pillow does not read, or not everywhere: they are counted, not passed over in silence.
 UNREAD = {".avif", ".heic", ".heif", ".jxl"} - EXTENSIONS
 #: First-level folders that are splits of a data set, whatever lies in them.
-TRAIN, DEV, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
+TRAIN, DEV, TEST = (NAMES[split] for split in ("train", "dev", "test"))
 SPLIT_FOLDERS = {*TRAIN, *DEV, *TEST}
 #: What an array's name ends with, in a zip of latents.
 ARRAYS = ".npy"

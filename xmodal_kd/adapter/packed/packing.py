@@ -15,13 +15,11 @@ from ...runtime.mapped_columns import Columns, Keep, columns_of
 from ...runtime.progress import bar
 from . import tables, tars
 from .row import Row
-from .shards import by_split, is_pattern, shards
+from .shards import MEANT, by_split, is_pattern, shards
 
 #: `sources` of a data section that are packed.
 Kind = Literal["webdataset", "datasets"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-#: What a split of ``datasets`` is called here.
-CALLED = {"train": "train", "validation": "dev", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}
 #: Files from which on one may watch.
 SHOW_PROGRESS = 20
 
@@ -90,7 +88,7 @@ def packings(kind: Kind, path: Path) -> dict[str, Packing]:
         raise UserError(f"data.path: {path}: not a DatasetDict that datasets has saved (no {tables.SPLITS})")
     named: dict[str, Packing] = {}
     for name, folder in found.items():
-        if (split := CALLED.get(name)) is not None:
+        if (split := MEANT.get(name)) is not None:
             named.setdefault(split, packing(kind, folder))
     return named
 

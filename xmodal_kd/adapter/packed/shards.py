@@ -23,10 +23,11 @@ UNPACK = {
 }
 MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"BZh": ".bz2"}
 #: Names by which files and folders are told apart, by split.
-NAMES: Mapping[str, Sequence[str]] = {
-    "train": ("train", "training"), "dev": ("dev", "val", "valid", "validation"), "test": ("test", "testing", "eval"),
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"), "dev": ("val", "valid", "validation", "dev"), "test": ("test", "testing"),
 }  # fmt: skip
-_WORDS = {name: split for split, names in NAMES.items() for name in names}
+#: The split that each means.
+MEANT = {name: split for split, names in NAMES.items() for name in names}
 
 
 def absolute(path: Path) -> Path:
@@ -75,7 +76,7 @@ def by_split(found: Sequence[Path]) -> dict[str, list[Path]]:
 
 def split_patterns(folder: Path) -> tuple[Path, Path] | None:
     """Patterns of the shards to train on and to test on (or else of dev) in a folder of both; None for any other."""
-    words = {word for name in folder.glob("*.tar") if (word := _word(name.name)) in _WORDS}
+    words = {word for name in folder.glob("*.tar") if (word := _word(name.name)) in MEANT}
     train, test = (
         next((w for s in splits for w in NAMES[s] if w in words), None) for splits in (["train"], ["test", "dev"])
     )
@@ -83,7 +84,7 @@ def split_patterns(folder: Path) -> tuple[Path, Path] | None:
 
 
 def _split(name: str) -> str | None:
-    return _WORDS.get(_word(name))
+    return MEANT.get(_word(name))
 
 
 def _word(name: str) -> str:
@@ -162,4 +163,4 @@ def _compressed(shard: Path, command: str) -> str:
     return f"{shard}: a compressed tar, in which no sample can be found by its place: unpack it: {command}"
 
 
-__all__ = ["absolute", "by_split", "check_plain", "is_pattern", "natural", "shards", "split_patterns"]
+__all__ = ["MEANT", "NAMES", "absolute", "by_split", "check_plain", "is_pattern", "natural", "shards", "split_patterns"]
