@@ -1,6 +1,6 @@
-"""Text to image, small and real: a prompted latent model of digits, guided, distilled to 4, 2 and 1 evaluations by LCM.
+"""Text to image, small and real: a prompted latent model of digits, guided, distilled to 4, 2 and 1 evaluations.
 
-    python benchmarks/text_digits.py [--only-teacher]
+    python benchmarks/text_digits.py [--only-teacher] [--arms lcm "lcm, LoRA" ...]
 
 The teacher is trained by ``text_digits_teacher.py`` with diffusers and transformers alone, on the training split, and
 is sampled by DDIM in 25 steps at a guidance of 2: 50 evaluations. Students are judged as it is: 1,000 samples from the
@@ -19,11 +19,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from cells import shown, t_interval
-from text_digits_teacher import STEPS, train, write_images
+from text_digits_teacher import PLAIN, STEPS, train, write_images
 from torch import nn
 
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
@@ -41,11 +41,37 @@ from xmodal_kd.training.method import METHODS, Stage
 HERE = Path(__file__).parent
 NOISE_SEED, BATCH, GUIDANCE, TEACHER_STEPS = 1, 64, 2.0, 25
 BUDGETS = (4, 2, 1)
-#: ``method.params`` and the student's, by name.
-ARMS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    "lcm": ({"steps": 4}, {}),
-    "lcm, grid of 8": ({"steps": 4, "grid": 8}, {}),
-    "lcm, told the scale": ({"steps": 4, "guidance": (1.0, 4.0)}, {"guidance": 32}),
+
+
+class Arm(NamedTuple):
+    """A method as it is measured here.
+
+    Attributes:
+        params: ``method.params``.
+        student: ``student.params``.
+        lr: of Adam, falling to 0.
+        steps: of the training, as a share of ``--steps``.
+        budgets: evaluations that its student is measured at.
+    """
+
+    method: str
+    params: Mapping[str, Any]
+    student: Mapping[str, Any] = {}
+    lr: float = 5e-4
+    steps: float = 1.0
+    budgets: tuple[int, ...] = BUDGETS
+
+
+#: Matching needs x where the student starts, which cannot be told from epsilon there: its students predict v, which
+#: they learn of their teacher first.
+V, GAN = {"prediction": "v_prediction"}, {"gan": 0.03, "critic": 3}
+ARMS: dict[str, Arm] = {
+    "lcm": Arm("lcm", {"steps": 4}),
+    "lcm, grid of 8": Arm("lcm", {"steps": 4, "grid": 8}),
+    "lcm, told the scale": Arm("lcm", {"steps": 4, "guidance": (1.0, 4.0)}, {"guidance": 32}),
+    "lcm, LoRA": Arm("lcm", {"steps": 4}, {"lora": 16}, lr=2e-3),
+    "dmd2, 4 steps": Arm("dmd2", {"steps": 4, **GAN}, V, lr=1e-4, steps=0.5, budgets=(4,)),
+    "dmd2, 1 step": Arm("dmd2", {"steps": 1, **GAN}, V, lr=1e-4, steps=0.5, budgets=(1,)),
 }
 KEPT = ("fd_clf", "label_agreement", "kid_clf", "precision", "recall", "coverage", "sliced_wasserstein")
 
@@ -53,7 +79,7 @@ KEPT = ("fd_clf", "label_agreement", "kid_clf", "precision", "recall", "coverage
 class Room:
     """The data, the teacher and the judge that all cells share."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: Mapping[str, Any] = PLAIN) -> None:
         images = folder / "images"
         if not (images / "metadata.jsonl").exists():
             write_images(images)
@@ -63,7 +89,7 @@ class Room:
              "sampling": {"solver": "ddim", "steps": TEACHER_STEPS, "guidance": GUIDANCE}}
         )  # fmt: skip
         if not (folder / "teacher" / "model_index.json").exists():
-            train(images, folder / "teacher", keep=load_split(self.data, "train").keys)
+            train(images, folder / "teacher", keep=load_split(self.data, "train").keys, network=network)
         self.path, self.judge = folder / "teacher", self.adapter(NOISE_SEED)
         self.teacher = cast(Denoiser, self.judge.load("teacher", self.path)).eval()
 
@@ -84,31 +110,41 @@ class Room:
 
     def distil(self, name: str, steps: int, seed: int) -> tuple[Denoiser, float]:
         """The student, and the CPU seconds of its training."""
-        params, more = ARMS[name]
-        adapter, kind = self.adapter(seed), METHODS["lcm"]
-        adapter.method = "lcm"
+        arm, adapter = ARMS[name], self.adapter(seed)
+        adapter.method = arm.method
         roles: dict[str, nn.Module] = {"teacher": copy.deepcopy(self.teacher)}
         adapter.teacher = cast(Denoiser, roles["teacher"])
-        roles["student"] = adapter.build("student", "like_teacher", dict(more))
-        setting = Train(
-            steps=steps, batch_size=BATCH, optimizer=Optimizer(name="adam", lr=5e-4), ema=0.99,
-            schedule=Schedule(kind="linear"), checkpoint_every=1_000_000,
+        roles["student"] = adapter.build("student", "like_teacher", dict(arm.student))
+        return fitted(
+            adapter, roles, arm.method, arm.params, [Term(loss="denoising", on="prediction")],
+            steps=round(steps * arm.steps), lr=arm.lr, seed=seed,
         )  # fmt: skip
-        found: list[Denoiser] = []
-        begun = process_time()
-        with tempfile.TemporaryDirectory() as folder:
-            objective = Objective([Term(loss="denoising", on="prediction")])
-            method = kind(adapter, objective, setting, Streams(seed), params=kind.Params(**params))
-            method.check(roles)
 
-            def keep(stage: Stage, model: nn.Module) -> None:
-                found.append(cast(Denoiser, copy.deepcopy(model)).eval())
 
-            Engine(
-                method, adapter.data("train"), roles, setting, streams=Streams(seed), folder=Path(folder) / "training",
-                finished=keep, accelerator=make_accelerator("cpu", "fp32"), quiet=True,
-            ).fit()  # fmt: skip
-        return found[-1], process_time() - begun
+def fitted(
+    adapter: DiffusionAdapter, roles: dict[str, nn.Module], method: str, params: Mapping[str, Any],
+    terms: Sequence[Term], *, steps: int, lr: float, seed: int,
+) -> tuple[Denoiser, float]:  # fmt: skip
+    """The student of the last stage, and the CPU seconds of the training."""
+    kind = METHODS[method]
+    setting = Train(
+        steps=steps, batch_size=BATCH, optimizer=Optimizer(name="adam", lr=lr), ema=0.99,
+        schedule=Schedule(kind="linear"), checkpoint_every=1_000_000,
+    )  # fmt: skip
+    found: list[Denoiser] = []
+    begun = process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        made = kind(adapter, Objective(terms), setting, Streams(seed), params=kind.Params(**params))
+        made.check(roles)
+
+        def keep(stage: Stage, model: nn.Module) -> None:
+            found.append(cast(Denoiser, copy.deepcopy(model)).eval())
+
+        Engine(
+            made, adapter.data("train"), roles, setting, streams=Streams(seed), folder=Path(folder) / "training",
+            finished=keep, accelerator=make_accelerator("cpu", "fp32"), quiet=True,
+        ).fit()  # fmt: skip
+    return found[-1], process_time() - begun
 
 
 def sampled(model: Denoiser, how: Sampling, guidance: float | None = None) -> Denoiser:
@@ -169,8 +205,12 @@ def main() -> None:
             if any((cell["method"], cell["seed"]) == (name, seed) for cell in cells):
                 continue
             student, seconds = room.distil(name, args.steps, seed)
-            about = {"trained": args.steps, "params": dict(ARMS[name][0]), "cpu_seconds": round(seconds, 1)}
-            for steps in BUDGETS:
+            arm = ARMS[name]
+            about = {
+                "trained": round(args.steps * arm.steps), "params": dict(arm.params), "student": dict(arm.student),
+                "lr": arm.lr, "cpu_seconds": round(seconds, 1),
+            }  # fmt: skip
+            for steps in arm.budgets:
                 model = sampled(student, Sampling("lcm", steps, student.sampling.original))
                 cells.append(
                     {"method": name, "seed": seed, "steps": steps, "nfe": steps, **room.measured(model), **about}

@@ -9,8 +9,9 @@ of the captions is left empty, so that the pipeline can be guided.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,16 @@ PHRASES = ("the digit {}", "a handwritten {}", "the number {} written by hand", 
 WORDS = (*NAMES, "the", "digit", "a", "handwritten", "number", "written", "by", "hand")
 LENGTH, BATCH = 8, 64
 STEPS = {"autoencoder": 300, "network": 1200}
+#: Of the network: two levels of one block; and three of two blocks, of which some can go (block_pruning.py).
+PLAIN: dict[str, Any] = {
+    "block_out_channels": (32, 64), "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+DEEP: dict[str, Any] = {
+    "block_out_channels": (32, 64, 64), "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -56,7 +67,9 @@ def write_images(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def train(images: Path, folder: Path, *, keep: Sequence[str], seed: int = 1) -> None:
+def train(
+    images: Path, folder: Path, *, keep: Sequence[str], seed: int = 1, network: Mapping[str, Any] = PLAIN
+) -> None:  # fmt: skip
     """Of the images named in `keep` alone."""
     torch.manual_seed(seed)
     captions = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
@@ -79,10 +92,8 @@ def train(images: Path, folder: Path, *, keep: Sequence[str], seed: int = 1) -> 
         )
     )  # fmt: skip
     net = UNet2DConditionModel(
-        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32, norm_num_groups=8,
-        attention_head_dim=8,
+        sample_size=4, in_channels=4, out_channels=4, cross_attention_dim=32, norm_num_groups=8, attention_head_dim=8,
+        **network,
     )  # fmt: skip
     _train_network(net, encoder, words, latents * codec.config.scaling_factor, [one["text"] for one in chosen])
     made = StableDiffusionPipeline(
@@ -146,4 +157,4 @@ def _train_network(
     both.eval()
 
 
-__all__ = ["STEPS", "train", "write_images"]
+__all__ = ["DEEP", "PLAIN", "STEPS", "train", "write_images"]

@@ -253,7 +253,7 @@ class DiffusionAdapter(Adapter):
             found.append(one | ({"paired_error": paired_error(drawn.samples, against[draw])} if against else {}))
         metrics: dict[str, Any] = {key: sum(m[key] for m in found) / draws for key in found[0]}
         how = model.sampling
-        metrics |= {"nfe": model.nfe, "solver": how.solver, "steps": how.steps}
+        metrics |= {"nfe": model.nfe, "solver": how.solver, "steps": how.steps, "parameter_evaluations": model.price}
         metrics["seconds_per_image"] = seconds / draws / self.config.samples
         _, low, high = t_interval([m[self.metric[0]] for m in found])
         if low is not None:

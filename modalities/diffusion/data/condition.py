@@ -14,8 +14,10 @@ class Text(NamedTuple):
 
     #: ``(b, tokens, d)``.
     embedding: Tensor
-    #: ``(b, p)``, of networks that also take one vector for a whole prompt.
-    pooled: Tensor | None = None
+    #: ``(b, p)``: of networks that also take one vector for a whole prompt it, of PixArt which tokens count.
+    beside: Tensor | None = None
+    #: ``(b, 2)`` height and width of the image, of networks that are told it.
+    sizes: Tensor | None = None
 
 
 #: Class numbers ``(b,)`` int64, or prompts. It travels as ``labels`` in a batch, whatever it is.

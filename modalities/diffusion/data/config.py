@@ -64,6 +64,8 @@ class DiffusionData(ImageSection):
     #: Models are prompted by text: every image of a folder needs a caption, in its metadata.jsonl (``file_name`` and
     #: ``text``) or in a .txt beside it; of shards in its .txt or .json, of a table in a column (``text``).
     captions: bool = False
+    #: Share of the training samples whose prompt is left empty, so that a student which learns of data can be guided.
+    unprompted: float = Field(default=0.0, ge=0, lt=1)
     #: Where latents of the images and embeddings of the captions are kept, which a teacher with an autoencoder or a
     #: text encoder needs: by content, for all runs.
     cache: Path = Path("runs/encoded")
@@ -102,6 +104,8 @@ class DiffusionData(ImageSection):
                 "captions: are of sources folder, webdataset or datasets, in the place of labels: set conditional to "
                 "false"
             )
+        if self.unprompted and not self.captions:
+            raise ValueError("unprompted: is of models that are prompted: set captions to true, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
 from .arrays import packed_latents, read_arrays, read_latents
-from .condition import Text
+from .condition import Text, each
 from .config import SPLITS, DiffusionData, ProcessConfig, SamplingConfig, Split
 
 __all__ = [
@@ -106,11 +106,13 @@ class Encoded:
         latents: ``(n, *shape)`` float32, and the same of the mirrored images where mirroring is wanted.
         texts: of the k distinct captions, ``(k, ...)`` float32 each; see `condition.Text`.
         index: ``(n,)`` which of them a sample has.
+        nothing: what the empty prompt says.
     """
 
     latents: Sequence[np.ndarray]
     texts: Sequence[np.ndarray] = ()
     index: np.ndarray | None = None
+    nothing: Callable[[], Text] | None = None
 
     def said(self, samples: Any) -> list[Tensor]:
         """What the captions of some samples say, as `texts` has it."""
@@ -168,8 +170,17 @@ class DiffusionSource:
         else:
             x = torch.from_numpy(np.array(self.encoded().latents[int(mirrored)][index]))
         noise = torch.randn(x.shape, generator=generator)
-        prompted = self.config.captions and self.encoded is not None
-        return Sample(index, x, noise, u, tuple(self.encoded().said(index)) if prompted else ())  # type: ignore[misc]
+        return Sample(index, x, noise, u, self._said(index, generator))
+
+    def _said(self, index: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What the sample's prompt says; the empty one where it is left out, nothing where models take none."""
+        if not self.config.captions or self.encoded is None:
+            return ()
+        found = self.encoded()
+        if self.split == "train" and self.config.unprompted > float(torch.rand((), generator=generator)):
+            assert found.nothing is not None
+            return tuple(part[0] for part in each(found.nothing()))
+        return tuple(found.said(index))
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """A batch of b samples.

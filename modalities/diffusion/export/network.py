@@ -6,20 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import load_weights, read_object
 from xmodal_kd.runtime.errors import UserError
 
+from ..models.asked import WITH_VARIANCE
+from ..models.families import Family
 from ..models.networks import keep_labels
 from ..models.process import Process
 from .weights import read_weights
 
 NETWORKS: Mapping[str, Any] = {
-    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel)
-}
-UNET = "UNet2DModel"
+    kind.__name__: kind
+    for kind in (
+        UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
+    )
+}  # fmt: skip
+#: A network that stands alone.
+PLAIN = Family("unet", "UNet2DModel", "", ())
 #: Of a UNet2DConditionModel: what it takes beside a text, each with its value where it takes nothing.
 BESIDE = {
     "class_embed_type": None, "num_class_embeds": None, "addition_embed_type": None, "encoder_hid_dim_type": None,
@@ -27,18 +39,18 @@ BESIDE = {
 }  # fmt: skip
 
 
-def read_network(folder: Path, process: Process, kind: str = UNET) -> Any:
+def read_network(folder: Path, process: Process, family: Family = PLAIN) -> Any:
     """A network of diffusers with its weights, on the CPU.
 
     Args:
-        kind: the class that it must be.
+        family: of the pipeline that it belongs to, which says its class.
 
     Raises:
         UserError: it is another, cannot be built, lacks weights, or is one that our samplers and losses would misread.
     """
     path = folder / "config.json"
-    config = read_object(path)
-    _check(path, config, process, kind)
+    config, kind = read_object(path), family.network
+    _check(path, config, process, family)
     try:
         with bounded(str(path)):
             net = NETWORKS[kind].from_config({k: v for k, v in config.items() if k != "_name_or_path"})
@@ -52,14 +64,15 @@ def read_network(folder: Path, process: Process, kind: str = UNET) -> Any:
     return net
 
 
-def _check(path: Path, config: Mapping[str, Any], process: Process, kind: str) -> None:
+def _check(path: Path, config: Mapping[str, Any], process: Process, family: Family) -> None:
     """Raises `UserError` for a network that our samplers and losses would misread."""
+    kind = family.network
     there = config.get("_class_name", kind)
-    if there != kind:
+    if there not in (kind, *family.formerly):
         whole = " by itself: name the folder of its whole pipeline" if there in NETWORKS else f": {kind} is distilled"
         raise UserError(f"{path}: is a {there}{whole}")
     inner, outer, size = config.get("in_channels", 3), config.get("out_channels", 3), config.get("sample_size")
-    if kind == "DiTTransformer2DModel":
+    if issubclass(NETWORKS[kind], WITH_VARIANCE):
         _check_dit(path, config)
         return
     if outer == 2 * inner:
@@ -75,10 +88,12 @@ def _check(path: Path, config: Mapping[str, Any], process: Process, kind: str) -
     if not isinstance(sides, Sequence) or len(sides) != 2:
         raise UserError(f"{path}: sample_size is {size!r}: write the height and width of its images there")
     if kind == "UNet2DConditionModel":
-        if beside := next((key for key, none in BESIDE.items() if config.get(key) != none), None):
+        usual = BESIDE | {"addition_embed_type": family.added}
+        if beside := next((key for key, value in usual.items() if config.get(key) != value), None):
+            told = f", or with {family.added}" if beside == "addition_embed_type" and family.added else ""
             raise UserError(
-                f"{path}: {beside} is {config[beside]!r}: only text is understood beside noise and time: use a "
-                "teacher without it"
+                f"{path}: {beside} is {config.get(beside)!r}: only text is understood beside noise and time: use a "
+                f"teacher without it{told}"
             )
     elif (embed := config.get("class_embed_type")) is not None:
         raise UserError(f"{path}: class_embed_type {embed!r}: only plain class labels are understood")

@@ -30,8 +30,7 @@ from ..models.process import Process
 from .bare import bare_unet, without_scheduler
 from .card import card
 from .foreign import foreign_parts, foreign_schedule
-from .network import UNET as PLAIN
-from .network import read_network
+from .network import PLAIN, read_network
 from .scheduler_lint import lint
 from .schedulers import saveable, scheduler_for
 
@@ -137,7 +136,8 @@ def _write_plain(denoiser: Denoiser, net: Any, scheduler: Any, folder: Path) -> 
 
 def _write_whole(net: Any, scheduler: Any, parts: Parts, folder: Path) -> None:
     """A pipeline of the class that the parts are of, with copies of them."""
-    index = read_object(parts.folder / INDEX) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    made = {parts.family.place: net, "scheduler": scheduler}
+    index = read_object(parts.folder / INDEX) | {name: ["diffusers", type(one).__name__] for name, one in made.items()}
     if "steps_offset" in scheduler.config:  # of leading spacing alone; pipelines warn where it is not this
         scheduler.register_to_config(steps_offset=1)
     parts.copy_to(folder)
@@ -210,7 +210,7 @@ def load_denoiser(
             f"{folder}: its scheduler is of {process.kind}, that of such a pipeline must be of {parts.family.kind}: "
             "save it so"
         )
-    net = read_network(unet, process, PLAIN if parts is None else parts.family.network)
+    net = read_network(unet, process, PLAIN if parts is None else parts.family)
     if own and own.process and process.kind != "vp":
         process = _own_process(folder, own, process)
     if own and (own.T, own.prediction) != (process.T, prediction):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     adversarial,
+    bk_sdm,
     consistency,
     continuous,
     ctm,
@@ -18,6 +19,7 @@ from . import (
 
 __all__ = [
     "adversarial",
+    "bk_sdm",
     "consistency",
     "continuous",
     "ctm",

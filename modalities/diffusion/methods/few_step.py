@@ -23,6 +23,7 @@ from xmodal_kd.training.method import Context, Distil, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..models.asked import told_guidance
+from ..models.blocks import start
 from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
 from ..models.lora import plain_names
 from ..models.process import LITTLE_SIGNAL, Process, expand
@@ -98,8 +99,11 @@ class FewStep:
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         teacher, student = denoisers(roles)
-        if stage.name == self.stages()[0].name and same_network(teacher, student, prediction=False):
-            copy_weights(teacher, student)
+        if stage.name == self.stages()[0].name:
+            if same_network(teacher, student, prediction=False):
+                copy_weights(teacher, student)
+            else:
+                start(teacher.net, student.net)
         if stage.name == FEATURES:
             student.sampling = teacher.sampling
             if self.params.features is None:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
 from ..data.condition import Condition, Text
+
+#: Networks that may say a variance beside their prediction; and all that take the time by name.
+WITH_VARIANCE = (DiTTransformer2DModel, PixArtTransformer2DModel)
+TRANSFORMERS = (*WITH_VARIANCE, SD3Transformer2DModel)
 
 
 def ask(net: nn.Module, z: Tensor, t: Tensor, condition: Condition | None, guidance: float | Tensor = 1.0) -> Tensor:
@@ -23,17 +32,31 @@ def ask(net: nn.Module, z: Tensor, t: Tensor, condition: Condition | None, guida
         scale = torch.as_tensor(guidance, dtype=torch.float32, device=z.device).expand(len(z))
         more["timestep_cond"] = embedded(scale - 1, width).to(z.dtype)
     if isinstance(condition, Text):
-        more["encoder_hidden_states"] = condition.embedding
-        if condition.pooled is not None:
-            more["pooled_projections"] = condition.pooled
+        more |= prompted(net, condition)
     else:
         more["class_labels"] = condition
-    if isinstance(net, DiTTransformer2DModel | SD3Transformer2DModel):
+    if isinstance(net, TRANSFORMERS):
         out: Any = net(z, timestep=t, **more)
     else:
         out = net(z, t, **more)
     said = cast(Tensor, out if isinstance(out, Tensor) else out.sample)
-    return said[:, : z.shape[1]] if isinstance(net, DiTTransformer2DModel) else said
+    return said[:, : z.shape[1]] if isinstance(net, WITH_VARIANCE) else said
+
+
+def prompted(net: nn.Module, said: Text) -> dict[str, Any]:
+    """What prompts say, by the names that the network takes it under."""
+    found: dict[str, Any] = {"encoder_hidden_states": said.embedding}
+    if isinstance(net, SD3Transformer2DModel):
+        found["pooled_projections"] = said.beside
+    elif isinstance(net, PixArtTransformer2DModel):
+        told: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+        if net.use_additional_conditions and said.sizes is not None:
+            told = {"resolution": said.sizes, "aspect_ratio": said.sizes[:, :1] / said.sizes[:, 1:]}
+        found |= {"encoder_attention_mask": said.beside, "added_cond_kwargs": told}
+    elif said.sizes is not None:  # SDXL's: as large before as after, and nothing cut off (Podell et al., 2023)
+        ids = torch.cat([said.sizes, torch.zeros_like(said.sizes), said.sizes], dim=1)
+        found["added_cond_kwargs"] = {"text_embeds": said.beside, "time_ids": ids}
+    return found
 
 
 def told_guidance(net: nn.Module) -> int | None:

@@ -43,7 +43,8 @@ def encoded(
         return Encoded(latents)
     distinct = list(dict.fromkeys(captions))
     place = {text: i for i, text in enumerate(distinct)}
-    return Encoded(latents, _texts(parts, distinct, folder), np.array([place[text] for text in captions]))
+    index = np.array([place[text] for text in captions])
+    return Encoded(latents, _texts(parts, distinct, folder), index, lambda: parts.nothing)
 
 
 def _latents(parts: Parts, images: Images, folder: Path, mirrored: bool) -> np.ndarray:
@@ -59,6 +60,7 @@ def _latents(parts: Parts, images: Images, folder: Path, mirrored: bool) -> np.n
 def _texts(parts: Parts, captions: Sequence[str], folder: Path) -> tuple[np.ndarray, ...]:
     key = _key(
         parts.digest(*parts.family.text, *parts.family.more),
+        b"".join(part.numpy().tobytes() for part in parts.sizes(1)),
         *(part for text in captions for part in (text.encode(), b"\0")),
     )
     count = len(each(parts.nothing))

@@ -27,6 +27,9 @@ class Family:
         prompts: how often its encoders are given a prompt.
         kind: of the process of its scheduler.
         shifted: whether latents are moved by the autoencoder's shift_factor.
+        sized: whether its network is told how large an image is.
+        added: what a UNet2DConditionModel takes beside a text (its addition_embed_type).
+        formerly: what folders of older releases call the network's class.
     """
 
     place: str
@@ -39,17 +42,37 @@ class Family:
     prompts: int = 1
     kind: str = "vp"
     shifted: bool = False
+    sized: bool = False
+    added: str | None = None
+    formerly: tuple[str, ...] = ()
 
 
 _STABLE = Family(
     "unet", "UNet2DConditionModel", "vae", ("AutoencoderKL",), ("text_encoder", "tokenizer"),
     ("safety_checker", "feature_extractor"),
 )  # fmt: skip
+_PIXART = Family(
+    "transformer", "PixArtTransformer2DModel", "vae", ("AutoencoderKL",), ("text_encoder", "tokenizer"), sized=True,
+    formerly=("Transformer2DModel",),
+)  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": _STABLE,
     "LatentConsistencyModelPipeline": _STABLE,
     "LDMPipeline": Family("unet", "UNet2DModel", "vqvae", ("VQModel", "AutoencoderKL")),
     "DiTPipeline": Family("transformer", "DiTTransformer2DModel", "vae", ("AutoencoderKL",)),
+    "PixArtAlphaPipeline": _PIXART,
+    "PixArtSigmaPipeline": _PIXART,
+    "StableDiffusionXLPipeline": Family(
+        "unet",
+        "UNet2DConditionModel",
+        "vae",
+        ("AutoencoderKL",),
+        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        ("image_encoder", "feature_extractor"),
+        prompts=2,
+        sized=True,
+        added="text_time",
+    ),
     "StableDiffusion3Pipeline": Family(
         "transformer",
         "SD3Transformer2DModel",
@@ -93,7 +116,7 @@ def family_of(folder: Path) -> Family | None:
             f"{where}: a {name} without {', '.join(missing)}, so that no prompt can be read: download the whole "
             "pipeline, or save it with them (pipeline.save_pretrained)"
         )
-    for part, classes in ((family.place, (family.network,)), (family.codec, family.codecs)):
+    for part, classes in ((family.place, (family.network, *family.formerly)), (family.codec, family.codecs)):
         if there.get(part) not in classes:
             found = there.get(part, "missing")
             raise UserError(

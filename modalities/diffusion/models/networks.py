@@ -17,6 +17,7 @@ from xmodal_kd.adapter.adapter import Strict
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.registry import Registry
 
+from .blocks import Blocks, fewer
 from .denoiser import Denoiser
 from .lora import adapted
 from .process import Prediction
@@ -52,6 +53,9 @@ class LikeTeacherConfig(Strict):
     lora: int | None = Field(None, ge=1, le=1 << 12)
     """Rank of low-rank adapters, which alone learn on the teacher's frozen weights (LCM-LoRA takes 64); needs peft.
     None: all weights learn."""
+    blocks: Blocks | None = None
+    """A UNet without some of its teacher's blocks (BK-SDM: Kim et al., 2023): ``base`` with half of each stage's,
+    ``small`` without the middle too, ``tiny`` without the innermost stage too. None: with all of them."""
 
 
 def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) -> UNet2DModel:
@@ -87,17 +91,20 @@ def build_unet(config: UNetConfig, shape: Sequence[int], classes: int | None) ->
     )  # fmt: skip
 
 
-def build_like(net: Any, classes: int | None, guidance: int | None = None) -> Any:
+def build_like(net: Any, classes: int | None, guidance: int | None = None, blocks: Blocks | None = None) -> Any:
     """Another network of `net`'s class and configuration with fresh weights.
 
     Args:
         classes: that a UNet2DModel is conditioned on; others have as many as `net`.
         guidance: width at which it is told the scale of guidance; None: as `net`.
+        blocks: which of `net`'s are left out.
 
     Raises:
         UserError: no network of this class can be told it.
     """
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
+    if blocks is not None:
+        config = fewer(net, blocks)
     size = config["sample_size"]
     config["sample_size"] = size if isinstance(size, int) else _size(size)
     if isinstance(net, UNet2DModel):
@@ -135,7 +142,9 @@ def built(
     if model == "like_teacher":
         assert teacher is not None
         if config.lora is None:
-            return cast(nn.Module, build_like(teacher.net, classes, config.guidance))
+            return cast(nn.Module, build_like(teacher.net, classes, config.guidance, config.blocks))
+        if config.blocks is not None:
+            raise UserError("student.params.lora: adapters stand on all of the teacher's blocks: leave blocks out")
         if config.guidance is not None:
             raise UserError("student.params.lora: adapters cannot be told the scale of guidance: leave guidance out")
         return adapted(teacher.net, config.lora)

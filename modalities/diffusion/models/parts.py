@@ -91,6 +91,11 @@ class Parts:
     def _by_parts(self, x: Tensor, call: Any, pixels: int) -> Tensor:
         size = max(1, PIXELS // (x.shape[-1] * x.shape[-2] * pixels))
         codec = self.codec.to(x.device)
+        if codec.config.get("latents_mean") is not None:
+            raise UserError(
+                f"{self.folder / self.family.codec}: its latents have a mean and a deviation for each channel: use a "
+                "pipeline whose autoencoder has a scaling_factor alone"
+            )
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return torch.cat([call(codec, part.float()) for part in x.split(size)])
 
@@ -124,12 +129,23 @@ class Parts:
                 made.append([one.float() for one in found if one is not None])
         for encoder in encoders:  # it would keep a device's memory from those that learn
             encoder.to("cpu")
-        return Text(*map(torch.cat, zip(*made, strict=True)))
+        return Text(*map(torch.cat, zip(*made, strict=True)), *(part.to(device) for part in self.sizes(len(texts))))
+
+    def sizes(self, count: int) -> list[Tensor]:
+        """The image's size ``(count, 2)``, where the network is told it."""
+        shape = self.image_shape(self.latent_shape)[1:] if self.family.sized else ()
+        return [torch.tensor([shape]).float().repeat(count, 1)] if shape else []
 
     @cached_property
     def nothing(self) -> Text:
-        """The empty prompt."""
-        return self.prompts([""])
+        """The empty prompt, or what the pipeline says in its place."""
+        found = self.prompts([""])
+        if read_object(self.folder / INDEX).get("force_zeros_for_empty_prompt"):
+            assert found.beside is not None
+            return found._replace(
+                embedding=torch.zeros_like(found.embedding), beside=torch.zeros_like(found.beside)
+            )  # fmt: skip
+        return found
 
     # ---------------------------------------------------------------- files
 

@@ -40,7 +40,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS
 
-PROMPTED = ("stable", "flowing")
+PROMPTED = ("stable", "flowing", "larger", "pixels")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -77,7 +77,8 @@ def refusal(call: Callable[[], Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "guidance"), [("stable", 1.0), ("stable", 3.0), ("unconditional", 1.0), ("transformer", 1.0)]
+    ("kind", "guidance"),
+    [("stable", 1.0), ("stable", 3.0), ("unconditional", 1.0), ("transformer", 1.0), ("larger", 3.0), ("pixels", 3.0)],
 )
 def test_a_teacher_samples_as_its_pipeline_does(place: Path, kind: str, guidance: float) -> None:
     model = load_denoiser(place / kind, sampling=Sampling("ddim", 10), quiet=True)
@@ -86,10 +87,10 @@ def test_a_teacher_samples_as_its_pipeline_does(place: Path, kind: str, guidance
     pipeline.set_progress_bar_config(disable=True)
     prompts, labels = ["a red square", "blue"], torch.tensor([0, 2])
     given = {
-        "stable": {"prompt": prompts, "guidance_scale": guidance}, "unconditional": {"batch_size": 2},
-        "transformer": {"class_labels": [0, 2], "guidance_scale": 1.0},
-    }[kind]  # fmt: skip
-    said = model.parts.prompts(prompts) if kind == "stable" else labels if kind == "transformer" else None
+        "unconditional": {"batch_size": 2}, "transformer": {"class_labels": [0, 2], "guidance_scale": 1.0},
+        "pixels": {"prompt": prompts, "guidance_scale": guidance, "use_resolution_binning": False},
+    }.get(kind, {"prompt": prompts, "guidance_scale": guidance})  # fmt: skip
+    said = model.parts.prompts(prompts) if kind in PROMPTED else labels if kind == "transformer" else None
     made = pipeline(num_inference_steps=10, generator=torch.manual_seed(3), output_type="pt", **given).images
     theirs = made.numpy() if isinstance(made, torch.Tensor) else made.transpose(0, 3, 1, 2)
     noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(3))
@@ -146,7 +147,8 @@ def students(place: Path) -> dict[str, tuple[Path, Denoiser]]:
     """Saved, of each kind: of few steps by LCM's sampler and by DDIM, one of them told the scale."""
     found = {}
     for kind, how in (("stable", Sampling("lcm", 2, 50)), ("unconditional", Sampling("lcm", 3, 50)),
-                      ("transformer", Sampling("ddim", 4)), ("flowing", Sampling("lcm", 2, 64))):  # fmt: skip
+                      ("transformer", Sampling("ddim", 4)), ("flowing", Sampling("lcm", 2, 64)),
+                      ("larger", Sampling("lcm", 2, 50)), ("pixels", Sampling("lcm", 2, 50))):  # fmt: skip
         made = adapter(place, kind)
         params = {"guidance": 16} if kind == "stable" else {}
         student = made.build(
@@ -215,7 +217,14 @@ def test_a_prompted_student_is_sampled_by_prompt(
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("stable", "lcm"), ("unconditional", "progressive"), ("transformer", "consistency"), ("flowing", "lcm")],
+    [
+        ("stable", "lcm"),
+        ("unconditional", "progressive"),
+        ("transformer", "consistency"),
+        ("flowing", "lcm"),
+        ("larger", "lcm"),
+        ("pixels", "lcm"),
+    ],
 )
 def test_whole_runs(place: Path, tmp_path: Path, kind: str, method: str) -> None:
     params = {"progressive": {"end": 4, "features": 1}, "lcm": {"steps": 2}, "consistency": {"steps": 2}}[method]

@@ -16,15 +16,26 @@ from diffusers import (
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     LDMPipeline,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 #: Pixels of an image's side, and of a latent's.
 SIDE, LATENT = 16, 8
@@ -115,6 +126,37 @@ def flowing(folder: Path) -> Path:
     return _saved(made, folder)
 
 
+def larger(folder: Path) -> Path:
+    """A StableDiffusionXLPipeline."""
+    net = UNet2DConditionModel(
+        sample_size=LATENT, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32, norm_num_groups=8, attention_head_dim=2, addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16, use_linear_projection=True,
+    )  # fmt: skip
+    made = StableDiffusionXLPipeline(
+        vae=_codec(AutoencoderKL, 4), unet=net, scheduler=scheduler(), text_encoder=text_encoder(),
+        tokenizer=tokenizer(), text_encoder_2=text_encoder(projected=True), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+    return _saved(made, folder)
+
+
+def pixels(folder: Path) -> Path:
+    """A PixArtAlphaPipeline whose network says a variance beside its prediction."""
+    net = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=1, sample_size=LATENT,
+        caption_channels=16, cross_attention_dim=24,
+    )  # fmt: skip
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
+    encoder = T5EncoderModel(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    made = PixArtAlphaPipeline(
+        tokenizer=T5Tokenizer(vocab=vocabulary, extra_ids=0), text_encoder=encoder, vae=_codec(AutoencoderKL, 4),
+        transformer=net, scheduler=scheduler(),
+    )  # fmt: skip
+    return _saved(made, folder)
+
+
 def _saved(pipeline: Any, folder: Path) -> Path:
     for part in pipeline.components.values():  # weights at which every input tells
         if isinstance(part, torch.nn.Module):
@@ -125,7 +167,8 @@ def _saved(pipeline: Any, folder: Path) -> Path:
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
-    "stable": stable, "unconditional": unconditional, "transformer": transformer, "flowing": flowing,
+    "stable": stable, "unconditional": unconditional, "transformer": transformer, "flowing": flowing, "larger": larger,
+    "pixels": pixels,
 }  # fmt: skip
 
 
