@@ -39,7 +39,7 @@ def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"process": kind, "method": "teacher", "seed": None, "nfe": steps, "distance": distance}
         for seed in args.seeds:
             bench.matched(seed)
-            for name in args.arms:
+            for name in (name for name in args.arms if name in ARMS):
                 arm, begun = ARMS[name], process_time()
                 with tempfile.TemporaryDirectory() as folder:
                     students = bench.distil(arm, Path(folder), seed)
@@ -52,6 +52,8 @@ def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def guided(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name, arm in GUIDED.items():
+        if name not in args.arms:
+            continue
         bench = Bench(conditional=True, guidance=SCALE, told=arm.told)
         if arm.told is None and name == next(iter(GUIDED)):
             for steps in BUDGETS:
@@ -81,7 +83,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS | GUIDED), choices=list(ARMS | GUIDED))
     parser.add_argument("--processes", nargs="+", default=list(PROCESSES), choices=list(PROCESSES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--draws", type=int, default=1)

@@ -52,6 +52,7 @@ class Arm(NamedTuple):
         lr: of Adam, falling to 0.
         steps: of the training, as a share of ``--steps``.
         budgets: evaluations that its student is measured at.
+        start: the arm whose student this one starts as, of the same seed.
     """
 
     method: str
@@ -60,18 +61,20 @@ class Arm(NamedTuple):
     lr: float = 5e-4
     steps: float = 1.0
     budgets: tuple[int, ...] = BUDGETS
+    start: str | None = None
 
 
-#: Matching needs x where the student starts, which cannot be told from epsilon there: its students predict v, which
-#: they learn of their teacher first.
-V, GAN = {"prediction": "v_prediction"}, {"gan": 0.03, "critic": 3}
+GAN = {"gan": 0.1, "gan_critic": 0.1, "critic": 2}
 ARMS: dict[str, Arm] = {
     "lcm": Arm("lcm", {"steps": 4}),
     "lcm, grid of 8": Arm("lcm", {"steps": 4, "grid": 8}),
     "lcm, told the scale": Arm("lcm", {"steps": 4, "guidance": (1.0, 4.0)}, {"guidance": 32}),
     "lcm, LoRA": Arm("lcm", {"steps": 4}, {"lora": 16}, lr=2e-3),
-    "dmd2, 4 steps": Arm("dmd2", {"steps": 4, **GAN}, V, lr=1e-4, steps=0.5, budgets=(4,)),
-    "dmd2, 1 step": Arm("dmd2", {"steps": 1, **GAN}, V, lr=1e-4, steps=0.5, budgets=(1,)),
+    "lcm, then dmd2, 4 steps": Arm("dmd2", {"steps": 4, **GAN}, lr=2e-4, steps=0.25, budgets=(4,), start="lcm"),
+    # one step needs x where the noise is alone, which cannot be told from epsilon: v is learnt first
+    "dmd2, 1 step": Arm(
+        "dmd2", {"steps": 1, "features": 300, **GAN}, {"prediction": "v_prediction"}, steps=0.25, budgets=(1,)
+    ),
 }
 KEPT = ("fd_clf", "label_agreement", "kid_clf", "precision", "recall", "coverage", "sliced_wasserstein")
 
@@ -110,15 +113,20 @@ class Room:
 
     def distil(self, name: str, steps: int, seed: int) -> tuple[Denoiser, float]:
         """The student, and the CPU seconds of its training."""
-        arm, adapter = ARMS[name], self.adapter(seed)
+        arm, adapter, params, before = ARMS[name], self.adapter(seed), dict(ARMS[name].params), 0.0
+        if arm.start is not None:
+            first, before = self.distil(arm.start, steps, seed)
+            params["start"] = self.path.parent / "starts" / f"{arm.start}-{seed}"
+            self.judge.save("student", first, params["start"])
         adapter.method = arm.method
         roles: dict[str, nn.Module] = {"teacher": copy.deepcopy(self.teacher)}
         adapter.teacher = cast(Denoiser, roles["teacher"])
         roles["student"] = adapter.build("student", "like_teacher", dict(arm.student))
-        return fitted(
-            adapter, roles, arm.method, arm.params, [Term(loss="denoising", on="prediction")],
+        student, seconds = fitted(
+            adapter, roles, arm.method, params, [Term(loss="denoising", on="prediction")],
             steps=round(steps * arm.steps), lr=arm.lr, seed=seed,
         )  # fmt: skip
+        return student, before + seconds
 
 
 def fitted(
@@ -208,7 +216,7 @@ def main() -> None:
             arm = ARMS[name]
             about = {
                 "trained": round(args.steps * arm.steps), "params": dict(arm.params), "student": dict(arm.student),
-                "lr": arm.lr, "cpu_seconds": round(seconds, 1),
+                "lr": arm.lr, "start": arm.start, "cpu_seconds": round(seconds, 1),
             }  # fmt: skip
             for steps in arm.budgets:
                 model = sampled(student, Sampling("lcm", steps, student.sampling.original))

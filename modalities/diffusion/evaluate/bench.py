@@ -118,6 +118,9 @@ GUIDED = {
     "lcm": ARMS["lcm"],
     "lcm, huber": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "distance": "huber"}),
     "lcm, told the scale": ARMS["lcm"]._replace(params={**ARMS["lcm"].params, "guidance": (1.0, 3.0)}, told=16),
+    "dmd2": ARMS["dmd2"],
+    "dmd2, GAN": ARMS["dmd2, GAN"]._replace(params={**ARMS["dmd2, GAN"].params, "gan": 0.1}),
+    "dmd2, 4 steps": ARMS["dmd2, 4 steps"]._replace(budgets=(4,)),
 }
 SCALE = 2.0
 

@@ -175,10 +175,14 @@ class Critic(Multistep):
         return student.consistency(starts, torch.tensor(times, device=z.device)[index], labels)
 
     def fake_errors(self, fake: Denoiser, x: Tensor, labels: Tensor | None, noise: Tensor, u: Tensor) -> Tensor:
-        """``(b,)`` squared errors of the fake denoiser on samples, in what its process's networks are compared in."""
+        """``(b,)`` squared errors of the fake denoiser on samples, in what its process's networks are compared in.
+
+        Of one that predicts epsilon in that: its v has an error larger by 1 / alpha, and little else would be learnt.
+        """
         process, (z, t) = fake.process, noised(fake, x, noise, u)
-        said = fake.predict(process.natural, z, t, labels)
-        return (said - process.truth(process.natural, x, noise, t)).flatten(1).square().mean(dim=1)
+        target = fake.prediction if fake.prediction == "epsilon" else process.natural
+        said = fake.predict(target, z, t, labels)
+        return (said - process.truth(target, x, noise, t)).flatten(1).square().mean(dim=1)
 
     def times(self, T: int, u: Tensor) -> Tensor:
         """``(b,)`` timesteps between the parameters `low` and `high`."""
