@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, PixArtTransformer2DModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_pipelines
@@ -23,11 +23,12 @@ from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.captions import read_captions
-from xmodal_kd.modalities.diffusion.data.condition import Text
+from xmodal_kd.modalities.diffusion.data.condition import Text, each
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
 from xmodal_kd.modalities.diffusion.export.reload_gate import reload_gates
 from xmodal_kd.modalities.diffusion.methods.few_step import copy_weights, same_network
+from xmodal_kd.modalities.diffusion.models.asked import ask
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.lora import FILE, is_adapted
 from xmodal_kd.modalities.diffusion.models.networks import build_like
@@ -125,6 +126,38 @@ def test_latents_and_embeddings_are_computed_once_and_kept(place: Path, monkeypa
     again = adapter(place, "stable", flip=True).data("train")
     assert torch.equal(again.sample(2, 0).x, batch["x"][2])
     assert isinstance(made.signals("teacher", made.teacher, batch), Signals)
+
+
+def test_some_prompts_are_left_empty_and_nothing_else_changes(place: Path) -> None:
+    made, whole = (adapter(place, "larger", **told) for told in ({"unprompted": 0.5}, {}))
+    nothing, empty = each(made.parts.nothing), []
+    assert not any(part.any() for part in nothing[:2]) and nothing[2].tolist() == [
+        [16, 16]
+    ]  # as SDXL's pipeline says it
+    for i in range(16):
+        one, usual = made.data("train").sample(i, 0), whole.data("train").sample(i, 0)
+        assert torch.equal(one.noise, usual.noise) and torch.equal(one.x, usual.x) and one.u == usual.u
+        empty.append(all(torch.equal(a, b[0]) for a, b in zip(one.said, nothing, strict=True)))
+        assert empty[-1] or all(torch.equal(a, b) for a, b in zip(one.said, usual.said, strict=True))
+    assert 2 < sum(empty) < 14
+    assert not any(torch.equal(made.data("dev").sample(i, 0).said[0], nothing[0][0]) for i in range(8))
+    with pytest.raises(ValueError, match="unprompted: is of models that are prompted"):
+        DiffusionData(sources="digits", unprompted=0.1)
+
+
+def test_pixart_is_told_the_size_of_large_images() -> None:
+    net = PixArtTransformer2DModel(
+        num_attention_heads=1, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=1, sample_size=128,
+        patch_size=8, caption_channels=16, cross_attention_dim=12,
+    ).eval()  # fmt: skip
+    z, t = torch.randn(1, 4, 128, 128), torch.tensor([500])
+    words, mask, sizes = torch.randn(1, 6, 16), torch.tensor([[1.0, 1, 1, 0, 0, 0]]), torch.tensor([[1024.0, 512.0]])
+    told = {"resolution": sizes, "aspect_ratio": sizes.new_tensor([[2.0]])}
+    with torch.no_grad():
+        theirs = net(z, words, t, told, encoder_attention_mask=mask).sample[:, :4]
+        ours = [ask(net, z, t, Text(words, mask, size)) for size in (sizes, sizes.flip(1))]
+    torch.testing.assert_close(ours[0], theirs)
+    assert float((ours[1] - theirs).abs().max()) > 1e-5
 
 
 def test_evaluation_prompts_are_the_dev_captions_and_samples_are_images(place: Path) -> None:

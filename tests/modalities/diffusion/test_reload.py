@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -10,13 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_samples import Adapter
 
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
 from xmodal_kd.modalities.diffusion.export.reload_gate import PIPELINE, TRAINER, reload_gate, reload_gates
+from xmodal_kd.modalities.diffusion.methods.adversarial import Ladd
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
+from xmodal_kd.modalities.diffusion.models.paths import Edm, Flow
 from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Optimizer, Train
 from xmodal_kd.runtime.checkpoint import read_json, write_json
+from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import RunError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.timing import StepTimer
+from xmodal_kd.training.method import Context
 
 Make = Callable[..., Denoiser]
 #: diffusers 0.42 makes arrays of tensors in a way that numpy 2 warns of.
@@ -97,3 +110,28 @@ def test_heun_is_saved_as_ddim_of_the_same_cost_and_says_so(make: Make, tmp_path
     assert "heun" in (folder / "README.md").read_text()
     assert load_denoiser(folder).sampling == denoiser.sampling  # ours has that solver, diffusers has not
     assert reload_gate(folder, denoiser, samples=2) <= 1e-4
+
+
+@pytest.mark.usefixtures("here")
+def test_ladd_s_students_are_reloaded_on_every_process(make: Make, tmp_path: Path) -> None:
+    """Its students as it leaves them, after a step of the heads and one of their own."""
+    for process, steps in ((Process.cosine(64), 2), (Edm(steps=64), 1), (Flow(steps=64), 2)):
+        teacher, student = (make(process, process.natural, Sampling("ddim", 8)) for _ in range(2))
+        train = Train(steps=1, batch_size=2, optimizer=Optimizer(name="adam", lr=1e-2))
+        method = Ladd(Adapter(), Objective(()), train, Streams(1), params=Ladd.Params(steps=steps))  # type: ignore[arg-type]
+        roles: dict[str, nn.Module] = {"teacher": teacher.requires_grad_(False), "student": student}
+        x, noise = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        batch = {"ids": torch.arange(2), "x": x, "noise": noise, "u": torch.rand(2)}
+        method.check(roles)
+        stage = method.own_stages()[0]
+        optimizers = method.begin(stage, roles, batch)
+        for name, out in method.losses(batch, roles, Context(stage, 0, 0, Streams(1), StepTimer(x.device), Ranks())):
+            optimizers[name].zero_grad()
+            out.value().backward()
+            optimizers[name].step()
+        assert student.sampling == Sampling("lcm", steps, 64)
+        z, t = process.start * noise, torch.full((2,), 63)
+        assert float((student.eval()(z, t) - teacher(z, t)).abs().max()) > 1e-3  # it has learnt
+        folder = save_pipeline(student, tmp_path / process.kind, {"role": "student"})
+        assert reload_gate(folder, student) <= 1e-4
+        assert load_denoiser(folder, quiet=True).sampling == student.sampling
