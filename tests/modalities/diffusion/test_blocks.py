@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,19 +19,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_pipelines
 
 from xmodal_kd.cli.catalogue import catalogue
+from xmodal_kd.cli.main import call
 from xmodal_kd.compress.known import COMPRESSIONS
 from xmodal_kd.modalities.diffusion.data.condition import Text
 from xmodal_kd.modalities.diffusion.methods.bk_sdm import BkSdm
+from xmodal_kd.modalities.diffusion.methods.lcm import Lcm, LcmParams
 from xmodal_kd.modalities.diffusion.models.blocks import KINDS, Blocks, fewer, origins, removed, start
-from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser
+from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import build_like
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.modalities.diffusion.models.said import said
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.recipe.recipe import On, Term
+from xmodal_kd.recipe.recipe import On, Term, Train
 from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.signals.signals import Signals
 
 WORDS, WIDTH = 5, 16
 EVERY = pytest.mark.parametrize("blocks", KINDS)
@@ -48,6 +53,12 @@ def prompted(**more: Any) -> UNet2DConditionModel:
         | stages
         | more
     )
+
+
+def deep() -> dict[str, Any]:
+    """The stages of `prompted`, for another's configuration."""
+    keys = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types")
+    return {key: prompted().config[key] for key in keys}
 
 
 def plain() -> UNet2DModel:
@@ -204,6 +215,80 @@ def test_features_of_a_guided_teacher_are_those_under_its_prompt() -> None:
     torch.testing.assert_close(guided["net"].rows, own)
 
 
+# ---------------------------------------------------------------- few steps after it
+
+
+class Room:
+    """As much of an adapter as few-step methods ask for."""
+
+    config = SimpleNamespace(sampling=Sampling("ddim", 8))
+
+    def signals(self, role: str, model: Any, batch: Any, features: Any = ()) -> Signals:
+        return said(model, batch, features)
+
+
+def test_few_step_methods_start_it_so_before_their_features() -> None:
+    net, train = prompted(), Train(steps=1, batch_size=3)
+    terms = [Term(loss="hint", on="net"), Term(loss="hint", on="net.down_blocks.0", name="down")]
+    roles: dict[str, Any] = {"teacher": denoiser(net), "student": denoiser(without(net, "small"))}
+    made = [
+        Lcm(Room(), Objective(terms), train, Streams(1), params=LcmParams(features=steps))  # type: ignore[arg-type]
+        for steps in (1, 0)
+    ]
+    with pytest.raises(UserError, match=r"method\.params\.features"):
+        made[1].check(roles)
+    made[0].check(roles)
+    first, second = made[0].stages()
+    made[0].begin(first, roles, batch())
+    student, theirs = roles["student"].net, net.state_dict()
+    for name, origin in origins(net, student, "small").items():
+        assert torch.equal(student.state_dict()[name], theirs[origin.name])
+    with torch.no_grad():
+        student.conv_out.bias += 1
+    made[0].begin(second, roles, batch())  # what it has learnt stays
+    assert not torch.equal(student.conv_out.bias, net.conv_out.bias)
+    assert roles["student"].sampling == Sampling("lcm", 4, 50)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_pruned_then_in_few_steps_by_two_recipes_or_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny_pipelines.images(tmp_path / "images")
+    tiny_pipelines.stable(tmp_path / "teacher", **deep())
+    terms = [{"loss": "hint", "on": "net"}, {"loss": "hint", "on": "net.down_blocks.0", "name": "down"}]
+    data = {"sources": "folder", "path": str(tmp_path / "images"), "captions": True, "dev": 8, "test": 8, "samples": 8,
+            "draws": 1, "curve": "ends", "cache": str(tmp_path / "cache"), "sampling": {"steps": 4}}  # fmt: skip
+    train = {"steps": 2, "batch_size": 4, "optimizer": {"name": "adam", "lr": 1e-4}, "eval_every": 2}
+    common: dict[str, Any] = {"modality": "diffusion", "seed": 1, "threads": 1, "data": data, "train": train}
+    pruned = {
+        **common, "data": {**data, "unprompted": 0.3}, "teacher": {"path": str(tmp_path / "teacher")},
+        "student": {"model": "like_teacher", "params": {"blocks": "tiny", "prediction": "epsilon"}},
+        "compress": "bk_sdm",
+        "objective": [{"loss": "denoising", "on": "net", "labels": "target", "name": "task"}, *terms],
+    }  # fmt: skip
+    guided = {**common, "data": {**data, "sampling": {"steps": 4, "guidance": 2.0}}}
+    after = {
+        **guided, "teacher": {"path": str(tmp_path / "pruned/student")}, "student": {"model": "like_teacher"},
+        "method": {"name": "lcm", "params": {"steps": 2}}, "objective": [{"loss": "denoising", "on": "prediction"}],
+    }  # fmt: skip
+    once = {
+        **guided, "teacher": pruned["teacher"], "student": {"model": "like_teacher", "params": {"blocks": "tiny"}},
+        "method": {"name": "lcm", "params": {"steps": 2, "features": 2}}, "objective": terms,
+    }  # fmt: skip
+    prices = {}
+    for name, recipe in (("pruned", pruned), ("after", after), ("once", once)):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+        assert call(["run", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name), "--quiet"]) == 0
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["export"]["student"]["reload_difference"] < 1e-4
+        metrics, parameters = report["roles"]["student"]["metrics"], report["roles"]["student"]["parameters"]
+        prices[name] = metrics["parameter_evaluations"]
+        assert prices[name] == metrics["nfe"] * parameters
+        assert prices[name] < report["roles"]["teacher"]["metrics"]["parameter_evaluations"]
+    assert prices["pruned"] == 2 * prices["after"] == 2 * prices["once"]
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -225,16 +310,14 @@ def test_what_does_not_fit_is_refused() -> None:
             BkSdm.check(None, None, student, {"teacher": teacher})  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_it_is_listed_and_a_deep_pipeline_s_student_is_saved_and_reloaded(tmp_path: Path) -> None:
     from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
     from xmodal_kd.modalities.diffusion.export.reload_gate import reload_gate
 
     assert COMPRESSIONS["bk_sdm"] is BkSdm and "bk_sdm" in {row["name"] for row in catalogue("compress")}
-    stages_ = {
-        key: value for key, value in prompted().config.items() if key in ("block_out_channels", "layers_per_block")
-    }
-    more = {key: list(prompted().config[key]) for key in ("down_block_types", "up_block_types")}
-    folder = tiny_pipelines.stable(tmp_path / "teacher", **stages_, **more)
+    folder = tiny_pipelines.stable(tmp_path / "teacher", **deep())
     teacher = load_denoiser(folder, quiet=True)
     student = Denoiser(
         without(teacher.net, "tiny"), teacher.process, teacher.prediction, teacher.shape, parts=teacher.parts
