@@ -141,6 +141,8 @@ def built(
     classes = None if names is None else len(names) + (teacher is not None and teacher.null_class is not None)
     if model == "like_teacher":
         assert teacher is not None
+        if config.blocks is not None and config.guidance is not None:
+            raise UserError("student.params.guidance: a network without blocks is not told the scale: leave one out")
         if config.lora is None:
             return cast(nn.Module, build_like(teacher.net, classes, config.guidance, config.blocks))
         if config.blocks is not None:

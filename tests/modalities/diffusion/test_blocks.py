@@ -26,7 +26,7 @@ from xmodal_kd.modalities.diffusion.methods.bk_sdm import BkSdm
 from xmodal_kd.modalities.diffusion.methods.lcm import Lcm, LcmParams
 from xmodal_kd.modalities.diffusion.models.blocks import KINDS, Blocks, fewer, origins, removed, start
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
-from xmodal_kd.modalities.diffusion.models.networks import build_like
+from xmodal_kd.modalities.diffusion.models.networks import LikeTeacherConfig, build_like, built
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.modalities.diffusion.models.said import said
 from xmodal_kd.objective.objective import Objective
@@ -302,6 +302,9 @@ def test_what_does_not_fit_is_refused() -> None:
     assert "layers_per_block is 1" in refusal(prompted(layers_per_block=1), "small")
     assert "take small" in refusal(prompted(block_out_channels=(8, 8, 16)), "tiny")
     teacher = denoiser(prompted())
+    for more, words in (({"guidance": 8}, "leave one out"), ({"lora": 2}, "leave blocks out")):
+        with pytest.raises(UserError, match=words):
+            built("like_teacher", LikeTeacherConfig(blocks="base", **more), (4, 8, 8), None, teacher)
     for student, words in (
         (denoiser(prompted()), "set student.model to like_teacher and student.params.blocks"),
         (denoiser(without(prompted(), "base"), "v_prediction"), "set student.params.prediction to the teacher's"),
