@@ -34,8 +34,8 @@ from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
-from .losses import centres, fusion, local  # noqa: F401 - registers the losses
-from .methods import LabelDistill, LabelKD  # noqa: F401 - registers the methods
+from .losses import bev, centres, fusion, local  # noqa: F401 - registers the losses
+from .methods import BevDistill, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
 from .models import MODELS
 from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder
 from .show.overview import overview

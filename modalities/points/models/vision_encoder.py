@@ -111,7 +111,7 @@ def load_encoder(folder: Path, size: tuple[int, int]) -> VisionEncoder:
     """The encoder of a folder, frozen, in float32 on the CPU.
 
     A folder whose ``config.json`` has ``architecture`` is one of timm, or with ``"library": "torchvision"`` beside it
-    one of torchvision; the weights lie beside it, and ``pretrained_cfg`` may have ``mean`` and ``std`` of their colours.
+    one of torchvision; the weights lie beside it, ``pretrained_cfg`` may have ``mean`` and ``std`` of their colours.
 
     Raises:
         UserError: a library is missing or cannot load it; its weights are not whole or another network's; photographs

@@ -99,7 +99,7 @@ def test_weights_of_another_network_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'conv1.weight' is \(64, 1, 7, 7\), the network's \(64, 3, 7, 7\)"):
         load_trunk(trunk, tmp_path)
     torch.save({"net": theirs(NAME)}, tmp_path / "whole.pt")
-    with pytest.raises(UserError, match="torch cannot read tensors alone from it .* save its state_dict as safetens"):
+    with pytest.raises(UserError, match=r"torch cannot read tensors alone from it .* save its state_dict as safetens"):
         load_trunk(trunk, tmp_path / "whole.pt")
     with pytest.raises(UserError, match=r"there is no such file: give one that ends in \.safetensors"):
         load_trunk(trunk, tmp_path / "none.pth")
@@ -112,13 +112,17 @@ def test_what_is_not_there_is_named() -> None:
     theirs(NAME)
     with pytest.raises(UserError, match=r"torchvision has no network 'resnet19' that classifies .nearest: resnet18"):
         Trunk("torchvision", "resnet19")
-    with pytest.raises(UserError, match=r"resnet18 has no layer 'layer5' that gives a map: it has relu, layer1, layer2"):
+    with pytest.raises(
+        UserError, match=r"resnet18 has no layer 'layer5' that gives a map: it has relu, layer1, layer2"
+    ):
         Trunk("torchvision", "resnet18", ["layer1", "layer5"])
     with torch.device("meta"):  # of its sizes, not of its numbers
         vit = Trunk("torchvision", "vit_b_32")
     with pytest.raises(UserError, match=r"data.image: \[24, 64\] is no whole number of the encoder's patches of 32"):
         vit.fits(IMAGE)
-    with pytest.raises(UserError, match=r"takes no picture of \[64, 96\] \(Wrong image height.* set it to \[224, 224\]"):
+    with pytest.raises(
+        UserError, match=r"takes no picture of \[64, 96\] \(Wrong image height.* set it to \[224, 224\]"
+    ):
         vit.fits((64, 96))
 
 
@@ -166,7 +170,9 @@ def test_an_encoder_of_torchvision_teaches_by_its_layers(tmp_path: Path) -> None
 
 
 def test_layers_of_a_vit_teach_as_maps(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="of use to those who have transformers: encoders of images")
+    transformers = pytest.importorskip(
+        "transformers", reason="of use to those who have transformers: encoders of images"
+    )
     small = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     config = transformers.ViTConfig(**small, image_size=32, patch_size=8)
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
@@ -204,7 +210,9 @@ def test_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ["data.image=[24, 64]", "labels=4", "student.model=torchvision", f"student.params={params}"]
     assert run(tmp_path / "run", *sets, recipe="points/camera") == 0
     assert read_json(tmp_path / "run/report.json")["roles"]["student"]["metrics"]["miou"] > 0
-    learner = "{model: torchvision, params: {name: mobilenet_v3_small, layers: [features.1], width: 4}, train: {steps: 4}}"
+    learner = (
+        "{model: torchvision, params: {name: mobilenet_v3_small, layers: [features.1], width: 4}, train: {steps: 4}}"
+    )
     sets = ["data.image=[24, 64]", "labels=4", f"teacher={learner}"]
     assert run(tmp_path / "scan", *sets, recipe="points/lidar_from_image") == 0
     assert read_json(tmp_path / "scan/report.json")["roles"]["teacher"]["metrics"]["miou"] > 0
