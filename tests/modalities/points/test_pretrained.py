@@ -218,6 +218,7 @@ def test_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_json(tmp_path / "scan/report.json")["roles"]["teacher"]["metrics"]["miou"] > 0
 
 
+@pytest.mark.full
 def test_exported_for_its_size(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnxruntime", reason="of use to those who have onnxruntime: exports")
     made = adapter("scan", "image")
