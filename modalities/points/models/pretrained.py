@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from .scene import SceneModel, View
 from .trunks import Library, Trunk, load_trunk
 from .unet import Convolution
 
-Colours = tuple[Annotated[float, Field(gt=-10, lt=10)], ...]
+Colour, Spread = Annotated[float, Field(ge=-10, le=10)], Annotated[float, Field(gt=0, le=10)]
 
 
 class PretrainedConfig(Strict):
@@ -31,12 +31,18 @@ class PretrainedConfig(Strict):
     last."""
     width: int = Field(32, ge=1, le=4096)
     """Channels of the decoder."""
-    mean: Colours | None = Field(None, min_length=3, max_length=3)
+    mean: tuple[Colour, Colour, Colour] | None = None
     """Of the colours that the weights were trained with, as `std`; None: what the library says of its own."""
-    std: Colours | None = Field(None, min_length=3, max_length=3)
+    std: tuple[Spread, Spread, Spread] | None = None
     groups: bool | None = None
     """Whether norms by groups of channels stand in the place of batch norms, whose statistics are else those of the
     weights; None: where there are no weights."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> PretrainedConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are of the same colours: give both")
+        return self
 
 
 class PretrainedSegmenter(SceneModel):

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from xmodal_kd.adapter.saved_model import explain
 from xmodal_kd.runtime.checkpoint import read_json, read_object
 from xmodal_kd.runtime.errors import UserError
 
-from .pretrained import PretrainedSegmenter
+from .pretrained import PretrainedConfig, PretrainedSegmenter
 from .trunks import Trunk, as_map, load_trunk
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -147,11 +149,14 @@ def _of_library(folder: Path, config: dict[str, Any], size: tuple[int, int]) -> 
         raise UserError(f"{folder / CONFIG}: library {library!r}: write torchvision or timm")
     about = about if isinstance(about, dict) else {}
     colours = about.get("mean"), about.get("std")
-    if any(one is not None for one in colours) and not all(
-        isinstance(one, list) and len(one) == 3 and all(isinstance(x, int | float) for x in one) for one in colours
-    ):
-        raise UserError(f"{folder / CONFIG}: pretrained_cfg: mean and std are three numbers each: write both")
-    trunk = Trunk(library, str(config["architecture"]), groups=False, colours=None if colours[0] is None else colours)
+    if (colours[0] is None) != (colours[1] is None):
+        raise UserError(f"{folder / CONFIG}: pretrained_cfg has one of mean and std: write both")
+    try:
+        told = PretrainedConfig(name=str(config["architecture"]), mean=colours[0], std=colours[1])
+    except ValidationError as error:
+        raise UserError(f"{folder / CONFIG}: pretrained_cfg.{explain(error)}") from error
+    given = None if told.mean is None or told.std is None else (told.mean, told.std)
+    trunk = Trunk(library, told.name, groups=False, colours=given)
     trunk.fits(size)
     load_trunk(trunk, folder)
     return LibraryEncoder(trunk)

@@ -162,8 +162,10 @@ def test_an_encoder_of_torchvision_teaches_by_its_layers(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"library 'keras': write torchvision or timm"):
         load_encoder(tmp_path, IMAGE)
     half = {"mean": [0.5, 0.5, 0.5]}
-    with pytest.raises(UserError, match="mean and std are three numbers each: write both"):
+    with pytest.raises(UserError, match=r"config.json: pretrained_cfg has one of mean and std: write both"):
         load_encoder(stored(tmp_path, pretrained_cfg=half), IMAGE)
+    with pytest.raises(UserError, match=r"config.json: pretrained_cfg\.std\.0: Input should be greater than 0"):
+        load_encoder(stored(tmp_path, pretrained_cfg=half | {"std": [0, 1, 1]}), IMAGE)
     other = load_encoder(stored(tmp_path, pretrained_cfg=half | {"std": [0.5, 0.5, 0.5]}), IMAGE)
     x = torch.rand(1, 3, *IMAGE)
     assert torch.allclose(other(x), theirs(MOBILE).features((x - 0.5) / 0.5), atol=1e-5)  # type: ignore[operator]
@@ -216,6 +218,11 @@ def test_whole_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ["data.image=[24, 64]", "labels=4", f"teacher={learner}"]
     assert run(tmp_path / "scan", *sets, recipe="points/lidar_from_image") == 0
     assert read_json(tmp_path / "scan/report.json")["roles"]["teacher"]["metrics"]["miou"] > 0
+    pairs = "{student: [logits, decoder.0, features], teacher: [features, trunk.encoder.features.1, features]}"
+    sets = ["data.image=[24, 64]", f"teacher={{path: {path}}}", f"objective.1.on={pairs}"]
+    assert run(tmp_path / "fused", *sets, recipe="points/2dpass") == 0
+    report = read_json(tmp_path / "fused/report.json")
+    assert report["roles"]["teacher"]["metrics"] == {"miou": None} and report["roles"]["student"]["metrics"]["miou"] > 0
 
 
 @pytest.mark.full
