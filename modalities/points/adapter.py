@@ -34,10 +34,10 @@ from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
-from .losses import centres, fusion, local  # noqa: F401 - registers the losses
-from .methods import LabelDistill, LabelKD  # noqa: F401 - registers the methods
+from .losses import bev, centres, fusion, local  # noqa: F401 - registers the losses
+from .methods import BevDistill, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
 from .models import MODELS
-from .models.vision_encoder import VisionEncoder, is_encoder, load_encoder
+from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder
 from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
@@ -155,7 +155,8 @@ class PointsAdapter(Adapter):
             config = config.model_copy(update={"around": False})
         classes = self.view(role).classes or self.classes
         built = kind(config, channels=self.view(role).channels, classes=len(classes))
-        built.card = {"model": model, "params": config.model_dump(mode="json")}
+        built.fits(self.config.image)
+        built.card = {"model": model, "params": built.again.model_dump(mode="json")}
         return answering(built, classes, self.classes)
 
     def load(self, role: str, folder: Path) -> nn.Module:
@@ -265,7 +266,7 @@ class PointsAdapter(Adapter):
         with capture(model, features) as taken:
             said = _forward(model, side)
         found = {} if isinstance(model, VisionEncoder) else {"logits": said}
-        found |= {name: only_call(name, calls) for name, calls in taken.items()}
+        found |= {name: layer_map(model, only_call(name, calls), grid) for name, calls in taken.items()}
         return {name: as_rows(name, value, grid, len(side["valid"])) for name, value in found.items()}
 
     def _weights(self, device: torch.device) -> Tensor:

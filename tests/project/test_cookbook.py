@@ -38,6 +38,7 @@ SAMPLED = (*SHORT, "data.samples=12", "data.draws=1", "data.sampling.steps=8", "
 NARROW = ("data.teacher.columns=64", "data.student.columns=64")
 SMALLEST = ("teacher.params={width: 4, levels: 2}", "student.params={width: 4, levels: 2}")
 SCANNED = (*SHORT, *TAUGHT, *NARROW, *SMALLEST)
+FEW_STREETS = "data.scenes={train: 12, dev: 2, test: 2}"
 FEW_DIGITS = "data={sources: digits, dev: 40, test: 60}"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:diffusers"
@@ -141,6 +142,17 @@ def flow() -> Any:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
 
 
+def weights() -> None:
+    """Of torchvision's resnet18, untrained, as a file and as an encoder's folder."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    for folder in ("WEIGHTS", "ENCODER"):
+        Path(folder).mkdir()
+        torch.save(resnet18(weights=None).state_dict(), f"{folder}/resnet18.pth")
+    Path("ENCODER/config.json").write_text('{"library": "torchvision", "architecture": "resnet18"}')
+
+
 def images() -> None:
     pictures(Path("IMAGES"))
 
@@ -180,6 +192,7 @@ SCENES = {
     "My diffusion teacher predicts epsilon": Scene(pipeline("PIPELINE", epsilon), SAMPLED, full=True),
     "My diffusion teacher is an EDM or flow model": Scene(pipeline("FLOW", flow), SAMPLED, full=True),
     "I have a network of my own": Scene(images, (*SHORT, *TAUGHT)),
+    "I have an encoder of photographs": Scene(weights, (*SHORT, *TAUGHT, FEW_STREETS), full=True),
     "I train in transformers.Trainer": Scene(guest="transformers"),
     "It must run on a device, in int8": Scene(saved("speech"), SHORT, exports=True, full=True),
     "I have several teachers": Scene(nothing, (*SHORT, *TAUGHT, FEW_DIGITS)),

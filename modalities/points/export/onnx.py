@@ -14,6 +14,7 @@ from xmodal_kd.models import onnx
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.timing import latency
 
+from ..models import MODELS
 from .saved_folder import Card, load_card
 
 FP32 = "model.onnx"
@@ -79,7 +80,7 @@ def _step(card: Card) -> int:
 def _free(card: Card) -> dict[int, Any]:
     """The axes of any size."""
     if card.view.sees == "image":
-        return {0: "batch", 2: "height", 3: "width"}
+        return {0: "batch"} | ({2: "height", 3: "width"} if MODELS[card.model].free_size else {})
     step = _step(card)
     return {0: "batch", 3: step * torch.export.Dim("part") if step > 1 else "width"}
 
@@ -88,6 +89,8 @@ def _check(model: nn.Module, card: Card, errors: list[float], path: Path) -> Non
     """Compare at the card's size alone, and in a batch with every free side larger."""
     session, (height, width) = onnx.session(path, extra=EXTRA), size(card)
     down, right = (5, 3) if card.view.sees == "image" else (0, 3 * _step(card))
+    if not MODELS[card.model].free_size:
+        down = right = 0
     for shape in ((1, card.channels, height, width), (3, card.channels, height + down, width + right)):
         errors.append(onnx.prove(model, partial(onnx.run, session), wave(shape)))
 

@@ -1,8 +1,8 @@
-"""What is points' own among losses: heat and boxes at centres, graphs of rows, pictures fused with scans.
+"""What is points' own among losses: heat and boxes at centres, maps of the ground, graphs of rows, fused pictures.
 
 May import ``models``, ``views`` and ``data``, beside the core. Public are the names of losses in recipes.
 """
 
-from . import centres, fusion, local
+from . import bev, centres, fusion, local
 
-__all__ = ["centres", "fusion", "local"]
+__all__ = ["bev", "centres", "fusion", "local"]

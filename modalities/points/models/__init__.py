@@ -1,4 +1,5 @@
-"""Models by name: U-Nets over range images, photographs and voxels, a transformer over points, a detector over pillars.
+"""Models by name: U-Nets over range images, photographs and voxels, encoders of torchvision and timm, a transformer
+over points, a detector over pillars.
 
 Every model is built as ``cls(config, channels=, classes=)`` and has
 
@@ -7,7 +8,7 @@ Every model is built as ``cls(config, channels=, classes=)`` and has
 * ``features``, ``encoder.*``, ``decoder.*``: paths to capture, see `SceneModel`.
 
 A model of a grid is called as ``model(x)``, one of points as ``model(points, lengths)``, a detector as ``model(points,
-cell, shape)``. None has batch statistics.
+cell, shape)``. None has batch statistics but those of weights that it was given.
 
 A network of somebody else's is a `PointModel`, or, of boxes, a `BoxesModel` (docs/own_models.md).
 
@@ -21,6 +22,7 @@ from xmodal_kd.runtime.registry import Registry
 from .boxes_model import BoxesModel
 from .pillars import CenterPointPillar
 from .point_transformer import PointTransformer
+from .pretrained import TimmSegmenter, TorchvisionSegmenter
 from .scene import PointModel, SceneModel, View
 from .unet import ImageUNet, RangeUNet
 from .voxel_unet import VoxelUNet
@@ -28,6 +30,8 @@ from .voxel_unet import VoxelUNet
 MODELS: Registry[type[SceneModel]] = Registry("points model", needs=("Config", "view"))
 MODELS.add("range_unet", RangeUNet)
 MODELS.add("image_unet", ImageUNet)
+MODELS.add("torchvision", TorchvisionSegmenter)
+MODELS.add("timm", TimmSegmenter)
 MODELS.add("point_transformer", PointTransformer)
 MODELS.add("voxel_unet", VoxelUNet)
 MODELS.add("centerpoint_pillar", CenterPointPillar)
@@ -41,6 +45,8 @@ __all__ = [
     "PointTransformer",
     "RangeUNet",
     "SceneModel",
+    "TimmSegmenter",
+    "TorchvisionSegmenter",
     "View",
     "VoxelUNet",
 ]

@@ -30,13 +30,20 @@ class SceneModel(nn.Module):
     view: ClassVar[View]
     #: Its name and parameters, as a recipe and a saved folder give them; set by whoever builds it from them.
     card: dict[str, Any]
+    #: Whether one of photographs takes any size, whatever it was built for.
+    free_size: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, config: Any, *, channels: int, classes: int) -> None:
         super().__init__()
         self.channels, self.classes = channels, classes
+        #: The parameters that build it again, where its weights are known.
+        self.again = config
         # without weights of its own: a name for what the head sees
         self.features = nn.Identity()
+
+    def fits(self, size: tuple[int, int]) -> None:
+        """Raises `UserError` where photographs of this height and width are nothing for it."""
 
 
 class PointModel(SceneModel):

@@ -1,6 +1,7 @@
-"""An encoder of images as ``transformers`` saves it (ViT, DINOv2, ResNet, ...), whose features teach.
+"""An encoder of images whose features teach: as ``transformers`` saves it (ViT, DINOv2, ResNet, ...), or by its name in
+torchvision or timm with its weights.
 
-Weights are read from safetensors only, nothing is fetched and no code of the folder is run.
+Nothing is fetched and no code of the folder is run; of transformers' folders only safetensors are read.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.adapter.saved_model import explain
+from xmodal_kd.runtime.checkpoint import read_json, read_object
 from xmodal_kd.runtime.errors import UserError
+
+from .pretrained import PretrainedConfig, PretrainedSegmenter
+from .trunks import Trunk, as_map, load_trunk
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 #: Kinds that must be told that a photograph may be of another size than they were trained on.
@@ -24,13 +30,37 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether a folder is one of transformers."""
+    """Whether a folder is one of transformers or timm, or names a network of torchvision."""
     return (folder / CONFIG).is_file()
 
 
 class VisionEncoder(nn.Module):
-    """Photographs to maps of features; it answers nothing. What a term captures is ``features`` (the last map, a cell
-    a patch), or a module of ``encoder`` that gives maps.
+    """Photographs to maps of features; it answers nothing. What a term captures is ``features`` (the last map), or a
+    module inside it that gives maps or tokens of patches.
+    """
+
+    #: Side of its patches in pixels; None: it has none.
+    patch: int | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Identity()
+
+
+class LibraryEncoder(VisionEncoder):
+    """One of torchvision or timm: ``trunk.encoder.*``."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk, self.patch = trunk, trunk.patch
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
+        """The last map of photographs whose colours are 0 to 1."""
+        return self.features(self.trunk(x)[-1])  # type: ignore[no-any-return]
+
+
+class TransformersEncoder(VisionEncoder):
+    """One of transformers: ``encoder.*``; of the last map a cell is a patch.
 
     Args:
         encoder: gives ``last_hidden_state``: a map ``(b, c, h, w)``, or tokens ``(b, t, c)``, of patches row by row
@@ -46,13 +76,14 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, size: tuple[int, int], mean: Any = MEAN, std: Any = STD) -> None:
         super().__init__()
-        self.encoder, self.features = encoder, nn.Identity()
+        self.encoder = encoder
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
         config: Any = encoder.config
-        self.patch = getattr(config, "patch_size", None)
+        patch = getattr(config, "patch_size", None)
+        self.patch = patch if isinstance(patch, int) else None
         self.resized = config.model_type in RESIZED
-        if isinstance(self.patch, int) and any(side % self.patch for side in size):
+        if self.patch is not None and any(side % self.patch for side in size):
             raise UserError(
                 f"data.image: {list(size)} is no whole number of the encoder's patches of {self.patch} pixels: set it "
                 f"to multiples of {self.patch}"
@@ -70,14 +101,27 @@ class VisionEncoder(nn.Module):
         return self.features(said)  # type: ignore[no-any-return]
 
 
+def layer_map(model: nn.Module, value: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """What a layer of an encoder of photographs of `grid` gave, as maps; anything else as it is."""
+    if not isinstance(model, VisionEncoder | PretrainedSegmenter) or len(grid) != 2:
+        return value
+    found = as_map(value, grid, model.patch)
+    return value if found is None else found
+
+
 def load_encoder(folder: Path, size: tuple[int, int]) -> VisionEncoder:
     """The encoder of a folder, frozen, in float32 on the CPU.
 
+    A folder whose ``config.json`` has ``architecture`` is one of timm, or with ``"library": "torchvision"`` beside it
+    one of torchvision; the weights lie beside it, ``pretrained_cfg`` may have ``mean`` and ``std`` of their colours.
+
     Raises:
-        UserError: transformers is missing or cannot load it; its weights are not whole; photographs of `size` are no
-            whole patches.
+        UserError: a library is missing or cannot load it; its weights are not whole or another network's; photographs
+            of `size` are nothing for it.
     """
-    config, path = read_json(folder / CONFIG), folder / PROCESSOR
+    config, path = read_object(folder / CONFIG), folder / PROCESSOR
+    if "architecture" in config:
+        return _of_library(folder, config, size).eval().requires_grad_(False)
     if "auto_map" in config:
         raise UserError(f"{folder}: it asks for code of its own (auto_map), which is not run: use a built-in model")
     try:
@@ -96,7 +140,26 @@ def load_encoder(folder: Path, size: tuple[int, int]) -> VisionEncoder:
         raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained encoder")
     said = read_json(path) if path.is_file() else {}
     mean, std = (said.get(key, usual) for key, usual in (("image_mean", MEAN), ("image_std", STD)))
-    return VisionEncoder(encoder, size, mean, std).eval().requires_grad_(False)
+    return TransformersEncoder(encoder, size, mean, std).eval().requires_grad_(False)
 
 
-__all__ = ["VisionEncoder", "is_encoder", "load_encoder"]
+def _of_library(folder: Path, config: dict[str, Any], size: tuple[int, int]) -> LibraryEncoder:
+    library, about = config.get("library", "timm"), config.get("pretrained_cfg")
+    if library not in ("torchvision", "timm"):
+        raise UserError(f"{folder / CONFIG}: library {library!r}: write torchvision or timm")
+    about = about if isinstance(about, dict) else {}
+    colours = about.get("mean"), about.get("std")
+    if (colours[0] is None) != (colours[1] is None):
+        raise UserError(f"{folder / CONFIG}: pretrained_cfg has one of mean and std: write both")
+    try:
+        told = PretrainedConfig(name=str(config["architecture"]), mean=colours[0], std=colours[1])
+    except ValidationError as error:
+        raise UserError(f"{folder / CONFIG}: pretrained_cfg.{explain(error)}") from error
+    given = None if told.mean is None or told.std is None else (told.mean, told.std)
+    trunk = Trunk(library, told.name, groups=False, colours=given)
+    trunk.fits(size)
+    load_trunk(trunk, folder)
+    return LibraryEncoder(trunk)
+
+
+__all__ = ["VisionEncoder", "is_encoder", "layer_map", "load_encoder"]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from xmodal_kd.adapter.hub import fetched
 from xmodal_kd.runtime.checkpoint import write_json
 from xmodal_kd.runtime.errors import UserError
 
@@ -20,7 +19,6 @@ from ..data.kitti_labels import lines, rectangles, write_lines
 from ..data.readers.base import read_rgb
 from ..data.readers.kitti import read_object_calibration
 from ..evaluate.whole_scan import VEHICLE
-from ..export.saved_folder import load_model
 from ..models.decoding import Found, found
 from ..show.boxes import from_above
 from ..show.pictures import write_picture
@@ -28,7 +26,7 @@ from ..views.detection_source import columns, side
 from ..views.ground import Ground, pillars
 from ..views.views import seen_scan
 from .output import stem
-from .segment import prepared
+from .saved import Saved, prepared
 from .unlike import unlike
 
 #: What KITTI calls our classes; others keep their names.
@@ -54,33 +52,17 @@ class Detected:
     notes: tuple[str, ...] = ()
 
 
-class Detector:
-    """Detects with what a run left in a folder, and with nothing else.
+class Detector(Saved):
+    """Detects with a saved detector; see `Saved`."""
 
-    Args:
-        device: that the model runs on.
-
-    Raises:
-        UserError: the folder is not a saved detector.
-    """
+    detects = True
 
     def __init__(self, folder: Path | str, device: str = "cpu") -> None:
-        self.model, self.card = load_model(Path(folder), detects=True)
-        self.model.to(device)
-        self.device, self.classes, self.view, self.sensor = device, self.card.classes, self.card.view, self.card.lidar
+        super().__init__(folder, device)
         assert self.card.detection is not None
         self.detection = self.card.detection
         self.ground = Ground.of(self.detection, self.view.cell)
         self.cells = Ground.of(self.detection, self.view.cell, getattr(self.model, "merged", 1))
-
-    @classmethod
-    def from_pretrained(cls, name: Path | str, revision: str | None = None, *, device: str = "cpu") -> Detector:
-        """Of a folder, or of a repository of the Hugging Face Hub (``owner/name``), which is fetched once and kept.
-
-        Args:
-            revision: a branch, a tag or a commit of the repository.
-        """
-        return cls(fetched(name, revision), device)
 
     def detect(self, scan: Scan, *, beams: int | None = None, least: float = 0.3) -> Detected:
         """The boxes of the things in a scan.

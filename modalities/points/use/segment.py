@@ -9,16 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from xmodal_kd.adapter.hub import fetched
 from xmodal_kd.runtime.errors import UserError
 
-from ..data.config import PointsData, View
+from ..data.config import PointsData
 from ..data.frame import UNLABELLED, Camera, Frame, Picture, Scan
-from ..data.rings import banded, find_rings
-from ..data.simulator.sensors import Sensor
 from ..evaluate.whole_scan import VEHICLE, answer, whole_scan
-from ..export.saved_folder import load_model
 from ..views.views import see
+from .saved import Saved, prepared
 from .unlike import unlike
 
 
@@ -42,20 +39,11 @@ class Segmented:
     notes: tuple[str, ...] = ()
 
 
-class Segmenter:
-    """Segments with what ``save_model`` left in a folder, and with nothing else.
-
-    Args:
-        device: that the model runs on.
-
-    Raises:
-        UserError: the folder is not a saved segmenter.
-    """
+class Segmenter(Saved):
+    """Segments with a saved student; see `Saved`."""
 
     def __init__(self, folder: Path | str, device: str = "cpu") -> None:
-        self.model, self.card = load_model(Path(folder))
-        self.model.to(device)
-        self.classes, self.view, self.sensor = self.card.classes, self.card.view, self.card.lidar
+        super().__init__(folder, device)
         self._data = PointsData.model_validate(
             {
                 "sensor": self.card.sensor,
@@ -63,15 +51,6 @@ class Segmenter:
                 "image": self.card.image,
             }
         )
-
-    @classmethod
-    def from_pretrained(cls, name: Path | str, revision: str | None = None, *, device: str = "cpu") -> Segmenter:
-        """Of a folder, or of a repository of the Hugging Face Hub (``owner/name``), which is fetched once and kept.
-
-        Args:
-            revision: a branch, a tag or a commit of the repository.
-        """
-        return cls(fetched(name, revision), device)
 
     def segment(self, scan: Scan, *, picture: Picture | None = None, beams: int | None = None) -> Segmented:
         """A class for every point.
@@ -127,27 +106,6 @@ class Segmenter:
         return Segmented(labels, np.where(here, sure[seen.element], 0.0), here, pixels)
 
 
-def prepared(scan: Scan, view: View, sensor: Sensor, beams: int | None) -> tuple[Scan, tuple[str, ...]]:
-    """The scan with the rings that a view needs, and what was done to it."""
-    wanted, notes = view.beams or (len(sensor.elevations) if view.sees == "range" else None), list[str]()
-    if view.sweeps > 1:
-        return scan, (f"the model was trained on {view.sweeps} fused sweeps and is given one",)
-    if wanted is None:
-        return scan, ()
-    if not sensor.turns:
-        scan = banded(scan, sensor.beams, sensor)
-    elif scan.ring is None:
-        scan = find_rings(scan, beams or len(sensor.elevations))
-        notes.append(f"the file does not name rings: {scan.beams} were looked for")
-    assert scan.beams is not None
-    if view.beams and scan.beams > wanted and scan.beams % wanted == 0:
-        notes.append(f"{wanted} of {scan.beams} beams are shown to the model, other points take the nearest's class")
-    elif scan.beams != wanted:
-        notes.append(f"the scan has {scan.beams} beams, the model knows {wanted}: bands of elevation stand for them")
-        scan = banded(scan, wanted, sensor)
-    return scan, tuple(notes)
-
-
 def uncalibrated(rgb: np.ndarray) -> Picture:
     """A photograph of which nobody knows what it shows of the scan: all points lie behind its camera."""
     behind = np.diag([1.0, 1.0, 0.0, 1.0])
@@ -155,4 +113,4 @@ def uncalibrated(rgb: np.ndarray) -> Picture:
     return Picture(Camera(np.eye(3), behind, *rgb.shape[:2]), rgb)
 
 
-__all__ = ["Segmented", "Segmenter", "prepared", "uncalibrated"]
+__all__ = ["Segmented", "Segmenter", "uncalibrated"]

@@ -1,7 +1,4 @@
-"""Methods of detection: a teacher's confident boxes beside the labels; features of labels beside the teacher's.
-
-May import ``losses``, ``models``, ``views`` and ``data``, beside the core. Public are the names of methods in recipes.
-"""
+"""Methods of detection that learn from labels: a teacher's confident boxes among them, what its heads need of them."""
 
 from __future__ import annotations
 
@@ -22,9 +19,9 @@ from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.training.method import METHODS, Context, Distil, Roles, Stage, known_as
 from xmodal_kd.training.optim import build_optimizer, scaling
 
-from .models import CenterPointPillar
-from .models.decoding import Found
-from .models.label_encoder import LabelEncoder, block, drawn
+from ..models import CenterPointPillar
+from ..models.decoding import Found
+from ..models.label_encoder import LabelEncoder, block, drawn
 
 
 class LabelKDParams(Strict):

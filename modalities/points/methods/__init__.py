@@ -1,0 +1,20 @@
+"""Methods of detection: a teacher's confident boxes beside the labels, features of labels, the ground where things are.
+
+May import ``losses``, ``models``, ``views`` and ``data``, beside the core. Public are the names of methods in recipes.
+"""
+
+from .from_labels import LabelDistill, LabelDistillParams, LabelKD, drawn, joined, masked_square
+from .on_things import BevDistill, BevDistillParams, UniDistill, UniDistillParams
+
+__all__ = [
+    "BevDistill",
+    "BevDistillParams",
+    "LabelDistill",
+    "LabelDistillParams",
+    "LabelKD",
+    "UniDistill",
+    "UniDistillParams",
+    "drawn",
+    "joined",
+    "masked_square",
+]
