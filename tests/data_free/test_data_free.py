@@ -113,7 +113,7 @@ def test_dfad(tmp_path: Path, example: str) -> None:
 
 def test_deepinversion(tmp_path: Path) -> None:
     params = {"tv": 0.01, "l2": 0.02, "statistics": 0.3, "first": 10.0, "compete": 0.4}
-    method, roles, batch, ctx = begun(tmp_path, double("deepinversion", **params))
+    method, roles, batch, _ = begun(tmp_path, double("deepinversion", **params))
     x = torch.randn(8, 1, 5, 6, dtype=torch.float64)
     roles["teacher"].eval()
     with torch.no_grad():
@@ -157,6 +157,7 @@ def _generator(built: Engine) -> list[Any]:
 
 def test_in_its_turn_only_the_generator_gets_a_gradient(tmp_path: Path) -> None:
     method, roles, batch, ctx = begun(tmp_path, content("zskt"))
+    roles["teacher"].requires_grad_(False)  # as the engine has it
     name, out = next(method.losses(batch, roles, ctx))
     out.value().backward()
     assert name == "generator" and all(p.grad is not None for p in method.made.parameters())
@@ -250,7 +251,11 @@ def test_a_run_reads_no_training_sample(
     [
         ("dafl", {"teacher": None}, "there is none: give one"),
         ("dafl", {"objective": [{"loss": "test_ce"}]}, "no term of the objective learns from a teacher"),
-        ("zskt", {"objective": [{"loss": "test_ce"}, {"loss": "dkd"}]}, "'dkd' reads labels, and made inputs have none"),
+        (
+            "zskt",
+            {"objective": [{"loss": "test_ce"}, {"loss": "dkd"}]},
+            "'dkd' reads labels, and made inputs have none",
+        ),
         ("dafl", {"method": {"name": "dafl"}}, "method.params.on: .*embedding.*set method.params.activation to 0"),
         ("deepinversion", {"teacher": {"model": "mlp", "train": {"steps": 1}}}, "this teacher has none: give one with"),
     ],
@@ -263,9 +268,7 @@ def test_refuses_in_a_line(tmp_path: Path, example: str, change: dict[str, Any],
     assert "\n" not in str(caught.value)
 
 
-def test_refuses_a_modality_that_does_not_say_what_an_input_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refuses_a_modality_that_does_not_say_what_an_input_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toy.ToyAdapter.input", lambda self: None)
     with pytest.raises(UserError, match="no input whose values could be set: use the method distil"):
         engine(tmp_path, content("zskt"))

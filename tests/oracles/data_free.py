@@ -5,6 +5,7 @@ huawei-noah/Data-Efficient-Model-Compression DAFL/DAFL-train.py, polo5/ZeroShotK
 VainF/Data-Free-Adversarial-Distillation DFAD_cifar.py, DFAD_camvid_deeplab.py.
 x images (B, C, H, W); z logits (B, K); y integer labels (B,).  All functions return floats.
 """
+
 import numpy as np
 
 
@@ -32,13 +33,14 @@ def cross_entropy(z, y):
 
 # ---------------------------------------------------------------- DeepInversion (Yin et al., CVPR 2020)
 
+
 def tv_l2(x):
     """R_TV (l2): sum over the 4 directions (right, down, down-left diagonal, down-right diagonal) of the FROBENIUS NORM
     of the difference tensor over the WHOLE batch: ||d1|| + ||d2|| + ||d3|| + ||d4||.
 
     Source: get_image_prior_losses (the loss_var_l2).  Traps: norm (with square root), not squared, not divided
-    by B or pixels -> grows as sqrt(B); four norms added, not the norm of the sum.  d3[i,j] = x[i+1,j] - x[i,j+1], d4[i,j]
-    = x[i,j] - x[i+1,j+1].
+    by B or pixels -> grows as sqrt(B); four norms added, not the norm of the sum.
+    d3[i,j] = x[i+1,j] - x[i,j+1], d4[i,j] = x[i,j] - x[i+1,j+1].
     """
     x = _f(x)
     B, C, H, W = x.shape
@@ -55,7 +57,7 @@ def tv_l2(x):
 
 
 def tv_l1(x):
-    """R_TV (l1) of the release: sum over the same 4 directions of the MEAN absolute difference (the /255*255 cancels)."""
+    """R_TV (l1) of the release: sum over the same 4 directions of the MEAN absolute difference."""
     x = _f(x)
     B, C, H, W = x.shape
     s, n = [0.0] * 4, [0] * 4
@@ -81,14 +83,14 @@ def l2_image(x, form="imagenet"):
     if form == "imagenet":
         return float(np.mean([np.sqrt((x[b] ** 2).sum()) for b in range(x.shape[0])]))
     if form == "cifar":
-        return float(np.sqrt((x ** 2).sum()))
+        return float(np.sqrt((x**2).sum()))
     raise ValueError(form)
 
 
 def bn_layer(f, running_mean, running_var):
-    """One layer's R_feature: ||running_var - var(f)||_2 + ||running_mean - mean(f)||_2, f (B, C, H, W) = INPUT of the BN.
+    """One layer's R_feature: ||running_var - var(f)||_2 + ||running_mean - mean(f)||_2, f (B, C, H, W) INPUT of the BN.
 
-    mean, var per channel over B, H, W; var BIASED (unbiased=False) although running_var is the unbiased average of torch.
+    mean, var per channel over B, H, W; var BIASED although running_var is the unbiased average of torch.
     Norms over channels, not squared.  Source: DeepInversionFeatureHook.
     """
     f = _f(f)
@@ -106,15 +108,16 @@ def bn_layer(f, running_mean, running_var):
 def bn_loss(fs, means, variances, first_bn_multiplier=10.0):
     """R_feature = first_bn_multiplier * R_1 + sum_{l>1} R_l.  Default 10 = imagenet_inversion.py; CIFAR release and
     paper: 1 (no multiplier)."""
-    return float(sum((first_bn_multiplier if l == 0 else 1.0) * bn_layer(fs[l], means[l], variances[l])
-                     for l in range(len(fs))))
+    return float(
+        sum((first_bn_multiplier if i == 0 else 1.0) * bn_layer(fs[i], means[i], variances[i]) for i in range(len(fs)))
+    )
 
 
 def adi_compete(z_s, z_t, T=3.0, lo=0.01, hi=0.99):
     """R_compete = 1 - clip(JS', 0, 1),  JS' = 1/2 D(M || P) + 1/2 D(M || Q)   [RELEASE form, default].
 
-    P = softmax(z_s/T), Q = softmax(z_t/T), M = (P+Q)/2 taken BEFORE clipping; then P, Q, M each clipped to [lo, hi] (rows
-    no longer sum to 1); D(M||P) = sum_k M (log M - log P) / B (batchmean).
+    P = softmax(z_s/T), Q = softmax(z_t/T), M = (P+Q)/2 taken BEFORE clipping; then P, Q, M each clipped to [lo, hi]
+    (rows no longer sum to 1); D(M||P) = sum_k M (log M - log P) / B (batchmean).
     TRAPS: the release calls KLDivLoss(log P, M), i.e. KL(M||P): not the textbook JS, which is KL(P||M) (`js_textbook`
     below = the paper's eq. 8); no T^2; without clipping JS' is unbounded, hence the clip; the 0.01 floor makes JS' of
     K > 100 classes meaningless.  The batch mean is clipped, not each sample.  Gradient also flows into the student
@@ -127,7 +130,9 @@ def adi_compete(z_s, z_t, T=3.0, lo=0.01, hi=0.99):
     js = 0.0
     for b in range(B):
         for k in range(K):
-            js += 0.5 * M[b, k] * (np.log(M[b, k]) - np.log(P[b, k])) + 0.5 * M[b, k] * (np.log(M[b, k]) - np.log(Q[b, k]))
+            js += 0.5 * M[b, k] * (np.log(M[b, k]) - np.log(P[b, k])) + 0.5 * M[b, k] * (
+                np.log(M[b, k]) - np.log(Q[b, k])
+            )
     js /= B
     return float(1.0 - min(max(js, 0.0), 1.0))
 
@@ -146,12 +151,28 @@ def js_textbook(z_s, z_t, T=1.0):
     return float(tot / P.shape[0])
 
 
-def deepinversion(z_t, y, x, fs, means, variances, z_s=None, main=1.0, a_tv_l2=1e-4, a_tv_l1=0.0, a_l2=1e-5,
-                  a_f=0.05, first_bn_multiplier=10.0, a_c=0.0, T=3.0, l2_form="imagenet"):
+def deepinversion(
+    z_t,
+    y,
+    x,
+    fs,
+    means,
+    variances,
+    z_s=None,
+    main=1.0,
+    a_tv_l2=1e-4,
+    a_tv_l1=0.0,
+    a_l2=1e-5,
+    a_f=0.05,
+    first_bn_multiplier=10.0,
+    a_c=0.0,
+    T=3.0,
+    l2_form="imagenet",
+):
     """L = main*CE(z_t, y) + a_tv_l2*TV_l2 + a_tv_l1*TV_l1 + a_l2*R_l2 + a_f*R_feature + a_c*R_compete.
 
-    Defaults: argparse of imagenet_inversion.py (r_feature 0.05; its README command 0.01; tv_l2 1e-4, l2 1e-5, adi 0, first
-    BN x 10).  CIFAR release: a_tv_l2 2.5e-5, a_f 1e2 (README of that folder uses other values per network), a_l2 0 with
+    Defaults: argparse of imagenet_inversion.py (r_feature 0.05; its README command 0.01; tv_l2 1e-4, l2 1e-5, adi 0,
+    first BN x 10).  CIFAR release: a_tv_l2 2.5e-5, a_f 1e2 (its README has other values per network), a_l2 0 with
     l2_form='cifar', first_bn_multiplier 1, cig_scale 0.  a_c of the paper's ImageNet runs: not established here.
     CE is applied with the TEACHER's logits; R_compete only if z_s is given and a_c != 0.  x = the jittered image.
     """
@@ -163,6 +184,7 @@ def deepinversion(z_t, y, x, fs, means, variances, z_s=None, main=1.0, a_tv_l2=1
 
 
 # ---------------------------------------------------------------- DAFL (Chen et al., ICCV 2019)
+
 
 def dafl_onehot(z_t):
     """L_oh = mean_b CE(z_t_b, argmax z_t_b) (eq. 4). The label has no gradient. First maximum on ties."""
@@ -178,7 +200,7 @@ def dafl_activation(f_t):
 
 def dafl_entropy(z_t, base=10.0):
     """L_ie = sum_k pbar_k log_base pbar_k, pbar = mean_b softmax(z_t_b): NEGATIVE entropy, minimum -log_base K.
-    TRAP: the release uses log10 (default here); paper eq. 6: -H with an unspecified log (natural is ln 10 = 2.3026 times
+    TRAP: the release uses log10 (default here); paper eq. 6: -H with an unspecified log (natural is 2.3026 times
     larger).  The mean is over the batch BEFORE the log.  pbar_k = 0 gives nan in the release; 0 here."""
     p = softmax(z_t).mean(axis=0)
     return float(sum(v * np.log(v) / np.log(base) for v in p if v > 0))
@@ -186,7 +208,7 @@ def dafl_entropy(z_t, base=10.0):
 
 def dafl_generator(z_t, f_t, oh=1.0, ie=5.0, a=0.1):
     """L_G = oh*L_oh + ie*L_ie + a*L_a (release defaults 1, 5, 0.1; MNIST and argparse).
-    Release: the student's KD loss on detached images is ADDED to the same backward pass (`dafl_kd`), no gradient to G."""
+    Release: the student's KD loss on detached images is ADDED to the same backward pass, no gradient to G."""
     return oh * dafl_onehot(z_t) + ie * dafl_entropy(z_t) + a * dafl_activation(f_t)
 
 
@@ -199,6 +221,7 @@ def dafl_kd(z_s, z_t):
 
 # ---------------------------------------------------------------- ZSKT (Micaelli & Storkey, NeurIPS 2019)
 
+
 def zskt_divergence(z_s, z_t, T=1.0, reduction="mean"):
     """D = KL(softmax(z_t/T) || softmax(z_s/T)), no T^2.
     TRAP: the release calls F.kl_div with its default reduction 'mean' = sum / (B*K) (DEFAULT here).
@@ -209,19 +232,19 @@ def zskt_divergence(z_s, z_t, T=1.0, reduction="mean"):
 
 
 def zskt_attention(a):
-    """q = flat_hw(mean_c a^2) / max(||.||_2, 1e-12), a (B, C, H, W) -> (B, HW). (Paper: also mean over channels of a^2.)"""
+    """q = flat_hw(mean_c a^2) / max(||.||_2, 1e-12), a (B, C, H, W) -> (B, HW). (Paper: alike.)"""
     a = _f(a)
     out = []
     for b in range(a.shape[0]):
         v = (a[b] ** 2).mean(axis=0).ravel()
-        out.append(v / max(np.sqrt((v ** 2).sum()), 1e-12))
+        out.append(v / max(np.sqrt((v**2).sum()), 1e-12))
     return np.array(out)
 
 
 def zskt_at(as_, at_):
     """sum_layers mean_{b,hw} (q_s - q_t)^2. Release: mean over B and HW (paper's eq. 2: ||q_s - q_t||_2, a norm without
     square, summed over layers: beta then is not comparable)."""
-    return float(sum(((zskt_attention(s) - zskt_attention(t)) ** 2).mean() for s, t in zip(as_, at_)))
+    return float(sum(((zskt_attention(s) - zskt_attention(t)) ** 2).mean() for s, t in zip(as_, at_, strict=True)))
 
 
 def zskt_generator(z_s, z_t, T=1.0, reduction="mean"):
@@ -230,12 +253,13 @@ def zskt_generator(z_s, z_t, T=1.0, reduction="mean"):
 
 
 def zskt_student(z_s, z_t, as_=(), at_=(), T=1.0, beta=250.0, reduction="mean"):
-    """L_S = D + beta * sum_layers AT.  beta 250, T 1 (main.py); 1 generator : 7 student steps in argparse (paper 1 : 10),
-    same batch of pseudo images for all of them; gradient norm clipped to 5 for both nets."""
+    """L_S = D + beta * sum_layers AT.  beta 250, T 1 (main.py); 1 generator : 7 student steps in argparse (paper
+    1 : 10), same batch of pseudo images for all of them; gradient norm clipped to 5 for both nets."""
     return zskt_divergence(z_s, z_t, T, reduction) + beta * zskt_at(as_, at_)
 
 
 # ---------------------------------------------------------------- DFAD (Fang et al., 2019, arXiv 1912.11006)
+
 
 def dfad_discrepancy(z_s, z_t):
     """D = mean over ALL elements |z_s - z_t| (RAW logits, F.l1_loss): (1/n) sum_i ||.||_1 of the paper (eq. 4) / K."""
@@ -248,6 +272,6 @@ def dfad_student(z_s, z_t):
 
 
 def dfad_generator(z_s, z_t, form="neg"):
-    """L_G = -D ('neg': CIFAR, MNIST, Caltech default) or -log(D + 1) ('log': release's CamVid; keeps the gradient bounded)."""
+    """L_G = -D ('neg': CIFAR, MNIST, Caltech default) or -log(D + 1) ('log': release's CamVid, a bounded gradient)."""
     d = dfad_discrepancy(z_s, z_t)
     return -d if form == "neg" else float(-np.log(d + 1.0))

@@ -213,7 +213,7 @@ class Adapter(Protocol):
         return None
 
     def given(self, x: Tensor) -> Batch:
-        """A batch of nothing but inputs ``(b, *shape)`` as `input` has it, the same for all roles: nobody labelled it."""
+        """A batch of nothing but inputs ``(b, *shape)``, as `input` has it, the same for all roles, without labels."""
         raise UserError("samples of this modality cannot be made of their input alone: choose another method")
 
     def teacher_sees(self, sample: Any) -> Any:

@@ -19,7 +19,7 @@ Draw = Callable[[torch.Generator], dict[str, Tensor]]
 
 
 class Drawn(NamedTuple):
-    index: int
+    id: int
     tensors: dict[str, Tensor]
 
 
@@ -43,7 +43,7 @@ class Draws:
         """``ids``, ``keys`` and what was drawn, of all samples."""
         first = samples[0].tensors
         batch: dict[str, Any] = {name: torch.stack([one.tensors[name] for one in samples]) for name in first}
-        ids = [one.index for one in samples]
+        ids = [one.id for one in samples]
         return {"ids": torch.tensor(ids), "keys": [f"made-{i}" for i in ids], **batch}
 
 

@@ -110,9 +110,9 @@ class Dafl(Generated):
     """A generator of inputs that the teacher is sure of, of all classes alike (Chen et al., 2019).
 
     "Data-Free Learning of Student Networks", ICCV 2019, eq. 4 to 7: one_hot CE(t, argmax t) - activation mean |f| -
-    entropy H(mean of softmax t), with the release's reductions, by which its weights hold: the mean over all activations
-    (the paper sums them of an input), the entropy by the decimal logarithm. The student is not asked. It learns on the
-    same inputs by the terms with a teacher, kd at temperature 1 in the release.
+    entropy H(mean of softmax t), with the release's reductions, by which its weights hold: the mean over all
+    activations (the paper sums them of an input), the entropy by the decimal logarithm. The student is not asked. It
+    learns on the same inputs by the terms with a teacher, kd at temperature 1 in the release.
     """
 
     Params: ClassVar[type[Strict]] = DaflParams
@@ -165,8 +165,8 @@ class Zskt(Generated):
     """A generator of inputs on which student and teacher differ most (Micaelli & Storkey, 2019).
 
     "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, algorithm 1: the generator raises KL(t
-    || s) in one step, the student lowers it in ten on the same inputs. Its terms are kd at temperature 1 and at of weight
-    250 on each pair of blocks. The sum over classes, as in eq. 1, where the release takes their mean.
+    || s) in one step, the student lowers it in ten on the same inputs. Its terms are kd at temperature 1 and at of
+    weight 250 on each pair of blocks. The sum over classes, as in eq. 1, where the release takes their mean.
     """
 
     Params: ClassVar[type[Strict]] = ZsktParams

@@ -46,10 +46,10 @@ class InversionParams(MadeParams):
 class DeepInversion(DataFree):
     """Inputs made of noise by gradients, whose features have the statistics of the teacher's data (Yin et al., 2020).
 
-    "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, eq. 2 to 8: Adam on the inputs, for
-    classes drawn evenly, of CE(t, y) + tv R_TV + l2 R_l2 + statistics R_feature + compete (1 - JS(t, s)); R_feature is
-    the sum over the teacher's BatchNorm layers of the norms of what mean and variance of their input lack from the kept
-    ones. Values stay within the input's range. As many inputs as a batch has are made at every ``every``th step, for
+    "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, eq. 2 to 8: Adam on the inputs,
+    for classes drawn evenly, of CE(t, y) + tv R_TV + l2 R_l2 + statistics R_feature + compete (1 - JS(t, s));
+    R_feature is the sum over the teacher's BatchNorm layers of the norms of what mean and variance of their input lack
+    from the kept ones. Values stay within the input's range. A batch of inputs is made at every ``every``th step, for
     the student as it then is, and it learns from a bank of the last ones. The jitter and the mirroring of inputs while
     they are made are not built. A teacher without BatchNorm has no such statistics and is refused.
     """

@@ -39,13 +39,12 @@ class Generator(nn.Module):
         x = self.norm(self.start(z).unflatten(1, (self.width, *self.grids[0])))
         for grid, stage in zip(self.grids[1:], self.stages, strict=True):
             x = stage(F.interpolate(x, size=grid))
-        return self.low + (self.high - self.low) * (self.last(x).tanh() + 1) / 2
+        made: Tensor = self.last(x).tanh()
+        return self.low + (self.high - self.low) * (made + 1) / 2
 
 
 def _stage(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(gcd(after, 8), after), nn.LeakyReLU(0.2)
-    )
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(gcd(after, 8), after), nn.LeakyReLU(0.2))
 
 
 def grids(height: int, width: int) -> list[tuple[int, int]]:

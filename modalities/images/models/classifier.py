@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Strict
 
-
 Norm = Literal["group", "batch"]
 
 

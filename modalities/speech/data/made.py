@@ -18,7 +18,7 @@ LOUD = 18.0
 
 
 def made_input(features: Features) -> Input:
-    """Mels by frames, the highest mel first, from silence to loud; beside the mean where the features are normalised."""
+    """Mels by frames, the highest mel first, from silence to loud; less the usual mean where they are normalised."""
     silence = log(FLOOR) - (0.0 if features.normalise == "none" else PRIOR)
     return Input((1, features.mels, FRAMES), silence, silence + LOUD)
 
