@@ -38,7 +38,7 @@ def test_roles_answer_made_inputs(
     name: str, shape: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    method, roles = student(f"smoke/methods/{name}")
+    method, roles = student(f"smoke/data_free/{name}")
     asked = method.asked(method.adapter)
     assert asked.shape == shape and asked.low < asked.high
     x = torch.rand(3, *shape, requires_grad=True)
@@ -51,7 +51,7 @@ def test_roles_answer_made_inputs(
 
 def test_mels_lie_with_the_highest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    adapter = student("smoke/methods/zskt")[0].adapter
+    adapter = student("smoke/data_free/zskt")[0].adapter
     x = torch.zeros(1, 1, 40, 96)
     x[0, 0, 0, 5] = 1.0
     heard = adapter.given(x)["features"]
