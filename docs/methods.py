@@ -53,8 +53,7 @@ surveys, and where it is. `xmodal-kd list losses --needs features --without labe
   `recipes/RESULTS.md` has the whole and what speaks against it. Empty: not measured here.
 - **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an
   arrangement does it. *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give
-  in full. *Not built*: there is nothing, or only what is near. Nothing that is built works without data.
-"""
+  in full. *Not built*: there is nothing, or only what is near."""
 
 
 def registered() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Score, Strict
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score, Strict
 from xmodal_kd.losses import LOSSES, loss
 from xmodal_kd.losses.base import item_mean
 from xmodal_kd.objective.objective import Objective
@@ -161,7 +161,6 @@ class ToyAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     datasets: ClassVar[Mapping[str, str]] = {"toy": "random rows"}
     metric: ClassVar[tuple[str, bool]] = ("error", True)
-    attacked: ClassVar[tuple[str, float, float] | None] = ("x", -9.0, 9.0)
 
     def __init__(self, data: Data, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
@@ -186,6 +185,15 @@ class ToyAdapter(Adapter):
 
     def class_names(self, role: str) -> Sequence[str]:
         return NAMES
+
+    def input(self) -> Input | None:
+        return Input((1, LONGEST, WIDTH), -9.0, 9.0, key="x")
+
+    def given(self, x: Tensor) -> Batch:
+        ids = torch.arange(len(x))
+        labels = torch.full((len(x), LONGEST), -1)
+        lengths = torch.full((len(x),), LONGEST)
+        return {"ids": ids, "x": x.squeeze(1), "labels": labels, "lengths": lengths, "labelled": ids < 0}
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         lengths, steps = batch["lengths"], batch["x"].shape[1]

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Score
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score
 from xmodal_kd.adapter.images.listed import listed_images
 from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
@@ -37,7 +37,6 @@ class ImagesAdapter(Adapter):
     Data: ClassVar[type[ImagesData]] = ImagesData
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("accuracy", False)
-    attacked: ClassVar[tuple[str, float, float] | None] = ("x", -1.0, 1.0)
     quick_export: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, str]] = {
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
@@ -98,6 +97,13 @@ class ImagesAdapter(Adapter):
         for name, calls in taken.items():
             _add(out, name, only_call(name, calls), rows)
         return out
+
+    def input(self) -> Input:
+        return Input(cast(tuple[int, int, int], load_split(self.config, "train").shape), -1.0, 1.0, key="x")
+
+    def given(self, x: Tensor) -> Batch:
+        ids = torch.arange(len(x), device=x.device)
+        return {"ids": ids, "x": x, "labels": torch.full_like(ids, -1), "labelled": torch.zeros_like(ids).bool()}
 
     def teacher_sees(self, sample: Sample) -> Tensor:
         return sample.x

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, is_teacher
 from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import CARD, About
@@ -26,6 +26,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.corpora import SPLITS, SpeechData, build_tokens, utterances
 from .data.features import Features
 from .data.listed import listed_file
+from .data.made import made_batch, made_input
 from .data.source import Sample, SpeechSource
 from .data.stored_logits import StoredLogits
 from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
@@ -240,7 +241,7 @@ class SpeechAdapter(Adapter):
         teaches = role != "student" and not model.training
         view = "clean" if teaches and self.config.teacher_view == "clean" else "features"
         heard = self._front_end(role, model).hear(model, batch, view, features)
-        grid = _output_frames(batch["lengths"], self.stride)
+        grid = (batch["lengths"] + self.stride - 1) // self.stride
         ratio = self._front_end(role, model).frame / self._grid
         silent = heard.lengths == 0  # of whom nothing is known: no row of theirs is valid
         layout = Layout.padded("frame", torch.where(silent, 0, grid), int(grid.max()))
@@ -281,6 +282,13 @@ class SpeechAdapter(Adapter):
         heard = self._front_end(role, model).hear(model, batch, "clean")
         assert heard.logits is not None  # of an encoder nobody asks
         return self._ours(role, heard.logits), heard.lengths
+
+    def input(self) -> Input | None:
+        """Where a role hears waves, there is no map of values that all roles are given."""
+        return None if self._front_ends else made_input(self.config.features)
+
+    def given(self, x: Tensor) -> Batch:
+        return made_batch(x)
 
     def teacher_sees(self, sample: Sample) -> tuple[int, Tensor, Tensor | None]:
         """What it hears, be it features or the wave, and the stride of the grid that its frames are brought to."""
@@ -325,7 +333,7 @@ class SpeechAdapter(Adapter):
         beamed: list[str] = []
         beam = self._beam if split == "test" else None
         seconds = 0.0
-        for batch in _batches(source):
+        for batch in source.batches():
             start = perf_counter()
             with torch.no_grad():
                 logits, lengths = recognise(batch)
@@ -389,12 +397,3 @@ class SpeechAdapter(Adapter):
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
-
-
-def _output_frames(lengths: Tensor, stride: int) -> Tensor:
-    return (lengths + stride - 1) // stride
-
-
-def _batches(source: SpeechSource) -> Iterator[Batch]:
-    for indexes in source.plan(0):
-        yield source.collate([source.sample(i, 0) for i in indexes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .data_free import dfad_discrepancy
 from .maths import Array, Ints, kl, log_sigmoid, log_softmax, mean_square, std
 
 
@@ -50,6 +51,11 @@ def logit_mse(student: Array, teacher: Array, *, centre: bool = False) -> Array:
             z_s, z_t = z_s - z_s.mean(), z_t - z_t.mean()
         values[i] = mean_square(z_s, z_t)
     return values
+
+
+def logit_mae(student: Array, teacher: Array) -> Array:
+    """Mean over classes of |z_s - z_t| (Fang et al., 2019; see `data_free.dfad_discrepancy`)."""
+    return np.array([dfad_discrepancy(student[i : i + 1], teacher[i : i + 1]) for i in range(len(student))])
 
 
 def ce(student: Array, labels: Ints, *, smoothing: float = 0.0) -> Array:

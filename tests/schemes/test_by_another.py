@@ -65,7 +65,7 @@ def test_robust(name: str, tmp_path: Path) -> None:
 
     clean, labels = batch["x"], batch["labels"].reshape(-1)
     teacher = said("teacher", clean).detach()
-    x, (_, low, high) = clean.numpy(), method.adapter.attacked
+    x, (low, high) = clean.numpy(), (method.adapter.input().low, method.adapter.input().high)
     for _ in range(3):
         leaf = torch.tensor(x).requires_grad_()
         log_q = said("student", leaf).log_softmax(dim=1)

@@ -96,6 +96,6 @@ def test_an_attack_finds_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_refuses_what_cannot_be_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toy.ToyAdapter.attacked", None)
+    monkeypatch.setattr("toy.ToyAdapter.input", lambda self: None)
     with pytest.raises(UserError, match="samples of this modality have no such input: choose another scheme"):
         engine(tmp_path, content("rslad"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..runtime.checkpoint import read_object
 from ..runtime.discovery import modality
@@ -90,10 +90,34 @@ class ControlSpec:
     terms: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class NoiseControl(ControlSpec):
+    """The control of methods without data: same student, weights, teacher, terms and steps, taught on plain noise."""
+
+
 # docs/decisions/004-stages-and-controls.md
 @dataclass(frozen=True)
 class UntrainedControl:
     """The control is the teacher itself within the student's budget: what its user has without distillation."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a model is given of a sample, as a map whose values may be set.
+
+    Attributes:
+        shape: ``(channels, height, width)``.
+        low, high: range of its values.
+        key: where a batch holds it, for whoever moves what was recorded; None where roles are given different things.
+
+    >>> Input((3, 32, 32), -1.0, 1.0, key="x").shape
+    (3, 32, 32)
+    """
+
+    shape: tuple[int, int, int]
+    low: float
+    high: float
+    key: str | None = None
 
 
 class Adapter(Protocol):
@@ -117,8 +141,6 @@ class Adapter(Protocol):
     gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "item_labels", "features"})
     #: The class that stands for no label (CTC), where there is one.
     blank: ClassVar[int | None] = None
-    #: The input of a batch whose values may be moved a little, and their range: what robust schemes attack.
-    attacked: ClassVar[tuple[str, float, float] | None] = None
     #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.
     quick_export: ClassVar[bool] = True
     #: What it was built with.
@@ -185,6 +207,14 @@ class Adapter(Protocol):
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """What `role` says about `batch`: `output`, ``labels``, and one signal for each captured module path."""
         ...
+
+    def input(self) -> Input | None:
+        """What a model is given, where its values may be set: robust schemes move it, methods without data make it."""
+        return None
+
+    def given(self, x: Tensor) -> Batch:
+        """A batch of nothing but inputs ``(b, *shape)``, as `input` has it, the same for all roles, without labels."""
+        raise UserError("samples of this modality cannot be made of their input alone: choose another method")
 
     def teacher_sees(self, sample: Any) -> Any:
         """What of a sample decides a frozen teacher's signals, the rows that they lie on included.
@@ -277,7 +307,9 @@ __all__ = [
     "Batch",
     "ControlSpec",
     "Evaluation",
+    "Input",
     "NoControl",
+    "NoiseControl",
     "Overview",
     "Score",
     "Source",

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .. import data_free  # noqa: F401 - registers its methods
 from ..adapter.adapter import Adapter, adapter_class
 from ..compress.known import COMPRESSIONS
 from ..losses import LOSSES, LossSpec

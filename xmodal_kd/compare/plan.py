@@ -14,7 +14,7 @@ from hashlib import blake2b
 from itertools import product
 from typing import Any
 
-from ..adapter.adapter import ControlSpec, NoControl, UntrainedControl, adapter_class
+from ..adapter.adapter import ControlSpec, NoControl, NoiseControl, UntrainedControl, adapter_class
 from ..losses import LOSSES
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Term, find, load
@@ -216,7 +216,7 @@ class Plan:
         """Whether the control is a role of the arm's own run: it is not trained, or starts from a teacher's weights."""
         spec = self.control_of(arm)
         teacher_signals = starts_taught(read(self.recipe, [*self.sets, *arm.sets]).recipe)
-        return isinstance(spec, UntrainedControl) or (teacher_signals and isinstance(spec, ControlSpec))
+        return isinstance(spec, UntrainedControl | NoiseControl) or (teacher_signals and isinstance(spec, ControlSpec))
 
     def _no_twin(self, arm: Arm) -> tuple[str, ...]:
         """Self-training stands on a control of the same run, and no cell has one."""

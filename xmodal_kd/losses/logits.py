@@ -101,6 +101,19 @@ def logit_mse(
 
 
 @loss(
+    "logit_mae", reduction="rows", family="logits", paper="Fang et al.: Data-Free Adversarial Distillation", year=2019,
+    properties="zero_at_teacher",
+)  # fmt: skip
+def logit_mae(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """Mean absolute difference of each row's outputs (eq. 4, over the classes as in the release).
+
+    Its gradient does not fade as the two draw near, which the student of the method `dfad` lives on.
+    """
+    same_shape(student, teacher)
+    return (student - teacher).abs().mean(dim=-1)
+
+
+@loss(
     "ttm", reduction="rows", family="logits", year=2024, properties="shift_invariant",
     paper="Zheng, Yang: Knowledge Distillation Based on Transformed Teacher Matching",
 )  # fmt: skip

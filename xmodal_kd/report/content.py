@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..adapter.adapter import ControlSpec, NoControl, Score, UntrainedControl, is_teacher
+from ..adapter.adapter import ControlSpec, NoControl, NoiseControl, Score, UntrainedControl, is_teacher
 from ..recipe.recipe import Loaded
 from ..runtime.device import machine, peak_memory, versions
 from .statistics import gap_closed, paired_interval, ratio
@@ -84,7 +84,7 @@ def _ordered(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _control(spec: ControlSpec | UntrainedControl | NoControl) -> dict[str, Any]:
     if isinstance(spec, ControlSpec):
-        return {"terms": list(spec.terms)}
+        return {"terms": list(spec.terms)} | ({"inputs": "noise"} if isinstance(spec, NoiseControl) else {})
     return {"teacher": "within the student's budget"} if isinstance(spec, UntrainedControl) else {"reason": spec.reason}
 
 

@@ -131,6 +131,11 @@ def _control(control: Mapping[str, Any], labels: Mapping[str, Any]) -> str:
         return f"There is no control: {control['reason']}."
     if "teacher" in control:
         return "The control is the teacher itself within the student's budget, without any training."
+    if control.get("inputs") == "noise":
+        return (
+            f"The control learned from {', '.join(control['terms'])} on plain noise, from the same teacher: the "
+            "student's initial weights, same number of steps and inputs. Neither saw a training sample."
+        )
     data = "labelled samples alone" if "control" in labels else "same data"
     return (
         f"The control learned from {', '.join(control['terms'])} alone: the student's initial weights, {data}, "

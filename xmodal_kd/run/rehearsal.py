@@ -33,13 +33,12 @@ from ..runtime.distributed import Ranks, ranks_of
 from ..runtime.errors import RunError, UserError
 from ..runtime.progress import Bar
 from ..runtime.random_streams import Streams
-from ..schemes import Scheme
 from ..teacher_cache.session import cache_folder, identity
 from ..training import loader
 from ..training.controls import control_spec
 from ..training.engine import Engine
 from ..training.finite_check import NotFiniteError
-from ..training.method import Method, Stage
+from ..training.method import Distil, Method, Stage
 from ..training.optim import parameters
 from ..training.role_plan import RolePlan
 from . import listed_files
@@ -144,8 +143,8 @@ class Rehearsal:
         self.entries: dict[str, dict[str, Any]] = {}
         self._few: dict[int, Adapter] = {}
         self.folder = Path()
-        #: What trained the student, where that is a scheme.
-        self.scheme: Scheme | None = None
+        #: What trained the student, where that is made of `Distil`.
+        self.method: Distil | None = None
         #: That all trainings will take, by their first steps.
         self.seconds = 0.0
 
@@ -248,12 +247,12 @@ class Rehearsal:
         self._cached(role, method)
         compressions(self.loaded, role).finish(models[role])
         self.seconds += engine.seconds
-        if isinstance(method, Scheme):
+        if isinstance(method, Distil):
             for model in models.values():
                 model.eval()
             with torch.no_grad(), self.streams.forked("facts"):
                 method.facts(models, engine.first)
-            self.scheme = method if role == "student" else self.scheme
+            self.method = method if role == "student" else self.method
         return models[role].eval()
 
     def _shares(self, plan: RolePlan, source: Any, world: int) -> None:
@@ -344,8 +343,8 @@ class Rehearsal:
         adapter, folder = self._data(self.adapter), self.folder / "student"
         with self.streams.forked("export"):
             compressions(self.loaded).export(adapter, copy.deepcopy(student), folder)
-            if self.scheme is not None:
-                self.scheme.export(student, adapter, folder)
+            if self.method is not None:
+                self.method.export(student, adapter, folder)
 
     def written_cards(self) -> None:
         """Every card, with the metrics of the rehearsal."""

@@ -16,7 +16,7 @@ from ..runtime.device import make_accelerator
 from ..runtime.errors import RunError, UserError
 from ..runtime.random_streams import Streams
 from ..runtime.run_lock import RunLock
-from .roles import make_adapter, saved
+from .roles import make_adapter, saved, shown
 from .run_folder import RECIPE, STATE, read_state
 
 
@@ -31,7 +31,7 @@ def show_again(folder: Path) -> None:
     """The panels of a run's page anew, from its models and data."""
     models, adapter, streams = _models(folder, "cpu")
     with torch.no_grad(), streams.forked("evaluate"):
-        panels.write(folder, adapter.show(models, folder))
+        panels.write(folder, shown(saved_run(folder)[0], adapter, models, folder))
 
 
 def evaluate_again(folder: Path, split: str, device: str) -> dict[str, Any]:

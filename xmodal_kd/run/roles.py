@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..adapter.adapter import Adapter, ControlSpec, NoControl, Source, adapter_class, is_teacher
+from .. import data_free  # noqa: F401 - registers its methods
+from ..adapter.adapter import Adapter, ControlSpec, NoControl, NoiseControl, Source, adapter_class, is_teacher
+from ..adapter.panels import Panel
 from ..compress.known import COMPRESSIONS, Compression, Ways
 from ..objective.loss_inputs import reads_labels
 from ..objective.objective import Objective, spec_of
@@ -67,7 +69,9 @@ def role_plans(loaded: Loaded, adapter: Adapter) -> list[RolePlan]:
     found = [_teacher(recipe, role, spec) for role, spec in recipe.taught_by().items()]
     student = _student(loaded, tuple(role_plan.role for role_plan in found))
     control, alone = control_spec(recipe), without_teacher(recipe.objective)
-    if isinstance(control, ControlSpec):
+    if isinstance(control, NoiseControl):
+        found.append(replace(student, role="control"))
+    elif isinstance(control, ControlSpec):
         untaught = replace(student, method=Distil, settings=None, teachers=())
         found.append(replace(untaught, role="control", terms=_terms(recipe, alone)))
     planned, after = _planned(loaded, student), list[RolePlan]()
@@ -223,6 +227,13 @@ def make_method(loaded: Loaded, adapter: Adapter, role_plan: RolePlan, streams: 
     return made
 
 
+def shown(loaded: Loaded, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+    """What the page of the run in `folder` shows of its modality, and of what its method made."""
+    kind = METHODS[loaded.recipe.method.name]
+    made = kind.show(adapter, models, folder / "student") if issubclass(kind, Distil) else ()
+    return [*adapter.show(models, folder), *made]
+
+
 # ---------------------------------------------------------------- samples and labels
 
 
@@ -240,10 +251,11 @@ def training_source(adapter: Adapter, recipe: Recipe, role: str, batch_size: int
     if len(known) < len(source):
         size = batch_size or _train_of(recipe, role).batch_size
         source = LabelBudget(source, known, size, Streams(recipe.seed), pool=_has_pool(recipe, role))
-    if recipe.scheme is None or is_teacher(role):
+    spec = recipe.method if recipe.scheme is None else recipe.scheme
+    kind = METHODS[spec.name] if recipe.scheme is None else SCHEMES[spec.name]
+    if is_teacher(role) or not issubclass(kind, Distil):
         return source
-    kind = SCHEMES[recipe.scheme.name]
-    return kind.source(kind.Params.model_validate(recipe.scheme.params), source, adapter)
+    return kind.source(kind.Params.model_validate(spec.params), source, adapter)
 
 
 def labelled_by(source: Source, recipe: Recipe, role: str) -> Sequence[int]:

@@ -31,13 +31,12 @@ from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..runtime.run_lock import RunLock
 from ..runtime.timing import latency
-from ..schemes import Scheme
 from ..teacher_cache.session import CacheUser, Session, check
 from ..training.controls import control_spec
 from ..training.engine import Engine
 from ..training.label_budget import LabelBudget, facts
 from ..training.loader import steps
-from ..training.method import METHODS, Method, Stage, probe
+from ..training.method import METHODS, Distil, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
 from . import provenance
@@ -57,6 +56,7 @@ from .roles import (
     role_plans,
     saved,
     scheme_of,
+    shown,
     training_source,
     twin_of,
 )
@@ -83,8 +83,8 @@ class Run:
         #: By the key of another task's data, and by the size of batches.
         self._adapters: dict[tuple[str | None, int], Adapter] = {(None, self.recipe.train.batch_size): self.adapter}
         self.models: dict[str, nn.Module] = {}
-        #: What trained the student, where that is a scheme.
-        self.scheme: Scheme | None = None
+        #: What trained the role before this one, where that is made of `Distil`.
+        self.method: Distil | None = None
         self.lock: RunLock | None = None
         self.watched = Watched(self.out, loaded, self.adapter.metric, self.streams)
         self._look_ahead()
@@ -206,7 +206,7 @@ class Run:
             self._keep()
         with torch.no_grad(), self.streams.forked("evaluate"):
             models = {role: self.models[role].eval() for role in self.state["roles"]}
-            panels.write(self.out, self.adapter.show(models, self.out))
+            panels.write(self.out, shown(self.loaded, self.adapter, models, self.out))
         content = report_content(
             self.loaded, self.state, spec, self.adapter.metric, self.adapter.describe(), self.accelerator, self.out,
             self.twin,
@@ -254,8 +254,8 @@ class Run:
 
     def _export(self, folder: Path) -> dict[str, Any]:
         found = compressions(self.loaded).export(self.adapter, self.models["student"], folder)
-        if self.scheme is not None:
-            found |= self.scheme.export(self.models["student"], self.adapter, folder)
+        if self.method is not None:
+            found |= self.method.export(self.models["student"], self.adapter, folder)
         return found
 
     def _fit(self, role_plan: RolePlan) -> dict[str, Any]:
@@ -322,10 +322,10 @@ class Run:
         return CacheUser(self.recipe, self.out, self.models, self.streams, self.accelerator, self.options.quiet, part)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
-        """What a scheme has to say of its training."""
-        if not isinstance(method, Scheme):
+        """What a method has to say of its training."""
+        if not isinstance(method, Distil):
             return {}
-        self.scheme = method
+        self.method = method
         for model in models.values():
             model.eval()
         with torch.no_grad(), self.streams.forked("facts"):
@@ -380,7 +380,8 @@ class Run:
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
             alone = self._latency(role, model)
-        batch = self._batch(self.adapter.data("train"))
+        without_data = METHODS[self.recipe.method.name].control == "noise"
+        batch = self._batch(self.adapter.data("test" if without_data else "train"))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from ..adapter.adapter import Adapter, Source
+from ..adapter.adapter import Adapter
 from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError
 from ..runtime.registry import Registry
@@ -72,18 +71,6 @@ class Scheme(Distil):
     @classmethod
     def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
         """What a report should say of all roles of a run that is over, in eval mode without gradients."""
-        return {}
-
-    @classmethod
-    def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
-        """The data of its trainings, made of the student's (pairs of a class, two views of a sample)."""
-        return source
-
-    def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
-        """Write what the scheme made beside the student into `folder`; returns what was measured, for the report.
-
-        Rows of the report's curve stand under ``curve``: see `Overview`.
-        """
         return {}
 
     def find(self, model: nn.Module, paths: Iterable[str]) -> None:

@@ -106,12 +106,13 @@ def attack(
 
 
 def _attacked(adapter: Adapter) -> tuple[str, float, float]:
-    if adapter.attacked is None or adapter.blank is not None or adapter.output != "logits":
+    found = adapter.input()
+    if found is None or found.key is None or adapter.blank is not None or adapter.output != "logits":
         raise UserError(
             "a robust scheme moves the values of an input against the scores of its classes, and samples of this "
             "modality have no such input: choose another scheme"
         )
-    return adapter.attacked
+    return found.key, found.low, found.high
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..adapter.adapter import ControlSpec, NoControl, UntrainedControl
+from ..adapter.adapter import ControlSpec, NoControl, NoiseControl, UntrainedControl
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Recipe, Term
 from ..runtime.errors import UserError
@@ -18,8 +18,11 @@ def control_spec(recipe: Recipe) -> ControlSpec | UntrainedControl | NoControl:
         return NoControl("the recipe asks for none")
     if recipe.teacher is None and recipe.scheme is None:
         return NoControl("without a teacher the student is its own control")
-    if METHODS[recipe.method.name].control == "teacher":
+    kind = METHODS[recipe.method.name].control
+    if kind == "teacher":
         return UntrainedControl()
+    if kind == "noise":
+        return NoiseControl(tuple(t.name or t.loss for t in recipe.objective if spec_of(t).needs_teacher))
     return without_teacher(recipe.objective)
 
 

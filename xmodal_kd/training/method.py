@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..adapter.adapter import CACHED, Adapter, Batch, Strict, is_teacher
+from ..adapter.adapter import CACHED, Adapter, Batch, Source, Strict, is_teacher
+from ..adapter.panels import Panel
 from ..models.weight_swap import weight_swap_of
 from ..objective.objective import Objective
 from ..objective.parts import LossOut
@@ -87,9 +89,10 @@ class Method(Protocol):
 
     #: What a recipe may set under ``method.params``.
     Params: ClassVar[type[Strict]]
-    #: What stands beside the student: the same student ``trained`` without the teacher, or, where the method buys fewer
-    #: evaluations of the same model, the ``teacher`` itself within the student's budget.
-    control: ClassVar[Literal["trained", "teacher"]]
+    #: What stands beside the student: the same student ``trained`` without the teacher; where the method buys fewer
+    #: evaluations of the same model, the ``teacher`` itself within the student's budget; where it has no data, the same
+    #: student taught on ``noise``.
+    control: ClassVar[Literal["trained", "teacher", "noise"]]
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Raises `UserError` for roles that the method cannot train; asked before anything is trained."""
@@ -135,7 +138,7 @@ class Distil:
     """
 
     Params: ClassVar[type[Strict]] = NoParams
-    control: ClassVar[Literal["trained", "teacher"]] = "trained"
+    control: ClassVar[Literal["trained", "teacher", "noise"]] = "trained"
     #: Whether its teacher may be one that ran before: `teacher_cache`.
     cacheable: ClassVar[bool] = True
     #: Whether models need only be called: then they may be spread over ranks (``train.sharding``).
@@ -159,6 +162,16 @@ class Distil:
         self.restore: Callable[[Any, Signals], Signals] | None = None
         if objective.reads_gradients and train.precision == "fp16":
             raise UserError("balance gradnorm: gradients of fp16 are not scaled where it reads them: use bf16 or fp32")
+
+    @classmethod
+    def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
+        """The data of its trainings, made of the student's (pairs of a class, two views of a sample)."""
+        return source
+
+    @classmethod
+    def show(cls, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        """What `export` left in the student's `folder`, for the run's page."""
+        return ()
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -196,7 +209,11 @@ class Distil:
         for role in self.learners:
             out = self.loss(role, roles, batch, ctx)
             yield role, out if role == self.role else out.named(role)
-        for role in self.learners:  # reached once a step, when its last loss has been dealt with
+        self.settle(roles, ctx)
+
+    def settle(self, roles: Roles, ctx: Context) -> None:
+        """What a step ends with, when its last loss has been dealt with."""
+        for role in self.learners:
             if (swap := weight_swap_of(roles[role])) is not None:
                 swap.settle(ctx.ranks)
 
@@ -262,6 +279,13 @@ class Distil:
 
     def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
         """What a report should say of the training that is over, in eval mode without gradients on a training batch."""
+        return {}
+
+    def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
+        """Write what was made beside the student into its `folder`; returns what was measured, for the report.
+
+        Rows of the report's curve stand under ``curve``: see `Overview`.
+        """
         return {}
 
 

@@ -1,9 +1,9 @@
-"""Classifiers of small images, without batch statistics: an image has the same scores alone and in a batch."""
+"""Classifiers of small images; by default without batch statistics."""
 
 from __future__ import annotations
 
 from math import gcd
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from einops.layers.torch import Reduce
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Strict
+
+Norm = Literal["group", "batch"]
 
 
 class CNNConfig(Strict):
@@ -23,6 +25,8 @@ class CNNConfig(Strict):
     """Stages, each at half the resolution of the one before."""
     convolutions: int = Field(2, ge=1, le=64)
     """Of a stage."""
+    norm: Norm = "group"
+    """``batch``: BatchNorm, whose statistics of the training data the method deepinversion reads."""
 
 
 class ResNetConfig(Strict):
@@ -34,22 +38,26 @@ class ResNetConfig(Strict):
     """As `CNNConfig.depth`."""
     blocks: int = Field(2, ge=1, le=64)
     """Residual blocks of a stage, of two convolutions each."""
+    norm: Norm = "group"
+    """As `CNNConfig.norm`."""
 
 
 class Convolution(nn.Sequential):
-    """A 3 x 3 convolution, group norm."""
+    """A 3 x 3 convolution, a norm."""
 
-    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, width: int, stride: int = 1, norm: Norm = "group") -> None:
         conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        super().__init__(conv, nn.GroupNorm(gcd(width, 8), width))
+        super().__init__(conv, nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(gcd(width, 8), width))
 
 
 class Block(nn.Module):
     """``relu(x + f(x))`` (He et al., 2016, figure 5 left); a 1 x 1 convolution of x where its shape changes."""
 
-    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, width: int, stride: int = 1, norm: Norm = "group") -> None:
         super().__init__()
-        self.body = nn.Sequential(Convolution(channels, width, stride), nn.ReLU(), Convolution(width, width))
+        self.body = nn.Sequential(
+            Convolution(channels, width, stride, norm), nn.ReLU(), Convolution(width, width, norm=norm)
+        )
         same = stride == 1 and channels == width
         self.skip = nn.Identity() if same else nn.Conv2d(channels, width, 1, stride, bias=False)
 
@@ -106,7 +114,7 @@ class CNN(Classifier):
             width = config.width * 2**level
             layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if level else []
             for _ in range(config.convolutions):
-                layers += [Convolution(channels, width), nn.ReLU()]
+                layers += [Convolution(channels, width, norm=config.norm), nn.ReLU()]
                 channels = width
             stages.append(nn.Sequential(*layers))
         super().__init__(stages, channels, classes)
@@ -121,10 +129,10 @@ class ResNet(Classifier):
         stages: list[nn.Module] = []
         for level in range(config.depth):
             width = config.width * 2**level
-            first: list[nn.Module] = [] if level else [Convolution(channels, width), nn.ReLU()]
+            first: list[nn.Module] = [] if level else [Convolution(channels, width, norm=config.norm), nn.ReLU()]
             before = width if level == 0 else width // 2
             blocks = [
-                Block(before if i == 0 else width, width, stride=2 if level and i == 0 else 1)
+                Block(before if i == 0 else width, width, stride=2 if level and i == 0 else 1, norm=config.norm)
                 for i in range(config.blocks)
             ]
             stages.append(nn.Sequential(*first, *blocks))
