@@ -17,6 +17,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from .bin_columns import check_columns
 from .classes import EIGHT
+from .column_units import check_metres, intensity_at, unit
 from .frame import UNLABELLED, Scan
 from .las import read_las
 from .ply_pcd import read_pcd, read_ply
@@ -26,12 +27,13 @@ from .text_columns import read_text
 NUSCENES_BEAMS = 32
 #: nuScenes' LiDAR has x right and y ahead; ours x ahead and y left.
 NUSCENES_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-#: Metres from the origin between which points are a map's; float32 would tell them apart by millimetres no more.
-FAR, FARTHEST = 10_000.0, 1e8
+#: An array of more columns than this, and more than rows, lies on its side.
+WIDEST = 16
 #: What columns are called by the programs that write them, lower case.
 NAMES = {
     "intensity": ("intensity", "scalar_intensity", "reflectance", "reflectivity", "remission", "i"),
     "ring": ("ring", "scalar_ring", "laser_id", "laserid", "laser_number", "laser", "channel", "beam"),
+    **{axis: (axis, f"points_m_xyz:{at}", f"points:{at}") for at, axis in enumerate("xyz")},  # VeloView's
 }
 
 
@@ -47,10 +49,12 @@ def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     ``.npy``        one array as ``points``; or of fields, named as columns are
     ``.csv .txt``   lines of numbers, by comma, semicolon, tab or blank; the first may name columns, else they are
     ``.xyz .asc``   x, y, z, intensity
+    ``.pts``        the same behind a line that counts them; an intensity of -2048 to 2047, as Leica's
     ==============  ================================================================================================
 
-    In all but ``.pcd.bin`` intensities are divided by 255 if one is above 1, and rings are numbered by where their
-    lasers look, whatever the file numbers them (`ring_numbers`).
+    In all but ``.pcd.bin`` intensities are those that `column_units.unit` tells apart, and rings are numbered by where
+    their lasers look, whatever the file numbers them (`ring_numbers`). Of 6 and more columns without names none is an
+    intensity: they may be colours or normals.
 
     Organised clouds have a place for every shot, and NaN where nothing came back. But for the two kinds of ``.bin``,
     such points stay in the scan, with NaN in `xyz`, so that results are aligned with the file (`Scan.there`).
@@ -65,7 +69,8 @@ def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     path = Path(path)
     suffix = ".pcd.bin" if path.name.lower().endswith(".pcd.bin") else path.suffix.lower()
     if suffix not in READERS:
-        raise UserError(f"{path}: unknown kind of point cloud {suffix!r} (known: {' '.join(READERS)})")
+        known = " ".join(READERS)
+        raise UserError(f"{path}: unknown kind of point cloud {suffix!r} (known: {known}): convert it to one of these")
     if not path.is_file():
         raise UserError(f"{path}: {'it is a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
@@ -99,7 +104,8 @@ def check_finite(table: npt.NDArray[Any], path: Path) -> None:
 def _kitti(path: Path) -> Scan:
     check_columns(path)
     table = records(path, 4)
-    return Scan(table[:, :3].copy(), _unit(table[:, 3]))
+    check_metres(table[:, :3], path)
+    return Scan(table[:, :3].copy(), unit(table[:, 3], path))
 
 
 def _nuscenes(path: Path) -> Scan:
@@ -115,10 +121,11 @@ def _nuscenes(path: Path) -> Scan:
 def _columns(read: Callable[[Path], Mapping[str, npt.NDArray[Any]]]) -> Callable[[Path], Scan]:
     def scan(path: Path) -> Scan:
         columns = {name.lower(): column for name, column in read(path).items()}
-        if missing := [name for name in "xyz" if name not in columns]:
-            raise UserError(f"{path}: it has no column {missing[0]!r} (it has {', '.join(columns) or 'none'})")
         chosen = {key: next((columns[n] for n in names if n in columns), None) for key, names in NAMES.items()}
-        xyz = np.stack([columns[name] for name in "xyz"], axis=1)
+        if missing := [name for name in "xyz" if chosen[name] is None]:
+            held = ", ".join(columns) or "none"
+            raise UserError(f"{path}: it has no column {missing[0]!r} (it has {held}): name its columns x, y and z")
+        xyz = np.stack([np.asarray(chosen[name]) for name in "xyz"], axis=1)
         return _scan(path, xyz, chosen["intensity"], chosen["ring"])
 
     return scan
@@ -128,8 +135,9 @@ def _npz(path: Path) -> Scan:
     arrays = read_npz(path)
     name = next((key for key in ("xyz", "points") if key in arrays), None)
     if name is None:
-        raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {', '.join(arrays) or 'none'})")
-    points = arrays[name]
+        held = ", ".join(arrays) or "none"
+        raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {held}): name the coordinates xyz")
+    points = _upright(arrays[name], path)
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise UserError(f"{path}: {name!r} must be numbers (n, 3 or more), got {points.dtype} {points.shape}")
     for key in ("intensity", "ring", "labels"):
@@ -137,8 +145,7 @@ def _npz(path: Path) -> Scan:
             raise UserError(
                 f"{path}: {key!r} must be {len(points)} numbers, got {arrays[key].dtype} {arrays[key].shape}"
             )
-    fourth = points[:, 3] if points.shape[1] > 3 else None
-    scan = _scan(path, points[:, :3], arrays.get("intensity", fourth), arrays.get("ring"))
+    scan = _scan(path, points[:, :3], arrays.get("intensity", _fourth(points)), arrays.get("ring"))
     if "labels" not in arrays:
         return scan
     return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, arrays["labels"].astype(np.int64))
@@ -150,9 +157,25 @@ def _npy(path: Path) -> Scan:
         return _columns(lambda _: {str(name): points[name].reshape(-1) for name in names})(path)
     if points.ndim == 3:  # an organised cloud
         points = points.reshape(-1, points.shape[-1])
+    points = _upright(points, path)
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise UserError(f"{path}: an array of numbers (n, 3 or more) is expected, got {points.dtype} {points.shape}")
-    return _scan(path, points[:, :3], points[:, 3] if points.shape[1] > 3 else None, None)
+    return _scan(path, points[:, :3], _fourth(points), None)
+
+
+def _upright(points: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+    """The array. Raises `UserError` for one whose points are columns."""
+    if points.ndim == 2 and points.shape[0] < points.shape[1] > WIDEST:
+        raise UserError(
+            f"{path}: its array is {points.shape}, a point a column: a row a point is expected: save its .T"
+        )
+    return points
+
+
+def _fourth(points: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """The intensity of unnamed columns, if there is one."""
+    at = intensity_at(points.shape[1])
+    return None if at is None else points[:, at]
 
 
 def check_labels(path: Path, scan: Scan, classes: int) -> Scan:
@@ -164,14 +187,8 @@ def check_labels(path: Path, scan: Scan, classes: int) -> Scan:
 
 
 def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None, ring: npt.NDArray[Any] | None) -> Scan:
-    """A scan of columns that may be of any type. Raises `UserError` for coordinates of a map."""
-    with np.errstate(invalid="ignore"):
-        away = np.abs(np.asarray(xyz, np.float64)).max(axis=1)
-    if len(away) and np.isfinite(away).any() and FAR < (median := np.median(away[np.isfinite(away)])) < FARTHEST:
-        raise UserError(
-            f"{path}: its points lie {median / 1000:,.0f} km from the origin, where a scan has its sensor: these are "
-            "coordinates of a map: subtract the sensor's place from them"
-        )
+    """A scan of columns that may be of any type. Raises `UserError` for coordinates that are none of a scan."""
+    check_metres(xyz, path)
     with np.errstate(over="ignore", invalid="ignore"):
         xyz = np.array(xyz, dtype=np.float32, order="C")
         intensity = np.zeros(len(xyz), np.float32) if intensity is None else intensity.astype(np.float32)
@@ -179,16 +196,9 @@ def _scan(path: Path, xyz: npt.NDArray[Any], intensity: npt.NDArray[Any] | None,
     if not there.any():
         check_finite(xyz, path)
     xyz[~there] = np.nan
-    unit = _unit(np.where(np.isfinite(intensity) & there, intensity, 0))
+    strength = unit(np.where(np.isfinite(intensity) & there, intensity, 0), path)
     found = None if ring is None else rings_by_number(ring, xyz, there, path)
-    return Scan(xyz, unit) if found is None else Scan(xyz, unit, *found)
-
-
-def _unit(intensity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """0 to 1 of what is either that or 0 to 255."""
-    scale = 255 if len(intensity) and intensity.max() > 1 else 1
-    unit: npt.NDArray[np.float32] = np.clip(intensity / np.float32(scale), 0, 1)
-    return unit
+    return Scan(xyz, strength) if found is None else Scan(xyz, strength, *found)
 
 
 READERS: dict[str, Callable[[Path], Scan]] = {
@@ -199,5 +209,5 @@ READERS: dict[str, Callable[[Path], Scan]] = {
     **dict.fromkeys((".las", ".laz"), _columns(read_las)),
     ".npz": _npz,
     ".npy": _npy,
-    **dict.fromkeys((".csv", ".txt", ".xyz", ".asc"), _columns(read_text)),
+    **dict.fromkeys((".csv", ".txt", ".xyz", ".asc", ".pts"), _columns(read_text)),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def read_pcd(path: Path) -> Columns:
     counts = header.get("COUNT", ["1"] * len(names))
     if not names or not len(names) == len(sizes) == len(kinds) == len(counts):
         raise UserError(f"{path}: not a PCD file (FIELDS, SIZE, TYPE and COUNT must say the same number of fields)")
-    count = _count(header.get("POINTS", []), path)
+    count = _count(header["POINTS"], path) if "POINTS" in header else _grid(header, path)
     fields = []
     for i, (name, size, kind, many) in enumerate(zip(names, sizes, kinds, counts, strict=True)):
         dtype = PCD_TYPES.get((kind.upper(), int(size) if _is_count(size) else 0))
@@ -139,6 +140,11 @@ def _count(words: list[str], path: Path) -> int:
     if len(words) != 1 or not _is_count(words[0]):
         raise UserError(f"{path}: the header does not say how many points there are")
     return int(words[0])
+
+
+def _grid(header: Mapping[str, list[str]], path: Path) -> int:
+    """Points by width and height, of a header that does not count them."""
+    return _count(header.get("WIDTH", []), path) * _count(header.get("HEIGHT", []), path)
 
 
 def _is_count(word: str) -> bool:

@@ -42,6 +42,12 @@ def rings_by_number(
     Raises:
         UserError: numbers that are none of lasers.
     """
+    known = np.isfinite(numbers)
+    if without := int((there & ~known).sum()):
+        raise UserError(f"{path}: {without} of its points have no ring (NaN): leave them out, or the column")
+    if not known.any():
+        return None
+    numbers = np.where(known, numbers, numbers[known].min())  # of points without a place any will do
     whole = numbers.astype(np.int64)
     if (whole != numbers).any() or whole.min() < 0:
         raise UserError(f"{path}: its rings must be whole numbers from 0")
@@ -54,6 +60,14 @@ def rings_by_number(
         whole, used = whole - 1, used - 1
     beams = next((count for count in BEAMS if used[-1] < count), int(used[-1]) + 1)
     return _downwards(whole, xyz, there, beams), beams
+
+
+def downwards(rows: Ints, xyz: npt.NDArray[np.float32], beams: int) -> Ints:
+    """``(n,)`` rows of a range image, counted from the highest laser whichever end its file begins with."""
+    elevation = medians(np.arctan2(xyz[:, 2].astype(np.float64), np.hypot(xyz[:, 0], xyz[:, 1])), rows, beams)
+    present = np.flatnonzero(np.isfinite(elevation))
+    upwards = len(present) > 1 and np.corrcoef(ranked(-elevation[present]), present)[0, 1] < -SORTED
+    return beams - 1 - rows if upwards else rows
 
 
 def _downwards(numbers: Ints, xyz: npt.NDArray[np.float32], there: npt.NDArray[np.bool_], beams: int) -> Ints:

@@ -14,8 +14,13 @@ import numpy.typing as npt
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.errors import UserError
 
-#: What columns are where no line names them.
-UNNAMED = ("x", "y", "z", "intensity")
+from .column_units import intensity_at
+
+#: Files that begin with a line that counts their points, and what their columns are by their number.
+COUNTED = ".pts"
+LEICA = {4: 3, 7: 3}
+#: What their intensities are at least and at most.
+LOWEST, HIGHEST = -2048, 2047
 #: Bytes of text that a number takes at least, with what parts it from the next; and bytes of the number.
 LEAST, NUMBER = 2, 8
 #: What parts columns, the first that a line holds; else blanks.
@@ -25,7 +30,9 @@ NOTE = ("#", "//")
 
 
 def read_text(path: Path) -> dict[str, npt.NDArray[np.float64]]:
-    """Columns by name, lower case and without units; of a file without names x, y, z and, from four on, intensity.
+    """Columns by name, lower case and without units; of a file without names x, y, z and, of four or five, intensity.
+
+    Of a ``.pts``, Leica's, x, y, z and, of four or seven, intensity; its colours are left out.
 
     Raises:
         UserError: it names the file, and the line that is no row of numbers; or the file is larger than the memory.
@@ -40,10 +47,23 @@ def read_text(path: Path) -> dict[str, npt.NDArray[np.float64]]:
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not rows of numbers ({' '.join(str(error).split())})") from error
     if names is None:
-        names = list(UNNAMED[: table.shape[1]])
+        return _unnamed(table, path)
     if len(names) > table.shape[1]:
         raise UserError(f"{path}: its first line names {len(names)} columns, its rows have {table.shape[1]}")
     return {name: table[:, at] for at, name in enumerate(names)}
+
+
+def _unnamed(table: npt.NDArray[np.float64], path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """Columns that no line names."""
+    found = {name: table[:, at] for at, name in enumerate("xyz"[: table.shape[1]])}
+    counted = path.suffix.lower() == COUNTED
+    at = LEICA.get(table.shape[1]) if counted else intensity_at(table.shape[1])
+    if at is None:
+        return found
+    column = table[:, at]
+    if counted and column.min() < 0:
+        column = (column - LOWEST) / (HIGHEST - LOWEST)
+    return {**found, "intensity": column}
 
 
 def _head(readline, path: Path) -> tuple[int, list[str] | None, str]:  # type: ignore[no-untyped-def]
@@ -57,6 +77,8 @@ def _head(readline, path: Path) -> tuple[int, list[str] | None, str]:  # type: i
         if not words:
             continue
         if line.startswith("#") and names is None and not _named(words):
+            continue
+        if count == 0 and len(words) == 1 and path.suffix.lower() == COUNTED and words[0].isdecimal():
             continue
         if _numbers(words):
             return count, names, line

@@ -12,7 +12,9 @@ from xmodal_kd.runtime.bounded_arrays import read_npz
 from xmodal_kd.runtime.errors import UserError
 
 from ..classes import EIGHT, Classes
+from ..column_units import unit
 from ..frame import Frame, Scan
+from ..ring_numbers import downwards
 
 #: What an array is called, its axes behind rows and columns, and which kinds of numbers it may hold.
 ARRAYS = {"xyz": ((3,), "f"), "intensity": ((), "fiu"), "label": ((), "iu")}
@@ -22,8 +24,9 @@ class RangeImages:
     """``NAME.npz`` in the folder, or in folders below it, one for each sequence.
 
     Arrays ``xyz`` (h, w, 3: metres, x forward, y left, z up), ``intensity`` (h, w; 0 to 1, or to 255) and ``label``
-    (h, w; ids of the recipe's classes). Row 0 is the highest laser. Without classes in the recipe, and of frames
-    without ``label``, points have none: the ids of the eight are not those of any range images.
+    (h, w; ids of the recipe's classes). Row 0 is the highest laser; where it is the lowest, rows are counted from the
+    last. Without classes in the recipe, and of frames without ``label``, points have none: the ids of the eight are
+    not those of any range images.
     """
 
     def __init__(self, folder: Path, classes: Classes = EIGHT) -> None:
@@ -47,13 +50,12 @@ class RangeImages:
         there = np.isfinite(xyz).all(axis=2) & (xyz != 0).any(axis=2)
         if not there.any():
             raise UserError(f"{path}: all {there.size} cells are empty (xyz 0): the scan has no points")
-        intensity = arrays["intensity"][there].astype(np.float32)
-        scale = np.float32(255 if intensity.max() > 1 else 1)
-        ring = np.nonzero(there)[0]
+        intensity = unit(arrays["intensity"][there].astype(np.float32), path)
+        ring = downwards(np.nonzero(there)[0], xyz[there], len(xyz))
         labels = None
         if self.classes and "label" in arrays:
             labels = self._classes.labels(arrays["label"][there].astype(np.int64), path)
-        return Frame(self.keys[i], Scan(xyz[there], np.clip(intensity / scale, 0, 1), ring, len(xyz), labels))
+        return Frame(self.keys[i], Scan(xyz[there], intensity, ring, len(xyz), labels))
 
     def files(self, i: int, pictures: bool = True) -> list[Path]:
         return [self._paths[i]]
