@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from toy import MODELS, RELATION, TERMS, WIDTH, Config, Net, adapter, engine, ro
 
 from xmodal_kd.adapter.source import Strict
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.recipe.recipe import Optimizer, Train
+from xmodal_kd.recipe.recipe import Optimizer, Term, Train
 from xmodal_kd.recipe.schedules import Schedule
 from xmodal_kd.runtime.checkpoint import write_tensors
 from xmodal_kd.runtime.interrupt import Interrupted
@@ -49,9 +50,14 @@ class Deep(Net):
         return out
 
 
+#: Terms on what models answer, which may be compiled.
+ANSWERS = TERMS[:3]
+
+
 def main(
-    folder: Path, keys: dict[str, Any], stop: int | None = None, resume: bool = False, student: Any = None
-) -> None:
+    folder: Path, keys: dict[str, Any], stop: int | None = None, resume: bool = False,
+    terms: Sequence[Term] = (*TERMS, RELATION),
+) -> None:  # fmt: skip
     """Six steps, or as many as to `stop`, of training with `keys`; ``rank<n>.safetensors`` has what was learnt."""
     torch.set_num_threads(1)
     config = Train(**{
@@ -63,7 +69,7 @@ def main(
     for role in models:
         with toy.streams.forked("init", role):
             models[role] = Deep(Config())
-    method = Distil(toy, Objective((*TERMS, RELATION), steps=config.steps), config, toy.streams)
+    method = Distil(toy, Objective(terms, steps=config.steps), config, toy.streams)
     built = engine(
         folder / "run", config, toy=toy, models=models, method=method, metric=("loss", True),
         evaluate=lambda model: toy.evaluate("student", model, "dev").metrics,
@@ -72,7 +78,9 @@ def main(
     milestones = built._milestones
 
     def looking(*args: Any) -> None:
-        seen.update(role for role, model in built.roles.items() if any(map(is_shard, model.parameters())))
+        spread = {role: model for role, model in built.roles.items() if any(map(is_shard, model.parameters()))}
+        seen.update(spread)
+        assert all(model._compiled_call_impl is None for model in spread.values()), "compiled by blocks, if at all"
         if built.at.total == stop:
             os.kill(os.getpid(), signal.SIGINT)
         milestones(*args)
@@ -95,11 +103,25 @@ def main(
         (folder / "log.jsonl").write_text(built.log.path.read_text())
 
 
+def compiled(folder: Path, keys: dict[str, Any], how: dict[str, Any] | None) -> None:
+    """`main` of models whose blocks are compiled by `how`, or as users have it; counts that they are."""
+    from xmodal_kd.training import sharding
+
+    if how is not None:
+        sharding.DEFAULT = how  # type: ignore[assignment]
+    counted: list[Any] = []
+    call = torch.compile
+    torch.compile = lambda given, **k: (counted.append(given), call(given, **k))[1]  # type: ignore[assignment]
+    main(folder, keys, terms=ANSWERS)
+    spread = ["student", *(["teacher"] if keys.get("frozen") == "sharded" else [])]
+    blocks = [one for one in counted if isinstance(getattr(one, "__self__", None), Block)]
+    assert len(blocks) >= 3 * len(spread), f"three blocks of each of {spread}: {counted}"
+
+
 def speech(folder: Path, teacher: Path, keys: dict[str, Any]) -> None:
     """Three steps of a conformer that a wav2vec 2.0 of transformers teaches, on the project's digits."""
     from xmodal_kd.modalities.speech.adapter import SpeechAdapter
     from xmodal_kd.modalities.speech.data.corpora import SpeechData
-    from xmodal_kd.recipe.recipe import Term
 
     torch.set_num_threads(1)
     # not Adam, whose first steps are as long where a gradient is mere rounding

@@ -31,6 +31,7 @@ from .data.condition import Condition, moved, rows
 from .data.config import FEWEST, LAYOUTS, SPLITS, DiffusionData
 from .data.listed import listed
 from .data.source import DiffusionSource, Encoded, Images, load_split
+from .evaluate.answers import Answers
 from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.denoising import trust
 from .evaluate.drawn import Drawn, Memory
@@ -83,7 +84,7 @@ class DiffusionAdapter(Adapter):
         self.tested: dict[str, dict[str, Any]] = {}
         """Test metrics of the roles that were evaluated so far, for the student's card."""
         self._judges: dict[tuple[str, str], Judge] = {}
-        self._memory = Memory()
+        self._memory, self._answers = Memory(), Answers()
         self._encoded: dict[str, Encoded] = {}
 
     @classmethod
@@ -99,7 +100,7 @@ class DiffusionAdapter(Adapter):
         """Judged by as few generated samples as can be; the splits are judged against as they are."""
         made = copy.copy(self)
         made.config = self.config.model_copy(update={"samples": max(items, FEWEST), "draws": 1})
-        made.tested, made._judges, made._memory = {}, {}, Memory()
+        made.tested, made._judges, made._memory, made._answers = {}, {}, Memory(), Answers()
         for split in SPLITS:
             self.data(split)
         return made
@@ -300,15 +301,17 @@ class DiffusionAdapter(Adapter):
     def _sample(self, model: Denoiser, draw: int, count: int | None = None) -> tuple[Tensor, float]:
         device = next(model.parameters()).device
         noise = self.noise(draw)[:count]
-        made: list[Tensor] = []
-        start = perf_counter()
+        made, ask = list[Tensor](), self._answers.of(model)
+        start, spared = perf_counter(), self._answers.spared
         for part in _slices(len(noise), self.config.batch):
             generator = self.streams.torch("evaluation steps", draw, part.start)
             given = self.conditions(part, device)
-            made.append(self.finished(model.sample(noise[part].to(device), given, generator=generator)))
+            z = noise[part].to(device)
+            made.append(self.finished(model.sample(z, given, generator=generator, predict=ask(given, part.start))))
         samples = torch.cat(made)
         samples.sum().item()  # the clock stops when the device is done
-        return samples, perf_counter() - start
+        # what was asked before counts as it took
+        return samples, perf_counter() - start + self._answers.spared - spared
 
     def untrained_control(self, teacher: nn.Module, student: nn.Module) -> Denoiser:
         """The teacher at the student's number of evaluations, by the solver that does best on dev."""

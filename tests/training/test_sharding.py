@@ -33,6 +33,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def accumulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, nothing spread, two micro-batches a step."""
+    folder = tmp_path_factory.mktemp("accumulated")
+    fsdp_worker.main(folder, {"accumulate": 2})
+    return folder
+
+
 def same(folder: Path, expected: Path, world: int = 2) -> None:
     one = load_file(expected / "rank0.safetensors")
     for rank in range(world):
@@ -55,6 +63,34 @@ def test_two_processes_that_share_a_model_train_what_one_does(
     with ranks(fsdp_worker.main, tmp_path, {**FSDP, **keys}):
         pass
     same(tmp_path, alone)
+
+
+@pytest.mark.parametrize("keys", [
+    {}, pytest.param({"frozen": "sharded", "recompute": True}, marks=pytest.mark.full),
+])  # fmt: skip
+def test_micro_batches_of_a_shared_model_add_up_to_what_one_process_adds_up(
+    tmp_path: Path, accumulated: Path, keys: dict[str, Any]
+) -> None:
+    """Terms over rows, items and whole batches, whose counts differ: each a backward pass of its own."""
+    with ranks(fsdp_worker.main, tmp_path, {**FSDP, "accumulate": 2, **keys}):
+        pass
+    same(tmp_path, accumulated)
+
+
+@pytest.mark.parametrize(("keys", "how"), [
+    ({}, {"backend": "aot_eager"}),
+    pytest.param({"frozen": "sharded", "accumulate": 2}, {"backend": "aot_eager"}, marks=pytest.mark.full),
+    pytest.param({"frozen": "sharded"}, None, marks=pytest.mark.full),
+    pytest.param({"accumulate": 2}, None, marks=pytest.mark.full),
+])  # fmt: skip
+def test_compiled_blocks_of_a_shared_model_learn_what_one_process_learns(
+    tmp_path: Path, keys: dict[str, Any], how: Any
+) -> None:
+    """Against a process that compiles nothing. Traced, forward and backward; to machine code as it is for users."""
+    with ranks(fsdp_worker.compiled, tmp_path / "two", {**FSDP, "compile": "default", **keys}, how):
+        plain = {key: value for key, value in keys.items() if key == "accumulate"}
+        fsdp_worker.main(tmp_path / "one", plain, terms=fsdp_worker.ANSWERS)
+    same(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.full
@@ -115,9 +151,7 @@ def test_what_a_model_cannot_is_told_by_name(model: nn.Module, message: str) -> 
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({**FSDP, "compile": "default"}, "train.sharding: fsdp does not go with train.compile: default"),
     ({**FSDP, "precision": "fp16"}, "train.sharding: fsdp does not go with train.precision: fp16"),
-    ({**FSDP, "accumulate": 2}, "train.sharding: fsdp does not go with train.accumulate"),
     ({"frozen": "sharded"}, "train.frozen: sharded needs train.sharding: fsdp"),
     ({"recompute": True, "compile": "default"}, "train.recompute does not go with train.compile"),
 ])  # fmt: skip

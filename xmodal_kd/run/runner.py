@@ -41,6 +41,7 @@ from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
 from . import provenance
 from .fingerprints import role_prints
+from .on_dev import OnDev
 from .options import Options
 from .rehearsal import Rehearsal
 from .resolved_recipe import resolved
@@ -86,6 +87,7 @@ class Run:
         #: What trained the role before this one, where that is made of `Distil`.
         self.method: Distil | None = None
         self.lock: RunLock | None = None
+        self.dev = OnDev()
         self.watched = Watched(self.out, loaded, self.adapter.metric, self.streams)
         self._look_ahead()
         self.state = self._open()
@@ -276,26 +278,24 @@ class Run:
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (mine, *([] if adapter is mine else [adapter])):
             one.begin(role, known)
-        data = resolved(self.loaded)["data"]
-        cache = Session.of(self.cache_user(), role, adapter, source, method, train, data, models[role])
+        user, data = self.cache_user(), resolved(self.loaded)["data"]
+        cache = Session.of(user, role, adapter, source, method, train, data, models[role])
         engine = Engine(
             method, cache.source, models, train, streams=self.streams, accelerator=self.accelerator,
             folder=self.out / "checkpoints" / role, metric=self.adapter.metric, target=role,
-            evaluate=lambda model: mine.evaluate(role, model, "dev").metrics,
+            evaluate=self.dev.watched(role, mine, known=len(method.stages()) == 1 and not self.recipe.compress),
             max_seconds=self._seconds_left(), quiet=self.options.quiet,
             finished=self._save_stage(role) if len(method.stages()) > 1 else None,
             owner=f"{self.state['id']}/{role}" if "id" in self.state else "", accept=self.options.accept_changes,
             evaluated=self.watched.evaluations(role, mine),
         )  # fmt: skip
         at = engine.fit(resume=self.options.resume)
-        for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
-            with disk_errors(self.out / "logs"):
+        with disk_errors(self.out / "logs"):
+            for tracker in self.accelerator.trackers:  # end_training() would end the processes' group with them
                 tracker.finish()
         self.models[role] = models[role]
         small = compressions(self.loaded, role).finish(models[role])
-        models |= {
-            teacher: self.models[teacher] for teacher in role_plan.teachers
-        }  # which the method may have replaced
+        models |= {teacher: self.models[teacher] for teacher in role_plan.teachers}  # not what the method made of it
         scarce = {"labels": facts(known, source)} if isinstance(source, LabelBudget) else {}
         objective = method.modules().get("objective")
         built = {"objective": objective.describe()} if isinstance(objective, Objective) else {}
@@ -378,7 +378,7 @@ class Run:
     def _score(self, role: str) -> dict[str, Any]:
         model = self.models[role].eval()
         with torch.no_grad(), self.streams.forked("evaluate"):
-            found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
+            dev, test = self.dev.of(role, self.adapter, model), self.adapter.evaluate(role, model, "test")
             alone = self._latency(role, model)
         without_data = METHODS[self.recipe.method.name].control == "noise"
         batch = self._batch(self.adapter.data("test" if without_data else "train"))
@@ -387,10 +387,10 @@ class Run:
             "parameters": sum(p.numel() for p in model.parameters()),
             "flops_per_sample": passes / len(batch["ids"]) * int(getattr(model, "nfe", 1)),
             "latency": alone,
-            "metrics": found["test"].metrics,
-            "dev_metrics": found["dev"].metrics,
-            "examples": list(found["test"].examples),
-            "scores": [asdict(score) for score in found["test"].scores],
+            "metrics": test.metrics,
+            "dev_metrics": dev.metrics,
+            "examples": list(test.examples),
+            "scores": [asdict(score) for score in test.scores],
         }
 
     def _latency(self, role: str, model: nn.Module) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,7 @@ class Turn:
         self.kept: dict[str, list[Tensor | None]] = {}
         self.means: dict[str, Mean] = {}
         self.over_ranks = ranks.summing(parameters)
+        self.spread = micros > 1 and any(map(is_shard, parameters))
         # dropped here and not after the last step: the backward pass that follows takes the same memory again, where a
         # large model otherwise pays 17 % of its step for new pages
         for parameter in parameters:
@@ -71,12 +72,24 @@ class Turn:
             if before is not None:
                 total, count = total + before.total, count + before.count
             self.sums[name] = replace(part, total=total, count=count)
-        for i, (unit, terms) in enumerate(units.items()):
-            loss = self.scale(torch.stack(terms).sum())
-            more = i + 1 < len(units)
-            grads = torch.autograd.grad(loss, self.parameters, retain_graph=more, allow_unused=True)
+        for i, unit in enumerate(units):
+            grads = self._gradients(units, unit, more=i + 1 < len(units))
             before_grads = self.kept.get(unit, [None] * len(grads))
             self.kept[unit] = [_plus(a, b) for a, b in zip(before_grads, grads, strict=True)]
+
+    def _gradients(self, units: Mapping[str, list[Tensor]], unit: str, *, more: bool) -> Sequence[Tensor | None]:
+        """Of the terms of one unit; `more` of the same graph will be asked for."""
+        if not self.spread:
+            loss = self.scale(torch.stack(units[unit]).sum())
+            return torch.autograd.grad(loss, self.parameters, retain_graph=more, allow_unused=True)
+        # weights that are spread are whole in a pass that comes from the model's answer alone, as that of all terms
+        # does: the others count nothing in it. What it found lies beside each rank's part.
+        terms = [term * (name == unit) for name, those in units.items() for term in those]
+        self.scale(torch.stack(terms).sum()).backward(retain_graph=more)
+        grads = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return grads
 
     def finish(self) -> dict[str, Mean]:
         """The parts' global means, for the log."""

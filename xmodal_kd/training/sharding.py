@@ -23,6 +23,7 @@ from ..recipe.recipe import Train
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..runtime.shards import gathered, is_shard
+from .compiled import DEFAULT
 
 #: Errors of torch that say that weights were used past the module that holds them.
 MIXED = ("mixed torch.Tensor and DTensor", "FSDP", "data is not allocated yet")
@@ -42,9 +43,7 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
 def fits(train: Train, method: Any, ranks: Ranks) -> None:
     """Raises `UserError` where what the recipe says of sharding does not go with the rest of it."""
     other = next((what for what, there in (
-        ("train.compile: default", train.compile != "none"),
         ("train.precision: fp16, whose gradients are looked at by each rank alone", train.precision == "fp16"),
-        ("train.accumulate, whose gradients are kept apart until all counts are known", train.accumulate > 1),
         ("balance gradnorm", any(getattr(m, "reads_gradients", False) for m in method.modules().values())),
     ) if there), None)  # fmt: skip
     if train.sharding == "fsdp" and other is not None:
@@ -78,7 +77,7 @@ class Sharding:
     def __init__(
         self, train: Train, roles: dict[str, nn.Module], learning: frozenset[str], ranks: Ranks, device: torch.device
     ) -> None:
-        self.roles, self.ranks, self.device = roles, ranks, device
+        self.roles, self.ranks, self.device, self.compiles = roles, ranks, device, train.compile != "none"
         several = ranks.world > 1
         self.spread = sorted(
             role for role in roles if several and train.sharding == "fsdp"
@@ -97,7 +96,7 @@ class Sharding:
         for role in self.spread:
             check(role, self.roles[role])
             original = self.whole[role] = self.roles[role]
-            self.roles[role] = _spread(copy.deepcopy(original), self.device)
+            self.roles[role] = _spread(copy.deepcopy(original), self.device, compiles=self.compiles)
             original.to("cpu")
         for role in self.away:
             self._keep_away(role)
@@ -192,14 +191,21 @@ def check(role: str, model: nn.Module) -> None:
             raise UserError(f"{told} has one weight in two blocks, {first!r} and {name!r}: {advice}")
 
 
-def _spread(model: nn.Module, device: torch.device) -> nn.Module:
-    """Each block, and the rest of the model, cut over all ranks; gradients are summed, as the engine's are."""
+def _spread(model: nn.Module, device: torch.device, *, compiles: bool = False) -> nn.Module:
+    """Each block, and the rest of the model, cut over all ranks; gradients are summed, as the engine's are.
+
+    Args:
+        compiles: each block is compiled by itself, so that its weights come and go around what is compiled; a model
+            without blocks is one.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     # the outermost too gives its weights up after each forward pass: between passes there are parts and nothing else
     units = (*blocks(model).values(), model)
+    for unit in units[: max(1, len(units) - 1)] if compiles else ():
+        unit.forward = torch.compile(unit.forward, **DEFAULT)
     for unit in units:
         unit.register_forward_hook(_own)
     for unit in [cast(Any, fully_shard(unit, mesh=mesh, reshard_after_forward=True)) for unit in units]:

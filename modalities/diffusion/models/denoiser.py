@@ -16,7 +16,7 @@ from .asked import ask, told_guidance
 from .lora import LOW
 from .parts import Parts
 from .process import Process, expand
-from .solvers import SOLVERS, ddim_step, evaluations, solve
+from .solvers import SOLVERS, Predict, ddim_step, evaluations, solve
 
 #: Multistep consistency sampling, as diffusers' LCMScheduler does it.
 LCM = "lcm"
@@ -215,20 +215,22 @@ class Denoiser(nn.Module):
     @torch.no_grad()
     def sample(
         self, noise: Tensor, labels: Condition | None = None, sampling: Sampling | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None, predict: Predict | None = None,
     ) -> Tensor:  # fmt: skip
         """Samples of noise's shape, unclipped, as its network makes them: latents where `parts` has an autoencoder.
 
         Args:
             noise: ``(b, ...)``, standard normal.
             generator: of the noise that multistep consistency sampling adds between its steps; others need none.
+            predict: what a deterministic solver asks in the place of `predict_x`, whose answers it must give.
         """
         how = sampling or self.sampling
         times, noise = how.times(self.process), self.process.start * noise
         if how.solver == TCD:
             return self._trajectory(noise, labels, times, generator)
         if how.solver != LCM:
-            return solve(lambda z, t: self.predict_x(z, t, labels), self.process, noise, times, how.solver)
+            asked = predict or (lambda z, t: self.predict_x(z, t, labels))
+            return solve(asked, self.process, noise, times, how.solver)
         x = z = noise
         for t, after in pairwise(times):
             x = self.consistency(z, torch.full((len(z),), t, device=z.device), labels)

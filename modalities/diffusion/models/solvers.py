@@ -114,4 +114,4 @@ def most_steps(solver: str, nfe: int) -> int:
     return nfe
 
 
-__all__ = ["SOLVERS", "ddim_step", "evaluations", "heun_step", "joined_steps", "most_steps", "solve"]
+__all__ = ["SOLVERS", "Predict", "ddim_step", "evaluations", "heun_step", "joined_steps", "most_steps", "solve"]

@@ -163,3 +163,8 @@ class Frame:
     pose: Float[np.ndarray, "4 4"] | None = None
     pictures: tuple[Picture, ...] = ()
     boxes: tuple[Box, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        drawn = [part for one in self.pictures for part in (one.rgb, one.depth, one.labels) if part is not None]
+        return self.scan.nbytes + sum(part.nbytes for part in drawn)

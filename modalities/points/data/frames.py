@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from xmodal_kd.adapter.listed import Listed, Skipped
+from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 
 from .classes import EIGHT, Classes
@@ -21,6 +22,9 @@ from .simulator.camera import CameraSpec
 from .simulator.cast import key_of, simulate
 from .simulator.sensors import SENSORS, Sensor
 from .stored_logits import Answered, StoredLogits
+
+#: Bytes of frames that `Kept` holds.
+MEMORY = 1 << 29
 
 
 class Frames(Protocol):
@@ -221,12 +225,23 @@ class Recorded(Answered):
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Sweeps:
+    """A moment and the sweeps before it, the newest first."""
+
+    frames: list[Frame]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(frame.nbytes for frame in self.frames)
+
+
 class Kept:
-    """Frames that are made once: for looking at the same ones in several ways."""
+    """Frames that are made once, as far as `MEMORY` goes: for looking at the same ones in several ways."""
 
     def __init__(self, frames: Frames) -> None:
         self.frames = frames
-        self._made: dict[int, list[Frame]] = {}
+        self._made: BoundedCache[Sweeps] = BoundedCache(MEMORY)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -241,12 +256,10 @@ class Kept:
 
     def tell(self, role: str, stored: StoredLogits) -> None:
         self.frames.tell(role, stored)
-        self._made = {}
+        self._made = BoundedCache(MEMORY)
 
     def __getitem__(self, index: int) -> list[Frame]:
-        if index not in self._made:
-            self._made[index] = self.frames[index]
-        return self._made[index]
+        return self._made.get(index, lambda: Sweeps(self.frames[index])).frames
 
     def describe(self) -> dict[str, Any]:
         return self.frames.describe()

@@ -11,7 +11,7 @@ from ..data.frame import Box, Camera
 from ..data.kitti_labels import rectangles
 from ..models.decoding import Found
 from ..views.detection_source import as_rows
-from ..views.overlap import iou
+from ..views.overlap import iou, shared_ground
 from . import kitti_ap, nuscenes_ap
 
 LEVELS = ("easy", "moderate", "hard")
@@ -51,7 +51,7 @@ class DetectionTally:
         near = {name: [nuscenes_ap.average_precision(places[name], d) for d in nuscenes_ap.DISTANCES] for name in names}
         there = {name: values for name, values in near.items() if np.isfinite(values).all()}
         table = np.array(list(there.values())).reshape(len(there), -1)
-        strict, loose = self._overlapping(False), self._overlapping(True)
+        strict, loose = self._overlapping()
         return {
             "map": float(table.mean()) if table.size else float("nan"),
             "ap": {name: float(np.mean(values)) for name, values in there.items()},
@@ -82,42 +82,48 @@ class DetectionTally:
         ]  # fmt: skip
         return 1.0 - float(np.mean(known)) if known else float("nan")
 
-    def _overlapping(self, loose: bool) -> dict[str, float]:
-        out = {}
+    def _overlapping(self) -> tuple[dict[str, float], dict[str, float]]:
+        """``ap_r40`` and ``ap_r40_loose``, by the same overlaps of the same boxes."""
+        strict, loose = dict[str, float](), dict[str, float]()
         for number, (name, words) in enumerate(self.detection.classes.items()):
             least = max((OVERLAPS.get(word.lower(), 0.5) for word in words), default=0.5)
-            least = LOOSE[least] if loose else least
+            frames = [self._scenes(number, one) for one in self.frames]
             for kind in ("bev", "3d"):
-                scenes = [self._scenes(number, kind == "bev", one) for one in self.frames]
                 for level, title in enumerate(LEVELS):
-                    value = kitti_ap.average_precision([scene[level] for scene in scenes], least)
-                    if np.isfinite(value):
-                        out[f"{name} {kind} {title}"] = value
-        return out
+                    seen = [frame[kind][level] for frame in frames]
+                    for out, bound in ((strict, least), (loose, LOOSE[least])):
+                        if np.isfinite(value := kitti_ap.average_precision(seen, bound)):
+                            out[f"{name} {kind} {title}"] = value
+        return strict, loose
 
     def _scenes(
-        self, number: int, above: bool, frame: tuple[tuple[Box, ...], Found, Camera | None]
-    ) -> list[kitti_ap.Scene]:
-        """One frame as one class sees it at each level."""
+        self, number: int, frame: tuple[tuple[Box, ...], Found, Camera | None]
+    ) -> dict[str, list[kitti_ap.Scene]]:
+        """One frame as one class sees it at each level, from above and in space."""
         boxes, found, camera = frame
         words = {word.lower() for word in list(self.detection.classes.values())[number]}
         beside = {NEIGHBOURS[word] for word in words if word in NEIGHBOURS}
         mine = [b for b in boxes if self.detection.number(b) == number or b.name.lower() in beside - words]
         chosen = found[found.numbers == number]
-        overlap = iou(chosen.boxes, as_rows(mine), above=above)
+        theirs = as_rows(mine)
+        shared = shared_ground(chosen.boxes, theirs)
+        overlaps = {kind: iou(chosen.boxes, theirs, above=kind == "bev", shared=shared) for kind in ("bev", "3d")}
         high = np.full(len(chosen), np.inf)
         if camera is not None:
             corners = rectangles(chosen.boxes, camera)
             high = corners[:, 3] - corners[:, 1]
         asked = [self.detection.number(b) == number and self.detection.wanted(b) for b in mine]
-        return [
-            kitti_ap.Scene(
-                overlap, chosen.scores,
-                np.array([not ask or (b.level or 0) > level for ask, b in zip(asked, mine, strict=True)], dtype=bool),
-                high < pixels,
-            )
-            for level, pixels in enumerate(PIXELS)
-        ]  # fmt: skip
+        passed = [
+            np.array([not ask or (b.level or 0) > level for ask, b in zip(asked, mine, strict=True)], dtype=bool)
+            for level in range(len(PIXELS))
+        ]
+        return {
+            kind: [
+                kitti_ap.Scene(overlap, chosen.scores, passed[level], high < pixels)
+                for level, pixels in enumerate(PIXELS)
+            ]
+            for kind, overlap in overlaps.items()
+        }
 
 
 __all__ = ["LEVELS", "DetectionTally"]

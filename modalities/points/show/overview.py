@@ -16,7 +16,7 @@ from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import Folder, PointsData, View
 from ..data.frame import Frame
-from ..data.frames import Kept, Recorded
+from ..data.frames import Recorded
 from ..data.readers.base import in_view
 from ..evaluate.metrics import balanced_agreement, confusion, in_boxes, majority_agreement
 from ..views.source import PointsSource
@@ -71,7 +71,7 @@ def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[di
     seers = {
         role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
     }
-    frames = Kept(adapter.data("test").frames)
+    frames = adapter.data("test").frames
     total = adapter.config.lidar.beams
     for share in (share for share in SHARES if seers and total % share == 0):
         sources = {}

@@ -78,13 +78,17 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return found
 
 
-def iou(ours: Float[np.ndarray, "n 7"], theirs: Float[np.ndarray, "m 7"], *, above: bool) -> Float[np.ndarray, "n m"]:
+def iou(
+    ours: Float[np.ndarray, "n 7"], theirs: Float[np.ndarray, "m 7"], *, above: bool,
+    shared: Float[np.ndarray, "n m"] | None = None,
+) -> Float[np.ndarray, "n m"]:  # fmt: skip
     """Intersection over union of rotated boxes (centre, length, width, height, yaw about z).
 
     Args:
         above: of their ground, as seen from above; else of their volume.
+        shared: their `shared_ground`, where it is known.
     """
-    shared = shared_ground(ours, theirs)
+    shared = shared_ground(ours, theirs) if shared is None else shared
     sizes = [boxes[:, 3:5].prod(axis=1) if above else boxes[:, 3:6].prod(axis=1) for boxes in (ours, theirs)]
     if not above:
         low = [boxes[:, 2] - boxes[:, 5] / 2 for boxes in (ours, theirs)]

@@ -18,7 +18,7 @@ from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import PointsData, View
 from ..data.frame import UNLABELLED, Frame
-from ..data.frames import Frames, frames_of
+from ..data.frames import Frames, Kept, frames_of
 from ..data.stored_logits import StoredLogits
 from .correspondence import Correspondence, from_elements
 from .correspondence import collate as collate_matches
@@ -82,6 +82,8 @@ class PointsSource:
     ) -> None:
         self.data, self.split, self.streams, self.batch_size = data, split, streams, batch_size
         self.frames: Frames = frames_of(data, split) if frames is None else frames
+        if split == "test":  # measured on, and then seen with fewer beams, point by point and in pictures
+            self.frames = self.frames if isinstance(self.frames, Kept) else Kept(self.frames)
         #: The role that is trained: a teacher that learns sees augmented frames, a frozen one as the recipe says.
         self.learns = "student"
         #: Of which frames the labels may be looked at.
@@ -112,7 +114,9 @@ class PointsSource:
         frames, data = self.frames[index], self.data
         others = {role: see(frames, view, data) for role, view in self._others.items()}
         patch = None if data.superpixels is None else patches(frames[0], data, data.superpixels)
-        return Moment(frames[0].key, see(frames, data.teacher, data), see(frames, data.student, data), others, patch)
+        teacher = see(frames, data.teacher, data)
+        student = teacher if data.student == data.teacher else see(frames, data.student, data)
+        return Moment(frames[0].key, teacher, student, others, patch)
 
     def sample(self, index: int, epoch: int) -> Sample:
         if self.split != "train":

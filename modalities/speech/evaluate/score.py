@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ def _rate(errors: Sequence[Errors]) -> float:
     return sum(e.total for e in errors) / max(sum(e.units for e in errors), 1)
 
 
+@lru_cache(maxsize=1 << 14)  # dev is heard again and again, and most of it is written as it was
 def _errors(reference: str, hypothesis: str, *, unit: str) -> Errors:
     import jiwer
 

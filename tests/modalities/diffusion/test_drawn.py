@@ -78,6 +78,35 @@ def test_the_same_samples_are_drawn_and_measured_once(
     assert drawn == [0, 1, 0, 0]
 
 
+def test_a_network_is_asked_once_about_the_same_samples(
+    adapter: DiffusionAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All solvers begin alike, in two steps they are one; what was spared is in the seconds; the bits are the same."""
+    one, asked = model(), list[int]()
+    real = Denoiser.predict_x
+    monkeypatch.setattr(
+        Denoiser, "predict_x", lambda self, z, t, *more: asked.append(len(z)) or real(self, z, t, *more)
+    )
+    expected = {"ddim": 2, "dpmpp_2m": 0, "heun": 0}  # new ones for a draw of 20 samples in batches of 8, 8 and 4
+    for solver, new in expected.items():
+        asked.clear()
+        other = copy.copy(one)
+        other.sampling = Sampling(solver, 2)
+        samples = adapter.sample(other, 0)
+        assert asked == [8, 8, 8, 8, 4, 4][: 3 * new], solver
+        noise = adapter.noise(0)
+        alone = torch.cat([other.sample(part) for part in noise.split(8)]).clamp(-1, 1)
+        assert torch.equal(samples, alone), solver
+    asked.clear()
+    one.sampling = Sampling("dpmpp_2m", 4)
+    adapter._answers.spared = 0.0
+    _, seconds = adapter._sample(one, 0)
+    assert len(asked) == 3 * 3 and seconds > adapter._answers.spared > 0, "the first of four evaluations is known"
+    asked.clear()
+    adapter._sample(model(1), 0)
+    assert len(asked) == 3 * 4, "other weights are asked"
+
+
 def test_what_is_held_is_bounded() -> None:
     memory, made, calls = Memory(held=100), model(), []
 

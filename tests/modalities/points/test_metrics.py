@@ -96,3 +96,15 @@ def test_the_interval_of_miou_is_over_frames() -> None:
     assert low < miou(np.sum(frames, axis=0)) < high and high - low < 0.1
     assert miou_interval(frames) == [low, high], "the same frames, the same interval"
     assert miou_interval(frames[:1]) is None
+
+
+def test_the_interval_is_that_of_resamples_taken_one_by_one() -> None:
+    """To the bit; of 12 classes some are in few frames, so that resamples lack them, and one is in none."""
+    rng = np.random.default_rng(1)
+    frames = [rng.integers(0, 50, (12, 12)) for _ in range(9)]
+    for number, frame in enumerate(frames):
+        for lacking in (3, *((5,) if number else ()), *((7, 8) if number > 1 else ())):
+            frame[lacking] = frame[:, lacking] = 0
+    drawn = np.random.Generator(np.random.Philox(0)).multinomial(9, np.full(9, 1 / 9), size=1000)
+    one_by_one = [miou(np.tensordot(weights, np.stack(frames), axes=1)) for weights in drawn]
+    assert miou_interval(frames) == np.nanpercentile(one_by_one, [2.5, 97.5]).tolist()

@@ -35,7 +35,7 @@ def held_against_the_api(folder: Path, student: str, columns: int, frames: int, 
         model.head.weight.mul_(20)
         found = made.evaluate("student", model, "test").metrics
     made.save("student", model, tmp_path / "saved")
-    keys = made.data("test").frames.reader.keys[2 : 2 + frames]  # type: ignore[attr-defined]
+    keys = made.data("test").frames.frames.reader.keys[2 : 2 + frames]  # type: ignore[attr-defined]
     names = [key.rpartition("/")[2] for key in keys]
     sequence = folder / "sequences/00"
     scans = [str(sequence / f"velodyne/{name}.bin") for name in names]
