@@ -63,20 +63,26 @@ def write(folder: Path, kind: str, **changes: Any) -> Path:
     return folder
 
 
-def write_whisper(folder: Path) -> Path:
-    """A Whisper with random weights, as `save_pretrained` of model and processor leaves it: letters are its tokens."""
+def write_whisper(folder: Path, *, letters: str = LETTERS, chunk: int = 30, **changes: Any) -> Path:
+    """A Whisper with random weights, as `save_pretrained` of model and processor leaves it: letters are its tokens.
+
+    Args:
+        chunk: seconds that it hears at once.
+    """
     import transformers
 
     torch.manual_seed(0)
-    names = [*LETTERS, "Ġ", "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    names = [*letters, "Ġ", "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
     index = {name: i for i, name in enumerate(names)}
     end, start = index["<|endoftext|>"], index["<|startoftranscript|>"]
-    config = transformers.WhisperConfig(
-        vocab_size=len(names), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=12, num_mel_bins=16,
-        pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, suppress_tokens=None,
-        begin_suppress_tokens=None, max_source_positions=1500,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": len(names), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_target_positions": 12,
+        "num_mel_bins": 16, "pad_token_id": end, "bos_token_id": end, "eos_token_id": end,
+        "decoder_start_token_id": start, "suppress_tokens": None, "begin_suppress_tokens": None,
+        "max_source_positions": 50 * chunk, **changes,
+    }  # fmt: skip
+    config = transformers.WhisperConfig(**sizes)
     model = transformers.WhisperForConditionalGeneration(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -86,5 +92,5 @@ def write_whisper(folder: Path) -> Path:
     special = {"additional_special_tokens": names[-2:]}
     tokenizer = transformers.WhisperTokenizer(vocab=index, merges=[], **special)
     tokenizer.save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=chunk).save_pretrained(folder)
     return folder
