@@ -4,8 +4,8 @@
 
 Trains a ``WhisperForConditionalGeneration`` from nothing on AN4's words, saves model and processor with
 ``save_pretrained``, and distils from that folder by ``xmodal-kd run speech/whisper`` (control and student of each
-seed). The saved student is loaded by ``transformers`` alone, which writes the official test set again, scored anew. What is
-finished is not repeated, a training that was stopped goes on. Writes one JSON and prints the table of
+seed). The saved student is loaded by ``transformers`` alone, which writes the official test set again, scored anew.
+What is finished is not repeated, a training that was stopped goes on. Writes one JSON and prints the table of
 ``recipes/RESULTS.md``.
 """
 
@@ -179,14 +179,44 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl, dev.jsonl and test.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2400, help="of the teacher")
+    parser.add_argument("--student-steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher = args.out / "teacher"
     if not (teacher / "model.safetensors").is_file():
         train(args.data, teacher, args.steps)
     errors = {split: jiwer.wer(*said(teacher, args.data, split)) for split in ("dev", "test")}
-    print(errors)
-    run  # noqa: B018
+    print(errors, flush=True)
+    entries = []
+    for seed in range(1, args.seeds + 1):
+        folder = args.out / f"seed-{seed}"
+        sets = [
+            f"data.path={args.data}", f"teacher={{path: {teacher}}}", f"seed={seed}",
+            f"train.steps={args.student_steps}",
+        ]  # fmt: skip
+        run("speech/whisper", sets, folder)
+        report = json.loads((folder / "report.json").read_text())
+        roles = {
+            role: {"parameters": one["parameters"], "metrics": one["metrics"], "dev": one["dev_metrics"]["wer"]}
+            for role, one in report["roles"].items()
+        }
+        entries.append({
+            "seed": seed, "roles": roles, "gap_closed": report["gap_closed"], "reason": report["reason"],
+            "gain": report["gain"], "student_by_transformers": jiwer.wer(*said(folder / "student", args.data, "test")),
+        })  # fmt: skip
+    found = {
+        "teacher_steps": args.steps, "student_steps": args.student_steps, "teacher_by_transformers": errors,
+        "entries": entries, "versions": report["versions"],
+    }  # fmt: skip
+    (args.out / "whisper_an4.json").write_text(json.dumps(found, indent=1))
+    print("| what | " + " | ".join(f"seed {one['seed']}" for one in entries) + " |\n| --- |" + " --- |" * len(entries))
+    for role in ("teacher", "control", "student"):
+        print(
+            f"| {role} | " + " | ".join(f"{100 * one['roles'][role]['metrics']['wer']:.1f}" for one in entries) + " |"
+        )
+    alone = " | ".join(f"{100 * one['student_by_transformers']:.1f}" for one in entries)
+    print(f"| student, by transformers alone | {alone} |")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.tokens import Normaliser
 from ..models.processor import Processor
-from ..models.whisper import is_whisper
 
 USE = """```sh
 xmodal-kd transcribe path/to/this/folder recording.wav folder/
@@ -44,10 +43,8 @@ class DecoderCard(saved.Card):
 
 
 def is_decoder(folder: Path) -> bool:
-    """Whether a folder is of a model that writes by a decoder, saved here or by transformers."""
-    if not (folder / CARD).is_file():
-        return is_whisper(folder)
-    found = read_json(folder / CARD)
+    """Whether a folder is of a model that writes by a decoder and was saved here."""
+    found = read_json(folder / CARD) if (folder / CARD).is_file() else None
     return isinstance(found, dict) and found.get("task") == "seq2seq"
 
 

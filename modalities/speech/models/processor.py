@@ -100,8 +100,9 @@ class Processor:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that it writes, what stands before the text included."""
-        return min(self.limit, int(getattr(self.generation, "max_length", None) or self.limit))
+        """Tokens of the longest sequence that it writes, its beginning included, as `transformers` counts them."""
+        most = int(getattr(self.generation, "max_length", None) or self.limit)
+        return min(self.limit, most + min(self.limit // 2 - 1, len(self.prefix)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens, without special ones."""
@@ -113,6 +114,7 @@ class Processor:
         It names no attention heads that tell times: those are of the teacher's layers.
         """
         made = copy.deepcopy(self.generation)
+        made._from_model_config = False  # else transformers makes it anew of the model's own, and forgets the rest
         if self.language is not None:
             made.language, made.task = self.language, getattr(made, "task", None) or "transcribe"
         if getattr(made, "no_timestamps_token_id", None) is None and len(self.prefix) > 1:
