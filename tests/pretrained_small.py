@@ -89,7 +89,8 @@ def write_whisper(folder: Path, *, letters: str = LETTERS, chunk: int = 30, many
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    model.generation_config.update(max_length=10, is_multilingual=many, suppress_tokens=[start, len(names) - 1])
+    model.generation_config.update(max_length=10, suppress_tokens=[start, len(names) - 1])
+    model.generation_config.is_multilingual = many
     if many:
         model.generation_config._from_model_config = False
         model.generation_config.lang_to_id = {name: index[name] for name in told[:2]}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.runtime.errors import UserError
@@ -96,7 +96,8 @@ class Seq2SeqAdapter(Adapter):
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         kind = MODELS[model]
         if getattr(kind, "task", "ctc") != "seq2seq":
-            raise UserError(f"{role}: model {model!r} writes by CTC: set {role}.model to whisper, or data.task to ctc")
+            key = role.replace("-", "s.") if is_teacher(role) else "student"
+            raise UserError(f"{role}: model {model!r} writes by CTC: set {key}.model to whisper, or data.task to ctc")
         config = kind.Config.model_validate(params)
         built: nn.Module = kind.build(config, self.processor)
         built.card = {"model": model, "params": config.model_dump(mode="json")}  # type: ignore[assignment]

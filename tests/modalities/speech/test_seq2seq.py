@@ -19,7 +19,7 @@ from pretrained_small import write, write_whisper
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress import origins
 from xmodal_kd.modalities.speech.models.processor import MelFrames, Processor, padded
-from xmodal_kd.modalities.speech.models.seq2seq import encoder_of, shifted
+from xmodal_kd.modalities.speech.models.seq2seq import Encoders, encoder_of, shifted
 from xmodal_kd.modalities.speech.models.whisper import greedy
 from xmodal_kd.modalities.speech.tasks.seq2seq import Seq2SeqAdapter
 from xmodal_kd.modalities.speech.use.decoder import DecoderRecogniser, pieces
@@ -137,7 +137,7 @@ def test_the_recipes_objective_is_distil_whispers(recordings: Path, teacher: Pat
     shape = (*batch["targets"].shape, adapter.processor.classes)
     logits = [one.rows("logits").detach().double().reshape(shape).numpy() for one in (mine, theirs)]
     expected = oracle.distil_whisper(*logits, batch["targets"].numpy(), w_ce=1.0, w_kl=0.8, T=2.0)
-    assert float(objective(mine, theirs, step=0).value()) == pytest.approx(expected, rel=1e-5)
+    assert objective(mine, theirs, step=0).value().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_features_are_whispers_without_the_silence_that_it_pads_with(teacher: Path) -> None:
@@ -181,6 +181,7 @@ def test_a_frozen_encoder_runs_once_for_both(recordings: Path, teacher: Path) ->
 
     def heard(batch: Any, features: Sequence[str] = ()) -> list[str]:
         calls.clear()
+        adapter._encoders = Encoders()
         adapter.signals("teacher", model, batch)
         adapter.signals("student", student.train(), batch, features)
         return list(calls)
@@ -222,7 +223,7 @@ def test_many_languages_are_told_by_what_stands_before_a_text(recordings: Path, 
 @pytest.fixture(scope="module")
 def finished(recordings: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert killed_runs.run(arguments(out, recordings, teacher)) == 0
+    assert call(arguments(out, recordings, teacher)) == 0
     return out
 
 
@@ -257,9 +258,9 @@ def test_a_killed_run_goes_on_to_the_same_student(
 ) -> None:
     out = tmp_path / "killed"
     given = arguments(out, recordings, teacher)
-    place = next((finished / "checkpoints").rglob("*.safetensors")).relative_to(finished / "checkpoints")
-    assert killed_runs.run(given, killed_runs.kill_with, out / "checkpoints" / "student") < 0, place
-    assert killed_runs.run([*given, "--resume"]) == 0
+    assert killed_runs.run(given, killed_runs.kill_with, out / "checkpoints" / "student") < 0
+    assert not (out / "report.json").exists()
+    assert call([*given, "--resume"]) == 0
     for role in ("control", "student"):
         one, other = (folder / role / "model.safetensors" for folder in (out, finished))
         assert one.read_bytes() == other.read_bytes(), role
@@ -269,7 +270,7 @@ def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
     wave = np.ones(2500, np.float32)
     wave[850:950] = 0
     found = list(pieces([wave[:700], wave[700:]], 1000, 1000))
-    assert [len(one) for one in found] == [883, 716, 716, 185] or len(found[0]) in range(850, 950)
+    assert len(found[0]) in range(850, 950)
     assert np.array_equal(np.concatenate(found), wave) and max(map(len, found)) <= 1000
 
 
