@@ -47,7 +47,7 @@ class Processor:
         self.start, self.end = int(self.config["decoder_start_token_id"]), int(self.config["eos_token_id"])
         self._fits()
         self.language = self._language(language)
-        self.prefix: list[int] = [int(token) for token in self.tokenizer.prefix_tokens]
+        self.prefix = self._prefix()
         if self.prefix[:1] != [self.start]:
             raise UserError(
                 f"{folder}: its tokenizer begins a text with token {self.prefix[:1]}, its model with {self.start} "
@@ -68,7 +68,7 @@ class Processor:
             )
 
     def _language(self, wanted: str | None) -> str | None:
-        """Tell the tokenizer what stands before a text; the language, of a model that knows many."""
+        """What is spoken, of a model that knows many languages; None of another."""
         if not getattr(self.generation, "is_multilingual", False):
             if wanted is not None:
                 raise UserError(f"data.language: {wanted}: {self.folder} knows one language: leave it out")
@@ -79,12 +79,31 @@ class Processor:
                 f"data.language: {self.folder} knows many languages and does not say which is spoken: name it, as in "
                 "--set data.language=en"
             )
-        task = getattr(self.generation, "task", None) or "transcribe"
-        try:
-            self.tokenizer.set_prefix_tokens(language=found, task=task, predict_timestamps=False)
-        except ValueError as error:
-            raise UserError(f"data.language: {found}: {' '.join(str(error).split())[:160]}") from None
         return str(found)
+
+    def _prefix(self) -> list[int]:
+        """What stands before a text: start, language, task, and that no times are wanted, as `transformers` has it."""
+        if self.language is None:
+            return [int(token) for token in self.tokenizer.prefix_tokens]
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        code = TO_LANGUAGE_CODE.get(self.language.lower(), self.language.lower())
+        languages: dict[str, int] = getattr(self.generation, "lang_to_id", None) or {}
+        spoken = languages.get(f"<|{code}|>", self._token(f"<|{code}|>"))
+        if spoken is None:
+            some = ", ".join(sorted(name.strip("<|>") for name in languages)[:12])
+            raise UserError(f"data.language: {self.folder} does not know {self.language!r}, but {some}, ...")
+        task = getattr(self.generation, "task", None) or "transcribe"
+        tasks: dict[str, int] = getattr(self.generation, "task_to_id", None) or {}
+        times = getattr(self.generation, "no_timestamps_token_id", None)
+        told = [
+            tasks.get(task, self._token(f"<|{task}|>")),
+            self._token("<|notimestamps|>") if times is None else times,
+        ]
+        return [self.start, *(int(token) for token in (spoken, *told) if token is not None)]
+
+    def _token(self, name: str) -> int | None:
+        return self.tokenizer.get_vocab().get(name)  # type: ignore[no-any-return]
 
     def _forced(self) -> str | None:
         """The language that older folders force as the second token."""

@@ -27,7 +27,7 @@ from xmodal_kd.modalities.speech.use.pseudolabel import Filter
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.roles import make_adapter
-from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -202,6 +202,9 @@ def test_many_languages_are_told_by_what_stands_before_a_text(recordings: Path, 
     folder = write_whisper(tmp_path / "many", decoder_layers=4, chunk=3, many=True)
     with pytest.raises(UserError, match=r"data\.language: .*knows many languages.*name it"):
         _ = adapter_of(recordings, folder).processor
+    with pytest.raises(UserError, match=r"data\.language: .*does not know 'fr', but de, en"):
+        _ = adapter_of(recordings, folder, "data.language=fr").processor
+    assert adapter_of(recordings, folder, "data.language=german").processor.prefix[1] == 30
     adapter = adapter_of(recordings, folder, "data.language=de")
     made = adapter.processor
     begun = ["<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
@@ -264,6 +267,17 @@ def test_a_killed_run_goes_on_to_the_same_student(
     for role in ("control", "student"):
         one, other = (folder / role / "model.safetensors" for folder in (out, finished))
         assert one.read_bytes() == other.read_bytes(), role
+
+
+def test_a_cached_teacher_teaches_the_same(finished: Path, recordings: Path, teacher: Path, tmp_path: Path) -> None:
+    """It is asked once an utterance, by what it hears and the text that it is forced over."""
+    given = arguments(tmp_path / "run", recordings, teacher, "--set", "cache={}")
+    assert call([*given, "--set", "control=false"]) == 0
+    one, other = (read_tensors(folder / "student/model.safetensors") for folder in (tmp_path / "run", finished))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=2e-3)
+    facts = read_json(tmp_path / "run/report.json")["cost"]["student"]["cache"]
+    assert facts["computed"] == 6 and facts["loss_error"] < 1e-3
 
 
 def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
