@@ -63,28 +63,41 @@ def write(folder: Path, kind: str, **changes: Any) -> Path:
     return folder
 
 
-def write_whisper(folder: Path) -> Path:
-    """A Whisper with random weights, as `save_pretrained` of model and processor leaves it: letters are its tokens."""
+def write_whisper(folder: Path, *, letters: str = LETTERS, chunk: int = 30, many: bool = False, **changes: Any) -> Path:
+    """A Whisper with random weights, as `save_pretrained` of model and processor leaves it: letters are its tokens.
+
+    Args:
+        chunk: seconds that it hears at once.
+        many: whether it knows two languages and two tasks.
+    """
     import transformers
 
     torch.manual_seed(0)
-    names = [*LETTERS, "Ġ", "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    told = ["<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>"] if many else []
+    names = [*letters, "Ġ", "<|endoftext|>", "<|startoftranscript|>", *told, "<|notimestamps|>"]
     index = {name: i for i, name in enumerate(names)}
     end, start = index["<|endoftext|>"], index["<|startoftranscript|>"]
-    config = transformers.WhisperConfig(
-        vocab_size=len(names), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=12, num_mel_bins=16,
-        pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, suppress_tokens=None,
-        begin_suppress_tokens=None, max_source_positions=1500,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": len(names), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_target_positions": 12,
+        "num_mel_bins": 16, "pad_token_id": end, "bos_token_id": end, "eos_token_id": end,
+        "decoder_start_token_id": start, "suppress_tokens": None, "begin_suppress_tokens": None,
+        "max_source_positions": 50 * chunk, **changes,
+    }  # fmt: skip
+    config = transformers.WhisperConfig(**sizes)
     model = transformers.WhisperForConditionalGeneration(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    model.generation_config.update(max_length=10, is_multilingual=False, suppress_tokens=[start, start + 1])
+    model.generation_config.update(max_length=10, suppress_tokens=[start, len(names) - 1])
+    model.generation_config.is_multilingual = many
+    if many:
+        model.generation_config._from_model_config = False
+        model.generation_config.lang_to_id = {name: index[name] for name in told[:2]}
+        model.generation_config.task_to_id = {name.strip("<|>"): index[name] for name in told[2:]}
     model.save_pretrained(folder)
-    special = {"additional_special_tokens": names[-2:]}
+    special = {"additional_special_tokens": names[names.index("<|startoftranscript|>") :]}
     tokenizer = transformers.WhisperTokenizer(vocab=index, merges=[], **special)
     tokenizer.save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=chunk).save_pretrained(folder)
     return folder

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,8 +30,8 @@ from .data.source import Sample, SpeechSource
 from .data.stored_logits import StoredLogits
 from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
 from .evaluate.decode import greedy
+from .evaluate.measure import measured
 from .evaluate.ngram import Ngram
-from .evaluate.score import score
 from .evaluate.word_beam import WordBeam
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
@@ -89,6 +88,14 @@ class SpeechAdapter(Adapter):
         self._front_ends: dict[str, FrontEnd] = {}
 
     @classmethod
+    def of(cls, data: SpeechData) -> type[Adapter]:
+        if data.task == "seq2seq":
+            from .tasks.seq2seq import Seq2SeqAdapter
+
+            return Seq2SeqAdapter
+        return cls
+
+    @classmethod
     def files(cls, data: SpeechData) -> Iterator[Listed]:
         if data.symbols is not None:
             yield Listed("data.symbols", data.symbols.expanduser(), lambda _: build_tokens(data))
@@ -115,6 +122,8 @@ class SpeechAdapter(Adapter):
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> AcousticModel:
         kind = MODELS[model]
+        if getattr(kind, "task", "ctc") != "ctc":
+            raise UserError(f"{role}: model {model!r} writes by a decoder: set data.task to seq2seq")
         config = kind.Config.model_validate(params)
         built = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
@@ -325,31 +334,14 @@ class SpeechAdapter(Adapter):
         return WordBeam(self.tokens, lm, lexicon, size=spec.size, lm_weight=spec.lm_weight, word_score=spec.word_score)
 
     def _evaluate(self, recognise: Callable[[Batch], tuple[Tensor, Tensor]], split: str) -> Evaluation:
-        source = self.data(split)
-        references: list[str] = []
-        hypotheses: list[str] = []
-        keys: list[str] = []
-        speakers: list[str] = []
-        beamed: list[str] = []
         beam = self._beam if split == "test" else None
-        seconds = 0.0
-        for batch in source.batches():
-            start = perf_counter()
-            with torch.no_grad():
-                logits, lengths = recognise(batch)
-                found = greedy(logits, lengths)
-            seconds += perf_counter() - start
-            beamed += [] if beam is None else [found[0].text for found in beam(logits, lengths)]
-            hypotheses += [self.tokens.decode(ids) for ids in found]
-            references += batch["texts"]
-            keys += batch["keys"]
-            speakers += batch["speakers"]
-        evaluation = score(references, hypotheses, keys, speakers, self.config.metric)
-        metrics = evaluation.metrics | {"rtf": seconds / float(source.seconds.sum())}
-        if beam is not None:
-            by_beam = score(references, beamed, keys, speakers, self.config.metric).metrics
-            metrics |= {f"{name}_beam": by_beam[name] for name in ("wer", "cer")}
-        return Evaluation(metrics, evaluation.scores, evaluation.examples)
+
+        def write(batch: Batch) -> tuple[list[str], Callable[[], list[str]] | None]:
+            logits, lengths = recognise(batch)
+            texts = [self.tokens.decode(ids) for ids in greedy(logits, lengths)]
+            return texts, None if beam is None else lambda: [found[0].text for found in beam(logits, lengths)]
+
+        return measured(self.data(split), write, self.config.metric)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
         return show(self._shown("test"), {role: model for role, model in models.items() if self._writes(role)})

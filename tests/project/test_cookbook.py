@@ -79,6 +79,13 @@ def wav2vec2() -> None:
     pictures(Path("IMAGES"))
 
 
+def whisper() -> None:
+    from pretrained_small import write_whisper
+
+    write_whisper(Path("TEACHER"), decoder_layers=4, chunk=3)
+    recordings(Path("RECORDINGS"))
+
+
 def recogniser() -> None:
     """`recogniser.py`, which stands for a reader's own: noise at 20 ms a frame."""
     recordings(Path("RECORDINGS"))
@@ -184,6 +191,7 @@ class Scene:
 
 SCENES = {
     "My teacher is a wav2vec2": Scene(wav2vec2, SHORT, "transformers", costs=True),
+    "My teacher is a Whisper": Scene(whisper, SHORT, "transformers"),
     "My logits are already computed": Scene(recogniser, SHORT),
     "Most of my audio has no transcript": Scene(saved("speech", transcribed=5), SHORT),
     "I have 100 labels": Scene(images, (*SHORT, *TAUGHT)),

@@ -134,6 +134,13 @@ def test_mismatched_weights_are_one_line() -> None:
     assert digest(net.state_dict().items()) == digest(model(3).state_dict().items())
 
 
+def test_weights_of_two_names_may_be_given_by_one() -> None:
+    net, other = model(), model(3)
+    net.add_module("again", net[2])
+    load_weights(net, other.state_dict(), "run/a")
+    assert torch.equal(net.state_dict()["again.weight"], other.state_dict()["2.weight"])
+
+
 def test_prefixes() -> None:
     both = prefixed("roles/a", {"w": torch.zeros(1)}) | prefixed("roles/ab", {"w": torch.ones(1)})
     assert unprefixed("roles/a", both) == {"w": torch.zeros(1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from oracles import seq2seq
 from oracles.transformer_losses import layer_pairs as oracle
 
 from xmodal_kd.signals.layer_map import MAPS, layer_pairs
@@ -20,13 +21,18 @@ def test_the_papers_examples() -> None:
 def test_layers_rise_and_stay_in_the_teacher(name: str, depth: int) -> None:
     for teacher in range(depth, 26):
         pairs = layer_pairs(name, depth, teacher)  # type: ignore[arg-type]
-        assert pairs == oracle(name, depth, teacher)
+        if name == "spaced":
+            assert [n - 1 for _, n in pairs] == seq2seq.layer_map(teacher, depth)
+        else:
+            assert pairs == oracle(name, depth, teacher)
         students, teachers = zip(*pairs, strict=True)
         assert students == tuple(range(1, len(pairs) + 1))
         assert len(pairs) == (max(depth - 1, 1) if name == "skip" else depth)
         assert list(teachers) == sorted(set(teachers)) and teachers[0] >= 1 and teachers[-1] <= teacher
         if name != "skip" or depth == 1:
             assert pairs[-1] == (depth, teacher)
+        if name == "spaced" and depth > 1:
+            assert pairs[0] == (1, 1)
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -169,9 +169,13 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert moved[None] > 0.1
 
 
-def test_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_average_is_what_is_evaluated_and_kept(tmp_path: Path, tied: bool) -> None:
+    """Weights that have two names, as a decoder's embedding and head, take one step of it."""
     toy = adapter()
     models = roles(toy)
+    if tied:
+        models["student"].add_module("again", next(models["student"].children()))
     seen, raw = [], []
 
     def evaluate(model: nn.Module) -> dict[str, float]:

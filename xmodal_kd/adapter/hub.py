@@ -17,6 +17,7 @@ from ..runtime.errors import RunError, UserError
 from ..runtime.whole_files import read_object, write_json
 
 CONFIG, README, INDEX, CARD = "config.json", "README.md", "model_index.json", "card.json"
+LIBRARY = "xmodal-kd"
 #: What is pushed, and what is fetched: weights that hold no code, what builds them again, what people read.
 KINDS = (".safetensors", ".json", ".onnx", ".md", ".txt", ".png")
 #: Weights that run code where they are loaded.
@@ -30,13 +31,14 @@ HERE = '"path/to/this/folder"'
 def write_config(folder: Path) -> None:
     """``config.json`` beside ``card.json``, which says the same to whoever looks for a model by the Hub's names.
 
-    A diffusers pipeline has the configurations of its parts.
+    A diffusers pipeline has the configurations of its parts, and what `transformers` builds a model by stays.
     """
-    if (folder / CARD).is_file() and not (folder / INDEX).is_file():
+    theirs = (folder / CONFIG).is_file() and read_object(folder / CONFIG).get("library_name") != LIBRARY
+    if (folder / CARD).is_file() and not (folder / INDEX).is_file() and not theirs:
         card = read_object(folder / CARD)
         kept = {key: card[key] for key in ("modality", "model", "params") if key in card}
-        kind = "-".join(["xmodal-kd", *([str(card["modality"])] if "modality" in card else [])])
-        write_json(folder / CONFIG, {"library_name": "xmodal-kd", "model_type": kind, **kept})
+        kind = "-".join([LIBRARY, *([str(card["modality"])] if "modality" in card else [])])
+        write_json(folder / CONFIG, {"library_name": LIBRARY, "model_type": kind, **kept})
 
 
 def fetched(name: Path | str, revision: str | None = None) -> Path:

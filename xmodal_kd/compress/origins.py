@@ -79,7 +79,9 @@ def _chosen(path: str, mine: int, theirs: int, layers: Layers) -> list[int]:
         chosen = [n - 1 for _, n in layer_pairs(layers, mine, theirs)]
         if len(chosen) == mine:
             return chosen
-        raise UserError(f"layers {layers!r} leaves the last of {path!r} without one: say uniform, last, or which")
+        raise UserError(
+            f"layers {layers!r} leaves the last of {path!r} without one: say uniform, last, spaced, or which"
+        )
     if len(layers) != mine or not all(0 <= n < theirs for n in layers):
         raise UserError(f"layers {list(layers)}: {path!r} needs {mine} of the teacher's 0 to {theirs - 1}")
     return list(layers)

@@ -34,8 +34,9 @@ def begin(model: nn.Module, teacher: nn.Module, found: Origins) -> nn.Module:
 
 
 class Copied(Strict):
-    layers: Literal["uniform", "last"] | tuple[int, ...] = "uniform"
-    """Which of the teacher's layers where it has more: evenly over its depth, its last ones, or these, from 0."""
+    layers: Literal["uniform", "last", "spaced"] | tuple[int, ...] = "uniform"
+    """Which of the teacher's layers where it has more: evenly over its depth, its last ones, as far apart as they can
+    be (the first and the last among them), or these, from 0."""
 
 
 @COMPRESSIONS.register("layer_copy")

@@ -33,16 +33,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """`load_state_dict` whose mismatch is one line with the first missing, unexpected or misshapen name."""
+    """`load_state_dict` whose mismatch is one line with the first missing, unexpected or misshapen name.
+
+    Weights that the model knows by two names, as a decoder's embedding and head, may be given by one.
+    """
     own = model.state_dict()
-    if (lacking := next((name for name in own if name not in tensors), None)) is not None:
+    places = {name: (value.data_ptr(), value.shape) for name, value in own.items()}
+    given = {places[name] for name in tensors if name in own}
+    if (lacking := next((name for name in own if name not in tensors and places[name] not in given), None)) is not None:
         raise UserError(f"{source}: lacks {lacking!r}, which {type(model).__name__} has")
     for name, tensor in tensors.items():
         if name not in own:
             raise UserError(f"{source}: holds {name!r}, which {type(model).__name__} has not")
         if own[name].shape != tensor.shape:
             raise UserError(f"{source}: {name!r} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
-    model.load_state_dict({name: like(own[name], tensor) for name, tensor in tensors.items()})
+    model.load_state_dict({name: like(own[name], tensor) for name, tensor in tensors.items()}, strict=False)
 
 
 def optimizer_state(

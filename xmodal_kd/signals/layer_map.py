@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-LayerMap = Literal["last", "uniform", "skip"]
+LayerMap = Literal["last", "uniform", "skip", "spaced"]
 Pairs = list[tuple[int, int]]
 
 
@@ -20,6 +20,9 @@ def layer_pairs(layers: LayerMap, student_depth: int, teacher_depth: int) -> Pai
     ``skip``
         As ``uniform`` without the last pair, whose output the logits already compare (PKD-skip of Sun et al., 2019:
         2, 4, ..., 10 of 6 and 12 layers). A student of one layer keeps it.
+    ``spaced``
+        As far from each other as they can be, the teacher's first and last among them: ``n = 1 + floor((m - 1)(N - 1) /
+        (M - 1))`` (Distil-Whisper of Gandhi et al., 2023: 1 and 32 of 32). A student of one layer has the last.
 
     >>> layer_pairs("skip", 6, 12)
     [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
@@ -48,4 +51,10 @@ def _skip(m: int, n: int) -> Pairs:
     return _uniform(m, n)[: max(m - 1, 1)]
 
 
-MAPS: Mapping[str, Callable[[int, int], Pairs]] = {"last": _last, "uniform": _uniform, "skip": _skip}
+def _spaced(m: int, n: int) -> Pairs:
+    return [*((i + 1, 1 + i * (n - 1) // (m - 1)) for i in range(m - 1)), (m, n)]
+
+
+MAPS: Mapping[str, Callable[[int, int], Pairs]] = {
+    "last": _last, "uniform": _uniform, "skip": _skip, "spaced": _spaced,
+}  # fmt: skip

@@ -242,7 +242,12 @@ class Engine:
     def _average(self) -> None:
         for name, (source, decay) in self.averages.items():
             mine, theirs = self.roles[name].state_dict(), self.roles[source].state_dict()
+            done = set[tuple[int, torch.Size]]()
             for key, value in mine.items():
+                there = (local(value).data_ptr(), value.shape)
+                if there in done:  # weights of two names (a decoder's embedding and head) take one step
+                    continue
+                done.add(there)
                 if value.is_floating_point():
                     local(value).lerp_(local(theirs[key]), 1 - decay)
                 else:

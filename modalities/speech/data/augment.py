@@ -105,6 +105,11 @@ class Augment(Strict):
         """The highest speed, at which an utterance has the fewest frames."""
         return 1.0 if self.speed is None else round(100 * self.speed[1]) / 100  # as `change_speed` rounds
 
+    @property
+    def slowest(self) -> float:
+        """The lowest speed, at which an utterance lasts longest."""
+        return 1.0 if self.speed is None else round(100 * self.speed[0]) / 100
+
 
 def perturb(wave: Wave, config: Augment, rng: np.random.Generator) -> Wave:
     """Speed and gain: what every role hears."""

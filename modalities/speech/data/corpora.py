@@ -34,6 +34,9 @@ from .symbols import read_symbols
 from .tokens import NORMALISERS, Kind, Normaliser, Tokens
 
 SPLITS = ("train", "dev", "test")
+#: Keys of the data section that one of the two tasks alone reads.
+OF_CTC = ("tokens", "bpe", "symbols", "unknown", "vocabulary", "beam", "features", "streaming")
+OF_SEQ2SEQ = ("processor", "language", "leading_space")
 SourceName = Literal[
     "fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse", "webdataset", "datasets"
 ]
@@ -78,6 +81,14 @@ class SpeechData(DataSection):
     of tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
+    #: What the student writes by: the frames of CTC, or a decoder as Whisper's, whose rows are the tokens of the text.
+    task: Literal["ctc", "seq2seq"] = "ctc"
+    #: Of seq2seq: a folder of transformers whose tokenizer and features all roles share; None: the teacher's.
+    processor: Path | None = None
+    #: Of seq2seq: what is spoken, where the model knows many languages (``en``); None: as its generation config says.
+    language: str | None = None
+    #: Of seq2seq: whether a text begins with a space, as Whisper was trained; False as the usual fine-tuning has it.
+    leading_space: bool = True
     sources: Sources
     #: The folder of the one source; of several, the folder that holds a folder named after each. Of shards also a
     #: pattern: ``shards/train-{000..099}.tar::shards/dev-*.tar``.
@@ -137,6 +148,16 @@ class SpeechData(DataSection):
             raise ValueError("streaming: features.normalise: utterance needs the whole recording: set running or none")
         if "fsdd" in self.sources and not self.by_speaker:
             raise ValueError("train_speakers: fsdd has no splits of its own: list speakers for train, dev and test")
+        return self
+
+    @model_validator(mode="after")
+    def _check_task(self) -> SpeechData:
+        other = OF_CTC if self.task == "seq2seq" else OF_SEQ2SEQ
+        for key in other:
+            if getattr(self, key) != SpeechData.model_fields[key].default:
+                raise ValueError(f"{key}: it says nothing to task {self.task}: leave it out")
+        if self.task == "seq2seq" and self.augment.warp is not None:
+            raise ValueError("augment.warp: it knows the filters of CTC students only: leave it out")
         return self
 
 

@@ -22,7 +22,7 @@ from .compose import Composer
 from .corpora import SpeechData, utterances
 from .long import Long
 from .manifests import Utterance
-from .tokens import Tokens
+from .tokens import Writes
 
 #: A header counts samples, a manifest rounds, usually to a millisecond.
 ROUNDED = 1e-3
@@ -58,7 +58,7 @@ class Listing(Protocol):
 
     def item(self, row: int) -> Item: ...
 
-    def needed(self, tokens: Tokens, split: str, *, unknown_left: bool) -> NDArray[np.uint32]:
+    def needed(self, tokens: Writes, split: str, *, unknown_left: bool) -> NDArray[np.uint32]:
         """Output frames that a CTC path of each text needs. Raises `UserError` that names what cannot be spelt."""
         ...
 
@@ -92,7 +92,7 @@ class Held:
     def item(self, row: int) -> Item:
         return self.items[row]
 
-    def needed(self, tokens: Tokens, split: str, *, unknown_left: bool) -> NDArray[np.uint32]:
+    def needed(self, tokens: Writes, split: str, *, unknown_left: bool) -> NDArray[np.uint32]:
         return _needed(tokens, split, unknown_left, (item.text for item in self.items), lambda i: self.items[i].key)
 
     def speakers(self, without: NDArray[np.int64]) -> list[str]:
@@ -137,7 +137,7 @@ class Mapped:
     def item(self, row: int) -> Item:
         return _recorded(self.found[row], self.rate, float(self.seconds[row]))
 
-    def needed(self, tokens: Tokens, split: str, *, unknown_left: bool) -> NDArray[np.uint32]:
+    def needed(self, tokens: Writes, split: str, *, unknown_left: bool) -> NDArray[np.uint32]:
         how = f"frames {blake2b(tokens.to_json().encode(), digest_size=12).hexdigest()} {unknown_left}"
         key: Callable[[int], str] = lambda row: self.found[row].key  # noqa: E731
         return self.found.remembered(
@@ -149,7 +149,7 @@ class Mapped:
 
 
 def _needed(
-    tokens: Tokens, split: str, unknown_left: bool, texts: Iterable[str | None], key: Callable[[int], str]
+    tokens: Writes, split: str, unknown_left: bool, texts: Iterable[str | None], key: Callable[[int], str]
 ) -> NDArray[np.uint32]:
     needed = array("I")
     for row, text in enumerate(texts):

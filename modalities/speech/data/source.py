@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from .corpora import SpeechData, build_tokens, utterances
 from .features import Frontend
 from .listing import Item, listing
 from .recordings import Noises, Rooms
-from .tokens import Tokens
+from .tokens import Writes
 
 __all__ = ["Item", "Sample", "SpeechData", "SpeechSource", "build_tokens", "utterances"]
 
@@ -59,6 +59,18 @@ class Sample:
     wave: Tensor | None = None
 
 
+class Hears(Protocol):
+    """How waves become features."""
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        """``(samples,)`` float32 to ``(t, mels)`` float32."""
+        ...
+
+    def frames_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Frames of waves of so many samples."""
+        ...
+
+
 class SpeechSource:
     """The utterances of one split, as functions of (epoch, index).
 
@@ -69,17 +81,19 @@ class SpeechSource:
     Args:
         streams: of the run; order and augmentation are drawn from it.
         stride: frames to one output frame of the models, for what CTC can align.
+        frontend: how waves become features; None: as ``data.features`` says.
     Raises:
         UserError: a text that `tokens` cannot spell (it names the utterance), a split that is or becomes empty, and
             whatever `utterances` finds wrong with the data.
     """
 
     def __init__(
-        self, data: SpeechData, split: str, tokens: Tokens, streams: Streams, batch_size: int, stride: int = 4
-    ) -> None:
+        self, data: SpeechData, split: str, tokens: Writes, streams: Streams, batch_size: int, stride: int = 4,
+        frontend: Hears | None = None,
+    ) -> None:  # fmt: skip
         self.data, self.split, self.tokens, self.streams = data, split, tokens, streams
         self.batch_size, self.stride = batch_size, stride
-        self.frontend = Frontend(data.features)
+        self.frontend = frontend or Frontend(data.features)
         augment, learns = data.augment, split == "train"
         self._noises = (
             Noises(augment.noise_path, "data.augment.noise_path") if learns and augment.noise_path is not None else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from operator import eq
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 from xmodal_kd.runtime.errors import UserError
 
@@ -86,6 +86,18 @@ def _kept(character: str) -> str:
 
 
 _KEPT_ASCII = {code: _kept(chr(code)) for code in range(128)}
+
+
+class Writes(Protocol):
+    """What a source asks of the symbols that its texts become."""
+
+    def encode(self, text: str, *, unknown_left: bool = False) -> list[int]: ...
+    def normalise(self, text: str) -> str: ...
+    def min_frames(self, ids: Sequence[int]) -> int:
+        """Output rows that a text needs."""
+        ...
+
+    def to_json(self) -> str: ...
 
 
 @dataclass(frozen=True)

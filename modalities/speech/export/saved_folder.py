@@ -17,6 +17,7 @@ from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
 from ..models import MODELS, AcousticModel
+from .decoder_folder import is_decoder
 
 
 class Card(saved.Card):
@@ -60,6 +61,8 @@ def save_model(
 
 def load_card(folder: Path | str) -> Card:
     """The card of a saved recogniser. Raises `UserError` that names what is missing or wrong."""
+    if is_decoder(Path(folder)):
+        raise UserError(f"{folder}: it writes by a decoder, not by frames: set data.task to seq2seq, or give a CTC one")
     return read_card(Path(folder), Card, "recogniser")
 
 

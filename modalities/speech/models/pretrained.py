@@ -154,8 +154,9 @@ def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{folder}: {kind} asks for code of its own (auto_map), which is not run: use a built-in model")
     if "ForConditionalGeneration" in kind or "Seq2Seq" in kind:
         raise UserError(
-            f"{folder}: {kind} writes by a decoder, not by CTC frames: xmodal-kd pseudolabel {folder} RECORDINGS --out "
-            "FOLDER writes its texts, to train on with data.path=FOLDER; or use a CTC model"
+            f"{folder}: {kind} writes by a decoder, not by CTC frames: a Whisper teaches a smaller one with data.task "
+            f"seq2seq (recipe speech/whisper); and xmodal-kd pseudolabel {folder} RECORDINGS --out FOLDER writes its "
+            "texts, to train a CTC student on with data.path=FOLDER"
         )
     if not kind.endswith("ForCTC") and kinds and not is_encoder(config):
         raise UserError(

@@ -12,8 +12,9 @@ from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.audio import Wave
+from .processor import CONFIG, Processor, checked_config, read_parts
 
-CONFIG, WEIGHTS = "config.json", ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: Seconds that it hears at once.
 LONGEST = 30.0
 
@@ -26,7 +27,9 @@ class Hypothesis(NamedTuple):
 
 
 def is_whisper(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and _config(folder).get("model_type") == "whisper"
+    """Whether a folder is one of a Whisper, as transformers saves it."""
+    found = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return isinstance(found, dict) and found.get("model_type") == "whisper"
 
 
 class Whisper:
@@ -39,27 +42,8 @@ class Whisper:
     """
 
     def __init__(self, folder: Path, language: str | None = None) -> None:
-        _check(folder)
-        try:
-            from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
-            from transformers.utils import logging
-        except ImportError as error:
-            raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-            self.hears = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-            self.model = WhisperForConditionalGeneration.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, **where
-            ).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder}: transformers cannot load it ({said}): save its processor beside it") from error
-        finally:
-            if shown:
-                logging.enable_progress_bar()
+        self.model = load_whisper(folder)
+        self.hears, self.tokenizer = read_parts(folder)[:2]
         self.rate: int = int(self.hears.sampling_rate)
         self.many = bool(getattr(self.model.generation_config, "is_multilingual", False))
         if language is not None and not self.many:
@@ -106,18 +90,55 @@ class Whisper:
         return torch.tensor([self.tokenizer.prefix_tokens])
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    found = read_json(folder / CONFIG)
-    return found if isinstance(found, dict) else {}
+@torch.no_grad()
+def greedy(model: Any, processor: Processor, heard: Tensor) -> list[list[int]]:
+    """The most probable token after another of each recording, what stands before a text left out, up to its end.
+
+    Args:
+        model: a ``WhisperForConditionalGeneration``, whose keys and values of earlier tokens are kept.
+        heard: ``(b, mels, frames)`` features.
+    """
+    from transformers import GenerationMixin
+
+    prompt = torch.tensor([processor.prefix] * len(heard), device=heard.device)
+    found = GenerationMixin.generate(
+        model, heard, decoder_input_ids=prompt, attention_mask=torch.ones_like(heard[:, 0], dtype=torch.long),
+        num_beams=1, do_sample=False, use_cache=True, max_length=None,
+        max_new_tokens=max(1, processor.longest - prompt.shape[1]),
+    )  # fmt: skip
+    written = (ids[prompt.shape[1] :].tolist() for ids in found.cpu())
+    return [ids[: ids.index(processor.end)] if processor.end in ids else ids for ids in written]
 
 
-def _check(folder: Path) -> None:
-    if not is_whisper(folder):
-        raise UserError(f"{folder}: no Whisper as transformers saves it: its config.json names another kind of model")
-    if "auto_map" in _config(folder):
-        raise UserError(f"{folder}: asks for code of its own (auto_map), which is not run: use a built-in model")
+def load_whisper(folder: Path) -> Any:
+    """The ``WhisperForConditionalGeneration`` of a folder, in eval mode and float32 on the CPU.
+
+    Raises:
+        UserError: the folder is no Whisper, asks for code of its own, or lacks trained weights.
+    """
+    checked_config(folder)
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise UserError(f"{folder}: no {WEIGHTS[0]}: save the model with save_pretrained(folder)")
+    try:
+        from transformers import WhisperForConditionalGeneration
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, found = WhisperForConditionalGeneration.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if lacking := sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])]):
+        raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained Whisper")
+    return model.eval()
 
 
-__all__ = ["LONGEST", "Hypothesis", "Whisper", "is_whisper"]
+__all__ = ["LONGEST", "Hypothesis", "Whisper", "greedy", "is_whisper", "load_whisper"]

@@ -96,11 +96,11 @@ def _item(test: Shown, models: Mapping[str, nn.Module], index: int) -> dict[str,
         traces[role] = Trace(seconds / len(logits), [round(p, 3) for p in spoken.tolist()], marks)
     return sequence(
         item.key, sample.text, said, about=item.speaker, seconds=seconds, sound=wav(wave, rate),
-        heat=_heat(sample.clean), traces=traces,
+        heat=heat(sample.clean), traces=traces,
     )  # fmt: skip
 
 
-def _heat(features: Tensor) -> np.ndarray:
+def heat(features: Tensor) -> np.ndarray:
     """``(mels, t)`` uint8, low frequencies below; the quietest and loudest 2 % are cut."""
     values = features.numpy().T[::-1]
     low, high = np.quantile(values, (0.02, 0.98))

@@ -17,6 +17,7 @@ from xmodal_kd.runtime.progress import each, named
 from ..data.suffixes import SUFFIXES
 
 if TYPE_CHECKING:
+    from .decoder import DecoderRecogniser
     from .transcribe import Recogniser
 
 STDIN = Path("-")
@@ -85,6 +86,8 @@ def transcribe(
     From a microphone: arecord -f S16_LE -r 16000 | xmodal-kd transcribe STUDENT - --raw 16000
     """
     from ..evaluate.word_beam import SIZE
+    from ..export.decoder_folder import is_decoder
+    from .decoder import DecoderRecogniser
     from .transcribe import Recogniser
 
     if raw is not None and STDIN not in audio:
@@ -94,11 +97,23 @@ def transcribe(
             raise UserError(
                 "-: standard input is heard alone, as text or --json, without --into, --beam, --lm, --lexicon, --nbest"
             )
+        if is_decoder(student):
+            raise UserError(f"{student}: it writes by a decoder, which hears whole recordings: give files instead of -")
         return _listen(Recogniser(student, precision), raw, json_ or format_ == "json")
-    recogniser, errors, failed = Recogniser(student, precision), Console(stderr=True), False
     kind = "json" if json_ else format_
+    recogniser: Recogniser | DecoderRecogniser
+    if is_decoder(student):
+        if precision != "fp32" or beam or lm or lexicon or nbest or kind in ("srt", "vtt"):
+            raise UserError(
+                f"{student}: it writes by a decoder, greedily, in float32, and tells no times: leave out --precision, "
+                "--beam, --lm, --lexicon, --nbest, and take text or json as --format"
+            )
+        recogniser = DecoderRecogniser(student)
+    else:
+        recogniser = Recogniser(student, precision)
+    errors, failed = Console(stderr=True), False
     words = None
-    if lm is not None or lexicon is not None:
+    if (lm is not None or lexicon is not None) and isinstance(recogniser, Recogniser):
         words = recogniser.words_of(lm, lexicon, size=beam or SIZE, lm_weight=lm_weight, word_score=word_score)
     if nbest and (kind != "json" or not (beam or words)):
         raise UserError("--nbest: hypotheses are given by a search, as JSON: add --json, and --beam N or --lm FILE")
@@ -195,6 +210,14 @@ def pseudolabel(
     keep_digits: Annotated[
         bool, typer.Option("--keep-digits", help="Take texts with digits, which do not say how they are spoken.")
     ] = False,
+    as_written: Annotated[
+        bool,
+        typer.Option(
+            "--as-written",
+            help="Write texts with their case and punctuation, for students that write by a decoder; they are still "
+            "compared without.",
+        ),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="What came of it, as JSON.")] = False,
 ) -> None:
     """Write a data set whose training recordings have a teacher's texts: run a recipe on it with data.path=OUT.
@@ -206,7 +229,16 @@ def pseudolabel(
 
     kept = Filter(min_score, max_wer, max_apart, keep_digits)
     facts = pseudolabel(
-        teacher, data, out, n=nbest, beam=beam, language=language, agree=agree, replace=replace, kept=kept
+        teacher,
+        data,
+        out,
+        n=nbest,
+        beam=beam,
+        language=language,
+        agree=agree,
+        replace=replace,
+        kept=kept,
+        as_written=as_written,
     )
     if json_:
         typer.echo(json.dumps(facts))

@@ -69,6 +69,7 @@ class Filter:
 def pseudolabel(
     teacher: Path, data: Path, out: Path, *, n: int = 1, beam: int = 4, language: str | None = None,
     agree: Path | None = None, replace: bool = False, kept: Filter | None = None, normaliser: Normaliser = "plain",
+    as_written: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `out` as `data`, with texts of `teacher` for training recordings that have none; what came of it.
 
@@ -78,6 +79,7 @@ def pseudolabel(
         replace: also where there is a transcript, which then only says whether the teacher is believed; a recording of
             which it is not is left out.
         kept: which texts are believed.
+        as_written: keep case and punctuation of the texts, which are compared without.
     Raises:
         UserError: a folder is not what it should be, or no text is believed.
     """
@@ -107,6 +109,7 @@ def pseudolabel(
         reason = kept.against(text, hypothesis.score, transcript, plain(others[one.key].text) if others else None)
         why[reason or "taken"] += 1
         if reason is None:
+            text = hypothesis.text if as_written else text
             lines.append(_line(one, {"text": text, "score": round(hypothesis.score, 4), "teacher": str(teacher)}))
     if not why["taken"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in why.most_common(3))
@@ -154,7 +157,7 @@ def _held(cache: Path, mark: Mapping[str, Any]) -> Iterator[tuple[str, Hypothesi
 
 def _writer(teacher: Path, n: int, beam: int, language: str | None) -> Writer:
     """A Whisper, or a recogniser that was saved here."""
-    if (teacher / CARD).is_file():
+    if (teacher / CARD).is_file() and not is_whisper(teacher):
         return _recogniser(teacher)
     if not is_whisper(teacher):
         raise UserError(

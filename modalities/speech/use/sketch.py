@@ -14,6 +14,8 @@ from ..data.pieces import given as given_pieces
 from ..data.symbols import left_out, listed, match
 from ..data.tokens import Tokens
 from ..models import MODELS
+from ..models.whisper import is_whisper
+from .decoder_sketch import decoder_sections
 from .heard import Heard, heard
 
 #: Hz beyond which features of speech gain nothing.
@@ -35,7 +37,8 @@ TEACHERS: tuple[Mapping[str, Any], ...] = (
 def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
     looking, teacher, found = Looking(), None, None
-    if given.teacher is not None:
+    decoder = given.teacher if given.teacher is not None and is_whisper(given.teacher) else None
+    if given.teacher is not None and decoder is None:
         with looking.on():
             teacher = heard(given.teacher)
     with looking.on():
@@ -45,6 +48,9 @@ def sketch(given: Given) -> Sketch:
     if looking.problems or found is None:
         return Sketch(problems=tuple(looking.problems))
     try:
+        if decoder is not None:
+            sections = decoder_sections(given, decoder, found, looking)
+            return Sketch(f"A smaller Whisper of {given.data}, taught by {decoder}.", sections, tuple(looking.notes))
         teacher = None if teacher is None else teacher.beside(found)
         sections = _sections(given, teacher, found, looking)
     except UserError as error:
