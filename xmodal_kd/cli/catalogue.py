@@ -105,6 +105,7 @@ def scheme_needs(kind: type[Scheme]) -> list[str]:
 
 
 def _compressions() -> list[Row]:
+    list(adapters())
     return [
         {"name": name, "paper": kind.paper, "year": kind.year, "experimental": kind.experimental,
          "summary": first_line(kind)}
