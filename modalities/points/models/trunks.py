@@ -6,7 +6,7 @@ Nothing is fetched. A file is safetensors, or a checkpoint of torch of which onl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from math import gcd
 from pathlib import Path
@@ -37,7 +37,7 @@ SHOWN = 14
 
 
 class Trunk(nn.Module):
-    """A network by its name, with the classifier left out.
+    """A network by its name, without its classifier and what else comes after the last of its layers.
 
     Batch norms keep the statistics of the weights; where there are no weights, norms by groups of channels stand in
     their place. So a picture's features are the same alone and in a batch.
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         colours: tuple[Any, Any] | None = None, source: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.encoder, usual, self.heads = _network(library, name)
+        self.encoder, usual, heads = _network(library, name)
         self.source = source or f"{library}'s {name}"
         for key, values in zip(("mean", "std"), colours or usual, strict=True):
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32)[:, None, None])
@@ -73,6 +73,8 @@ class Trunk(nn.Module):
             listed = ", ".join(known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
             raise UserError(f"{self.source} has no layer {unknown[0]!r} that gives a map: it has {listed}")
         self.widths = [found[layer][0] for layer in self.layers]
+        #: Modules of the network that are not here.
+        self.left_out = (*heads, *_cut(self.encoder, self.layers, self._size()))
 
     def train(self, mode: bool = True) -> Trunk:
         super().train(mode)
@@ -103,8 +105,9 @@ class Trunk(nn.Module):
 
     def _found(self) -> dict[str, tuple[int, int]]:
         """By module that gives a map: its channels and the number of its rows, in the order in which they end."""
-        outline = _outline(self.encoder)
-        size = WIDE if _refused(outline, WIDE) is None else SQUARE
+        outline, size = _outline(self.encoder), self._size()
+        if (told := _refused(outline, size)) is not None:
+            raise UserError(f"{self.source} cannot be looked through ({told}): choose another network")
         paths = [path for path, module in outline.named_modules() if path and not _pools(module)]
         found = {}
         for path, value in _seen(outline, size, paths):
@@ -112,6 +115,9 @@ class Trunk(nn.Module):
             if given is not None and len(given) == 1 and given.shape[2] > 1:
                 found[path] = given.shape[1], given.shape[2]
         return found
+
+    def _size(self) -> tuple[int, int]:
+        return WIDE if _refused(_outline(self.encoder), WIDE) is None else SQUARE
 
 
 def _outline(net: nn.Module) -> nn.Module:
@@ -144,6 +150,47 @@ def _seen(outline: nn.Module, size: tuple[int, int], paths: Sequence[str]) -> li
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _cut(net: nn.Module, layers: Sequence[str], size: tuple[int, int]) -> list[str]:
+    """Take out of a network what begins after the last of these layers has ended; the paths of what is gone.
+
+    Nothing is taken out of a network that does not run without.
+    """
+    outline, begun, ended = _outline(net), dict[str, int](), 0
+    order: list[tuple[str, bool]] = []
+    for path, module in outline.named_modules():
+        if path:
+            module.register_forward_pre_hook(partial(lambda path, *_: order.append((path, False)), path))
+        if path in layers:
+            module.register_forward_hook(partial(lambda path, *_: order.append((path, True)), path))
+    _seen(outline, size, [])
+    for at, (path, ends) in enumerate(order):
+        if ends:
+            ended = at
+        else:
+            begun.setdefault(path, at)
+    empty = {path for path, module in net.named_modules() if isinstance(module, nn.Identity)}
+    later = {path for path, at in begun.items() if at > ended and path not in empty}
+    gone = {path: net.get_submodule(path) for path in later if not _inside(path, later)}
+    for path in gone:
+        _put(net, path, nn.Identity())
+    if _refused(_outline(net), size) is None:
+        return sorted(gone)
+    for path, module in gone.items():
+        _put(net, path, module)
+    return []
+
+
+def _inside(path: str, others: Collection[str]) -> bool:
+    """Whether a module is part of one of the others."""
+    parts = path.split(".")
+    return any(".".join(parts[:n]) in others for n in range(1, len(parts)))
+
+
+def _put(net: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, module)
 
 
 def as_map(value: Tensor, size: tuple[int, int], patch: int | None) -> Float[Tensor, "b c i j"] | None:
@@ -239,7 +286,8 @@ def _last_of_each(found: Mapping[str, tuple[int, int]]) -> list[str]:
 def load_trunk(trunk: Trunk, path: Path) -> None:
     """Give a trunk the weights of a file, or of the only such file of a folder.
 
-    A prefix before all names (``module.``, ``module.encoder_q.``) is taken off; the classifier's are passed over.
+    A prefix before all names (``module.``, ``module.encoder_q.``) is taken off; what is left out of the network is
+    passed over.
 
     Raises:
         UserError: there is no such file, it is damaged, or its weights are another network's.
@@ -259,8 +307,8 @@ def load_trunk(trunk: Trunk, path: Path) -> None:
             f"{path}: no weights of {trunk.source}: {odd!r} is {tuple(held[odd].shape)}, the network's "
             f"{tuple(own[odd].shape)}"
         )
-    heads = tuple(f"{head}." for head in trunk.heads)
-    if more := [key for key in held if key not in own and not key.startswith(heads)]:
+    left = tuple(f"{path}." for path in trunk.left_out)
+    if more := [key for key in held if key not in own and not key.startswith(left)]:
         raise UserError(
             f"{path}: no weights of {trunk.source}: it holds {len(more)} that the network lacks, first {more[0]!r}"
         )

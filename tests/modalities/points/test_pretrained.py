@@ -67,6 +67,8 @@ def test_layers_are_one_of_each_resolution() -> None:
     trunk = Trunk("torchvision", "resnet18")
     assert trunk.layers == ("relu", "layer1", "layer2", "layer3", "layer4") and trunk.widths == [64, 64, 128, 256, 512]
     assert not any(isinstance(m, nn.BatchNorm2d) for m in trunk.modules()), "without weights there are no statistics"
+    assert trunk.left_out == ("fc", "avgpool")
+    assert Trunk("torchvision", "resnet18", ["layer2"]).left_out == ("fc", "avgpool", "layer3", "layer4")
     x = torch.rand(2, 3, *IMAGE)
     trunk.train()
     both, alone = trunk(x), trunk(x[:1])
@@ -131,6 +133,8 @@ def test_a_student_starts_from_a_file_and_is_built_without_it(tmp_path: Path) ->
     path = stored(tmp_path) / "weights.pth"
     params = {"name": MOBILE, "weights": str(path), "layers": ["features.1", "features.3"], "width": 8}
     student = made.build("student", "torchvision", params)
+    held = {name for name, _ in student.named_parameters() if ".features." in name}
+    assert {name.split(".")[3] for name in held} == {"0", "1", "2", "3"}, "what its decoder does not see is not there"
     made.begin("student", range(6))
     batch = batch_of(made.data("train"))
     said = made.signals("student", student, batch, ("trunk.encoder.features.3", "decoder.0", "features"))
