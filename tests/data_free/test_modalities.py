@@ -60,5 +60,5 @@ def test_mels_lie_with_the_highest_first(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_scans_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match="method zskt makes inputs .* no input whose values could be set"):
+    with pytest.raises(UserError, match=r"method zskt makes inputs .* no input whose values could be set"):
         student("smoke/points", "method=zskt", "labels=null")
