@@ -51,6 +51,7 @@ EXAMPLES: dict[str, Content] = {
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
     "kdcl": {"scheme": {"params": {"peers": 2}}},
     "one": {"scheme": {"params": {"on": "body.0", "shared": ["body.0"], "ramp": 0.5}}},
+    "pcl": {"scheme": {"params": {"on": "body", "shared": ["body.0"], "ramp": 0.5, "decay": 0.5}}},
     "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
     "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},
     "ard": {"teacher": TEACHER, "scheme": {"params": {"steps": 2}}, "objective": [HINT]},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from oracles import peers_by_another as peers
 from oracles import schemes_by_another as oracle
 from scheme_runs import begun, content
 from torch import nn
@@ -81,3 +84,31 @@ def test_robust(name: str, tmp_path: Path) -> None:
     found = method.loss("student", roles, batch, ctx).value().item()
     np.testing.assert_allclose(found, np.mean(values), rtol=1e-10)
     assert np.abs(x - clean.numpy()).max() > 0.1
+
+
+@pytest.mark.parametrize("shared", [[], ["body.0"]])
+def test_pcl(shared: list[str], tmp_path: Path) -> None:
+    """All parts of a step, with averages that are other networks than the branches."""
+    made = content("pcl")
+    made["data"] |= {"single": True, "double": True}
+    made["scheme"]["params"] |= {"shared": shared}
+    method, roles, batch, ctx = begun(tmp_path, made)
+    assert method.stages()[0].ema.keys() == {"mean-student", "mean-peer-1", "mean-peer-2"}
+    for role in method.learners:
+        roles[f"mean-{role}"] = copy.deepcopy(roles[role])
+        for parameter in roles[f"mean-{role}"].parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape, dtype=parameter.dtype)
+
+    def rows(role: str, name: str = "logits") -> Any:
+        with torch.no_grad():
+            return method.forward_role(role, roles, batch).rows(name).numpy()
+
+    z, z_mean = (np.stack([rows(f"{kind}{role}") for role in method.learners]) for kind in ("", "mean-"))
+    joint = np.concatenate([rows(role, "body") for role in method.learners], axis=1)
+    mixer = method.mixer
+    z_ens = joint @ mixer.weight.detach().numpy().T + mixer.bias.detach().numpy()
+    for step in (0, 1, 3):
+        ctx = replace(ctx, step=step)
+        found = next(method.losses(batch, roles, ctx))[1].value().item()
+        expected = peers.pcl(z, z_ens, z_mean, batch["labels"].reshape(-1), omega=method.ramp(ctx), T=2.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)

@@ -27,7 +27,7 @@ from ..runtime.random_streams import Streams
 from ..runtime.timing import StepTimer
 from ..signals.signals import Signals
 from ..training.loader import steps
-from ..training.method import Context, Method, Stage
+from ..training.method import Context, Distil, Method, Stage
 from ..training.role_plan import RolePlan
 from .trial import Trial
 
@@ -100,13 +100,15 @@ class Subject:
     @cached_property
     def said(self) -> dict[str, Signals]:
         """What the roles say about the batch."""
+        method = self.method()
+        batch = method.seen(self.batch) if isinstance(method, Distil) else self.batch
         with torch.no_grad(), self.streams.forked("check"):
             found = {
-                role: self.adapter.signals(role, model, self.batch, self.objective.features(role))
+                role: self.adapter.signals(role, model, batch, self.objective.features(role))
                 for role, model in self.roles.items()
             }
         for said in found.values():
-            said.labelled = self.batch.get("labelled")
+            said.labelled = batch.get("labelled")
         return found
 
     def here(self, batch: Batch) -> Batch:

@@ -23,6 +23,7 @@ from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..signals.signals import Signals
 from ..training.method import Context, Distil, Roles, Stage
+from ..training.modes import evaluating
 from .draws import Draws
 from .shown import panel, write
 
@@ -81,7 +82,7 @@ class DataFree(Distil):
         if self.teacher not in roles:
             raise UserError(f"method {self.name()} asks a teacher what made inputs are, and there is none: give one")
         teacher, like = roles[self.teacher], like_of(roles[self.teacher])
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(teacher):
             x = torch.zeros(2, *asked.shape, device=like.device, dtype=like.dtype)
             said = self.adapter.signals(self.teacher, teacher, self.adapter.given(x))
         if "logits" not in said:
@@ -101,27 +102,31 @@ class DataFree(Distil):
     def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         """The losses of a step of the student's training, and of whatever makes its inputs."""
 
-    def noise(self, roles: Roles, batch: Batch, ctx: Context, turn: int) -> Tensor:
-        """The control's inputs."""
-        asked, like = self.asked(self.adapter), like_of(roles[self.role])
-        drawn = ctx.generator("noise", turn, device=like.device)
-        x = torch.rand((len(batch["ids"]), *asked.shape), generator=drawn, device=like.device, dtype=like.dtype)
+    def noise(self, count: int, generator: torch.Generator, like: Tensor | None = None) -> Tensor:
+        """``(count, *shape)`` drawn evenly from the range: the control's inputs."""
+        asked, kind = self.asked(self.adapter), torch.float32 if like is None else like.dtype
+        x = torch.rand((count, *asked.shape), generator=generator, device=generator.device, dtype=kind)
         return asked.low + (asked.high - asked.low) * x
+
+    def seen(self, batch: Batch) -> Batch:
+        """Noise, before anything is made."""
+        device = batch["ids"].device
+        return self.adapter.given(self.noise(len(batch["ids"]), self.streams.torch("seen", device=device)))
 
     # ---------------------------------------------------------------- the steps
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         makes = {} if self.role == "control" else self.prepare(roles)
-        asked, like = self.asked(self.adapter), like_of(roles[self.role])
-        draw = self.streams.torch("dry run", device=like.device)
-        some = torch.rand((len(batch["ids"]), *asked.shape), generator=draw, device=like.device, dtype=like.dtype)
-        x = asked.low + (asked.high - asked.low) * some
+        like = like_of(roles[self.role])
+        x = self.noise(len(batch["ids"]), self.streams.torch("dry run", device=like.device), like)
         return {**makes, **super().begin(stage, roles, self.adapter.given(x))}
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         if self.role == "control":
+            like = like_of(roles[self.role])
             for turn in range(self.params.student_steps):
-                yield self.role, self.learns(self.noise(roles, batch, ctx, turn), roles, ctx)
+                drawn = ctx.generator("noise", turn, device=like.device)
+                yield self.role, self.learns(self.noise(len(batch["ids"]), drawn, like), roles, ctx)
         else:
             yield from self.turns(batch, roles, ctx)
         self.settle(roles, ctx)

@@ -18,6 +18,7 @@ from ..losses.base import full_precision
 from ..objective.parts import LossOut
 from ..runtime.errors import UserError
 from ..training.method import METHODS, Context, Roles
+from ..training.modes import evaluating
 from .base import DataFree, MadeParams, like_of, still
 
 
@@ -117,18 +118,13 @@ class DeepInversion(DataFree):
         x = (middle + half * batch["x"].to(like)).clamp(asked.low, asked.high)
         classes = None
         moments = torch.zeros_like(x), torch.zeros_like(x)
-        was = student.training
-        student.eval()
-        try:
+        with torch.enable_grad(), evaluating(student), still(student):
             for step in range(1, self.params.steps + 1):
                 x.requires_grad_()
-                with torch.enable_grad(), still(student):
-                    value, classes = self.value(x + 0, batch, roles, classes)
-                    (slope,) = torch.autograd.grad(value, x)
+                value, classes = self.value(x + 0, batch, roles, classes)
+                (slope,) = torch.autograd.grad(value, x)
                 x = adam(x.detach(), slope, moments, step, half * self.params.input_lr).clamp(asked.low, asked.high)
-        finally:
-            student.train(was)
-        return x.detach()
+        return x
 
     def value(self, x: Tensor, batch: Batch, roles: Roles, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         """What inputs are made to minimise, and the class of each row."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from ..objective.objective import Objective
 from ..objective.parts import LossOut, Part
 from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS, Signals, TeacherSignals
-from ..training.method import Context, Roles, Stage
+from ..training.method import Context, Ema, Roles, Stage
 from .base import SCHEMES
 from .online import Group
 from .rows import dense_rows, mixed, pooled, replaced, terms_of, weighed
@@ -60,7 +61,8 @@ class Ensemble(Group):
         share(student, [copy.deepcopy(student)], self.params.shared)
 
     @abstractmethod
-    def mixer_of(self, width: int) -> nn.Module: ...
+    def mixer_of(self, width: int, answers: int) -> nn.Module:
+        """Of the rows' width at `on`, and of that of an answer."""
 
     @abstractmethod
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
@@ -74,9 +76,10 @@ class Ensemble(Group):
         share(roles[self.role], [roles[peer] for peer in self.peers], self.params.shared)
         if self.mixer is None:
             with torch.no_grad(), self.streams.forked("dry run"):
-                rows = dense_rows(self.forward_role(self.role, roles, batch)[self.params.on])
+                said = self.forward_role(self.role, roles, batch)
+                rows, answers = dense_rows(said[self.params.on]), said.rows(self.adapter.output).shape[-1]
             with self.streams.forked("scheme", "mixer"):
-                self.mixer = self.mixer_of(rows.shape[1]).to(rows)
+                self.mixer = self.mixer_of(rows.shape[1], answers).to(rows)
         super().begin(stage, roles, batch)  # builds the objectives
         owners: list[dict[str, nn.Module]] = [
             {"student": roles[role], "objective": self.objectives[role]} for role in self.learners
@@ -98,11 +101,15 @@ class Ensemble(Group):
         with ctx.timer.time("loss"):
             out = self.mixing(outputs, targets, ctx)
             for role in self.learners:
-                objective = self.objectives[role]
-                one = objective(outputs[role], targets[role], step=ctx.step, ranks=ctx.ranks)
-                one = weighed(one, objective, with_teacher=self.ramp(ctx))
+                one = self.taught(role, outputs[role], targets[role], ctx)
                 out += one if role == self.role else one.named(role)
         yield self.role, out
+
+    def taught(self, role: str, outputs: Signals, target: Signals, ctx: Context) -> LossOut:
+        """What a learner minimises, the terms with a teacher weighed by the ramp."""
+        objective = self.objectives[role]
+        out = objective(outputs, target, step=ctx.step, ranks=ctx.ranks)
+        return weighed(out, objective, with_teacher=self.ramp(ctx))
 
     def ramp(self, ctx: Context) -> float:
         """exp(-5 (1 - min(t / ramp, 1))^2) with t the share of the steps that are done."""
@@ -145,16 +152,19 @@ class NativeEnsemble(Ensemble):
 
     Params: ClassVar[type[Strict]] = OneParams
     paper, year = "Knowledge Distillation by On-the-Fly Native Ensemble", 2018
+    name: ClassVar[str] = "one"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         alone = [t for t in terms_of(self.objective, with_teacher=False) if OUTPUTS.issuperset(t.signals("student"))]
         if not alone:
-            raise UserError("scheme one: no term without a teacher reads the answers, so nothing can train the gate")
+            raise UserError(
+                f"scheme {self.name}: no term without a teacher reads the answers, so nothing can train their ensemble"
+            )
         #: Of the ensemble's own answer.
         self.ensemble = Objective(alone, steps=self.train.steps)
 
-    def mixer_of(self, width: int) -> nn.Module:
+    def mixer_of(self, width: int, answers: int) -> nn.Module:
         return Gate(width, len(self.learners))
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
@@ -170,12 +180,80 @@ class NativeEnsemble(Ensemble):
             with torch.no_grad(), self.streams.forked("dry run"):
                 self.ensemble.build(self.forward_role(self.role, roles, batch), None, self.streams)
         if any(True for _ in self.ensemble.parameters()):
-            raise UserError("scheme one: a term without a teacher learns parameters of its own: leave it out")
+            raise UserError(f"scheme {self.name}: a term without a teacher learns parameters of its own: leave it out")
         return found
 
     def mixing(self, outputs: Mapping[str, Signals], targets: Mapping[str, Signals], ctx: Context) -> LossOut:
         out: LossOut = self.ensemble(targets[self.role], step=ctx.step, ranks=ctx.ranks)
         return out.named("ensemble")
+
+
+# ---------------------------------------------------------------- PCL
+
+
+class CollaborativeParams(OneParams):
+    decay: float = Field(0.999, ge=0, lt=1)
+    """Of the averages; 0.99 for short trainings."""
+
+
+@SCHEMES.register("pcl")
+class PeerCollaborative(NativeEnsemble):
+    """Branches learn from a classifier on the features of them all, and from the averages of their peers' weights.
+
+    Wu & Gong, "Peer Collaborative Learning for Online Knowledge Distillation", AAAI 2021: sum_i CE(z_i) + CE(z_e) + w
+    sum_i T^2 (KL(z_e || z_i) + mean over j != i of KL(m_j || z_i)), z_e a linear layer on the features of all branches
+    side by side, m_j what the moving average of branch j says, w the ramp. T 3, three branches, 80 of 300 epochs. Every
+    branch sees the same view, where the paper gives each an augmentation of its own; the average's decay does not grow
+    from 0. The student is the branch that is kept.
+    """
+
+    Params: ClassVar[type[Strict]] = CollaborativeParams
+    paper, year = "Peer Collaborative Learning for Online Knowledge Distillation", 2021
+    name: ClassVar[str] = "pcl"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: What the averages say of the batch of a step, by whom they are of.
+        self.averages: dict[str, Signals] = {}
+
+    def stages(self) -> Sequence[Stage]:
+        ema = {mean_of(role): Ema(role, self.params.decay) for role in self.learners}
+        return [replace(stage, ema=ema) for stage in super().stages()]
+
+    def mixer_of(self, width: int, answers: int) -> nn.Module:
+        return nn.Linear(width * len(self.learners), answers)
+
+    def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
+        assert self.mixer is not None
+        output, mine = self.adapter.output, outputs[self.role]
+        side_by_side = torch.cat([_beside(outputs[role], self.params.on, output) for role in self.learners], dim=1)
+        return dict.fromkeys(self.learners, replaced(mine, {output: self.mixer(side_by_side)}))
+
+    def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
+        with ctx.timer.time("teacher"), torch.no_grad():
+            self.averages = {role: self.forward_role(mean_of(role), roles, batch) for role in self.learners}
+        yield from super().losses(batch, roles, ctx)
+
+    def taught(self, role: str, outputs: Signals, target: Signals, ctx: Context) -> LossOut:
+        objective = self.objectives[role]
+        others = {mean_of(one): said for one, said in self.averages.items() if one != role}
+        out = objective(outputs, others, step=ctx.step, ranks=ctx.ranks)
+        out = weighed(out, objective, with_teacher=self.ramp(ctx), alone=0.0)
+        by_average = LossOut({name: part for name, part in out.parts.items() if "/mean-" in name})
+        return super().taught(role, outputs, target, ctx) + by_average
+
+
+def mean_of(role: str) -> str:
+    """The role that is a moving average of another."""
+    return f"mean-{role}"
+
+
+def _beside(said: Signals, on: str, output: str) -> Tensor:
+    """Features of each row of the answers: the row's own, or the mean over its item where they lie on other rows."""
+    layout = said.layout(output)
+    if said.layout(on).same_rows(layout):
+        return dense_rows(said[on])
+    return pooled(said[on])[layout.item]
 
 
 # ---------------------------------------------------------------- OKDDip
@@ -219,7 +297,7 @@ class DiversePeers(Ensemble):
     Params: ClassVar[type[Strict]] = DiverseParams
     paper, year = "Online Knowledge Distillation with Diverse Peers", 2020
 
-    def mixer_of(self, width: int) -> nn.Module:
+    def mixer_of(self, width: int, answers: int) -> nn.Module:
         return Attention(width)
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:

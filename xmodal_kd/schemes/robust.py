@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError
 from ..signals.signals import Signals
 from ..training.method import Context, Distil, Roles
+from ..training.modes import evaluating
 from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
 from .rows import weighed
@@ -97,7 +97,7 @@ def attack(
     def harmed(x: Tensor) -> Tensor:
         return harm(method.forward_features(role, roles, {**batch, key: x}, ()))
 
-    with _evaluating(roles[role]):
+    with evaluating(roles[role]):
         moved = pgd(
             clean, start, harmed, bounds=(low, high), radius=params.radius * span, step=params.step * span,
             steps=params.steps,
@@ -113,17 +113,6 @@ def _attacked(adapter: Adapter) -> tuple[str, float, float]:
             "modality have no such input: choose another scheme"
         )
     return found.key, found.low, found.high
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Any:
-    was = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was:
-            module.training = training
 
 
 class Robust(Scheme):

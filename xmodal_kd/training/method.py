@@ -173,6 +173,10 @@ class Distil:
         """What `export` left in the student's `folder`, for the run's page."""
         return ()
 
+    def seen(self, batch: Batch) -> Batch:
+        """What roles are given of a batch of `source`, for whoever looks on."""
+        return batch
+
     @property
     def learners(self) -> tuple[str, ...]:
         """The roles that learn, each after the step of the one before it."""
