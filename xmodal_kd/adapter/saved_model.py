@@ -27,6 +27,18 @@ class Card(BaseModel):
     params: dict[str, Any]
 
 
+def model_inside(folder: Path) -> Path | None:
+    """Where the models of a folder lie that holds none itself: the newest of the Hub's cache, or of a training's
+    ``checkpoint-N``; None for any other folder."""
+    if not folder.is_dir():
+        return None
+    kept = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    if kept:
+        return max(kept, key=lambda path: path.stat().st_mtime)
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return max(numbered, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
 @dataclass(frozen=True)
 class About:
     """What a modality says of a saved model, for the card that people read (`cards`).

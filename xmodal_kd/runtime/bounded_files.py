@@ -18,6 +18,8 @@ MOST_JSON, MOST_TEXT = 1 << 28, 1 << 24
 DEEPEST = 64
 #: The largest number that a recipe may say, and the longest text.
 LARGEST, LONGEST = 2**53, 20_000
+#: What texts of 16 bits begin with, and what to do with them.
+MARKS, UTF16 = (b"\xff\xfe", b"\xfe\xff"), ": it is one in UTF-16: save it as UTF-8"
 
 
 def regular(path: Path, most: int | None = None) -> os.stat_result:
@@ -61,7 +63,13 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} cannot be read: not a text in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+            f"{UTF16 if error.object[:2] in MARKS else ''}"
         ) from None
+
+
+def is_pointer(head: bytes) -> bool:
+    """Whether a file that begins so only stands for one that Git LFS has not fetched."""
+    return head.startswith(b"version https://git-lfs")
 
 
 def parse_json(text: str | bytes, name: Path | str) -> Any:
@@ -116,4 +124,4 @@ def inside(folder: Path, name: str) -> Path | None:
         return None
 
 
-__all__ = ["check_depth", "inside", "parse_json", "read_bytes", "read_text", "regular", "sane"]
+__all__ = ["check_depth", "inside", "is_pointer", "parse_json", "read_bytes", "read_text", "regular", "sane"]

@@ -11,10 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .bounded_files import regular
+from .bounded_files import is_pointer, regular
 from .errors import UserError
 from .shards import like
 from .whole_files import damaged, disk_errors, read_json, read_object, sync_folder, write_bytes, write_json
+
+#: What stands before every name where a wrapped model was saved: torch.compile's, and those for several processes.
+WRAPPERS = ("_orig_mod.", "module.")
+POINTER = "a pointer of Git LFS, which git lfs pull replaces by the file"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -29,15 +33,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is not a safetensors file: {' '.join(str(error).split())}") from None
+        with path.open("rb") as file:
+            why = POINTER if is_pointer(file.read(64)) else " ".join(str(error).split())
+        raise UserError(f"{path} is not a safetensors file: {why}") from None
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
     """`load_state_dict` whose mismatch is one line with the first missing, unexpected or misshapen name.
 
-    Weights that the model knows by two names, as a decoder's embedding and head, may be given by one.
+    Weights that the model knows by two names, as a decoder's embedding and head, may be given by one. What a wrapper
+    put before all names (torch.compile, DistributedDataParallel) is left out. Raises `UserError` for parameters that
+    are NaN or infinite, too.
     """
     own = model.state_dict()
+    tensors = _unwrapped(tensors, own)
     places = {name: (value.data_ptr(), value.shape) for name, value in own.items()}
     given = {places[name] for name in tensors if name in own}
     if (lacking := next((name for name in own if name not in tensors and places[name] not in given), None)) is not None:
@@ -47,7 +56,25 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path |
             raise UserError(f"{source}: holds {name!r}, which {type(model).__name__} has not")
         if own[name].shape != tensor.shape:
             raise UserError(f"{source}: {name!r} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}")
+    check_finite(((name, tensors[name]) for name, _ in model.named_parameters() if name in tensors), source)
     model.load_state_dict({name: like(own[name], tensor) for name, tensor in tensors.items()}, strict=False)
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    while prefix := next((one for one in WRAPPERS if tensors and all(name.startswith(one) for name in tensors)), None):
+        if any(name.startswith(prefix) for name in own):
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def check_finite(parameters: Iterable[tuple[str, Tensor]], source: Path | str) -> None:
+    """Raises `UserError` for a parameter that is NaN or infinite: of a training that went astray, or a damaged file."""
+    broken = next((name for name, one in parameters if one.is_floating_point() and not one.isfinite().all()), None)
+    if broken is not None:
+        raise UserError(
+            f"{source}: {broken!r} is NaN or infinite: its training went astray: take an earlier checkpoint"
+        )
 
 
 def optimizer_state(

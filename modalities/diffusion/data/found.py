@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,9 @@ def _unlike_images(sources: str, path: Path, arrays: Images, why: str) -> Found:
     low, high = float(np.min(arrays.x[:])), float(np.max(arrays.x[:]))
     if low < -1 or high > 1 or sources == "edm":
         section["latents"] = Noted(True, f"values from {low:.3g} to {high:.3g}: latents are neither scaled nor clamped")
+    elif low >= 0:
+        note = f"{path}: x lies in [{low:.3g}, {high:.3g}], half the range of images: of these save 2 * x - 1"
+        return replace(whole(arrays, section), notes=(note,))
     return whole(arrays, section)
 
 

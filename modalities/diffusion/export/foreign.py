@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from xmodal_kd.adapter.saved_model import model_inside
+
+#: How a network of one's own is given.
+OWN_MODELS = "docs/own_models.md"
 #: Parts that turn images into latents, and that make a prompt into numbers.
 CODECS = ("vae", "vqvae", "movq", "prior", "decoder")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "bert")
@@ -54,4 +59,27 @@ def foreign_schedule(scheduler: str) -> str | None:
     )
 
 
-__all__ = ["foreign_parts", "foreign_schedule"]
+def instead(place: Path) -> str | None:
+    """What is at a place that is no pipeline's folder, and what to do; None where that is not known."""
+    if (inner := model_inside(place)) is not None:
+        return f"name the folder in it: {inner}"
+    names = (
+        [path.name for path in sorted(place.iterdir())] if place.is_dir() else [place.name] if place.exists() else []
+    )
+    if any(name == "adapter_config.json" or "lora" in name.lower() for name in names):
+        return (
+            "a LoRA without its model: load it into its pipeline (pipeline.load_lora_weights, pipeline.fuse_lora) and "
+            "give the folder of pipeline.save_pretrained"
+        )
+    if pickle := next((name for name in names if name.endswith(".pkl")), None):
+        return f"{pickle} is a pickle, which can run code and is not read: give its network as your own ({OWN_MODELS})"
+    single = [name for name in names if name.endswith((".safetensors", ".ckpt"))]
+    if single and len(names) == len(single):
+        return (
+            f"{single[0]} is a checkpoint in a single file: load it once "
+            "(StableDiffusionPipeline.from_single_file(FILE)) and give the folder of pipeline.save_pretrained"
+        )
+    return None
+
+
+__all__ = ["foreign_parts", "foreign_schedule", "instead"]

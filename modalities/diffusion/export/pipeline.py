@@ -29,7 +29,7 @@ from ..models.paths import path_of, process_of
 from ..models.process import Process
 from .bare import bare_unet, without_scheduler
 from .card import card
-from .foreign import foreign_parts, foreign_schedule
+from .foreign import foreign_parts, foreign_schedule, instead
 from .network import PLAIN, read_network
 from .scheduler_lint import lint
 from .schedulers import saveable, scheduler_for
@@ -40,6 +40,8 @@ UNET, SCHEDULER = "unet", "scheduler"
 FEW_STEP_SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": TCD, "FlowMatchLCMScheduler": LCM}
 #: Of another's network that is told the scale of guidance, where nothing says it: that of its pipeline.
 USUAL_GUIDANCE = 7.5
+#: What changes the times that a network is asked at or their noise, each with its value where it changes nothing.
+PLAIN_TIMES = {"timestep_type": "discrete", "snr_shift_scale": 1.0}
 #: alpha^2 at the last timestep of a schedule that leaves none there: solvers divide by it (diffusers' own remedy).
 FLOOR = 2.0**-24
 
@@ -275,15 +277,17 @@ def _check_index(folder: Path, parts: Parts | None) -> None:
     if not folder.is_dir():
         what = "a file" if folder.is_file() else "no such folder"
         raise UserError(
-            f"{folder}: {what}: a diffusers pipeline is a folder with {INDEX}, nothing is fetched "
-            "(hf download NAME --local-dir FOLDER brings a published one)"
+            f"{folder}: {what}: "
+            + (
+                instead(folder)
+                or f"a diffusers pipeline is a folder with {INDEX}, nothing is fetched (hf download NAME --local-dir "
+                "FOLDER brings a published one)"
+            )
         )
     if not (folder / INDEX).is_file():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise UserError(
-            f"{folder}: not a diffusers pipeline: it has no {INDEX}, it holds {held}: save one there with "
-            "pipeline.save_pretrained(folder)"
-        )
+        what = instead(folder) or "save one there with pipeline.save_pretrained(folder)"
+        raise UserError(f"{folder}: not a diffusers pipeline: it has no {INDEX}, it holds {held}: {what}")
     there = components(_object(folder / INDEX))
     if parts is None and (refusal := foreign_parts(there)):
         raise UserError(f"{folder / INDEX}: {refusal}")
@@ -317,7 +321,11 @@ def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
     """The process, the prediction type and the configuration of a scheduler's folder."""
     path = scheduler / "scheduler_config.json"
     config = _object(path)
-    prediction = config.get("prediction_type", "epsilon")
+    # before diffusers 0.8 a scheduler said it so
+    usual = "sample" if config.get("predict_epsilon") is False else "epsilon"
+    prediction = config.get("prediction_type", usual)
+    if strange := next((key for key, plain in PLAIN_TIMES.items() if config.get(key, plain) != plain), None):
+        raise UserError(f"{path}: {strange} is {config[strange]!r}, which is not understood: use a teacher without it")
     try:
         found = path_of(config)
     except (UserError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from xmodal_kd.adapter.packed.member import Member
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import UserError
+
+from .unread import HEAD, advice, elsewhere, unpromised
 
 with loading("soundfile"):
     import soundfile as sf
@@ -37,8 +39,14 @@ HALF_TAPS = 10
 PLAY = 0.1
 #: Floats beyond this are no wave in [-1, 1] that was driven too hard, but 16-bit numbers written as floats.
 LOUDEST = 100.0
+#: Hz below which nothing was recorded: a header is damaged that says less.
+LOWEST = 1000
+#: Power of the mean of several channels, as a share of theirs, below which they cancel each other out.
+CANCELLED = 1e-3
 #: An Ogg page is no longer than this.
 OGG_PAGE = 65307
+#: Bytes behind the samples of a WAV that may be notes; of more it is looked what they are.
+TAGS = 256
 #: A WAV writer that cannot seek back (a pipe) leaves about this in the header: no promise, so nothing is missing.
 UNKNOWN_SIZE = 0x7FFF0000
 
@@ -105,7 +113,8 @@ def _plain_wav(path: Place) -> bool:
     kind, channels, rate = struct.unpack_from("<HHI", head, 20)
     at = 20 + int.from_bytes(head[16:20], "little")
     samples = int.from_bytes(head[at + 4 : at + 8], "little")
-    return head[at : at + 4] == b"data" and kind in (1, 3) and channels * rate > 0 and 0 < samples <= size - at - 8
+    whole = head[at : at + 4] == b"data" and kind in (1, 3) and channels > 0 and rate >= LOWEST
+    return whole and 0 < samples <= size - at - 8 < samples + TAGS
 
 
 def blocks(path: Place, seconds: float, sample_rate: int | None = None) -> Iterator[Wave]:
@@ -181,7 +190,8 @@ def _filter(up: int, down: int) -> Wave:
 def _opened(path: Place) -> Iterator[Any]:
     """A soundfile reader of a file that is there, is audio, is not empty and whose header keeps its promise."""
     if not isinstance(path, Member) and not Path(path).is_file():
-        raise UserError(f"{path}: {'a folder' if Path(path).is_dir() else 'no such file'}: an audio file is expected")
+        what = "a folder" if Path(path).is_dir() else f"no such file{elsewhere(Path(path))}"
+        raise UserError(f"{path}: {what}: an audio file is expected")
     if (path.size if isinstance(path, Member) else Path(path).stat().st_size) == 0:
         raise UserError(f"{path}: empty: it holds no bytes")
     try:
@@ -192,7 +202,19 @@ def _opened(path: Place) -> Iterator[Any]:
         reason = str(error.error_string).rstrip(".")
         if "lost sync" in reason or "unknown error" in reason:
             raise UserError(f"{path}: truncated or corrupt audio ({reason})") from error
-        raise UserError(f"{path}: not an audio file that can be read ({reason})") from error
+        raise UserError(f"{path}: not an audio file that can be read ({reason}): {advice(_head(path))}") from error
+    except TypeError as error:  # of a name in .raw it wants to be told what is in it
+        raise UserError(f"{path}: samples without a header: {advice(b'')}") from error
+
+
+def _head(path: Place) -> bytes:
+    with _raw(path) as file:
+        return file.read(HEAD)
+
+
+def _raw(path: Place) -> BinaryIO:
+    """The bytes of a file."""
+    return io.BytesIO(path.read()) if isinstance(path, Member) else Path(path).open("rb")
 
 
 def _check_header(file: Any, path: Place) -> None:
@@ -206,6 +228,15 @@ def _check_header(file: Any, path: Place) -> None:
         raise UserError(f"{path}: truncated: the stream has no end")
     if file.format == "OGG":
         _check_last_page(file, path)
+    with _raw(path) as raw:
+        if behind := unpromised(raw, file.format):
+            raise UserError(
+                f"{path}: {behind:,} bytes follow the {file.frames / file.samplerate:.2f} s that its header tells of: "
+                "a recorder was stopped, or files were joined: write it anew (sox --ignore-length FILE "
+                "FILE.flac, or ffmpeg -i FILE FILE.flac), or cut it off there"
+            )
+    if file.samplerate < LOWEST:
+        raise UserError(f"{path}: a sample rate of {file.samplerate} Hz: its header is damaged: write it anew")
     if file.frames == 0:
         raise UserError(f"{path}: empty: it holds no samples")
 
@@ -240,8 +271,13 @@ def _check_count(samples: int, promised: int, path: Place) -> None:
 
 
 def _mono(frames: NDArray[np.float32], path: Place) -> Wave:
-    """``(samples, channels)`` averaged over channels."""
+    """``(samples, channels)`` averaged over channels. Raises `UserError` where nothing is left of them."""
     wave: Wave = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    if frames.shape[1] > 1 and np.square(wave).mean() < CANCELLED * np.square(frames).mean():
+        raise UserError(
+            f"{path}: its {frames.shape[1]} channels cancel each other out, for one is turned over: write one of them "
+            "(sox FILE FILE.flac remix 1)"
+        )
     if not np.isfinite(wave).all():
         raise UserError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is NaN or Inf")
     if len(wave) and (loudest := float(np.abs(wave).max())) > LOUDEST:

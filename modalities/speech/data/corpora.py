@@ -27,7 +27,7 @@ from .features import Features
 from .indexed import open_manifest, shared_audio
 from .layouts import kaldi_lists, read_common_voice, read_kaldi, read_speech_commands
 from .long import Long
-from .manifests import Utterance, librispeech_lists, read_fsdd, read_librispeech
+from .manifests import Utterance, librispeech_lists, manifest_of, read_fsdd, read_librispeech
 from .pieces import Pieces, given, trained
 from .stored import long_or_held, packed_utterances
 from .symbols import read_symbols
@@ -74,11 +74,12 @@ class WordBeamSpec(Strict):
 class SpeechData(DataSection):
     """Where the recordings are, how they are split, and what a recogniser hears and writes.
 
-    With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a manifest
-    folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``, LibriSpeech as folders ``train*``, ``dev*``, ``test*``,
-    Kaldi as folders ``train``, ``dev``, ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech
-    Commands by its two lists, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards
-    of tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
+    With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a
+    manifest folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl`` or other files named after them
+    (`manifest_of`), LibriSpeech as folders ``train*``, ``dev*``, ``test*``, Kaldi as folders ``train``, ``dev``,
+    ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech Commands by its two lists, Lhotse's
+    cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of tars by the beginnings of
+    their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
     #: What the student writes by: the frames of CTC, or a decoder as Whisper's, whose rows are the tokens of the text.
@@ -296,7 +297,7 @@ def _source(data: SpeechData, name: SourceName, path: Path, split: str) -> Seque
 
 def _manifests(data: SpeechData, folder: Path, split: str) -> Sequence[Utterance]:
     if not data.by_speaker:
-        return _parts(data, folder, split, lambda name: folder / f"{name}.jsonl", open_manifest)
+        return _parts(data, folder, split, partial(manifest_of, folder), open_manifest)
     files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
     if len(files) == 1:
         return open_manifest(files[0])

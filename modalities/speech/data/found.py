@@ -17,12 +17,14 @@ from .audio import rate_of
 from .corpora import SPLITS, SpeechData, utterances
 from .cuts import cuts_file, holds_cuts
 from .layouts import LISTS
-from .manifests import Utterance, read_fsdd, read_manifest
+from .manifests import Utterance, librispeech_lists, manifest_of, read_fsdd, read_manifest
 from .stored import packed_utterances
-from .suffixes import SUFFIXES
+from .suffixes import CONVERT, UNREAD, is_sound
 
 #: Recordings whose headers are looked at, and files of a folder that is of no known layout.
 LOOKED_AT, SEARCHED = 50, 10_000
+#: Lists in which transcripts may stand that are not read.
+LISTED = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 #: Of ten speakers, how many are for dev, and how many for test.
 SHARE = 10
 #: Vocabularies of words may hold so many, each so often.
@@ -93,8 +95,10 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
     manifests = sorted(place.glob("*.jsonl")) if place.is_dir() else [place] if place.suffix == ".jsonl" else []
     if not place.is_dir() and not manifests:
         raise UserError(f"--data {path} is a file: give the folder of recordings, or a manifest (.jsonl): {HELP}")
-    if {f"{split}.jsonl" for split in SPLITS} <= {file.name for file in manifests}:
-        yield "sources", Noted("manifest", "train.jsonl, dev.jsonl and test.jsonl were found, which are the splits")
+    parts = [manifest_of(place, split) for split in SPLITS]
+    if all(part.is_file() for part in parts):
+        train, dev, test = (part.name for part in parts)
+        yield "sources", Noted("manifest", f"{train}, {dev} and {test} were found, which are the splits")
         yield "path", Noted(str(path), "relative to where the command is called")
     elif manifests:
         read = [one for file in manifests for one in read_manifest(file)]
@@ -111,7 +115,7 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
     ):
         yield "sources", Noted(layout, f"{', '.join(SPLIT_FILES[layout])} were found, which make the splits")
         yield "path", Noted(str(path), "relative to where the command is called")
-    elif all(any(part.is_dir() for part in place.glob(f"{split}*")) for split in SPLITS):
+    elif all(any(map(librispeech_lists, place.glob(f"{split}*/"))) for split in SPLITS):
         yield "sources", Noted("librispeech", "folders train*, dev* and test* were found, which are the splits")
         yield "path", Noted(str(path), "relative to where the command is called")
     else:
@@ -152,14 +156,32 @@ def _speakers(path: Path, heard: Sequence[str]) -> Iterator[tuple[str, Noted]]:
 
 def _unknown(path: Path, place: Path) -> str:
     """What is missing of a folder of no known layout."""
-    audio = [file for file in islice(place.rglob("*"), SEARCHED) if file.suffix.lower() in SUFFIXES]
+    files = [file for file in islice(place.rglob("*"), SEARCHED) if not file.name.startswith(".")]
+    if kaldi := next((file.parent for file in files if file.name == "wav.scp"), None):
+        return (
+            f"--data {path}: Kaldi's lists lie in {kaldi.relative_to(place)}: give a folder of train, dev and "
+            f"test, each with its wav.scp and text ({HELP})"
+        )
+    if tables := sorted(file for file in files if file.suffix.lower() in (".parquet", ".arrow")):
+        return (
+            f"--data {path}: {tables[0].relative_to(place)} is of datasets: load_dataset({str(path)!r})."
+            f"save_to_disk(FOLDER) and give that folder ({HELP})"
+        )
+    audio = [file for file in files if is_sound(file)]
+    lists = sorted(file for file in files if file.suffix.lower() in LISTED)
+    held = f"; {lists[0].relative_to(place)} is not read" if lists else ""
     if audio:
         return (
-            f"--data {path}: {len(audio)} recordings, as {audio[0].relative_to(place)}, and no transcripts: write "
-            f"train.jsonl, dev.jsonl and test.jsonl beside them, a line each ({HELP})"
+            f"--data {path}: {len(audio)} recordings, as {audio[0].relative_to(place)}, and no transcripts that are "
+            f"known here{held}: write train.jsonl, dev.jsonl and test.jsonl beside them, a line each ({HELP})"
         )
-    held = ", ".join(sorted(file.name for file in place.iterdir())[:5]) or "nothing"
-    return f"--data {path}: no recordings and no manifest, it holds {held}: give a folder as in {HELP}"
+    if unread := [file for file in files if file.suffix.lower() in UNREAD]:
+        return (
+            f"--data {path}: {len(unread)} recordings that are not read here, as {unread[0].relative_to(place)}: "
+            f"{CONVERT}; give a folder as in {HELP}"
+        )
+    there = ", ".join(sorted(file.name for file in place.iterdir())[:5]) or "nothing"
+    return f"--data {path}: no recordings and no manifest, it holds {there}: give a folder as in {HELP}"
 
 
 __all__ = ["Recordings", "recordings"]

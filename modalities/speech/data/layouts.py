@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from .manifests import LONGEST, MOST, Utterance
 
 #: How long lines of a list may be: a sentence, and what its readers say of it.
 csv.field_size_limit(1 << 20)
+#: What parts the first word of Kaldi's lines from the rest.
+BLANKS = re.compile(r"[ \t]+")
 #: Speech Commands: recordings that are of no word; the lists of each split but training.
 NOISE = "_background_noise_"
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
@@ -41,6 +44,11 @@ def read_kaldi(folder: Path, root: Path) -> list[Utterance]:
             found.append(Utterance(key, files[name], texts.get(key), speakers.get(key, "unknown"), length, offset))
     else:
         found = [Utterance(key, path, texts.get(key), speakers.get(key, "unknown")) for key, path in files.items()]
+    if texts and found and not any(one.text is not None for one in found):
+        raise UserError(
+            f"{folder / 'text'}: it has {next(iter(texts))!r} and the like, and no line for any of the {len(found)} "
+            f"utterances, as {found[0].key!r}: name them alike"
+        )
     return sorted(found, key=lambda one: one.key)
 
 
@@ -66,11 +74,17 @@ def _table(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str, str]]:
-    """First word, place and rest of each line."""
+    """First word, place and rest of each line, parted by blanks or tabs. `UserError` for a word that is there twice.
+
+    Kaldi's own tools write blanks, those of others tabs.
+    """
+    first: dict[str, int] = {}
     for number, line in enumerate(_lines(file), 1):
-        key, _, told = line.strip().partition(" ")
+        key, told = (*BLANKS.split(line.strip(), maxsplit=1), "")[:2]
         if key:
-            yield key, f"{file} line {number}", told.strip()
+            if first.setdefault(key, number) != number:
+                raise UserError(f"{file} line {number}: {key!r} is on line {first[key]} already: leave one of them out")
+            yield key, f"{file} line {number}", told
 
 
 def read_common_voice(folder: Path, split: str) -> list[Utterance]:
@@ -84,7 +98,10 @@ def read_common_voice(folder: Path, split: str) -> list[Utterance]:
         raise UserError(f"data.path: {file} is missing: a language of Common Voice has train.tsv, dev.tsv and test.tsv")
     rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     if missing := sorted({"path", "sentence", "client_id"} - set(rows.fieldnames or ())):
-        raise UserError(f"{file}: no column {missing[0]!r} (it has {', '.join(rows.fieldnames or ()) or 'none'})")
+        raise UserError(
+            f"{file}: no column {missing[0]!r} (it has {', '.join(rows.fieldnames or ()) or 'none'}): Common Voice has "
+            "client_id, path and sentence, parted by tabs; write other lists as train.jsonl"
+        )
     found = {}
     for number, row in enumerate(rows, 2):
         if not row["path"] or row["sentence"] is None:

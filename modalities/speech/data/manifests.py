@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal_kd.adapter.packed.member import Member
+from xmodal_kd.adapter.packed.shards import MEANT
 from xmodal_kd.runtime.bounded_files import read_text
 from xmodal_kd.runtime.errors import UserError
 
@@ -24,6 +25,10 @@ from .audio import Wave
 ROUNDED = 0.02
 #: Bytes of a manifest, and seconds that a recording may last.
 MOST, LONGEST = 1 << 32, 1e7
+#: Ends of names of JSON lines.
+LINES = (".jsonl", ".json")
+#: What a transcript is called in the files of others.
+TEXTS = ("text", "transcript", "transcription", "sentence", "normalized_text")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -106,6 +111,28 @@ def _read(file: Path, version: tuple[int, int, int] | None) -> tuple[Utterance, 
     return tuple(sorted(found, key=place_of))
 
 
+def manifest_of(folder: Path, split: str) -> Path:
+    """The manifest of a split: ``train.jsonl``, or else the one that is named after it, as ``val.jsonl`` is after dev
+    and ``train_manifest.json`` after train; the first of these where there is none.
+
+    Raises:
+        UserError: several are.
+    """
+    plain = folder / f"{split}.jsonl"
+    if plain.is_file() or not folder.is_dir():
+        return plain
+    named = [file for file in sorted(folder.glob("*.json*")) if file.suffix in LINES and _means(file.stem) == {split}]
+    if len(named) > 1:
+        names = ", ".join(file.name for file in named)
+        raise UserError(f"data.path: {folder} has {names} for the {split} split: join them into {plain.name}")
+    return named[0] if named else plain
+
+
+def _means(stem: str) -> set[str]:
+    """The splits that a file's name tells."""
+    return {MEANT[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in MEANT}
+
+
 def place_of(utterance: Utterance) -> tuple[str, float]:
     """Where it comes in its list."""
     name = utterance.key if utterance.offset is None else utterance.key.rpartition("@")[0]
@@ -144,10 +171,12 @@ def as_record(file: Path, number: int, line: str) -> Utterance:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({' '.join(str(error).split())[:100]})") from error
     if not isinstance(record, dict):
-        raise UserError(f"{where}: a JSON object is expected")
+        raise UserError(f"{where}: a JSON object is expected, one a line")
+    if "text" not in record and (other := next((name for name in TEXTS if record.get(name)), None)):
+        raise UserError(f"{where}: has {other!r} and no 'text': name the transcript text")
     key = _string(record, "audio_filepath", where)
     text = None if record.get("text") is None else _string(record, "text", where)
-    speaker = str(record.get("speaker", "unknown"))
+    speaker = "unknown" if record.get("speaker") is None else str(record["speaker"])
     path = file.parent / (Path(key).expanduser() if key.startswith("~") else key)
     offset = _seconds(record, "offset", where)
     key = key if offset is None else f"{key}@{offset:g}"
@@ -156,7 +185,7 @@ def as_record(file: Path, number: int, line: str) -> Utterance:
 
 def _string(record: dict[str, Any], name: str, where: str) -> str:
     if name not in record:
-        raise UserError(f"{where}: lacks {name!r}")
+        raise UserError(f"{where}: lacks {name!r} (it has {', '.join(record) or 'nothing'})")
     if not isinstance(record[name], str):
         raise UserError(f"{where}: {name!r} must be text, got {record[name]!r}")
     return str(record[name])
@@ -205,13 +234,13 @@ def librispeech_lists(folder: Path) -> list[Path]:
 
 def _chapter(file: Path) -> Iterator[Utterance]:
     for number, line in enumerate(_lines(file), 1):
-        key, _, text = line.strip().partition(" ")
+        key, text = (*line.split(maxsplit=1), "", "")[:2]
         if not key:
             continue
         path = file.parent / f"{key}.flac"
         if not path.is_file():
             raise UserError(f"{file} line {number}: {path.name} is not beside it")
-        yield Utterance(key, path, text, file.parent.parent.name)
+        yield Utterance(key, path, text.strip(), file.parent.parent.name)
 
 
 def _lines(file: Path) -> list[str]:

@@ -13,7 +13,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from .audio import Wave, duration, read, resample
 from .augment import rms
-from .suffixes import SUFFIXES
+from .suffixes import SUFFIXES, is_sound
 
 #: Bytes of impulse responses that are kept.
 MEMORY = 64 << 20
@@ -34,9 +34,7 @@ class Recordings:
         self.key, self.folder = key, folder.expanduser()
         if not self.folder.is_dir():
             raise UserError(f"{key}: {folder} is no folder: name one that holds recordings")
-        self.files = sorted(
-            file for file in self.folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-        )
+        self.files = sorted(filter(is_sound, self.folder.rglob("*")))
         if not self.files:
             raise UserError(f"{key}: {folder} holds no audio (such as {', '.join(SUFFIXES[:3])}): name another folder")
 

@@ -22,11 +22,10 @@ from xmodal_kd.runtime.mapped_words import Spool, Words, Written, hashed
 
 from .indexed import is_large
 from .long import Long, Rows
-from .manifests import LONGEST, Utterance
+from .manifests import LONGEST, TEXTS, Utterance
 from .suffixes import SUFFIXES
 
 #: What a sample's JSON, or its row's columns, may call these.
-TEXTS = ("text", "transcript", "transcription", "sentence", "normalized_text")
 #: Lists whose content is looked at to see whether they changed; of more it is size and times.
 FEW = 16
 SPEAKERS, DURATIONS = ("speaker", "speaker_id", "spk_id", "client_id"), ("duration",)

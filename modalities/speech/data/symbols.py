@@ -189,12 +189,22 @@ def read_vocabulary(folder: Path, blank: int, classes: int) -> Vocabulary:
     names: list[str | None] = [None] * classes
     for name, at in index.items():
         if 0 <= at < classes:
+            if (other := names[at]) is not None:
+                raise UserError(
+                    f"{folder}: its vocabulary calls class {at} both {other!r} and {name!r}: correct vocab.json"
+                )
             names[at] = name
     if not 0 <= blank < classes:
         raise UserError(f"{folder}/config.json: pad_token_id is {blank}, and the head has classes 0 to {classes - 1}")
     gap = _content(_settings(folder).get("word_delimiter_token") or SPACE)
     special = frozenset(index[name] for name in _special(folder) - {gap} if name in index) - {blank}
     return Vocabulary(tuple(SPACE if name == gap else name for name in names), blank, special)
+
+
+def unwritten(folder: Path, classes: int) -> list[str]:
+    """What the vocabulary of a folder has behind the last class of the model's head, special tokens apart."""
+    special = _special(folder) | UNSAID
+    return [name for name, at in _indexes(folder).items() if at >= classes > 0 and name not in special]
 
 
 def other_blank(folder: Path, blank: int) -> int | None:

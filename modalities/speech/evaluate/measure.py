@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
@@ -27,7 +27,7 @@ def measured(source: SpeechSource, write: Write, metric: str) -> Evaluation:
     speakers: list[str] = []
     searched: list[str] = []
     seconds = 0.0
-    for batch in batches(source):
+    for batch in source.batches():
         start = perf_counter()
         with torch.no_grad():
             texts, search = write(batch)
@@ -45,10 +45,4 @@ def measured(source: SpeechSource, write: Write, metric: str) -> Evaluation:
     return Evaluation(metrics, evaluation.scores, evaluation.examples)
 
 
-def batches(source: SpeechSource) -> Iterator[Batch]:
-    """All utterances of a split that is not trained on."""
-    for indexes in source.plan(0):
-        yield source.collate([source.sample(i, 0) for i in indexes])
-
-
-__all__ = ["Write", "batches", "measured"]
+__all__ = ["Write", "measured"]

@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Batch
-from xmodal_kd.adapter.saved_model import CARD
-from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.adapter.saved_model import CARD, model_inside
+from xmodal_kd.runtime.bounded_files import is_pointer
+from xmodal_kd.runtime.checkpoint import POINTER, WRAPPERS, check_finite, read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, only_call
 
-from ..data.symbols import Vocabulary, other_blank, read_vocabulary
+from ..data.symbols import Vocabulary, other_blank, read_vocabulary, unwritten
 from .front_ends import Heard, waves_of
 
-CONFIG = "config.json"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: What a front end of plain waves adds to a variance before it divides by its root, as transformers does.
 EPSILON = 1e-7
@@ -38,6 +40,8 @@ ENCODERS = frozenset({
     "wav2vec2", "hubert", "wavlm", "wav2vec2-bert", "wav2vec2-conformer", "unispeech", "unispeech-sat",
     "data2vec-audio", "sew", "sew-d",
 })  # fmt: skip
+#: How transformers calls models with a head for CTC, whatever the head itself is called.
+HEADED = "ForCTC"
 #: What a model has for masking its input while it is trained; published CTC models lack it.
 UNUSED = "masked_spec_embed"
 #: Seconds of silence by whose difference the frame rate of a model is measured that does not say it.
@@ -104,6 +108,13 @@ def check_folder(folder: Path) -> None:
             f"{folder}: {what}: teacher.path is a folder on this machine, nothing is fetched "
             "(hf download NAME --local-dir FOLDER brings a published model)"
         )
+    if (inner := model_inside(folder)) is not None and not is_pretrained(folder):
+        raise UserError(f"{folder}: it holds no model itself: name the folder in it: {inner}")
+    if (folder / ADAPTER).is_file() and not is_pretrained(folder):
+        raise UserError(
+            f"{folder}: an adapter ({ADAPTER}) without its model: load both, call merge_and_unload() and "
+            "save_pretrained(FOLDER)"
+        )
     if not is_pretrained(folder):
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise UserError(
@@ -117,6 +128,13 @@ def traps(folder: Path) -> Iterator[tuple[str, str]]:
     """What looks wrong in a folder of transformers, and what to do."""
     if is_encoder(_config(folder)):
         return
+    beyond = unwritten(folder, int(_config(folder).get("vocab_size", 0)))
+    if beyond:
+        yield (
+            f"its vocabulary has {', '.join(map(repr, beyond[:5]))} behind the last class of its head, which it "
+            "cannot write",
+            "give the vocab.json that the model was trained with",
+        )
     blank = int(_config(folder).get("pad_token_id") or 0)
     if (other := other_blank(folder, blank)) is not None:
         yield (
@@ -158,17 +176,26 @@ def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
             f"seq2seq (recipe speech/whisper); and xmodal-kd pseudolabel {folder} RECORDINGS --out FOLDER writes its "
             "texts, to train a CTC student on with data.path=FOLDER"
         )
-    if not kind.endswith("ForCTC") and kinds and not is_encoder(config):
+    if not kind.endswith(HEADED) and kinds and not is_encoder(config):
         raise UserError(
             f"{folder}: {kind} is neither a CTC model (...ForCTC) nor an encoder of waves (Wav2Vec2, HuBERT, WavLM and "
             "their kin, as ...Model): use a folder that holds one"
         )
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                if is_pointer(file.read(64)):
+                    raise UserError(f"{folder / name}: {POINTER}")
     if not any((folder / name).is_file() for name in WEIGHTS):
         pickled = next((p.name for p in sorted(folder.glob("*.bin"))), None)
         raise UserError(
             f"{folder}: {pickled} is pickled, which is not read: load it once and save_pretrained(FOLDER)"
             if pickled
-            else f"{folder}: no {WEIGHTS[0]}: save the model with save_pretrained(folder)"
+            else f"{folder}: no {WEIGHTS[0]}: "
+            + next(
+                (f"rename {p.name} to it" for p in sorted(folder.glob("model.*.safetensors"))),
+                "save the model with save_pretrained(folder)",
+            )
         )
 
 
@@ -185,11 +212,17 @@ def _load(folder: Path, *, encoder: bool) -> nn.Module:
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             dtype=torch.float32,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
     finally:
         if bar:
             logging.enable_progress_bar()
+    if wrapped := next((one for one in WRAPPERS if any(k.startswith(one) for k in found["unexpected_keys"])), None):
+        raise UserError(
+            f"{folder}: the names of its weights begin with {wrapped!r}: a wrapped model was saved: save the one "
+            f"inside (model.{wrapped}save_pretrained(FOLDER))"
+        )
+    check_finite(model.named_parameters(), folder)
     missing = [name for name in found["missing_keys"] if not name.endswith(UNUSED)]
     if lacking := sorted([*missing, *(str(one) for one in found["mismatched_keys"])]):
         what = "encoder" if encoder else "CTC model"
@@ -229,7 +262,7 @@ class WaveFrontEnd:
         pairs = zip(getattr(self.config, "conv_kernel", ()), getattr(self.config, "conv_stride", ()), strict=True)
         self.least = shortest(list(pairs)) if self.other is None else self.rate // 10
         #: Whether it gives logits, and no hidden states alone.
-        self.answers = hasattr(model, "lm_head")
+        self.answers = type(model).__name__.endswith(HEADED)
         self.frame = self._measured(model)
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:

@@ -14,7 +14,7 @@ from rich.console import Console
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.progress import each, named
 
-from ..data.suffixes import SUFFIXES
+from ..data.suffixes import CONVERT, SUFFIXES, UNREAD, is_sound
 
 if TYPE_CHECKING:
     from .decoder import DecoderRecogniser
@@ -182,8 +182,11 @@ def _files(audio: Iterable[Path]) -> Iterator[Path | UserError]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
+        every = sorted(path.rglob("*"))
+        found, unread = list(filter(is_sound, every)), [one for one in every if one.suffix.lower() in UNREAD]
+        if unread:
+            yield UserError(f"{path}: {len(unread)} recordings are not read here, as {unread[0].name}: {CONVERT}")
+        elif not found:
             yield UserError(f"{path}: no audio in this folder (looked for {', '.join(SUFFIXES)})")
         yield from found
 

@@ -12,6 +12,7 @@ from image_files import encoded, everything, folder, grey, picture, read, refuse
 from PIL import Image, features
 
 from xmodal_kd.adapter.images import stores
+from xmodal_kd.modalities.diffusion.data.found import samples
 from xmodal_kd.modalities.diffusion.data.source import DiffusionData, DiffusionSource, load_split
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -134,3 +135,41 @@ def test_latents_in_a_zip(tmp_path):
 def test_latents_are_no_images(more):
     with pytest.raises(ValueError, match="latents: are of sources"):
         DiffusionData(latents=True, **more)
+
+
+def test_folders_that_systems_make_are_no_classes(tmp_path):
+    content = {f"{name}/{i}.png": picture(9) for name in ("cat", "dog", "@eaDir/cat", "__MACOSX/cat") for i in range(4)}
+    assert read("folder", folder(tmp_path, content), conditional=True, dev=1, test=1).class_names == ("cat", "dog")
+
+
+def test_the_folder_around_the_classes_is_no_class(tmp_path):
+    content = {f"data/{name}/{i}.png": picture(9) for name in ("cat", "dog") for i in range(4)}
+    told = refused("folder", folder(tmp_path, content), conditional=True)
+    assert f"all its images lie in {tmp_path / 'data'}" in told and "set data.path to that one" in told
+    assert read("folder", tmp_path / "data", conditional=True, dev=1, test=1).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("data/train-00000-of-00001.parquet", r"save_to_disk"),
+        ("a.h5", "write its images as PNG files"),
+        ("x.npy", "numpy.savez"),
+    ],
+)
+def test_what_holds_images_in_another_way_is_named_with_what_to_do(tmp_path, name, told):
+    text = refused("folder", folder(tmp_path, {name: b"PAR1", "README.md": b""}))
+    assert "has no images below it" in text and f"but {name}: " in text and told in text
+
+
+def test_a_list_of_labels_that_is_not_read_is_named(tmp_path):
+    content = {f"{i}.png": picture(i) for i in range(8)} | {"labels.csv": b"file,label\n0.png,cat\n"}
+    assert "labels.csv is not read" in refused("folder", folder(tmp_path, content), conditional=True)
+
+
+def test_arrays_of_half_the_range_are_noted(tmp_path):
+    x = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
+    for name, values, notes in (("half", x, 1), ("whole", 2 * x - 1, 0)):
+        np.savez(tmp_path / f"{name}.npz", x=values)
+        found = samples(tmp_path / f"{name}.npz").notes
+        assert len(found) == notes and all("half the range of images: of these save 2 * x - 1" in one for one in found)

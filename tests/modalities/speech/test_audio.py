@@ -192,3 +192,96 @@ def test_integers_written_as_floats_are_noticed(tmp_path):
         audio.read(tmp_path / "loud.wav")
     sf.write(tmp_path / "driven.wav", (wave / 1500).astype(np.float32), 16000, subtype="FLOAT")
     assert float(np.abs(audio.read(tmp_path / "driven.wav")[0]).max()) > 1
+
+
+def patched(path, told, behind=b""):
+    """A WAV whose header tells of `told` bytes of sound."""
+    content = bytearray(path.read_bytes())
+    at = content.find(b"data")
+    content[at + 4 : at + 8] = told.to_bytes(4, "little")
+    path.write_bytes(bytes(content) + behind)
+
+
+@pytest.mark.parametrize("told", [0, 16000])
+def test_a_header_that_tells_of_less_than_there_is(tmp_path, told):
+    path = tmp_path / "stopped.wav"
+    sf.write(path, tone(), 16000)
+    patched(path, told)
+    for reader in (audio.read, audio.duration, audio.look):
+        with pytest.raises(
+            UserError, match=r"stopped\.wav: [\d,]+ bytes follow the 0\.[05]0 s that its header tells of"
+        ):
+            reader(path)
+
+
+def test_joined_files_are_not_taken_for_their_first(tmp_path):
+    for name in ("a.wav", "a.mp3"):
+        path = tmp_path / name
+        sf.write(path, tone(), 16000)
+        path.write_bytes(path.read_bytes() * 2)
+        with pytest.raises(UserError, match=r"bytes follow the 1\.0|No 'RIFF' chunk"):
+            audio.read(path)
+        with pytest.raises(UserError):
+            audio.look(path)
+
+
+def test_notes_and_padding_behind_a_recording_are_no_sound(tmp_path):
+    path = tmp_path / "a.wav"
+    note = b"LIST" + (4000).to_bytes(4, "little") + b"INFO" + bytes(3996)
+    for behind in (note, bytes(9000), b"TAG" + bytes(125), note + note):
+        sf.write(path, tone(), 16000)
+        path.write_bytes(path.read_bytes() + behind)
+        audio.look(path)
+        assert len(audio.read(path)[0]) == 16000
+
+
+def test_channels_that_cancel_each_other_out_are_refused(tmp_path):
+    path = tmp_path / "turned.wav"
+    sf.write(path, np.stack([tone(), -tone()], axis=1), 16000)
+    for reader in (audio.read, lambda path: list(audio.blocks(path, 0.3))):
+        with pytest.raises(UserError, match=r"turned\.wav: its 2 channels cancel each other out.*remix 1"):
+            reader(path)
+    sf.write(path, np.zeros((1600, 2)), 16000)
+    assert not audio.read(path)[0].any(), "silence is silence"
+
+
+@pytest.mark.parametrize(
+    "name, head, told",
+    [
+        ("a.m4a", b"\0\0\0\x20ftypM4A ", "MPEG-4 audio.*ffmpeg -i"),
+        ("a.wav", b"\x1aE\xdf\xa3", "WebM or Matroska.*ffmpeg -i"),
+        ("b.wav", b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS: git lfs pull"),
+        ("c.wav", b"<!DOCTYPE html>", "web page"),
+        ("a.sph", b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\n", "convert|shorten"),
+        ("a.raw", b"\1\0", "samples without a header.*sox -t raw"),
+        ("a.pcm", b"\1\0", "sox -t raw"),
+    ],
+)
+def test_what_is_no_audio_here_is_called_by_its_name(tmp_path, name, head, told):
+    path = tmp_path / name
+    path.write_bytes(head + bytes(3000))
+    for reader in (audio.read, audio.look):
+        with pytest.raises(UserError, match=told):
+            reader(path)
+
+
+def test_a_sample_rate_of_a_damaged_header(tmp_path):
+    sf.write(tmp_path / "a.wav", tone(), 16)
+    for reader in (audio.read, audio.look):
+        with pytest.raises(UserError, match="sample rate of 16 Hz"):
+            reader(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    "there, listed, told",
+    [
+        ("e\u0301.wav", "\u00e9.wav", "another Unicode form"),
+        ("a.wav", "file:///a.wav", "write the path alone"),
+        ("a.wav", "wav\\a.wav", "slashes, not backslashes"),
+        ("a.ark", "a.ark:120", "Kaldi archive"),
+    ],
+)
+def test_a_path_that_is_nearly_right(tmp_path, there, listed, told):
+    sf.write(tmp_path / there, tone(0.1), 16000, format="WAV")
+    with pytest.raises(UserError, match=f"no such file: .*{told}"):
+        audio.read(tmp_path / listed)

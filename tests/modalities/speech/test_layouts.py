@@ -17,6 +17,7 @@ from xmodal_kd.modalities.speech.data.layouts import read_kaldi
 from xmodal_kd.modalities.speech.data.listed import listed_file
 from xmodal_kd.modalities.speech.data.long import Long
 from xmodal_kd.modalities.speech.data.source import SpeechSource
+from xmodal_kd.modalities.speech.use.commands import _files
 from xmodal_kd.run.listed_files import look
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -239,3 +240,95 @@ def test_a_list_that_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "data/dev/wav.scp").write_text("bob-1 sox |\n")
     with pytest.raises(UserError, match=r"wav\.scp line 1: a command"):
         utterances(data, "dev")
+
+
+def test_kaldi_lists_are_parted_by_tabs_too(tmp_path):
+    folder = kaldi(tmp_path, segments=True)
+    plain = [read_kaldi(folder / split, folder) for split in SPLITS]
+    for file in folder.glob("*/*"):
+        if file.suffix != ".wav":
+            text = file.read_text()
+            file.write_text("".join(line.replace(" ", "\t", 1) + "\n" for line in text.splitlines()))
+    assert [read_kaldi(folder / split, folder) for split in SPLITS] == plain
+
+
+def test_kaldi_lists_that_say_two_things_of_one_are_refused(tmp_path):
+    folder = kaldi(tmp_path)
+    for name, line in (("text", "ann-1 three\n"), ("wav.scp", "ann-1 audio/bob.wav\n")):
+        file = folder / "train" / name
+        before = file.read_text()
+        file.write_text(before + line)
+        with pytest.raises(UserError, match=rf"{name} line 2: 'ann-1' is on line 1 already"):
+            read_kaldi(folder / "train", folder)
+        file.write_text(before)
+
+
+def test_a_kaldi_text_of_other_utterances_is_not_taken_for_none(tmp_path):
+    folder = kaldi(tmp_path)
+    (folder / "train" / "text").write_text("ANN_1 one two\n")
+    with pytest.raises(UserError, match=r"train.text: it has 'ANN_1'.* as 'ann-1': name them alike"):
+        read_kaldi(folder / "train", folder)
+    (folder / "train" / "text").unlink()
+    assert read_kaldi(folder / "train", folder)[0].text is None
+
+
+def named_manifests(folder: Path, names: tuple[str, ...], text: str = "text") -> Path:
+    for name in names:
+        file = sound(folder / f"{name}.wav")
+        (folder / name).write_text(json.dumps({"audio_filepath": file.name, text: "one", "speaker": name}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "val.jsonl", "test.jsonl"),
+        ("train_manifest.json", "dev_manifest.json", "test_manifest.json"),
+        ("manifest-training.jsonl", "Validation.jsonl", "test.json"),
+    ],
+)
+def test_manifests_named_after_splits_are_splits(tmp_path, names):
+    found = recordings(named_manifests(tmp_path, names))
+    assert [found.parts[split][0].speaker for split in SPLITS] == list(names)
+
+
+def test_two_manifests_of_one_split_are_refused(tmp_path):
+    folder = named_manifests(tmp_path, ("train_a.jsonl", "train_b.jsonl", "dev.jsonl", "test.jsonl"))
+    with pytest.raises(UserError, match=r"train_a.jsonl, train_b.jsonl for the train split: join them"):
+        recordings(folder)
+
+
+def test_a_transcript_of_another_name_is_not_untranscribed(tmp_path):
+    folder = named_manifests(tmp_path, ("train.jsonl", "dev.jsonl", "test.jsonl"), text="sentence")
+    with pytest.raises(UserError, match=r"train.jsonl line 1: has 'sentence' and no 'text'"):
+        recordings(folder)
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("metadata.csv", r"1 recordings, as a.wav, and no transcripts that are known here; metadata.csv is not read"),
+        ("data/train-00000-of-00001.parquet", r"load_dataset\('.*'\)\.save_to_disk"),
+        ("data/train_clean/wav.scp", r"Kaldi's lists lie in data.train_clean: give a folder of train, dev and test"),
+    ],
+)
+def test_lists_that_are_not_read_are_named(tmp_path, name, told):
+    sound(tmp_path / "a.wav")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("file_name,transcription\na.wav,one\n")
+    with pytest.raises(UserError, match=told):
+        recordings(tmp_path)
+
+
+def test_recordings_that_are_not_read_are_told_of(tmp_path):
+    for name in ("a.m4a", "b.webm"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x20ftypM4A ")
+    with pytest.raises(UserError, match=r"2 recordings that are not read here, as a.m4a: convert it \(ffmpeg"):
+        recordings(tmp_path)
+    for name in ("._c.wav", "c.wav"):
+        sound(tmp_path / name)
+    found = list(_files([tmp_path]))
+    assert [str(one) for one in found if isinstance(one, UserError)] == [
+        f"{tmp_path}: 2 recordings are not read here, as a.m4a: convert it (ffmpeg -i FILE FILE.flac)"
+    ]
+    assert [one.name for one in found if isinstance(one, Path)] == ["c.wav"]

@@ -33,6 +33,16 @@ UNREAD = {".avif", ".heic", ".heif", ".jxl"} - EXTENSIONS
 #: First-level folders that are splits of a data set, whatever lies in them.
 TRAIN, DEV, TEST = (NAMES[split] for split in ("train", "dev", "test"))
 SPLIT_FOLDERS = {*TRAIN, *DEV, *TEST}
+#: Folders that systems make: of thumbnails, deleted files and the like.
+ASIDE = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "lost+found"}
+#: Files that may say what images show, or hold them, which are not read, and how they come here.
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
+SAVED = {
+    ".parquet": "datasets.load_dataset(FOLDER).save_to_disk(SAVED) writes what is read here (sources: datasets)",
+    ".arrow": "data.path is the folder that save_to_disk wrote, or a split of it (sources: datasets)",
+    **dict.fromkeys((".h5", ".hdf5", ".tfrecord", ".mdb"), "write its images as PNG files, a subfolder for each class"),
+    ".npy": "numpy.savez(FILE, x=...) with floats (n, channels, height, width) in [-1, 1] is read (sources: arrays)",
+}
 #: What an array's name ends with, in a zip of latents.
 ARRAYS = ".npy"
 #: What to do with such a zip where images are looked for.
@@ -83,7 +93,8 @@ class Folder:
             found += [(Path(folder) / name).relative_to(path).as_posix() for name in files]
         self.names, self.unread = _images(found), _unread(found)
         if not self.names:
-            raise UserError(f"{path} has no images below it (their names end in {_extensions()}){_but(self.unread)}")
+            told = _but(self.unread) or _saved(found)
+            raise UserError(f"{path} has no images below it (their names end in {_extensions()}){told}")
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.path / name, MOST)
@@ -103,13 +114,20 @@ class Folder:
                 f"{self.path}: its subfolders {', '.join(there)} are splits, not classes: set data.path to the one to "
                 "train on and data.test_path to the one to test on"
             )
+        if len(set(folders.values())) == 1 and all(name.count("/") > 1 for name in self.names):
+            inner = self.path / next(iter(folders.values()))
+            raise UserError(
+                f"{self.path}: all its images lie in {inner}, and below it in folders: set data.path to that one"
+            )
         numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values()), key=natural))}
         return Labelling({name: numbers[folder] for name, folder in folders.items()}, tuple(numbers))
 
     def unlabelled(self, who: str) -> str:
         """Why `labelling` is None, and what to do; `who` needs labels."""
         loose = next(name for name in self.names if "/" not in name)
-        return f"{self.path}: {who} needs labels: a subfolder for each class ({loose} is in none), or {LABELS}"
+        lists = sorted(path.name for path in self.path.iterdir() if path.suffix.lower() in TABLES)
+        held = f"; {lists[0]} is not read" if lists else ""
+        return f"{self.path}: {who} needs labels: a subfolder for each class ({loose} is in none), or {LABELS}{held}"
 
     def __enter__(self) -> Folder:
         return self
@@ -167,7 +185,7 @@ class Zip:
         elif deeper:
             why = f"its {LABELS} must lie at the top, not at {deeper}"
         else:
-            why = f"it has no {LABELS}"
+            why = f"it has no {LABELS}: unzip it where its folders are the classes (sources: folder)"
         return f"{self.path}: {who} needs labels: {why}"
 
     def __enter__(self) -> Zip:
@@ -256,8 +274,8 @@ def _some(numbers: Sequence[int]) -> str:
 
 
 def _hidden(name: str) -> bool:
-    """Also the folder that macOS puts into its zips."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Also the folders that macOS puts into its zips, and disks that serve several machines beside their files."""
+    return name.startswith(".") or name in ASIDE
 
 
 def _images(names: Sequence[str]) -> list[str]:
@@ -273,6 +291,12 @@ def _unread(names: Sequence[str]) -> list[str]:
 
 def _but(unread: Sequence[str]) -> str:
     return f", only {len(unread)} that Pillow cannot read here, as {unread[0]}: convert them first" if unread else ""
+
+
+def _saved(names: Sequence[str]) -> str:
+    """What holds images in another way, and what to do."""
+    first = next((name for name in sorted(names) if Path(name).suffix.lower() in SAVED), None)
+    return "" if first is None else f", but {first}: {SAVED[Path(first).suffix.lower()]}"
 
 
 def split_folders(path: Path) -> tuple[Path, Path] | None:
