@@ -105,10 +105,10 @@ def main(
 
 def compiled(folder: Path, keys: dict[str, Any], how: dict[str, Any] | None) -> None:
     """`main` of models whose blocks are compiled by `how`, or as users have it; counts that they are."""
-    from xmodal_kd.training import sharding
+    from xmodal_kd.training import compiled, sharding
 
     if how is not None:
-        sharding.DEFAULT = how  # type: ignore[assignment]
+        sharding.DEFAULT = compiled.DEFAULT = how  # type: ignore[assignment]
     counted: list[Any] = []
     call = torch.compile
     torch.compile = lambda given, **k: (counted.append(given), call(given, **k))[1]  # type: ignore[assignment]
