@@ -16,6 +16,7 @@ import torch
 from oracles import seq2seq as oracle
 from pretrained_small import write, write_whisper
 
+from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress import origins
 from xmodal_kd.modalities.speech.models.processor import MelFrames, Processor, padded
@@ -24,6 +25,7 @@ from xmodal_kd.modalities.speech.models.whisper import greedy
 from xmodal_kd.modalities.speech.tasks.seq2seq import Seq2SeqAdapter
 from xmodal_kd.modalities.speech.use.decoder import DecoderRecogniser, pieces
 from xmodal_kd.modalities.speech.use.pseudolabel import Filter
+from xmodal_kd.modalities.speech.use.sketch import sketch
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.roles import make_adapter
@@ -218,6 +220,17 @@ def test_many_languages_are_told_by_what_stands_before_a_text(recordings: Path, 
     loaded = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "student").eval()
     theirs = loaded.generate(adapter._heard(batch, "clean"), num_beams=1, do_sample=False).tolist()
     assert [made.decode(ids) for ids in ours] == [made.decode(ids) for ids in theirs]
+
+
+def test_new_makes_a_recipe_of_such_a_folder(recordings: Path, tmp_path: Path) -> None:
+    folder = write_whisper(tmp_path / "many", decoder_layers=4, chunk=3, many=True)
+    made = sketch(Given(folder, recordings, SIZES["large"]))
+    assert made.sections["data"]["task"].value == "seq2seq" and made.sections["data"]["language"].value == "en"
+    assert made.sections["student"]["params"].value == {"decoder_layers": 2, "freeze_encoder": True}
+    assert "data.language: en is a guess" in made.notes[0]
+    (tmp_path / "silent").mkdir()
+    [problem] = sketch(Given(folder, record(tmp_path / "silent", ["yes", None, *TEXTS[2:]]), SIZES["small"])).problems
+    assert "1 of 6 training recordings have no text" in problem and "--as-written" in problem
 
 
 # ---------------------------------------------------------------- a run
