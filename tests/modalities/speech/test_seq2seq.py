@@ -174,7 +174,7 @@ def test_a_frozen_encoder_runs_once_for_both(recordings: Path, teacher: Path) ->
     """It does not where it learns, has other weights, hears other features, or where somebody looks inside."""
     adapter = adapter_of(recordings, teacher, "data.augment={freq_masks: 2}")
     model = adapter.load("teacher", teacher).requires_grad_(False)
-    student = adapter.build("student", "whisper", {"decoder_layers": 2})
+    student = adapter.build("student", "whisper", {"decoder_layers": 2, "freeze_encoder": True})
     encoder_of(student).load_state_dict(encoder_of(model).state_dict())
     clean, masked = batch_of(adapter, "dev"), batch_of(adapter)
     calls = list[str]()
@@ -362,6 +362,10 @@ def test_a_processor_of_another_model(teacher: Path, tmp_path: Path) -> None:
         ("data.augment={warp: [0.9, 1.1]}", "augment.warp"),
         ("student={model: conv}", "set student.model to whisper"),
         ("data.language=de", "knows one language"),
+        (
+            "student.params={encoder_layers: 2, freeze_encoder: true}",
+            "with other layers has to learn",
+        ),
         ("labels=3", "a decoder is forced over the text of every utterance"),
         ("data.task=ctc", "writes by a decoder: set data.task to seq2seq|writes by a decoder, not by CTC frames"),
     ],
