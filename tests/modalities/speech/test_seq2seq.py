@@ -206,7 +206,7 @@ def test_many_languages_are_told_by_what_stands_before_a_text(recordings: Path, 
         _ = adapter_of(recordings, folder).processor
     with pytest.raises(UserError, match=r"data\.language: .*does not know 'fr', but de, en"):
         _ = adapter_of(recordings, folder, "data.language=fr").processor
-    assert adapter_of(recordings, folder, "data.language=german").processor.prefix[1] == 30
+    assert adapter_of(recordings, folder, "data.language=german").processor.prefix[1] == 31
     adapter = adapter_of(recordings, folder, "data.language=de")
     made = adapter.processor
     begun = ["<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
@@ -290,7 +290,7 @@ def test_a_cached_teacher_teaches_the_same(finished: Path, recordings: Path, tea
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=0, atol=2e-3)
     facts = read_json(tmp_path / "run/report.json")["cost"]["student"]["cache"]
-    assert facts["computed"] == 6 and facts["loss_error"] < 1e-3
+    assert facts["computed"] == 6 and max(facts["loss_error"].values()) < 1e-2
 
 
 def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
