@@ -84,7 +84,8 @@ def _build(card: Card, path: Path) -> AcousticModel:
         config = cls.Config.model_validate(card.params)
         mels, classes = int(card.features["mels"]), len(card.tokens["symbols"])
         with bounded(f"{path}: params"):
-            return cls(config, mels=mels, classes=classes)
+            built: AcousticModel = cls(config, mels=mels, classes=classes)
+            return built
     except ValidationError as error:
         raise UserError(f"{path}: params.{explain(error)}") from error
     except (KeyError, TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.source import Strict
+from xmodal_kd.runtime.errors import UserError
 
 from .processor import Processor
 
@@ -23,8 +24,9 @@ class WhisperLayers(Strict):
     """None: as many as the folder's."""
     decoder_layers: int | None = Field(default=None, ge=1, le=1024)
     """None: as many as the folder's."""
-    freeze_encoder: bool = True
-    """Whether the encoder stays as it starts. Where it is the teacher's, it runs once for both."""
+    freeze_encoder: bool = False
+    """Whether the encoder stays as it starts, which takes a start from a trained one (`layer_copy`). Where it is the
+    teacher's, it runs once for both."""
 
 
 class WhisperStudent:
@@ -38,6 +40,12 @@ class WhisperStudent:
         """With random weights. What masks its features while it learns is off: it draws from no stream of ours."""
         from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+        whole = int(processor.config["encoder_layers"])
+        if config.freeze_encoder and config.encoder_layers not in (None, whole):
+            raise UserError(
+                f"student.params.encoder_layers: {config.encoder_layers} of {whole}: an encoder with other layers has "
+                "to learn: set student.params.freeze_encoder=false"
+            )
         changes = {
             key: value
             for key in ("encoder_layers", "decoder_layers")

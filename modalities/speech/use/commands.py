@@ -106,7 +106,7 @@ def transcribe(
         if precision != "fp32" or beam or lm or lexicon or nbest or kind in ("srt", "vtt"):
             raise UserError(
                 f"{student}: it writes by a decoder, greedily, in float32, and tells no times: leave out --precision, "
-                "--beam, --lm, --lexicon, --nbest, and take text or json as --format"
+                "--beam, --lm, --lexicon, --nbest, and --format but for text or json"
             )
         recogniser = DecoderRecogniser(student)
     else:

@@ -16,6 +16,7 @@ import torch
 from oracles import seq2seq as oracle
 from pretrained_small import write, write_whisper
 
+from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress import origins
 from xmodal_kd.modalities.speech.models.processor import MelFrames, Processor, padded
@@ -24,6 +25,7 @@ from xmodal_kd.modalities.speech.models.whisper import greedy
 from xmodal_kd.modalities.speech.tasks.seq2seq import Seq2SeqAdapter
 from xmodal_kd.modalities.speech.use.decoder import DecoderRecogniser, pieces
 from xmodal_kd.modalities.speech.use.pseudolabel import Filter
+from xmodal_kd.modalities.speech.use.sketch import sketch
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.run.roles import make_adapter
@@ -172,7 +174,7 @@ def test_a_frozen_encoder_runs_once_for_both(recordings: Path, teacher: Path) ->
     """It does not where it learns, has other weights, hears other features, or where somebody looks inside."""
     adapter = adapter_of(recordings, teacher, "data.augment={freq_masks: 2}")
     model = adapter.load("teacher", teacher).requires_grad_(False)
-    student = adapter.build("student", "whisper", {"decoder_layers": 2})
+    student = adapter.build("student", "whisper", {"decoder_layers": 2, "freeze_encoder": True})
     encoder_of(student).load_state_dict(encoder_of(model).state_dict())
     clean, masked = batch_of(adapter, "dev"), batch_of(adapter)
     calls = list[str]()
@@ -204,7 +206,7 @@ def test_many_languages_are_told_by_what_stands_before_a_text(recordings: Path, 
         _ = adapter_of(recordings, folder).processor
     with pytest.raises(UserError, match=r"data\.language: .*does not know 'fr', but de, en"):
         _ = adapter_of(recordings, folder, "data.language=fr").processor
-    assert adapter_of(recordings, folder, "data.language=german").processor.prefix[1] == 30
+    assert adapter_of(recordings, folder, "data.language=german").processor.prefix[1] == 31
     adapter = adapter_of(recordings, folder, "data.language=de")
     made = adapter.processor
     begun = ["<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
@@ -218,6 +220,17 @@ def test_many_languages_are_told_by_what_stands_before_a_text(recordings: Path, 
     loaded = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "student").eval()
     theirs = loaded.generate(adapter._heard(batch, "clean"), num_beams=1, do_sample=False).tolist()
     assert [made.decode(ids) for ids in ours] == [made.decode(ids) for ids in theirs]
+
+
+def test_new_makes_a_recipe_of_such_a_folder(recordings: Path, tmp_path: Path) -> None:
+    folder = write_whisper(tmp_path / "many", decoder_layers=4, chunk=3, many=True)
+    made = sketch(Given(folder, recordings, SIZES["large"]))
+    assert made.sections["data"]["task"].value == "seq2seq" and made.sections["data"]["language"].value == "en"
+    assert made.sections["student"]["params"].value == {"decoder_layers": 2, "freeze_encoder": True}
+    assert "data.language: en is a guess" in made.notes[0]
+    (tmp_path / "silent").mkdir()
+    [problem] = sketch(Given(folder, record(tmp_path / "silent", ["yes", None, *TEXTS[2:]]), SIZES["small"])).problems
+    assert "1 of 6 training recordings have no text" in problem and "--as-written" in problem
 
 
 # ---------------------------------------------------------------- a run
@@ -277,7 +290,7 @@ def test_a_cached_teacher_teaches_the_same(finished: Path, recordings: Path, tea
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=0, atol=2e-3)
     facts = read_json(tmp_path / "run/report.json")["cost"]["student"]["cache"]
-    assert facts["computed"] == 6 and facts["loss_error"] < 1e-3
+    assert facts["computed"] == 6 and max(facts["loss_error"].values()) < 1e-2
 
 
 def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
@@ -349,6 +362,10 @@ def test_a_processor_of_another_model(teacher: Path, tmp_path: Path) -> None:
         ("data.augment={warp: [0.9, 1.1]}", "augment.warp"),
         ("student={model: conv}", "set student.model to whisper"),
         ("data.language=de", "knows one language"),
+        (
+            "student.params={encoder_layers: 2, freeze_encoder: true}",
+            "with other layers has to learn",
+        ),
         ("labels=3", "a decoder is forced over the text of every utterance"),
         ("data.task=ctc", "writes by a decoder: set data.task to seq2seq|writes by a decoder, not by CTC frames"),
     ],
