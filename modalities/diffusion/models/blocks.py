@@ -9,7 +9,7 @@ the teacher's widths, so that it starts with the teacher's weights.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
@@ -65,19 +65,20 @@ def removed(teacher: nn.Module, student: nn.Module) -> Blocks | None:
     """Which blocks `student` is `teacher` without; None where it is another network, or the same."""
     if type(teacher) is not type(student) or not isinstance(teacher, UNet2DConditionModel | UNet2DModel):
         return None
+    there = cast(Any, student).config
     for blocks in KINDS:
         try:
             wanted = fewer(teacher, blocks)
         except UserError:
             continue
-        if all(_plain(wanted.get(key)) == _plain(student.config.get(key)) for key in CHANGED):  # type: ignore[attr-defined]
+        if all(_plain(wanted.get(key)) == _plain(there.get(key)) for key in CHANGED):
             return blocks
     return None
 
 
 def origins(teacher: nn.Module, student: nn.Module, blocks: Blocks) -> Origins:
     """The teacher's tensor of each of the student's."""
-    layers, inner = int(teacher.config["layers_per_block"]), int(blocks == "tiny")  # type: ignore[index]
+    layers, inner = int(cast(Any, teacher).config["layers_per_block"]), int(blocks == "tiny")
     kept = layers // 2
 
     def renamed(found: re.Match[str]) -> str:
