@@ -227,7 +227,7 @@ def sampled(maps: Float[Tensor, "b c h w"], places: list[Tensor], ground: Ground
 
 def relation(features: Float[Tensor, "n k c"]) -> Float[Tensor, "n k k"]:
     """Cosines of each thing's points."""
-    unit = features / (features.norm(dim=-1, keepdim=True) + LEAST)
+    unit: Tensor = features / (features.norm(dim=-1, keepdim=True) + LEAST)
     return unit @ unit.transpose(1, 2)
 
 

@@ -16,7 +16,8 @@ from .scene import SceneModel, View
 from .trunks import Library, Trunk, load_trunk
 from .unet import Convolution
 
-Colour, Spread = Annotated[float, Field(ge=-10, le=10)], Annotated[float, Field(gt=0, le=10)]
+Colour = Annotated[float, Field(ge=-10, le=10)]
+Spread = Annotated[float, Field(gt=0, le=10)]
 
 
 class PretrainedConfig(Strict):
