@@ -190,10 +190,10 @@ class ToyAdapter(Adapter):
         return Input((1, LONGEST, WIDTH), -9.0, 9.0, key="x")
 
     def given(self, x: Tensor) -> Batch:
-        ids = torch.arange(len(x))
-        labels = torch.full((len(x), LONGEST), -1)
-        lengths = torch.full((len(x),), LONGEST)
-        return {"ids": ids, "x": x.squeeze(1), "labels": labels, "lengths": lengths, "labelled": ids < 0}
+        ids, rows = torch.arange(len(x)), x.reshape(len(x), -1, WIDTH)
+        labels = torch.full(rows.shape[:2], -1)
+        lengths = torch.full((len(x),), rows.shape[1])
+        return {"ids": ids, "x": rows, "labels": labels, "lengths": lengths, "labelled": ids < 0}
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         lengths, steps = batch["lengths"], batch["x"].shape[1]

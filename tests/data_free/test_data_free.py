@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_free_runs import EXAMPLES, TOGETHER, content, double, main
+from launch import ranks
 from oracles import data_free as oracle
+from safetensors.torch import load_file
 from scheme_runs import begun, engine, learnt, loaded, weights
 from toy import ToySource
 
@@ -22,28 +26,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.engine import Engine, Interrupted
 from xmodal_kd.training.method import METHODS
 
-#: Parameters by method; two of a method differ behind a space.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "dafl": {"on": "body", "width": 8, "noise": 4},
-    "zskt": {"student_steps": 2, "width": 8, "noise": 4},
-    "dfad": {"student_steps": 2, "width": 8, "noise": 4},
-    "dfad log": {"student_steps": 1, "width": 8, "noise": 4, "log": True},
-    "deepinversion": {"steps": 3, "every": 2, "bank": 2},
-}
 EACH = pytest.mark.parametrize("example", list(EXAMPLES))
-
-
-def content(example: str, **train: Any) -> dict[str, Any]:
-    settings = {"steps": 4, "batch_size": 8, "optimizer": {"lr": 2e-2}, "checkpoint_every": 1, "schedule": {}}
-    teacher = {"model": "mlp", "params": {"width": 12, "batch_norm": True}}
-    return {
-        "modality": "toy:ToyAdapter", "seed": 3, "data": {"train": 16, "noise": 0.3},
-        "teacher": teacher | {"train": {"steps": 4, "batch_size": 8}},
-        "student": {"model": "mlp", "params": {"width": 8, "dropout": 0.2}},
-        "method": {"name": example.partition(" ")[0], "params": dict(EXAMPLES[example])},
-        "objective": [{"loss": "test_ce"}, {"loss": "kd", "params": {"temperature": 1.0}}],
-        "train": settings | train, "trackers": [],
-    }  # fmt: skip
 
 
 def test_all_methods_have_an_example_and_say_where_they_are_from() -> None:
@@ -64,14 +47,6 @@ def test_inputs_are_made_of_their_address_within_the_range(tmp_path: Path, examp
 
 
 # ---------------------------------------------------------------- against the oracles
-
-
-def double(example: str, **params: Any) -> dict[str, Any]:
-    made = content(example)
-    made["data"]["double"] = True
-    made["student"]["params"]["dropout"] = 0.0
-    made["method"]["params"] |= params
-    return made
 
 
 def rows(method: Any, roles: Any, role: str, x: torch.Tensor, name: str = "logits") -> np.ndarray:
@@ -200,6 +175,17 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path, example: str) -> No
         torch.testing.assert_close(trained[1][key], value, rtol=1e-7, atol=1e-9, msg=key)
 
 
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    with ranks(main, tmp_path / "two"):
+        main(tmp_path / "one")
+    for example in TOGETHER:
+        one = load_file(tmp_path / "one" / example / "rank0.safetensors")
+        two = [load_file(tmp_path / "two" / example / f"rank{rank}.safetensors") for rank in range(2)]
+        for key, value in one.items():
+            assert torch.equal(two[0][key], two[1][key]), key
+            torch.testing.assert_close(two[0][key], value, rtol=1e-6, atol=1e-8, msg=f"{example}: {key}")
+
+
 @EACH
 def test_the_control_is_the_same_student_on_noise(tmp_path: Path, example: str) -> None:
     recipe = loaded(tmp_path, content(example))
@@ -241,6 +227,15 @@ def test_a_run_reads_no_training_sample(
     assert read_tensors(out / "student" / "made_inputs.safetensors")["inputs"].shape == (64, 1, 5, 6)
     [shown] = [panel for panel in read_json(out / "panels.json")["panels"] if panel["title"] == "Made inputs"]
     assert len(shown["content"]["rows"]) == 2
+
+
+@pytest.mark.parametrize("example", ["dafl", "deepinversion"])
+def test_check_finds_no_fault(tmp_path: Path, example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded(tmp_path, content(example))
+    found = call(["check", str(tmp_path / "recipe.yaml"), "--allow-import", "toy", "--device", "cpu", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    rows = told if isinstance(told, list) else told["findings"]
+    assert found == 0 and not [row for row in rows if row["status"] == "fail"]
 
 
 # ---------------------------------------------------------------- refusals, and the generator

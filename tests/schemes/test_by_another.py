@@ -12,9 +12,11 @@ import pytest
 import torch
 from oracles import peers_by_another as peers
 from oracles import schemes_by_another as oracle
+from oracles import transformed_by_another as transformed
 from scheme_runs import begun, content
 from torch import nn
 
+from xmodal_kd.schemes.transformed import turned
 from xmodal_kd.schemes.two_momenta import Dot, Kept
 
 
@@ -112,3 +114,46 @@ def test_pcl(shared: list[str], tmp_path: Path) -> None:
         found = next(method.losses(batch, roles, ctx))[1].value().item()
         expected = peers.pcl(z, z_ens, z_mean, batch["labels"].reshape(-1), omega=method.ramp(ctx), T=2.0)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_sskd(tmp_path: Path) -> None:
+    """All parts of a step, with copies that the teacher errs on."""
+    made = content("sskd")
+    made["data"] |= {"double": True}
+    weights = {"transfer": 2.7, "relations": 10.0, "transfer_kept": 0.5}
+    made["scheme"]["params"] |= weights | {"temperature": 3.0, "relation_temperature": 0.7, "relations_kept": 0.6}
+    made["objective"] = [{"loss": "test_ce", "weight": 0.1}, {"loss": "kd", "weight": 0.9}]
+    method, roles, batch, ctx = begun(tmp_path, made)
+    turns = method.losses(batch, roles, ctx)
+    copies = method.adapter.given(turned(batch["x"]))
+
+    def both(role: str, side: str) -> tuple[Any, Any]:
+        """Scores and projected features, each sample before its copies."""
+        with torch.no_grad():
+            said = [method.forward_role(role, roles, one) for one in (batch, copies)]
+            found = [[one.rows("logits"), method.heads[side](one.rows("body"))] for one in said]
+        clean, turned_ = ([rows.numpy() for rows in one] for one in found)
+        return tuple(  # type: ignore[return-value]
+            np.concatenate([a[:, None], b.reshape(len(a), 3, -1)], axis=1).reshape(4 * len(a), -1)
+            for a, b in zip(clean, turned_, strict=True)
+        )
+
+    student, teacher = both("student", "student"), both("teacher", "teacher")
+    name, out = next(turns)
+    assert name == "teacher's head"
+    np.testing.assert_allclose(out.value().item(), transformed.sskd_teacher_head(teacher[1]), rtol=1e-10)
+    expected = transformed.sskd(
+        student[0], teacher[0], student[1], teacher[1], batch["labels"].reshape(-1).numpy(),
+        T_tf=3.0, T_ss=0.7, ratio_tf=0.5, ratio_ss=0.6,
+    )  # fmt: skip
+    np.testing.assert_allclose(next(turns)[1].value().item(), expected["total"], rtol=1e-10)
+
+
+def test_copies_are_quarter_turns() -> None:
+    x = torch.arange(8.0).reshape(2, 1, 2, 2)
+    assert turned(x)[:, 0].tolist() == [
+        [[1, 3], [0, 2]], [[3, 2], [1, 0]], [[2, 0], [3, 1]], [[5, 7], [4, 6]], [[7, 6], [5, 4]], [[6, 4], [7, 5]],
+    ]  # fmt: skip
+    assert turned(torch.arange(6.0).reshape(1, 2, 3)).tolist() == [
+        [[3, 4, 5], [0, 1, 2]], [[2, 1, 0], [5, 4, 3]], [[5, 4, 3], [2, 1, 0]],
+    ]  # fmt: skip

@@ -27,6 +27,7 @@ OVER_A_BATCH: dict[str, dict[str, Any]] = {
     "you": {"weight": 0.0},
     "ae_kd": {"cap": 1.0},
     "ard": ATTACK,
+    "sskd": {"relations": 0.0},
     "rslad": ATTACK,
 }
 

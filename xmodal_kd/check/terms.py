@@ -143,10 +143,10 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                 else:
                     advice = "is its gradient right, and the learning rate not far too high?"
                     yield Finding("overfit", "fail", text, advice)
-            objective = entered.trial.method.modules().get("objective")
-            built = getattr(objective, "built", False)
+            objective: Any = entered.trial.method.modules().get("objective")
+            mine = [term.name for term in objective] if getattr(objective, "built", False) else []
     tried |= {part.partition("/")[0] for part in tried}  # a part for each of several teachers
-    for silent in (t.name for t in subject.objective if built and t.name not in tried):
+    for silent in (name for name in mine if name not in tried):
         yield Finding("overfit", "warn", f"{silent}: its weight is 0 at the first step, so it was not tried")
 
 

@@ -115,8 +115,8 @@ class DeepInversion(DataFree):
         """``(b, *shape)``: inputs of noise, for a student in eval mode."""
         asked, like, student = self.asked(self.adapter), like_of(roles[self.role]), roles[self.role]
         half, middle = (asked.high - asked.low) / 2, (asked.high + asked.low) / 2
-        x = (middle + half * batch["x"].to(like)).clamp(asked.low, asked.high)
-        classes = None
+        x: Tensor = (middle + half * batch["x"].to(like)).clamp(asked.low, asked.high)
+        classes: Tensor | None = None
         moments = torch.zeros_like(x), torch.zeros_like(x)
         with torch.enable_grad(), evaluating(student), still(student):
             for step in range(1, self.params.steps + 1):
@@ -155,7 +155,7 @@ def fed(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """What each layer is given last within the block."""
     given: list[Any] = [None] * len(layers)
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, i=i: given.__setitem__(i, args[0]))  # type: ignore[misc]
+        layer.register_forward_pre_hook(lambda _, args, i=i: given.__setitem__(i, args[0]))
         for i, layer in enumerate(layers)
     ]
     try:
@@ -170,7 +170,8 @@ def apart(layer: _BatchNorm, x: Tensor) -> Tensor:
     assert layer.running_mean is not None and layer.running_var is not None
     rows = full_precision(x).transpose(0, 1).flatten(1)
     variance = rows.var(dim=1, unbiased=False)
-    return (layer.running_var - variance).norm() + (layer.running_mean - rows.mean(dim=1)).norm()
+    found: Tensor = (layer.running_var - variance).norm() + (layer.running_mean - rows.mean(dim=1)).norm()
+    return found
 
 
 def total_variation(x: Tensor) -> Tensor:
@@ -186,7 +187,8 @@ def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
     """Mean over rows of ``1/2 KL(p || m) + 1/2 KL(q || m)``, m the mean of both; natural logarithm, 0 to ln 2."""
     log_p, log_q = one.log_softmax(dim=1), other.log_softmax(dim=1)
     log_m = torch.logaddexp(log_p, log_q) - torch.log(log_p.new_tensor(2.0))
-    return 0.5 * sum(F.kl_div(log_m, side, reduction="batchmean", log_target=True) for side in (log_p, log_q))
+    apart = [F.kl_div(log_m, side, reduction="batchmean", log_target=True) for side in (log_p, log_q)]
+    return torch.stack(apart).mean()
 
 
 def adam(x: Tensor, slope: Tensor, moments: tuple[Tensor, Tensor], step: int, lr: float) -> Tensor:

@@ -6,13 +6,26 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..adapter.adapter import Batch, Source
+from ..adapter.adapter import Adapter, Batch, Input, Source
+from ..runtime.errors import UserError
 from ..training.label_budget import LabelBudget
 
 #: Where a batch holds its other view.
 OTHER = "other view"
 #: Far from every epoch that a training comes to: its augmentations are the second view's.
 ELSEWHERE = 1 << 30
+
+
+def recorded(adapter: Adapter, what: str) -> Input:
+    """The input of a batch that may be changed, where it has scores of classes. Raises `UserError` where there is none.
+
+    Args:
+        what: a scheme does with it, for the message.
+    """
+    found = adapter.input()
+    if found is None or found.key is None or adapter.blank is not None or adapter.output != "logits":
+        raise UserError(f"{what}, and samples of this modality have no such input: choose another scheme")
+    return found
 
 
 class _Around:

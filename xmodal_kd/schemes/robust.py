@@ -22,6 +22,7 @@ from ..training.method import Context, Distil, Roles
 from ..training.modes import evaluating
 from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
+from .batches import recorded
 from .rows import weighed
 
 
@@ -106,12 +107,8 @@ def attack(
 
 
 def _attacked(adapter: Adapter) -> tuple[str, float, float]:
-    found = adapter.input()
-    if found is None or found.key is None or adapter.blank is not None or adapter.output != "logits":
-        raise UserError(
-            "a robust scheme moves the values of an input against the scores of its classes, and samples of this "
-            "modality have no such input: choose another scheme"
-        )
+    found = recorded(adapter, "a robust scheme moves the values of an input against the scores of its classes")
+    assert found.key is not None
     return found.key, found.low, found.high
 
 
