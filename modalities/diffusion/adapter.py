@@ -38,7 +38,7 @@ from .evaluate.drawn import Drawn, Memory
 from .evaluate.guard import guarded
 from .evaluate.judge import Judge
 from .evaluate.metrics import paired_error
-from .export.bare import bare_unet
+from .export.bare import bare_unet, pipeline_of
 from .export.card import about
 from .export.limits import check_guidance, check_loaded, check_saveable
 from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipeline
@@ -372,7 +372,7 @@ class DiffusionAdapter(Adapter):
         """Traps of the teacher's scheduler in diffusers' own hands: our samplers do not fall into them."""
         place = bare_unet(folder)
         scheduler = folder if place is None else place[1]
-        for finding in lint(folder if place is None else scheduler.parent) if scheduler is not None else ():
+        for finding in lint(folder if place is None else pipeline_of(scheduler)) if scheduler is not None else ():
             yield "warn", finding.what, finding.advice
 
     def declared(self, folder: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +81,7 @@ def has_captions(root: Path) -> bool:
 
 def _listed(path: Path) -> dict[str, str]:
     found = {}
-    for number, line in enumerate(read_bytes(path, MOST).split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(path, MOST).removeprefix(BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
@@ -93,7 +94,7 @@ def _listed(path: Path) -> dict[str, str]:
         said = next((content[key] for key in KEYS if isinstance(content.get(key), str)), None)
         if said is None:
             raise UserError(f"{path}:{number}: {name} has no text: name its caption by one of {', '.join(KEYS)}")
-        found[name] = said
+        found[name.replace("\\", "/").removeprefix("./")] = said
     return found
 
 
@@ -103,7 +104,7 @@ def _beside(root: Path, names: Sequence[str]) -> dict[str, str]:
         path = (root / name).with_suffix(SUFFIX)
         if path.is_file():
             try:
-                found[name] = read_bytes(path, MOST_ONE).decode()
+                found[name] = read_bytes(path, MOST_ONE).decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: a caption in UTF-8 is expected ({error.reason})") from error
     return found

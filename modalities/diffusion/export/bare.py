@@ -1,4 +1,5 @@
-"""A UNet that is no pipeline: of a training's checkpoint, or the ``unet`` of a pipeline named by itself."""
+"""A UNet that lies elsewhere than in a pipeline's ``unet``: in a training's checkpoint, or beside its scheduler, as the
+first published pipelines keep it; and the ``unet`` of a pipeline named by itself."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ OWN = "sampler.json"
 
 
 def bare_unet(folder: Path) -> tuple[Path, Path | None] | None:
-    """Folders of the network and of its scheduler, which may lie beside or above it; None for a pipeline.
+    """Folders of the network and of its scheduler, which may lie beside or above it; None for a pipeline with a folder
+    for each.
 
     Raises:
         UserError: the folder only holds checkpoints, of which one must be named.
     """
-    if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, OWN)):
+    flat = _flat(folder)
+    if not folder.is_dir() or (not flat and any((folder / name).is_file() for name in (INDEX, OWN))):
         return None  # with ours alone it is a pipeline half written
     for place in PLACES:
         unet = folder / place
@@ -35,8 +38,21 @@ def bare_unet(folder: Path) -> tuple[Path, Path | None] | None:
     return None
 
 
+def _flat(folder: Path) -> bool:
+    """Whether network and scheduler lie in the pipeline's folder itself."""
+    places = (folder / "unet", folder / "scheduler", folder / NETWORK, folder / SCHEDULE, folder / INDEX)
+    return [place.exists() for place in places] == [False, False, True, True, True]
+
+
+def pipeline_of(scheduler: Path) -> Path:
+    """The folder of the pipeline that a scheduler's is of."""
+    return scheduler if _flat(scheduler) else scheduler.parent
+
+
 def _scheduler(folder: Path) -> Path | None:
     """Of the folder itself, or of the pipeline around it: diffusers' training script puts its checkpoints into one."""
+    if _flat(folder):
+        return folder
     around = (folder / "scheduler", folder.parent / "scheduler", folder.parent.parent / "scheduler")
     return next((place for place in around if (place / SCHEDULE).is_file()), None)
 
@@ -54,4 +70,4 @@ def without_scheduler(unet: Path) -> str:
     )
 
 
-__all__ = ["NETWORK", "bare_unet", "without_scheduler"]
+__all__ = ["NETWORK", "bare_unet", "pipeline_of", "without_scheduler"]

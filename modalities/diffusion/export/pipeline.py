@@ -27,7 +27,7 @@ from ..models.lora import merged, write_adapters
 from ..models.parts import Parts, parts_of
 from ..models.paths import path_of, process_of
 from ..models.process import Process
-from .bare import bare_unet, without_scheduler
+from .bare import bare_unet, pipeline_of, without_scheduler
 from .card import card
 from .foreign import foreign_parts, foreign_schedule, instead
 from .network import PLAIN, read_network
@@ -228,7 +228,8 @@ def load_denoiser(
         how.times(process)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    if not quiet and scheduler is not None and (found := lint(scheduler.parent, steps=how.steps if own else None)):
+    steps = how.steps if own else None
+    if not quiet and scheduler is not None and (found := lint(pipeline_of(scheduler), steps=steps)):
         text = f"{folder}: in diffusers' own hands: {'; '.join(map(str, found))}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     scale = own.guidance if own else USUAL_GUIDANCE if told_guidance(net) is not None else 1.0

@@ -148,7 +148,10 @@ def _npz(path: Path) -> Scan:
     scan = _scan(path, points[:, :3], arrays.get("intensity", _fourth(points)), arrays.get("ring"))
     if "labels" not in arrays:
         return scan
-    return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, arrays["labels"].astype(np.int64))
+    labels = arrays["labels"]
+    if not (labels == np.rint(labels)).all():
+        raise UserError(f"{path}: its labels must be whole numbers, classes of points: {UNLABELLED} for none")
+    return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, labels.astype(np.int64))
 
 
 def _npy(path: Path) -> Scan:

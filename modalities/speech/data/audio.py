@@ -24,7 +24,7 @@ from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import UserError
 
-from .unread import HEAD, advice, elsewhere, unpromised
+from .unread import HEAD, TOLD, advice, elsewhere, unpromised
 
 with loading("soundfile"):
     import soundfile as sf
@@ -195,8 +195,9 @@ def _opened(path: Place) -> Iterator[Any]:
     if (path.size if isinstance(path, Member) else Path(path).stat().st_size) == 0:
         raise UserError(f"{path}: empty: it holds no bytes")
     try:
-        with sf.SoundFile(io.BytesIO(path.read()) if isinstance(path, Member) else path) as file:
-            _check_header(file, path)
+        content = path.read() if isinstance(path, Member) else None
+        with sf.SoundFile(path if content is None else io.BytesIO(content)) as file:
+            _check_header(file, path, content)
             yield file
     except sf.LibsndfileError as error:
         reason = str(error.error_string).rstrip(".")
@@ -217,7 +218,7 @@ def _raw(path: Place) -> BinaryIO:
     return io.BytesIO(path.read()) if isinstance(path, Member) else Path(path).open("rb")
 
 
-def _check_header(file: Any, path: Place) -> None:
+def _check_header(file: Any, path: Place, content: bytes | None) -> None:
     # libsndfile shrinks the frame count of a cut WAV or AIFF to what is there, and tells only in its log.
     found = re.search(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info)
     if found and int(found[2]) < int(found[1]) < UNKNOWN_SIZE:
@@ -228,8 +229,10 @@ def _check_header(file: Any, path: Place) -> None:
         raise UserError(f"{path}: truncated: the stream has no end")
     if file.format == "OGG":
         _check_last_page(file, path)
-    with _raw(path) as raw:
-        if behind := unpromised(raw, file.format):
+    if file.format in TOLD:
+        with _raw(path) if content is None else io.BytesIO(content) as raw:
+            behind = unpromised(raw, file.format)
+        if behind:
             raise UserError(
                 f"{path}: {behind:,} bytes follow the {file.frames / file.samplerate:.2f} s that its header tells of: "
                 "a recorder was stopped, or files were joined: write it anew (sox --ignore-length FILE "

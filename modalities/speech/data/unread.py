@@ -19,6 +19,8 @@ KINDS = (
     (0, bytes.fromhex("3026b2758e66cf11"), "Windows Media"), (0, b"\xff\xf1", "AAC"), (0, b"\xff\xf9", "AAC"),
     (0, b"DSD ", "DSD"), (0, b"MAC ", "Monkey's Audio"), (0, b"wvpk", "WavPack"),
 )  # fmt: skip
+#: Kinds of files whose headers tell how much they hold, and libsndfile believes them.
+TOLD = ("WAV", "WAVEX", "MP3")
 #: Seconds of bytes behind a recording's own that are padding, or a tag.
 PLAY = 0.1
 #: What a chunk of a WAV is called.
@@ -58,12 +60,10 @@ def unpromised(file: BinaryIO, kind: str) -> int:
     """Bytes of sound behind what a header tells of: of a recorder that was stopped, or of recordings that were joined.
 
     Args:
-        kind: of the file, as libsndfile calls it; of others than WAV and MP3 nothing is known.
+        kind: of the file, as libsndfile calls it, one of `TOLD`.
     """
     size = file.seek(0, 2)
-    if kind in ("WAV", "WAVEX"):
-        return _behind_data(file, size)
-    return _behind_frames(file, size) if kind == "MP3" else 0
+    return (_behind_frames if kind == "MP3" else _behind_data)(file, size)
 
 
 def _at(file: BinaryIO, place: int, count: int) -> bytes:
@@ -109,4 +109,4 @@ def _behind_frames(file: BinaryIO, size: int) -> int:
     return size - start - told if told and again else 0
 
 
-__all__ = ["HEAD", "advice", "elsewhere", "unpromised"]
+__all__ = ["HEAD", "TOLD", "advice", "elsewhere", "unpromised"]

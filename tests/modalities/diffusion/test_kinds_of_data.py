@@ -12,6 +12,7 @@ from image_files import encoded, everything, folder, grey, picture, read, refuse
 from PIL import Image, features
 
 from xmodal_kd.adapter.images import stores
+from xmodal_kd.modalities.diffusion.data.captions import read_captions
 from xmodal_kd.modalities.diffusion.data.found import samples
 from xmodal_kd.modalities.diffusion.data.source import DiffusionData, DiffusionSource, load_split
 from xmodal_kd.runtime.random_streams import Streams
@@ -173,3 +174,12 @@ def test_arrays_of_half_the_range_are_noted(tmp_path):
         np.savez(tmp_path / f"{name}.npz", x=values)
         found = samples(tmp_path / f"{name}.npz").notes
         assert len(found) == notes and all("half the range of images: of these save 2 * x - 1" in one for one in found)
+
+
+def test_captions_as_windows_writes_them(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    folder(tmp_path, {"beside/a.txt": mark + b"a cat\r\n"})
+    assert read_captions(tmp_path / "beside", ["a.png"]) == ["a cat"]
+    line = json.dumps({"file_name": "cat\\a.png", "text": "a cat"}).encode()
+    folder(tmp_path, {"listed/metadata.jsonl": mark + line + b"\r\n"})
+    assert read_captions(tmp_path / "listed", ["cat/a.png"]) == ["a cat"]

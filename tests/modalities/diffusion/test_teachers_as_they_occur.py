@@ -59,6 +59,18 @@ def test_schedules_that_are_not_what_they_seem(teacher: Path, keys: dict[str, An
         load_denoiser(teacher, quiet=True)
 
 
+def test_the_first_pipelines_keep_network_and_scheduler_in_one_folder(teacher: Path, tmp_path: Path) -> None:
+    say(teacher, prediction_type="sample")
+    right = load_denoiser(teacher, quiet=True)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in (*teacher.glob("*.json"), *teacher.glob("*/*.*")):
+        (flat / file.name).write_bytes(file.read_bytes())
+    found = load_denoiser(flat)
+    assert (found.prediction, found.process.T, found.shape) == ("sample", 1000, (1, 8, 8))
+    assert torch.equal(found.net.conv_in.weight, right.net.conv_in.weight)
+
+
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_a_wrapped_model_is_the_one_inside(teacher: Path, prefix: str) -> None:
     right: UNet2DModel = load_denoiser(teacher, quiet=True).net

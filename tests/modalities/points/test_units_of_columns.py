@@ -145,3 +145,12 @@ def test_range_images_begin_at_either_end(tmp_path, turned):
     scan = READERS["range_images"](tmp_path).frame(0).scan
     assert np.array_equal(scan.ring, np.repeat(np.arange(16)[::-1] if turned else np.arange(16), 32))
     assert scan.xyz[scan.ring == 0][:, 2].min() > scan.xyz[scan.ring == 15][:, 2].max()
+
+
+def test_labels_are_whole_numbers(tmp_path, scan):
+    for odd in (0.5, np.nan):
+        np.savez(tmp_path / "a.npz", xyz=scan.xyz, labels=np.full(len(scan), odd))
+        with pytest.raises(UserError, match="its labels must be whole numbers"):
+            read_points(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", xyz=scan.xyz, labels=np.full(len(scan), 2.0))
+    assert (read_points(tmp_path / "a.npz").labels == 2).all()
