@@ -30,7 +30,8 @@ THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--upgrade"}
 #: Keys of other programs' files and their functions, and of ours in files that are no recipes.
 THEIRS = {
     "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "file_name", "final_sigmas_type", "find_rings",
-    "frame_seconds", "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
+    "frame_seconds", "layers_per_block", "scaling_factor", "shift_terminal",
+    "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
     "decoder_start_token_id", "max_target_positions", "vocab_size",

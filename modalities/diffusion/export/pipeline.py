@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConsistencyModelPipeline, DDPMPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, DiTTransformer2DModel, UNet2DModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xmodal_kd.runtime import leftovers
@@ -241,7 +241,7 @@ def load_denoiser(
 
 def _classes(net: Any, own: Card | None) -> tuple[int | None, torch.Tensor | None]:
     """How many classes a network knows, and the number that stands for none of them, if there is one."""
-    if "num_embeds_ada_norm" in net.config:
+    if isinstance(net, DiTTransformer2DModel):
         count = int(net.config.num_embeds_ada_norm)
         tables = [module.num_embeddings for name, module in net.named_modules() if name.endswith("embedding_table")]
         return count, torch.tensor([count]) if tables and tables[0] == count + 1 else None
