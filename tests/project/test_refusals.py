@@ -33,7 +33,8 @@ THEIRS = {
     "frame_seconds", "shift_terminal", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
-    "flatten_indices", "pretrained_cfg", "state_dict", "save_audios", "save_to_disk", "trim_to_supervisions", "weight_map",
+    "flatten_indices", "pretrained_cfg", "state_dict", "save_audios", "save_to_disk", "trim_to_supervisions",
+    "weight_map",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
 PLAIN = {"a", "an", "another", "by", "distil", "fewer", "it", "modules", "one", "sigmas", "that", "the"}
