@@ -34,7 +34,7 @@ THEIRS = {
     "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
-    "decoder_start_token_id", "max_target_positions", "vocab_size",
+    "decoder_start_token_id", "max_target_positions", "vocab_size", "pretrained_cfg", "state_dict",
     "flatten_indices", "save_audios", "save_to_disk", "trim_to_supervisions", "weight_map",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
