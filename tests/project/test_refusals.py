@@ -26,7 +26,7 @@ from xmodal_kd.schemes import SCHEMES
 from xmodal_kd.training.method import METHODS
 
 #: Options of other programs, and of the modules that ask for them.
-THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--upgrade"}
+THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--ignore-length", "--upgrade"}
 #: Keys of other programs' files and their functions, and of ours in files that are no recipes.
 THEIRS = {
     "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "file_name", "final_sigmas_type", "find_rings",
@@ -36,6 +36,7 @@ THEIRS = {
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
     "decoder_start_token_id", "max_target_positions", "vocab_size", "pretrained_cfg", "state_dict",
     "flatten_indices", "save_audios", "save_to_disk", "trim_to_supervisions", "weight_map",
+    "client_id", "fuse_lora", "load_lora_weights", "num_train_timesteps", "trained_betas",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
 PLAIN = {"a", "an", "another", "by", "distil", "fewer", "it", "modules", "one", "sigmas", "that", "the"}

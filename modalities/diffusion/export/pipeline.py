@@ -346,6 +346,11 @@ def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: its schedule is damaged: {error}") from error
+    if (steps := int(config["num_train_timesteps"])) != process.T:
+        raise UserError(
+            f"{path}: trained_betas holds {process.T:,} and num_train_timesteps is {steps:,}: they must be as many: "
+            "correct the one that is wrong"
+        )
     table = process.alphas_cumprod
     if float(table[-1]) == 0:
         if prediction == "epsilon":

@@ -104,12 +104,7 @@ class Process:
             )
         steps = int(config["num_train_timesteps"])
         given = _betas(config)
-        if given is not None and len(given) != steps:
-            raise UserError(
-                f"{name}: trained_betas holds {len(given):,} and num_train_timesteps is {steps:,}: they must be as "
-                "many: correct the one that is wrong"
-            )
-        if not 2 <= steps <= MOST_TIMESTEPS:
+        if not 2 <= (steps if given is None else len(given)) <= MOST_TIMESTEPS:
             raise UserError(f"{name}: {steps:,} timesteps: from 2 to {MOST_TIMESTEPS:,} are expected")
         schedule = config.get("beta_schedule", "linear")
         start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))

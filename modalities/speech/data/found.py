@@ -17,7 +17,7 @@ from .audio import rate_of
 from .corpora import SPLITS, SpeechData, utterances
 from .cuts import cuts_file, holds_cuts
 from .layouts import LISTS
-from .manifests import Utterance, librispeech_lists, manifest_of, read_fsdd, read_manifest
+from .manifests import Utterance, librispeech_lists, manifest_of, manifests_of, read_fsdd, read_manifest
 from .stored import packed_utterances
 from .suffixes import CONVERT, UNREAD, is_sound
 
@@ -95,9 +95,8 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
     manifests = sorted(place.glob("*.jsonl")) if place.is_dir() else [place] if place.suffix == ".jsonl" else []
     if not place.is_dir() and not manifests:
         raise UserError(f"--data {path} is a file: give the folder of recordings, or a manifest (.jsonl): {HELP}")
-    parts = [manifest_of(place, split) for split in SPLITS]
-    if all(part.is_file() for part in parts):
-        train, dev, test = (part.name for part in parts)
+    if all(manifests_of(place, split) for split in SPLITS):
+        train, dev, test = (manifest_of(place, split).name for split in SPLITS)
         yield "sources", Noted("manifest", f"{train}, {dev} and {test} were found, which are the splits")
         yield "path", Noted(str(path), "relative to where the command is called")
     elif manifests:

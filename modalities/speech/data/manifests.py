@@ -112,20 +112,25 @@ def _read(file: Path, version: tuple[int, int, int] | None) -> tuple[Utterance, 
 
 
 def manifest_of(folder: Path, split: str) -> Path:
-    """The manifest of a split: ``train.jsonl``, or else the one that is named after it, as ``val.jsonl`` is after dev
-    and ``train_manifest.json`` after train; the first of these where there is none.
+    """The manifest of a split, of `manifests_of`; ``train.jsonl`` and the like where there is none.
 
     Raises:
-        UserError: several are.
+        UserError: there are several.
     """
-    plain = folder / f"{split}.jsonl"
-    if plain.is_file() or not folder.is_dir():
-        return plain
-    named = [file for file in sorted(folder.glob("*.json*")) if file.suffix in LINES and _means(file.stem) == {split}]
+    named = manifests_of(folder, split)
     if len(named) > 1:
         names = ", ".join(file.name for file in named)
-        raise UserError(f"data.path: {folder} has {names} for the {split} split: join them into {plain.name}")
-    return named[0] if named else plain
+        raise UserError(f"data.path: {folder} has {names} for the {split} split: join them into {split}.jsonl")
+    return named[0] if named else folder / f"{split}.jsonl"
+
+
+def manifests_of(folder: Path, split: str) -> list[Path]:
+    """``train.jsonl``, or else what is named after a split, as ``val.jsonl`` is after dev and ``train_manifest.json``
+    after train."""
+    plain = folder / f"{split}.jsonl"
+    if plain.is_file():
+        return [plain]
+    return [file for file in sorted(folder.glob("*.json*")) if file.suffix in LINES and _means(file.stem) == {split}]
 
 
 def _means(stem: str) -> set[str]:
