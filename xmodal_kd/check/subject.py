@@ -26,7 +26,7 @@ from ..runtime.errors import page_of
 from ..runtime.random_streams import Streams
 from ..runtime.timing import StepTimer
 from ..signals.signals import Signals
-from ..training.loader import steps
+from ..training.loader import first_batch
 from ..training.method import Context, Distil, Method, Stage
 from ..training.role_plan import RolePlan
 from .trial import Trial
@@ -94,8 +94,7 @@ class Subject:
     @cached_property
     def batch(self) -> Batch:
         """The whole batch of the first step."""
-        [batch] = next(steps(training_source(self.adapter, self.recipe, "student")))
-        return self.here(batch)
+        return self.here(first_batch(training_source(self.adapter, self.recipe, "student")))
 
     @cached_property
     def said(self) -> dict[str, Signals]:

@@ -35,7 +35,7 @@ from ..teacher_cache.session import CacheUser, Session, check
 from ..training.controls import control_spec
 from ..training.engine import Engine
 from ..training.label_budget import LabelBudget, facts
-from ..training.loader import steps
+from ..training.loader import first_batch
 from ..training.method import METHODS, Distil, Method, Stage, probe
 from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
@@ -372,8 +372,7 @@ class Run:
         return {"curve": list(found.curve), "facts": {**found.facts, **facts}, "pictures": pictures}
 
     def _batch(self, source: Source) -> Any:
-        [batch] = next(steps(source))
-        return send_to_device(batch, self.accelerator.device)
+        return send_to_device(first_batch(source), self.accelerator.device)
 
     def _score(self, role: str) -> dict[str, Any]:
         model = self.models[role].eval()

@@ -90,6 +90,12 @@ def steps(
         del stream  # a traceback that kept it would keep its workers, and they take seconds to notice
 
 
+def first_batch(source: Source) -> Batch:
+    """The whole batch of the first step."""
+    [batch] = next(steps(source))
+    return batch
+
+
 class Supply:
     """The batches of a training, and how long it waited for them.
 
