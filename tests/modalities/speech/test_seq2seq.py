@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import pytest
 import soundfile as sf
 import torch
 from oracles import seq2seq as oracle
-from pretrained_small import write, write_whisper
+from pretrained_small import write_whisper
+from seq2seq_small import TEXTS, adapter_of, listed, record, sets
 
 from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
@@ -28,14 +28,12 @@ from xmodal_kd.modalities.speech.use.pseudolabel import Filter
 from xmodal_kd.modalities.speech.use.sketch import sketch
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import load
-from xmodal_kd.run.roles import make_adapter
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
-TEXTS = ["yes", "no way", "it's so", "a quiz", "yes no", "maybe"]
 LAYER = "model.decoder.layers.1"
 
 
@@ -47,38 +45,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("recordings"))
-
-
-def record(folder: Path, texts: Sequence[str | None] = TEXTS) -> Path:
-    """Noise of several lengths as sentences in letters."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("dev", 2), ("test", 2)):
-        lines = []
-        for i in range(count):
-            name = f"{split}{i}.wav"
-            sf.write(folder / name, 0.1 * rng.standard_normal(int(16000 * (1.0 + 0.13 * i))), 16000)
-            line = {"audio_filepath": name, "speaker": f"s{i}"}
-            text = texts[i] if split == "train" else TEXTS[i]
-            lines.append(json.dumps(line if text is None else {**line, "text": text}))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def sets(recordings: Path, teacher: Path, *more: str) -> list[str]:
-    return [
-        f"data.path={recordings}", f"teacher={{path: {teacher}}}", "data.augment={}", "train.batch_size=3",
-        "train.steps=2", "train.eval_every=2", "trackers=[]", *more,
-    ]  # fmt: skip
-
-
-def listed(given: Sequence[str]) -> list[str]:
-    return [word for one in given for word in ("--set", one)]
-
-
-def adapter_of(recordings: Path, teacher: Path, *more: str) -> Seq2SeqAdapter:
-    made: Any = make_adapter(load("speech/whisper", sets(recordings, teacher, *more)), Streams(1), 3)
-    assert isinstance(made, Seq2SeqAdapter)
-    return made
 
 
 def batch_of(adapter: Seq2SeqAdapter, split: str = "train") -> Any:
@@ -299,104 +265,6 @@ def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
     found = list(pieces([wave[:700], wave[700:]], 1000, 1000))
     assert len(found[0]) in range(850, 950)
     assert np.array_equal(np.concatenate(found), wave) and max(map(len, found)) <= 1000
-
-
-# ---------------------------------------------------------------- what is refused
-
-
-def other_vocabulary(folder: Path) -> Path:
-    return write_whisper(folder, decoder_layers=4, chunk=3, letters="abcdefghijklmnopqrstuvwxyz'")
-
-
-def without(name: str) -> Any:
-    def made(folder: Path) -> Path:
-        write_whisper(folder, decoder_layers=4, chunk=3)
-        for file in folder.glob(name):
-            file.unlink()
-        return folder
-
-    return made
-
-
-@pytest.mark.parametrize(
-    "make, why",
-    [
-        (lambda folder: write(folder, "layer"), "no Whisper as transformers saves it: Wav2Vec2ForCTC"),
-        (without("tokenizer*"), "no tokenizer"),
-        (without("preprocessor*"), "no feature extractor"),
-        (without("model*"), r"no model\.safetensors"),
-        (other_vocabulary, r"writes another vocabulary than .*: token 0 is 'a' there, 'e' here"),
-        (lambda folder: write_whisper(folder, chunk=4), "hears features of frames 400"),
-        (
-            lambda folder: write_whisper(folder, chunk=3, max_target_positions=6),
-            r"train utterance .*: its text needs \d+ positions of the decoder, which has 6 \(max_target_positions",
-        ),
-        (lambda folder: folder / "nowhere", "no such folder: a Whisper is a folder on this machine"),
-    ],
-)
-def test_folders_that_cannot_teach(recordings: Path, teacher: Path, tmp_path: Path, make: Any, why: str) -> None:
-    folder = make(tmp_path / "bad")
-    adapter = adapter_of(recordings, folder, f"data.processor={teacher}")
-    with pytest.raises(UserError, match=why):
-        adapter.load("teacher", folder)
-
-
-def test_a_processor_of_another_model(teacher: Path, tmp_path: Path) -> None:
-    shutil.copytree(teacher, tmp_path, dirs_exist_ok=True)
-    for key, value, why in (
-        ("num_mel_bins", 80, "its model hears 300 frames of 80 mels, its processor gives 300 of 16"),
-        ("vocab_size", 9, "its tokenizer has 31 tokens, its model writes 9"),
-        ("decoder_start_token_id", 3, r"begins a text with token \[29\], its model with 3"),
-    ):
-        config = read_json(teacher / "config.json") | {key: value}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match=why):
-            Processor(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "change, why",
-    [
-        ("data.tokens=characters", "tokens: it says nothing to task seq2seq"),
-        ("data.streaming=true", "streaming: it says nothing to task seq2seq"),
-        ("data.augment={warp: [0.9, 1.1]}", "augment.warp"),
-        ("student={model: conv}", "set student.model to whisper"),
-        ("data.language=de", "knows one language"),
-        (
-            "student.params={encoder_layers: 2, freeze_encoder: true}",
-            "with other layers has to learn",
-        ),
-        ("labels=3", "a decoder is forced over the text of every utterance"),
-        ("data.task=ctc", "writes by a decoder: set data.task to seq2seq|writes by a decoder, not by CTC frames"),
-    ],
-)
-def test_recipes_that_cannot_run(
-    recordings: Path, teacher: Path, tmp_path: Path, change: str, why: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import re
-
-    given = listed(sets(recordings, teacher, change))
-    assert call(["run", "speech/whisper", "--out", str(tmp_path / "run"), "--device", "cpu", "--quiet", *given]) == 2
-    assert re.search(why, " ".join(capsys.readouterr().err.split()))
-
-
-def test_recordings_that_cannot_be_learnt_from(teacher: Path, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("silent", "long")]
-    for folder in folders:
-        folder.mkdir()
-    silent = record(folders[0], ["yes", None, *TEXTS[2:]])
-    with pytest.raises(UserError, match=r"train1\.wav: it has no text, .*pseudolabel"):
-        adapter_of(silent, teacher).data("train")
-    long = record(folders[1], ["yes and no and yes", *TEXTS[1:]])
-    with pytest.raises(UserError, match=r"train0\.wav: its text needs \d\d positions of the decoder, which has 12"):
-        adapter_of(long, teacher).data("train")
-    sf.write(long / "test1.wav", np.zeros(16000 * 4), 16000)
-    with pytest.raises(UserError, match=r"test1\.wav: 4\.0 s, the model hears 3 s at once"):
-        adapter_of(long, teacher).data("test")
-    sf.write(long / "train5.wav", np.zeros(16000 * 4), 16000)
-    (long / "train.jsonl").write_text((silent / "train.jsonl").read_text().replace('"s1"', '"s1", "text": "no"'))
-    source = adapter_of(long, teacher).data("train")
-    assert source.left_out == [("train5.wav", "4.0 s is longer than what is heard at once (3 s)")]
 
 
 def test_the_filter_of_texts_is_the_releases_but_at_its_threshold() -> None:
