@@ -3,7 +3,7 @@
 May import ``losses``, ``models``, ``views`` and ``data``, beside the core. Public are the names of methods in recipes.
 """
 
-from .from_labels import LabelDistill, LabelDistillParams, LabelKD, drawn, joined, masked_square
+from .from_labels import LabelDistill, LabelDistillParams, LabelKD, LabelKDParams, drawn, joined, masked_square
 from .on_things import BevDistill, BevDistillParams, UniDistill, UniDistillParams
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "LabelDistill",
     "LabelDistillParams",
     "LabelKD",
+    "LabelKDParams",
     "UniDistill",
     "UniDistillParams",
     "drawn",
