@@ -16,8 +16,8 @@ OTHER = "other view"
 ELSEWHERE = 1 << 30
 
 
-def recorded(adapter: Adapter, what: str) -> Input:
-    """The input of a batch that may be changed, where it has scores of classes. Raises `UserError` where there is none.
+def recorded(adapter: Adapter, what: str) -> tuple[str, Input]:
+    """Where a batch holds an input that may be changed, and what it is. Raises `UserError` without one, or classes.
 
     Args:
         what: a scheme does with it, for the message.
@@ -25,7 +25,7 @@ def recorded(adapter: Adapter, what: str) -> Input:
     found = adapter.input()
     if found is None or found.key is None or adapter.blank is not None or adapter.output != "logits":
         raise UserError(f"{what}, and samples of this modality have no such input: choose another scheme")
-    return found
+    return found.key, found
 
 
 class _Around:

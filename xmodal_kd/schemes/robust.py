@@ -107,9 +107,8 @@ def attack(
 
 
 def _attacked(adapter: Adapter) -> tuple[str, float, float]:
-    found = recorded(adapter, "a robust scheme moves the values of an input against the scores of its classes")
-    assert found.key is not None
-    return found.key, found.low, found.high
+    key, found = recorded(adapter, "a robust scheme moves the values of an input against the scores of its classes")
+    return key, found.low, found.high
 
 
 class Robust(Scheme):

@@ -104,7 +104,7 @@ class SelfSupervised(Scheme):
         return self.forward_features(role, roles, batch, sorted({*self.objective.features(side), self.params.on}))
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
-        copies = self.adapter.given(turned(batch[recorded(self.adapter, "scheme sskd").key]))
+        copies = self.adapter.given(turned(batch[recorded(self.adapter, "scheme sskd")[0]]))
         with ctx.timer.time("teacher"), torch.no_grad():
             theirs = [self.forward_role(self.teacher, roles, one) for one in (batch, copies)]
         if self.params.relations > 0:
