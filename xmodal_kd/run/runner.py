@@ -380,8 +380,7 @@ class Run:
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
             alone = self._latency(role, model)
-        without_data = METHODS[self.recipe.method.name].control == "noise"
-        batch = self._batch(self.adapter.data("test" if without_data else "train"))
+        batch = self._batch(self.adapter.data("test" if METHODS[self.recipe.method.name].control == "noise" else "train"))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
