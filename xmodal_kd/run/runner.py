@@ -322,7 +322,6 @@ class Run:
         return CacheUser(self.recipe, self.out, self.models, self.streams, self.accelerator, self.options.quiet, part)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
-        """What a method has to say of its training."""
         if not isinstance(method, Distil):
             return {}
         self.method = method
@@ -380,7 +379,8 @@ class Run:
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = {split: self.adapter.evaluate(role, model, split) for split in ("dev", "test")}
             alone = self._latency(role, model)
-        batch = self._batch(self.adapter.data("test" if METHODS[self.recipe.method.name].control == "noise" else "train"))
+        split = "test" if METHODS[self.recipe.method.name].control == "noise" else "train"
+        batch = self._batch(self.adapter.data(split))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
