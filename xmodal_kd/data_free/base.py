@@ -33,6 +33,7 @@ class MadeParams(Strict):
     """Steps of the student in a step of the training."""
 
 
+# docs/decisions/019-without-data.md
 class DataFree(Distil):
     """Base: the student learns by the terms with a teacher on inputs that are made; no sample is read, no label.
 

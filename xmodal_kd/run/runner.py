@@ -322,7 +322,6 @@ class Run:
         return CacheUser(self.recipe, self.out, self.models, self.streams, self.accelerator, self.options.quiet, part)
 
     def _told(self, method: Method, models: dict[str, nn.Module], cache: Session) -> dict[str, Any]:
-        """What a method has to say of its training."""
         if not isinstance(method, Distil):
             return {}
         self.method = method
@@ -379,8 +378,8 @@ class Run:
         with torch.no_grad(), self.streams.forked("evaluate"):
             dev, test = self.dev.of(role, self.adapter, model), self.adapter.evaluate(role, model, "test")
             alone = self._latency(role, model)
-        without_data = METHODS[self.recipe.method.name].control == "noise"
-        batch = self._batch(self.adapter.data("test" if without_data else "train"))
+        split = "test" if METHODS[self.recipe.method.name].control == "noise" else "train"
+        batch = self._batch(self.adapter.data(split))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
