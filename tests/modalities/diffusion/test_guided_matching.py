@@ -123,9 +123,12 @@ def test_lcm_s_guided_step_is_the_release_s_but_for_the_lowest_time() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", [name for name, arm in GUIDED.items() if arm.method == "dmd2"])
+@pytest.mark.parametrize("name", ["dmd2", "dmd2, GAN"])
 def test_guidance_is_matched_on_the_mixture(tmp_path: Path, name: str) -> None:
-    """benchmarks/results/mixture_guided.json has the arms; the truth is the guided teacher in many steps."""
+    """In one step; the truth is the guided teacher in many. In four (seed 1): 7.5 floors, the teacher's own 2.9.
+
+    No density has guided scores, and matching does not end where the guided path does.
+    """
     arm, bench = GUIDED[name], Bench(conditional=True, guidance=SCALE)
     students = bench.distil(arm, tmp_path)
     for steps in arm.budgets:
