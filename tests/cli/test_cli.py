@@ -276,7 +276,7 @@ def refused(tmp_path: Path, capfd: Capture) -> Callable[..., str]:
         ("train=3", "train: a section with keys of its own is expected, got 3"),
         ("objective.7.loss=kd", "there is no 7 to go into"),
         ("objective.0={loss: kd}", "two terms are called kd"),
-        ("method=distill", "unknown method 'distill' (nearest: distil, labeldistill)"),
+        ("method=distill", "unknown method 'distill' (nearest: distil"),
         ("teacher={path: nowhere}", "nowhere/card.json is missing"),
         ("teacher={model: mlp}", "teacher: a teacher that is not loaded from a path needs train"),
         ("train.precision=fp16", "fp16 needs a GPU"),

@@ -37,6 +37,7 @@ GIVES = {
     "diffusion": "few-step samplers from diffusers pipelines",
     "points": "3D segmenters, the street simulator, and their export",
     "las": "scans in LAS and LAZ files",
+    "timm": "encoders of photographs by timm's names",
     "gpu": "attention without padding on CUDA, by xformers",
     "datasets": "folders that Hugging Face's datasets has saved (sources: datasets)",
     "ray": "comparisons over a Ray cluster (compare --launcher ray)",

@@ -125,7 +125,7 @@ def segmenter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Poin
     torch.manual_seed(0)
     net = Pointcepts()
     held = {f"module.{name}": value for name, value in net.state_dict().items()}
-    return saved(folder, "theirs", {"state_dict": held, "best": np.float64(1)}, monkeypatch), net
+    return saved(folder, "theirs", {"state_dict": held, "best": 1.0}, monkeypatch), net
 
 
 def test_a_segmenter_by_import_path_says_of_a_point_what_its_voxel_says(
