@@ -175,6 +175,7 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path, example: str) -> No
         torch.testing.assert_close(trained[1][key], value, rtol=1e-7, atol=1e-9, msg=key)
 
 
+@pytest.mark.full
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     with ranks(main, tmp_path / "two"):
         main(tmp_path / "one")

@@ -274,7 +274,8 @@ def test_a_shard_that_is_cut_under_a_run_is_named(tmp_path: Path) -> None:
         found.sample(0, 0)
 
 
-@pytest.mark.parametrize("kind", ["webdataset", pytest.param("datasets", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["webdataset", "datasets"])
 def test_who_is_killed_within_an_epoch_goes_on_with_the_next_sample(tmp_path: Path, kind: str) -> None:
     """Seven batches an epoch, two workers, from step 4 on."""
     folder = (sharded if kind == "webdataset" else saved)(tmp_path / "packed")
