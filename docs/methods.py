@@ -122,8 +122,9 @@ def measured() -> dict[str, list[str]]:
         found[name].append(text)
     for _, result in compared():
         metric = result["metric"]["name"]
-        labels = result.get("overrides", {}).get("labels")
-        recipe = Path(result["recipe"]).stem + (f", labels {labels}" if labels is not None else "")
+        changed = result.get("overrides", {})
+        recipe = Path(result["recipe"]).stem + (f", labels {changed['labels']}" if "labels" in changed else "")
+        recipe += f", {changed['train.steps']} steps" if "train.steps" in changed else ""
         for entry in result["against_control"]:
             if entry["difference"]:
                 change = bracketed(Interval(**entry["difference"]), 4, sign="+")
