@@ -78,7 +78,7 @@ def test_micro_batches_of_a_shared_model_add_up_to_what_one_process_adds_up(
 
 
 @pytest.mark.parametrize(("keys", "how"), [
-    ({}, {"backend": "aot_eager"}),
+    pytest.param({}, {"backend": "aot_eager"}, marks=pytest.mark.full),
     pytest.param({"frozen": "sharded", "accumulate": 2}, {"backend": "aot_eager"}, marks=pytest.mark.full),
     pytest.param({"frozen": "sharded"}, None, marks=pytest.mark.full),
     pytest.param({"accumulate": 2}, None, marks=pytest.mark.full),
