@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -189,19 +188,6 @@ def like_of(model: nn.Module) -> Tensor:
     return next(p for p in model.parameters() if p.is_floating_point())
 
 
-@contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Within the block no graph leads to the model's parameters, though one leads through it."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
 def over_ranks(value: Tensor, ranks: Ranks) -> tuple[Tensor, float]:
     """Total and count of a value that every rank computes over all ranks' rows, keeping its own rows' gradient."""
     if ranks.world > 1:
@@ -209,4 +195,4 @@ def over_ranks(value: Tensor, ranks: Ranks) -> tuple[Tensor, float]:
     return value, 1 / ranks.world
 
 
-__all__ = ["DataFree", "MadeParams", "like_of", "over_ranks", "still", "taught"]
+__all__ = ["DataFree", "MadeParams", "like_of", "over_ranks", "taught"]

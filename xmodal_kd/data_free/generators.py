@@ -19,8 +19,9 @@ from ..objective.parts import LossOut, Part
 from ..runtime.errors import UserError
 from ..signals.capture import find_modules
 from ..training.method import METHODS, Context, Roles
+from ..training.modes import frozen
 from ..training.optim import build_optimizer, scaling
-from .base import DataFree, MadeParams, like_of, over_ranks, still
+from .base import DataFree, MadeParams, like_of, over_ranks
 
 #: Name of the generator among the method's modules and optimizers.
 GENERATOR = "generator"
@@ -80,7 +81,7 @@ class Generated(DataFree):
 
     def generates(self, batch: Batch, roles: Roles, ctx: Context, turn: int = 0) -> tuple[Tensor, LossOut]:
         """Inputs, and the generator's loss on them."""
-        with ctx.timer.time("teacher"), still(roles[self.role]):
+        with ctx.timer.time("teacher"), frozen(roles[self.role]):
             x = self.inputs(batch, turn)
             return x, self.generator_loss(x, roles, ctx).named(GENERATOR)
 

@@ -18,8 +18,8 @@ from ..losses.base import full_precision
 from ..objective.parts import LossOut
 from ..runtime.errors import UserError
 from ..training.method import METHODS, Context, Roles
-from ..training.modes import evaluating
-from .base import DataFree, MadeParams, like_of, still
+from ..training.modes import evaluating, frozen
+from .base import DataFree, MadeParams, like_of
 
 
 class InversionParams(MadeParams):
@@ -118,7 +118,7 @@ class DeepInversion(DataFree):
         x: Tensor = (middle + half * batch["x"].to(like)).clamp(asked.low, asked.high)
         classes: Tensor | None = None
         moments = torch.zeros_like(x), torch.zeros_like(x)
-        with torch.enable_grad(), evaluating(student), still(student):
+        with torch.enable_grad(), evaluating(student), frozen(student):
             for step in range(1, self.params.steps + 1):
                 x.requires_grad_()
                 value, classes = self.value(x + 0, batch, roles, classes)

@@ -1,4 +1,4 @@
-"""A model in eval mode for a while."""
+"""A model in eval mode, or without gradients of its own, for a while."""
 
 from __future__ import annotations
 
@@ -20,4 +20,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-__all__ = ["evaluating"]
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """No parameter of `modules` is part of what is computed inside the block; gradients pass through them."""
+    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+__all__ = ["evaluating", "frozen"]

@@ -20,13 +20,14 @@ from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.recipe.recipe import Optimizer as Config
 from xmodal_kd.training.method import METHODS, Context, Roles
+from xmodal_kd.training.modes import frozen
 from xmodal_kd.training.optim import build_optimizer, scaling
 
 from ..data.condition import Condition
 from ..models.denoiser import Denoiser
 from ..models.process import Process
 from .critic import Critic, CriticParams
-from .discriminator import features_at, frozen, heads_for, hinge, read_all
+from .discriminator import features_at, heads_for, hinge, read_all
 from .few_step import denoisers, masked, same_network
 from .intervals import time_at
 

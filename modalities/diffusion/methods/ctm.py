@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles
+from xmodal_kd.training.modes import frozen
 
 from ..data.condition import Condition
 from ..models.denoiser import Denoiser
 from ..models.process import Process, expand
 from ..models.solvers import ddim_step
 from .consistency import mean_distance, moved_on
-from .discriminator import frozen
 from .few_step import denoisers
 from .intervals import IntervalParams, Intervals, lengthened
 

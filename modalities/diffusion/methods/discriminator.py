@@ -7,8 +7,7 @@ weights of a head and a pass over the real data, but no network of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -94,17 +93,4 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
     return (F.relu(1 - real) + F.relu(1 + made)).mean(dim=0)
 
 
-@contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """No parameter of `modules` is part of what is computed inside the block; gradients pass through them."""
-    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-__all__ = ["Head", "features_at", "frozen", "head_for", "heads_for", "hinge", "judged", "read_all", "read_at"]
+__all__ = ["Head", "features_at", "head_for", "heads_for", "hinge", "judged", "read_all", "read_at"]

@@ -11,10 +11,10 @@ from torch import Tensor
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.training.method import METHODS, Context
+from xmodal_kd.training.modes import frozen
 
 from ..models.denoiser import Denoiser
 from .critic import Critic, FakeParams
-from .discriminator import frozen
 from .few_step import masked
 
 

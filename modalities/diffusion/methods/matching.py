@@ -23,10 +23,11 @@ from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
+from xmodal_kd.training.modes import frozen
 
 from ..models.denoiser import Denoiser
 from .critic import STAGE, Critic, FakeParams, noised
-from .discriminator import frozen, head_for, judged, read_at
+from .discriminator import head_for, judged, read_at
 from .few_step import denoisers, masked
 from .pairs import Pairs, check_unprompted, draw_pairs
 

@@ -1,8 +1,7 @@
 """Image classifiers by name: a plain CNN and a ResNet, by width and depth.
 
 Every model is built as ``cls(config, channels=, classes=)`` and has ``stages.*``, ``embedding``, ``cells`` and ``head``
-to capture, see `Classifier`. Batch statistics
-are there only where ``norm`` asks for them.
+to capture, see `Classifier`. Batch statistics are there only where ``norm`` asks for them.
 
 May import ``data``, beside the core. Public are the names in recipes and their parameters.
 """
