@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, cast
@@ -30,13 +30,13 @@ from .data.captions import captions_of
 from .data.condition import Condition, moved, rows
 from .data.config import FEWEST, LAYOUTS, SPLITS, DiffusionData
 from .data.listed import listed
-from .data.source import DiffusionSource, Encoded, Images, load_split
+from .data.source import DiffusionSource, Encoded, load_split
 from .evaluate.answers import Answers
-from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.denoising import trust
 from .evaluate.drawn import Drawn, Memory
+from .evaluate.encoders import seen_by_others
 from .evaluate.guard import guarded
-from .evaluate.judge import Judge
+from .evaluate.judge import Judge, judge_of
 from .evaluate.metrics import paired_error
 from .export.bare import bare_unet, pipeline_of
 from .export.card import about
@@ -224,10 +224,7 @@ class DiffusionAdapter(Adapter):
         """Of samples against the images of `split`."""
         key = (split, str(device))
         if key not in self._judges:
-            train, reference = load_split(self.config, "train"), load_split(self.config, split)
-            self._judges[key] = Judge(
-                train, reference, samples=self.config.samples, device=device, classifier=_classifier(train, str(device))
-            )
+            self._judges[key] = judge_of(self.config, split, device)
         return self._judges[key]
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
@@ -249,8 +246,7 @@ class DiffusionAdapter(Adapter):
         for draw in range(draws):
             drawn = self._drawn(model, draw)
             seconds += drawn.seconds
-            judge, labels = self.judge(split, drawn.samples.device), self.labels(drawn.samples.device)
-            one = drawn.measured(split, partial(judge.measure, labels=labels))
+            one = drawn.measured(split, partial(self._judged, split))
             found.append(one | ({"paired_error": paired_error(drawn.samples, against[draw])} if against else {}))
         metrics: dict[str, Any] = {key: sum(m[key] for m in found) / draws for key in found[0]}
         how = model.sampling
@@ -261,6 +257,10 @@ class DiffusionAdapter(Adapter):
             metrics |= {f"{self.metric[0]}_interval": [low, high], f"{self.metric[0]}_interval_over": "draws of noise"}
         scores = [Score(f"draw-{draw}", split, m[self.metric[0]], 1.0) for draw, m in enumerate(found)]
         return Evaluation(metrics, scores)
+
+    def _judged(self, split: str, samples: Tensor) -> dict[str, float]:
+        found = self.judge(split, samples.device).measure(samples, self.labels(samples.device))
+        return found | seen_by_others(self.config, split, samples)
 
     def noise(self, draw: int) -> Tensor:
         """The same for every role: ``(samples, *shape)`` on the CPU."""
@@ -385,12 +385,6 @@ class DiffusionAdapter(Adapter):
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
-
-
-@lru_cache(maxsize=4)
-def _classifier(train: Images, device: str) -> Classifier:
-    """One for all splits, and for all runs of a process: `load_split` gives the same images again."""
-    return train_classifier(train, device=device)
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

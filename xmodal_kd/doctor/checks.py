@@ -35,6 +35,7 @@ GIVES = {
     "bpe": "pieces of words",
     "lora": "students of low-rank adapters",
     "diffusion": "few-step samplers from diffusers pipelines",
+    "fid": "the Inception of the FID from torch-fidelity's weights",
     "points": "3D segmenters, the street simulator, and their export",
     "las": "scans in LAS and LAZ files",
     "timm": "encoders of photographs by timm's names",

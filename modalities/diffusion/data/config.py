@@ -55,6 +55,20 @@ class SamplingConfig(Strict):
     guidance: float = Field(default=1.0, ge=0, le=1000)
 
 
+class JudgesConfig(Strict):
+    """Networks in whose features test samples are measured, too. Nothing is fetched."""
+
+    #: File of the FID's Inception: NVIDIA's ``inception-2015-12-05.pt``, or torch-fidelity's weights (extra ``fid``).
+    inception: Path | None = None
+    #: Folder of a DINOv2 of `transformers`, with its ``preprocessor_config.json``.
+    dinov2: Path | None = None
+    #: Folder of a CLIP of `transformers` with its tokenizer: how well images show their captions.
+    clip: Path | None = None
+
+    def __bool__(self) -> bool:
+        return any(path is not None for path in (self.inception, self.dinov2, self.clip))
+
+
 class DiffusionData(ImageSection):
     """Which samples there are (`path` may also be an .npz), and how generated ones are judged."""
 
@@ -75,6 +89,8 @@ class DiffusionData(ImageSection):
     samples: int = Field(default=1000, ge=FEWEST, le=10_000_000)
     #: Repetitions of an evaluation on test, for intervals.
     draws: int = Field(default=3, ge=1, le=10_000)
+    #: Beside the classifier that is trained on the data, on test alone: it takes a pass of each over all samples.
+    judges: JudgesConfig = JudgesConfig()
     #: What is measured for the curve of quality against evaluations, which takes most of a short run: the teacher by
     #: every solver in every number of steps and all students; the teacher as it is sampled and all students; or it and
     #: the last student, which are measured anyway.
@@ -109,10 +125,29 @@ class DiffusionData(ImageSection):
         return self
 
     @model_validator(mode="after")
+    def _check_judges(self) -> DiffusionData:
+        if self.judges and (self.latents or self.sources == "arrays"):
+            raise ValueError("judges: see images, and these samples are none: leave it out")
+        if self.judges.clip is not None and not self.captions:
+            raise ValueError("judges.clip: compares images with captions: set captions to true, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_steps(self) -> DiffusionData:
         if self.sampling.steps > self.process.steps:
             raise ValueError(f"sampling.steps: {self.sampling.steps} is more than process.steps ({self.process.steps})")
         return self
 
 
-__all__ = ["FEWEST", "LAYOUTS", "SPLITS", "TEST", "DiffusionData", "Extent", "ProcessConfig", "SamplingConfig", "Split"]
+__all__ = [
+    "FEWEST",
+    "LAYOUTS",
+    "SPLITS",
+    "TEST",
+    "DiffusionData",
+    "Extent",
+    "JudgesConfig",
+    "ProcessConfig",
+    "SamplingConfig",
+    "Split",
+]

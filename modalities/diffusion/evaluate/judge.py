@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.random_streams import Streams
 
+from ..data.config import DiffusionData
+from ..data.source import Images, load_split
 from . import metrics
 from .classifier import DATA_LABELS, RECIPE, Classifier, ImageSet, batches, embed, train_classifier, weight_hash
 
@@ -149,3 +152,16 @@ class Judge:
         if labels.shape != predicted.shape:
             raise ValueError(f"{len(predicted)} samples need as many labels, got {tuple(labels.shape)}")
         return float((predicted == labels.cpu()).double().mean())
+
+
+def judge_of(config: DiffusionData, split: str, device: torch.device) -> Judge:
+    """Of samples against the images of `split`."""
+    train, reference = load_split(config, "train"), load_split(config, split)
+    classifier = _classifier(train, str(device))
+    return Judge(train, reference, samples=config.samples, device=device, classifier=classifier)
+
+
+@lru_cache(maxsize=4)
+def _classifier(train: Images, device: str) -> Classifier:
+    """One for all splits, and for all runs of a process: `load_split` gives the same images again."""
+    return train_classifier(train, device=device)

@@ -118,7 +118,7 @@ class Parts:
         """What b prompts say."""
         made, names = [], (*self.family.text, *self.family.more)
         encoders = [one for name in names if isinstance(one := getattr(self.pipeline, name), torch.nn.Module)]
-        with torch.no_grad(), _silent():
+        with torch.no_grad(), silent():
             for encoder in encoders:
                 encoder.to(device)
             for start in range(0, len(texts), PROMPTS):
@@ -169,7 +169,7 @@ class Parts:
         there, network = components(read_object(self.folder / INDEX)), self.family.place
         none: dict[str, Any] = dict.fromkeys([network, *self.absent, *(set(self.family.optional) & there.keys())])
         try:
-            with _silent():
+            with silent():
                 made = DiffusionPipeline.from_pretrained(
                     self.folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, **none
                 )
@@ -202,7 +202,7 @@ def _file_digest(path: Path, *stamp: int) -> bytes:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Neither warnings of what is well known nor bars of what takes a second."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -26,7 +26,9 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     kept = shared_folder(tmp_path_factory) / "classifiers"
     kept.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xmodal_kd.modalities.diffusion.adapter.train_classifier", partial(train_classifier, cache=kept))
+        patch.setattr(
+            "xmodal_kd.modalities.diffusion.evaluate.judge.train_classifier", partial(train_classifier, cache=kept)
+        )
         yield
 
 
