@@ -36,7 +36,8 @@ THEIRS = {
     "save_pretrained", "target_lang", "time_embedding_type", "timestep_spacing", "to_json", "use_reentrant",
     "decoder_start_token_id", "max_target_positions", "vocab_size", "pretrained_cfg", "state_dict",
     "flatten_indices", "save_audios", "save_to_disk", "trim_to_supervisions", "weight_map",
-    "client_id", "crop_size", "fuse_lora", "image_mean", "image_std", "load_lora_weights", "num_train_timesteps", "trained_betas",
+    "client_id", "fuse_lora", "load_lora_weights", "num_train_timesteps", "trained_betas",
+    "crop_size", "image_mean", "image_std",
 }  # fmt: skip
 #: Words that follow "use", "take", "choose" and are no names.
 PLAIN = {"a", "an", "another", "by", "distil", "fewer", "it", "modules", "one", "sigmas", "that", "the"}
