@@ -27,7 +27,7 @@ from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS
 
 from .data.captions import captions_of
-from .data.condition import Condition, moved, rows
+from .data.condition import Condition, Prompts, moved, rows
 from .data.config import FEWEST, LAYOUTS, SPLITS, DiffusionData
 from .data.listed import listed
 from .data.source import DiffusionSource, Encoded, load_split
@@ -48,7 +48,7 @@ from .losses import denoising  # noqa: F401 - registers the loss
 from .methods import every  # noqa: F401 - registers all methods
 from .methods.few_step import same_network, tells_x
 from .models.denoiser import Denoiser, Sampling
-from .models.encoded import encoded, text_of
+from .models.encoded import encoded, prompts_of, text_of
 from .models.lora import merged
 from .models.networks import MODELS, built
 from .models.parts import Parts, parts_of
@@ -123,6 +123,11 @@ class DiffusionAdapter(Adapter):
             images, flip = load_split(self.config, split), self.config.flip and split == "train"
             self._encoded[split] = encoded(self.parts, images, said, self.config.cache.expanduser(), flip=flip)
         return self._encoded[split]
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The captions of the training samples, by their numbers."""
+        return prompts_of(self.encoded("train")) if self.config.captions else None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ class Text(NamedTuple):
 
 #: Class numbers ``(b,)`` int64, or prompts. It travels as ``labels`` in a batch, whatever it is.
 Condition = Tensor | Text
+#: How many samples of a split have captions, and what those of some ``(b,)`` of them say.
+Prompts = tuple[int, Callable[[Tensor], Condition]]
 
 
 def each(condition: Condition) -> list[Tensor]:
@@ -53,4 +55,4 @@ def repeated(one: Condition, count: int) -> Condition:
     return like(one, [part[:1].expand(count, *part.shape[1:]) for part in each(one)])
 
 
-__all__ = ["Condition", "Text", "each", "joined", "like", "moved", "repeated", "rows"]
+__all__ = ["Condition", "Prompts", "Text", "each", "joined", "like", "moved", "repeated", "rows"]

@@ -22,6 +22,7 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.method import Context, Distil, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
+from ..data.condition import Prompts
 from ..models.asked import told_guidance
 from ..models.blocks import start
 from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
@@ -96,6 +97,11 @@ class FewStep:
         if self.params.features is not None:
             return int(self.params.features)
         return self.train.steps if getattr(self.adapter, "changes_prediction", False) else 0
+
+    def prompts(self) -> Prompts | None:
+        """The captions of the training samples, where models are prompted."""
+        found: Prompts | None = getattr(self.adapter, "prompts", None)
+        return found
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         teacher, student = denoisers(roles)

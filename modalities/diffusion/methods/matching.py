@@ -29,7 +29,7 @@ from ..models.denoiser import Denoiser
 from .critic import STAGE, Critic, FakeParams, noised
 from .discriminator import head_for, judged, read_at
 from .few_step import denoisers, masked
-from .pairs import Pairs, check_unprompted, draw_pairs
+from .pairs import Pairs, draw_pairs
 
 #: h(r) = f''(r) r^2 of f-divergences, r being the density of real over that of generated data (f-distill, table 1).
 DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -75,13 +75,11 @@ class Dmd2(Critic):
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
-        if self.params.regression:
-            check_unprompted("method.params.regression of dmd2", denoisers(roles)[0])
-            if self.params.steps > 1:
-                raise UserError(
-                    f"method.params.regression: pairs start from noise, a student of {self.params.steps} steps does so "
-                    "once: set method.params.steps to 1, or leave the regression out"
-                )
+        if self.params.regression and self.params.steps > 1:
+            raise UserError(
+                f"method.params.regression: pairs start from noise, a student of {self.params.steps} steps does so "
+                "once: set method.params.steps to 1, or leave the regression out"
+            )
         if self.params.gan:
             read_at(denoisers(roles)[1], self.params.at)
         elif self.params.divergence != "reverse_kl":
@@ -95,7 +93,7 @@ class Dmd2(Critic):
         if stage.name == STAGE and self.params.regression:
             count = min(self.params.pairs, stage.steps * len(batch["x"]))  # a rehearsal sees few
             generator = self.distil.streams.torch("pairs", stage.name)
-            self.pairs = draw_pairs(denoisers(roles)[0], count, batch["x"], generator)
+            self.pairs = draw_pairs(denoisers(roles)[0], count, batch["x"], generator, self.prompts())
         return optimizers
 
     def turns(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:

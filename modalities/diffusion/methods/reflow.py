@@ -22,7 +22,7 @@ from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 from ..models.denoiser import Sampling
 from .few_step import STUDENT, FewStep, FewStepParams, denoisers
 from .intervals import check_divides
-from .pairs import Pairs, check_unprompted, draw_pairs
+from .pairs import Pairs, draw_pairs
 
 ROUND, DISTIL = "reflow-", "distil"
 
@@ -50,9 +50,7 @@ class Reflow(FewStep):
         self.pairs: nn.Module = nn.Module()
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        """Also of the steps, and of what its pairs can be told."""
-        if "teacher" in roles:
-            check_unprompted("reflow", denoisers(roles)[0])
+        """Also of the steps."""
         super().check(roles)
         check_divides(denoisers(roles)[0].process, self.params.steps)
 
@@ -76,7 +74,7 @@ class Reflow(FewStep):
         if stage in self.own_stages():
             count = min(self.params.pairs, stage.steps * len(batch["x"]))  # a rehearsal sees few
             generator = self.distil.streams.torch("pairs", stage.name)
-            self.pairs = draw_pairs(denoisers(roles)[0], count, batch["x"], generator)
+            self.pairs = draw_pairs(denoisers(roles)[0], count, batch["x"], generator, self.prompts())
         return optimizers
 
     def values(self, batch: Batch, roles: Roles, ctx: Context) -> Tensor:

@@ -21,7 +21,7 @@ from xmodal_kd.runtime import leftovers
 from xmodal_kd.runtime.checkpoint import disk_errors
 from xmodal_kd.runtime.progress import bar
 
-from ..data.condition import Text, each
+from ..data.condition import Prompts, Text, each, moved
 from ..data.source import Encoded
 from .parts import Parts
 
@@ -101,6 +101,12 @@ def text_of(found: Encoded, index: Any) -> Text:
     return Text(*found.said(index))
 
 
+def prompts_of(found: Encoded) -> Prompts:
+    """The captions of a split, by the numbers of its samples."""
+    assert found.index is not None
+    return len(found.index), lambda which: moved(text_of(found, which.cpu().numpy()), which.device)
+
+
 def _key(*parts: bytes | memoryview) -> str:
     hasher = blake2b(digest_size=12)
     for part in parts:
@@ -112,4 +118,4 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-__all__ = ["encoded", "text_of"]
+__all__ = ["encoded", "prompts_of", "text_of"]

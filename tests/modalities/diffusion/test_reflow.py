@@ -120,8 +120,8 @@ def test_rounds_teach_by_the_student_before_and_the_last_stage_at_its_own_times(
         optimizers = begin(stage, now, batch)
         same = all(torch.equal(v, before[k]) for k, v in now["teacher"].state_dict().items())
         taught.append((stage.name, stage.steps, same, now["teacher"].sampling.steps))
-        assert isinstance(one.pairs, Pairs) and one.pairs.labels is not None and len(one.pairs.labels) == 9
-        torch.testing.assert_close(one.pairs.x, now["teacher"].sample(one.pairs.noise, one.pairs.labels))
+        assert isinstance(one.pairs, Pairs) and one.pairs.told is not None and len(one.pairs.told) == 9
+        torch.testing.assert_close(one.pairs.x, now["teacher"].sample(one.pairs.noise, one.pairs.told))
         return optimizers
 
     one.begin = watched  # type: ignore[method-assign]
@@ -138,10 +138,3 @@ def test_steps_that_are_not_equally_long_are_refused() -> None:
     roles: dict[str, nn.Module] = {"teacher": made(Flow(steps=64), 1), "student": made(Flow(steps=64), 2)}
     with pytest.raises(UserError, match=r"method\.params\.steps: 5 does not divide the 64 timesteps: take 4"):
         method(steps=5).check(roles)
-
-
-def test_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    roles: dict[str, nn.Module] = {"teacher": made(Flow(steps=64), 1), "student": made(Flow(steps=64), 2)}
-    monkeypatch.setattr(Denoiser, "prompted", True)
-    with pytest.raises(UserError, match="reflow makes pairs of noise and samples without prompts"):
-        method().check(roles)
