@@ -24,6 +24,7 @@ from xmodal_kd.training.modes import frozen
 from xmodal_kd.training.optim import build_optimizer, scaling
 
 from ..data.condition import Condition
+from ..models.asked import is_told
 from ..models.denoiser import Denoiser
 from ..models.process import Process
 from .critic import Critic, CriticParams
@@ -84,9 +85,9 @@ class Ladd(Critic):
         return build_optimizer(scaling(config, lambda pattern: False), {"discriminator": self.head})
 
     def asked(self, teacher: Denoiser) -> Denoiser:
-        """Whose features are read, unguided: guidance would ask about every sample twice."""
+        """Whose features are read: unguided, as guidance would ask about all twice, unless its network is told it."""
         reader = copy.copy(self.fake.model if isinstance(self.fake, Still) else teacher)
-        reader.guidance = 1.0
+        reader.guidance = reader.guidance if is_told(reader.net) else 1.0
         return reader
 
     def made(self, student: Denoiser, batch: Batch, ctx: Context, turn: int | str) -> Tensor:
