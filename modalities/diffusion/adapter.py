@@ -32,7 +32,6 @@ from .data.config import FEWEST, LAYOUTS, SPLITS, DiffusionData
 from .data.listed import listed
 from .data.source import DiffusionSource, Encoded, Images, load_split
 from .evaluate.answers import Answers
-from .evaluate.classifier import Classifier, train_classifier
 from .evaluate.denoising import trust
 from .evaluate.drawn import Drawn, Memory
 from .evaluate.guard import guarded
@@ -47,6 +46,7 @@ from .export.stages import gated
 from .losses import denoising  # noqa: F401 - registers the loss
 from .methods import every  # noqa: F401 - registers all methods
 from .methods.few_step import same_network, tells_x
+from .models.classifier import Classifier, train_classifier
 from .models.denoiser import Denoiser, Sampling
 from .models.encoded import encoded, text_of
 from .models.lora import merged

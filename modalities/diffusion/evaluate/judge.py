@@ -13,8 +13,8 @@ from torch import Tensor
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.random_streams import Streams
 
+from ..models.classifier import DATA_LABELS, RECIPE, Classifier, ImageSet, batches, embed, train_classifier, weight_hash
 from . import metrics
-from .classifier import DATA_LABELS, RECIPE, Classifier, ImageSet, batches, embed, train_classifier, weight_hash
 
 #: Seed of the train images that give the floor; not the run's.
 FLOOR_SEED = 0

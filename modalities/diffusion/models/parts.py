@@ -101,11 +101,15 @@ class Parts:
         """Latents ``(n, c, h, w)`` as the network sees them of images ``(n, 3, H, W)`` in [-1, 1]; means, no draws."""
         return self._by_parts(images, self._encoded, 1)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images ``(n, 3, H, W)``, about in [-1, 1], of latents as the network makes them."""
-        return self._by_parts(latents, self._decoded, self.factor**2)
+    def decode(self, latents: Tensor, *, gradient: bool = False) -> Tensor:
+        """Images ``(n, 3, H, W)``, about in [-1, 1], of latents as the network makes them.
 
-    def _by_parts(self, x: Tensor, call: Any, pixels: int) -> Tensor:
+        Args:
+            gradient: whether they have one by the latents.
+        """
+        return self._by_parts(latents, self._decoded, self.factor**2, gradient)
+
+    def _by_parts(self, x: Tensor, call: Any, pixels: int, gradient: bool = False) -> Tensor:
         size = max(1, PIXELS // (x.shape[-1] * x.shape[-2] * pixels))
         codec = self.codec.to(x.device)
         if codec.config.get("latents_mean") is not None:
@@ -113,7 +117,8 @@ class Parts:
                 f"{self.folder / self.family.codec}: its latents have a mean and a deviation for each channel: use a "
                 "pipeline whose autoencoder has a scaling_factor alone"
             )
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        learns = gradient and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns), torch.autocast(x.device.type, enabled=False):
             return torch.cat([call(codec, part.float()) for part in x.split(size)])
 
     def _encoded(self, codec: Any, images: Tensor) -> Tensor:
