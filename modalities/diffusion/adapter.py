@@ -133,7 +133,7 @@ class DiffusionAdapter(Adapter):
     def shape(self) -> tuple[int, ...]:
         """Of what networks see."""
         images = tuple(load_split(self.config, "train").x.shape[1:])
-        return images if self.parts is None else self.parts.latent_shape
+        return images if self.parts is None else self.parts.latent_shape(images)
 
     @property
     def class_labels(self) -> tuple[str, ...] | None:
@@ -185,7 +185,8 @@ class DiffusionAdapter(Adapter):
             refuse_few_step(folder)
         own = self.config.process if "process" in self.config.model_fields_set else None
         schedule = (self._process(), own.prediction or self._process().natural) if own is not None else None
-        model = load_denoiser(folder, sampling=self._sampling() if is_teacher(role) else None, schedule=schedule)
+        image, how = load_split(self.config, "train").x.shape[1:], self._sampling() if is_teacher(role) else None
+        model = load_denoiser(folder, sampling=how, schedule=schedule, image=image)
         check_loaded(model, role, folder, self.config, self.class_labels)
         if is_teacher(role):
             check_guidance(model, self.config.sampling.guidance)

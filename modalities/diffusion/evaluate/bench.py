@@ -109,6 +109,7 @@ ARMS = {
         ema=0.95,
         budgets=(1,),
     ),
+    "add": Arm("add", 250, {"steps": 1, "critic": 3, "critic_lr": 3.0, "distil": 0.0}, lr=3e-4, ema=0.95, budgets=(1,)),
     "dmd2, regression": Arm("dmd2", 250, {"steps": 1, "critic": 3, "regression": 0.25}, ema=0.95, budgets=(1,)),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }
@@ -167,11 +168,26 @@ class Points:
         return samples[0]
 
 
+class PointSet:
+    """Points ``(n, d)`` without labels, as a split's images."""
+
+    labels = class_names = None
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.float().numpy()
+
+    def tensor(self, indexes: Any) -> Tensor:
+        return torch.from_numpy(self.x[indexes])
+
+
 class _Adapter:
     """As much of an adapter as few-step methods ask for."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.config = SimpleNamespace(sampling=sampling)
+    def __init__(self, sampling: Sampling, mixture: Mixture) -> None:
+        self.config, self.mixture = SimpleNamespace(sampling=sampling), mixture
+
+    def data(self, split: str) -> Any:
+        return SimpleNamespace(images=PointSet(self.mixture.draw(POINTS, Streams(0).torch(split, "points"))[0]))
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         return said(cast(Denoiser, model), batch, features)
@@ -262,7 +278,8 @@ class Bench:
         )  # fmt: skip
         roles: dict[str, nn.Module] = {"teacher": self.teacher, "student": self.matched(seed)}
         terms = Objective([Term(loss="hint", on="prediction")])
-        trains = kind(_Adapter(self.teacher.sampling), terms, train, streams, params=kind.Params(**arm.params))
+        adapter = _Adapter(self.teacher.sampling, self._mixture)
+        trains = kind(adapter, terms, train, streams, params=kind.Params(**arm.params))
         found: dict[int, Denoiser] = {}
 
         def keep(stage: Stage, model: nn.Module) -> None:

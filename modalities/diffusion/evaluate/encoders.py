@@ -25,9 +25,9 @@ from xmodal_kd.runtime.errors import UserError
 from ..data.captions import captions_of
 from ..data.config import DiffusionData
 from ..data.source import load_split
+from ..models.classifier import ImageSet, batches
 from ..models.parts import silent
 from . import metrics
-from .classifier import ImageSet, batches
 
 #: Images, and captions, that a network sees at once.
 ROWS = 64

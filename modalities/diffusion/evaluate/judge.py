@@ -16,8 +16,8 @@ from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import DiffusionData
 from ..data.source import Images, load_split
+from ..models.classifier import DATA_LABELS, RECIPE, Classifier, ImageSet, batches, embed, train_classifier, weight_hash
 from . import metrics
-from .classifier import DATA_LABELS, RECIPE, Classifier, ImageSet, batches, embed, train_classifier, weight_hash
 
 #: Seed of the train images that give the floor; not the run's.
 FLOOR_SEED = 0

@@ -96,6 +96,8 @@ def _snippet(about: Mapping[str, Any]) -> str:
 def _given(about: Mapping[str, Any]) -> str:
     """What its pipeline is called with, beside the number of steps."""
     classes, scale = about["classes"], f"guidance_scale={about.get('guidance', 1.0):g}, "
+    if size := about.get("size"):  # others are made unless it is said
+        scale += f"height={size[0]}, width={size[1]}, "
     if prompts := about.get("prompts"):
         eta = "eta=0.3, " if about["solver"] == "tcd" else ""  # which such pipelines hand on, and is 0 unless said
         return f"prompt={list(prompts[:2])!r}, {scale}{eta}"

@@ -14,8 +14,8 @@ CODECS = ("vae", "vqvae", "movq", "prior", "decoder")
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "bert")
 OWN = (
     "give a pipeline of a UNet2DModel and its scheduler, a StableDiffusionPipeline, StableDiffusionXLPipeline, "
-    "StableDiffusion3Pipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LDMPipeline or DiTPipeline, or let the recipe "
-    "train a teacher (teacher.model)"
+    "StableDiffusion3Pipeline, FluxPipeline, SanaPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LDMPipeline or "
+    "DiTPipeline, or let the recipe train a teacher (teacher.model)"
 )
 
 

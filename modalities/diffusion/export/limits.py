@@ -27,6 +27,11 @@ def check_loaded(model: Denoiser, role: str, folder: Path, data: DiffusionData, 
         raise UserError(
             f"{folder}: its {role} makes samples of {made}{latents}, the data's are {images}: resize or convert them"
         )
+    if parts is not None and any(side % parts.family.multiple for side in made[1:]):
+        raise UserError(
+            f"{folder}: a {parts.kind} makes images whose sides are multiples of {parts.family.multiple}, and its "
+            f"network those of {shown(made)}: use another teacher"
+        )
     if parts is not None and data.latents:
         raise UserError("data.latents: the teacher has an autoencoder of its own: give images, and leave it out")
     if model.prompted != data.captions:

@@ -8,7 +8,9 @@ from typing import Any
 
 from diffusers import (
     DiTTransformer2DModel,
+    FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
@@ -27,7 +29,8 @@ from .weights import read_weights
 NETWORKS: Mapping[str, Any] = {
     kind.__name__: kind
     for kind in (
-        UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
+        UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel,
+        SanaTransformer2DModel, SD3Transformer2DModel,
     )
 }  # fmt: skip
 #: A network that stands alone.
@@ -72,8 +75,13 @@ def _check(path: Path, config: Mapping[str, Any], process: Process, family: Fami
         whole = " by itself: name the folder of its whole pipeline" if there in NETWORKS else f": {kind} is distilled"
         raise UserError(f"{path}: is a {there}{whole}")
     inner, outer, size = config.get("in_channels", 3), config.get("out_channels", 3), config.get("sample_size")
+    if config.get("guidance_embeds") and kind == "SanaTransformer2DModel":
+        raise UserError(f"{path}: guidance_embeds is on: a few-step network (Sana-Sprint): use that it was made from")
     if issubclass(NETWORKS[kind], WITH_VARIANCE):
         _check_dit(path, config)
+        return
+    if kind == "FluxTransformer2DModel":
+        _check_flux(path, config)
         return
     if outer == 2 * inner:
         raise UserError(
@@ -113,6 +121,17 @@ def _check_dit(path: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: {inner} channels in and {outer} out: as many, or twice with a variance, are expected")
     if not isinstance(config.get("sample_size"), int):
         raise UserError(f"{path}: sample_size is {config.get('sample_size')!r}: write the side of its latents there")
+
+
+def _check_flux(path: Path, config: Mapping[str, Any]) -> None:
+    inner, outer, patch = config.get("in_channels", 64), config.get("out_channels"), config.get("patch_size", 1)
+    if outer not in (None, inner) or inner % 4:
+        raise UserError(
+            f"{path}: {inner} channels in and {outer} out: as many of each, 4 for a latent's, are expected: use a "
+            "teacher that is told a text alone"
+        )
+    if patch != 1:
+        raise UserError(f"{path}: patch_size {patch}: its pipeline packs 2 x 2 latents itself: 1 is expected")
 
 
 __all__ = ["NETWORKS", "read_network"]

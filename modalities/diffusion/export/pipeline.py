@@ -7,7 +7,7 @@ them lie ``sampler.json``, which says how many steps it was made for (diffusers 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from xmodal_kd.runtime.checkpoint import disk_errors, read_json, read_object, wr
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.progress import console
 
-from ..models.asked import told_guidance
+from ..models.asked import is_told
 from ..models.denoiser import LCM, TCD, Denoiser, Sampling
 from ..models.families import INDEX, components
 from ..models.lora import merged, write_adapters
@@ -38,8 +38,6 @@ SAMPLER, README = "sampler.json", "README.md"
 UNET, SCHEDULER = "unet", "scheduler"
 #: Our samplers of the schedulers of few-step models.
 FEW_STEP_SCHEDULERS = {"LCMScheduler": LCM, "TCDScheduler": TCD, "FlowMatchLCMScheduler": LCM}
-#: Of another's network that is told the scale of guidance, where nothing says it: that of its pipeline.
-USUAL_GUIDANCE = 7.5
 #: What changes the times that a network is asked at or their noise, each with its value where it changes nothing.
 PLAIN_TIMES = {"timestep_type": "discrete", "snr_shift_scale": 1.0}
 #: alpha^2 at the last timestep of a schedule that leaves none there: solvers divide by it (diffusers' own remedy).
@@ -69,6 +67,8 @@ class Card(BaseModel):
     """Its class, where it has more parts than a network and a scheduler."""
     absent: tuple[str, ...] = ()
     """Its parts that are not there, which diffusers must be told when it loads them."""
+    size: tuple[int, int] | None = None
+    """Height and width of its images, where its pipeline must be told them."""
     prompts: tuple[str, ...] = ()
     """Of a model that is prompted by text: some that it was made with."""
     process: dict[str, Any] = Field(default_factory=dict)
@@ -110,7 +110,8 @@ def save_pipeline(denoiser: Denoiser, folder: Path | str, facts: Mapping[str, An
         for rest in place.parent.glob(f".{place.name}.*.tmp"):  # of a killed process
             shutil.rmtree(rest, ignore_errors=True)
         try:
-            scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved)
+            given = denoiser.parts is not None and denoiser.parts.family.packed
+            scheduler = scheduler_for(denoiser.process, denoiser.prediction, saved, given=given)
             if denoiser.parts is None:
                 _write_plain(denoiser, net, scheduler, temporary)
             else:
@@ -150,14 +151,15 @@ def _write_whole(net: Any, scheduler: Any, parts: Parts, folder: Path) -> None:
 
 def describe(denoiser: Denoiser, sampling: Sampling, facts: Mapping[str, Any]) -> Card:
     """The card of a denoiser that is saved to be sampled so."""
-    told = {key: value for key, value in facts.items() if key != "prompts"}
+    told, parts = {key: value for key, value in facts.items() if key != "prompts"}, denoiser.parts
+    size = parts.image_shape(denoiser.shape)[1:] if parts is not None and parts.family.called else None
     if sampling != denoiser.sampling:  # Heun's method
         told["measured_with"] = {"solver": denoiser.sampling.solver, "steps": denoiser.sampling.steps}
     return Card(
         solver=sampling.solver, steps=sampling.steps, original=sampling.original,
         nfe=sampling.nfe * denoiser.cost, guidance=denoiser.guidance,
-        pipeline=None if denoiser.parts is None else denoiser.parts.kind,
-        absent=() if denoiser.parts is None else denoiser.parts.absent, prompts=tuple(facts.get("prompts", ())),
+        pipeline=None if parts is None else parts.kind, size=size,
+        absent=() if parts is None else parts.absent, prompts=tuple(facts.get("prompts", ())),
         timesteps=sampling.times(denoiser.process)[:-1], prediction=denoiser.prediction, shape=denoiser.shape,
         classes=denoiser.classes, class_names=denoiser.class_names, T=denoiser.process.T,
         process=denoiser.process.config(), facts=told,
@@ -181,7 +183,7 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def load_denoiser(
     folder: Path | str, *, sampling: Sampling | None = None, quiet: bool = False,
-    schedule: tuple[Process, str] | None = None,
+    schedule: tuple[Process, str] | None = None, image: Sequence[int] | None = None,
 ) -> Denoiser:  # fmt: skip
     """The denoiser of a diffusers pipeline folder, ours or another's, on the CPU in eval mode, in float32.
 
@@ -190,6 +192,7 @@ def load_denoiser(
             model of another's (LCMScheduler, TCDScheduler) with 4.
         quiet: say nothing of the scheduler's traps (see `lint`).
         schedule: process and prediction type of a UNet that no scheduler lies beside, as in a training checkpoint.
+        image: ``(..., H, W)`` of those that it is to make, where its network makes any and no ``sampler.json`` says it.
 
     Raises:
         UserError: one line about what is missing, damaged, or cannot be distilled.
@@ -201,8 +204,9 @@ def load_denoiser(
     if unet == folder / place and scheduler == folder / SCHEDULER:
         _check_index(folder, parts)
     own, config = _own_card(folder), dict[str, Any]()
+    latent = () if parts is None else own.shape if own else parts.latent_shape(image)
     if scheduler is not None:
-        process, prediction, config = _process(scheduler)
+        process, prediction, config = _process(scheduler, parts.tokens(latent) if parts is not None else None)
     elif schedule is not None:
         process, prediction = schedule
     else:
@@ -219,8 +223,11 @@ def load_denoiser(
         raise UserError(
             f"{folder}: {SAMPLER} says {own.prediction} on {own.T} timesteps, its scheduler {prediction} on {process.T}"
         )
-    size, channels = net.config.sample_size, net.config.in_channels
-    shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
+    if parts is not None and parts.family.packed:
+        shape = latent
+    else:
+        size, channels = net.config.sample_size, net.config.in_channels
+        shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
     classes, null = _classes(net, own)
     names = own.class_names if own and own.classes == classes else None
     try:
@@ -232,10 +239,10 @@ def load_denoiser(
     if not quiet and scheduler is not None and (found := lint(pipeline_of(scheduler), steps=steps)):
         text = f"{folder}: in diffusers' own hands: {'; '.join(map(str, found))}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    scale = own.guidance if own else USUAL_GUIDANCE if told_guidance(net) is not None else 1.0
+    usual = (PLAIN if parts is None else parts.family).guidance if is_told(net) else 1.0
     return Denoiser(
-        net, process, prediction, shape, classes=classes, class_names=names, sampling=how, null=null, guidance=scale,
-        parts=parts,
+        net, process, prediction, shape, classes=classes, class_names=names, sampling=how, null=null,
+        guidance=own.guidance if own else usual, parts=parts,
     ).eval()  # fmt: skip
 
 
@@ -318,8 +325,8 @@ def _own_process(folder: Path, own: Card, there: Process) -> Process:
     return process
 
 
-def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
-    """The process, the prediction type and the configuration of a scheduler's folder."""
+def _process(scheduler: Path, tokens: int | None = None) -> tuple[Process, str, dict[str, Any]]:
+    """The process, the prediction type and the configuration of a scheduler's folder; `tokens` as `path_of`."""
     path = scheduler / "scheduler_config.json"
     config = _object(path)
     # before diffusers 0.8 a scheduler said it so
@@ -328,7 +335,7 @@ def _process(scheduler: Path) -> tuple[Process, str, dict[str, Any]]:
     if strange := next((key for key, plain in PLAIN_TIMES.items() if config.get(key, plain) != plain), None):
         raise UserError(f"{path}: {strange} is {config[strange]!r}, which is not understood: use a teacher without it")
     try:
-        found = path_of(config)
+        found = path_of(config, tokens)
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
     if found is not None:

@@ -129,6 +129,8 @@ def main(folder: str, samples: int) -> None:
         told["prompt"] = [prompts[i % len(prompts)] for i in range(samples)]
     if "guidance_scale" in known:
         told["guidance_scale"] = about.get("guidance", 1.0)
+    if about.get("size"):
+        told["height"], told["width"] = about["size"]
     if "use_resolution_binning" in known:
         told["use_resolution_binning"] = False  # images have the size that the network was made for
     if "eta" in known and about["solver"] == "tcd":  # such pipelines hand their own to the scheduler, which is 0

@@ -21,6 +21,8 @@ from ..models.process import LITTLE_SIGNAL, Process
 OWN_SPACING = ("LCMScheduler", "TCDScheduler")
 #: Schedulers of EDM and flow matching.
 PATHS = ("EDM", "FlowMatch")
+#: Pipelines that tell their scheduler where to step, down to a last step as long as the others.
+OWN_SIGMAS = ("FluxPipeline",)
 #: What a scheduler does where its configuration is silent (diffusers' defaults); the others default to ``leading``.
 LINSPACE = ("DPMSolver", "UniPC", "Euler", "Heun", "DEIS", "LMS", "KDPM2")
 
@@ -65,8 +67,8 @@ def lint_scheduler(
         ours: it was saved by this package, whose samplers never clip.
     """
     scheduler = str(config.get("_class_name", ""))
-    if scheduler.startswith(PATHS):
-        return [*_pipeline(pipeline, scheduler), *_bent(config, scheduler, ours)]
+    if scheduler.startswith(PATHS) or config.get("use_flow_sigmas"):
+        return [*_pipeline(pipeline, scheduler), *_bent(config, scheduler, ours or pipeline in OWN_SIGMAS)]
     found = [*_pipeline(pipeline, scheduler), *_spacing(config, scheduler), *_clipping(config, ours)]
     return [*found, *_signal(config), *_steps(config, scheduler, steps)]
 

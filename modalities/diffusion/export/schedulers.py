@@ -24,12 +24,15 @@ from ..models.process import Process
 SAME = 1e-9
 
 
-def scheduler_for(process: Process, prediction: str, sampling: Sampling) -> Any:
+def scheduler_for(process: Process, prediction: str, sampling: Sampling, *, given: bool = False) -> Any:
     """A scheduler with the process's own betas that visits the trainer's timesteps.
 
     ``ddim`` is saved as DPM-Solver++ of first order, which is DDIM exactly, for any number of steps: diffusers'
     `DDIMScheduler` steps to the wrong time unless the number of steps divides T. Of EDM and flow matching DDIM is
     Euler's method, and the scheduler's grid is bent to the trainer's for the steps that the model is saved with.
+
+    Args:
+        given: whether its pipeline tells the scheduler sigmas of its own, which are our grid before the shift.
 
     Raises:
         ValueError: there is no such scheduler; see `saveable`.
@@ -37,7 +40,7 @@ def scheduler_for(process: Process, prediction: str, sampling: Sampling) -> Any:
     if isinstance(process, Edm):
         return _edm(process, prediction, sampling)
     if isinstance(process, Flow):
-        return _flow(process, sampling)
+        return _flow(process, sampling, given)
     common = schedule_of(process) | {"prediction_type": prediction, "timestep_spacing": "trailing"}
     if sampling.solver == LCM:
         return LCMScheduler(
@@ -67,7 +70,7 @@ def _edm(process: Edm, prediction: str, sampling: Sampling) -> Any:
     )  # fmt: skip
 
 
-def _flow(process: Flow, sampling: Sampling) -> Any:
+def _flow(process: Flow, sampling: Sampling, given: bool) -> Any:
     """The scheduler's steps are equally far apart before its shift, down to its own shifted 1 / T, and then stretched.
 
     With steps d apart, the shift q whose stretched times are ours, shifted by s, has q / N = (q - 1) / (s - 1) s d.
@@ -76,7 +79,7 @@ def _flow(process: Flow, sampling: Sampling) -> Any:
     if sampling.solver not in kinds:
         raise ValueError(f"no scheduler of diffusers equals our {sampling.solver} of flow matching")
     steps, scale, shift, q = sampling.steps, int(process.scale), process.shift, process.shift
-    if steps == 1:
+    if steps == 1 or given:
         return kinds[sampling.solver](num_train_timesteps=scale, shift=shift)
     for _ in range(100):
         lowest = float(shifted(torch.tensor(1 / scale, dtype=torch.float64), q))

@@ -2,7 +2,7 @@
 
 LADD (Sauer et al., 2024b) has heads on features that the teacher has of samples made noisy anew, at levels drawn with a
 logit that is normal: high ones ask for the whole, low ones for texture. ADD (Sauer et al., 2023) before it read a
-network of pixels, and had the teacher's own view of the student's samples as a second loss, which `distil` adds.
+network of pixels (`add`), and had the teacher's own view of the student's samples as a second loss: here `distil`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from xmodal_kd.training.modes import frozen
 from xmodal_kd.training.optim import build_optimizer, scaling
 
 from ..data.condition import Condition
+from ..models.asked import is_told
 from ..models.denoiser import Denoiser
 from ..models.process import Process
 from .critic import Critic, CriticParams
@@ -84,9 +85,9 @@ class Ladd(Critic):
         return build_optimizer(scaling(config, lambda pattern: False), {"discriminator": self.head})
 
     def asked(self, teacher: Denoiser) -> Denoiser:
-        """Whose features are read, unguided: guidance would ask about every sample twice."""
+        """Whose features are read: unguided, as guidance would ask about all twice, unless its network is told it."""
         reader = copy.copy(self.fake.model if isinstance(self.fake, Still) else teacher)
-        reader.guidance = 1.0
+        reader.guidance = reader.guidance if is_told(reader.net) else 1.0
         return reader
 
     def made(self, student: Denoiser, batch: Batch, ctx: Context, turn: int | str) -> Tensor:
@@ -102,19 +103,23 @@ class Ladd(Critic):
         with torch.no_grad():
             of_made = self.read(fake, made, labels, noise, u)
             of_real = self.read(fake, batch["x"], labels, self.normal(batch, ctx, "real", turn), u)
+        return self.told_apart(of_real, of_made, labels)
+
+    def told_apart(self, of_real: list[Tensor], of_made: list[Tensor], labels: Condition | None) -> LossOut:
+        """The hinge loss of the heads on features without a gradient, and their penalty."""
         if not self.params.r1:
-            return masked("discriminator", hinge(self.logits(of_real), self.logits(of_made)))
+            return masked("discriminator", hinge(self.logits(of_real, labels), self.logits(of_made, labels)))
         leaves = [feature.requires_grad_() for feature in of_real]
         # no leaves themselves: what counts a step's operations hooks the inputs of modules, and may hook no leaf there
-        real = self.logits([leaf.view_as(leaf) for leaf in leaves])
-        out = masked("discriminator", hinge(real, self.logits(of_made)))
+        real = self.logits([leaf.view_as(leaf) for leaf in leaves], labels)
+        out = masked("discriminator", hinge(real, self.logits(of_made, labels)))
         return out + masked("r1", gradient_penalty(real, leaves), self.params.r1)
 
     def student_loss(self, teacher: Denoiser, fake: Denoiser, made: Tensor, batch: Batch, ctx: Context) -> LossOut:
         """-D of samples ``(b, ...)``, a mean over heads, and what the teacher adds."""
         labels, (noise, u) = batch.get("labels"), self.noisy(batch, ctx, "judged")
         with ctx.timer.time("critic"):
-            found = self.logits(self.read(fake, made, labels, noise, u), learns=False)
+            found = self.logits(self.read(fake, made, labels, noise, u), labels, learns=False)
         out = masked("ladd", -found.mean(dim=0))
         if self.params.distil:
             with ctx.timer.time("teacher"):
@@ -126,11 +131,17 @@ class Ladd(Critic):
         self, teacher: Denoiser, x: Tensor, labels: Condition | None, noise: Tensor, u: Tensor
     ) -> Tensor:  # fmt: skip
         """``(b,)`` of `add_distance` at times that u decides."""
+        t, seen = self.teacher_sees(teacher, x, labels, noise, u)
+        return add_distance(teacher.process, x, seen, t)
+
+    def teacher_sees(
+        self, teacher: Denoiser, x: Tensor, labels: Condition | None, noise: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Times ``(b,)`` that u decides, and the teacher's x, without a gradient, in samples made noisy there."""
         process = teacher.process
         t = (u * process.T).long().clamp(max=process.T - 1)
         with torch.no_grad():
-            seen = teacher.predict_x(process.add_noise(x.detach(), noise, t), t, labels)
-        return add_distance(process, x, seen, t)
+            return t, teacher.predict_x(process.add_noise(x.detach(), noise, t), t, labels)
 
     def read(
         self, reader: Denoiser, x: Tensor, labels: Condition | None, noise: Tensor, u: Tensor
@@ -146,14 +157,14 @@ class Ladd(Critic):
         level = (self.params.mean + self.params.std * normal).sigmoid()
         return time_at(process, level).clamp(0, process.T - 1)
 
-    def logits(self, features: list[Tensor], learns: bool = True) -> Tensor:
+    def logits(self, features: list[Tensor], labels: Condition | None = None, *, learns: bool = True) -> Tensor:
         """``(k, b)`` of the k heads."""
         heads = self.head
         assert isinstance(heads, nn.ModuleList)
         if learns:
-            return torch.stack([head(feature) for head, feature in zip(heads, features, strict=True)])
+            return torch.stack([head(feature, labels) for head, feature in zip(heads, features, strict=True)])
         with frozen(heads):
-            return self.logits(features)
+            return self.logits(features, labels)
 
 
 def gradient_penalty(logits: Tensor, features: list[Tensor]) -> Tensor:

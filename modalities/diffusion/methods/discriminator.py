@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, find_modules, only_call
 
-from ..data.condition import Condition
+from ..data.condition import Condition, Text
 from ..models.denoiser import Denoiser
 
 #: Channels between the features and the logit, and the groups of their norm.
@@ -37,11 +37,48 @@ class Head(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, WIDTH)
         self.out = nn.Linear(WIDTH * prod(shape[1:]), 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """``(b,)``: above 0 for real."""
-        places = features.reshape(*features.shape[:2], -1)
-        logits: Tensor = self.out(F.silu(self.norm(self.narrow(places))).flatten(1))
+    def forward(self, features: Tensor, labels: Condition | None = None) -> Tensor:
+        """``(b,)``: above 0 for real. It is told nothing of the condition."""
+        logits: Tensor = self.out(self.places(features).flatten(1))
         return logits.squeeze(1)
+
+    def places(self, features: Tensor) -> Tensor:
+        """``(b, WIDTH, n)`` of all places."""
+        found: Tensor = F.silu(self.norm(self.narrow(features.reshape(*features.shape[:2], -1))))
+        return found
+
+
+class ToldHead(Head):
+    """A head that is told the condition: what its embedding and the mean over places have in common is added.
+
+    As a projection discriminator (Miyato and Koyama, 2018), over the root of the width.
+
+    Args:
+        classes: that a condition is one of; None: it is a text, of `width` values a word.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int | None, width: int = 0) -> None:
+        super().__init__(shape)
+        self.told: nn.Module = nn.Embedding(classes, WIDTH) if classes is not None else nn.Linear(width, WIDTH)
+
+    def forward(self, features: Tensor, labels: Condition | None = None) -> Tensor:
+        """``(b,)``: above 0 for real samples of their condition."""
+        assert labels is not None
+        places = self.places(features)
+        told = self.told(labels if isinstance(labels, Tensor) else whole(labels).to(places.dtype))
+        return self.out(places.flatten(1)).squeeze(1) + (told * places.mean(dim=2)).sum(dim=1) / WIDTH**0.5  # type: ignore[no-any-return]
+
+
+def whole(said: Text) -> Tensor:
+    """One vector ``(b, d)`` of each prompt: the mean of its words that count.
+
+    What stands beside the words says which count where it is as many numbers as there are words.
+    """
+    words = said.embedding
+    if said.beside is None or said.beside.shape != words.shape[:2]:
+        return words.mean(dim=1)
+    counts = said.beside[:, :, None].to(words.dtype)
+    return (words * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
 
 
 def read_at(model: Denoiser, at: str) -> str:
@@ -93,4 +130,15 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
     return (F.relu(1 - real) + F.relu(1 + made)).mean(dim=0)
 
 
-__all__ = ["Head", "features_at", "head_for", "heads_for", "hinge", "judged", "read_all", "read_at"]
+__all__ = [
+    "Head",
+    "ToldHead",
+    "features_at",
+    "head_for",
+    "heads_for",
+    "hinge",
+    "judged",
+    "read_all",
+    "read_at",
+    "whole",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    add,
     adversarial,
     bk_sdm,
     consistency,
@@ -18,6 +19,7 @@ from . import (
 )
 
 __all__ = [
+    "add",
     "adversarial",
     "bk_sdm",
     "consistency",

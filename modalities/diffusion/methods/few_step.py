@@ -23,7 +23,7 @@ from xmodal_kd.training.method import Context, Distil, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..data.condition import Prompts
-from ..models.asked import told_guidance
+from ..models.asked import is_told, told_guidance
 from ..models.blocks import start
 from ..models.denoiser import LCM, Denoiser, Sampling, consistency_grid
 from ..models.lora import plain_names
@@ -275,7 +275,12 @@ def same_network(a: Denoiser, b: Denoiser, *, prediction: bool = True) -> bool:
 
 
 def copy_weights(teacher: Denoiser, student: Denoiser) -> None:
-    """The teacher's into a student of the same network; what it has beside these stays."""
+    """The teacher's into a student of the same network; what it has beside these stays.
+
+    Where both are told the scale of guidance the student is told the teacher's.
+    """
     own = student.state_dict()
+    if is_told(teacher.net) and is_told(student.net):
+        student.guidance = teacher.guidance
     names = plain_names(own)
     student.load_state_dict({**own, **{names[name]: value for name, value in teacher.state_dict().items()}})

@@ -13,7 +13,7 @@ from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Ema, Roles, Stage
 
-from ..models.asked import told_guidance
+from ..models.asked import is_told
 from ..models.denoiser import Denoiser
 from .consistency import STAGE, mean_distance, neighbours
 from .few_step import STUDENT, Multistep, MultistepParams, denoisers
@@ -50,13 +50,13 @@ class Lcm(Multistep):
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
         teacher, student = denoisers(roles)
-        told, wanted = told_guidance(student.net) is not None, self.params.guidance
+        told, wanted = is_told(student.net), self.params.guidance
         if wanted is not None and not told:
             raise UserError(
                 "method.params.guidance: the student is not told the scale: set student.params.guidance to a width "
                 "(256), or leave the range out: data.sampling.guidance alone is then distilled"
             )
-        if wanted is None and told:
+        if wanted is None and told and not is_told(teacher.net):
             raise UserError(
                 "student.params.guidance: nothing draws scales that the student could be told: give their range, as "
                 "method.params.guidance: [3, 15]"

@@ -7,16 +7,19 @@ from typing import Any, cast
 import torch
 from diffusers import (
     DiTTransformer2DModel,
+    FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.condition import Condition, Text
 
 #: Networks that may say a variance beside their prediction; and all that take the time by name.
-WITH_VARIANCE = (DiTTransformer2DModel, PixArtTransformer2DModel)
+WITH_VARIANCE = (DiTTransformer2DModel, PixArtTransformer2DModel, SanaTransformer2DModel)
 TRANSFORMERS = (*WITH_VARIANCE, SD3Transformer2DModel)
 
 
@@ -24,8 +27,10 @@ def ask(net: nn.Module, z: Tensor, t: Tensor, condition: Condition | None, guida
     """What a network says of z ``(b, c, ...)`` at times t ``(b,)``, without the variance that some say beside it.
 
     Args:
-        guidance: scale, one or ``(b,)``, of networks that are told it (`told_guidance`).
+        guidance: scale, one or ``(b,)``, of networks that are told it (`is_told`).
     """
+    if isinstance(net, FluxTransformer2DModel):
+        return ask_flux(net, z, t, condition, guidance)
     width = told_guidance(net)
     more: dict[str, Any] = {}
     if width is not None:
@@ -36,11 +41,39 @@ def ask(net: nn.Module, z: Tensor, t: Tensor, condition: Condition | None, guida
     else:
         more["class_labels"] = condition
     if isinstance(net, TRANSFORMERS):
+        t = t * net.config.get("timestep_scale", 1.0)
         out: Any = net(z, timestep=t, **more)
     else:
         out = net(z, t, **more)
     said = cast(Tensor, out if isinstance(out, Tensor) else out.sample)
     return said[:, : z.shape[1]] if isinstance(net, WITH_VARIANCE) else said
+
+
+def ask_flux(net: nn.Module, z: Tensor, t: Tensor, condition: Condition | None, guidance: float | Tensor) -> Tensor:
+    """As `ask`, of a network of tokens, each 2 x 2 latents, that knows by three numbers where a token stands."""
+    assert isinstance(condition, Text) and condition.beside is not None
+    rows, columns = z.shape[2] // 2, z.shape[3] // 2
+    places = torch.zeros(rows, columns, 3, dtype=z.dtype, device=z.device)
+    places[..., 1] = torch.arange(rows, device=z.device)[:, None]
+    places[..., 2] = torch.arange(columns, device=z.device)
+    config: Any = net.config
+    told = torch.as_tensor(guidance, dtype=torch.float32, device=z.device).expand(len(z))
+    out = net(
+        packed(z), timestep=t / 1000, guidance=told if config.guidance_embeds else None,  # it counts in thousands
+        encoder_hidden_states=condition.embedding, pooled_projections=condition.beside,
+        txt_ids=places.new_zeros(condition.embedding.shape[1], 3), img_ids=places.flatten(0, 1),
+    )  # fmt: skip
+    return unpacked(out.sample, z)
+
+
+def packed(z: Tensor) -> Tensor:
+    """Latents ``(b, c, h, w)`` as tokens ``(b, h w / 4, 4 c)``."""
+    return rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `packed`, of the shape of `like`."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=like.shape[2] // 2, p=2, q=2)
 
 
 def prompted(net: nn.Module, said: Text) -> dict[str, Any]:
@@ -53,14 +86,23 @@ def prompted(net: nn.Module, said: Text) -> dict[str, Any]:
         if net.use_additional_conditions and said.sizes is not None:
             told = {"resolution": said.sizes, "aspect_ratio": said.sizes[:, :1] / said.sizes[:, 1:]}
         found |= {"encoder_attention_mask": said.beside, "added_cond_kwargs": told}
+    elif isinstance(net, SanaTransformer2DModel):
+        found["encoder_attention_mask"] = said.beside
     elif said.sizes is not None:  # SDXL's: as large before as after, and nothing cut off (Podell et al., 2023)
         ids = torch.cat([said.sizes, torch.zeros_like(said.sizes), said.sizes], dim=1)
         found["added_cond_kwargs"] = {"text_embeds": said.beside, "time_ids": ids}
     return found
 
 
+def is_told(net: nn.Module) -> bool:
+    """Whether a network is told the scale of guidance, so that it is asked once where others are asked twice."""
+    if isinstance(net, FluxTransformer2DModel):
+        return bool(net.config.guidance_embeds)
+    return told_guidance(net) is not None
+
+
 def told_guidance(net: nn.Module) -> int | None:
-    """The width at which a network is told the guidance scale; None for one that is not told it."""
+    """The width of the waves by which a network is told the scale; None for one that is not told it so."""
     if isinstance(net, UNet2DConditionModel):
         width: int | None = net.config.time_cond_proj_dim
         return width
@@ -81,4 +123,4 @@ def embedded(w: Tensor, width: int) -> Tensor:
     return nn.functional.pad(waves, (0, width - 2 * half))
 
 
-__all__ = ["ask", "embedded", "told_guidance"]
+__all__ = ["ask", "embedded", "is_told", "packed", "told_guidance", "unpacked"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from ..data.condition import Condition, joined, moved, repeated
-from .asked import ask, told_guidance
+from .asked import ask, is_told, packed, unpacked
 from .lora import LOW
 from .parts import Parts
 from .process import Process, expand
@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
         null: the condition of one sample that says nothing, which guidance leads away from; None: there is none.
         guidance: scale s of classifier-free guidance (Ho and Salimans, 2022): it says u + s (c - u) of what it says
             under `null` and under its condition. 1 is the condition alone. A network that is told the scale
-            (`told_guidance`) is told this one.
+            (`is_told`) is told this one.
         parts: of its pipeline beside it: the autoencoder of its latents, the encoders of its prompts.
     """
 
@@ -126,7 +126,7 @@ class Denoiser(nn.Module):
     @property
     def guidable(self) -> bool:
         """Whether it takes a scale of guidance."""
-        return self.prompted or self._null is not None or told_guidance(self.net) is not None
+        return self.prompted or self._null is not None or is_told(self.net)
 
     @property
     def prompted(self) -> bool:
@@ -141,7 +141,7 @@ class Denoiser(nn.Module):
     @property
     def cost(self) -> int:
         """Network evaluations of one step."""
-        return 2 if self.guidance != 1 and told_guidance(self.net) is None else 1
+        return 2 if self.guidance != 1 and not is_told(self.net) else 1
 
     @property
     def price(self) -> int:
@@ -165,7 +165,7 @@ class Denoiser(nn.Module):
             times = times.to(torch.float32 if z.dtype in HALF else z.dtype)
         scale: float | Tensor = self.guidance if guidance is None else guidance
         alone = not isinstance(scale, Tensor) and scale == 1
-        if labels is None or alone or told_guidance(self.net) is not None:
+        if labels is None or alone or is_told(self.net):
             return ask(self.net, given, times, labels, scale)
         null = self.null
         if null is None:
@@ -235,7 +235,7 @@ class Denoiser(nn.Module):
         for t, after in pairwise(times):
             x = self.consistency(z, torch.full((len(z),), t, device=z.device), labels)
             if after >= 0:
-                z = self.process.add_noise(x, fresh(z, generator), after)
+                z = self.process.add_noise(x, self._fresh(z, generator), after)
         return x
 
     def _trajectory(
@@ -250,8 +250,14 @@ class Denoiser(nn.Module):
             z = ddim_step(self.process, z, self.predict_x(z, t, labels), t, low)
             if after >= 0:
                 kept = (self.process.alpha(after) / self.process.alpha(low)).to(z)
-                z = kept * z + (1 - kept.square()).sqrt() * fresh(z, generator)
+                z = kept * z + (1 - kept.square()).sqrt() * self._fresh(z, generator)
         return z
+
+    def _fresh(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """`fresh`, drawn in the order in which its pipeline draws: of a packed network's, token by token."""
+        if self.parts is None or not self.parts.family.packed:
+            return fresh(like, generator)
+        return unpacked(fresh(packed(like), generator), like)
 
 
 def fresh(like: Tensor, generator: torch.Generator | None) -> Tensor:

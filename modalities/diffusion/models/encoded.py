@@ -61,6 +61,7 @@ def _texts(parts: Parts, captions: Sequence[str], folder: Path) -> tuple[np.ndar
     key = _key(
         parts.digest(*parts.family.text, *parts.family.more),
         b"".join(part.numpy().tobytes() for part in parts.sizes(1)),
+        "\n".join(parts.instruction).encode(),
         *(part for text in captions for part in (text.encode(), b"\0")),
     )
     count = len(each(parts.nothing))

@@ -29,6 +29,12 @@ class Family:
         shifted: whether latents are moved by the autoencoder's shift_factor.
         sized: whether its network is told how large an image is.
         added: what a UNet2DConditionModel takes beside a text (its addition_embed_type).
+        packed: whether its network sees 2 x 2 latents as a token, and makes images of any size.
+        patch: side of the patches of latents that its pipeline counts, as the shift of a scheduler may hang on their
+            number; 0: it does not count them.
+        called: whether its pipeline makes images of one size, whatever its network's, unless it is called with another.
+        multiple: that its pipeline wants both sides of an image to be of.
+        guidance: scale that its pipeline is called with where nobody says one.
         formerly: what folders of older releases call the network's class.
     """
 
@@ -44,6 +50,11 @@ class Family:
     shifted: bool = False
     sized: bool = False
     added: str | None = None
+    packed: bool = False
+    patch: int = 0
+    called: bool = False
+    multiple: int = 1
+    guidance: float = 7.5
     formerly: tuple[str, ...] = ()
 
 
@@ -53,7 +64,7 @@ _STABLE = Family(
 )  # fmt: skip
 _PIXART = Family(
     "transformer", "PixArtTransformer2DModel", "vae", ("AutoencoderKL",), ("text_encoder", "tokenizer"), sized=True,
-    formerly=("Transformer2DModel",),
+    guidance=4.5, formerly=("Transformer2DModel",),
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": _STABLE,
@@ -72,6 +83,7 @@ FAMILIES: Mapping[str, Family] = {
         prompts=2,
         sized=True,
         added="text_time",
+        guidance=5.0,
     ),
     "StableDiffusion3Pipeline": Family(
         "transformer",
@@ -84,6 +96,33 @@ FAMILIES: Mapping[str, Family] = {
         prompts=3,
         kind="flow",
         shifted=True,
+        patch=2,
+        guidance=7.0,
+    ),
+    "FluxPipeline": Family(
+        "transformer",
+        "FluxTransformer2DModel",
+        "vae",
+        ("AutoencoderKL",),
+        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        ("image_encoder", "feature_extractor"),
+        kind="flow",
+        shifted=True,
+        packed=True,
+        patch=2,
+        called=True,
+        guidance=3.5,
+    ),
+    "SanaPipeline": Family(
+        "transformer",
+        "SanaTransformer2DModel",
+        "vae",
+        ("AutoencoderDC",),
+        ("text_encoder", "tokenizer"),
+        kind="flow",
+        called=True,
+        multiple=32,
+        guidance=4.5,
     ),
 }
 

@@ -105,8 +105,8 @@ def build_like(net: Any, classes: int | None, guidance: int | None = None, block
     config = {key: value for key, value in net.config.items() if not key.startswith("_")}
     if blocks is not None:
         config = fewer(net, blocks)
-    size = config["sample_size"]
-    config["sample_size"] = size if isinstance(size, int) else _size(size)
+    if not isinstance(size := config.get("sample_size", 0), int):
+        config["sample_size"] = _size(size)
     if isinstance(net, UNet2DModel):
         config["num_class_embeds"] = classes
     if guidance is not None:

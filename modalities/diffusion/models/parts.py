@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,10 @@ from .families import INDEX, Family, components, family_of
 
 #: Pixels, and prompts, that are encoded or decoded at once.
 PIXELS, PROMPTS = 1 << 20, 32
+#: Side of the latents of a packed network's images where nothing says their size, as its pipeline has it.
+USUAL_SIDE = 128
+#: Keys of an autoencoder's levels, each of which halves an image.
+LEVELS = ("block_out_channels", "encoder_block_out_channels")
 Shape = tuple[int, ...]
 
 
@@ -61,7 +66,8 @@ class Parts:
     @property
     def factor(self) -> int:
         """Pixels of an image's side for one of a latent's."""
-        levels = read_object(self.folder / self.family.codec / "config.json").get("block_out_channels", [1])
+        config = read_object(self.folder / self.family.codec / "config.json")
+        levels = next((config[key] for key in LEVELS if key in config), [1])
         return int(2 ** (len(levels) - 1))
 
     @property
@@ -69,10 +75,16 @@ class Parts:
         """Of an image."""
         return int(read_object(self.folder / self.family.codec / "config.json").get("in_channels", 3))
 
-    @property
-    def latent_shape(self) -> Shape:
-        """Of what the network makes."""
+    def latent_shape(self, image: Sequence[int] | None = None) -> Shape:
+        """Of what the network makes.
+
+        Args:
+            image: ``(..., H, W)``, which decides it where a network makes images of any size.
+        """
         config = read_object(self.folder / self.family.place / "config.json")
+        if self.family.packed:
+            sides = [side // self.factor for side in image[-2:]] if image is not None else [USUAL_SIDE] * 2
+            return (int(config.get("in_channels", 64)) // 4, *(side // 2 * 2 for side in sides))
         size = config.get("sample_size")
         return (int(config.get("in_channels", 4)), *((size, size) if isinstance(size, int) else tuple(size or ())))
 
@@ -80,15 +92,24 @@ class Parts:
         """Of the image of a latent ``(c, h, w)``."""
         return (self.channels, *(side * self.factor for side in latent[1:]))
 
+    def tokens(self, latent: Sequence[int]) -> int | None:
+        """Patches of a latent ``(c, h, w)`` that its pipeline counts; None where it counts none."""
+        side = self.family.patch
+        return (latent[1] // side) * (latent[2] // side) if side else None
+
     def encode(self, images: Tensor) -> Tensor:
         """Latents ``(n, c, h, w)`` as the network sees them of images ``(n, 3, H, W)`` in [-1, 1]; means, no draws."""
         return self._by_parts(images, self._encoded, 1)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images ``(n, 3, H, W)``, about in [-1, 1], of latents as the network makes them."""
-        return self._by_parts(latents, self._decoded, self.factor**2)
+    def decode(self, latents: Tensor, *, gradient: bool = False) -> Tensor:
+        """Images ``(n, 3, H, W)``, about in [-1, 1], of latents as the network makes them.
 
-    def _by_parts(self, x: Tensor, call: Any, pixels: int) -> Tensor:
+        Args:
+            gradient: whether they have one by the latents.
+        """
+        return self._by_parts(latents, self._decoded, self.factor**2, gradient)
+
+    def _by_parts(self, x: Tensor, call: Any, pixels: int, gradient: bool = False) -> Tensor:
         size = max(1, PIXELS // (x.shape[-1] * x.shape[-2] * pixels))
         codec = self.codec.to(x.device)
         if codec.config.get("latents_mean") is not None:
@@ -96,12 +117,14 @@ class Parts:
                 f"{self.folder / self.family.codec}: its latents have a mean and a deviation for each channel: use a "
                 "pipeline whose autoencoder has a scaling_factor alone"
             )
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        learns = gradient and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns), torch.autocast(x.device.type, enabled=False):
             return torch.cat([call(codec, part.float()) for part in x.split(size)])
 
     def _encoded(self, codec: Any, images: Tensor) -> Tensor:
         found = codec.encode(images)
-        latents: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        known = next((name for name in ("latents", "latent") if hasattr(found, name)), None)
+        latents: Tensor = getattr(found, known) if known else found.latent_dist.mode()
         return (latents - self._shift(codec)) * float(codec.config.scaling_factor)
 
     def _decoded(self, codec: Any, latents: Tensor) -> Tensor:
@@ -114,8 +137,25 @@ class Parts:
 
     # ---------------------------------------------------------------- prompts
 
-    def prompts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Text:
-        """What b prompts say."""
+    @cached_property
+    def instruction(self) -> list[str]:
+        """What its pipeline says before every prompt that is not empty (Sana's complex human instruction)."""
+        known = inspect.signature(type(self.pipeline).__call__).parameters.get("complex_human_instruction")
+        return list(known.default) if known is not None and known.default else []
+
+    def prompts(
+        self, texts: Sequence[str], device: torch.device | str = "cpu", *, instructed: bool = True
+    ) -> Text:  # fmt: skip
+        """What b prompts say.
+
+        Args:
+            instructed: whether `instruction` goes before them.
+        """
+        asked: dict[str, Any] = {"device": device, "num_images_per_prompt": 1}
+        if "do_classifier_free_guidance" in inspect.signature(self.pipeline.encode_prompt).parameters:
+            asked["do_classifier_free_guidance"] = False
+        if instructed and self.instruction:
+            asked["complex_human_instruction"] = self.instruction
         made, names = [], (*self.family.text, *self.family.more)
         encoders = [one for name in names if isinstance(one := getattr(self.pipeline, name), torch.nn.Module)]
         with torch.no_grad(), silent():
@@ -123,23 +163,21 @@ class Parts:
                 encoder.to(device)
             for start in range(0, len(texts), PROMPTS):
                 part = [list(texts[start : start + PROMPTS])] * self.family.prompts
-                found = self.pipeline.encode_prompt(
-                    *part, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-                )
-                made.append([one.float() for one in found if one is not None])
+                found = [one for one in self.pipeline.encode_prompt(*part, **asked) if one is not None]
+                made.append([one.float() for one in found[:2]])  # Flux has a third, where words stand: always 0
         for encoder in encoders:  # it would keep a device's memory from those that learn
             encoder.to("cpu")
         return Text(*map(torch.cat, zip(*made, strict=True)), *(part.to(device) for part in self.sizes(len(texts))))
 
     def sizes(self, count: int) -> list[Tensor]:
         """The image's size ``(count, 2)``, where the network is told it."""
-        shape = self.image_shape(self.latent_shape)[1:] if self.family.sized else ()
+        shape = self.image_shape(self.latent_shape())[1:] if self.family.sized else ()
         return [torch.tensor([shape]).float().repeat(count, 1)] if shape else []
 
     @cached_property
     def nothing(self) -> Text:
         """The empty prompt, or what the pipeline says in its place."""
-        found = self.prompts([""])
+        found = self.prompts([""], instructed=False)
         if read_object(self.folder / INDEX).get("force_zeros_for_empty_prompt"):
             assert found.beside is not None
             return found._replace(

@@ -176,11 +176,14 @@ def process_of(config: Mapping[str, Any]) -> Process:
         raise UserError(f"process: {error}") from error
 
 
-def path_of(scheduler: Mapping[str, Any]) -> tuple[Process, str] | None:
+def path_of(scheduler: Mapping[str, Any], tokens: int | None = None) -> tuple[Process, str] | None:
     """The process and the prediction of a diffusers scheduler of EDM or flow matching; None for any other.
 
+    Args:
+        tokens: patches of an image, on which the shift of flow matching may hang; None: they are not known.
+
     Raises:
-        UserError: flow matching whose shift hangs on the size of the image, or whose time runs the other way.
+        UserError: flow matching whose shift hangs on a size that is not known, or whose time runs the other way.
     """
     name = str(scheduler.get("_class_name", ""))
     if name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
@@ -192,12 +195,31 @@ def path_of(scheduler: Mapping[str, Any]) -> tuple[Process, str] | None:
         given: dict[str, Any] = {key: float(scheduler[key]) for key in keys if key in scheduler}
         return Edm(**given, schedule=str(scheduler.get("sigma_schedule", "karras"))), says[prediction]
     if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"):
-        for key in ("use_dynamic_shifting", "invert_sigmas"):
-            if scheduler.get(key):
-                raise UserError(f"{name}: {key} is on, which is not understood: save the scheduler with a fixed shift")
+        dynamic = bool(scheduler.get("use_dynamic_shifting"))
+        if on := "invert_sigmas" * bool(scheduler.get("invert_sigmas")) or "use_dynamic_shifting" * (
+            dynamic and tokens is None
+        ):
+            raise UserError(f"{name}: {on} is on, which is not understood: save the scheduler with a fixed shift")
         scale = float(scheduler.get("num_train_timesteps", 1000))
-        return Flow(float(scheduler.get("shift", 1.0)), scale), "flow_prediction"
+        shift = dynamic_shift(scheduler, tokens) if dynamic and tokens else float(scheduler.get("shift", 1.0))
+        return Flow(shift, scale), "flow_prediction"
+    if scheduler.get("use_flow_sigmas") and scheduler.get("prediction_type") == "flow_prediction":  # solvers for betas
+        if scheduler.get("use_dynamic_shifting"):
+            raise UserError(f"{name}: use_dynamic_shifting is on: save the scheduler with a fixed flow_shift")
+        scale = float(scheduler.get("num_train_timesteps", 1000))
+        return Flow(float(scheduler.get("flow_shift", 1.0)), scale), "flow_prediction"
     return None
 
 
-__all__ = ["Edm", "Flow", "path_of", "process_of", "shifted"]
+def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """The shift for an image of so many patches: mu is a line through two sizes, and the shift its exponential, or it.
+
+    As the pipelines of Flux and Stable Diffusion 3 compute it, with diffusers' defaults.
+    """
+    low, high = (float(scheduler.get(f"{end}_image_seq_len", usual)) for end, usual in (("base", 256), ("max", 4096)))
+    least, most = (float(scheduler.get(f"{end}_shift", usual)) for end, usual in (("base", 0.5), ("max", 1.15)))
+    mu = least + (most - least) * (tokens - low) / (high - low)
+    return mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+__all__ = ["Edm", "Flow", "dynamic_shift", "path_of", "process_of", "shifted"]

@@ -17,7 +17,7 @@ from ..data.captions import METADATA, SUFFIX, has_captions
 from ..data.config import ProcessConfig
 from ..data.found import HELP, samples
 from ..export.bare import bare_unet
-from ..export.pipeline import USUAL_GUIDANCE, load_denoiser, refuse_few_step
+from ..export.pipeline import load_denoiser, refuse_few_step
 from ..methods.progressive import check_grids
 from ..models.denoiser import Denoiser, Sampling
 from ..models.process import Process
@@ -48,14 +48,17 @@ class Sampler:
 
 def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
-    looking, teacher, found = Looking(), None, None
+    looking, into_data, teacher, found = Looking(), Looking(), None, None
+    if given.data is not None:
+        with into_data.on():
+            found = samples(given.data)
     if given.teacher is not None:
         with looking.on():
-            teacher = _teacher(given.teacher, looking)
+            teacher = _teacher(given.teacher, looking, found)
     with looking.on():
         if given.data is None:
             raise UserError(_needed(teacher))
-        found = samples(given.data)
+    looking.problems += into_data.problems
     if teacher is not None and found is not None and given.data is not None:
         looking.problems += _clashes(teacher, found)
         if teacher.model.prompted and not (found.captions or has_captions(given.data)):
@@ -74,13 +77,14 @@ def sketch(given: Given) -> Sketch:
     return Sketch(f"A sampler of few steps of {given.data}, distilled from {said}.", sections, tuple(looking.notes))
 
 
-def _teacher(folder: Path, looking: Looking) -> Sampler:
+def _teacher(folder: Path, looking: Looking, found: Found | None) -> Sampler:
     refuse_few_step(folder)
     place = bare_unet(folder)
     unsaid = place is not None and place[1] is None
     process = Process.linear(UNSAID["steps"])  # type: ignore[arg-type]
     schedule = (process, str(UNSAID["prediction"])) if unsaid else None
-    model = load_denoiser(folder, sampling=Sampling("ddim", 1), quiet=True, schedule=schedule)
+    image = None if found is None else found.shape
+    model = load_denoiser(folder, sampling=Sampling("ddim", 1), quiet=True, schedule=schedule, image=image)
     if unsaid:
         looking.notes.append(
             f"{folder} has no scheduler, so its schedule and prediction type are those of diffusers' training script "
@@ -135,8 +139,8 @@ def _sections(given: Given, teacher: Sampler | None, found: Found) -> dict[str, 
     data["samples"] = Noted(GENERATED[size.at], "generated for each evaluation")
     data["draws"] = Noted(3, "evaluations on test, for intervals")
     sampling: dict[str, Any] = {"solver": "ddim", "steps": start}
-    if teacher is not None and teacher.model.prompted:
-        sampling["guidance"] = USUAL_GUIDANCE
+    if teacher is not None and teacher.model.prompted and teacher.model.parts is not None:
+        sampling["guidance"] = teacher.model.parts.family.guidance
     data["sampling"] = Noted(sampling, f"the teacher's ({named}); these steps halve to whole timesteps")
     steps = size.steps(found.train, batch)
     return {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from once import shared_folder
 
-from xmodal_kd.modalities.diffusion.evaluate.classifier import train_classifier
 from xmodal_kd.modalities.diffusion.export import reload_gate as gate
+from xmodal_kd.modalities.diffusion.models.classifier import train_classifier
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
 from xmodal_kd.modalities.diffusion.models.process import Process

@@ -14,8 +14,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from xmodal_kd.modalities.diffusion.evaluate import classifier as module
-from xmodal_kd.modalities.diffusion.evaluate.classifier import (
+from xmodal_kd.modalities.diffusion.evaluate.judge import Judge
+from xmodal_kd.modalities.diffusion.models import classifier as module
+from xmodal_kd.modalities.diffusion.models.classifier import (
     PIXEL_CLUSTERS,
     RECIPE,
     Classifier,
@@ -23,7 +24,6 @@ from xmodal_kd.modalities.diffusion.evaluate.classifier import (
     train_classifier,
     weight_hash,
 )
-from xmodal_kd.modalities.diffusion.evaluate.judge import Judge
 from xmodal_kd.runtime.errors import RunError, UserError
 
 SAMPLES = 300

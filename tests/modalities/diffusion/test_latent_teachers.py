@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from diffusers import DiffusionPipeline, PixArtTransformer2DModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_pipelines
-from tiny_pipelines import KINDS, LATENT, WORDS
+from tiny_pipelines import FLOWING, KINDS, LARGE, LATENT, PROMPTED, WORDS, adapter, pictures
 
 from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
@@ -27,6 +26,7 @@ from xmodal_kd.modalities.diffusion.data.condition import Text, each
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser, save_pipeline
 from xmodal_kd.modalities.diffusion.export.reload_gate import reload_gates
+from xmodal_kd.modalities.diffusion.export.schedulers import scheduler_for
 from xmodal_kd.modalities.diffusion.methods.few_step import copy_weights, same_network
 from xmodal_kd.modalities.diffusion.models.asked import ask
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
@@ -43,7 +43,6 @@ from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS, Context
 
-PROMPTED = ("stable", "flowing", "larger", "pixels")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -55,18 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, make in KINDS.items():
         make(folder / name)
     tiny_pipelines.images(folder / "images")
+    tiny_pipelines.images(folder / "large", side=LARGE)
     return folder
-
-
-def adapter(place: Path, kind: str, *, guidance: float = 1.0, **data: Any) -> DiffusionAdapter:
-    """Of the images, its teacher loaded."""
-    told = {"captions": kind in PROMPTED, "conditional": kind == "transformer"} | data
-    section = {"sources": "folder", "path": place / "images", "dev": 8, "test": 8, "samples": 8, "draws": 1,
-               "cache": place / "cache", "sampling": {"steps": 8, "guidance": guidance}, **told}  # fmt: skip
-    made = DiffusionAdapter(DiffusionData.model_validate(section), Streams(1), 4)
-    made.teachers = {"teacher": SimpleNamespace(path=place / kind)}
-    made.load("teacher", place / kind)
-    return made
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -81,20 +70,30 @@ def refusal(call: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "guidance"),
-    [("stable", 1.0), ("stable", 3.0), ("unconditional", 1.0), ("transformer", 1.0), ("larger", 3.0), ("pixels", 3.0)],
-)
+    [
+        ("stable", 1.0), ("stable", 3.0), ("unconditional", 1.0), ("transformer", 1.0), ("larger", 3.0),
+        ("pixels", 3.0), ("sigma", 3.0), ("tokens", 3.5), ("linear", 2.0),
+    ],
+)  # fmt: skip
 def test_a_teacher_samples_as_its_pipeline_does(place: Path, kind: str, guidance: float) -> None:
-    model = load_denoiser(place / kind, sampling=Sampling("ddim", 10), quiet=True)
+    """With the pipeline's own scheduler; Sana's rounds times, so with that of a student of as many steps."""
+    side, how = LARGE if kind == "linear" else 16, Sampling("ddim", 10 if kind not in FLOWING else 8)
+    model = load_denoiser(place / kind, sampling=how, quiet=True, image=(3, side, side))
     model.guidance = guidance
     pipeline = DiffusionPipeline.from_pretrained(place / kind)
+    if kind == "linear":
+        pipeline.scheduler = scheduler_for(model.process, model.prediction, how)
     pipeline.set_progress_bar_config(disable=True)
     prompts, labels = ["a red square", "blue"], torch.tensor([0, 2])
-    given = {
+    given: dict[str, Any] = {
         "unconditional": {"batch_size": 2}, "transformer": {"class_labels": [0, 2], "guidance_scale": 1.0},
-        "pixels": {"prompt": prompts, "guidance_scale": guidance, "use_resolution_binning": False},
     }.get(kind, {"prompt": prompts, "guidance_scale": guidance})  # fmt: skip
+    if kind in ("pixels", "sigma", "linear"):
+        given["use_resolution_binning"] = False
+    if kind in ("tokens", "linear"):
+        given |= {"height": side, "width": side}
     said = model.parts.prompts(prompts) if kind in PROMPTED else labels if kind == "transformer" else None
-    made = pipeline(num_inference_steps=10, generator=torch.manual_seed(3), output_type="pt", **given).images
+    made = pipeline(num_inference_steps=how.steps, generator=torch.manual_seed(3), output_type="pt", **given).images
     theirs = made.numpy() if isinstance(made, torch.Tensor) else made.transpose(0, 3, 1, 2)
     noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(3))
     ours = model.parts.decode(model.sample(noise, said))
@@ -199,12 +198,15 @@ def students(place: Path) -> dict[str, tuple[Path, Denoiser]]:
     found = {}
     for kind, how in (("stable", Sampling("lcm", 2, 50)), ("unconditional", Sampling("lcm", 3, 50)),
                       ("transformer", Sampling("ddim", 4)), ("flowing", Sampling("lcm", 2, 64)),
-                      ("larger", Sampling("lcm", 2, 50)), ("pixels", Sampling("lcm", 2, 50))):  # fmt: skip
+                      ("larger", Sampling("lcm", 2, 50)), ("pixels", Sampling("lcm", 2, 50)),
+                      ("sigma", Sampling("ddim", 3)), ("tokens", Sampling("lcm", 2, 64)),
+                      ("linear", Sampling("ddim", 4))):  # fmt: skip
         made = adapter(place, kind)
         params = {"guidance": 16} if kind == "stable" else {}
         student = made.build(
-            "student", "like_teacher", {**params, **({} if kind == "flowing" else {"prediction": "epsilon"})}
+            "student", "like_teacher", {**params, **({} if kind in FLOWING else {"prediction": "epsilon"})}
         )
+        student.guidance = 3.5 if kind == "tokens" else 1.0
         student.net.load_state_dict({**student.net.state_dict(), **made.teacher.net.state_dict()})
         if kind == "stable":
             torch.nn.init.normal_(student.net.time_embedding.cond_proj.weight)
@@ -227,6 +229,7 @@ def test_students_are_pipelines_of_their_teachers_class(
         assert back.sampling == student.sampling and back.guidance == student.guidance and back.shape == student.shape
         assert back.parts.folder == folder
     assert "tokenizer_3=None" in (students["flowing"][0] / "README.md").read_text()
+    assert "guidance_scale=3.5, height=16, width=16" in (students["tokens"][0] / "README.md").read_text()
     card = (students["stable"][0] / "README.md").read_text()
     assert "text-to-image" in card and "prompt=['a red square', 'blue'], guidance_scale=3" in card
 
@@ -235,24 +238,8 @@ def test_a_prompted_student_is_sampled_by_prompt(
     students: dict[str, tuple[Path, Denoiser]], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     folder = str(students["stable"][0])
-    assert (
-        call(
-            [
-                "sample",
-                folder,
-                "-n",
-                "2",
-                "--prompt",
-                "green",
-                "--guidance",
-                "2",
-                "--out",
-                str(tmp_path / "a"),
-                "--json",
-            ]
-        )
-        == 0
-    )
+    asked = ["--prompt", "green", "--guidance", "2", "--out", str(tmp_path / "a"), "--json"]
+    assert call(["sample", folder, "-n", "2", *asked]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["prompts"] == ["green"] and told["guidance"] == 2 and told["nfe"] == 2
     assert len(list((tmp_path / "a" / "images").glob("*.png"))) == 2
@@ -265,23 +252,25 @@ def test_a_prompted_student_is_sampled_by_prompt(
         assert words in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
-        ("stable", "lcm"),
-        ("unconditional", "progressive"),
-        ("transformer", "consistency"),
-        ("flowing", "lcm"),
-        ("larger", "lcm"),
-        ("pixels", "lcm"),
+        *(
+            pytest.param(kind, method, marks=pytest.mark.full)
+            for kind, method in (
+                ("stable", "lcm"), ("unconditional", "progressive"), ("transformer", "consistency"),
+                ("flowing", "lcm"), ("larger", "lcm"), ("pixels", "lcm"), ("sigma", "lcm"), ("tokens", "pcm"),
+                ("tokens", "dmd2"), ("linear", "lcm"), ("linear", "dmd2"), ("linear", "pcm"),
+            )
+        ),
+        ("tokens", "lcm"),
     ],
-)
+)  # fmt: skip
 def test_whole_runs(place: Path, tmp_path: Path, kind: str, method: str) -> None:
-    params = {"progressive": {"end": 4, "features": 1}, "lcm": {"steps": 2}, "consistency": {"steps": 2}}[method]
+    params = {"progressive": {"end": 4, "features": 1}, "dmd2": {"steps": 2, "critic": 1}}.get(method, {"steps": 2})
     recipe = {
         "modality": "diffusion", "seed": 1, "threads": 1,
-        "data": {"sources": "folder", "path": str(place / "images"), "captions": kind in PROMPTED,
+        "data": {"sources": "folder", "path": str(pictures(place, kind)), "captions": kind in PROMPTED,
                  "conditional": kind == "transformer", "dev": 8, "test": 8, "samples": 8, "draws": 1, "curve": "ends",
                  "cache": str(tmp_path / "cache"),
                  "sampling": {"steps": 8, "guidance": 1.0 if kind == "unconditional" else 2.0}},
@@ -293,7 +282,9 @@ def test_whole_runs(place: Path, tmp_path: Path, kind: str, method: str) -> None
     assert call(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["export"]["student"]["reload_difference"] < 1e-4
-    assert report["roles"]["teacher"]["metrics"]["nfe"] == (8 if kind == "unconditional" else 16)
+    assert report["roles"]["teacher"]["metrics"]["nfe"] == (8 if kind in ("unconditional", "tokens") else 16)
+    told = json.loads((tmp_path / "run/student/sampler.json").read_text())
+    assert told["guidance"] == (2.0 if kind == "tokens" else 1.0)
 
 
 def test_new_writes_a_recipe_for_a_prompted_teacher(place: Path, tmp_path: Path) -> None:
@@ -320,6 +311,7 @@ def test_adapters_alone_learn_and_are_saved_merged(place: Path, tmp_path: Path, 
     assert learns and all(".lora_" in name for name in learns)
     copy_weights(teacher, student)
     z, t = torch.randn(2, *teacher.shape), torch.full((2,), 300)
+    assert student.guidance == teacher.guidance == 1.0
     said = made.parts.prompts(WORDS[:2]) if kind in PROMPTED else torch.arange(2) if kind == "transformer" else None
     torch.testing.assert_close(student(z, t, said), teacher(z, t, said))
     for name, value in student.named_parameters():
@@ -327,7 +319,7 @@ def test_adapters_alone_learn_and_are_saved_merged(place: Path, tmp_path: Path, 
             torch.nn.init.normal_(value, std=0.1)
     moved = student(z, t, said)
     assert float((moved - teacher(z, t, said)).abs().max()) > 1e-3
-    student.sampling = Sampling("lcm", 2, 64 if kind == "flowing" else 50)
+    student.sampling = Sampling("lcm", 2, 64 if kind in FLOWING else 50)
     folder = save_pipeline(student, tmp_path / "student", {})
     torch.testing.assert_close(load_denoiser(folder, quiet=True)(z, t, said), moved, rtol=1e-3, atol=1e-3)
     assert (folder / FILE).is_file() == (kind in ("stable", "larger"))

@@ -27,6 +27,7 @@ pytestmark = [
 
 #: Each recipe's process, and how its student is sampled.
 METHODS: dict[str, tuple[str, Sampling]] = {
+    "add": ("vp", Sampling("lcm", 2, 64)),
     "ctm": ("edm", Sampling("ddim", 2)),
     "dmd2": ("flow", Sampling("lcm", 1, 64)),
     "ict": ("vp", Sampling("lcm", 2, 64)),

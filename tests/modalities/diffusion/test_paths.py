@@ -221,6 +221,7 @@ def test_what_is_not_understood_is_refused() -> None:
     for config, words in [
         (named(flow(use_dynamic_shifting=True)), "use_dynamic_shifting is on"),
         (named(flow(invert_sigmas=True)), "invert_sigmas is on"),
+        (named(flow(invert_sigmas=True, use_dynamic_shifting=True)), "invert_sigmas is on"),
         (named(edm()) | {"prediction_type": "sample"}, "prediction_type 'sample' is not one of"),
         (named(edm()) | {"sigma_min": 90.0}, "0 < sigma_min < sigma_max"),
         (named(edm()) | {"sigma_schedule": "linear"}, "sigma_schedule 'linear'"),

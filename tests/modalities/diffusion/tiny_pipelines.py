@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     LDMPipeline,
     PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -32,14 +40,27 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
+from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
+from xmodal_kd.modalities.diffusion.data.config import DiffusionData
+from xmodal_kd.runtime.random_streams import Streams
+
 #: Pixels of an image's side, and of a latent's.
 SIDE, LATENT = 16, 8
+#: Of an image of Sana's pipeline, which makes none that is smaller.
+LARGE = 32
 WORDS = ("red", "green", "blue")
+#: Kinds that are prompted by text.
+PROMPTED = ("stable", "flowing", "larger", "pixels", "sigma", "tokens", "linear")
+#: Of flow matching, whose students keep what they predict.
+FLOWING = ("flowing", "tokens", "linear")
 
 
 def tokenizer(length: int = 16) -> CLIPTokenizer:
@@ -141,43 +162,103 @@ def larger(folder: Path) -> Path:
     return _saved(made, folder)
 
 
-def pixels(folder: Path) -> Path:
-    """A PixArtAlphaPipeline whose network says a variance beside its prediction."""
+def t5() -> tuple[Any, Any]:
+    """A tokenizer of single letters and its encoder."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
+    encoder = T5EncoderModel(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0), encoder
+
+
+def pixels(folder: Path, kind: Any = PixArtAlphaPipeline) -> Path:
+    """A PixArtAlphaPipeline, or of Sigma, whose network says a variance beside its prediction."""
     net = PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=1, sample_size=LATENT,
         caption_channels=16, cross_attention_dim=24,
     )  # fmt: skip
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
-    encoder = T5EncoderModel(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-    made = PixArtAlphaPipeline(
-        tokenizer=T5Tokenizer(vocab=vocabulary, extra_ids=0), text_encoder=encoder, vae=_codec(AutoencoderKL, 4),
-        transformer=net, scheduler=scheduler(),
+    words, encoder = t5()
+    made = kind(
+        tokenizer=words, text_encoder=encoder, vae=_codec(AutoencoderKL, 4), transformer=net, scheduler=scheduler()
     )  # fmt: skip
     return _saved(made, folder)
 
 
-def _saved(pipeline: Any, folder: Path) -> Path:
+def sigma(folder: Path) -> Path:
+    """A PixArtSigmaPipeline."""
+    return pixels(folder, PixArtSigmaPipeline)
+
+
+def tokens(folder: Path, **more: Any) -> Path:
+    """A FluxPipeline that is told the scale of guidance, whose shift hangs on the size of the image."""
+    net = FluxTransformer2DModel(
+        **{
+            "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 12,
+            "num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16, "guidance_embeds": True,
+            "axes_dims_rope": (4, 4, 4),
+        }
+        | more
+    )  # fmt: skip
+    words, encoder = t5()
+    made = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_codec(AutoencoderKL, 4, shift_factor=0.1, scaling_factor=1.5), text_encoder=text_encoder(),
+        tokenizer=tokenizer(), text_encoder_2=encoder, tokenizer_2=words, transformer=net,
+    )  # fmt: skip
+    return _saved(made, folder)
+
+
+def linear(folder: Path, **more: Any) -> Path:
+    """A SanaPipeline, as it is published: its scheduler is a solver for betas that runs on flow matching."""
+    net = SanaTransformer2DModel(
+        **{
+            "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1,
+            "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16,
+            "caption_channels": 16, "sample_size": LATENT,
+        }
+        | more
+    )  # fmt: skip
+    codec = AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+        encoder_block_out_channels=(4, 8, 8), decoder_block_out_channels=(4, 8, 8), encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()), scaling_factor=0.7,
+    )  # fmt: skip
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abdegnlqrsu"]
+    encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(names), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8,
+        )
+    )  # fmt: skip
+    made = SanaPipeline(
+        tokenizer=GemmaTokenizer(vocab={name: i for i, name in enumerate(names)}), text_encoder=encoder, vae=codec,
+        transformer=net,
+        scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+    )  # fmt: skip
+    return _saved(made, folder, std=0.2)  # at more it enlarges what float32 rounds
+
+
+def _saved(pipeline: Any, folder: Path, std: float = 0.3) -> Path:
     for part in pipeline.components.values():  # weights at which every input tells
         if isinstance(part, torch.nn.Module):
             for value in part.parameters():
-                torch.nn.init.normal_(value, std=0.3) if value.ndim > 1 else None
+                torch.nn.init.normal_(value, std=std) if value.ndim > 1 else None
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
     "stable": stable, "unconditional": unconditional, "transformer": transformer, "flowing": flowing, "larger": larger,
-    "pixels": pixels,
+    "pixels": pixels, "sigma": sigma, "tokens": tokens, "linear": linear,
 }  # fmt: skip
 
 
-def images(folder: Path, count: int = 36) -> Path:
+def images(folder: Path, count: int = 36, side: int = SIDE) -> Path:
     """Colours in a subfolder for each of three classes, and a caption for each image."""
     rng, lines = np.random.default_rng(1), []
     for i in range(count):
         word = WORDS[i % len(WORDS)]
-        pixels = rng.integers(0, 90, (SIDE, SIDE, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 90, (side, side, 3), dtype=np.uint8)
         pixels[..., i % len(WORDS)] += 120
         path = folder / word / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,3 +266,19 @@ def images(folder: Path, count: int = 36) -> Path:
         lines.append(json.dumps({"file_name": f"{word}/{i}.png", "text": f"a {word} square"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def pictures(place: Path, kind: str) -> Path:
+    """Those of the size that a pipeline makes."""
+    return place / ("large" if kind == "linear" else "images")
+
+
+def adapter(place: Path, kind: str, *, guidance: float = 1.0, **data: Any) -> DiffusionAdapter:
+    """Of the images, its teacher loaded."""
+    told = {"captions": kind in PROMPTED, "conditional": kind == "transformer"} | data
+    section = {"sources": "folder", "path": pictures(place, kind), "dev": 8, "test": 8, "samples": 8, "draws": 1,
+               "cache": place / "cache", "sampling": {"steps": 8, "guidance": guidance}, **told}  # fmt: skip
+    made = DiffusionAdapter(DiffusionData.model_validate(section), Streams(1), 4)
+    made.teachers = {"teacher": SimpleNamespace(path=place / kind)}
+    made.load("teacher", place / kind)
+    return made

@@ -7,6 +7,7 @@ from math import prod
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,11 +72,28 @@ class Source:
         return batch | ({"labels": batch["ids"] % self.classes} if self.classes else {})
 
 
+class Samples:
+    """Two clusters without labels, as a split's images."""
+
+    labels = class_names = None
+
+    def __init__(self, shape: Sequence[int], count: int = 40) -> None:
+        signs = np.where(np.arange(count) % 2, 0.5, -0.5).reshape(-1, *[1] * len(shape))
+        self.x = (signs + 0.1 * np.random.default_rng(0).normal(size=(count, *shape))).astype(np.float32)
+
+    def tensor(self, indexes: Any) -> Tensor:
+        return torch.from_numpy(self.x[indexes])
+
+
 class Adapter:
     """As much of an adapter as the methods ask for."""
 
-    def __init__(self, steps: int = 8, solver: str = "ddim") -> None:
+    def __init__(self, steps: int = 8, solver: str = "ddim", shape: Sequence[int] = (3,)) -> None:
         self.config = SimpleNamespace(sampling=SimpleNamespace(solver=solver, steps=steps))
+        self.shape = tuple(shape)
+
+    def data(self, split: str) -> Any:
+        return SimpleNamespace(images=Samples(self.shape))
 
     def signals(self, role: str, model: Denoiser, batch: Any, features: Sequence[str] = ()) -> Signals:
         process = model.process

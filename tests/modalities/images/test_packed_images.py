@@ -18,7 +18,7 @@ from xmodal_kd.adapter.images.later import Later
 from xmodal_kd.modalities.diffusion.data.captions import captions_of
 from xmodal_kd.modalities.diffusion.data.source import DiffusionData
 from xmodal_kd.modalities.diffusion.data.source import load_split as load_diffusion
-from xmodal_kd.modalities.diffusion.evaluate.classifier import _data_hash
+from xmodal_kd.modalities.diffusion.models.classifier import _data_hash
 from xmodal_kd.modalities.images.adapter import ImagesAdapter
 from xmodal_kd.modalities.images.data.source import ImagesData, ImagesSource, load_split
 from xmodal_kd.run.listed_files import look

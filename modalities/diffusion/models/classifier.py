@@ -1,4 +1,5 @@
-"""The classifier in whose features samples are judged: small, trained on the train split by one committed recipe.
+"""The classifier in whose features samples are judged: small, trained on the train split by one committed recipe. By
+another recipe a discriminator has one of its own (`pixel_network`).
 
 Its features are no Inception features, and distances in them are named ``fd_clf`` and ``kid_clf``, never FID and KID.
 """
@@ -88,15 +89,21 @@ class Classifier(nn.Module):
     centres: Tensor | None
     scale: Tensor
 
-    def __init__(self, shape: tuple[int, ...], classes: int, centres: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        centres: Tensor | None = None,
+        recipe: ClassifierRecipe | None = None,
+    ) -> None:
         super().__init__()
-        self.shape, self.classes = shape, classes
+        self.shape, self.classes, self.recipe = shape, classes, recipe or RECIPE
         self.register_buffer("centres", centres)
         self.register_buffer("scale", torch.ones(()))
-        body, width = _body(shape)
-        self.body = nn.Sequential(*body, nn.Flatten(), nn.Linear(width, RECIPE.features), nn.SiLU())
-        self.dropout = nn.Dropout(RECIPE.dropout)
-        self.head = nn.Linear(RECIPE.features, classes)
+        body, width = _body(shape, self.recipe)
+        self.body = nn.Sequential(*body, nn.Flatten(), nn.Linear(width, self.recipe.features), nn.SiLU())
+        self.dropout = nn.Dropout(self.recipe.dropout)
+        self.head = nn.Linear(self.recipe.features, classes)
 
     @property
     def labels_kind(self) -> str:
@@ -121,10 +128,10 @@ class Classifier(nn.Module):
         return torch.cat([torch.cdist(x.flatten(1), centres).argmin(1) for x in batches(images)])
 
 
-def _body(shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
+def _body(shape: tuple[int, ...], recipe: ClassifierRecipe) -> tuple[list[nn.Module], int]:
     """Layers, and the width of their flattened output: down to 16 or less in one stride, then halved to 4 or less."""
     if len(shape) not in (2, 3):
-        wide = RECIPE.widest
+        wide = recipe.widest
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs in (math.prod(shape), wide):
             layers += [nn.Linear(inputs, wide), nn.LayerNorm(wide), nn.SiLU()]
@@ -135,23 +142,26 @@ def _body(shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
     def block(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[nn.Module]:
         # a kernel of each axis's own, which the declared types of both classes do not share
         conv = convolution(inputs, outputs, kernel, stride, padding=1)  # type: ignore[arg-type]
-        return [conv, nn.GroupNorm(RECIPE.groups, outputs), nn.SiLU()]
+        return [conv, nn.GroupNorm(recipe.groups, outputs), nn.SiLU()]
 
     strides = tuple(max(1, side // 16) for side in sides)
-    width, three = RECIPE.width, (3,) * len(sides)
+    width, three = recipe.width, (3,) * len(sides)
     layers = block(channels, width, tuple(s + 2 for s in strides), strides)
     sides = tuple(side // stride for side, stride in zip(sides, strides, strict=True))
     while max(sides) > 4:
         halve = tuple(2 if side > 4 else 1 for side in sides)
-        wider = min(2 * width, RECIPE.widest)
+        wider = min(2 * width, recipe.widest)
         layers += block(width, wider, three, halve)
         width, sides = wider, tuple(-(-side // s) for side, s in zip(sides, halve, strict=True))
     layers += block(width, width, three, (1,) * len(sides))
     return layers, width * math.prod(sides)
 
 
-def train_classifier(train: ImageSet, *, device: torch.device | str = "cpu", cache: Path | None = None) -> Classifier:
-    """The classifier of `train` by `RECIPE`, in eval mode on `device`.
+def train_classifier(
+    train: ImageSet, *, device: torch.device | str = "cpu", cache: Path | None = None,
+    recipe: ClassifierRecipe | None = None,
+) -> Classifier:  # fmt: skip
+    """The classifier of `train` by `recipe`, or `RECIPE`, in eval mode on `device`.
 
     The same weights for the same data, kind of device, torch version and number of threads, whatever the run's seed;
     the caller's random state is left as it was.
@@ -160,17 +170,18 @@ def train_classifier(train: ImageSet, *, device: torch.device | str = "cpu", cac
         cache: folder in which it is kept under the hashes of recipe and data, so that a resumed run finds the very
             classifier it began with. A file that is missing or damaged means training again.
     """
-    files = None if cache is None else cache / f"classifier-{RECIPE.hash[:12]}-{_data_hash(train)[:12]}"
-    if files is not None and (found := _cached(train, files)) is not None:
+    recipe = recipe or RECIPE
+    files = None if cache is None else cache / f"classifier-{recipe.hash[:12]}-{_data_hash(train)[:12]}"
+    if files is not None and (found := _cached(train, files, recipe)) is not None:
         return found.to(device)
-    streams = Streams(RECIPE.seed)
-    centres = _cluster(train) if train.labels is None else None
+    streams = Streams(recipe.seed)
+    centres = _cluster(train, recipe) if train.labels is None else None
     with torch.inference_mode(False), torch.enable_grad(), streams.forked("classifier"):
-        model = _build(train, centres)
+        model = _build(train, centres, recipe)
         _fit(model.to(device), train, streams, torch.device(device))
     if files is not None:
         write_tensors(files.with_suffix(".safetensors"), model.state_dict())
-        write_json(files.with_suffix(".json"), {"recipe": asdict(RECIPE), "weights": weight_hash(model)})
+        write_json(files.with_suffix(".json"), {"recipe": asdict(recipe), "weights": weight_hash(model)})
     return model
 
 
@@ -194,7 +205,7 @@ def embed(model: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
     return features.to(torch.float64), logits.argmax(1)
 
 
-def _build(train: ImageSet, centres: Tensor | None) -> Classifier:
+def _build(train: ImageSet, centres: Tensor | None, recipe: ClassifierRecipe) -> Classifier:
     """Raises `UserError` for labels that are not numbers of the class names."""
     if train.labels is None:
         assert centres is not None
@@ -204,15 +215,15 @@ def _build(train: ImageSet, centres: Tensor | None) -> Classifier:
         classes = len(train.class_names) if train.class_names else high + 1
         if low < 0 or high >= classes:
             raise UserError(f"labels run from {low} to {high}, but there are {classes} classes, counted from 0")
-    return Classifier(tuple(train.x.shape[1:]), classes, centres)
+    return Classifier(tuple(train.x.shape[1:]), classes, centres, recipe)
 
 
 def _fit(model: Classifier, train: ImageSet, streams: Streams, device: torch.device) -> None:
     """AdamW with a one-cycle learning rate, shuffled full batches."""
-    targets = model.targets(train).to(device)
-    steps, batch = RECIPE.steps(len(targets)), min(RECIPE.batch, len(targets))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.learning_rate, total_steps=steps)
+    targets, recipe = model.targets(train).to(device), model.recipe
+    steps, batch = recipe.steps(len(targets)), min(recipe.batch, len(targets))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
     rng, order = streams.numpy("order"), np.empty(0, dtype=np.int64)
     model.train()
     with (
@@ -223,7 +234,7 @@ def _fit(model: Classifier, train: ImageSet, streams: Streams, device: torch.dev
             if len(order) < batch:
                 order = rng.permutation(len(targets))
             index, order = order[:batch], order[batch:]
-            _, logits = model(_shifted(train.tensor(index).to(device), rng))
+            _, logits = model(_shifted(train.tensor(index).to(device), rng, recipe.shift))
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(logits, targets[torch.from_numpy(index).to(device)]).backward()
             optimizer.step()
@@ -233,29 +244,29 @@ def _fit(model: Classifier, train: ImageSet, streams: Streams, device: torch.dev
         model.scale.fill_(float(features.square().mean().rsqrt()))
 
 
-def _shifted(x: Tensor, rng: np.random.Generator) -> Tensor:
+def _shifted(x: Tensor, rng: np.random.Generator, share: float) -> Tensor:
     """Images of one batch moved together by a random whole number of pixels, the edge repeated. Others unchanged."""
     if x.ndim != 4:
         return x
-    reach = [int(side * RECIPE.shift) for side in x.shape[2:]]
+    reach = [int(side * share) for side in x.shape[2:]]
     down, right = (int(rng.integers(0, 2 * r + 1)) for r in reach)
     padded = F.pad(x, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
     return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
 
 
-def _cluster(train: ImageSet) -> Tensor:
+def _cluster(train: ImageSet, recipe: ClassifierRecipe) -> Tensor:
     """Centres ``(clusters, d)`` of k-means of the flattened data, found in principal components where d is large."""
     x = torch.cat([block.flatten(1) for block in batches(train)]).numpy()
-    clusters = min(RECIPE.clusters, len(np.unique(x, axis=0)))
-    narrow, seed = x, RECIPE.seed
+    clusters = min(recipe.clusters, len(np.unique(x, axis=0)))
+    narrow, seed = x, recipe.seed
     with threadpool_limits(limits=1):  # sums over threads come in any order
-        if min(x.shape) > RECIPE.components:
-            narrow = PCA(RECIPE.components, svd_solver="randomized", random_state=seed).fit_transform(x)
+        if min(x.shape) > recipe.components:
+            narrow = PCA(recipe.components, svd_solver="randomized", random_state=seed).fit_transform(x)
         found = KMeans(clusters, n_init=4, random_state=seed).fit(narrow).labels_
     return torch.from_numpy(np.stack([x[found == c].mean(0) for c in range(clusters)]))
 
 
-def _cached(train: ImageSet, files: Path) -> Classifier | None:
+def _cached(train: ImageSet, files: Path, recipe: ClassifierRecipe) -> Classifier | None:
     try:
         tensors, facts = read_tensors(files.with_suffix(".safetensors")), read_json(files.with_suffix(".json"))
         if digest(tensors.items()) != facts["weights"]:
@@ -263,7 +274,7 @@ def _cached(train: ImageSet, files: Path) -> Classifier | None:
     except UserError:
         return None
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        model = _build(train, tensors.get("centres"))
+        model = _build(train, tensors.get("centres"), recipe)
     load_weights(model, tensors, files)
     return model.eval()
 
