@@ -114,7 +114,7 @@ def beam(parts: Parts, states: Float[Tensor, "t c"], size: int) -> list[Hypothes
     classes = model.classes(states)
     search = RNNTBeamSearch(model, blank=classes - 1, step_max_tokens=MOST)
     with torch.no_grad():
-        found = search._search(states[None], None, min(size, classes - 1))
+        found = search(states, torch.tensor(len(states)), min(size, classes - 1))
     return [([k + 1 for k in tokens[1:]], float(score)) for tokens, _, _, score in found]
 
 
@@ -128,6 +128,10 @@ class _AsTorchaudio(torch.nn.Module):
     def classes(self, states: Tensor) -> int:
         known, _ = self.parts.predict(torch.zeros(1, dtype=torch.int64, device=states.device), self.parts.start(1))
         return self.parts.join(states[:1], known).shape[-1]
+
+    def transcribe(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """It is given states, not sound."""
+        return states, lengths
 
     def predict(self, targets: Tensor, lengths: Tensor, state: Any) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         held = self.parts.start(len(targets)) if state is None else state[0][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ class Joins(Strict):
 
     predictor: Literal["stateless", "gru"] = "stateless"
     """What it knows of the text so far: the last `context` symbols (Ghodsi et al., 2020), or all by a GRU."""
-    context: int = Field(2, ge=1, le=64)
+    context: int = Field(2, ge=2, le=64)
     """Symbols that a stateless predictor sees."""
     embedding: int = Field(64, ge=1)
     """Width of a symbol, and of the GRU."""
@@ -180,9 +179,4 @@ class ConvTransducer(Transducer):
     Encoder = ConvCTC
 
 
-def is_transducer(name: str, models: Any) -> bool:
-    """Whether a name among the models is a transducer's."""
-    return name in models and getattr(models[name], "task", "ctc") == Transducer.task
-
-
-__all__: Sequence[str] = ["ConformerTransducer", "ConvTransducer", "Joint", "Lattice", "Recurrent", "Stateless", "Transducer"]
+__all__ = ["ConformerTransducer", "ConvTransducer", "Lattice", "Transducer"]
