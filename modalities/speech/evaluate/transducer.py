@@ -106,7 +106,8 @@ def greedy(parts: Parts, states: Float[Tensor, "b t c"], frames: Int[Tensor, " b
 def beam(parts: Parts, states: Float[Tensor, "t c"], size: int) -> list[Hypothesis]:
     """Up to `size` symbol sequences of one utterance with their log-probabilities, best first, by torchaudio's search.
 
-    It sorts by log-probability over length, as it prunes. Its sums are of the ways that survived: a lower bound.
+    It sorts by log-probability over length, as it prunes, and keeps no more sequences than there are symbols. A score
+    sums the ways that survived: a lower bound.
     """
     with loading("torchaudio"):
         from torchaudio.models import RNNTBeamSearch

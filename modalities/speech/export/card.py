@@ -50,9 +50,10 @@ print(recogniser.transcribe("recording.wav")["text"])
 ```
 
 `model.onnx` and `model.int8.onnx`, where they lie here, are the encoder: `features` (batch, time, mels) and `lengths`
-(batch,) to states (`logits`) and `logit_lengths`. `predictor.onnx` takes `symbols` (batch,) and `state`, which begins as
-zeros and with symbol 0, and gives `known` and `next_state`; `joint.onnx` takes a frame's state as `sound` and `known` as
-`text` and gives `logits`, whose class 0 is the blank: go on to the next frame. `card.json` says what the features are."""
+(batch,) to states (`logits`) and `logit_lengths`. `predictor.onnx` takes `symbols` (batch,) and `state`, which begins
+as zeros and with symbol 0, and gives `known` and `next_state`; `joint.onnx` takes a frame's state as `sound` and
+`known` as `text` and gives `logits`, whose class 0 is the blank: go on to the next frame. `card.json` says what the
+features are."""
 
 
 def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
