@@ -37,7 +37,7 @@ from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, quantise_steps
 from .export.saved_folder import load_model, save_model
-from .losses import ctc, delayed, sequence  # noqa: F401 - registers the losses
+from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
 from .models.bundle import described_bundle, is_bundle, load_bundle
@@ -93,6 +93,10 @@ class SpeechAdapter(Adapter):
             from .tasks.seq2seq import Seq2SeqAdapter
 
             return Seq2SeqAdapter
+        if data.task == "transducer":
+            from .tasks.transducer import TransducerAdapter
+
+            return TransducerAdapter
         return cls
 
     @classmethod
@@ -122,8 +126,8 @@ class SpeechAdapter(Adapter):
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> AcousticModel:
         kind = MODELS[model]
-        if getattr(kind, "task", "ctc") != "ctc":
-            raise UserError(f"{role}: model {model!r} writes by a decoder: set data.task to seq2seq")
+        if (task := getattr(kind, "task", "ctc")) != "ctc":
+            raise UserError(f"{role}: model {model!r} does not write by CTC: set data.task to {task}")
         config = kind.Config.model_validate(params)
         built = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}

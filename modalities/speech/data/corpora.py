@@ -37,6 +37,8 @@ SPLITS = ("train", "dev", "test")
 #: Keys of the data section that one of the two tasks alone reads.
 OF_CTC = ("tokens", "bpe", "symbols", "unknown", "vocabulary", "beam", "features", "streaming")
 OF_SEQ2SEQ = ("processor", "language", "leading_space")
+#: What a transducer does not read of either.
+NOT_TRANSDUCER = (*OF_SEQ2SEQ, "vocabulary", "streaming")
 SourceName = Literal[
     "fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse", "webdataset", "datasets"
 ]
@@ -51,7 +53,8 @@ Sources = Annotated[
 
 
 class WordBeamSpec(Strict):
-    """A beam search over words, by which test is also measured: the words of `lexicon`, weighed by `lm`."""
+    """A beam search by which test is also measured: over the words of `lexicon`, weighed by `lm`; of a transducer over
+    symbols, of which `size` alone speaks."""
 
     #: An n-gram language model in ARPA's format.
     lm: Path | None = None
@@ -63,12 +66,6 @@ class WordBeamSpec(Strict):
     lm_weight: float = Field(default=1.0, ge=0)
     #: Added for each word. To be chosen on dev.
     word_score: float = 0.0
-
-    @model_validator(mode="after")
-    def _check_words(self) -> WordBeamSpec:
-        if self.lm is None and self.lexicon is None:
-            raise ValueError("give lm or lexicon: a beam over words needs to know them")
-        return self
 
 
 class SpeechData(DataSection):
@@ -82,8 +79,9 @@ class SpeechData(DataSection):
     their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
-    #: What the student writes by: the frames of CTC, or a decoder as Whisper's, whose rows are the tokens of the text.
-    task: Literal["ctc", "seq2seq"] = "ctc"
+    #: What the student writes by: the frames of CTC, a transducer (rows are nodes of its lattice), or a decoder as
+    #: Whisper's, whose rows are the tokens of the text.
+    task: Literal["ctc", "transducer", "seq2seq"] = "ctc"
     #: Of seq2seq: a folder of transformers whose tokenizer and features all roles share; None: the teacher's.
     processor: Path | None = None
     #: Of seq2seq: what is spoken, where the model knows many languages (``en``); None: as its generation config says.
@@ -153,10 +151,15 @@ class SpeechData(DataSection):
 
     @model_validator(mode="after")
     def _check_task(self) -> SpeechData:
-        other = OF_CTC if self.task == "seq2seq" else OF_SEQ2SEQ
+        other = {"ctc": OF_SEQ2SEQ, "transducer": NOT_TRANSDUCER, "seq2seq": OF_CTC}[self.task]
         for key in other:
             if getattr(self, key) != SpeechData.model_fields[key].default:
                 raise ValueError(f"{key}: it says nothing to task {self.task}: leave it out")
+        words = self.beam is not None and (self.beam.lm is not None or self.beam.lexicon is not None)
+        if self.task == "ctc" and self.beam is not None and not words:
+            raise ValueError("beam: give lm or lexicon: a beam over words needs to know them")
+        if self.task == "transducer" and words:
+            raise ValueError("beam: a transducer's beam is over symbols: leave lm and lexicon out")
         if self.task == "seq2seq" and self.augment.warp is not None:
             raise ValueError("augment.warp: it knows the filters of CTC students only: leave it out")
         return self

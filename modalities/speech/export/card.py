@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from xmodal_kd.adapter.saved_model import About
@@ -33,6 +36,25 @@ before an utterance. `frames` says of which output frame each row of `logits` is
 `length` is a large number until the utterance has ended, then its frames of features; zeros are given until its last
 output frame has come ({after} of the {stride} frames)."""
 
+TRANSDUCER = """```sh
+xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
+```
+
+takes audio files of any sample rate and length, with `pip install 'xmodal-kd[speech]'`. From Python:
+
+```python
+from xmodal_kd.modalities.speech.use.transducer import TransducerRecogniser
+
+recogniser = TransducerRecogniser("path/to/this/folder")
+print(recogniser.transcribe("recording.wav")["text"])
+```
+
+`model.onnx` and `model.int8.onnx`, where they lie here, are the encoder: `features` (batch, time, mels) and `lengths`
+(batch,) to states (`logits`) and `logit_lengths`. `predictor.onnx` takes `symbols` (batch,) and `state`, which begins
+as zeros and with symbol 0, and gives `known` and `next_state`; `joint.onnx` takes a frame's state as `sound` and
+`known` as `text` and gives `logits`, whose class 0 is the blank: go on to the next frame. `card.json` says what the
+features are."""
+
 
 def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
     """A CTC model: what it hears, what it writes, how long it waits."""
@@ -52,4 +74,17 @@ def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
     return About("CTC speech recogniser", what, use, {"pipeline_tag": "automatic-speech-recognition"})
 
 
-__all__ = ["about"]
+def about_transducer(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
+    """A transducer: what it hears, what it writes, what it knows of the text."""
+    features, stride = data.features, int(model.stride)  # type: ignore[arg-type]
+    params: Mapping[str, Any] = model.card["params"]  # type: ignore[index,assignment]
+    knows = f"the last {params['context']} symbols" if params["predictor"] == "stateless" else "all of the text so far"
+    what = (
+        f"It writes what is said in {tokens.kind} ({len(tokens.symbols) - 1} of them beside the blank), a frame every "
+        f"{1000 * stride * features.hop / features.sample_rate:.0f} ms of audio at {features.sample_rate} Hz, "
+        f"greedily, and knows {knows} while it does."
+    )
+    return About("Transducer speech recogniser", what, TRANSDUCER, {"pipeline_tag": "automatic-speech-recognition"})
+
+
+__all__ = ["about", "about_transducer"]

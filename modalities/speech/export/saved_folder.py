@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from torch import nn
@@ -13,11 +13,13 @@ from xmodal_kd.adapter import saved_model as saved
 from xmodal_kd.adapter.saved_model import CARD, WEIGHTS, explain, read_card
 from xmodal_kd.compress.folder import load
 from xmodal_kd.runtime.allocation import bounded
-from xmodal_kd.runtime.checkpoint import write_json, write_tensors
+from xmodal_kd.runtime.checkpoint import read_json, write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 
 from ..models import MODELS, AcousticModel
 from .decoder_folder import is_decoder
+
+Task = Literal["ctc", "transducer"]
 
 
 class Card(saved.Card):
@@ -59,20 +61,43 @@ def save_model(
     return folder
 
 
-def load_card(folder: Path | str) -> Card:
-    """The card of a saved recogniser. Raises `UserError` that names what is missing or wrong."""
+def load_card(folder: Path | str, task: Task = "ctc") -> Card:
+    """The card of a saved recogniser. Raises `UserError` that names what is missing or wrong.
+
+    Args:
+        task: how it must write.
+    """
     if is_decoder(Path(folder)):
         raise UserError(f"{folder}: it writes by a decoder, not by frames: set data.task to seq2seq, or give a CTC one")
-    return read_card(Path(folder), Card, "recogniser")
+    card = read_card(Path(folder), Card, "recogniser")
+    if (found := task_of(card)) != task:
+        told = f"set data.task to {found}, or give a folder that fits {task}"
+        raise UserError(f"{folder}: its {card.model!r} is a recogniser of task {found}, {task} is asked for: {told}")
+    return card
 
 
-def load_model(folder: Path | str) -> tuple[AcousticModel, Card]:
+def task_of(card: Card) -> str:
+    """How the model of a card writes: ``ctc`` or ``transducer``."""
+    return str(getattr(MODELS[card.model], "task", "ctc"))
+
+
+def is_transducer(folder: Path) -> bool:
+    """Whether a folder is of a transducer that was saved here."""
+    found = read_json(folder / CARD) if (folder / CARD).is_file() else None
+    name = found.get("model") if isinstance(found, dict) else None
+    return isinstance(name, str) and name in MODELS and getattr(MODELS[name], "task", "ctc") == "transducer"
+
+
+def load_model(folder: Path | str, task: Task = "ctc") -> tuple[AcousticModel, Card]:
     """The model of a saved folder, in eval mode on the CPU, and its card.
+
+    Args:
+        task: how it must write.
 
     Raises:
         UserError: a file is missing or damaged, or the weights are not those of the model that the card names.
     """
-    card, path = load_card(folder), Path(folder) / WEIGHTS
+    card, path = load_card(folder, task), Path(folder) / WEIGHTS
     model = _build(card, Path(folder) / CARD)
     load(model, path)
     return model.eval(), card

@@ -1,4 +1,4 @@
-"""Acoustic models by name: a compact streaming student, a conformer teacher, and Whisper with fewer layers.
+"""Acoustic models by name: a compact streaming student, a conformer teacher, both as transducers, a smaller Whisper.
 
 Every CTC model is built as ``cls(config, mels=, classes=)``, is called as ``model(features, lengths)`` and has
 
@@ -7,7 +7,8 @@ Every CTC model is built as ``cls(config, mels=, classes=)``, is called as ``mod
 * ``receptive_field``: input frames it sees to the left and right of an output frame, or None where it sees them all;
 * ``axes(path)``: the layout of a captured submodule's output, ``"b t c"`` or ``"t b c"``.
 
-A model of ``task`` seq2seq has a `Config` and builds a ``WhisperForConditionalGeneration`` of ``transformers``.
+A model of ``task`` transducer is built and called alike, and gives states of its encoder; see `Transducer`. One of
+``task`` seq2seq has a `Config` and builds a ``WhisperForConditionalGeneration`` of ``transformers``.
 
 May import ``data``, beside the core. Public are the names in recipes and their parameters.
 """
@@ -22,10 +23,21 @@ from .conformer import ConformerCTC
 from .conv import ConvCTC
 from .frames import AcousticModel
 from .seq2seq import WhisperStudent
+from .transducer import ConformerTransducer, ConvTransducer
 
 MODELS: Registry[Any] = Registry("speech model")
 MODELS.add("conv", ConvCTC)
 MODELS.add("conformer", ConformerCTC)
 MODELS.add("whisper", WhisperStudent)
+MODELS.add("conv_transducer", ConvTransducer)
+MODELS.add("conformer_transducer", ConformerTransducer)
 
-__all__ = ["MODELS", "AcousticModel", "ConformerCTC", "ConvCTC", "WhisperStudent"]
+__all__ = [
+    "MODELS",
+    "AcousticModel",
+    "ConformerCTC",
+    "ConformerTransducer",
+    "ConvCTC",
+    "ConvTransducer",
+    "WhisperStudent",
+]

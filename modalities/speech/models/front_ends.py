@@ -65,8 +65,12 @@ class SharedFeatures:
         self.frame = Fraction(stride * features.hop, features.sample_rate)
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
+        return _run(model, *self.given(model, batch, view), features)
+
+    def given(self, model: nn.Module, batch: Batch, view: str) -> tuple[Tensor, Tensor]:
+        """``(b, t, mels)`` features and their lengths ``(b,)``, where the model is."""
         device = next(model.parameters()).device
-        return _run(model, batch[view].to(device), batch["lengths"].to(device), features)
+        return batch[view].to(device), batch["lengths"].to(device)
 
 
 class OwnFeatures:
@@ -78,10 +82,14 @@ class OwnFeatures:
         self.frontend = Frontend(features)
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
+        return _run(model, *self.given(model, batch, view), features)
+
+    def given(self, model: nn.Module, batch: Batch, view: str) -> tuple[Tensor, Tensor]:
+        """As `SharedFeatures.given`."""
         device = next(model.parameters()).device
         heard = [self.frontend(wave.cpu()) for wave in waves_of(batch, self.rate)]
         lengths = torch.tensor([len(x) for x in heard], device=device)
-        return _run(model, pad_sequence(heard, batch_first=True).to(device), lengths, features)
+        return pad_sequence(heard, batch_first=True).to(device), lengths
 
 
 def waves_of(batch: Batch, rate: int) -> list[Tensor]:

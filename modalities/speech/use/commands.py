@@ -87,9 +87,12 @@ def transcribe(
     """
     from ..evaluate.word_beam import SIZE
     from ..export.decoder_folder import is_decoder
+    from ..export.saved_folder import is_transducer
     from .decoder import DecoderRecogniser
     from .transcribe import Recogniser
+    from .transducer import TransducerRecogniser
 
+    kind_of = TransducerRecogniser if is_transducer(student) else Recogniser
     if raw is not None and STDIN not in audio:
         raise UserError("--raw: it is the sample rate of standard input, which is given as -")
     if STDIN in audio:
@@ -99,7 +102,7 @@ def transcribe(
             )
         if is_decoder(student):
             raise UserError(f"{student}: it writes by a decoder, which hears whole recordings: give files instead of -")
-        return _listen(Recogniser(student, precision), raw, json_ or format_ == "json")
+        return _listen(kind_of(student, precision), raw, json_ or format_ == "json")
     kind = "json" if json_ else format_
     recogniser: Recogniser | DecoderRecogniser
     if is_decoder(student):
@@ -110,7 +113,7 @@ def transcribe(
             )
         recogniser = DecoderRecogniser(student)
     else:
-        recogniser = Recogniser(student, precision)
+        recogniser = kind_of(student, precision)
     errors, failed = Console(stderr=True), False
     words = None
     if (lm is not None or lexicon is not None) and isinstance(recogniser, Recogniser):

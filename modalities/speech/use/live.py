@@ -14,8 +14,10 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.audio import Wave, resampled
 from ..data.features import Frontend
+from ..evaluate.transducer import Greedy
 from ..models.streaming import CHUNK
 from .transcribe import Recogniser
+from .transducer import TransducerRecogniser
 
 #: Bytes of a sample of raw sound, and what a full one counts.
 WIDTH, FULL = 2, 32768.0
@@ -37,6 +39,7 @@ class Live:
     def __init__(self, recogniser: Recogniser) -> None:
         self.recogniser, self.frontend = recogniser, Frontend(recogniser.features).stream()
         self.stream, self._any = recogniser.stream(), False
+        self.search = Greedy(recogniser.parts, 1) if isinstance(recogniser, TransducerRecogniser) else None
         #: Frames of logits so far; the token that is being said, since which frame, and how surely.
         self._frames, self._token, self._start, self._sure = 0, 0, 0, 0.0
         #: Tokens of the word that has begun: each with its first frame, the one behind its last, and its probability.
@@ -65,6 +68,10 @@ class Live:
             yield from self._spoken(self.stream.push(features))
 
     def _spoken(self, logits: Tensor) -> Iterator[dict[str, Any]]:
+        if self.search is not None:
+            for one in self.search.push(logits[None])[0]:
+                yield from self._ended((one.symbol, one.frame, one.frame + 1, one.probability))
+            return
         sure, best = torch.softmax(logits, dim=-1).max(dim=-1)
         for token, p in zip(best.tolist(), sure.tolist(), strict=True):
             yield from self._said(token, p)
@@ -77,8 +84,11 @@ class Live:
             return
         ended = self._token, self._start, self._frames, self._sure
         self._token, self._start, self._sure = token, self._frames, p
-        if not ended[0]:
-            return
+        if ended[0]:
+            yield from self._ended(ended)
+
+    def _ended(self, ended: tuple[int, int, int, float]) -> Iterator[dict[str, Any]]:
+        """A token that was said whole."""
         tokens = self.recogniser.tokens
         if tokens.begins_word(ended[0]):
             yield from self._word()

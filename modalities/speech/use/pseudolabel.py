@@ -27,7 +27,6 @@ from ..data.corpora import SPLITS
 from ..data.found import recordings
 from ..data.manifests import Utterance
 from ..data.tokens import Normaliser, Tokens
-from ..evaluate.decode import greedy
 from ..models.whisper import LONGEST, Hypothesis, Whisper, is_whisper
 
 #: What is kept of each recording: its hypotheses, a JSON object a line.
@@ -169,19 +168,18 @@ def _writer(teacher: Path, n: int, beam: int, language: str | None) -> Writer:
 
 
 def _recogniser(folder: Path) -> Writer:
-    """Greedy texts, and the mean log-probability of their symbols at their spikes."""
+    """Greedy texts, and how sure it is: the mean log-probability of a frame of CTC, of a transducer's symbol."""
     from ..data.features import Frontend
+    from ..export.saved_folder import is_transducer
     from .transcribe import Recogniser
+    from .transducer import TransducerRecogniser
 
-    recogniser = Recogniser(folder, backend="torch")
+    recogniser = (TransducerRecogniser if is_transducer(folder) else Recogniser)(folder, backend="torch")
 
     def write(one: Utterance) -> list[Hypothesis]:
         features = Frontend(recogniser.features)(torch.from_numpy(one.wave(recogniser.features.sample_rate)))
-        with torch.no_grad():
-            logits, lengths = recogniser.model(features[None], torch.tensor([len(features)]))
-        sure = torch.log_softmax(logits[0, : int(lengths[0])], dim=-1).amax(dim=-1)
-        [ids] = greedy(logits, lengths)
-        return [Hypothesis(recogniser.tokens.decode(ids), float(sure.mean()) if len(sure) else 0.0)]
+        ids, score = recogniser.hypothesis(features)
+        return [Hypothesis(recogniser.tokens.decode(ids), score)]
 
     return write
 

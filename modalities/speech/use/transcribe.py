@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ValidationError
@@ -19,12 +19,12 @@ from xmodal_kd.runtime.errors import UserError
 from ..data.audio import blocks, duration
 from ..data.features import Features, Frontend
 from ..data.tokens import Tokens
-from ..evaluate.decode import beam, spikes
+from ..evaluate.decode import beam, greedy, spikes
 from ..evaluate.spans import align, widened
 from ..evaluate.word_beam import SIZE, Said, WordBeam
 from ..export.onnx import FP32, INT8, OnnxModel
 from ..export.onnx_steps import STREAM_FP32, STREAM_INT8, OnnxSteps
-from ..export.saved_folder import load_card, load_model
+from ..export.saved_folder import Task, load_card, load_model
 from ..models.frames import AcousticModel
 from ..models.streaming import Model, StepModel, Steps, Stream, Windows
 
@@ -52,16 +52,19 @@ class Recogniser:
         UserError: the folder lacks what is asked for, or is not a saved recogniser.
     """
 
+    #: How its model writes.
+    task: ClassVar[Task] = "ctc"
+
     def __init__(
         self, folder: Path | str, precision: Precision = "fp32", backend: Backend = "auto", *, threads: int = 1
     ) -> None:
-        self.card = load_card(folder)
+        self.card = load_card(folder, self.task)
         self.tokens = Tokens.from_json(json.dumps(self.card.tokens))
         try:
             self.features = Features.model_validate(self.card.features)
         except ValidationError as error:
             raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
-        self.model = _model(Path(folder), precision, backend, threads)
+        self.model = self._model(Path(folder), precision, backend, threads)
         self._steps = _steps(self.model, Path(folder), precision, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
@@ -77,6 +80,19 @@ class Recogniser:
             revision: a branch, a tag or a commit of the repository.
         """
         return cls(fetched(name, revision), precision, backend, threads=threads)
+
+    def _model(self, folder: Path, precision: str, backend: str, threads: int) -> Model:
+        """The callable that a folder, a precision and a backend amount to."""
+        if precision not in ("fp32", "int8") or backend not in ("auto", "onnx", "torch"):
+            raise UserError(f"precision {precision!r}, backend {backend!r}: use fp32 or int8; auto, onnx or torch")
+        if precision == "int8" and backend == "torch":
+            raise UserError("int8 runs on ONNX Runtime only: leave the backend on auto")
+        path = folder / (INT8 if precision == "int8" else FP32)
+        if backend != "torch" and path.is_file():
+            return OnnxModel(path, threads=threads)
+        if precision == "int8" or backend == "onnx":
+            raise UserError(f"{folder}: {path.name} is missing: export the student to ONNX, or use fp32 on torch")
+        return load_model(folder, self.task)[0]
 
     def words_of(
         self, lm: Path | None, lexicon: Path | None = None, *, size: int = SIZE, lm_weight: float = 1.0,
@@ -117,6 +133,14 @@ class Recogniser:
         return {"text": self.tokens.decode(tokens), "words": placed, "duration": seconds, "rtf": rtf} | (
             {"nbest": several} if n_best else {}
         )
+
+    def hypothesis(self, features: Tensor) -> tuple[list[int], float]:
+        """The symbols of one utterance ``(t, mels)`` by its best path, and its frames' mean log-probability."""
+        with torch.no_grad():
+            logits, lengths = self.model(features[None], torch.tensor([len(features)]))
+        sure = torch.log_softmax(logits[0, : int(lengths[0])], dim=-1).amax(dim=-1)
+        [ids] = greedy(logits, lengths)
+        return ids, float(sure.mean()) if len(sure) else 0.0
 
     def _searched(self, logits: Tensor, beam_size: int, words: WordBeam | None) -> list[Said]:
         """Hypotheses of a whole utterance, the best first; none where the best path will do."""
@@ -221,20 +245,6 @@ class Recogniser:
     @staticmethod
     def _confidence(group: list[Spike], logits: Tensor) -> float:
         return min(float(torch.softmax(logits[start:end], dim=-1)[:, token].max()) for token, start, end in group)
-
-
-def _model(folder: Path, precision: str, backend: str, threads: int) -> Model:
-    """The callable that a folder, a precision and a backend amount to."""
-    if precision not in ("fp32", "int8") or backend not in ("auto", "onnx", "torch"):
-        raise UserError(f"precision {precision!r}, backend {backend!r}: use fp32 or int8; auto, onnx or torch")
-    if precision == "int8" and backend == "torch":
-        raise UserError("int8 runs on ONNX Runtime only: leave the backend on auto")
-    path = folder / (INT8 if precision == "int8" else FP32)
-    if backend != "torch" and path.is_file():
-        return OnnxModel(path, threads=threads)
-    if precision == "int8" or backend == "onnx":
-        raise UserError(f"{folder}: {path.name} is missing: export the student to ONNX, or use fp32 on torch")
-    return load_model(folder)[0]
 
 
 def _steps(model: Model, folder: Path, precision: str, threads: int) -> StepModel | None:

@@ -1,0 +1,274 @@
+"""Transducers: teacher and student go through one text's lattice, and every node of it is a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
+from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.saved_model import CARD, About
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.registry import Registry
+from xmodal_kd.signals.capture import capture, only_call
+from xmodal_kd.signals.signals import Layout, Signals
+
+from ..data.corpora import SpeechData, build_tokens
+from ..data.features import Features
+from ..data.source import Sample
+from ..data.text_source import TextSource
+from ..evaluate.measure import measured
+from ..evaluate.transducer import Parts, TorchParts, beam, greedy
+from ..export.card import about_transducer
+from ..export.onnx import FP32, INT8, OnnxModel, against, quantise
+from ..export.saved_folder import load_model, save_model
+from ..export.transducer import JOINT, PREDICTOR, OnnxParts, export_transducer
+from ..losses import transducer  # noqa: F401 - registers the losses
+from ..models import MODELS
+from ..models.front_ends import OwnFeatures, SharedFeatures
+from ..models.transducer import Lattice, Transducer
+from ..show.written import Written, glimpse, show
+
+#: Utterances whose features set the ranges of int8 activations.
+CALIBRATION = 64
+#: Of features, what may differ between a teacher and the recipe: their frames stay where they are.
+MAY_DIFFER = frozenset({"mels", "normalise"})
+
+
+class TransducerAdapter(Adapter):
+    """Teacher and student hear the same utterance and stand in the same lattice: frames by what of the text is written.
+
+    A row is a node of it: ``logits`` of what comes next, ``labels`` the text's next symbol, or the blank where all are
+    written. No row is padding. Captured modules of the encoder have a row a frame, those of the predictor a row a
+    position of the text. A frozen teacher hears the clean features (``data.teacher_view``).
+    """
+
+    Data: ClassVar[type[SpeechData]] = SpeechData
+    models: ClassVar[Registry[Any]] = MODELS
+    gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
+    metric: ClassVar[tuple[str, bool]] = ("wer", True)
+    quick_export: ClassVar[bool] = False
+
+    def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
+        self.config, self.streams, self.batch_size = data, streams, batch_size
+        self.metric = (data.metric, True)  # type: ignore[misc]
+        self.tokens = build_tokens(data)
+        self.stride = 4
+        self._sources: dict[str, TextSource] = {}
+        #: Of a teacher with other features than the recipe's, how it hears.
+        self._own: dict[str, OwnFeatures] = {}
+
+    def data(self, split: str) -> TextSource:
+        if split not in self._sources:
+            made = TextSource(self.config, split, self.tokens, self.streams, self.batch_size, self.stride)
+            self._sources[split] = made
+            for front_end in self._own.values():
+                made.carry_waves(front_end.rate)
+        return self._sources[split]
+
+    def begin(self, role: str, labelled: Sequence[int]) -> None:
+        if len(labelled) < len(self.data("train")):
+            raise UserError(
+                "labels: a transducer's lattice lies along the text of every utterance, so none is without: leave "
+                "labels out, and write the teacher's texts over those that shall not be seen (xmodal-kd pseudolabel)"
+            )
+
+    # ---------------------------------------------------------------- models
+
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> Transducer:
+        kind = MODELS[model]
+        if getattr(kind, "task", "ctc") != "transducer":
+            key = role.replace("-", "s.") if is_teacher(role) else "student"
+            raise UserError(
+                f"{role}: model {model!r} is no transducer: set {key}.model to conv_transducer or "
+                "conformer_transducer, or change data.task"
+            )
+        config = kind.Config.model_validate(params)
+        built: Transducer = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
+        built.card = {"model": model, "params": config.model_dump(mode="json")}
+        return self._registered(role, built)
+
+    def load(self, role: str, folder: Path) -> nn.Module:
+        """A transducer that was saved here, of the same symbols and frames."""
+        if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
+            raise UserError(
+                f"teacher.signals: {folder}: logits by frame are of CTC: give a transducer's folder as path"
+            )
+        if not (folder / CARD).is_file():
+            raise UserError(
+                f"{folder}: a transducer's teacher is a transducer that was saved here, with its {CARD}: others teach "
+                "CTC students (data.task: ctc), or by their texts (xmodal-kd pseudolabel)"
+            )
+        model, card = load_model(folder, "transducer")
+        features = self.config.features.model_dump(mode="json")
+        other = {key for key, value in features.items() if card.features.get(key) != value}
+        if key := next(iter(sorted(other if not is_teacher(role) else other - MAY_DIFFER)), None):
+            raise UserError(
+                f"{folder}: its {role} hears features.{key} = {card.features.get(key)!r}, the recipe says "
+                f"{features[key]!r}: nodes meet on one grid of frames: set data.features to what the card says"
+            )
+        if other:
+            self._own[role] = OwnFeatures(Features.model_validate(card.features), model.stride)
+            for source in self._sources.values():
+                source.carry_waves(self._own[role].rate)
+        if (symbols := tuple(card.tokens["symbols"])) != self.tokens.symbols:
+            at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
+            where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
+                f"{len(symbols)} classes there, {len(self.tokens)} here"
+            )  # fmt: skip
+            raise UserError(
+                f"{folder}: its {role} writes another vocabulary than the training texts: {where}: give "
+                "data.symbols, or the texts that it learnt from"
+            )
+        model.card = {"model": card.model, "params": card.params}
+        return self._registered(role, cast(Transducer, model))
+
+    def _registered(self, role: str, model: Transducer) -> Transducer:
+        if not is_teacher(role):
+            self.stride = model.stride
+        return model
+
+    def shared(self) -> dict[str, int]:
+        """Teachers learn on the student's frames."""
+        return {"stride": self.stride}
+
+    def class_names(self, role: str) -> Sequence[str]:
+        return self.tokens.symbols
+
+    def save(self, role: str, model: nn.Module, folder: Path) -> None:
+        card: dict[str, Any] = model.card  # type: ignore[assignment]
+        tokens, own = json.loads(self.tokens.to_json()), self._own.get(role)
+        features = (self.config.features if own is None else own.frontend.config).model_dump(mode="json")
+        save_model(folder, card["model"], card["params"], model, features, tokens, {"role": role})
+
+    # ---------------------------------------------------------------- signals
+
+    def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
+        """``logits`` and ``labels`` by node, and captured features.
+
+        Raises `UserError` where a role's frames are others than the student's: then no node stands beside one.
+        """
+        with capture(model, features) as taken:
+            heard = self._heard(role, model, batch, self._view(role, model))
+            said: Lattice = model(*heard, batch["targets"], batch["target_lengths"])
+        grid = (batch["lengths"] + self.stride - 1) // self.stride
+        if not torch.equal(said.frames, grid):
+            raise UserError(
+                f"{role}: {int(said.frames[0])} frames of an utterance stand against the student's {int(grid[0])}: "
+                "nodes meet at one frame rate only: take a teacher of the student's stride"
+            )
+        layout = Layout.ragged("token", said.item, len(grid))
+        out = Signals(batch["ids"]).add("logits", said.logits, layout).add("labels", said.labels, layout)
+        for name, calls in taken.items():
+            axes = model.axes(name.partition(":")[0])  # type: ignore[operator]
+            rows = only_call(name, calls)
+            self._add_feature(out, name, rows.transpose(0, 1) if axes == "t b c" else rows, batch, grid)
+        return out
+
+    @staticmethod
+    def _add_feature(out: Signals, name: str, rows: Tensor, batch: Batch, grid: Tensor) -> None:
+        """A captured module's rows ``(b, t, c)``: frames of the encoder, or positions of the text."""
+        kind: Literal["frame", "token"] = "frame" if name.startswith("encoder") else "token"
+        lengths = grid if kind == "frame" else batch["target_lengths"] + 1
+        if rows.ndim != 3 or rows.shape[:2] != (len(grid), int(lengths.max())):
+            raise UserError(
+                f"module {name!r} gives {tuple(rows.shape)}: a feature here is (b, t, c), a row for each frame of the "
+                "encoder's answer or position of the text: capture a block as encoder.blocks.1, or predictor"
+            )
+        out.add(name, rows, Layout.padded(kind, lengths, rows.shape[1]))
+
+    def _view(self, role: str, model: nn.Module) -> str:
+        teaches = role != "student" and not model.training
+        return "clean" if teaches and self.config.teacher_view == "clean" else "features"
+
+    def _heard(self, role: str, model: nn.Module, batch: Batch, view: str) -> tuple[Tensor, Tensor]:
+        own = self._own.get(role)
+        front_end = SharedFeatures(self.config.features, self.stride) if own is None else own
+        return front_end.given(model, batch, view)
+
+    def teacher_sees(self, sample: Sample) -> tuple[int, Tensor, Tensor, Tensor | None]:
+        """The stride of the grid, what it hears, be it features or the wave, and the text of its lattice."""
+        heard = sample.clean if self.config.teacher_view == "clean" else sample.features
+        return self.stride, heard, torch.tensor(sample.target), sample.wave
+
+    # ---------------------------------------------------------------- evaluation and export
+
+    def states(self, role: str, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(b, t, c)`` states of the encoder and their lengths ``(b,)``, of the clean features."""
+        states, frames = model(*self._heard(role, model, batch, "clean"))
+        return states, frames
+
+    def written(self, role: str, model: nn.Module, batch: Batch) -> list[str]:
+        """What a role writes of each utterance, greedily."""
+        return self._texts(TorchParts(model), *self.states(role, model, batch))
+
+    def _texts(self, parts: Parts, states: Tensor, frames: Tensor) -> list[str]:
+        return [self.tokens.decode(ids) for ids in greedy(parts, states, frames)]
+
+    def answer(self, role: str, model: nn.Module, batch: Batch) -> list[str]:
+        return self.written(role, model, batch)
+
+    def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
+        """Greedy word errors on `split`, and ``rtf``; on test also ``wer_beam`` and ``cer_beam`` by ``data.beam``."""
+        return self._evaluate(lambda batch: self.states(role, model, batch), TorchParts(model), split)
+
+    def _evaluate(self, hear: Callable[[Batch], tuple[Tensor, Tensor]], parts: Parts, split: str) -> Evaluation:
+        size = self.config.beam.size if self.config.beam is not None and split == "test" else 0
+
+        def write(batch: Batch) -> tuple[list[str], Callable[[], list[str]] | None]:
+            states, frames = hear(batch)
+
+            def search() -> list[str]:
+                rows = zip(states, frames.tolist(), strict=True)
+                return [self.tokens.decode(beam(parts, row[:count], size)[0][0]) for row, count in rows]
+
+            return self._texts(parts, states, frames), search if size else None
+
+        return measured(self.data(split), write, self.config.metric)
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self._shown("test"), models)
+
+    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
+        return glimpse(self._shown("dev"), role, model)
+
+    def _shown(self, split: str) -> Written:
+        rate = self.config.features.sample_rate
+        return Written(self.data(split), rate, self.written, self.tokens.normalise)
+
+    def about(self, role: str, model: nn.Module, folder: Path) -> About:
+        return about_transducer(model, self.config, self.tokens)
+
+    def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
+        """Three ONNX graphs beside the weights, the encoder in int8 too, scored on the test split in ONNX Runtime."""
+        export_transducer(cast(Transducer, model.cpu()), folder, self.config.features.mels)
+        train = self.data("train")
+        calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
+        cost = quantise(folder, calibration)
+        threads = torch.get_num_threads()
+        parts = OnnxParts(folder, threads=threads)
+        scored = {}
+        for name in (FP32, INT8):
+            run = OnnxModel(folder / name, threads=threads)
+            scored[name] = self._evaluate(lambda batch, run=run: run(batch["clean"], batch["lengths"]), parts, "test")  # type: ignore[misc]
+        found: dict[str, Any] = {
+            name: {"bytes": (folder / name).stat().st_size, "metrics": one.metrics} for name, one in scored.items()
+        }
+        interval, worse = against(scored[INT8].scores, scored[FP32].scores)
+        if worse is not None:
+            found[INT8]["note"] = worse
+        found |= {name: {"bytes": (folder / name).stat().st_size} for name in (PREDICTOR, JOINT)}
+        found["int8_against_fp32"] = {"logit_error": cost["logit_error"], "wer_interval": list(interval)}
+        return found
+
+    def describe(self) -> Mapping[str, Any]:
+        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
+
+
+__all__ = ["TransducerAdapter"]
