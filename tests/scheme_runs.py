@@ -46,6 +46,18 @@ EXAMPLES: dict[str, Content] = {
         "teacher": TEACHER,
         "scheme": {"params": {"assistants": [{"model": "mlp", "params": {"width": 12}}]}},
     },
+    "dgkd": {
+        "teacher": TEACHER,
+        "scheme": {
+            "params": {
+                "drop": 1,
+                "assistants": [
+                    {"model": "mlp", "params": {"width": 16}},
+                    {"model": "mlp", "params": {"width": 12}},
+                ],
+            }
+        },
+    },
     "born_again": {"scheme": {"params": {"generations": 1}}},
     "tfkd_self": {},
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
