@@ -184,7 +184,8 @@ def by_errors(probabilities: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) 
     c = torch.einsum("inc,jnc->ij", errors, errors) / max(1, len(labels))
     c = c + RIDGE * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
     weights = torch.linalg.solve(c, torch.ones_like(c[0]))
-    return weights / weights.sum()
+    out: Tensor = weights / weights.sum()
+    return out
 
 
 # ---------------------------------------------------------------- how sure a teacher is of what is true
