@@ -175,7 +175,11 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ttm": [{}, {"temperature": 1.0}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],
-    "diffkd": [{"steps": 1}, {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0}],
+    "diffkd": [
+        {"steps": 1},
+        {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0},
+        {"steps": 1, "compare": "kl", "temperature": 3.0},
+    ],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "af_dcd": [{"pool": 1}, {"groups": 3, "patch": 2, "temperature": 2.0, "regenerate": 0.5}],
