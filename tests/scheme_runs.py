@@ -46,17 +46,33 @@ EXAMPLES: dict[str, Content] = {
         "teacher": TEACHER,
         "scheme": {"params": {"assistants": [{"model": "mlp", "params": {"width": 12}}]}},
     },
+    "dgkd": {
+        "teacher": TEACHER,
+        "scheme": {
+            "params": {
+                "drop": 1,
+                "assistants": [
+                    {"model": "mlp", "params": {"width": 16}},
+                    {"model": "mlp", "params": {"width": 12}},
+                ],
+            }
+        },
+    },
     "born_again": {"scheme": {"params": {"generations": 1}}},
     "tfkd_self": {},
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
     "kdcl": {"scheme": {"params": {"peers": 2}}},
+    "kdcl linear": {"scheme": {"params": {"peers": 2, "how": "linear", "own_views": True}}},
+    "kdcl general": {"data": {"train": 22}, "scheme": {"params": {"how": "general", "held": 0.25, "own_views": True}}},
     "one": {"scheme": {"params": {"on": "body.0", "shared": ["body.0"], "ramp": 0.5}}},
     "pcl": {"scheme": {"params": {"on": "body", "shared": ["body.0"], "ramp": 0.5, "decay": 0.5}}},
+    "pcl views": {"scheme": {"params": {"on": "body", "ramp": 0.5, "decay": 0.5, "own_views": True}}},
     "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
     "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},
     "ard": {"teacher": TEACHER, "scheme": {"params": {"steps": 2}}, "objective": [HINT]},
     "rslad": {"teacher": TEACHER, "scheme": {"params": {"steps": 2, "radius": 0.05}}},
     "sskd": {"teacher": TEACHER, "data": {"single": True}, "scheme": {"params": {"on": "body"}}},
+    "two_views": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"], "second": ["kd"]}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},
     "cs_kd": {"objective": [HINT]},

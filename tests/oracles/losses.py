@@ -17,6 +17,7 @@ from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
+from .forms import category
 from .graph_losses import fsp, irg, kdsvd, mhgd
 from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
@@ -58,6 +59,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "at": at,
     "attnfd": attnfd,
     "bounded_reg": bounded_reg,
+    "category": category,
     "catkd": catkd,
     "cc": cc,
     "ce": ce,
@@ -173,9 +175,14 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "sdd_teacher": [{}, {"temperature": 1.0, "complementary": 3.0, "scales": (3,)}],
     "spherical_kd": [{}, {"temperature": 1.0}],
     "ttm": [{}, {"temperature": 1.0}],
+    "category": [{}, {"intra": 2.0, "inter": 0.5}, {"released": True}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],
-    "diffkd": [{"steps": 1}, {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0}],
+    "diffkd": [
+        {"steps": 1},
+        {"steps": 2, "latent": 3, "kernel": 1, "reconstruction": 2.0},
+        {"steps": 1, "compare": "kl", "temperature": 3.0},
+    ],
     "fgd": [{}, {"temperature": 2.0, "foreground": 1.0, "background": 0.5, "attention": 0.3, "relation": 0.2}],
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "af_dcd": [{"pool": 1}, {"groups": 3, "patch": 2, "temperature": 2.0, "regenerate": 0.5}],

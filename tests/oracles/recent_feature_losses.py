@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .layers import Params, conv, linear, norm_of, relu, under
+from .logit_losses import kd
 from .maths import Array, Ints, log_softmax, unit
 from .recent_logit_losses import uskd as uskd_of_logits
 
@@ -339,6 +340,8 @@ def diffkd(
     diffusion: float = 1.0,
     reconstruction: float = 1.0,
     kernel: int = 3,
+    compare: str = "squares",
+    temperature: float = 1.0,
 ) -> Array:
     """|P d(s') - t|^2 + b |e(t_tau) - noise|^2 + r |D E t - t|^2, means over channels (Huang et al., 2023).
 
@@ -389,7 +392,9 @@ def diffkd(
         a, before = left[step * ratio], left[(step - 1) * ratio] if step else 1.0
         e = noise_in(mixed, np.full(len(x), step * ratio))
         mixed = math.sqrt(before) * (mixed - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - before) * e
-    values += np.mean((linear(mixed, under(state, "projector")) - target) ** 2, axis=1)
+    refined = linear(mixed, under(state, "projector"))
+    squares = np.mean((refined - target) ** 2, axis=1)
+    values += kd(refined, target, temperature=temperature) if compare == "kl" else squares
     a = left[times][:, None]
     told = noise_in(np.sqrt(a) * target + np.sqrt(1 - a) * other, times)
     return values + diffusion * np.mean((told - other) ** 2, axis=1)

@@ -88,12 +88,13 @@ def test_robust(name: str, tmp_path: Path) -> None:
     assert np.abs(x - clean.numpy()).max() > 0.1
 
 
+@pytest.mark.parametrize("own_views", [False, True])
 @pytest.mark.parametrize("shared", [[], ["body.0"]])
-def test_pcl(shared: list[str], tmp_path: Path) -> None:
+def test_pcl(shared: list[str], own_views: bool, tmp_path: Path) -> None:
     """All parts of a step, with averages that are other networks than the branches."""
     made = content("pcl")
     made["data"] |= {"single": True, "double": True}
-    made["scheme"]["params"] |= {"shared": shared}
+    made["scheme"]["params"] |= {"shared": shared, "own_views": own_views}
     method, roles, batch, ctx = begun(tmp_path, made)
     assert method.stages()[0].ema.keys() == {"mean-student", "mean-peer-1", "mean-peer-2"}
     for role in method.learners:

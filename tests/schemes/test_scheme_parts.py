@@ -21,7 +21,7 @@ from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.timing import StepTimer
-from xmodal_kd.schemes.batches import OTHER, Pairs, two_views
+from xmodal_kd.schemes.batches import OTHER, Pairs, several_views
 from xmodal_kd.schemes.self_distillation import partners
 from xmodal_kd.schemes.sharing import share, together
 from xmodal_kd.training.label_budget import LabelBudget
@@ -111,7 +111,7 @@ def test_scarce_labels_make_no_pairs(tmp_path: Path) -> None:
 
 def test_two_views_of_the_same_samples() -> None:
     inner = ToySource(Data(train=8), "train", Streams(3), 4)
-    source = two_views(inner)
+    source = several_views(inner)
     assert len(source) == 8 and source.plan(1) == inner.plan(1)
     [batch] = next(steps(source))
     [plain] = next(steps(inner))
@@ -123,7 +123,7 @@ def test_two_views_of_the_same_samples() -> None:
 
 def test_two_views_where_labels_are_scarce(tmp_path: Path) -> None:
     inner = ToySource(Data(train=8), "train", Streams(3), 4)
-    source = two_views(LabelBudget(inner, [1, 2], 4, Streams(3), pool=True))
+    source = several_views(LabelBudget(inner, [1, 2], 4, Streams(3), pool=True))
     [batch] = next(steps(source))
     assert batch["labelled"].tolist()[::2] == [True, True], "by turns a labelled one and any"
     assert not torch.equal(batch[OTHER]["x"], batch["x"]) and "labelled" not in batch[OTHER]

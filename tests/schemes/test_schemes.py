@@ -162,7 +162,9 @@ def test_half_precision(tmp_path: Path, example: str) -> None:
     assert all(torch.isfinite(value).all() for value in learnt(built).values())
 
 
-@pytest.mark.parametrize("example", [example for example in EXAMPLES if not example.startswith("cs_kd")])
+@pytest.mark.parametrize(
+    "example", [example for example in EXAMPLES if not example.startswith(("cs_kd", "kdcl general"))]
+)
 def test_scarce_labels(tmp_path: Path, example: str) -> None:
     """Samples without labels learn from whoever teaches."""
     built = engine(tmp_path, content(example) | {"labels": 4})

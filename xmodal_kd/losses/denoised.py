@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import item_mean, loss
+from .base import Positive, item_mean, loss
 from .connectors import Kernel, NormKind, Place, RowNorm, built_for, grid_conv
+from .logits import kl
 
 #: Times of the noise process, whose variances rise evenly from 1e-4 to 0.02 (Ho et al., 2020).
 TIMES = 1000
@@ -67,11 +68,14 @@ class Diffkd(nn.Module):
     half of the times; P is linear. All parts learn by the whole loss. With `latent`, t stands for ``E t``, a linear map
     and a norm of the teacher's features to fewer channels, without gradient from the first two parts; without it the
     third is left out. For maps, and row by row where there is no grid. Published with a weight of 1 and, for
-    classification, a latent of half the channels.
+    classification, a latent of half the channels. Class scores (``on: logits``) are compared by T^2 KL of softmaxes,
+    as published without a latent, row by row and beside a term of features.
 
     Args:
         latent: channels of E t.
         norm: of every layer, as in `RowNorm`.
+        compare: denoised and teacher's rows: ``squares``, or ``kl`` of class scores.
+        temperature: T of the latter.
     """
 
     share: Tensor
@@ -80,9 +84,12 @@ class Diffkd(nn.Module):
         self, student_width: int, teacher_width: int, axes: int,
         *, kernel: Kernel = 3, steps: Annotated[int, Field(ge=1, le=TIMES // 2)] = 5,
         latent: Annotated[int, Field(ge=1)] | None = None, norm: NormKind = "batch", diffusion: Weight = 1.0,
-        reconstruction: Weight = 1.0,
+        reconstruction: Weight = 1.0, compare: Literal["squares", "kl"] = "squares", temperature: Positive = 1.0,
     ):  # fmt: skip
         super().__init__()
+        if compare == "kl" and latent is not None:
+            raise ValueError("compare: kl is of class scores, which a latent no longer has: leave latent out")
+        self.compare, self.temperature = compare, temperature
         self.widths, self.steps = (student_width, teacher_width), steps
         self.diffusion, self.reconstruction = diffusion, reconstruction
         self.width = width = teacher_width if latent is None else latent
@@ -113,8 +120,14 @@ class Diffkd(nn.Module):
         time = (drawn[:, -1] * TIMES).long().clamp(max=TIMES - 1)[first[item]]
         told = self.denoiser(_mixed(target, other, self.share.to(target)[time][:, None]), time, place)
         own = own + self.diffusion * (told - other).square().mean(dim=1)
-        values: Tensor = own + (refined - target).square().mean(dim=1)
-        return values
+        return own + self._apart(refined, target)
+
+    def _apart(self, refined: Tensor, target: Tensor) -> Tensor:
+        """``(n,)`` of denoised rows and those of the teacher."""
+        if self.compare == "squares":
+            return (refined - target).square().mean(dim=1)
+        t = self.temperature
+        return t**2 * kl((target / t).log_softmax(dim=1), (refined / t).log_softmax(dim=1))
 
     def kept(self, rows: int, items: int, width: int) -> Tensor:
         """Two noises ``(n, w)`` and a number from 0 to 1, an item's being that of its first row: ``(n, 2 w + 1)``.

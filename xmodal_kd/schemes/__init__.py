@@ -6,12 +6,25 @@ import ``teacher_cache``, ``training`` and what these may. Public are the names 
 
 from __future__ import annotations
 
-from . import chains, continual, ensembles, exits, online, robust, self_distillation, several, transformed, two_momenta
+from . import (
+    chains,
+    collaborative,
+    continual,
+    ensembles,
+    exits,
+    online,
+    robust,
+    self_distillation,
+    several,
+    transformed,
+    two_momenta,
+    views,
+)
 from .base import SCHEMES, Scheme
 
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "continual", "ensembles", "exits", "online", "robust", "self_distillation",
-    "several", "transformed", "two_momenta",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "online", "robust",
+    "self_distillation", "several", "transformed", "two_momenta", "views",
 ]  # fmt: skip

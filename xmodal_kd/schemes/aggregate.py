@@ -18,6 +18,10 @@ from ..losses.base import full_precision
 
 #: Cross entropies are cut off here: an impossible transcript would else weigh by inf / inf.
 WORST = 1e4
+#: Of `likeliest_weights`: rounds over all pairs at most, steps of a trade, and slopes that count as the same.
+SWEEPS, TRADES, SLOPE = 50, 10, 1e-9
+#: Of `by_errors`: the share of the mean diagonal that is added to it.
+RIDGE = 1e-6
 
 
 def mixture(
@@ -117,6 +121,71 @@ def least(scores: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) -> Float[Te
     at = labels.clamp(min=0)[None, :, None].expand(len(scores), -1, 1)
     lowest = (scores - scores.gather(2, at)).amin(dim=0)
     return torch.where((labels >= 0)[:, None], lowest, scores.mean(dim=0))
+
+
+def likeliest(scores: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+    """``sum_k a_k z_k`` of each row, a >= 0 and sum a = 1, by which its label is likeliest (KDCL-Linear).
+
+    The mean of the scores where the label is below 0.
+    """
+    weights = likeliest_weights(scores, labels.clamp(min=0))
+    mixed = torch.einsum("mn,mnc->nc", weights.to(scores), scores)
+    return torch.where((labels >= 0)[:, None], mixed, scores.mean(dim=0))
+
+
+def likeliest_weights(scores: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "m n"]:
+    """The weights of `likeliest`, in float64: for each row the least point of a convex function on the simplex.
+
+    Two students at a time trade weight (`_trade`) until none has a steeper slope than another, or no weight left.
+    """
+    z = scores.double()
+    m, n, _ = z.shape
+    z = z - z.gather(2, labels[None, :, None].expand(m, n, 1))  # the label's own is 0: what is left is a logsumexp
+    w = z.new_full((m, n), 1 / m)
+    for _ in range(SWEEPS):
+        for i in range(m):
+            for j in range(i + 1, m):
+                t = _trade(torch.einsum("mn,mnc->nc", w, z), z[i] - z[j], -w[i], w[j])
+                w[i], w[j] = (w[i] + t).clamp(min=0), (w[j] - t).clamp(min=0)
+        p = torch.einsum("mn,mnc->nc", w, z).softmax(dim=-1)
+        slopes = torch.einsum("nc,mnc->mn", p, z)
+        steepest = slopes.masked_fill(w == 0, -torch.inf).amax(dim=0)
+        if bool((steepest - slopes.amin(dim=0) <= SLOPE).all()):
+            break
+    return w / w.sum(dim=0)
+
+
+def _trade(at: Tensor, gap: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``(n,)`` t between `low` and `high` by which logsumexp(at + t gap) is least: Newton's step where it stays within
+    the bracket, half of that where it does not."""
+
+    def slopes(t: Tensor) -> tuple[Tensor, Tensor]:
+        p = (at + t[:, None] * gap).softmax(dim=-1)
+        slope = (p * gap).sum(dim=-1)
+        return slope, (p * gap.square()).sum(dim=-1) - slope.square()
+
+    none, all_ = slopes(low)[0] >= 0, slopes(high)[0] <= 0
+    below, above, t = low, high, torch.zeros_like(low)
+    for _ in range(TRADES):
+        slope, curve = slopes(t)
+        below, above = torch.where(slope < 0, t, below), torch.where(slope > 0, t, above)
+        step = t - slope / curve.clamp(min=1e-30)
+        t = torch.where((step > below) & (step < above) | (slope == 0), step, (below + above) / 2)
+    return torch.where(none, low, torch.where(all_, high, t))
+
+
+def by_errors(probabilities: Float[Tensor, "m n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
+    """``C^-1 1 / (1' C^-1 1)`` with ``C_ij = mean_n (p_i - y) . (p_j - y)``: the least squared error of a weighted sum.
+
+    Weights sum to 1 and may be negative (KDCL-General). C has a millionth of its mean diagonal added, as students that
+    are alike would leave it singular.
+    """
+    errors = probabilities - F.one_hot(labels, probabilities.shape[2])
+    c = torch.einsum("inc,jnc->ij", errors, errors) / max(1, len(labels))
+    c = c + RIDGE * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    weights = torch.linalg.solve(c, torch.ones_like(c[0]))
+    out: Tensor = weights / weights.sum()
+    return out
 
 
 # ---------------------------------------------------------------- how sure a teacher is of what is true

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..adapter.adapter import Adapter, Batch, Input, Source
 from ..runtime.errors import UserError
@@ -52,37 +52,67 @@ class _Around:
         return self.inner.collate(samples)
 
 
-class Pair(NamedTuple):
-    """A sample augmented twice."""
-
-    one: Any
-    other: Any
-
-
-class TwoViews(_Around):
-    """Every sample in two augmentations: the batch is the first one's, with the second one's under `OTHER`.
+class Views(_Around):
+    """Every sample in several augmentations: the batch is the first one's, which holds the others for `viewed`.
 
     A source some of whose augmentations move rows has a method ``again(index, epoch, view)``: the sample of `epoch`,
     its rows where they are there, in whatever else the epoch `view` makes of it.
     """
 
-    def sample(self, index: int, epoch: int) -> Pair:
-        one, view = self.inner.sample(index, epoch), epoch + ELSEWHERE
+    def __init__(self, inner: Source, views: int) -> None:
+        super().__init__(inner)
+        self.views = views
+
+    def sample(self, index: int, epoch: int) -> tuple[Any, ...]:
         again = getattr(self.inner, "again", None)
-        return Pair(one, self.inner.sample(index, view) if again is None else again(index, epoch, view))
+        found = [self.inner.sample(index, epoch)]
+        for view in (epoch + number * ELSEWHERE for number in range(1, self.views)):
+            found.append(self.inner.sample(index, view) if again is None else again(index, epoch, view))
+        return tuple(found)
 
-    def collate(self, samples: Sequence[Pair]) -> Batch:
-        one, other = (self.inner.collate(side) for side in zip(*samples, strict=True))
-        return {**one, OTHER: other}
+    def collate(self, samples: Sequence[tuple[Any, ...]]) -> Batch:
+        one, *others = (self.inner.collate(side) for side in zip(*samples, strict=True))
+        return {**one, **{_key(number): other for number, other in enumerate(others, 1)}}
 
 
-def two_views(source: Source) -> Source:
-    """`source` with two views; where labels are scarce, around the samples: there a pass stands for the epoch."""
+def several_views(source: Source, views: int = 2) -> Source:
+    """`source` with several views; where labels are scarce, around the samples: there a pass stands for the epoch."""
     if not isinstance(source, LabelBudget):
-        return TwoViews(source)
+        return Views(source, views)
     out = copy.copy(source)
-    out.inner = TwoViews(source.inner)
+    out.inner = Views(source.inner, views)
     return out
+
+
+def viewed(batch: Batch, number: int = 1) -> Batch:
+    """A view of the samples of a batch, counted from 0: the batch itself."""
+    if number == 0:
+        return batch
+    return {**batch[_key(number)], **{key: batch[key] for key in ("labelled",) if key in batch}}
+
+
+def _key(number: int) -> str:
+    return OTHER if number == 1 else f"{OTHER} {number}"
+
+
+def same_rows(adapter: Adapter, name: str) -> None:
+    """Raises `UserError` where row i of a sample is not the same thing in two augmentations."""
+    if (reason := adapter.views_differ()) is not None:
+        raise UserError(f"scheme {name}: two views of a sample have no rows in common: {reason}")
+
+
+class Without(_Around):
+    """A source without some of its samples; batches of the same size are filled from what is left of an epoch."""
+
+    def __init__(self, inner: Source, left_out: Sequence[int]) -> None:
+        super().__init__(inner)
+        self.left_out = frozenset(left_out)
+
+    def plan(self, epoch: int) -> Sequence[Sequence[int]]:
+        batches = [list(batch) for batch in self.inner.plan(epoch)]
+        order = [index for batch in batches for index in batch if index not in self.left_out]
+        size = max(map(len, batches))
+        return [order[at : at + size] for at in range(0, max(1, len(order) - size + 1), size)]
 
 
 class Pairs(_Around):

@@ -22,7 +22,7 @@ from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS, Signals, TeacherSignals
 from ..training.method import Context, Ema, Roles, Stage
 from .base import SCHEMES
-from .online import Group
+from .online import Group, OwnViews
 from .rows import dense_rows, mixed, pooled, replaced, terms_of, weighed
 from .sharing import share, together
 
@@ -87,7 +87,8 @@ class Ensemble(Group):
         return {self.role: together(self.train.optimizer, [*owners, {"scheme": self.mixer}])}
 
     def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
-        return self.forward_features(role, roles, batch, sorted({*self.objective.features("student"), self.params.on}))
+        batch, features = self.seen_by(role, batch), sorted({*self.objective.features("student"), self.params.on})
+        return self.forward_features(role, roles, batch, features)
 
     def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         """For the dry run alone: in `losses` every student speaks once."""
@@ -191,7 +192,7 @@ class NativeEnsemble(Ensemble):
 # ---------------------------------------------------------------- PCL
 
 
-class CollaborativeParams(OneParams):
+class CollaborativeParams(OneParams, OwnViews):
     decay: float = Field(0.999, ge=0, lt=1)
     """Of the averages; 0.99 for short trainings."""
 
@@ -202,9 +203,9 @@ class PeerCollaborative(NativeEnsemble):
 
     Wu & Gong, "Peer Collaborative Learning for Online Knowledge Distillation", AAAI 2021: sum_i CE(z_i) + CE(z_e) + w
     sum_i T^2 (KL(z_e || z_i) + mean over j != i of KL(m_j || z_i)), z_e a linear layer on the features of all branches
-    side by side, m_j what the moving average of branch j says, w the ramp. T 3, three branches, 80 of 300 epochs. Every
-    branch sees the same view, where the paper gives each an augmentation of its own; the average's decay does not grow
-    from 0. The student is the branch that is kept.
+    side by side, m_j what the moving average of branch j says, w the ramp. T 3, three branches, 80 of 300 epochs. With
+    `own_views`, as published, a branch and its average see an augmentation of their own; the average's decay does not
+    grow from 0. The student is the branch that is kept.
     """
 
     Params: ClassVar[type[Strict]] = CollaborativeParams
@@ -215,6 +216,9 @@ class PeerCollaborative(NativeEnsemble):
         super().__init__(*args, **options)
         #: What the averages say of the batch of a step, by whom they are of.
         self.averages: dict[str, Signals] = {}
+
+    def seen_by(self, role: str, batch: Batch) -> Batch:
+        return super().seen_by(role.removeprefix("mean-"), batch)
 
     def stages(self) -> Sequence[Stage]:
         ema = {mean_of(role): Ema(role, self.params.decay) for role in self.learners}

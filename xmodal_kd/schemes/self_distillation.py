@@ -19,11 +19,12 @@ from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
 from ..signals.signals import Signals, TeacherSignals
 from ..training.label_budget import LabelBudget
-from ..training.method import Context, Distil, Ema, Roles, Stage
+from ..training.method import Context, Ema, Roles, Stage
 from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
-from .batches import OTHER, Pairs, two_views
+from .batches import Pairs, same_rows, several_views, viewed
 from .rows import pooled, replaced, terms_of, weighed
+from .views import BothViews, of_other
 
 
 class SelfTeaching(Scheme):
@@ -158,9 +159,8 @@ class TwoViewed(SelfTeaching):
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
-        if (reason := adapter.views_differ()) is not None:
-            raise UserError(f"scheme ddgsd: two views of a sample have no rows in common: {reason}")
-        return two_views(source)
+        same_rows(adapter, "ddgsd")
+        return several_views(source)
 
     @classmethod
     def prepare(cls, params: Any, role_plan: RolePlan) -> RolePlan:
@@ -172,7 +172,7 @@ class TwoViewed(SelfTeaching):
 
     def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         """For the dry run; in `loss` both views speak once."""
-        return self.forward_role(role, roles, _other(batch))
+        return self.forward_role(role, roles, viewed(batch))
 
     def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
         wanted = set(self.objective.features("student")) | set(self.objective.features("teacher"))
@@ -181,32 +181,16 @@ class TwoViewed(SelfTeaching):
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         objective = self.objectives[role]
         with ctx.timer.time("student"):
-            one, other = (self.forward_role(role, roles, view) for view in (batch, _other(batch)))
+            one, other = (self.forward_role(role, roles, view) for view in (batch, viewed(batch)))
         with ctx.timer.time("loss"):
             out: LossOut = objective(one, other, step=ctx.step, ranks=ctx.ranks)
             back = objective(other, one, step=ctx.step, ranks=ctx.ranks)
-            out += _of_other(back)
+            out += of_other(back)
             if self.params.on is not None and self.params.mmd > 0:
                 value = mean_distance(pooled(one[self.params.on]), pooled(other[self.params.on]), ctx.ranks)
                 count = value.new_tensor(1 / ctx.ranks.world)
                 out += LossOut({"mmd": Part(value, count, self.params.mmd, "batch, mmd")})
         return out
-
-
-class BothViews(Distil):
-    """Either view of every sample, each by itself: the control of `TwoViewed`."""
-
-    def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
-        return super().loss(role, roles, batch, ctx) + _of_other(super().loss(role, roles, _other(batch), ctx))
-
-
-def _of_other(out: LossOut) -> LossOut:
-    """Parts of the other view: rows may be valid in one and not in the other, so their counts are their own."""
-    return LossOut({f"other/{n}": replace(p, unit=f"{p.unit}, other view") for n, p in out.parts.items()})
-
-
-def _other(batch: Batch) -> Batch:
-    return {**batch[OTHER], **{key: batch[key] for key in ("labelled",) if key in batch}}
 
 
 def mean_distance(one: Tensor, other: Tensor, ranks: Ranks) -> Tensor:
