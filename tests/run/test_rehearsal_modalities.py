@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,11 @@ from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.data.source import DiffusionSource, load_split
 from xmodal_kd.modalities.points.data.config import PointsData
 from xmodal_kd.modalities.points.data.frames import frames_of
+from xmodal_kd.modalities.speech.data.source import Sample, SpeechSource
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.report.markdown import left_out
 from xmodal_kd.run.listed_files import look
+from xmodal_kd.run.rehearsal import ITEMS
 from xmodal_kd.run.runner import Options, Run
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -94,6 +97,27 @@ def changed(recipe: Path, split: str, **change: object) -> None:
     for entry in entries if change.pop("every", False) else entries[-1:]:
         entry.update(change)
     write(file, entries)
+
+
+def test_few_utterances_are_measured(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long dev and test are, with each role."""
+    for split in ("dev", "test"):
+        folder, listed = speech.parent / "speech" / split, speech.parent / "speech" / f"{split}.jsonl"
+        lines = listed.read_text()
+        for i in range(20):
+            shutil.copy(folder / "0.wav", folder / f"more-{i}.wav")
+            lines += lines.splitlines()[0].replace("0.wav", f"more-{i}.wav") + "\n"
+        listed.write_text(lines)
+    seen, sample = list[str](), SpeechSource.sample
+
+    def counted(self: SpeechSource, index: int, epoch: int) -> Sample:
+        seen.append(self.split)
+        return sample(self, index, epoch)
+
+    monkeypatch.setattr(SpeechSource, "sample", counted)
+    run = Run(load(speech), Options(tmp_path / "run", "cpu", quiet=True))
+    for split, more in (("dev", 0), ("test", 1)):  # and one that the role is asked about
+        assert 0 < seen.count(split) <= len(run.role_plans) * (ITEMS + more)
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.adapter.listed import Skipped
 from xmodal_kd.adapter.long_lists import Batches, Made
 from xmodal_kd.runtime.bounded_cache import BoundedCache
@@ -186,11 +185,6 @@ class SpeechSource:
     @cached_property
     def _by_length(self) -> NDArray[np.int32]:
         return np.argsort(self.seconds, kind="stable").astype(np.int32)
-
-    def batches(self) -> Iterator[Batch]:
-        """Of the first epoch, one after another."""
-        for indexes in self.plan(0):
-            yield self.collate([self.sample(i, 0) for i in indexes])
 
     def plan(self, epoch: int) -> Batches:
         """The batches of an epoch, every sample once. Training: similar durations together, in random order, all of

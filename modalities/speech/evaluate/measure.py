@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from xmodal_kd.adapter.adapter import Batch, Evaluation
@@ -26,8 +27,10 @@ def measured(source: SpeechSource, write: Write, metric: str) -> Evaluation:
     keys: list[str] = []
     speakers: list[str] = []
     searched: list[str] = []
-    seconds = 0.0
-    for batch in source.batches():
+    seconds, heard = 0.0, 0.0
+    for indexes in source.plan(0):
+        batch = source.collate([source.sample(i, 0) for i in indexes])
+        heard += float(source.seconds[np.asarray(indexes)].sum())
         start = perf_counter()
         with torch.no_grad():
             texts, search = write(batch)
@@ -38,7 +41,7 @@ def measured(source: SpeechSource, write: Write, metric: str) -> Evaluation:
         keys += batch["keys"]
         speakers += batch["speakers"]
     evaluation = score(references, hypotheses, keys, speakers, metric)
-    metrics = evaluation.metrics | {"rtf": seconds / float(source.seconds.sum())}
+    metrics = evaluation.metrics | {"rtf": seconds / heard}
     if searched:
         by_beam = score(references, searched, keys, speakers, metric).metrics
         metrics |= {f"{name}_beam": by_beam[name] for name in ("wer", "cer")}
