@@ -79,6 +79,8 @@ ARMS = {
     "dmd2 with GAN": Arm("dmd2", 120, {"critic": 1, **GAN}, **MATCHING),
     FIRST: Arm("dmd2", 65, {"critic": 1, **GAN}, first=15, **MATCHING),
     LONG: Arm("dmd2", 400, {"critic": 1, **GAN}, first=25, **MATCHING),
+    "add": Arm("add", 150, {"steps": 4}, **MATCHING | {"budgets": BUDGETS}),
+    "progressive, then add": Arm("add", 100, {"steps": 1, "distil": 0.5}, first=15, **MATCHING),
     LONGEST: Arm("dmd2", 1500, {"critic": 1, "gan": 0.1, "gan_critic": 0.1}, first=200, **MATCHING | {"ema": 0.995}),
 }
 

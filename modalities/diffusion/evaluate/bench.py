@@ -109,7 +109,7 @@ ARMS = {
         ema=0.95,
         budgets=(1,),
     ),
-    "add": Arm("add", 250, {"steps": 1, "critic": 3, "critic_lr": 3.0, "distil": 0.0}, lr=3e-4, ema=0.95, budgets=(1,)),
+    "add": Arm("add", 250, {"steps": 1, "critic": 3, "critic_lr": 3.0, "distil": 0.5}, lr=3e-4, ema=0.95, budgets=(1,)),
     "dmd2, regression": Arm("dmd2", 250, {"steps": 1, "critic": 3, "regression": 0.25}, ema=0.95, budgets=(1,)),
     "dmd2, 4 steps": Arm("dmd2", 250, {"steps": 4, "critic": 3}, lr=5e-4, ema=0.95),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,7 +24,6 @@ from xmodal_kd.training.method import METHODS, Context, Roles
 from xmodal_kd.training.optim import build_optimizer, scaling
 
 from ..data.condition import Condition
-from ..data.source import DiffusionSource
 from ..models.denoiser import Denoiser
 from ..models.pixel_network import CLASSIFIER, PixelNetwork, load_network, trained, untrained
 from .adversarial import Ladd, add_distance
@@ -35,7 +34,7 @@ from .few_step import denoisers, masked
 
 class AddParams(CriticParams):
     steps: int = Field(4, ge=1)
-    """Of the student; it learns at the times of these, from data made noisy, and none of them is behind the others."""
+    """Of the student, which learns at their times from data made noisy: no step starts from what another made."""
     critic: int = Field(1, ge=1)
     """Steps of the heads for one of the student."""
     network: str = CLASSIFIER
@@ -73,7 +72,8 @@ class Add(Ladd):
         """Of the heads alone, which no pattern of lr_scale knows."""
         teacher, device = denoisers(roles)[0], batch["x"].device
         if self.params.network == CLASSIFIER:
-            self.fake = trained(cast(DiffusionSource, self.adapter.data("train")).images, self.params.at, device)
+            source: Any = self.adapter.data("train")
+            self.fake = trained(source.images, self.params.at, device)
         else:
             self.fake = load_network(Path(self.params.network).expanduser(), self.params.at).to(device)
         labels = batch.get("labels")

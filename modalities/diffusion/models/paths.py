@@ -196,9 +196,8 @@ def path_of(scheduler: Mapping[str, Any], tokens: int | None = None) -> tuple[Pr
         return Edm(**given, schedule=str(scheduler.get("sigma_schedule", "karras"))), says[prediction]
     if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"):
         dynamic = bool(scheduler.get("use_dynamic_shifting"))
-        if on := "invert_sigmas" * bool(scheduler.get("invert_sigmas")) or "use_dynamic_shifting" * (
-            dynamic and tokens is None
-        ):
+        refused = {"invert_sigmas": True, "use_dynamic_shifting": tokens is None}
+        if on := next((key for key, stops in refused.items() if stops and scheduler.get(key)), None):
             raise UserError(f"{name}: {on} is on, which is not understood: save the scheduler with a fixed shift")
         scale = float(scheduler.get("num_train_timesteps", 1000))
         shift = dynamic_shift(scheduler, tokens) if dynamic and tokens else float(scheduler.get("shift", 1.0))
