@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from xmodal_kd.adapter.saved_model import CARD
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.checkpoint import write_json
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import each
+from xmodal_kd.runtime.progress import console, each
 from xmodal_kd.runtime.saved_steps import file_digest
 
 from ..data.corpora import SPLITS
@@ -134,7 +133,7 @@ def _heard(
     if lacking := [one for one in wanted if one.key not in held]:
         writer = _writer(teacher, n, beam, language)
         with cache.open("a", encoding="utf-8") as file:
-            for one in each(lacking, "writing", Console(stderr=True)):
+            for one in each(lacking, "writing", console):
                 found = writer(one) if one.seconds() <= LONGEST else []
                 held[one.key] = found[0] if found else Hypothesis("", 0.0)
                 line = {**mark, "key": one.key, "hypotheses": [h._asdict() for h in found]}
