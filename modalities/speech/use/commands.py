@@ -242,6 +242,8 @@ def pseudolabel(
 ) -> None:
     """Write a data set whose training recordings have a teacher's texts: run a recipe on it with data.path=OUT.
 
+    A recording that cannot be read is named on standard error and left out, and the exit status is 2.
+
     What the teacher writes is kept in OUT/hypotheses.jsonl, so that a stopped command goes on where it was, and other
     filters cost nothing.
     """
@@ -260,12 +262,12 @@ def pseudolabel(
         kept=kept,
         as_written=as_written,
     )
-    if json_:
-        typer.echo(json.dumps(facts))
-        return
-    typer.echo(f"{out}: " + ", ".join(f"{count} {what}" for what, count in facts["written"].items()))
-    if facts["wer_on_transcripts"] is not None:
+    written = ", ".join(f"{count} {what}" for what, count in facts["written"].items())
+    typer.echo(json.dumps(facts) if json_ else f"{out}: {written}")
+    if facts["wer_on_transcripts"] is not None and not json_:
         typer.echo(f"WER of the teacher where there are transcripts: {100 * facts['wer_on_transcripts']:.1f} %")
+    if "cannot be read" in facts["written"]:
+        raise typer.Exit(2)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"transcribe": transcribe, "pseudolabel": pseudolabel}
