@@ -18,13 +18,14 @@ from .commands import COMMANDS, modality_commands, starting
 from .drafts import distil, new
 from .hub import COMMANDS as HUB
 from .shown import show_findings, show_report
+from .standard import NobodyReads, Output, open_closed
 from .watching import COMMANDS as WATCHING
 
 app = typer.Typer(
     name="xmodal-kd", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Knowledge distillation across modalities: train a compact student and prove what its teacher added.",
-    epilog="Start with: xmodal-kd run smoke/speech --out runs/first",
+    epilog="Start with: xmodal-kd run smoke/images --out runs/first",
 )  # fmt: skip
 
 RecipeName = Annotated[
@@ -318,6 +319,8 @@ for _verb, _function in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: `arguments` as of a shell; exits with the status."""
+    open_closed()
+    sys.stdout = Output(sys.stdout)
     sys.exit(call(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -328,7 +331,9 @@ def call(arguments: list[str]) -> int:
     if "--debug" in arguments:
         arguments = ["--debug", *(a for a in arguments if a != "--debug")]
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        status = int(app(arguments, standalone_mode=False) or 0)
+        sys.stdout.flush()  # here, where a full disk is still said
+        return status
     except Interrupted as stopped:
         _line(f"{stopped}; a checkpoint is there: the same command with --resume goes on")
         return 130 if stopped.reason == "interrupted" else 0
@@ -341,6 +346,8 @@ def call(arguments: list[str]) -> int:
         return _failed(error, 1, arguments)
     except typer.Exit as leave:
         return int(leave.exit_code)
+    except NobodyReads:
+        return NobodyReads.status
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _line(f"error: {error.format_message()} (see --help)")

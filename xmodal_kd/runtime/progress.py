@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,41 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
-console = Console(stderr=True)
+
+
+class _Lossy:
+    """A stream whose reader may go, or whose disk may fill: what it cannot write is lost."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+class Lasting(Console):
+    """Standard error as it is when something is said. A terminal that was closed ends no work of days."""
+
+    @property
+    def file(self) -> IO[str]:
+        return _Lossy(super().file)  # type: ignore[return-value]
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
+
+
+console = Lasting(stderr=True)
 SECONDS_BETWEEN_LINES = 20.0
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import each, named
+from xmodal_kd.runtime.progress import console, each, named
 
 
 def classify(
@@ -42,7 +41,7 @@ def classify(
 
     from .classify import ImageClassifier
 
-    errors, found, failed = Console(stderr=True), list(_files(images)), False
+    errors, found, failed = console, list(_files(images)), False
     classifier = ImageClassifier(student, str(make_accelerator(device, "fp32").device))
     for path in each(found, "classifying", errors):
         try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..data.suffixes import IN_FOLDERS
 from .scans import per_scan, scans_named
@@ -56,12 +55,12 @@ def detect(
     """
     from xmodal_kd.runtime.device import make_accelerator
     from xmodal_kd.runtime.errors import UserError
+    from xmodal_kd.runtime.progress import console
 
     from .detect import FORMATS, Detector, process
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
-    errors = Console(stderr=True)
     places, empty = scans_named(scans)
     if empty and not places:
         raise UserError(empty[0])
@@ -70,7 +69,7 @@ def detect(
     if twice := next((name for name, number in taken.items() if number > 1), None):
         raise UserError(f"{taken[twice]} scans would be written to {out / twice}.png: detect in them apart")
     work = partial(process, detector, out=out, beams=beams, least=score, form=format_)
-    for result in per_scan(places, empty, errors, "detecting", "nothing detected", work):
+    for result in per_scan(places, empty, console, "detecting", "nothing detected", work):
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..data.suffixes import IN_FOLDERS
 from .scans import per_scan, scans_named
@@ -70,12 +69,12 @@ def segment(
     """
     from xmodal_kd.runtime.device import make_accelerator
     from xmodal_kd.runtime.errors import UserError
+    from xmodal_kd.runtime.progress import console
 
     from .output import FORMATS, check_names, process
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
-    errors = Console(stderr=True)
     places, empty = scans_named(scans)
     if image is None and calib is not None:
         raise UserError("--calib says where a photograph was taken: give it with --image")
@@ -88,7 +87,7 @@ def segment(
 
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))
     work = partial(process, segmenter, out=out, image=image, calibration=calib, beams=beams, form=format_)
-    for result in per_scan(places, empty, errors, "segmenting", "cannot be segmented", work):
+    for result in per_scan(places, empty, console, "segmenting", "cannot be segmented", work):
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
 
 

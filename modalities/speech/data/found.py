@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -75,8 +75,21 @@ def recordings(path: Path) -> Recordings:
     section = dict(_layout(path))
     data = SpeechData(**{key: noted.value for key, noted in section.items()})
     parts = {split: utterances(data, split) for split in SPLITS}
-    rates = Counter(rate_of(one.path) for one in islice(parts["train"], LOOKED_AT))
+    rates = _rates(one.path for one in islice(parts["train"], LOOKED_AT))
     return Recordings(section, parts, rates.most_common(1)[0][0], tuple(sorted(rates)))
+
+
+def _rates(files: Iterable[Path]) -> Counter[int]:
+    """Of the headers that can be read, some of which must: `check` names those that cannot."""
+    rates, unread = Counter[int](), None
+    for file in files:
+        try:
+            rates[rate_of(file)] += 1
+        except UserError as error:
+            unread = unread or error
+    if unread is not None and not rates:
+        raise unread
+    return rates
 
 
 def _layout(path: Path) -> Iterator[tuple[str, Noted]]:

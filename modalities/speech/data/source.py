@@ -105,8 +105,9 @@ class SpeechSource:
         needed = self._listed.needed(tokens, split, unknown_left=self._unknown_left)
         if split != "train" and not needed.any():
             raise UserError(
-                f"data: no utterance of the {split} split has a text ({len(needed)} utterances): nothing can be "
-                "measured there: give their transcripts"
+                f"data: no utterance of the {split} split has a text that the student's symbols can write "
+                f"({len(needed)} utterances): nothing can be measured there: give their transcripts, or texts of "
+                "training that hold what they say"
             )
         self._needed, self._lost = needed, self._unfit(needed)
         if len(self._lost) == len(needed):

@@ -16,8 +16,12 @@ CONVERT = "convert it (ffmpeg -i FILE FILE.flac)"
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file is taken for a recording that lies in a folder: by its name, and none of macOS's ``._NAME``."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._") and path.is_file()
+    """Whether a file is taken for a recording that lies in a folder: by its name, and none of macOS's ``._NAME``.
+
+    A link that leads nowhere is, so that whoever reads it says so.
+    """
+    named = path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
+    return named and (path.is_file() or not path.exists())
 
 
 __all__ = ["CONVERT", "SUFFIXES", "UNREAD", "is_sound"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import each, named
+from xmodal_kd.runtime.progress import console, each, named
 
 from ..data.suffixes import CONVERT, SUFFIXES, UNREAD, is_sound
 
@@ -46,7 +46,10 @@ def transcribe(
     ] = "text",
     into: Annotated[
         Path | None,
-        typer.Option(help="Write a file for each recording into this folder, named after it, instead of printing."),
+        typer.Option(
+            help="Write a file for each recording into this folder, named after it and below the same subfolders, "
+            "instead of printing."
+        ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "int8"], typer.Option(help="int8 is smaller and needs model.int8.onnx in the folder.")
@@ -114,32 +117,34 @@ def transcribe(
         recogniser = DecoderRecogniser(student)
     else:
         recogniser = kind_of(student, precision)
-    errors, failed = Console(stderr=True), False
+    failed = False
     words = None
     if (lm is not None or lexicon is not None) and isinstance(recogniser, Recogniser):
         words = recogniser.words_of(lm, lexicon, size=beam or SIZE, lm_weight=lm_weight, word_score=word_score)
     if nbest and (kind != "json" or not (beam or words)):
         raise UserError("--nbest: hypotheses are given by a search, as JSON: add --json, and --beam N or --lm FILE")
     found = list(_files(audio))
-    unreadable = [one for one in found if isinstance(one, UserError)]
+    unreadable = [one for one, _ in found if isinstance(one, UserError)]
     if unreadable and len(unreadable) == len(found):
         raise unreadable[0]
     if kind in ("srt", "vtt") and into is None and len(found) > 1:
         raise UserError(f"--format {kind}: {len(found)} recordings: name a folder for their files by --into")
-    for path in each(found, "transcribing", errors):
+    if into is not None:
+        _check_apart(found, into, kind)
+    for path, below in each(found, "transcribing", console):
         try:
             if isinstance(path, UserError):
                 raise path
             result = recogniser.transcribe(path, beam_size=beam, words=words, n_best=nbest)
-            _give(_written(kind, path, result), path, kind, into)
-        except BrokenPipeError:  # nobody reads on
-            raise
         except Exception as error:  # whatever a file makes its reader say: the rest are worth their turn
             if "pip install" in str(error):  # no file is to blame
                 raise
             text = str(error) if isinstance(path, UserError) else named(path, error)
-            errors.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
+            console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
             failed = True
+            continue
+        text = _written(kind, path, result)
+        typer.echo(text) if into is None else _keep(text, into / _name(path, below, kind), kind)
     if failed:
         raise typer.Exit(2)
 
@@ -168,30 +173,42 @@ def _written(kind: str, path: Path, result: dict[str, Any]) -> str:
     return (srt if kind == "srt" else vtt)(result["words"])
 
 
-def _give(text: str, path: Path, kind: str, into: Path | None) -> None:
-    """Print it, or write it into a folder under the recording's name."""
-    if into is None:
-        typer.echo(text)
-        return
-    into.mkdir(parents=True, exist_ok=True)
-    name = f"{path.name}.{'txt' if kind == 'text' else kind}"
+def _keep(text: str, file: Path, kind: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     content = text.partition("\t")[2] if kind == "text" else text
-    (into / name).write_text(content + "\n", encoding="utf-8")
+    file.write_text(content + "\n", encoding="utf-8")
 
 
-def _files(audio: Iterable[Path]) -> Iterator[Path | UserError]:
-    """The files named, and those in the folders named, in order. A missing one is left for the reader to complain."""
+def _name(path: Path, below: Path, kind: str) -> Path:
+    """Of the file of a recording, within the folder of all."""
+    return below / f"{path.name}.{'txt' if kind == 'text' else kind}"
+
+
+def _check_apart(found: Iterable[tuple[Path | UserError, Path]], into: Path, kind: str) -> None:
+    """No two recordings may be written to one file."""
+    number = Counter(_name(path, below, kind) for path, below in found if isinstance(path, Path))
+    if twice := next((name for name, count in number.items() if count > 1), None):
+        raise UserError(f"--into: {number[twice]} recordings would be written to {into / twice}: transcribe them apart")
+
+
+def _files(audio: Sequence[Path]) -> Iterator[tuple[Path | UserError, Path]]:
+    """The files named, and those in the folders named, in order, each with the folder of its text below ``--into``.
+    A missing one is left for the reader to complain.
+    """
+    several = sum(path.is_dir() for path in audio) > 1
     for path in audio:
         if not path.is_dir():
-            yield path
+            yield path, Path()
             continue
+        top = Path(path.resolve().name) if several else Path()
         every = sorted(path.rglob("*"))
         found, unread = list(filter(is_sound, every)), [one for one in every if one.suffix.lower() in UNREAD]
         if unread:
-            yield UserError(f"{path}: {len(unread)} recordings are not read here, as {unread[0].name}: {CONVERT}")
+            line = f"{path}: {len(unread)} recordings are not read here, as {unread[0].name}: {CONVERT}"
+            yield UserError(line), top
         elif not found:
-            yield UserError(f"{path}: no audio in this folder (looked for {', '.join(SUFFIXES)})")
-        yield from found
+            yield UserError(f"{path}: no audio in this folder (looked for {', '.join(SUFFIXES)})"), top
+        yield from ((file, top / file.relative_to(path).parent) for file in found)
 
 
 def pseudolabel(
@@ -228,6 +245,8 @@ def pseudolabel(
 ) -> None:
     """Write a data set whose training recordings have a teacher's texts: run a recipe on it with data.path=OUT.
 
+    A recording that cannot be read is named on standard error and left out, and the exit status is 2.
+
     What the teacher writes is kept in OUT/hypotheses.jsonl, so that a stopped command goes on where it was, and other
     filters cost nothing.
     """
@@ -246,12 +265,12 @@ def pseudolabel(
         kept=kept,
         as_written=as_written,
     )
-    if json_:
-        typer.echo(json.dumps(facts))
-        return
-    typer.echo(f"{out}: " + ", ".join(f"{count} {what}" for what, count in facts["written"].items()))
-    if facts["wer_on_transcripts"] is not None:
+    written = ", ".join(f"{count} {what}" for what, count in facts["written"].items())
+    typer.echo(json.dumps(facts) if json_ else f"{out}: {written}")
+    if facts["wer_on_transcripts"] is not None and not json_:
         typer.echo(f"WER of the teacher where there are transcripts: {100 * facts['wer_on_transcripts']:.1f} %")
+    if "cannot be read" in facts["written"]:
+        raise typer.Exit(2)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"transcribe": transcribe, "pseudolabel": pseudolabel}

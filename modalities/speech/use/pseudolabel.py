@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from xmodal_kd.adapter.saved_model import CARD
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.checkpoint import write_json
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import each
+from xmodal_kd.runtime.progress import console, each
 from xmodal_kd.runtime.saved_steps import file_digest
 
 from ..data.corpora import SPLITS
@@ -91,11 +90,16 @@ def pseudolabel(
     if not wanted:
         raise UserError(f"{data}: every training recording has its text: say --replace to write texts in their place")
     out.mkdir(parents=True, exist_ok=True)
-    best = _heard(teacher, wanted, out / CACHE, n, beam, language)
-    others = {} if agree is None else _heard(agree, wanted, out / f"other.{CACHE}", 1, beam, language)
+    unread: set[str] = set()
+    best = _heard(teacher, wanted, out / CACHE, n, beam, language, unread)
+    wanted = [one for one in wanted if one.key not in unread]
+    others = {} if agree is None else _heard(agree, wanted, out / f"other.{CACHE}", 1, beam, language, unread)
     lines, why = [], Counter[str]()
     errors = [0.0, 0.0]
     for one in train:
+        if one.key in unread:
+            why["cannot be read"] += 1
+            continue
         if one.text is not None and not replace:
             lines.append(_line(one, {"text": one.text}))
             continue
@@ -112,7 +116,7 @@ def pseudolabel(
             lines.append(_line(one, {"text": text, "score": round(hypothesis.score, 4), "teacher": str(teacher)}))
     if not why["taken"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in why.most_common(3))
-        raise UserError(f"{teacher}: none of its {len(wanted)} texts is believed ({reasons}): loosen what filters them")
+        raise UserError(f"{teacher}: none of its {why.total()} texts is believed ({reasons}): loosen what filters them")
     _write(out / "train.jsonl", lines)
     for split in SPLITS[1:]:
         _write(out / f"{split}.jsonl", [_line(one, {"text": one.text}) for one in found.parts[split]])
@@ -125,16 +129,24 @@ def pseudolabel(
 
 
 def _heard(
-    teacher: Path, wanted: Sequence[Utterance], cache: Path, n: int, beam: int, language: str | None
+    teacher: Path, wanted: Sequence[Utterance], cache: Path, n: int, beam: int, language: str | None, unread: set[str]
 ) -> Mapping[str, Hypothesis]:
-    """The best hypothesis of each recording by key, those of an earlier call from `cache`."""
+    """The best hypothesis of each recording by key, those of an earlier call from `cache`.
+
+    One that cannot be read is said and put among `unread`; the others are worth their turn.
+    """
     mark = {"teacher": _digest(teacher), "n": n, "beam": beam, "language": language}
     held = dict(_held(cache, mark))
     if lacking := [one for one in wanted if one.key not in held]:
         writer = _writer(teacher, n, beam, language)
         with cache.open("a", encoding="utf-8") as file:
-            for one in each(lacking, "writing", Console(stderr=True)):
-                found = writer(one) if one.seconds() <= LONGEST else []
+            for one in each(lacking, "writing", console):
+                try:
+                    found = writer(one) if one.seconds() <= LONGEST else []
+                except UserError as error:
+                    console.print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+                    unread.add(one.key)
+                    continue
                 held[one.key] = found[0] if found else Hypothesis("", 0.0)
                 line = {**mark, "key": one.key, "hypotheses": [h._asdict() for h in found]}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

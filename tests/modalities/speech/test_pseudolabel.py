@@ -113,6 +113,21 @@ def test_silent_recordings_get_its_texts_and_are_asked_once(
     assert len(asked) == 4  # another search says other things
 
 
+def test_a_recording_that_cannot_be_read_stops_nobody(
+    folder: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def heard(_: object, wave: object, *more: object) -> list[module.Hypothesis]:
+        return [module.Hypothesis("three one", -0.5)]
+
+    monkeypatch.setattr(module.Whisper, "__call__", heard)
+    silent = next(line for line in lines(recordings / "train.jsonl") if "text" not in line)
+    (recordings / silent["audio_filepath"]).write_bytes(b"no sound")
+    assert call(["pseudolabel", str(folder), str(recordings), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "1 cannot be read, 1 taken" in said.out and silent["audio_filepath"] in " ".join(said.err.split())
+    assert len(lines(tmp_path / "out" / "train.jsonl")) == len(lines(recordings / "train.jsonl")) - 1
+
+
 def test_transcripts_say_whether_it_is_believed(
     folder: Path, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,8 +138,18 @@ def test_one_bad_file_and_one_empty_folder_stop_nobody(student: Path, tmp_path: 
     given = [str(student), str(tmp_path / "sub"), str(tmp_path), "--format", "srt", "--into", str(out)]
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 2
-    assert sorted(path.name for path in out.iterdir()) == [f"{name}.srt" for name in sorted(kinds)]
+    assert sorted(path.name for path in (out / tmp_path.name).iterdir()) == [f"{name}.srt" for name in sorted(kinds)]
     assert "bad.wav" in result.stderr and "no audio in this folder" in result.stderr
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "sub" / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes())
+    result = CliRunner().invoke(app, [str(student), str(tmp_path), "--into", str(tmp_path / "apart")])
+    assert {str(path.relative_to(tmp_path / "apart")) for path in (tmp_path / "apart").rglob("a.*")} == {
+        "a.flac.txt", "sub/a.flac.txt",
+    }  # fmt: skip
+    assert "gone.wav: no such file" in " ".join(result.stderr.split())
+    both = [str(tmp_path / "a.flac"), str(tmp_path / "sub" / "a.flac")]
+    result = CliRunner().invoke(app, [str(student), *both, "--into", str(tmp_path / "one")])
+    assert "2 recordings would be written to" in str(result.exception) and not (tmp_path / "one").exists()
     result = CliRunner().invoke(
         app, [str(student), *map(str, (tmp_path / "a.flac", tmp_path / "b.aiff")), "--format", "vtt"]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from xmodal_kd.modalities.speech.data.audio import read, resample
+from xmodal_kd.modalities.speech.data.corpora import SpeechData
 from xmodal_kd.modalities.speech.data.features import Features, Frontend
+from xmodal_kd.modalities.speech.data.tokens import Tokens
 from xmodal_kd.modalities.speech.evaluate.decode import greedy
+from xmodal_kd.modalities.speech.export.card import about
 from xmodal_kd.modalities.speech.export.onnx import INT8, export_onnx, quantise
 from xmodal_kd.modalities.speech.export.saved_folder import CARD, WEIGHTS, load_card, load_model, save_model
 from xmodal_kd.modalities.speech.models import MODELS
@@ -286,3 +290,26 @@ def test_a_folder_without_audio(student: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no audio"):
         run(student, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("normalise", ["running", "utterance", "none"])
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_the_card_says_how_the_graph_is_used_without_this_project(
+    student: Path, wav: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], normalise: str, kind: str,
+) -> None:  # fmt: skip
+    folder, path = tmp_path / "student", wav("recording.wav")
+    shutil.copytree(student, folder)
+    card = json.loads((folder / CARD).read_text())
+    card["tokens"] = {"kind": kind, "symbols": ["<blank>", "a", "b", "|"] if kind == "characters" else WORDS["symbols"]}
+    card["features"]["normalise"] = normalise
+    (folder / CARD).write_text(json.dumps(card))
+    data = SpeechData(sources="manifest", path=tmp_path, features=card["features"], tokens=kind)
+    use = about(load_model(folder)[0], data, Tokens.from_json(json.dumps(card["tokens"]))).use
+    path.rename(folder / path.name)
+    monkeypatch.chdir(folder)
+    program = use.rpartition("```python")[2].partition("```")[0]
+    assert "xmodal_kd" not in program
+    exec(compile(program, "card", "exec"), {})
+    said = capsys.readouterr().out.strip()
+    assert said and said == Recogniser(folder).transcribe("recording.wav")["text"]

@@ -1,0 +1,61 @@
+"""Standard streams that are closed, full or that nobody reads."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from xmodal_kd.cli.standard import NobodyReads, Output
+from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.progress import Lasting
+
+#: What opens the streams, and then a file, which must not have the number of any.
+CLOSED = """
+import os, sys
+from xmodal_kd.cli.standard import open_closed
+open_closed()
+assert sys.stdin.buffer.read() == b""
+print("lost")
+os.write(1, b"lost")
+with open(sys.argv[1], "w") as file:
+    assert file.fileno() > 2
+    file.write("kept")
+"""
+
+
+class Broken(io.StringIO):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+def test_streams_that_are_closed_take_no_file(tmp_path) -> None:
+    out = tmp_path / "file"
+    line = f"exec '{sys.executable}' -c \"$CODE\" '{out}' <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", line], env=os.environ | {"CODE": CLOSED}, check=False)
+    assert done.returncode == 0 and out.read_text() == "kept"
+
+
+def test_what_cannot_be_said_names_standard_output() -> None:
+    with pytest.raises(OSError, match="standard output") as told:
+        Output(Broken(OSError(28, "No space left on device"))).write("x")
+    assert told.value.errno == 28
+    with pytest.raises(UserError, match=r"^standard output: ascii has no '\\\\xdf': set PYTHONUTF8=1$"):
+        Output(io.TextIOWrapper(io.BytesIO(), encoding="ascii")).write("Stra\u00dfe")
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(os.dup(1), "w") as stream:
+        monkeypatch.setattr(sys, "__stdout__", stream)
+        with pytest.raises(NobodyReads):
+            Output(Broken(BrokenPipeError(32, "Broken pipe"))).write("x")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
+def test_progress_that_nobody_sees_ends_no_work(error: OSError) -> None:
+    Lasting(file=Broken(error)).print("half of it is done")
