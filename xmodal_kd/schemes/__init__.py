@@ -12,6 +12,7 @@ from . import (
     continual,
     ensembles,
     exits,
+    fusion,
     online,
     robust,
     self_distillation,
@@ -25,6 +26,6 @@ from .base import SCHEMES, Scheme
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "online", "robust",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "fusion", "online", "robust",
     "self_distillation", "several", "transformed", "two_momenta", "views",
 ]  # fmt: skip
