@@ -74,6 +74,7 @@ EXAMPLES: dict[str, Content] = {
     "rslad": {"teacher": TEACHER, "scheme": {"params": {"steps": 2, "radius": 0.05}}},
     "sskd": {"teacher": TEACHER, "data": {"single": True}, "scheme": {"params": {"on": "body"}}},
     "two_views": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"], "second": ["kd"]}}, "objective": [HINT]},
+    "deit": {"teacher": TEACHER, "scheme": {"params": {"teacher": "head"}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},
     "cs_kd": {"objective": [HINT]},

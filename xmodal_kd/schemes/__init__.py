@@ -15,6 +15,7 @@ from . import (
     fusion,
     online,
     robust,
+    second_head,
     self_distillation,
     several,
     transformed,
@@ -27,5 +28,5 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "fusion", "online", "robust",
-    "self_distillation", "several", "transformed", "two_momenta", "views",
+    "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
 ]  # fmt: skip
