@@ -24,7 +24,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.source import ImagesData, ImagesSource, Sample, load_split
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
-from .models import MODELS, Classifier
+from .models import MODELS, Network
 from .show.panels import glimpse, show
 
 #: Images that are scored at once.
@@ -64,13 +64,13 @@ class ImagesAdapter(Adapter):
 
     # ---------------------------------------------------------------- models
 
-    def build(self, role: str, model: str, params: Mapping[str, Any]) -> Classifier:
+    def build(self, role: str, model: str, params: Mapping[str, Any]) -> Network:
         given = MODELS[model].Config.model_validate(params).model_dump(mode="json")
         shape = cast(tuple[int, int, int], load_split(self.config, "train").shape)
         classes = tuple(self.class_names(role))
         return build(Card(format=1, modality="images", model=model, params=given, shape=shape, classes=classes))
 
-    def load(self, role: str, folder: Path) -> Classifier:
+    def load(self, role: str, folder: Path) -> Network:
         card, train = load_card(folder), load_split(self.config, "train")
         if card.shape != train.shape:
             raise UserError(f"{folder}: its {role} sees images of {card.shape}, the data's are {train.shape}")
@@ -79,13 +79,13 @@ class ImagesAdapter(Adapter):
         return load_model(folder)
 
     def save(self, role: str, model: nn.Module, folder: Path) -> None:
-        save_model(folder, cast(Classifier, model), {"role": role})
+        save_model(folder, cast(Network, model), {"role": role})
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
         return about(load_card(folder))
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        return export(cast(Classifier, model), folder)
+        return export(cast(Network, model), folder)
 
     # ---------------------------------------------------------------- signals
 
@@ -134,14 +134,18 @@ class ImagesAdapter(Adapter):
 
 
 def _add(out: Signals, name: str, value: Tensor, rows: Layout) -> None:
-    """Vectors ``(b, c)`` as they are, maps ``(b, c, h, w)`` as rows of their grid."""
+    """Vectors ``(b, c)`` as they are, maps ``(b, c, h, w)`` as rows of their grid, tokens ``(b, t, c)`` as rows."""
     if value.ndim == 2:
         out.add(name, value, rows)
     elif value.ndim == 4:
         layout = Layout.dense("pixel", len(value), tuple(value.shape[2:]), value.device)
         out.add(name, rearrange(value, "b c h w -> (b h w) c"), layout)
+    elif value.ndim == 3:
+        out.add(name, value.flatten(0, 1), Layout.dense("token", len(value), (value.shape[1],), value.device))
     else:
-        raise UserError(f"module {name!r} gives {tuple(value.shape)}: a feature here is (b, c) or (b, c, h, w)")
+        raise UserError(
+            f"module {name!r} gives {tuple(value.shape)}: a feature here is (b, c), (b, t, c) or (b, c, h, w)"
+        )
 
 
 __all__ = ["ImagesAdapter"]

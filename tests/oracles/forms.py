@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import category_by_another
+from . import category_by_another, token_by_another
 from .maths import Array, Ints
 
 
@@ -25,3 +25,10 @@ def category(
         inter * category_by_another.inter(student, teacher, labels, divide=released),
     ]
     return float(np.sum(parts))
+
+
+def hard_label(student: Array, teacher: Array, *, smoothing: float = 0.0) -> Array:
+    """Touvron et al. (2021), eq. 3: the second half."""
+    labels = token_by_another.hard_labels(teacher)
+    rows = range(len(student))
+    return np.array([token_by_another.cross_entropy(student[[i]], labels[[i]], smoothing) for i in rows])

@@ -17,7 +17,7 @@ from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
-from .forms import category
+from .forms import category, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
 from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
@@ -82,6 +82,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "fsp": fsp,
     "ft": ft,
     "gjsd": gjsd,
+    "hard_label": hard_label,
     "hint": hint,
     "ickd": ickd,
     "ifvd": ifvd,
@@ -175,6 +176,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "sdd_teacher": [{}, {"temperature": 1.0, "complementary": 3.0, "scales": (3,)}],
     "spherical_kd": [{}, {"temperature": 1.0}],
     "ttm": [{}, {"temperature": 1.0}],
+    "hard_label": [{}, {"smoothing": 0.2}],
     "category": [{}, {"intra": 2.0, "inter": 0.5}, {"released": True}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],

@@ -120,14 +120,16 @@ class Diffkd(nn.Module):
         time = (drawn[:, -1] * TIMES).long().clamp(max=TIMES - 1)[first[item]]
         told = self.denoiser(_mixed(target, other, self.share.to(target)[time][:, None]), time, place)
         own = own + self.diffusion * (told - other).square().mean(dim=1)
-        return own + self._apart(refined, target)
+        values: Tensor = own + self._apart(refined, target)
+        return values
 
     def _apart(self, refined: Tensor, target: Tensor) -> Tensor:
         """``(n,)`` of denoised rows and those of the teacher."""
         if self.compare == "squares":
             return (refined - target).square().mean(dim=1)
         t = self.temperature
-        return t**2 * kl((target / t).log_softmax(dim=1), (refined / t).log_softmax(dim=1))
+        value: Tensor = t**2 * kl((target / t).log_softmax(dim=1), (refined / t).log_softmax(dim=1))
+        return value
 
     def kept(self, rows: int, items: int, width: int) -> Tensor:
         """Two noises ``(n, w)`` and a number from 0 to 1, an item's being that of its first row: ``(n, 2 w + 1)``.

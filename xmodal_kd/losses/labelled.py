@@ -41,6 +41,22 @@ def ce(
 
 
 @loss(
+    "hard_label", reduction="rows", family="logits", year=2021, properties="shift_invariant",
+    paper="Touvron et al.: Training Data-efficient Image Transformers and Distillation through Attention",
+)  # fmt: skip
+def hard_label(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
+    *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+) -> Float[Tensor, " n"]:  # fmt: skip
+    """`ce` with the class that the teacher thinks most probable: ``-log p_s[argmax t]`` without smoothing.
+
+    DeiT's hard distillation (eq. 3), published with a weight of 0.5 beside as much of `ce` and no smoothing.
+    """
+    same_shape(student, teacher)
+    return F.cross_entropy(student, teacher.argmax(dim=-1), reduction="none", label_smoothing=smoothing)
+
+
+@loss(
     "tfkd_reg", reduction="rows", family="self", year=2020, properties="shift_invariant",
     paper="Yuan et al.: Revisiting Knowledge Distillation via Label Smoothing Regularization",
 )  # fmt: skip

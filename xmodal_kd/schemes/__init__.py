@@ -12,8 +12,10 @@ from . import (
     continual,
     ensembles,
     exits,
+    fusion,
     online,
     robust,
+    second_head,
     self_distillation,
     several,
     transformed,
@@ -25,6 +27,6 @@ from .base import SCHEMES, Scheme
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "online", "robust",
-    "self_distillation", "several", "transformed", "two_momenta", "views",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "fusion", "online", "robust",
+    "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from ..adapter.adapter import Batch, Strict
 from ..objective.objective import Objective
 from ..objective.parts import LossOut, Part
 from ..runtime.errors import UserError
-from ..signals.signals import OUTPUTS, Signals, TeacherSignals
+from ..signals.signals import OUTPUTS, Signal, Signals, TeacherSignals
 from ..training.method import Context, Ema, Roles, Stage
 from .base import SCHEMES
 from .online import Group, OwnViews
@@ -61,8 +61,8 @@ class Ensemble(Group):
         share(student, [copy.deepcopy(student)], self.params.shared)
 
     @abstractmethod
-    def mixer_of(self, width: int, answers: int) -> nn.Module:
-        """Of the rows' width at `on`, and of that of an answer."""
+    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
+        """Of what a branch says at `on`, and of the width of an answer."""
 
     @abstractmethod
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
@@ -77,9 +77,9 @@ class Ensemble(Group):
         if self.mixer is None:
             with torch.no_grad(), self.streams.forked("dry run"):
                 said = self.forward_role(self.role, roles, batch)
-                rows, answers = dense_rows(said[self.params.on]), said.rows(self.adapter.output).shape[-1]
+                feature, answers = said[self.params.on], said.rows(self.adapter.output).shape[-1]
             with self.streams.forked("scheme", "mixer"):
-                self.mixer = self.mixer_of(rows.shape[1], answers).to(rows)
+                self.mixer = self.mixer_of(feature, answers).to(dense_rows(feature))
         super().begin(stage, roles, batch)  # builds the objectives
         owners: list[dict[str, nn.Module]] = [
             {"student": roles[role], "objective": self.objectives[role]} for role in self.learners
@@ -165,8 +165,8 @@ class NativeEnsemble(Ensemble):
         #: Of the ensemble's own answer.
         self.ensemble = Objective(alone, steps=self.train.steps)
 
-    def mixer_of(self, width: int, answers: int) -> nn.Module:
-        return Gate(width, len(self.learners))
+    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
+        return Gate(feature.rows.shape[1], len(self.learners))
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None
@@ -224,8 +224,8 @@ class PeerCollaborative(NativeEnsemble):
         ema = {mean_of(role): Ema(role, self.params.decay) for role in self.learners}
         return [replace(stage, ema=ema) for stage in super().stages()]
 
-    def mixer_of(self, width: int, answers: int) -> nn.Module:
-        return nn.Linear(width * len(self.learners), answers)
+    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
+        return nn.Linear(feature.rows.shape[1] * len(self.learners), answers)
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None
@@ -301,8 +301,8 @@ class DiversePeers(Ensemble):
     Params: ClassVar[type[Strict]] = DiverseParams
     paper, year = "Online Knowledge Distillation with Diverse Peers", 2020
 
-    def mixer_of(self, width: int, answers: int) -> nn.Module:
-        return Attention(width)
+    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
+        return Attention(feature.rows.shape[1])
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None

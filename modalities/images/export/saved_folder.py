@@ -20,7 +20,7 @@ from xmodal_kd.runtime.checkpoint import write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.timing import latency
 
-from ..models import MODELS, Classifier
+from ..models import MODELS, Network
 
 FP32, EXTRA = "model.onnx", "images"
 USE = """```sh
@@ -50,16 +50,16 @@ class Card(saved.Card):
     """What each output means, in order."""
 
 
-def build(card: Card) -> Classifier:
+def build(card: Card) -> Network:
     """The network that a card names, with fresh weights."""
     kind = MODELS[card.model]
     config = kind.Config.model_validate(card.params)
-    model: Classifier = kind(config, channels=card.shape[0], classes=len(card.classes))
+    model: Network = kind(config, channels=card.shape[0], classes=len(card.classes))
     model.card = card.model_dump(mode="json")
     return model
 
 
-def save_model(folder: Path, model: Classifier, extra: Mapping[str, Any]) -> None:
+def save_model(folder: Path, model: Network, extra: Mapping[str, Any]) -> None:
     """Write a folder that `load_model` reads; the card, which makes it a classifier, comes last."""
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CARD, {**model.card, **extra})
@@ -70,7 +70,7 @@ def load_card(folder: Path) -> Card:
     return read_card(folder, Card, "classifier")
 
 
-def load_model(folder: Path) -> Classifier:
+def load_model(folder: Path) -> Network:
     """The model of a saved folder, in eval mode on the CPU.
 
     Raises:
@@ -96,7 +96,7 @@ def about(card: Card) -> About:
     return About("Image classifier", what, use, {"pipeline_tag": "image-classification"})
 
 
-def export(model: Classifier, folder: Path) -> dict[str, Any]:
+def export(model: Network, folder: Path) -> dict[str, Any]:
     """Write ``model.onnx`` beside the saved model in `folder`: ``x`` (batch, c, h, w) to ``logits`` (batch, classes).
 
     Returns:

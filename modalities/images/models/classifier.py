@@ -73,7 +73,15 @@ class Cells(nn.Module):
         return cells
 
 
-class Classifier(nn.Module):
+class Network(nn.Module):
+    """Base of all classifiers: ``(b, c, h, w)`` to scores ``(b, classes)``."""
+
+    Config: ClassVar[type[Strict]]
+    #: Its name and parameters, as a recipe and a saved folder give them; set by whoever builds it from them.
+    card: dict[str, Any]
+
+
+class Classifier(Network):
     """Stages of convolutions, the mean over positions, one linear layer.
 
     The scores of an image are the mean of those of its positions, for the head is linear: so there is a path for each.
@@ -83,10 +91,6 @@ class Classifier(nn.Module):
     * ``embedding``: its mean over positions ``(b, c)``, whose scores by ``head`` are the logits
     * ``cells``: the scores of each position ``(b, classes, h, w)``, whose mean are the logits
     """
-
-    Config: ClassVar[type[Strict]]
-    #: Its name and parameters, as a recipe and a saved folder give them; set by whoever builds it from them.
-    card: dict[str, Any]
 
     def __init__(self, stages: list[nn.Module], width: int, classes: int) -> None:
         super().__init__()
@@ -139,4 +143,4 @@ class ResNet(Classifier):
         super().__init__(stages, config.width * 2 ** (config.depth - 1), classes)
 
 
-__all__ = ["CNN", "CNNConfig", "Classifier", "ResNet", "ResNetConfig"]
+__all__ = ["CNN", "CNNConfig", "Classifier", "Network", "ResNet", "ResNetConfig"]
