@@ -43,8 +43,7 @@ class TorchParts:
         return self.model.predictor.start(batch)  # type: ignore[no-any-return]
 
     def predict(self, symbols: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        known, state = self.model.predictor(symbols[:, None], state)
-        return known[:, 0], state
+        return self.model.predictor.step(symbols, state)  # type: ignore[no-any-return]
 
     def join(self, sound: Tensor, text: Tensor) -> Tensor:
         return self.model.joint(sound, text)  # type: ignore[no-any-return]

@@ -59,8 +59,7 @@ class _Step(nn.Module):
         self.predictor = predictor
 
     def forward(self, symbols: Tensor, state: Tensor) -> Any:
-        known, after = self.predictor(symbols[:, None], state)
-        return known[:, 0], after
+        return self.predictor.step(symbols, state)  # type: ignore[operator]
 
 
 def export_transducer(model: Transducer, folder: Path, mels: int) -> list[Path]:
@@ -69,7 +68,11 @@ def export_transducer(model: Transducer, folder: Path, mels: int) -> list[Path]:
     Raises:
         RunError: ONNX Runtime differs from torch by more than 1e-4.
     """
-    encoder = export_onnx(model.encoder, folder, mels)
+    return [export_onnx(model.encoder, folder, mels), *export_text(model, folder)]
+
+
+def export_text(model: Transducer, folder: Path) -> list[Path]:
+    """The predictor and the joint alone."""
     width, step = model.joint.out.in_features, _Step(model.predictor)
     state = model.predictor.start(2)
     given = {"symbols": torch.zeros(2, dtype=torch.int64), "state": state}
@@ -80,7 +83,7 @@ def export_transducer(model: Transducer, folder: Path, mels: int) -> list[Path]:
     check = partial(_check, model.joint, both)
     free = {name: {0: "batch"} for name in both}
     joint = onnx.export(model.joint, folder / JOINT, both, ["logits"], free, check, extra=EXTRA)
-    return [encoder, predictor, joint]
+    return [predictor, joint]
 
 
 def _check(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
@@ -94,4 +97,4 @@ def _check(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
         onnx.prove(model, partial(onnx.run, session), *given)
 
 
-__all__ = ["JOINT", "PREDICTOR", "OnnxParts", "export_transducer"]
+__all__ = ["JOINT", "PREDICTOR", "OnnxParts", "export_text", "export_transducer"]

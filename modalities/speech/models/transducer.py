@@ -63,6 +63,11 @@ class Stateless(nn.Module):
         seen = self.embedding(said).unfold(1, self.context, 1)  # b u c context
         return self.out(F.relu(seen.transpose(2, 3).flatten(2))), said[:, said.shape[1] - (self.context - 1) :]
 
+    def step(self, symbol: Int[Tensor, " b"], state: Tensor) -> tuple[Float[Tensor, "b c"], Tensor]:
+        """One symbol further."""
+        said = torch.cat([state, symbol[:, None]], dim=1)
+        return self.out(F.relu(self.embedding(said).flatten(1))), said[:, 1:]
+
 
 class Recurrent(nn.Module):
     """All of the text, by a GRU."""
@@ -81,6 +86,15 @@ class Recurrent(nn.Module):
         """As `Stateless.forward`."""
         known, last = self.gru(self.embedding(symbols), state[None].contiguous())
         return self.out(known), last[0]
+
+    def step(self, symbol: Int[Tensor, " b"], state: Tensor) -> tuple[Float[Tensor, "b c"], Tensor]:
+        """As `Stateless.step`, by the formula, which exports as it is."""
+        gru, x = self.gru, self.embedding(symbol)
+        r, z, n = F.linear(x, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3, dim=-1)
+        hr, hz, hn = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3, dim=-1)
+        update = torch.sigmoid(z + hz)
+        state = (1 - update) * torch.tanh(n + torch.sigmoid(r + hr) * hn) + update * state
+        return self.out(state), state
 
 
 class Joint(nn.Module):

@@ -20,9 +20,11 @@ from transducer_small import adapter_of, batch_of, sets
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.evaluate.transducer import MOST, Greedy, TorchParts, beam, greedy
-from xmodal_kd.modalities.speech.export.transducer import OnnxParts, export_transducer
+from xmodal_kd.modalities.speech.export.saved_folder import load_model, save_model
+from xmodal_kd.modalities.speech.export.transducer import OnnxParts, export_text
 from xmodal_kd.modalities.speech.models import MODELS
 from xmodal_kd.modalities.speech.models.transducer import Transducer
+from xmodal_kd.modalities.speech.tasks.transducer import TransducerAdapter
 from xmodal_kd.modalities.speech.use.live import Live
 from xmodal_kd.modalities.speech.use.transducer import TransducerRecogniser
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
@@ -170,12 +172,13 @@ def test_a_beams_scores_are_of_ways_through_the_lattice(predictor: str, frames: 
 @pytest.mark.parametrize("predictor", KINDS)
 def test_onnx_graphs_write_what_torch_writes(tmp_path: Path, predictor: str) -> None:
     model, (features, lengths) = model_of(predictor), sounds(60, 33)
-    export_transducer(model, tmp_path, MELS)
+    export_text(model, tmp_path)
     parts = OnnxParts(tmp_path)
     with torch.no_grad():
         states, frames = model(features, lengths)
     assert greedy(parts, states, frames) == greedy(TorchParts(model), states, frames)
-    torch.testing.assert_close(beam(parts, states[0], 4), beam(TorchParts(model), states[0], 4))
+    mine, theirs = beam(parts, states[0], 4), beam(TorchParts(model), states[0], 4)
+    assert [ids for ids, _ in mine] == [ids for ids, _ in theirs]
 
 
 # ---------------------------------------------------------------- a run
@@ -204,29 +207,27 @@ def test_a_run_measures_and_exports(finished: Path) -> None:
 
 
 def sharpened(folder: Path, finished: Path) -> Path:
-    """The exported student, whose joint is sharp, so that it says something after four steps."""
-    from xmodal_kd.modalities.speech.export.saved_folder import load_model, save_model
-
+    """The student with a joint that is sharp, so that it says something after four steps."""
     model, card = load_model(finished / "student", "transducer")
     assert isinstance(model, Transducer)
     with torch.no_grad():
         model.joint.out.weight.mul_(30)
         model.joint.out.bias.zero_()
-        model.joint.out.bias[0] += 2
     save_model(folder, card.model, card.params, model, card.features, card.tokens)
-    export_transducer(model, folder, card.features["mels"])
+    export_text(model, folder)
     return folder
 
 
 def test_transcribe_writes_files_and_pipes(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By ONNX and by torch, whole and in pieces; a text and its words agree."""
+    """Whole and in pieces; a text and its words agree, and ONNX Runtime's is torch's."""
     folder, file = sharpened(tmp_path / "student", finished), tmp_path / "a.wav"
     wave = 0.2 * np.random.default_rng(0).standard_normal(16000).astype(np.float32) * (np.arange(16000) // 2500 % 2)
     sf.write(file, wave, 8000, subtype="FLOAT")
-    by_onnx, by_torch = (TransducerRecogniser(folder, backend=backend) for backend in ("onnx", "torch"))  # type: ignore[arg-type]
-    found = by_onnx.transcribe(file)
-    said = by_torch.transcribe(file)
-    assert found["text"] == said["text"] == " ".join(word["word"] for word in found["words"]) != ""
+    plain = [TransducerRecogniser(finished / "student", backend=x).transcribe(file)["text"] for x in ("onnx", "torch")]
+    assert plain[0] == plain[1]
+    by_torch = TransducerRecogniser(folder)
+    found = by_torch.transcribe(file)
+    assert found["text"] == " ".join(word["word"] for word in found["words"]) != ""
     for word in found["words"]:
         assert 0 <= word["start"] < word["end"] <= 2.0 and 0 < word["confidence"] <= 1
     live = Live(by_torch)
@@ -238,16 +239,26 @@ def test_transcribe_writes_files_and_pipes(finished: Path, tmp_path: Path, capsy
     assert "beam is over symbols" in capsys.readouterr().err
 
 
-def test_a_killed_run_goes_on_to_the_same_student(finished: Path, digits: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, in processes forked from here, too, that make no ONNX graphs, which takes longer than all the rest."""
+    monkeypatch.setattr(TransducerAdapter, "export", lambda *_: {})
+
+
+def test_a_killed_run_goes_on_to_the_same_student(
+    unexported: None, finished: Path, digits: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     given = arguments(out, digits, "data.beam={size: 3}")
     assert killed_runs.run(given, killed_runs.kill_with, out / "checkpoints" / "student") < 0
     assert not (out / "report.json").exists()
     assert call([*given, "--resume"]) == 0
-    killed_runs.same(out, finished)
+    for role in ("teacher", "control", "student"):
+        one, other = (folder / role / "model.safetensors" for folder in (out, finished))
+        assert one.read_bytes() == other.read_bytes(), role
 
 
-def test_a_cached_teacher_teaches_the_same(finished: Path, digits: Path, tmp_path: Path) -> None:
+def test_a_cached_teacher_teaches_the_same(unexported: None, finished: Path, digits: Path, tmp_path: Path) -> None:
     given = arguments(
         tmp_path / "run", digits, "cache={}", "control=false", f"teacher={{path: {finished / 'teacher'}}}"
     )
