@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from xmodal_kd.runtime.checkpoint import read_object
@@ -26,7 +26,7 @@ from ..data.captions import captions_of
 from ..data.config import DiffusionData
 from ..data.source import load_split
 from ..models.classifier import ImageSet, batches
-from ..models.parts import silent
+from ..models.pixel_network import of_transformers
 from . import metrics
 
 #: Images, and captions, that a network sees at once.
@@ -197,23 +197,13 @@ class Clip:
 
 
 def _read(folder: Path, kind: str) -> Any:
-    """The network of a folder of `transformers`, in float32 and eval mode."""
-    from transformers import AutoModel
-
+    """The network of a folder of `transformers`."""
     if not (folder / "config.json").is_file():
         raise UserError(f"data.judges.{kind}: {folder}: no config.json: a folder as transformers saves it")
-    is_one = str(read_object(folder / "config.json").get("model_type"))
-    if kind not in is_one:
+    config = read_object(folder / "config.json")
+    if kind not in (is_one := str(config.get("model_type"))):
         raise UserError(f"data.judges.{kind}: {folder} holds a model of type {is_one}")
-    try:
-        with silent():
-            network: nn.Module = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-    except Exception as error:
-        told = " ".join(str(error).split())[:120]
-        raise UserError(f"data.judges.{kind}: {folder} cannot be read ({told})") from None
-    return network.eval().requires_grad_(False)
+    return of_transformers(folder, config, also="input_ids").eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.signals.capture import capture, find_modules, only_call
 
 from .classifier import Classifier, ClassifierRecipe, ImageSet, train_classifier
+from .parts import silent
 
 #: The name of the small network, and how it is made: of another seed and other widths than the judge's, in whose
 #: features samples are measured.
@@ -117,7 +118,7 @@ def load_network(folder: Path, at: Sequence[str] | None) -> PixelNetwork:
         net = _of_torchvision(folder, config)
         told = config.get("pretrained_cfg") or {}
         return PixelNetwork(net, at or _layers(net, folder), mean=told.get("mean", MEAN), std=told.get("std", STD))
-    net = _of_transformers(folder, config)
+    net = of_transformers(folder, config)
     told = read_object(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
     own, side = config.get("image_size"), _side(told)
     given = {}
@@ -129,7 +130,8 @@ def load_network(folder: Path, at: Sequence[str] | None) -> PixelNetwork:
     )  # fmt: skip
 
 
-def _of_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def of_transformers(folder: Path, config: Mapping[str, Any], *, also: str = "pixel_values") -> nn.Module:
+    """A network of images, or of what its class calls `also`, as `transformers` saves it, whole and in float32."""
     if "auto_map" in config:
         raise UserError(f"{folder}: it asks for code of its own (auto_map), which is not run: use a built-in model")
     try:
@@ -137,13 +139,14 @@ def _of_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     try:
-        net, found = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            dtype=torch.float32,
-        )  # fmt: skip
+        with silent():
+            net, found = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+                dtype=torch.float32,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
-    if net.main_input_name != "pixel_values":
+    if net.main_input_name not in ("pixel_values", also):
         raise UserError(
             f"{folder}: a {type(net).__name__} sees {net.main_input_name}, no images: name a network of images"
         )
@@ -197,4 +200,4 @@ def _layers(net: nn.Module, folder: Path) -> list[str]:
     return [f"{name}.{(i + 1) * count // apart - 1}" for i in range(apart)]
 
 
-__all__ = ["CLASSIFIER", "RECIPE", "PixelNetwork", "load_network", "trained", "untrained"]
+__all__ = ["CLASSIFIER", "RECIPE", "PixelNetwork", "load_network", "of_transformers", "trained", "untrained"]
