@@ -75,6 +75,15 @@ ARMS: dict[str, Arm] = {
     "dmd2, 1 step": Arm(
         "dmd2", {"steps": 1, "features": 200, **GAN}, {"prediction": "v_prediction"}, lr=4e-4, steps=0.25, budgets=(1,)
     ),
+    # pairs of noise and the guided teacher's sample keep what distribution matching alone leaves out
+    "dmd2 with pairs, 1 step": Arm(
+        "dmd2",
+        {"steps": 1, "features": 400, "regression": 1.0, **GAN},
+        {"prediction": "v_prediction"},
+        lr=4e-4,
+        steps=1.5,
+        budgets=(1,),
+    ),
 }
 KEPT = ("fd_clf", "label_agreement", "kid_clf", "precision", "recall", "coverage", "sliced_wasserstein")
 
