@@ -313,7 +313,7 @@ def test_what_is_no_transducers_teacher_is_refused(finished: Path, digits: Path,
         (["labels=6"], "lattice lies along the text of every utterance"),
         (["data.streaming=true"], "streaming: it says nothing to task transducer"),
         (["data.beam={lexicon: words.txt}"], "a transducer's beam is over symbols"),
-        (["data.task=ctc"], "model 'conv_transducer' does not write by CTC: set data.task to transducer"),
+        (["data.task=ctc"], "model 'conv_transducer' is a transducer: set data.task to transducer"),
     ],
 )
 def test_recipes_that_no_transducer_learns_by(
