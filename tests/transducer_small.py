@@ -12,7 +12,7 @@ from xmodal_kd.runtime.random_streams import Streams
 
 #: Of the smoke recipe's data and trainings, a little.
 SMALL = [
-    "data.compose={utterances: {train: 12, dev: 4, test: 4}, clips: [1, 3]}", "teacher.train.steps=2", "trackers=[]",
+    "data.compose={utterances: {train: 12, dev: 4, test: 3}, clips: [1, 2]}", "teacher.train.steps=2", "trackers=[]",
     "teacher.train.batch_size=4", "train.steps=4", "train.batch_size=4", "train.eval_every=2",
     "teacher.params={width: 12, dilations: [1, 2], embedding: 8, joint: 12}",
     "student.params={width: 8, dilations: [1, 2], embedding: 8, joint: 10}",

@@ -127,7 +127,8 @@ class SpeechAdapter(Adapter):
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> AcousticModel:
         kind = MODELS[model]
         if (task := getattr(kind, "task", "ctc")) != "ctc":
-            raise UserError(f"{role}: model {model!r} does not write by CTC: set data.task to {task}")
+            writes = "writes by a decoder" if task == "seq2seq" else "is a transducer"
+            raise UserError(f"{role}: model {model!r} {writes}: set data.task to {task}")
         config = kind.Config.model_validate(params)
         built = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}

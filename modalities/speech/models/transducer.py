@@ -89,7 +89,8 @@ class Recurrent(nn.Module):
 
     def step(self, symbol: Int[Tensor, " b"], state: Tensor) -> tuple[Float[Tensor, "b c"], Tensor]:
         """As `Stateless.step`, by the formula, which exports as it is."""
-        gru, x = self.gru, self.embedding(symbol)
+        gru: Any = self.gru
+        x = self.embedding(symbol)
         r, z, n = F.linear(x, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3, dim=-1)
         hr, hz, hn = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3, dim=-1)
         update = torch.sigmoid(z + hz)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -32,6 +32,8 @@ Precision = Literal["fp32", "int8"]
 Backend = Literal["auto", "onnx", "torch"]
 #: A token, its first frame and the one behind its last.
 Spike = tuple[int, int, int]
+#: Whatever begins with a token.
+S = TypeVar("S", bound=tuple[Any, ...])
 
 #: Audio is read in chunks of so many seconds: the memory of a transcription.
 CHUNK = 30.0
@@ -207,9 +209,9 @@ class Recogniser:
         spans = align(logits, tokens)
         return None if spans is None else [(k, *span) for k, span in zip(tokens, spans, strict=True)]
 
-    def _groups(self, found: list[Spike]) -> list[list[Spike]]:
+    def _groups(self, found: Sequence[S]) -> list[list[S]]:
         """The spikes of each word: one, characters between two spaces, or pieces up to one that begins a word."""
-        groups: list[list[Spike]] = [[]]
+        groups: list[list[S]] = [[]]
         for spike in found:
             if self.tokens.begins_word(spike[0]) or self.tokens.ends_word(spike[0]):
                 groups.append([])

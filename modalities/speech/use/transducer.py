@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,6 +40,13 @@ class TransducerRecogniser(Recogniser):
         whole = isinstance(self.model, Transducer)
         self.parts: Parts = TorchParts(self.model) if whole else OnnxParts(Path(folder), threads=threads)
 
+    def words_of(
+        self, lm: Path | None, lexicon: Path | None = None, *, size: int = 0, lm_weight: float = 1.0,
+        word_score: float = 0.0,
+    ) -> NoReturn:  # fmt: skip
+        """There is none: raises `UserError`."""
+        raise UserError("--lm, --lexicon: a transducer's beam is over symbols: leave them out")
+
     def transcribe(self, path: Path | str, *, beam_size: int = 0, words: Any = None, n_best: int = 0) -> dict[str, Any]:
         """``text``, ``words`` (``word``, ``start`` and ``end`` in seconds, ``confidence``), ``duration`` and ``rtf``.
 
@@ -53,7 +60,7 @@ class TransducerRecogniser(Recogniser):
             UserError: the file cannot be read as audio, or a search over words is asked for.
         """
         if words is not None:
-            raise UserError("--lm, --lexicon: a transducer's beam is over symbols: leave them out")
+            self.words_of(None)
         started = time.perf_counter()
         seconds = duration(path)
         loudness: list[Tensor] = []
@@ -81,15 +88,14 @@ class TransducerRecogniser(Recogniser):
 
     def _of_spoken(self, said: Sequence[Spoken], loudness: Tensor, seconds: float) -> list[dict[str, Any]]:
         """Words as far as their sound goes, and how sure they are."""
-        sure = {(one.symbol, one.frame): one.probability for one in said}
-        groups = self._groups([(one.symbol, one.frame, one.frame + 1) for one in said])
-        cores = [(group[0][1] * self.card.stride, group[-1][2] * self.card.stride) for group in groups]
+        groups = self._groups(said)
+        cores = [(group[0].frame * self.card.stride, (group[-1].frame + 1) * self.card.stride) for group in groups]
         hop = self.features.hop / self.features.sample_rate
         return [
             {
-                "word": self.tokens.decode([symbol for symbol, _, _ in group]),
+                "word": self.tokens.decode([one.symbol for one in group]),
                 "start": round(start * hop, 3), "end": round(min(end * hop, seconds), 3),
-                "confidence": round(min(sure[symbol, frame] for symbol, frame, _ in group), 3),
+                "confidence": round(min(one.probability for one in group), 3),
             }
             for group, (start, end) in zip(groups, widened(cores, loudness, hop), strict=True)
         ]  # fmt: skip
