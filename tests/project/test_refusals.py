@@ -30,6 +30,7 @@ THEIR_OPTIONS = {"--local-dir", "--force-reinstall", "--ignore-length", "--upgra
 #: Keys of other programs' files and their functions, and of ours in files that are no recipes.
 THEIRS = {
     "alphas_cumprod", "auto_map", "beta_schedule", "class_embed_type", "file_name", "final_sigmas_type", "find_rings",
+    "flow_shift", "guidance_embeds", "patch_size", "use_dynamic_shifting",
     "frame_seconds", "layers_per_block", "scaling_factor", "shift_terminal",
     "sigma_data", "sigma_max", "sigma_min", "sigma_schedule",
     "learning_map_inv", "num_inference_steps", "pad_token_id", "prediction_type", "safe_serialization", "sample_size",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,6 +23,7 @@ from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser
+from xmodal_kd.modalities.diffusion.models.denoiser import Sampling
 from xmodal_kd.modalities.diffusion.models.parts import Parts, parts_of
 from xmodal_kd.modalities.diffusion.use.sketch import sketch
 from xmodal_kd.runtime.errors import UserError
@@ -116,6 +118,31 @@ def test_flux_makes_images_of_the_data_s_size_and_its_shift_hangs_on_it(place: P
     untold.guidance = 2.0  # then by the empty prompt, as others
     assert untold.cost == 2 and made.teacher.cost == 1
     assert untold(torch.randn(2, *untold.shape), 3, untold.parts.prompts(WORDS[:2])).shape == (2, 4, 8, 8)
+
+
+def test_flux_s_images_need_not_be_square(place: Path) -> None:
+    model = load_denoiser(place / "tokens", quiet=True, sampling=Sampling("ddim", 4), image=(3, 16, 24))
+    pipeline = DiffusionPipeline.from_pretrained(place / "tokens")
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(["blue"], height=16, width=24, num_inference_steps=4, output_type="pt", generator=draw(3)).images
+    ours = model.parts.decode(model.sample(torch.randn(1, 4, 8, 12, generator=draw(3)), model.parts.prompts(["blue"])))
+    torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), made, rtol=0, atol=1e-4)
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_pipelines_of_other_uses_are_refused(place: Path, tmp_path: Path) -> None:
+    for kind, other, network in (
+        ("tokens", "FluxKontextPipeline", "a FluxTransformer2DModel on the latents of its vae (AutoencoderKL)"),
+        ("linear", "SanaSprintPipeline", "a SanaTransformer2DModel on the latents of its vae (AutoencoderDC)"),
+    ):
+        shutil.copytree(place / kind, tmp_path / kind)
+        index = tmp_path / kind / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": other}))
+        told = refusal(lambda kind=kind: load_denoiser(tmp_path / kind, quiet=True))
+        assert f"{network}, in a pipeline that is not distilled" in told and "FluxPipeline, SanaPipeline" in told
 
 
 def test_new_tells_flux_its_own_guidance(place: Path) -> None:
