@@ -17,6 +17,7 @@ Batch = dict[str, Any]
 
 #: Widths of both sides' signals, where the random batch's one or two will not do.
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "cfl": ((6,), (9, 5)),
     "distilhubert": ((6,), (9, 5, 7)),
     "lelp": ((10,), (2, 7)),
     "minilm": ((6,) * 3, (9,) * 3),
@@ -101,6 +102,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "minilm": {"heads": 1},
     "minilmv2": {"heads": 1},
     "mobilebert": {"heads": 3},
+    "cfl": {"width": 6, "common": 5},
     "mvq": {"codebooks": 2, "size": 4},
     "norm": {"segments": 2},
     "pkd": {"layers": "uniform"},  # skip leaves a layer out

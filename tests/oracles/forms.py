@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import category_by_another, token_by_another
+from . import amalgamation_by_another, category_by_another, token_by_another
+from .layers import Params
 from .maths import Array, Ints
 
 
@@ -32,3 +33,30 @@ def hard_label(student: Array, teacher: Array, *, smoothing: float = 0.0) -> Arr
     labels = token_by_another.hard_labels(teacher)
     rows = range(len(student))
     return np.array([token_by_another.cross_entropy(student[[i]], labels[[i]], smoothing) for i in rows])
+
+
+def cfl(
+    student: list[Array],
+    teacher: list[Array],
+    *,
+    state: Params,
+    width: int = 128,
+    common: int = 128,
+    mmd: float = 1.0,
+    reconstruction: float = 1.0,
+    sigmas: tuple[float, ...] = amalgamation_by_another.RELEASE_SIGMAS,
+) -> float:
+    """Luo et al. (2019) on vectors, as the release has it."""
+    if not len(student[0]):
+        return 0.0
+
+    def layer(name: str) -> tuple[Array, Array]:
+        return state[f"{name}.weight"], state[f"{name}.bias"]
+
+    teachers = range(len(teacher))
+    parts = {"align_s": layer("student"), "extract1": layer("common.0"), "extract2": layer("common.2")}
+    parts |= {"align_t": [layer(f"teachers.{j}") for j in teachers]}
+    parts |= {f"dec{i}": [layer(f"back.{j}.{at}") for j in teachers] for i, at in ((1, 0), (2, 2))}
+    mine, theirs, rebuilt = amalgamation_by_another.fc_block(student[0], teacher, parts)
+    apart = amalgamation_by_another.mmd_term(mine, theirs, sigmas=sigmas)
+    return float(mmd * apart + reconstruction * amalgamation_by_another.reconstruction_term(rebuilt, teacher))

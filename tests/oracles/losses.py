@@ -17,7 +17,7 @@ from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
-from .forms import category, hard_label
+from .forms import category, cfl, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
 from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
@@ -60,6 +60,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "attnfd": attnfd,
     "bounded_reg": bounded_reg,
     "category": category,
+    "cfl": cfl,
     "catkd": catkd,
     "cc": cc,
     "ce": ce,
@@ -177,6 +178,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "spherical_kd": [{}, {"temperature": 1.0}],
     "ttm": [{}, {"temperature": 1.0}],
     "hard_label": [{}, {"smoothing": 0.2}],
+    "cfl": [{}, {"mmd": 0.5, "reconstruction": 2.0, "sigmas": (0.5, 1.5)}],
     "category": [{}, {"intra": 2.0, "inter": 0.5}, {"released": True}],
     "afd": [{"width": 6}, {"width": 4, "norm": "layer"}],
     "cirkd": [{}, {"temperature": 1.0}],
