@@ -27,6 +27,8 @@ STARTS = np.arange(-0.1, 0.31, 0.01)
 BINS = 16
 #: So many points show where the lines are.
 ENOUGH = 40_000
+#: So many points, or not twice as many, the lines are fitted to.
+FITTED = 200_000
 #: Half the width of what a peak claims, in even spacings.
 CLAIM = 0.4
 #: How well elevations must agree with an even grid (1: exactly, 0: not at all) to be taken for one.
@@ -114,13 +116,16 @@ def rings_by_elevation(xyz: npt.NDArray[np.floating], beams: int) -> Ints:
         return even
     some = np.flatnonzero(clear)[:: max(1, int(clear.sum()) // ENOUGH)]
     slopes, starts = _peaks(height[some], distance[some], beams)
-    ring = _nearest_line(height, distance, slopes, starts)
+    fitted = np.flatnonzero(clear)[:: max(1, int(clear.sum()) // FITTED)]
+    h, d = height[fitted], distance[fitted]
+    ring = _nearest_line(h, d, slopes, starts)
     for _ in range(ROUNDS):
-        slopes, starts = _lines(height[clear], distance[clear], ring[clear], slopes, starts)
-        nearest = _nearest_line(height, distance, slopes, starts)
+        slopes, starts = _lines(h, d, ring, slopes, starts)
+        nearest = _nearest_line(h, d, slopes, starts)
         if (nearest == ring).all():
             break
         ring = nearest
+    ring = _nearest_line(height, distance, slopes, starts)
     # A slope ranks badly where all points of a line are as far; the common start takes near walls out of the angles.
     angles = np.arctan2(height - np.median(starts), distance)
     return ranked(-medians(angles, ring, beams))[ring]
