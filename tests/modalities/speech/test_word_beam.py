@@ -198,5 +198,5 @@ def test_test_is_measured_by_the_beam_too(arpa: Path, tmp_path: Path) -> None:
     found = adapter.evaluate("student", model, "test")
     assert 0 < found.metrics["wer_beam"] <= 1 and "cer_beam" in found.metrics
     assert next(iter(SpeechAdapter.files(adapter.config))).key == "data.beam.lm"
-    with pytest.raises(UserError, match=r"data\.beam.*give lm or lexicon"):
+    with pytest.raises(UserError, match=r"data: beam: give lm or lexicon"):
         make_adapter(load("speech/kathleen", [*sets, "data.beam={size: 8}"]), Streams(1), 1)
