@@ -75,6 +75,20 @@ EXAMPLES: dict[str, Content] = {
     "sskd": {"teacher": TEACHER, "data": {"single": True}, "scheme": {"params": {"on": "body"}}},
     "two_views": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"], "second": ["kd"]}}, "objective": [HINT]},
     "deit": {"teacher": TEACHER, "scheme": {"params": {"teacher": "head"}}, "objective": [HINT]},
+    "dino": {
+        "data": {"single": True},
+        "scheme": {
+            "params": {
+                "on": "body",
+                "prototypes": 12,
+                "hidden": 6,
+                "bottleneck": 4,
+                "local": 1,
+                "local_size": 1.0,
+                "neighbours": 3,
+            }
+        },
+    },
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},
     "cs_kd": {"objective": [HINT]},

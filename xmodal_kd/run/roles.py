@@ -124,7 +124,7 @@ def _planned(loaded: Loaded, student: RolePlan) -> Sequence[RolePlan]:
         return [student]
     kind, params = scheme
     kind.refuse(loaded.recipe)
-    if not any(spec_of(term).needs_teacher for term in loaded.recipe.objective):
+    if not kind.teaches_itself and not any(spec_of(term).needs_teacher for term in loaded.recipe.objective):
         assert loaded.recipe.scheme is not None
         name = loaded.recipe.scheme.name
         raise UserError(f"scheme {name}: no term of the objective learns from a teacher: add one, as kd")

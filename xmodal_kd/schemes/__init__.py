@@ -10,6 +10,7 @@ from . import (
     chains,
     collaborative,
     continual,
+    dino,
     ensembles,
     exits,
     fusion,
@@ -27,6 +28,6 @@ from .base import SCHEMES, Scheme
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "ensembles", "exits", "fusion", "online", "robust",
-    "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "dino", "ensembles", "exits", "fusion", "online",
+    "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
 ]  # fmt: skip

@@ -41,6 +41,8 @@ class Scheme(Distil):
     shards: ClassVar[bool] = False
     #: Whether what teaches learns or follows the student: a term may start at its least value.
     moving: ClassVar[bool] = False
+    #: Whether it has a loss of its own, so that the recipe needs no term that learns from a teacher.
+    teaches_itself: ClassVar[bool] = False
     #: Roles of the recipe and of earlier trainings that teach; set by the run.
     teachers: tuple[str, ...] = ()
     #: Inspired by the paper rather than the paper's method.
