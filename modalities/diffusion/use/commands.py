@@ -53,7 +53,7 @@ def sample(
 
     Example: xmodal-kd sample runs/digits/student --steps 4 -n 64 --seed 0 --label 3
     """
-    from .sample import draw
+    from .sample import IN_GRID, draw
 
     found = draw(
         student, steps, count, seed, label, out, overwrite=overwrite, device=device, quiet=json_, prompts=prompt or (),
@@ -66,7 +66,8 @@ def sample(
         f"{found['count']} samples of {found['solver']}, {found['nfe']} network evaluations each, "
         f"{found['milliseconds']:.1f} ms a sample"
     )
-    typer.echo(f"grid: {found['grid']}   images: {found['images']}")
+    first = f" (the first {IN_GRID})" if found["count"] > IN_GRID else ""
+    typer.echo(f"grid: {found['grid']}{first}   images: {found['images']}")
     if "arrays" in found:
         typer.echo(f"arrays: {found['arrays']}")
 

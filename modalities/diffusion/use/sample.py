@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,6 +26,8 @@ from ..show.pictures import pixels_of, write_grid, write_image
 
 #: Samples drawn at once. The noise of a call depends on it, so that it is no option.
 BATCH = 64
+#: Samples that the grid has at most: the first.
+IN_GRID = 256
 STAGE = "steps-"
 GRID, IMAGES, ARRAYS = "grid.png", "images", "samples.npz"
 
@@ -49,15 +51,14 @@ def draw(
     if denoiser.parts is not None and texts:
         said = denoiser.parts.prompts(texts, next(denoiser.parameters()).device)
         wanted = rows(said, torch.arange(count) % len(texts))
-    began = perf_counter()
-    samples = run(denoiser, wanted, count, seed, quiet=quiet)
-    seconds = perf_counter() - began
+    prepare(out)
+    classes = wanted if isinstance(wanted, Tensor) else None
+    written, seconds = write(out, run(denoiser, wanted, count, seed, quiet=quiet), classes, is_array(place, denoiser))
     how = denoiser.sampling
     told = {"model": str(place), "count": count, "seed": seed, "label": label, "solver": how.solver, "steps": how.steps}
     told |= {"prompts": texts, "guidance": denoiser.guidance}
     timing = {"nfe": denoiser.nfe, "seconds": seconds, "milliseconds": 1e3 * seconds / count}
-    classes = wanted if isinstance(wanted, Tensor) else None
-    return told | timing | write(out, samples, classes, arrays=is_array(place, denoiser))
+    return told | timing | written
 
 
 def stage(folder: Path, steps: int | None) -> Path:
@@ -125,15 +126,15 @@ def labels(denoiser: Denoiser, label: str | None, count: int, place: Path) -> Te
     raise UserError(f"--label {label}: {place} has the classes 0 to {denoiser.classes - 1}{known}")
 
 
-def run(denoiser: Denoiser, wanted: Condition | None, count: int, seed: int, *, quiet: bool) -> Tensor:
-    """``(count, *shape)`` on the CPU, images where it has an autoencoder.
+def run(denoiser: Denoiser, wanted: Condition | None, count: int, seed: int, *, quiet: bool) -> Iterator[Tensor]:
+    """``(up to 64, *shape)`` on the CPU, `count` in all, images where it has an autoencoder.
 
     One CPU generator gives all noise, so devices differ by rounding only.
 
     Up to 64 samples are those of the saved pipeline called with the same generator.
     """
     device = next(denoiser.parameters()).device
-    generator, made = torch.Generator().manual_seed(seed), []
+    generator = torch.Generator().manual_seed(seed)
     calls = denoiser.sampling.nfe
     total = -(-count // BATCH) * calls
     with bar("sample", total, quiet=quiet or total == calls < BATCH) as shown, _counted(denoiser, shown):
@@ -142,8 +143,7 @@ def run(denoiser: Denoiser, wanted: Condition | None, count: int, seed: int, *, 
             noise = torch.randn(part.stop - part.start, *denoiser.shape, generator=generator).to(device)
             given = None if wanted is None else moved(rows(wanted, part), device)
             x = denoiser.sample(noise, given, generator=generator).float()
-            made.append((x if denoiser.parts is None else denoiser.parts.decode(x)).cpu())
-    return torch.cat(made)
+            yield (x if denoiser.parts is None else denoiser.parts.decode(x)).cpu()
 
 
 class _counted:
@@ -177,20 +177,41 @@ def check_folder(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out {out}: is not empty: name another folder, or add --overwrite")
 
 
-def write(out: Path, samples: Tensor, wanted: Tensor | None, *, arrays: bool) -> dict[str, str]:
-    """The files of a call, in place of those of an earlier one; returns their paths by name."""
+def prepare(out: Path) -> None:
+    """The folder, before any sample is paid for. Raises `UserError` where nothing can be written."""
+    try:
+        (out / IMAGES).mkdir(parents=True, exist_ok=True)
+        write_bytes(out / GRID, b"")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): name another folder") from error
     for old in _earlier(out):
         old.unlink()
-    paths = {"grid": str(write_grid(out / GRID, samples, heat=arrays)), "images": str(out / IMAGES)}
-    for i, pixels in enumerate(pixels_of(samples, arrays)):
+
+
+def write(
+    out: Path, parts: Iterable[Tensor], wanted: Tensor | None, arrays: bool
+) -> tuple[dict[str, str], float]:  # fmt: skip
+    """The files of a call, each sample's as soon as it is there; their paths by name, and the seconds of sampling."""
+    done, seconds, began = 0, 0.0, perf_counter()
+    shown: list[Tensor] = []
+    kept: list[Tensor] = []
+    for samples in parts:
+        seconds += perf_counter() - began
         grey = not arrays and samples.shape[1] == 1
-        write_image(out / IMAGES / f"{i:05d}.png", Image.fromarray(pixels[..., 0] if grey else pixels))
+        for i, pixels in enumerate(pixels_of(samples, arrays), done):
+            write_image(out / IMAGES / f"{i:05d}.png", Image.fromarray(pixels[..., 0] if grey else pixels))
+        if done < IN_GRID:
+            shown.append(samples[: IN_GRID - done])
+        if arrays:
+            kept.append(samples)
+        done, began = done + len(samples), perf_counter()
+    paths = {"grid": str(write_grid(out / GRID, torch.cat(shown), heat=arrays)), "images": str(out / IMAGES)}
     if arrays:
-        buffer, x = io.BytesIO(), samples.numpy()
+        buffer, x = io.BytesIO(), torch.cat(kept).numpy()
         np.savez(buffer, x=x) if wanted is None else np.savez(buffer, x=x, labels=wanted.numpy())
         write_bytes(out / ARRAYS, buffer.getvalue())
         paths["arrays"] = str(out / ARRAYS)
-    return paths
+    return paths, seconds
 
 
 def _earlier(out: Path) -> Iterator[Path]:

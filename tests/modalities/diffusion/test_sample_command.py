@@ -184,3 +184,21 @@ def test_misuse_is_one_line(student: Path, make: Make, tmp_path: Path, capfd: Ca
 def test_long_work_shows_progress(student: Path, tmp_path: Path, capfd: Capture) -> None:
     assert call(["sample", str(student), "-n", "130", "--device", "cpu"]) == 0
     assert "sample  12/12" in capfd.readouterr().err
+
+
+def test_samples_are_written_as_they_come_and_the_grid_shows_the_first(
+    stages: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xmodal_kd.modalities.diffusion.use.sample.BATCH", 3)
+    monkeypatch.setattr("xmodal_kd.modalities.diffusion.use.sample.IN_GRID", 4)
+    found = told(capfd, stages, "-n", 8, "--out", "some")
+    assert len(list((tmp_path / "some" / "images").iterdir())) == 8
+    told(capfd, stages, "-n", 4, "--out", "few")
+    assert pixels(Path(found["grid"])).tolist() == pixels(tmp_path / "few" / "grid.png").tolist()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_sampling(
+    stages: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Denoiser, "sample", lambda *_, **__: pytest.fail("sampled in vain"))
+    assert "cannot be written" in fails(capfd, stages, "--out", "/proc/nowhere")
