@@ -119,6 +119,14 @@ def test_a_verdict_follows_the_metrics_direction() -> None:
     assert verdicts([LESS, MORE, SAME], KD, lower=False) == ["worse", "better", "not distinguishable"]
 
 
+def test_intervals_over_items_have_the_sign_of_the_difference() -> None:
+    fewer, more = ({seed: Measured(m, m, noisy(e, seed), {}) for seed in (1, 2, 3)} for m, e in ((0.9, 2), (0.6, 6)))
+    [wrong] = family([Comparison("a", "kd", fewer, more)], True)
+    [right] = family([Comparison("a", "kd", fewer, more)], False)
+    assert wrong["over_items"]["high"] < 0 < right["over_items"]["low"] == -wrong["over_items"]["high"]
+    assert right["difference"]["mean"] > 0
+
+
 def test_more_comparisons_ask_for_more() -> None:
     close = arm(0.47, 0.495, 0.462)
     [alone] = family([Comparison("a", "kd", close, KD)], True)

@@ -118,11 +118,14 @@ def _paired(role: str, one: _Finished, other: _Finished) -> dict[str, Any]:
     shared = [item for item in a if item in b]
     if any(a[item].units != b[item].units for item in shared):
         return {"interval": None, "reason": "test items of the same name differ in size: the data are not the same"}
-    drawn = drawn_together([([b[i] for i in shared], [a[i] for i in shared])])
+    sides = [b[i] for i in shared], [a[i] for i in shared]
+    if not one.report["metric"]["lower_is_better"]:
+        sides = sides[1], sides[0]  # items are scored by errors, which are what is left of one
+    drawn = drawn_together([sides])
     if drawn is None:
         return {"interval": None, "reason": "fewer than two test items in common"}
     low, high, items = drawn
-    shift = ratio([b[i] for i in shared]) - ratio([a[i] for i in shared])
+    shift = ratio(sides[0]) - ratio(sides[1])
     return {"difference": shift, "interval": [low, high], "items": items, "of": {"a": len(a), "b": len(b)}}
 
 

@@ -88,8 +88,8 @@ def _judged(c: Comparison, p: float | None, corrected: float, lower_is_better: b
         "difference": t_interval(c.differences)._asdict() if c.seeds else None,
         "p": p,
         "p_holm": corrected if p is not None else None,
-        "over_items": _over(pairs, groups=False) if scored else None,
-        "over_groups": _over(pairs, groups=True) if scored else None,
+        "over_items": _over(pairs, lower_is_better, groups=False) if scored else None,
+        "over_groups": _over(pairs, lower_is_better, groups=True) if scored else None,
         "verdict": verdict,
         "reason": reason,
     }
@@ -109,6 +109,12 @@ def _verdict(c: Comparison, p: float | None, corrected: float, lower_is_better: 
     return ("better" if (mean < 0) == lower_is_better else "worse"), None
 
 
-def _over(pairs: Sequence[tuple[Sequence[Score], Sequence[Score]]], *, groups: bool) -> dict[str, Any] | None:
+def _over(
+    pairs: Sequence[tuple[Sequence[Score], Sequence[Score]]], lower_is_better: bool, *, groups: bool
+) -> dict[str, Any] | None:
+    """Of the metric: items are scored by errors, which are what is left of one where more is better."""
     found = drawn_together(pairs, groups=groups)
-    return None if found is None else {"low": found[0], "high": found[1], "units": found[2]}
+    if found is None:
+        return None
+    low, high, units = found if lower_is_better else (-found[1], -found[0], found[2])
+    return {"low": low, "high": high, "units": units}
