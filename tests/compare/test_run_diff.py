@@ -100,7 +100,7 @@ def test_fewer_errors_are_a_higher_accuracy(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a"), run(tmp_path / "b", better=1)
     words = difference(a, b)["roles"]["student"]
     for folder in (a, b):
-        rewrite(folder, "report.json", metric={"name": "accuracy", "lower_is_better": False})
+        rewrite(folder, "report.json", metric={"name": "wer", "lower_is_better": False})
     found = difference(a, b)["roles"]["student"]
     assert found["difference"] == -words["difference"] > 0
     assert found["interval"] == pytest.approx([-words["interval"][1], -words["interval"][0]], abs=1e-12)
