@@ -129,12 +129,12 @@ def plainly(model: Transducer, states: Tensor) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("predictor", KINDS)
 def test_greedy_writes_the_best_symbol_of_each_node(predictor: str) -> None:
     """Side by side with others, alone, and where frames come in pieces."""
-    model, (features, lengths) = model_of(predictor), sounds(60, 33, 47)
+    model, (features, lengths) = model_of(predictor), sounds(28, 13, 19)
     parts = TorchParts(model)
     with torch.no_grad():
         states, frames = model(features, lengths)
         expected = [plainly(model, row[:count]) for row, count in zip(states, frames.tolist(), strict=True)]
-    assert sum(map(len, expected)) > 10 and greedy(parts, states, frames) == [[s for s, _ in one] for one in expected]
+    assert sum(map(len, expected)) > 5 and greedy(parts, states, frames) == [[s for s, _ in one] for one in expected]
     search = Greedy(parts, 1)
     said = [one for piece in states[0].split(4) for one in search.push(piece[None])[0]]
     assert [(one.symbol, one.frame) for one in said] == expected[0] and all(0 < one.probability <= 1 for one in said)
