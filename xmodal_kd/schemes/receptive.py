@@ -173,8 +173,8 @@ def masked(model: nn.Module, path: str, masks: Masks) -> Iterator[None]:
     def by_masks(module: nn.Module, given: Any, said: Tensor) -> Tensor:
         first = said.ndim == 4
         rows = said.movedim(1, -1) if first else said
-        rows = rows * masks(full_precision(rows)).sum(dim=-1, keepdim=True).to(rows)
-        return rows.movedim(-1, 1) if first else rows
+        kept: Tensor = rows * masks(full_precision(rows)).sum(dim=-1, keepdim=True).to(rows)
+        return kept.movedim(-1, 1) if first else kept
 
     hook = model.get_submodule(path).register_forward_hook(by_masks)
     try:
