@@ -15,6 +15,7 @@ from . import (
     exits,
     fusion,
     online,
+    receptive,
     robust,
     second_head,
     self_distillation,
@@ -29,5 +30,5 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "dino", "ensembles", "exits", "fusion", "online",
-    "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
+    "receptive", "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
 ]  # fmt: skip
