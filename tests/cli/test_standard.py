@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from xmodal_kd.cli.main import _plain
 from xmodal_kd.cli.standard import NobodyReads, Output
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.progress import Lasting
@@ -59,3 +60,8 @@ def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
 def test_progress_that_nobody_sees_ends_no_work(error: OSError) -> None:
     Lasting(file=Broken(error)).print("half of it is done")
+
+
+def test_numbers_on_a_line_have_their_intervals() -> None:
+    metrics = {"wer": 0.5, "wer_interval": [0.25, 0.75], "wer_interval_over": "utterances", "words": 20, "by": [1, 2]}
+    assert _plain({"metrics": metrics}) == "wer 0.5000 [0.2500, 0.7500]  words 20"

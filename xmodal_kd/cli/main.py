@@ -296,10 +296,18 @@ def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = Fals
 
 
 def _plain(values: Mapping[str, Any]) -> str:
-    """Numbers and words on one line, without lists and tables; of a ``metrics`` table, what is in it."""
+    """Numbers, with their intervals, and words on one line; of a ``metrics`` table, what is in it."""
     flat = {**values, **values.get("metrics", {})}
-    shown = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in flat.items() if not isinstance(v, dict | list)}
-    return "  ".join(f"{key} {value}" for key, value in shown.items())
+
+    def said(key: str, value: object) -> str:
+        number = f"{value:.4f}" if isinstance(value, float) else f"{value}"
+        match flat.get(f"{key}_interval"):
+            case [float() | int() as low, float() | int() as high]:
+                return f"{key} {number} [{low:.4f}, {high:.4f}]"
+        return f"{key} {number}"
+
+    told = {k: v for k, v in flat.items() if not isinstance(v, dict | list) and not k.endswith("_interval_over")}
+    return "  ".join(said(key, value) for key, value in told.items())
 
 
 def _allow(packages: list[str] | None) -> None:

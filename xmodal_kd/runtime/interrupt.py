@@ -1,4 +1,4 @@
-"""Stopping early: Ctrl-C, SIGTERM or the time that was given, noticed at the next step boundary."""
+"""Stopping early: Ctrl-C, SIGTERM, a closed terminal or the time that was given, noticed at the next step boundary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch Ctrl-C and SIGTERM inside the block; a second one stops at once."""
+        """Catch Ctrl-C, SIGTERM and, but under nohup, SIGHUP inside the block; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -42,7 +42,11 @@ class Stop:
                 raise KeyboardInterrupt
             self._signalled = True
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        caught = [signal.SIGINT, signal.SIGTERM]
+        hung_up = getattr(signal, "SIGHUP", None)  # not on every system
+        if hung_up is not None and signal.getsignal(hung_up) is not signal.SIG_IGN:
+            caught.append(hung_up)
+        before = {number: signal.signal(number, stop) for number in caught}
         try:
             yield
         finally:

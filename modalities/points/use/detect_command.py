@@ -58,16 +58,20 @@ def detect(
     from xmodal_kd.runtime.progress import console
 
     from .detect import FORMATS, Detector, process
+    from .output import stem
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
     places, empty = scans_named(scans)
     if empty and not places:
         raise UserError(empty[0])
-    detector = Detector(model, str(make_accelerator(device, "fp32").device))
-    taken = Counter(str(below / scan.name.partition(".")[0]) for scan, below in places.items())
+    taken = Counter(str(below / stem(scan)) for scan, below in places.items())
     if twice := next((name for name, number in taken.items() if number > 1), None):
         raise UserError(f"{taken[twice]} scans would be written to {out / twice}.png: detect in them apart")
+    results = {(out / f"{name}.{end}").resolve() for name in taken for end in ("txt", "json", "png")}
+    if lost := next((scan for scan in places if scan.resolve() in results), None):
+        raise UserError(f"{lost}: a result would overwrite it: choose another folder with --out")
+    detector = Detector(model, str(make_accelerator(device, "fp32").device))
     work = partial(process, detector, out=out, beams=beams, least=score, form=format_)
     for result in per_scan(places, empty, console, "detecting", "nothing detected", work):
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))

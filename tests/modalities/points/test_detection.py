@@ -349,3 +349,14 @@ def test_a_loaded_detector_finds_what_the_run_s_did(trained: Path) -> None:
     batch = made.data("test").collate([made.data("test").clean(0)])
     expected = made.found("student", made.load("student", trained / "student"), batch)[0]
     np.testing.assert_allclose(seen.found.boxes, expected.boxes, atol=1e-4)
+
+
+def test_names_of_scans_may_have_dots_and_no_result_lies_upon_a_scan(tmp_path: Path, capsys: Capture) -> None:
+    stamped = [tmp_path / f"1616343533.{i}.pcd" for i in range(2)]
+    assert call(["detect", *map(str, stamped), "--model", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "would be written" not in " ".join(capsys.readouterr().err.split())
+    text = tmp_path / "scan.txt"
+    text.write_text("1 2 3 0.5\n")
+    assert call(["detect", str(text), "--model", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "a result would overwrite it: choose another folder" in " ".join(capsys.readouterr().err.split())
+    assert text.read_text() == "1 2 3 0.5\n"
