@@ -37,7 +37,7 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "tcd": (Arm("tcd", 150, {"grid": 16, "decay": 0.8}), {2: 3.6, 4: 2.7}),
     "ctm": (Arm("ctm", 80, {"steps": 1, "at": TIMES, "grid": 8, "most": 4}), {1: 8.0, 2: 4.9, 4: 4.0}),
     "ladd": (ARMS["ladd"], {1: 9.3}),
-    "add": (ARMS["add"], {1: 99.0}),
+    "add": (ARMS["add"], {1: 12.3}),
 }
 #: Of the arms of `ARMS`, on the variance-preserving process.
 NEAR: dict[str, dict[int, float]] = {
@@ -65,7 +65,7 @@ NEAR: dict[str, dict[int, float]] = {
     "tcd": {1: 14.5, 2: 3.5, 4: 1.9},
     "ctm": {1: 5.3, 2: 3.1, 4: 3.0},
     "ladd": {1: 5.6},
-    "add": {1: 99.0},
+    "add": {1: 5.1},
     "dmd2, regression": {1: 3.1},
 }
 
