@@ -110,6 +110,8 @@ def pseudolabel(
             errors[0] += _wer(transcript, text) * len(transcript.split())
             errors[1] += len(transcript.split())
         reason = kept.against(text, hypothesis.score, transcript, plain(others[one.key].text) if others else None)
+        if not text and one.seconds() > LONGEST:
+            reason = f"longer than {LONGEST:g} s"
         why[reason or "taken"] += 1
         if reason is None:
             text = hypothesis.text if as_written else text

@@ -122,10 +122,14 @@ def test_a_recording_that_cannot_be_read_stops_nobody(
     monkeypatch.setattr(module.Whisper, "__call__", heard)
     silent = next(line for line in lines(recordings / "train.jsonl") if "text" not in line)
     (recordings / silent["audio_filepath"]).write_bytes(b"no sound")
+    sf.write(recordings / "long.wav", np.zeros(31 * 8000), 8000)
+    with (recordings / "train.jsonl").open("a") as file:
+        file.write('\n{"audio_filepath": "long.wav"}\n')
     assert call(["pseudolabel", str(folder), str(recordings), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
-    assert "1 cannot be read, 1 taken" in said.out and silent["audio_filepath"] in " ".join(said.err.split())
-    assert len(lines(tmp_path / "out" / "train.jsonl")) == len(lines(recordings / "train.jsonl")) - 1
+    assert {*said.out.strip().partition("out: ")[2].split(", ")} == {"1 taken", "1 cannot be read", "1 longer than 30 s"}
+    assert silent["audio_filepath"] in " ".join(said.err.split())
+    assert len(lines(tmp_path / "out" / "train.jsonl")) == 3
 
 
 def test_transcripts_say_whether_it_is_believed(
