@@ -13,7 +13,7 @@ from xmodal_kd.adapter.packed.shards import by_split, shards
 from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
-from .audio import rate_of
+from .audio import Place, rate_of
 from .corpora import SPLITS, SpeechData, utterances
 from .cuts import cuts_file, holds_cuts
 from .layouts import LISTS
@@ -79,7 +79,7 @@ def recordings(path: Path) -> Recordings:
     return Recordings(section, parts, rates.most_common(1)[0][0], tuple(sorted(rates)))
 
 
-def _rates(files: Iterable[Path]) -> Counter[int]:
+def _rates(files: Iterable[Place]) -> Counter[int]:
     """Of the headers that can be read, some of which must: `check` names those that cannot."""
     rates, unread = Counter[int](), None
     for file in files:
