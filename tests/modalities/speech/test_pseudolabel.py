@@ -127,7 +127,11 @@ def test_a_recording_that_cannot_be_read_stops_nobody(
         file.write('\n{"audio_filepath": "long.wav"}\n')
     assert call(["pseudolabel", str(folder), str(recordings), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
-    assert {*said.out.strip().partition("out: ")[2].split(", ")} == {"1 taken", "1 cannot be read", "1 longer than 30 s"}
+    assert {*said.out.strip().partition("out: ")[2].split(", ")} == {
+        "1 taken",
+        "1 cannot be read",
+        "1 longer than 30 s",
+    }
     assert silent["audio_filepath"] in " ".join(said.err.split())
     assert len(lines(tmp_path / "out" / "train.jsonl")) == 3
 
