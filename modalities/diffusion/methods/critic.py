@@ -25,6 +25,7 @@ from xmodal_kd.training.method import Context, Roles, Stage
 from xmodal_kd.training.optim import build_optimizer
 
 from ..models.denoiser import Denoiser
+from ..models.lora import share_frozen
 from ..models.process import Process, expand
 from .few_step import STUDENT, Multistep, MultistepParams, denoisers, masked, same_network
 
@@ -82,6 +83,8 @@ class Critic(Multistep):
         critic = self.critic_optimizer(config, roles, batch)
         if self.params.start is not None:
             roles["student"].load_state_dict(self.started(self.params.start, denoisers(roles)[1]))
+        for net, other in ((roles["student"], roles["teacher"]), (self.fake, roles["student"])):
+            share_frozen(net, other)  # of adapters' students the base, which is one for all three networks
         return {**optimizers, "fake": critic}
 
     def critic_optimizer(self, config: Config, roles: Roles, batch: Batch) -> Optimizer:

@@ -9,6 +9,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -70,6 +71,26 @@ def plain_names(state: dict[str, Tensor]) -> dict[str, str]:
     return {name.replace(BASE, "."): name for name in state if LOW not in name}
 
 
+@torch.no_grad()
+def share_frozen(net: nn.Module, other: nn.Module) -> int:
+    """Let weights of `net` that do not learn lie where the same ones of `other` do. Returns the bytes that are spared.
+
+    Those of one name (adapters aside), shape and device, and of the same values; whoever changes one changes both.
+    """
+    theirs = {name.replace(BASE, "."): parameter for name, parameter in other.named_parameters()}
+    spared = 0
+    for name, mine in net.named_parameters():
+        there = theirs.get(name.replace(BASE, "."))
+        if mine.requires_grad or there is None or there.shape != mine.shape or there.device != mine.device:
+            continue
+        if hasattr(mine, "to_local") or hasattr(there, "to_local"):  # spread over processes
+            continue
+        if there.data_ptr() != mine.data_ptr() and there.dtype == mine.dtype and torch.equal(mine, there):
+            mine.data = there.data
+            spared += mine.nbytes
+    return spared
+
+
 def _peft() -> Any:
     try:
         import peft
@@ -78,4 +99,4 @@ def _peft() -> Any:
     return peft
 
 
-__all__ = ["FILE", "adapted", "is_adapted", "merged", "plain_names", "write_adapters"]
+__all__ = ["FILE", "adapted", "is_adapted", "merged", "plain_names", "share_frozen", "write_adapters"]

@@ -34,14 +34,9 @@ from xmodal_kd.modalities.diffusion.models.lora import FILE, is_adapted
 from xmodal_kd.modalities.diffusion.models.networks import build_like
 from xmodal_kd.modalities.diffusion.models.parts import Parts, parts_of
 from xmodal_kd.modalities.diffusion.use.sketch import sketch
-from xmodal_kd.objective.objective import Objective
-from xmodal_kd.recipe.recipe import Train
-from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.signals.signals import Signals
-from xmodal_kd.training.method import METHODS, Context
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -170,23 +165,6 @@ def test_evaluation_prompts_are_the_dev_captions_and_samples_are_images(place: P
     said = made.conditions(slice(2, 4), "cpu")
     told = made.parts.prompts([f"a {word} square" for word in shown[2:4]])
     torch.testing.assert_close(said.embedding, told.embedding)
-
-
-def test_pairs_of_a_prompted_teacher_are_guided_by_captions_of_the_training_samples(place: Path) -> None:
-    made = adapter(place, "stable", guidance=3.0)
-    method = METHODS["reflow"](made, Objective([]), Train(steps=3, batch_size=2), Streams(1))
-    roles = {"teacher": made.teacher, "student": made.build("student", "like_teacher", {})}
-    source = made.data("train")
-    batch = source.collate([source.sample(i, 0) for i in range(2)])
-    method.check(roles)
-    stage = next(stage for stage in method.stages() if stage.name == "reflow-1")
-    method.begin(stage, roles, batch)
-    pairs, captions = method.pairs, read_captions(place / "images", source.images.keys)
-    said = made.parts.prompts([captions[int(i)] for i in pairs.told])
-    torch.testing.assert_close(pairs.x, made.teacher.sample(pairs.noise, said), rtol=1e-4, atol=1e-5)
-    assert len({captions[int(i)] for i in pairs.told}) > 1 and len(pairs.x) == 6
-    ctx = Context(stage, 0, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
-    assert method.values(batch, roles, ctx).shape == (2,)
 
 
 # ---------------------------------------------------------------- students
