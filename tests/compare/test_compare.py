@@ -100,6 +100,8 @@ def test_teacher_and_control_are_shared_by_content(recipe: str) -> None:
     plan = Plan(recipe, methods="kd,dist", axes=["objective.1.weight=0.1,1"])
     assert len({plan.control(a, 3).key for a in plan.arms}) == 1  # type: ignore[union-attr]
     assert len({plan.teacher(a, s).key for a in plan.arms for s in plan.seeds}) == 1  # type: ignore[union-attr]
+    beside = plan.teacher(plan.arms[0], 3)
+    assert beside is not None and beside.loaded.recipe.student == load(recipe).recipe.student, "it sees what that sees"
     per_seed = Plan(recipe, methods="kd,dist", teacher_per_seed=True)
     assert len({per_seed.teacher(a, s).key for a in per_seed.arms for s in per_seed.seeds}) == 3  # type: ignore[union-attr]
     wider = Plan(recipe, methods="kd", axes=["student.params.width=8,12", "teacher.params.width=24,32"])

@@ -241,7 +241,8 @@ class Plan:
         if teacher is None or teacher.path is not None:
             return None
         assert teacher.train is not None
-        student = json.dumps({"model": teacher.model, "params": teacher.params})
+        # not the arm's, which changes nothing of its teacher; but one that sees what the recipe's student does
+        student = json.dumps(read(self.recipe, self.sets).recipe.student.model_dump(mode="json", exclude_defaults=True))
         train = json.dumps(teacher.train.model_dump(mode="json", exclude_defaults=True))
         seed = seed if self.teacher_per_seed else self.seeds[0]
         # of the student alone: they change nothing of its teacher
