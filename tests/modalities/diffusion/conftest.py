@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from once import shared_folder
 
 from xmodal_kd.modalities.diffusion.export import reload_gate as gate
+from xmodal_kd.modalities.diffusion.models import pixel_network
 from xmodal_kd.modalities.diffusion.models.classifier import train_classifier
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
@@ -66,3 +68,9 @@ def student(make: Make, tmp_path: Path) -> Path:
 
     names = ["zero", "one", "two"]
     return save_pipeline(make(Process.cosine(64), classes=3, class_names=names), tmp_path / "student", {})
+
+
+@pytest.fixture
+def short_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network that `add` trains for its heads learns for two steps."""
+    monkeypatch.setattr(pixel_network, "RECIPE", replace(pixel_network.RECIPE, fewest_steps=2, most_steps=2))

@@ -41,13 +41,10 @@ PROCESSES = [Process.cosine(64), Edm(steps=64), Flow(steps=64)]
 EVERY = pytest.mark.parametrize("process", PROCESSES, ids=["vp", "edm", "flow"])
 CTX = Context(Stage("matching", 4, frozenset({"student"})), 1, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
 SHAPE = (2, 3)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classifier learns for two steps."""
-    monkeypatch.setattr(pixel_network, "RECIPE", replace(pixel_network.RECIPE, fewest_steps=2, most_steps=2))
+pytestmark = [
+    pytest.mark.usefixtures("short_classifier"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 
 def begun(process: Process, classes: int = 3, **params: Any) -> tuple[Any, dict[str, nn.Module], dict[str, Tensor]]:

@@ -23,11 +23,17 @@ from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser
+from xmodal_kd.modalities.diffusion.methods.few_step import copy_weights
 from xmodal_kd.modalities.diffusion.models.denoiser import Sampling
 from xmodal_kd.modalities.diffusion.models.parts import Parts, parts_of
 from xmodal_kd.modalities.diffusion.use.sketch import sketch
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Train
+from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.timing import StepTimer
+from xmodal_kd.training.method import METHODS, Context, Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -127,6 +133,27 @@ def test_flux_s_images_need_not_be_square(place: Path) -> None:
     made = pipeline(["blue"], height=16, width=24, num_inference_steps=4, output_type="pt", generator=draw(3)).images
     ours = model.parts.decode(model.sample(torch.randn(1, 4, 8, 12, generator=draw(3)), model.parts.prompts(["blue"])))
     torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), made, rtol=0, atol=1e-4)
+
+
+def test_lcm_draws_scales_that_flux_is_told(place: Path) -> None:
+    """Without a width of its own: the network has an input for the scale, in the teacher and in its copy."""
+    made = adapter(place, "tokens", guidance=3.5)
+    made.method, student = "lcm", made.build("student", "like_teacher", {})
+    copy_weights(made.teacher, student)
+    roles: dict[str, Any] = {"teacher": made.teacher, "student": student, "target": student}
+    found, source = [], made.data("train")
+    batch = source.collate([source.sample(i, 0) for i in range(4)])
+    stage = Stage("consistency", 4, frozenset({"student"}))
+    ctx = Context(stage, 1, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
+    for scales in (None, (3.0, 4.0), (1.0, 9.0)):
+        kind = METHODS["lcm"]
+        lcm = kind(made, Objective([]), Train(steps=4, batch_size=4), Streams(1), params=kind.Params(guidance=scales))
+        lcm.check(roles)
+        lcm.prepare(stage, roles)
+        assert student.guidance == 3.5
+        found.append(lcm.values(batch, roles, ctx))
+    assert all(bool(values.isfinite().all()) for values in found)
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
 
 
 def draw(seed: int) -> torch.Generator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from toy_samples import Adapter, Source, denoiser
 
 from xmodal_kd.modalities.diffusion.methods import consistency, every, progressive  # noqa: F401 - registers
 from xmodal_kd.modalities.diffusion.methods.few_step import FewStep
-from xmodal_kd.modalities.diffusion.models import pixel_network
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.paths import Edm, Flow
 from xmodal_kd.modalities.diffusion.models.process import Process
@@ -282,12 +280,6 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
     assert built.roles["student"].sampling == Sampling("ddim", 1)
 
 
-@pytest.fixture
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classifier of `add` learns for two steps."""
-    monkeypatch.setattr(pixel_network, "RECIPE", replace(pixel_network.RECIPE, fewest_steps=2, most_steps=2))
-
-
 #: Of those whose parameters name a module of the network, the toy's.
 AT = {name: {"at": "net.body"} for name in ("ctm", "meanflow", "shortcut")} | {"ladd": {"at": ["net.body"]}}
 EVERY = sorted(name for name in METHODS if isinstance(METHODS[name], type) and issubclass(METHODS[name], FewStep))
@@ -295,7 +287,7 @@ EVERY = sorted(name for name in METHODS if isinstance(METHODS[name], type) and i
 RELATED = {"ict", "moment_matching", "sid", "meanflow", "ctm", "pcm", "tcd"}
 
 
-@pytest.mark.usefixtures("_short")
+@pytest.mark.usefixtures("short_classifier")
 def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
     for name in EVERY:
         more: dict[str, Any] = {"shortcut": {"finest": 16}, "reflow": {"pairs": 6}}.get(name, {})
@@ -306,7 +298,7 @@ def test_the_student_starts_as_its_teacher(tmp_path: Path) -> None:
         assert weights(built)["student"] == weights(built)["teacher"]
 
 
-@pytest.mark.usefixtures("_short")
+@pytest.mark.usefixtures("short_classifier")
 @pytest.mark.parametrize(("name", "width"), [
     *((name, 12) for name in EVERY if name not in RELATED),
     ("consistency", 5),
@@ -320,12 +312,9 @@ def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, 
         more["grid"] = 8
     more |= {
         "dmd2": {"critic": 2, "gan": 0.1, "at": "net.body", "divergence": "jeffreys"}, "sid": {"critic": 2},
-        "moment_matching": {"critic": 2, "steps": 2}, "reflow": {"pairs": 9, "rounds": 2, "distil": 0.0},
-        "shortcut": {"finest": 16}, "pcm": {"steps": 4},
-        "tcd": {"segments": [2, 1]},
-        "ctm": {"steps": 2, "grid": 8, "most": 3},
-        "ladd": {"grid": 8, "critic": 2, "r1": 0.1, "distil": 1.0},
-        "add": {"grid": 8, "steps": 2, "critic": 2, "r1": 0.1},
+        "ladd": {"grid": 8, "critic": 2, "r1": 0.1, "distil": 1.0}, "ctm": {"steps": 2, "grid": 8, "most": 3},
+        "reflow": {"pairs": 9, "rounds": 2, "distil": 0.0}, "shortcut": {"finest": 16}, "tcd": {"segments": [2, 1]},
+        "moment_matching": {"critic": 2, "steps": 2}, "pcm": {"steps": 4}, "add": {"steps": 2, "critic": 2},
     }.get(name, {}) | AT.get(name, {})  # fmt: skip
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total
