@@ -39,8 +39,9 @@ def test_rows_are_images_or_positions() -> None:
     assert signals.rows("stages.0").shape == (6 * 64, 4) and signals["stages.0"].layout.grid == (8, 8)
     assert signals.maps("cells").shape == (6, 10, 4, 4)
     torch.testing.assert_close(signals.maps("cells").mean(dim=(2, 3)), signals.rows("logits"))
-    with pytest.raises(UserError, match=r"module 'head' gives \(6, 16, 10\): a feature here is"):
-        said(("head",))
+    tokens = said(("head",))["head"]  # scores of positions one after another
+    assert tokens.rows.shape == (6 * 16, 10) and tokens.layout.grid == (16,) and tokens.layout.kind == "token"
+    torch.testing.assert_close(tokens.rows.reshape(6, 16, 10).mean(dim=1), signals.rows("logits"))
 
 
 def test_scales_of_scores_have_the_value_of_the_oracle() -> None:
