@@ -75,6 +75,9 @@ class DiffusionData(ImageSection):
     sources: SourceName
     #: Class-conditional models: every sample needs a label.
     conditional: bool = False
+    #: Of a teacher of more classes than the data, or of others' numbers: the number or the name in it of each of the
+    #: data's classes, as ``{goldfish: 1, tench: 0}``. Classes of the same name need not be told.
+    teacher_classes: dict[str, int | str] = Field(default_factory=dict)
     #: Models are prompted by text: every image of a folder needs a caption, in its metadata.jsonl (``file_name`` and
     #: ``text``) or in a .txt beside it; of shards in its .txt or .json, of a table in a column (``text``).
     captions: bool = False
@@ -100,6 +103,9 @@ class DiffusionData(ImageSection):
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # mappings have none of their own
+
     @model_validator(mode="after")
     def _check_arrays(self) -> DiffusionData:
         if self.sources == "arrays":
@@ -122,6 +128,12 @@ class DiffusionData(ImageSection):
             )
         if self.unprompted and not self.captions:
             raise ValueError("unprompted: is of models that are prompted: set captions to true, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> DiffusionData:
+        if self.teacher_classes and not self.conditional:
+            raise ValueError("teacher_classes: are of a conditional model: set conditional to true, or leave it out")
         return self
 
     @model_validator(mode="after")

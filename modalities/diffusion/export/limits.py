@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from xmodal_kd.adapter.adapter import is_teacher
 from xmodal_kd.adapter.images.found import shown
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import FEWEST, SPLITS, DiffusionData
 from ..data.source import load_split
 from ..models.denoiser import Denoiser
+from ..models.some_classes import keep_classes
 
 
 def check_loaded(model: Denoiser, role: str, folder: Path, data: DiffusionData, names: Sequence[str] | None) -> None:
@@ -41,6 +43,8 @@ def check_loaded(model: Denoiser, role: str, folder: Path, data: DiffusionData, 
     classes = None if names is None else len(names)
     if classes is not None and model.classes == classes + 1 and model.null is None:
         model.classes, model.null = classes, torch.tensor([classes])
+    if is_teacher(role) and names is not None and model.classes is not None and _others(model, names, data):
+        keep_classes(model, folder, names, data.teacher_classes)
     if model.classes != classes and not model.prompted:
         there = "no" if model.classes is None else model.classes
         raise UserError(
@@ -51,6 +55,12 @@ def check_loaded(model: Denoiser, role: str, folder: Path, data: DiffusionData, 
         raise UserError(
             f"{folder}: its {role} orders the classes {model.class_names}, the data {names}: rename the data's classes"
         )
+
+
+def _others(model: Denoiser, names: Sequence[str], data: DiffusionData) -> bool:
+    """Whether a teacher's classes are not the data's, but may hold them."""
+    named = model.class_names is not None and model.class_names != tuple(names)
+    return bool(data.teacher_classes) or named or (model.classes or 0) > len(names)
 
 
 def check_guidance(model: Denoiser, scale: float) -> None:
