@@ -4,9 +4,11 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from xmodal_kd.cli.drafts import _run
 from xmodal_kd.cli.main import _plain
 from xmodal_kd.cli.standard import NobodyReads, Output
 from xmodal_kd.runtime.errors import UserError
@@ -65,3 +67,7 @@ def test_progress_that_nobody_sees_ends_no_work(error: OSError) -> None:
 def test_numbers_on_a_line_have_their_intervals() -> None:
     metrics = {"wer": 0.5, "wer_interval": [0.25, 0.75], "wer_interval_over": "utterances", "words": 20, "by": [1, 2]}
     assert _plain({"metrics": metrics}) == "wer 0.5000 [0.2500, 0.7500]  words 20"
+
+
+def test_a_command_to_copy_quotes_names() -> None:
+    assert _run(Path("my runs/draft.yaml"), Path("my runs")) == "xmodal-kd run 'my runs/draft.yaml' --out 'my runs'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -73,7 +74,7 @@ def new(
     else:
         _draft(modality_, path, teacher, data, size or "medium", like, device)
     if str(path) != "-":
-        print(f"{path} is written; next: xmodal-kd check {path}")
+        print(f"{path} is written; next: xmodal-kd check {quote(str(path))}")
 
 
 def distil(
@@ -108,14 +109,14 @@ def distil(
     path = out / DRAFT
     if not (resume and path.is_file()):
         if path.exists():
-            raise UserError(f"{path} is there already: xmodal-kd run {path} --out {out} runs it, --out starts another")
+            raise UserError(f"{path} is there already: {_run(path, out)} runs it, --out starts another")
         out.mkdir(parents=True, exist_ok=True)
         _draft(modality_, path, teacher, data, _size(small, medium, large) or "medium", like, device, estimate=False)
         findings = check(load(str(path), [*(set_ or ()), f"out={json.dumps(str(out))}"]), device)
         if not json_:
             show_findings(findings)
         if any(finding.status == "fail" for finding in findings):
-            _say(f"mend {path}, then: xmodal-kd run {path} --out {out}")
+            _say(f"mend {path}, then: {_run(path, out)}")
             raise typer.Exit(1)
     started = Run(load(str(path), set_ or ()), Options(out, device, resume, quiet=quiet))
     report = started.execute()
@@ -173,6 +174,11 @@ def _size(small: bool, medium: bool, large: bool) -> str | None:
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]}: choose one of --small, --medium and --large")
     return asked[0] if asked else None
+
+
+def _run(recipe: Path, out: Path) -> str:
+    """A command to copy, whatever letters are in the names."""
+    return f"xmodal-kd run {quote(str(recipe))} --out {quote(str(out))}"
 
 
 def _say(text: str) -> None:
