@@ -140,6 +140,8 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                     yield Finding("overfit", "pass", text)
                 elif getattr(entered.trial.method, "moving", False):
                     yield Finding("overfit", "warn", text, "what teaches is the student itself, near which it starts")
+                elif _a_copy(entered):
+                    yield Finding("overfit", "warn", text, "the student starts as its teacher: there is little to fall")
                 else:
                     advice = "is its gradient right, and the learning rate not far too high?"
                     yield Finding("overfit", "fail", text, advice)
@@ -148,6 +150,15 @@ def overfit(subject: Subject) -> Iterator[Finding]:
     tried |= {part.partition("/")[0] for part in tried}  # a part for each of several teachers
     for silent in (name for name in mine if name not in tried):
         yield Finding("overfit", "warn", f"{silent}: its weight is 0 at the first step, so it was not tried")
+
+
+def _a_copy(entered: Entered) -> bool:
+    """Whether the student has its teacher's weights."""
+    teacher, student = (entered.trial.roles.get(role) for role in ("teacher", "student"))
+    if teacher is None or student is None:
+        return False
+    theirs, mine = teacher.state_dict(), student.state_dict()
+    return theirs.keys() == mine.keys() and all(torch.equal(theirs[name], value) for name, value in mine.items())
 
 
 def _repeat(entered: Entered, term: str, lr: float) -> tuple[float, float]:

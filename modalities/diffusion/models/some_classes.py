@@ -34,7 +34,7 @@ def keep_classes(model: Denoiser, folder: Path, names: Sequence[str], told: Mapp
     none = [] if model.null is None else [int(model.null[0])]
     tables = _tables(net)
     if not tables:
-        raise UserError(f"{folder}: a {type(net).__name__} has no table of its classes: {KEY} cannot choose some")
+        raise UserError(f"{folder}: a {type(net).__name__} has no table of its classes, which {KEY} needs")
     for owner, name in tables:
         table: nn.Embedding = getattr(owner, name)
         rows = table.weight.detach()[torch.tensor([*kept, *none])]
