@@ -327,7 +327,7 @@ def test_recordings_that_are_not_read_are_told_of(tmp_path):
         recordings(tmp_path)
     for name in ("._c.wav", "c.wav"):
         sound(tmp_path / name)
-    found = list(_files([tmp_path]))
+    found = [one for one, _ in _files([tmp_path])]
     assert [str(one) for one in found if isinstance(one, UserError)] == [
         f"{tmp_path}: 2 recordings are not read here, as a.m4a: convert it (ffmpeg -i FILE FILE.flac)"
     ]

@@ -258,6 +258,7 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TransducerAdapter, "export", lambda *_: {})
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_to_the_same_student(
     unexported: None, finished: Path, digits: Path, tmp_path: Path
 ) -> None:
