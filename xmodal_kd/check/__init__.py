@@ -16,6 +16,7 @@ from ..adapter.listed import named
 from ..recipe.recipe import Loaded
 from ..runtime.errors import RunError, UserError
 from . import ahead, cached, data, rehearsal, saved, terms
+from .memory_plan import weights
 from .subject import Finding, Status, Subject, prepare, told
 
 PAGE = "README.md#a-recipe-of-your-own"
@@ -41,7 +42,7 @@ def check(loaded: Loaded, device: str = "auto", gate: bool = False, bad: Path | 
         gate: also measure the saved teacher against the metric that it declares.
         bad: a file for the names of samples whose files will not do.
     """
-    first = list(ahead.ahead(loaded, bad))
+    first = [*ahead.ahead(loaded, bad), *weights(loaded, device)]
     try:
         subject = prepare(loaded, device)
     except UserError as error:

@@ -124,7 +124,7 @@ def _reached(role: str, trial: Trial, idle: tuple[str, ...]) -> Iterator[Finding
 def _memory(subject: Subject) -> Finding:
     peak, there = peak_memory(subject.device), memory_of(subject.device)
     kind = "of tensors on the GPU" if subject.device.type == "cuda" else "of this process"
-    text = f"{_bytes(peak)} {kind} at the peak, {_bytes(there)} there are"
+    text = f"{in_bytes(peak)} {kind} at the peak, {in_bytes(there)} there are"
     if there and peak > TIGHT * there:
         return Finding("memory", "warn", text, "raise train.accumulate or lower train.batch_size")
     return Finding("memory", "pass", text)
@@ -139,7 +139,7 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
@@ -159,4 +159,4 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-__all__ = ["Rehearsed", "training"]
+__all__ = ["Rehearsed", "in_bytes", "memory_of", "training"]

@@ -13,6 +13,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import FEWEST, SPLITS, DiffusionData
 from ..data.source import load_split
+from ..models.asked import by_waves
 from ..models.denoiser import Denoiser
 from ..models.some_classes import keep_classes
 
@@ -41,6 +42,10 @@ def check_loaded(model: Denoiser, role: str, folder: Path, data: DiffusionData, 
         told = "is prompted by text" if model.prompted else "takes no text"
         raise UserError(f"{folder}: its {role} {told}: set data.captions to {wanted}")
     classes = None if names is None else len(names)
+    if by_waves(model.net):  # of any number of classes
+        model.classes = classes
+        if classes is None:
+            raise UserError(f"{folder}: its {role} is told the number of a class: set data.conditional to true")
     if classes is not None and model.classes == classes + 1 and model.null is None:
         model.classes, model.null = classes, torch.tensor([classes])
     if is_teacher(role) and names is not None and model.classes is not None and _others(model, names, data):

@@ -20,7 +20,7 @@ from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import load_weights, read_object
 from xmodal_kd.runtime.errors import UserError
 
-from ..models.asked import WITH_VARIANCE
+from ..models.asked import WAVES, WITH_VARIANCE
 from ..models.families import Family
 from ..models.networks import keep_labels
 from ..models.process import Process
@@ -103,8 +103,8 @@ def _check(path: Path, config: Mapping[str, Any], process: Process, family: Fami
                 f"{path}: {beside} is {config.get(beside)!r}: only text is understood beside noise and time: use a "
                 f"teacher without it{told}"
             )
-    elif (embed := config.get("class_embed_type")) is not None:
-        raise UserError(f"{path}: class_embed_type {embed!r}: only plain class labels are understood")
+    elif (embed := config.get("class_embed_type")) not in (None, WAVES):
+        raise UserError(f"{path}: class_embed_type {embed!r}: only plain class labels and {WAVES!r} are understood")
     if config.get("time_embedding_type", "positional") == "fourier":
         raise UserError(f"{path}: time_embedding_type 'fourier' belongs to networks that take sigmas, not timesteps")
     known = config.get("num_train_timesteps")

@@ -12,12 +12,15 @@ from diffusers import (
     SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..data.condition import Condition, Text
 
+#: What diffusers calls an embedding of class numbers like that of timesteps.
+WAVES = "timestep"
 #: Networks that may say a variance beside their prediction; and all that take the time by name.
 WITH_VARIANCE = (DiTTransformer2DModel, PixArtTransformer2DModel, SanaTransformer2DModel)
 TRANSFORMERS = (*WITH_VARIANCE, SD3Transformer2DModel)
@@ -94,6 +97,12 @@ def prompted(net: nn.Module, said: Text) -> dict[str, Any]:
     return found
 
 
+def by_waves(net: nn.Module) -> bool:
+    """Whether a network is told a class by the waves of its number, as it is told the time, so that it knows any."""
+    config: Any = getattr(net, "config", {})
+    return isinstance(net, UNet2DModel) and config.get("class_embed_type") == WAVES
+
+
 def is_told(net: nn.Module) -> bool:
     """Whether a network is told the scale of guidance, so that it is asked once where others are asked twice."""
     if isinstance(net, FluxTransformer2DModel):
@@ -123,4 +132,4 @@ def embedded(w: Tensor, width: int) -> Tensor:
     return nn.functional.pad(waves, (0, width - 2 * half))
 
 
-__all__ = ["ask", "embedded", "is_told", "packed", "told_guidance", "unpacked"]
+__all__ = ["WAVES", "ask", "by_waves", "embedded", "is_told", "packed", "told_guidance", "unpacked"]

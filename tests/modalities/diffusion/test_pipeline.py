@@ -355,7 +355,6 @@ def test_pipelines_of_other_parts(tmp_path: Path, changes: dict[str, Any], words
         ({"out_channels": 2}, "learned variance"),
         ({"out_channels": 3}, "1 channels in and 3 out"),
         ({"sample_size": None}, "sample_size is None"),
-        ({"class_embed_type": "timestep"}, "only plain class labels"),
         ({"class_embed_type": "identity"}, "only plain class labels"),
         ({"time_embedding_type": "fourier"}, "sigmas"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "10 timesteps, its scheduler 1000"),

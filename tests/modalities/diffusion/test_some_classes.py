@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DiTTransformer2DModel, UNet2DModel
+from PIL import Image
 from torch import nn
 
+from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
+from xmodal_kd.modalities.diffusion.data.config import DiffusionData
+from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import build_like
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.modalities.diffusion.models.some_classes import keep_classes
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.random_streams import Streams
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
-def unet(classes: int) -> UNet2DModel:
+def unet(classes: int | None, told: str | None = None) -> UNet2DModel:
     return UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2, norm_num_groups=4, layers_per_block=1, num_class_embeds=classes,
+        class_embed_type=told,
     )  # fmt: skip
 
 
@@ -73,3 +80,31 @@ def test_what_is_not_there_is_refused_in_a_line(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             keep_classes(teacher(unet(5), named=named), tmp_path, ("eel",), told)  # type: ignore[arg-type]
+
+
+def test_a_network_that_is_told_numbers_knows_any_classes(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for i in range(32):
+        (images / NAMES[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 8 * i, dtype=np.uint8)).save(images / NAMES[i % 2] / f"{i}.png")
+    torch.manual_seed(0)
+    DDPMPipeline(unet(None, "timestep"), DDIMScheduler(prediction_type="epsilon")).save_pretrained(tmp_path / "teacher")
+    section = {"sources": "folder", "path": images, "dev": 8, "test": 8, "samples": 8, "sampling": {"steps": 8}}
+
+    def adapter(conditional: bool) -> DiffusionAdapter:
+        data = DiffusionData.model_validate({**section, "conditional": conditional})
+        return DiffusionAdapter(data, Streams(1), 4)
+
+    with pytest.raises(UserError, match=r"is told the number of a class: set data\.conditional to true"):
+        adapter(False).load("teacher", tmp_path / "teacher")
+    made = adapter(True)
+    model = made.load("teacher", tmp_path / "teacher")
+    student = made.build("student", "like_teacher", {})
+    assert model.classes == student.classes == 2
+    z, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 500])
+    with torch.no_grad():
+        assert not torch.equal(model(z, t, torch.tensor([0, 0])), model(z, t, torch.tensor([1, 1])))
+        made.save("student", student, tmp_path / "student")
+        back = load_denoiser(tmp_path / "student", quiet=True)
+        torch.testing.assert_close(back(z, t, torch.tensor([0, 1])), student.eval()(z, t, torch.tensor([0, 1])))
+    assert back.classes == 2
