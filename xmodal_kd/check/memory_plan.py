@@ -14,14 +14,12 @@ from .subject import Finding
 
 #: Bytes of a weight where it is loaded, and of one that learns: itself, its gradient, and Adam's two moments.
 HELD, LEARNING = 4, 16
-#: Networks that are as large as the teacher's and learn, of models that are made so.
-LIKE_TEACHER = "like_teacher"
 #: Bytes below which nobody asks.
 SMALL = 2**28
 
 
 def weights(loaded: Loaded, device: str = "auto") -> Iterator[Finding]:
-    """A line where a saved teacher is large: what it takes, with a student like it, beside what there is."""
+    """A line where a saved teacher is large: what it and a student like it take, beside what there is."""
     recipe = loaded.recipe
     teachers = [recipe.teacher, *recipe.teachers.values()] if recipe.teacher else [*recipe.teachers.values()]
     for folder in [spec.path for spec in teachers if spec is not None and spec.path is not None]:
@@ -33,15 +31,11 @@ def weights(loaded: Loaded, device: str = "auto") -> Iterator[Finding]:
         there = memory_of(place)
         parts = ", ".join(f"{name or 'itself'} {count / 1e6:,.0f} M" for name, count in found.items())
         text = f"{folder}: {in_bytes(held)} in float32 ({parts})"
-        if recipe.student.model == LIKE_TEACHER:
-            largest = max(found.values())
-            learning = largest * (HELD if recipe.student.params.get("lora") else LEARNING)
-            held += learning
-            text += f", and a student like it {in_bytes(learning)} to learn"
-        text += f"; there are {in_bytes(there)}, and activations come on top"
+        learning = in_bytes(LEARNING * max(found.values()))
+        text += f", a student as large as its largest part {learning} to learn; there are {in_bytes(there)}"
         if held > there:
             yield Finding(
-                "weights", "warn", text, "set student.params.lora, or train.sharding to fsdp on several devices"
+                "weights", "warn", text, "set train.sharding to fsdp on several devices, or take a smaller one"
             )
         else:
             yield Finding("weights", "pass", text)

@@ -231,12 +231,11 @@ class Encoders:
         if dinov2_folder is not None:
             self.calls["dinov2"] = dinov2(dinov2_folder)
         self.clip = None if clip_folder is None else Clip(clip_folder)
-        self._references: dict[tuple[str, str], Reference] = {}
+        #: By network, with the images that each is of: runs of one process may be of other data.
+        self._references: dict[str, tuple[ImageSet, Reference]] = {}
 
-    def measure(
-        self, samples: Tensor, split: str, reference: ImageSet, captions: Sequence[str] | None = None
-    ) -> dict[str, float]:
-        """Of samples ``(n, c, h, w)`` in [-1, 1] against the real images of `split`.
+    def measure(self, samples: Tensor, reference: ImageSet, captions: Sequence[str] | None = None) -> dict[str, float]:
+        """Of samples ``(n, c, h, w)`` in [-1, 1] against real images.
 
         Returns:
             ``fid``, ``kid``, ``precision_inception`` and ``recall_inception``; ``fd_dinov2``, ``kid_dinov2`` and so
@@ -244,7 +243,7 @@ class Encoders:
         """
         found: dict[str, float] = {}
         for name, call in self.calls.items():
-            features, real = _features(call, samples), self._reference(name, split, reference, samples.device)
+            features, real = _features(call, samples), self._reference(name, reference, samples.device)
             shares = metrics.precision_recall_density_coverage(real.features, features, radii=real.radii)
             found[FRECHET[name]] = metrics.frechet(metrics.fit_gaussian(features), real.gaussian)
             found[KERNEL[name]] = metrics.kernel_distance(features, real.features)
@@ -254,13 +253,15 @@ class Encoders:
                 found["clip_score"] = self.clip.score(as_bytes(samples), captions)
         return found
 
-    def _reference(self, name: str, split: str, images: ImageSet, device: torch.device) -> Reference:
-        if (name, split) not in self._references:
-            parts = [_features(self.calls[name], block.to(device)) for block in batches(images, ROWS)]
-            features = torch.cat(parts)
-            radii = [metrics.neighbour_radii(features, k) for k in (metrics.PRECISION_K, metrics.DENSITY_K)]
-            self._references[name, split] = Reference(features, metrics.fit_gaussian(features), (radii[0], radii[1]))
-        return self._references[name, split]
+    def _reference(self, name: str, images: ImageSet, device: torch.device) -> Reference:
+        held = self._references.get(name)
+        if held is not None and held[0] is images:
+            return held[1]
+        features = torch.cat([_features(self.calls[name], block.to(device)) for block in batches(images, ROWS)])
+        precision, density = (metrics.neighbour_radii(features, k) for k in (metrics.PRECISION_K, metrics.DENSITY_K))
+        made = Reference(features, metrics.fit_gaussian(features), (precision, density))
+        self._references[name] = images, made
+        return made
 
 
 @torch.no_grad()
@@ -292,7 +293,7 @@ def seen_by_others(config: DiffusionData, split: str, samples: Tensor) -> dict[s
         )
     said = None if judges.clip is None else [*islice(cycle(captions_of(config, "dev")), len(samples))]
     found = encoders(judges.inception, judges.dinov2, judges.clip)
-    return found.measure(samples, split, load_split(config, split), said)
+    return found.measure(samples, load_split(config, split), said)
 
 
 __all__ = ["Encoders", "Preparation", "as_bytes", "encoders", "seen_by_others"]

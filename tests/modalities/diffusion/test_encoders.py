@@ -81,7 +81,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fid_is_that_of_torchmetrics(networks: Path) -> None:
     real, samples = made(1), made(2) ** 3
-    found = Encoders(networks / "inception.pt", None, None).measure(samples, "test", Real(real.numpy()))
+    judges = Encoders(networks / "inception.pt", None, None)
+    judges.measure(samples, Real(samples.numpy()))  # of other data before
+    found = judges.measure(samples, Real(real.numpy()))
     torch.manual_seed(0)
     network = Pooled()  # with the weights that the file has
 
