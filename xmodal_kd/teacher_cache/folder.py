@@ -42,6 +42,17 @@ def address(name: str, epoch: int) -> str:
     return f"{name}#{epoch}" if epoch else name
 
 
+def is_signals(folder: Path) -> bool:
+    """Whether a folder may hold signals: arrays at any depth, and of what, or none of another kind than NumPy's.
+
+    A file of safetensors alone may be a model's weights.
+    """
+    if not folder.is_dir():
+        return False
+    kinds = SUFFIXES if (folder / CLASSES).is_file() or (folder / ABOUT).is_file() else (".npz", ".npy")
+    return any(path.suffix in kinds for path in folder.rglob("*"))
+
+
 class SignalFolder:
     """Reads a folder of signals.
 
@@ -342,4 +353,4 @@ def _place(source: Path, target: Path) -> None:
         half.replace(target)
 
 
-__all__ = ["Shards", "SignalFolder", "address", "arrays_of", "item_of", "merge"]
+__all__ = ["Shards", "SignalFolder", "address", "arrays_of", "is_signals", "item_of", "merge"]

@@ -41,6 +41,7 @@ class Scans:
         train: how many of the frames are for training.
         others: keys of the folder's frames without labels, as ``Folder.frames`` takes them.
         pictures: whether there are photographs.
+        keys: of all frames, by which a folder of logits finds them.
     """
 
     sources: str
@@ -53,6 +54,7 @@ class Scans:
     others: Any = None
     pictures: bool = True
     notes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def scans(path: Path) -> Scans:
@@ -79,7 +81,7 @@ def scans(path: Path) -> Scans:
     counted = f"{len(reader):,} frames in the layout of {sources}"
     return Scans(
         sources, path, seen_by, len(reader), f"{counted}; {why}", splits, train, others, bool(first.pictures),
-        (*notes, *reader.warnings),
+        (*notes, *reader.warnings), tuple(reader.keys),
     )  # fmt: skip
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xmodal_kd.adapter.saved_model import CARD
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError, with_page
+from xmodal_kd.teacher_cache.folder import is_signals
 
 from ..data.classes import SHIPPED, read_classes
 from ..data.config import Scenes
@@ -17,6 +19,7 @@ from ..data.measured_sensor import alike
 from ..data.simulator.sensors import SensorSpec, sensor
 from ..export.saved_folder import Card, check_classes, load_card
 from ..models import MODELS
+from .stored_teacher import Stored, stored
 
 BATCH, TEACHER_BATCH = 8, 4
 #: Widths of students, of the teachers that are trained for them, and simulated scenes, by size.
@@ -34,8 +37,9 @@ TRAIN = {"optimizer": {"lr": 1e-2, "weight_decay": 0.01}, "schedule": {"kind": "
 
 def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
-    looking, card, found = Looking(), None, None
-    if given.teacher is not None:
+    looking, card, found, answers = Looking(), None, None, None
+    elsewhere = given.teacher is not None and is_signals(given.teacher) and not (given.teacher / CARD).is_file()
+    if given.teacher is not None and not elsewhere:
         with looking.on():
             card = load_card(given.teacher)
             _classes(given.teacher, card)
@@ -43,16 +47,18 @@ def sketch(given: Given) -> Sketch:
         if given.data is None:
             raise UserError(_needed(card))
         found = scans(given.data)
+        if given.teacher is not None and elsewhere:
+            answers = stored(given.teacher, found.keys)
     if card is not None and found is not None and given.teacher is not None:
         looking.problems += _clashes(given.teacher, card, found)
     if looking.problems or found is None:
         return Sketch(problems=tuple(looking.problems))
     looking.notes += found.notes
     try:
-        sections = _sections(given, card, found, looking)
+        sections = _sections(given, card, answers, found, looking)
     except UserError as error:
         return Sketch(problems=(with_page(error),))
-    said = "a teacher that it trains itself" if card is None else str(given.teacher)
+    said = "a teacher that it trains itself" if given.teacher is None else str(given.teacher)
     return Sketch(f"A segmenter of fewer beams for {given.data}, taught by {said}.", sections, tuple(looking.notes))
 
 
@@ -89,7 +95,9 @@ def _clashes(folder: Path, card: Card, found: Scans) -> list[str]:
     return lines
 
 
-def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -> dict[str, Any]:
+def _sections(
+    given: Given, card: Card | None, answers: Stored | None, found: Scans, looking: Looking
+) -> dict[str, Any]:  # fmt: skip
     seen_by = found.sensor or ("hdl64e" if card is None else card.sensor)
     if card is not None and card.view.sees != "image":
         seen_by = card.sensor  # alike, or it would have been refused; its own image of the beams is what it knows
@@ -97,7 +105,9 @@ def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -
     teacher, student = _views(given, card, sensor(seen_by).beams)
     if given.teacher is not None and card is not None and (classes := _classes(given.teacher, card)) is not None:
         data["classes"] = Noted(classes, f"{given.teacher}: what its teacher tells apart")
-    data |= {"teacher": teacher, "student": student}
+    if answers is not None and answers.classes is not None:
+        data["classes"] = Noted(answers.classes, answers.why)
+    data |= {"student": student} if answers is not None else {"teacher": teacher, "student": student}
     if "image" in (_plain(teacher)["sees"], _plain(student)["sees"]):
         size = (96, 320) if card is None else card.image
         data["image"] = Noted(list(size), "height and width that photographs are brought to")
@@ -105,7 +115,26 @@ def _sections(given: Given, card: Card | None, found: Scans, looking: Looking) -
         data["augment"] = {"rotate": True, "flip": True}
     elif sum(lidar.azimuth) == 0:
         data["augment"] = {"flip": True}
-    return {"data": data, **_roles(given, card, samples), **_training(given, samples)}
+    roles = _roles(given, card, samples)
+    if answers is not None:
+        roles["teacher"] = _answering(given, answers, found, looking)
+    return {"data": data, **roles, **_training(given, samples)}
+
+
+def _answering(given: Given, answers: Stored, found: Scans, looking: Looking) -> dict[str, Any]:
+    """The teacher's section where it ran elsewhere, and what its folder lacks."""
+    lacking = len(answers.lacking)
+    section: dict[str, Any] = {"signals": Noted(str(given.teacher), "as given by --teacher: logits of each point")}
+    if lacking:
+        looking.notes.append(
+            f"{given.teacher}: no logits of {lacking:,} of {found.frames:,} scans, as {answers.lacking[0]!r}: they "
+            "teach by their labels alone where they have some"
+        )
+    if found.splits is None:
+        section["on_missing"] = Noted("skip", "simulated scans have no logits, and teach by their labels")
+    elif lacking:
+        section["on_missing"] = Noted("skip", f"{lacking:,} of the scans have none")
+    return section
 
 
 def _plain(view: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SUFFIXES, SignalFolder
+from xmodal_kd.teacher_cache.folder import ABOUT, CLASSES, INDEX, SignalFolder
 
 from .symbols import BLANKS, Vocabulary
 
@@ -21,12 +21,6 @@ from .symbols import BLANKS, Vocabulary
 STEP, LOOKED_AT = Fraction(1, 400), 50
 #: A guess further off than this share is none.
 SURE = 0.015
-
-
-def is_stored(folder: Path) -> bool:
-    """Whether a folder may hold logits: a vocabulary and arrays, at any depth."""
-    arrays = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    return (folder / CLASSES).is_file() and next(arrays, None) is not None
 
 
 class StoredLogits:

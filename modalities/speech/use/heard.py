@@ -7,12 +7,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from xmodal_kd.adapter.saved_model import CARD
-from xmodal_kd.teacher_cache.folder import CLASSES
+from xmodal_kd.teacher_cache.folder import CLASSES, is_signals
 
 from ..data.corpora import SPLITS
 from ..data.features import Features
 from ..data.found import Recordings
-from ..data.stored_logits import StoredLogits, is_stored
+from ..data.stored_logits import StoredLogits
 from ..data.symbols import Vocabulary
 from ..data.tokens import BLANK, SPACE, Kind
 from ..export.saved_folder import load_card
@@ -81,7 +81,7 @@ def heard(folder: Path) -> Heard:
         vocabulary = Vocabulary(tuple(card.tokens["symbols"]), blank=0)
         frame = Fraction(card.stride * features.hop, features.sample_rate)
         return Heard(folder, card.sample_rate, frame, vocabulary, card.tokens["kind"], features, folder / CARD)
-    if is_stored(folder) and not is_pretrained(folder):
+    if is_signals(folder) and (folder / CLASSES).is_file() and not is_pretrained(folder):
         stored = StoredLogits(folder, "error")
         words = _kind(stored.vocabulary)
         return Heard(folder, None, None, stored.vocabulary, words, None, folder / CLASSES, stored)

@@ -118,3 +118,49 @@ def test_too_little_to_split_and_no_layout(tmp_path: Path) -> None:
         scans(tmp_path / "few")
     with pytest.raises(UserError, match=f"--data {tmp_path / 'set'}"):
         scans(tmp_path)
+
+
+def answers(folder: Path, keys: list[str], points: int, classes: int = 8) -> Path:
+    """Logits of scans by a segmenter elsewhere."""
+    for key in keys:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{key}.npy", np.zeros((points, classes), np.float16))
+    return folder
+
+
+def test_logits_from_elsewhere_teach_what_they_are_of(tmp_path: Path) -> None:
+    points = len(SENSORS["hdl64e"].with_columns(64).rays().reshape(-1, 3))
+    sequence(tmp_path / "scans/sequences/00", 5, SENSORS["hdl64e"])
+    keys = [f"00/{i:06d}" for i in range(5)]
+    data = Given(answers(tmp_path / "all", keys, points), tmp_path / "scans", SIZES["small"])
+    made = sketch(data)
+    assert not made.problems and "teacher" not in made.sections["data"] and "classes" not in made.sections["data"]
+    assert set(made.sections["teacher"]) == {"signals"}
+    few = sketch(replace(data, teacher=answers(tmp_path / "few", keys[:2], points, classes=19)))
+    assert few.sections["teacher"]["on_missing"].value == "skip" and "no logits of 3 of 5 scans" in " ".join(few.notes)
+    assert few.sections["data"]["classes"].value == "semantickitti"
+
+
+def test_logits_of_scans_without_labels_teach_beside_simulated_ones(tmp_path: Path) -> None:
+    sequence(tmp_path / "scans", 3, SENSORS["nuscenes32"], labelled=False)
+    points = len(SENSORS["nuscenes32"].with_columns(64).rays().reshape(-1, 3))
+    folder = answers(tmp_path / "said", [f"scans/{i:06d}" for i in range(3)], points)
+    (folder / "vocab.json").write_text('["ground", "building", "tree", "pole", "car"]')
+    made = sketch(Given(folder, tmp_path / "scans", SIZES["small"]))
+    assert not made.problems and made.sections["data"]["sources"].value == "simulator"
+    assert made.sections["teacher"]["on_missing"].value == "skip"
+
+
+@pytest.mark.parametrize(("names", "keys", "classes", "says"), [
+    (None, ["01/000000"], 8, "holds logits of none of the 3 scans, whose keys are as in 'scans/000000'"),
+    (None, ["scans/000000"], 3, "logits of 3 classes, which no map that comes along has: name the columns"),
+    ('["cat", "dog"]', ["scans/000000"], 2, "names cat, dog, and no map that comes along"),
+])  # fmt: skip
+def test_logits_that_cannot_teach_are_refused(
+    tmp_path: Path, names: str | None, keys: list[str], classes: int, says: str
+) -> None:
+    sequence(tmp_path / "scans", 3, SENSORS["vlp16"], labelled=False)
+    folder = answers(tmp_path / "said", keys, 16, classes)
+    if names is not None:
+        (folder / "vocab.json").write_text(names)
+    assert says in sketch(Given(folder, tmp_path / "scans", SIZES["small"])).problems[0]
