@@ -89,6 +89,7 @@ EXAMPLES: dict[str, Content] = {
             }
         },
     },
+    "c2kd": {"teacher": TEACHER, "scheme": {"params": {"on": "body"}}, "objective": [HINT]},
     "maskd": {"teacher": TEACHER, "scheme": {"params": {"on": "body", "tokens": 3}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},

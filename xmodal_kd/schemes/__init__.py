@@ -10,6 +10,7 @@ from . import (
     chains,
     collaborative,
     continual,
+    cross_modal,
     dino,
     ensembles,
     exits,
@@ -29,6 +30,7 @@ from .base import SCHEMES, Scheme
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "dino", "ensembles", "exits", "fusion", "online",
-    "receptive", "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta", "views",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "dino", "ensembles", "exits", "fusion",
+    "online", "receptive", "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta",
+    "views",
 ]  # fmt: skip

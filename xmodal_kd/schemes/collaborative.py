@@ -25,7 +25,7 @@ from . import aggregate
 from .base import SCHEMES
 from .batches import Without
 from .online import Group, OwnViews, Peers
-from .rows import dense_rows
+from .rows import dense_rows, row_labels
 
 
 class Collaborators(Peers, OwnViews):
@@ -102,7 +102,7 @@ class Collaborative(Group):
 
     def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:
         assert outputs is not None
-        true, layout = self.labelled(outputs), outputs.layout("logits")
+        true, layout = row_labels("kdcl", outputs), outputs.layout("logits")
         others = [self.forward_role(one, roles, batch, of="teacher") for one in self.learners if one != role]
         if self.params.own_views:
             seen = torch.stack([one.layout("logits").mask for one in (outputs, *others)]).all(dim=0)
@@ -110,17 +110,6 @@ class Collaborative(Group):
         said = dict(zip([role, *(one for one in self.learners if one != role)], (outputs, *others), strict=True))
         scores = torch.stack([dense_rows(said[one]["logits"]).detach() for one in self.learners])
         return Signals(outputs.ids).add("logits", self.target(scores, true), layout)
-
-    def labelled(self, outputs: Signals) -> Tensor:
-        """The label of each row of scores, -1 where it may not be looked at."""
-        if self.adapter.output != "logits" or "labels" not in outputs:
-            raise UserError("scheme kdcl: it mixes scores by labels of classes, and this data has none: take dml")
-        layout, labels = outputs.layout("logits"), outputs["labels"]
-        if not labels.layout.same_rows(layout) or labels.rows.is_floating_point():
-            raise UserError("scheme kdcl: the labels are not one a row of the scores: take dml")
-        held = labels.layout.mask & layout.mask
-        held = held if outputs.labelled is None else held & outputs.labelled[layout.item]
-        return torch.where(held, labels.rows, -1)
 
     def target(self, scores: Tensor, true: Tensor) -> Tensor:
         """``(n, c)`` of the students' scores ``(m, n, c)``, in the order of `learners`."""
@@ -146,7 +135,7 @@ class Collaborative(Group):
             for batch in (send_to_device(one, place) for one in self.held):
                 # all as the student, so that all are shown the same view
                 said = [self.forward_features(self.role, {self.role: roles[one]}, batch, ()) for one in self.learners]
-                true = self.labelled(said[0])
+                true = row_labels("kdcl", said[0])
                 rows = torch.stack([dense_rows(one["logits"]).double().softmax(dim=-1) for one in said])
                 probabilities.append(rows[:, true >= 0])
                 labels.append(true[true >= 0])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..adapter.adapter import Batch, Strict
-from ..losses.base import full_precision, item_mean
+from ..losses.base import full_precision
 from ..losses.connectors import NormKind, Place, RowNorm
 from ..objective.objective import Objective
 from ..objective.parts import LossOut
@@ -20,7 +20,7 @@ from ..signals.signals import OUTPUTS, Layout, Signal, Signals
 from ..training.method import Context, Roles, Stage
 from .base import SCHEMES
 from .ensembles import Ensemble, OneParams
-from .rows import dense_rows, replaced, weighed
+from .rows import answered, dense_rows, replaced, weighed
 
 CONVOLUTIONS: Mapping[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -53,11 +53,7 @@ class Fusion(nn.Module):
             rows = Place(valid, layout.items, layout.grid).apply(self.near, rows)
         rows = F.relu(self.norms[0](rows))
         rows = F.relu(self.norms[1](self.across(rows)))
-        if layout.same_rows(answers):
-            said: Tensor = self.head(rows)
-            return said.new_zeros(len(layout), said.shape[1]).index_copy(0, valid, said)
-        pooled: Tensor = self.head(item_mean(rows, layout.item[valid], layout.items))
-        return pooled[answers.item]
+        return answered(self.head, rows, layout, answers)
 
 
 class FusionParams(OneParams):

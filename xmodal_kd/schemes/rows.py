@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..losses.base import full_precision, item_mean
 from ..objective.objective import Objective
 from ..objective.parts import LossOut
 from ..recipe.recipe import Term
+from ..runtime.errors import UserError
 from ..signals.signals import Layout, Signal, Signals
 
 
@@ -59,6 +60,36 @@ def mixed(answers: Sequence[Tensor], weights: Tensor, item: Tensor) -> Tensor:
     """
     rows = weights[item]
     return torch.stack([rows[:, j, None] * answer for j, answer in enumerate(answers)]).sum(dim=0)
+
+
+def answered(head: nn.Module, rows: Tensor, layout: Layout, answers: Layout) -> Tensor:
+    """``(n, k)`` what `head` says on the rows of `answers`: of each, or of an item's mean where these lie elsewhere.
+
+    Args:
+        rows: of the valid rows of `layout`.
+    """
+    valid = layout.mask.nonzero().squeeze(1)
+    if layout.same_rows(answers):
+        said: Tensor = head(rows)
+        return said.new_zeros(len(layout), said.shape[1]).index_copy(0, valid, said)
+    pooled: Tensor = head(item_mean(rows, layout.item[valid], layout.items))
+    return pooled[answers.item]
+
+
+def row_labels(scheme: str, outputs: Signals) -> Tensor:
+    """``(n,)`` the class of each row of scores, -1 where it is not valid or its label may not be looked at.
+
+    Raises `UserError` where rows have no classes of their own.
+    """
+    layout = outputs.layout("logits") if "logits" in outputs else None
+    if layout is None or "labels" not in outputs:
+        raise UserError(f"scheme {scheme}: it compares scores by labels of classes, and this data has none: take dml")
+    labels = outputs["labels"]
+    if not labels.layout.same_rows(layout) or labels.rows.is_floating_point():
+        raise UserError(f"scheme {scheme}: the labels are not one a row of the scores: take dml")
+    held = labels.layout.mask & layout.mask
+    held = held if outputs.labelled is None else held & outputs.labelled[layout.item]
+    return torch.where(held, labels.rows, -1)
 
 
 # ---------------------------------------------------------------- parts of an objective
