@@ -192,7 +192,8 @@ def load_denoiser(
             model of another's (LCMScheduler, TCDScheduler) with 4.
         quiet: say nothing of the scheduler's traps (see `lint`).
         schedule: process and prediction type of a UNet that no scheduler lies beside, as in a training checkpoint.
-        image: ``(..., H, W)`` of those that it is to make, where its network makes any and no ``sampler.json`` says it.
+        image: ``(..., H, W)`` of those that it is to make, where no ``sampler.json`` says it: of a network that makes
+            any, and of a scheduler whose shift hangs on it.
 
     Raises:
         UserError: one line about what is missing, damaged, or cannot be distilled.
@@ -205,8 +206,9 @@ def load_denoiser(
         _check_index(folder, parts)
     own, config = _own_card(folder), dict[str, Any]()
     latent = () if parts is None else own.shape if own else parts.latent_shape(image)
+    counted = latent if parts is None or own or image is None else parts.latent_sides(image)
     if scheduler is not None:
-        process, prediction, config = _process(scheduler, parts.tokens(latent) if parts is not None else None)
+        process, prediction, config = _process(scheduler, None if parts is None else parts.tokens(counted))
     elif schedule is not None:
         process, prediction = schedule
     else:

@@ -83,19 +83,23 @@ class Parts:
         """
         config = read_object(self.folder / self.family.place / "config.json")
         if self.family.packed:
-            sides = [side // self.factor for side in image[-2:]] if image is not None else [USUAL_SIDE] * 2
+            sides = self.latent_sides(image) if image is not None else [USUAL_SIDE] * 2
             return (int(config.get("in_channels", 64)) // 4, *(side // 2 * 2 for side in sides))
         size = config.get("sample_size")
         return (int(config.get("in_channels", 4)), *((size, size) if isinstance(size, int) else tuple(size or ())))
+
+    def latent_sides(self, image: Sequence[int]) -> list[int]:
+        """Of the latents of an image ``(..., H, W)``."""
+        return [side // self.factor for side in image[-2:]]
 
     def image_shape(self, latent: Sequence[int]) -> Shape:
         """Of the image of a latent ``(c, h, w)``."""
         return (self.channels, *(side * self.factor for side in latent[1:]))
 
-    def tokens(self, latent: Sequence[int]) -> int | None:
-        """Patches of a latent ``(c, h, w)`` that its pipeline counts; None where it counts none."""
+    def tokens(self, sides: Sequence[int]) -> int | None:
+        """Patches of a latent ``(..., h, w)`` that its pipeline counts; None where it counts none."""
         side = self.family.patch
-        return (latent[1] // side) * (latent[2] // side) if side else None
+        return (sides[-2] // side) * (sides[-1] // side) if side else None
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents ``(n, c, h, w)`` as the network sees them of images ``(n, 3, H, W)`` in [-1, 1]; means, no draws."""

@@ -40,6 +40,15 @@ def sample(
             min=0, help="Scale of classifier-free guidance, 1 for none. Unless said, what the folder was made for."
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH",
+            help="Of the images, as 32x48, or 32 for a square: sides that divide by what the network, and its "
+            "autoencoder, halve. The further from the size that it was taught, the less its samples are worth. Unless "
+            "said, that size.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the samples.")] = Path("samples"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the samples of an earlier call in that folder.")
@@ -57,7 +66,7 @@ def sample(
 
     found = draw(
         student, steps, count, seed, label, out, overwrite=overwrite, device=device, quiet=json_, prompts=prompt or (),
-        guidance=guidance,
+        guidance=guidance, size=size,
     )  # fmt: skip
     if json_:
         typer.echo(json.dumps(found))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import read_object, write_bytes
 from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.errors import UserError, nearest
@@ -22,6 +23,7 @@ from ..data.condition import Condition, moved, rows
 from ..export.pipeline import SAMPLER, load_denoiser
 from ..models.denoiser import FEW_STEP, Denoiser, Sampling
 from ..models.families import INDEX
+from ..models.sizes import read_size, resize, sized
 from ..show.pictures import pixels_of, write_grid, write_image
 
 #: Samples drawn at once. The noise of a call depends on it, so that it is no option.
@@ -35,12 +37,16 @@ GRID, IMAGES, ARRAYS = "grid.png", "images", "samples.npz"
 def draw(
     student: Path, steps: int | None, count: int, seed: int, label: str | None, out: Path, *,
     overwrite: bool = False, device: str = "auto", quiet: bool = False, prompts: Sequence[str] = (),
-    guidance: float | None = None,
+    guidance: float | None = None, size: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Sample and write; returns what was done. Raises `UserError` for each kind of misuse."""
     check_folder(out, overwrite)
-    place = stage(student, steps)
-    denoiser = load_denoiser(place, quiet=True)
+    place, other = stage(student, steps), None if size is None else read_size(size)
+    denoiser = load_denoiser(place, quiet=True, image=other)
+    if other is not None:
+        with bounded(f"--size {size}"):
+            torch.empty(min(count, BATCH), denoiser.shape[0], *other, device="meta")
+        resize(denoiser, other, place)
     if steps is not None:
         denoiser.sampling = with_steps(denoiser, steps, place)
     if guidance is not None:
@@ -50,13 +56,15 @@ def draw(
     denoiser.to(make_accelerator(device, "fp32").device)
     if denoiser.parts is not None and texts:
         said = denoiser.parts.prompts(texts, next(denoiser.parameters()).device)
+        said = said if other is None else sized(said, other)
         wanted = rows(said, torch.arange(count) % len(texts))
     prepare(out)
     classes = wanted if isinstance(wanted, Tensor) else None
     written, seconds = write(out, run(denoiser, wanted, count, seed, quiet=quiet), classes, is_array(place, denoiser))
     how = denoiser.sampling
     told = {"model": str(place), "count": count, "seed": seed, "label": label, "solver": how.solver, "steps": how.steps}
-    told |= {"prompts": texts, "guidance": denoiser.guidance}
+    made = denoiser.shape if denoiser.parts is None else denoiser.parts.image_shape(denoiser.shape)
+    told |= {"prompts": texts, "guidance": denoiser.guidance, "size": list(made[1:])}
     timing = {"nfe": denoiser.nfe, "seconds": seconds, "milliseconds": 1e3 * seconds / count}
     return told | timing | written
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from once import shared_folder
+from once import once, shared_folder
 
 from xmodal_kd.modalities.diffusion.export import reload_gate as gate
 from xmodal_kd.modalities.diffusion.models import pixel_network
@@ -32,6 +34,28 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             "xmodal_kd.modalities.diffusion.evaluate.judge.train_classifier", partial(train_classifier, cache=kept)
         )
         yield
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline of each class (see `tiny_pipelines`), and images with captions, small and large."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import tiny_pipelines
+
+    def fill(folder: Path) -> None:
+        torch.manual_seed(0)
+        for name, make in tiny_pipelines.KINDS.items():
+            make(folder / name)
+        tiny_pipelines.images(folder / "images")
+        tiny_pipelines.images(folder / "large", side=tiny_pipelines.LARGE)
+
+    return once(tmp_path_factory, "pipelines", fill)
+
+
+@pytest.fixture(scope="module")
+def place(pipelines: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pipelines`, the module's own: what it caches there, others do not see."""
+    return shutil.copytree(pipelines, tmp_path_factory.mktemp("place") / "all")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_pipelines
-from tiny_pipelines import LARGE, WORDS, adapter
+from tiny_pipelines import WORDS, adapter, refusal
 
 from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
@@ -30,31 +29,11 @@ from xmodal_kd.modalities.diffusion.use.sketch import sketch
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Train
 from xmodal_kd.runtime.distributed import Ranks
-from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.training.method import METHODS, Context, Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of each, and images with captions."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tokens")
-    tiny_pipelines.tokens(folder / "tokens")
-    tiny_pipelines.linear(folder / "linear")
-    tiny_pipelines.images(folder / "images")
-    tiny_pipelines.images(folder / "large", side=LARGE)
-    return folder
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_sana_s_prompts_follow_an_instruction_and_no_prompt_does_not(place: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from diffusers import DiffusionPipeline, PixArtTransformer2DModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_pipelines
-from tiny_pipelines import FLOWING, KINDS, LARGE, LATENT, PROMPTED, WORDS, adapter, pictures
+from tiny_pipelines import FLOWING, KINDS, LARGE, LATENT, PROMPTED, WORDS, adapter, pictures, refusal
 
 from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
@@ -34,30 +33,10 @@ from xmodal_kd.modalities.diffusion.models.lora import FILE, is_adapted
 from xmodal_kd.modalities.diffusion.models.networks import build_like
 from xmodal_kd.modalities.diffusion.models.parts import Parts, parts_of
 from xmodal_kd.modalities.diffusion.use.sketch import sketch
-from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.signals import Signals
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of each class, and images with captions."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("latent")
-    for name, make in KINDS.items():
-        make(folder / name)
-    tiny_pipelines.images(folder / "images")
-    tiny_pipelines.images(folder / "large", side=LARGE)
-    return folder
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------- teachers

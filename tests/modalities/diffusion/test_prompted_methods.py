@@ -10,7 +10,6 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny_pipelines
 
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.captions import read_captions
@@ -24,16 +23,6 @@ from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.training.method import METHODS, Context
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prompted pipeline, and images with captions."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("prompted")
-    tiny_pipelines.KINDS["stable"](folder / "stable")
-    tiny_pipelines.images(folder / "images")
-    return folder
 
 
 def adapter(place: Path, guidance: float = 1.0) -> DiffusionAdapter:

@@ -72,7 +72,7 @@ def test_help_teaches(capfd: Capture) -> None:
     assert call(["sample", "--help"]) == 0
     text = capfd.readouterr().out
     assert "xmodal-kd sample runs/digits/student --steps 4 -n 64" in " ".join(text.split())
-    assert "--label" in text and "--overwrite" in text
+    assert all(name in text for name in ("--label", "--overwrite", "--size"))
 
 
 def test_a_grid_and_the_images_are_written_and_the_place_is_told(student: Path, tmp_path: Path, capfd: Capture) -> None:

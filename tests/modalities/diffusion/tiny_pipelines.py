@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import (
     AutoencoderDC,
@@ -50,6 +51,7 @@ from transformers import (
 
 from xmodal_kd.modalities.diffusion.adapter import DiffusionAdapter
 from xmodal_kd.modalities.diffusion.data.config import DiffusionData
+from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 #: Pixels of an image's side, and of a latent's.
@@ -282,3 +284,11 @@ def adapter(place: Path, kind: str, *, guidance: float = 1.0, **data: Any) -> Di
     made.teachers = {"teacher": SimpleNamespace(path=place / kind)}
     made.load("teacher", place / kind)
     return made
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """What it is refused with, in one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
