@@ -148,8 +148,9 @@ class PointsAdapter(Adapter):
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
         kind, sees = MODELS[model], self.view(role).sees
-        if kind.view != sees:
-            raise UserError(f"{role}: model {model!r} sees {kind.view}, {_key(role)}.sees says {sees}")
+        if kind.view != sees or kind.detects:
+            odd = f"sees {kind.view}, {_key(role)}.sees says {sees}"
+            raise UserError(f"{role}: model {model!r} {'is of data.task detection' if kind.detects else odd}")
         config = kind.Config.model_validate(params)
         if not self.config.lidar.turns and "around" in kind.Config.model_fields:
             config = config.model_copy(update={"around": False})

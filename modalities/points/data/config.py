@@ -58,6 +58,8 @@ class View(Strict):
     """Whether a model is given how strongly each point reflects, 0 to 1, as its last channel."""
     classes: tuple[str, ...] | None = None
     """Of a teacher that tells only some classes apart: their names, of the data's; None: all."""
+    cameras: tuple[str, ...] = ()
+    """Of a detector of photographs: the names of the cameras that it looks through; empty: the first one's."""
 
     @property
     def channels(self) -> int:
@@ -70,6 +72,10 @@ class View(Strict):
             raise ValueError("an image has no beams, no sweeps and no intensity")
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError("classes: give at least two, each once")
+        if self.cameras and self.sees != "image":
+            raise ValueError("cameras are of an image: leave them out, or set sees to image")
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ValueError("cameras: name each once")
         return self
 
 
@@ -152,7 +158,7 @@ class PointsData(DataSection):
     """Frames, and who sees what of them."""
 
     task: Task = "segmentation"
-    """A class for every point, or boxes of things: then `teacher` and `student` see pillars."""
+    """A class for every point, or boxes of things: then `teacher` and `student` see pillars or photographs."""
     detection: Detection = Detection()
     """Of the task detection: where boxes are looked for, and of what."""
     sources: Source = "simulator"
@@ -248,11 +254,18 @@ class PointsData(DataSection):
     @model_validator(mode="after")
     def _fits_its_task(self) -> PointsData:
         detects = self.task == "detection"
-        if odd := next((view.sees for view in self.views if (view.sees == "pillars") != detects), None):
-            wanted = "pillars: set sees to it" if detects else "no pillars: set data.task to detection"
+        fits = {"pillars", "image"} if detects else set(CHANNELS) - {"pillars"}
+        if odd := next((view.sees for view in self.views if view.sees not in fits), None):
+            wanted = "pillars or image: set sees to one" if detects else "no pillars: set data.task to detection"
             raise ValueError(f"task {self.task} and a view that sees {odd}: it needs {wanted} in teacher and student")
         if not detects:
+            if any(view.cameras for view in self.views):
+                raise ValueError("cameras are of detection, a segmenter sees the first: leave them out")
             return self
+        if len({view.cameras for view in self.views if view.sees == "image"}) > 1:
+            raise ValueError("cameras of teacher and student differ, and things are those that the cameras show")
+        if self.augment.crop is not None:
+            raise ValueError("augment.crop is of segmentation: a detector's photographs stay whole: leave it out")
         for view in self.views:
             self.detection.steps(view.cell)
             if view.classes is not None:
@@ -322,8 +335,13 @@ class PointsData(DataSection):
 
     @property
     def partly(self) -> bool:
-        """Whether only what the photograph shows has boxes."""
-        return self.sources == "kitti"
+        """Whether detectors look for what the photographs show alone: where only that has boxes, or one sees them."""
+        return self.sources == "kitti" or any(view.sees == "image" for view in self.views)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of those that detectors look through; empty: the first one's."""
+        return next((view.cameras for view in self.views if view.sees == "image"), ())
 
     @property
     def views(self) -> tuple[View, ...]:

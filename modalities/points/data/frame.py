@@ -112,12 +112,14 @@ class Picture:
         rgb: ``(h, w, 3)`` uint8.
         depth: ``(h, w)`` metres along the axis, inf for the sky; None for a photograph.
         labels: ``(h, w)`` index into the classes, or `UNLABELLED`; None where no pixel is labelled.
+        name: of the camera, where a frame has several.
     """
 
     camera: Camera
     rgb: np.ndarray
     depth: Float[np.ndarray, "h w"] | None = None
     labels: Int[np.ndarray, "h w"] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -51,15 +51,33 @@ detector = Detector.from_pretrained("path/to/this/folder")  # or owner/name of a
 """
 
 
+DETECT_CAMERA = """```sh
+xmodal-kd detect kitti/training/image_2 --model path/to/this/folder --out detected
+```
+
+writes the boxes of photographs as KITTI's text or JSON, with `pip install 'xmodal-kd[points]'`; the calibration lies in
+`calib` beside their folder, or `--calib` names it. It knows how deep is what cameras like its own show: of another focal
+length its boxes are too near or too far.
+"""
+
+
 def about_detector(card: Card) -> About:
     """What it sees, of which sensor, where it looks, and for what."""
     assert card.detection is not None
     view, (x0, y0, x1, y1) = card.view, card.detection.range
-    what = (
-        f"It sees a LiDAR scan of {view.beams or 'all'} beams in pillars of {view.cell:g} m (sensor "
-        f"`{card.lidar.name}`) and finds boxes of {', '.join(card.classes)} from {x0:g} to {x1:g} m ahead and from "
-        f"{y0:g} to {y1:g} m to the left."
+    height, width = card.image
+    photographs = f"{len(view.cameras)} photographs" if len(view.cameras) > 1 else "a photograph"
+    seen = (
+        f"{photographs} of {height} x {width} pixels, lifted to pillars of {view.cell:g} m,"
+        if view.sees == "image"
+        else f"a LiDAR scan of {view.beams or 'all'} beams in pillars of {view.cell:g} m (sensor `{card.lidar.name}`)"
     )
+    what = (
+        f"It sees {seen} and finds boxes of {', '.join(card.classes)} from {x0:g} to {x1:g} m ahead and from {y0:g} to "
+        f"{y1:g} m to the left."
+    )
+    if view.sees == "image":
+        return About("Camera detector", what, DETECT_CAMERA)
     return About("LiDAR detector", what, DETECT)
 
 

@@ -19,7 +19,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.training.method import METHODS, Context, Distil, Roles, Stage, known_as
 from xmodal_kd.training.optim import build_optimizer, scaling
 
-from ..models import CenterPointPillar
+from ..models import HEADED, CenterPoint
 from ..models.decoding import Found
 from ..models.label_encoder import LabelEncoder, block, drawn
 
@@ -108,8 +108,10 @@ class LabelDistill(Distil):
         if not len(self.task.terms):
             raise UserError("method labeldistill: no term without a teacher trains its encoder: add gaussian_focal")
         student, teacher = roles[self.role], roles[self.teacher]
-        if not (isinstance(student, CenterPointPillar) and isinstance(teacher, CenterPointPillar)):
-            raise UserError("method labeldistill is of centerpoint_pillar: set teacher.model and student.model to it")
+        if not (isinstance(student, CenterPoint) and isinstance(teacher, CenterPoint)):
+            raise UserError(
+                f"method labeldistill is of {' and '.join(HEADED)}: set teacher.model and student.model to one of them"
+            )
         if student.width < 3:
             raise UserError("method labeldistill parts the student's channels in three: set student.params.width to 3")
         grounds = [self.adapter.ground(role) for role in (self.role, self.teacher)]  # type: ignore[attr-defined]
@@ -122,7 +124,7 @@ class LabelDistill(Distil):
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         super().begin(stage, roles, batch)
         student, teacher = roles[self.role], roles[self.teacher]
-        assert isinstance(student, CenterPointPillar) and isinstance(teacher, CenterPointPillar)
+        assert isinstance(student, CenterPoint) and isinstance(teacher, CenterPoint)
         mine, theirs = student.width // 3, teacher.width
         if not self.made:
             with self.streams.forked("labeldistill"):

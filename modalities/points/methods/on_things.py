@@ -21,7 +21,7 @@ from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import METHODS, Context, Distil, Roles, Stage, known_as
 from xmodal_kd.training.optim import build_optimizer
 
-from ..models import CenterPointPillar
+from ..models import HEADED, CenterPoint
 from ..views.ground import Ground
 
 #: How far a probability of the heat is kept from 0 and 1.
@@ -52,13 +52,15 @@ class OnThings(Distil):
             raise UserError(f"method {self.called} compares where boxes are: it needs data.task detection")
         if self.teacher not in roles:
             raise UserError(f"method {self.called} compares a student with a teacher, and there is none: give one")
-        if not all(isinstance(roles[role], CenterPointPillar) for role in (self.role, self.teacher)):
-            raise UserError(f"method {self.called} is of centerpoint_pillar: set teacher.model and student.model to it")
+        if not all(isinstance(roles[role], CenterPoint) for role in (self.role, self.teacher)):
+            raise UserError(
+                f"method {self.called} is of {' and '.join(HEADED)}: set teacher.model and student.model to one of them"
+            )
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         super().begin(stage, roles, batch)
         student, teacher = roles[self.role], roles[self.teacher]
-        assert isinstance(student, CenterPointPillar) and isinstance(teacher, CenterPointPillar)
+        assert isinstance(student, CenterPoint) and isinstance(teacher, CenterPoint)
         if not self.made:
             with self.streams.forked(self.called):
                 self.made.update(self.learners_beside(student.width, teacher.width))

@@ -16,7 +16,7 @@ from xmodal_kd.runtime.errors import UserError
 
 from ..data.detection_config import Detection
 from ..views.ground import CODE, Ground, encoded, targets
-from .pillars import Answer, CenterPointPillar
+from .centre import Answer, CenterPoint
 from .scene import SceneModel, View
 
 #: Scores are kept so far from 0 and 1, of which a logit would have no end.
@@ -34,7 +34,8 @@ class BoxesModel(SceneModel):
     """
 
     view: ClassVar[View] = "pillars"
-    merged: ClassVar[int] = CenterPointPillar.merged
+    detects: ClassVar[bool] = True
+    merged: ClassVar[int] = CenterPoint.merged
 
     @abstractmethod
     def __init__(self, config: Any, *, channels: int, classes: int) -> None:
@@ -60,7 +61,7 @@ class BoxesModel(SceneModel):
         self.ground, self.cells = Ground.of(detection, cell), Ground.of(detection, cell, self.merged)
 
     def forward(self, points: Float[Tensor, "n c"], cell: Int64[Tensor, " n"], shape: tuple[int, int, int]) -> Answer:
-        """As `CenterPointPillar.forward`. Raises `UserError` for an answer that is none."""
+        """As `CenterPoint.forward`. Raises `UserError` for an answer that is none."""
         answers = self.detect(self._scans(points, cell, shape[0]))
         if len(answers) != shape[0]:
             raise UserError(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..views.ground import Ground, decoded
 from ..views.overlap import iou
-from .pillars import Answer
+from .centre import Answer
 
 #: Peaks of a frame that are looked at, at most, and the least score of one.
 MOST, LEAST = 100, 0.02

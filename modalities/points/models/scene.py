@@ -32,6 +32,8 @@ class SceneModel(nn.Module):
     card: dict[str, Any]
     #: Whether one of photographs takes any size, whatever it was built for.
     free_size: ClassVar[bool] = True
+    #: Whether it says boxes; else it labels what it is shown.
+    detects: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, config: Any, *, channels: int, classes: int) -> None:

@@ -103,7 +103,8 @@ def _gallery(
         rows.append((moment.key, cells))
     note = (
         f"The first frames of the {source.split} split from above, x up. Green: labelled boxes; other colours: found "
-        f"ones by class ({', '.join(adapter.classes)}); a line goes to the front. Points are those that the role sees."
+        f"ones by class ({', '.join(adapter.classes)}); a line goes to the front. Points are those that the role sees, "
+        "of photographs those that they show."
     )
     return gallery(title, list(models), rows, note=note, replaces=["Boxes from above"])
 
@@ -120,7 +121,7 @@ def _finds(adapter: Detecting, role: str, model: nn.Module, batch: Batch) -> Fou
 
 def _view(adapter: Detecting, role: str, moment: Moment, found: Found) -> Image.Image:
     side = role if role in moment.seen else "teacher" if role.startswith("teacher") else "student"
-    return from_above(moment.seen[side], moment.boxes, found, adapter.config.detection.range)
+    return from_above(moment.points(side), moment.boxes, found, adapter.config.detection.range)
 
 
 def _png(page: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""Boxes of things: points in pillars to rows of cells of the ground, centre heads, AP, students of fewer beams."""
+"""Boxes of things: points or photographs to rows of cells of the ground, centre heads, AP, students of less."""
 
 from __future__ import annotations
 
@@ -28,25 +28,30 @@ from ..evaluate.detection import DetectionTally
 from ..export.card import about_detector
 from ..export.detector_onnx import export
 from ..export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
-from ..models import MODELS, BoxesModel, CenterPointPillar
+from ..models import HEADED, MODELS, BoxesModel, CenterPoint, CenterPointCamera
+from ..models.centre import Answer
 from ..models.decoding import Found, found
-from ..models.pillars import Answer
 from ..show.boxes import glimpse, overview, show
 from ..views.detection_source import DetectionSource
 from ..views.ground import CODE, Ground, matched, objects, shifts, targets
 
 #: The module whose output is boxes, which change from cell to cell.
 BOXES = "boxes"
+#: The module of detectors of photographs that says how deep what a pixel shows is.
+DEPTH = "depth"
 
 
 class DetectionAdapter(Adapter):
-    """Teacher and student look for the things of a moment, each in its own pillars, and meet on the student's cells.
+    """Teacher and student look for the things of a moment, each in its own pillars or photographs, and meet on the
+    student's cells. Where one of them sees photographs, nobody sees or looks for more than these show.
 
     A row is a cell of the ground. ``logits`` are the heat of each class, ``boxes`` (a module's output) the box that a
     cell says. Beside them ``labels``, the heat that is right, ``box_labels`` on the cells that hold a centre, two
     signals to weigh rows by, ``foreground`` (the largest right heat) and ``centre`` (1 where a centre is), and two for
     a term's ``regions``: ``objects`` (which thing's box is on a cell, from 1; 0: none; -1 throughout a frame whose
-    boxes may not be looked at) and ``point_count`` (the teacher's points in a cell, -1 where either side has none).
+    boxes may not be looked at) and ``point_count`` (the teacher's points in a cell, or the student's where the teacher
+    sees photographs; -1 where either side sees points and has none). ``depth`` of a role that sees photographs has rows
+    of its own, cells of the photographs, with ``depth_labels``: the step in which the nearest point of the scan is.
     """
 
     Data: ClassVar[type[PointsData]] = PointsData
@@ -75,12 +80,16 @@ class DetectionAdapter(Adapter):
 
     def ground(self, role: str) -> Ground:
         """The cells of what a role answers."""
-        return Ground.of(self.config.detection, self.view(role).cell, CenterPointPillar.merged)
+        return Ground.of(self.config.detection, self.view(role).cell, CenterPoint.merged)
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
-        kind = MODELS[model]
-        if kind.view != "pillars":
-            raise UserError(f"{role}: model {model!r} sees {kind.view}, and data.task detection needs one of pillars")
+        kind, sees = MODELS[model], self.view(role).sees
+        if kind.view != sees or not kind.detects:
+            found = [name for name in HEADED if MODELS[name].view == sees]
+            raise UserError(
+                f"{role}: model {model!r} {'sees' if kind.detects else 'labels what it sees,'} {kind.view}, and "
+                f"data.task detection with sees {sees} needs {' or '.join(found)}"
+            )
         if issubclass(kind, BoxesModel):
             raise UserError(
                 f"{role}: model {model!r} says boxes, which nothing here can train: write its folder once "
@@ -88,6 +97,7 @@ class DetectionAdapter(Adapter):
             )
         config = kind.Config.model_validate(params)
         built = kind(config, channels=self.view(role).channels, classes=len(self.classes))
+        built.fits(self.config.image)
         built.card = {"model": model, "params": config.model_dump(mode="json")}
         return built
 
@@ -99,7 +109,15 @@ class DetectionAdapter(Adapter):
             )
         model, card = load_model(folder, detects=True)
         check_classes(folder, card, self.classes)
-        check_view(folder, role, essence(self.view(role), self.config.lidar), essence(card.view, card.lidar))
+        asked, trained = ({**essence(view, lidar), "cell": view.cell} for view, lidar in (
+            (self.view(role), self.config.lidar), (card.view, card.lidar),
+        ))  # fmt: skip
+        check_view(folder, role, asked, trained)
+        if card.view.sees == "image" and card.image != self.config.image:
+            raise UserError(
+                f"{folder}: this {role} was trained on photographs of {list(card.image)}, data.image says "
+                f"{list(self.config.image)}: make them agree"
+            )
         if isinstance(model, BoxesModel):  # its own ground is that of its card
             model.stand_on(self.config.detection, self.view(role).cell)
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
@@ -125,10 +143,13 @@ class DetectionAdapter(Adapter):
         """
         ours = self.ground(role if is_teacher(role) and model.training else "student")
         theirs, items = self.ground(role), len(batch["keys"])
-        device = batch["seen"]["student"]["points"].device
+        device = _device(batch)
         layout = Layout.dense("pixel", items, ours.shape, device)
         out = Signals(batch["ids"])
-        for name, maps in self._maps(model, _seen(role, batch), features).items():
+        for name, maps in self._maps(role, model, batch, features).items():
+            if name == DEPTH:
+                self._say_depth(out, model, maps, _seen(role, batch))
+                continue
             rows = _as_rows(name, maps, theirs.shape)
             rows = rows if ours == theirs else _brought(name, rows, theirs, ours, items)
             where = layout
@@ -160,11 +181,27 @@ class DetectionAdapter(Adapter):
         )
         return boxes, numbers
 
+    def _say_depth(self, out: Signals, model: nn.Module, maps: Tensor | None, seen: Mapping[str, Any]) -> None:
+        """Add a role's answers by step of depth and the right ones, none of one that sees points."""
+        items = seen["shape"][0]
+        if maps is None or not isinstance(model, CenterPointCamera):
+            rows, right = torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
+            layout = Layout.ragged("pixel", right, items)
+        else:
+            rows, right = rearrange(maps, "b d i j -> (b i j) d"), model.steps(seen["depth"])
+            layout = Layout.dense("pixel", items, (len(rows) // items,), rows.device)
+        known = Layout("pixel", right >= 0, layout.item, items, layout.grid)
+        out.add(DEPTH, rows, layout)
+        out.add("depth_labels", right, known)
+
     def _point_count(self, role: str, batch: Batch, ours: Ground) -> Tensor:
-        """``(rows,)`` the teacher's points in each cell, -1 where it or the student has none."""
-        teacher = role if is_teacher(role) else "teacher"
-        theirs, mine = (self._counted(one, batch, ours) for one in (teacher, "student"))
-        return torch.where((theirs > 0) & (mine > 0), theirs, -1)
+        """``(rows,)`` the points in each cell of the teacher, or else the student, that sees points; -1 where one that
+        does has none."""
+        roles = [one for one in (role if is_teacher(role) else "teacher", "student") if "points" in _seen(one, batch)]
+        counts = [self._counted(one, batch, ours) for one in roles]
+        if not counts:
+            return torch.full((len(batch["keys"]) * ours.cells,), -1, device=_device(batch))
+        return torch.where(torch.stack(counts).amin(dim=0) > 0, counts[0], -1)
 
     def _counted(self, role: str, batch: Batch, ours: Ground) -> Tensor:
         """``(rows,)`` the points that a role sees in each cell; of a coarser pillar of its own all."""
@@ -174,10 +211,12 @@ class DetectionAdapter(Adapter):
         match = matched(own, ours, items).to(count.device)
         return count.new_zeros(items * ours.cells).index_add(0, match.target, count[match.source])
 
-    def _maps(self, model: nn.Module, seen: Mapping[str, Any], features: Sequence[str]) -> dict[str, Tensor]:
+    def _maps(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str]) -> dict[str, Any]:
         with capture(model, features) as taken:
-            answer: Answer = model(seen["points"], seen["cell"], seen["shape"])
-        return {"logits": answer.heat} | {name: only_call(name, calls) for name, calls in taken.items()}
+            answer = self.answer(role, model, batch)
+        # those that see points are asked for no depth
+        given = {name: None if name == DEPTH and not calls else only_call(name, calls) for name, calls in taken.items()}
+        return {"logits": answer.heat, **given}
 
     def views_differ(self) -> str | None:
         moved = [name for name in MOVES["pillars"] if getattr(self.config.augment, name)]
@@ -185,6 +224,10 @@ class DetectionAdapter(Adapter):
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Answer:
         seen = _seen(role, batch)
+        if isinstance(model, CenterPointCamera):
+            size = seen["pictures"].shape[-2], seen["pictures"].shape[-1]
+            cell = model.cells(seen["lift"], size, Ground.of(self.config.detection, self.view(role).cell))
+            return model(seen["pictures"], cell, seen["shape"])  # type: ignore[no-any-return]
         given: Answer = model(seen["points"], seen["cell"], seen["shape"])
         return given
 
@@ -263,6 +306,11 @@ def _seen(role: str, batch: Batch) -> Mapping[str, Any]:
     """What of a batch a role is given."""
     found: Mapping[str, Any] = batch["seen"].get(role) or batch["seen"]["teacher" if is_teacher(role) else "student"]
     return found
+
+
+def _device(batch: Batch) -> torch.device:
+    """Where what is seen lies."""
+    return next(part.device for part in batch["seen"]["student"].values() if isinstance(part, Tensor))
 
 
 def _as_rows(name: str, maps: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -75,10 +75,15 @@ def drawn(augment: Augment, rng: np.random.Generator) -> Motion:
     return Motion(angle, flipped, _factor(augment, rng))
 
 
+def turning(motion: Motion) -> Float[Tensor, "3 3"]:
+    """The matrix that moves a place so."""
+    return _turn(motion.angle, motion.flipped, motion.scale)
+
+
 def turned(boxes: Float[np.ndarray, "m 7"], motion: Motion) -> Float[np.ndarray, "m 7"]:
     """Boxes (x, y, z, length, width, height, yaw) in a scene that was moved so."""
     moved = boxes.copy()
-    moved[:, :3] = boxes[:, :3] @ _turn(motion.angle, motion.flipped, motion.scale).numpy().T
+    moved[:, :3] = boxes[:, :3] @ turning(motion).numpy().T
     moved[:, 3:6] *= motion.scale
     yaw = (-boxes[:, 6] if motion.flipped else boxes[:, 6]) + motion.angle
     moved[:, 6] = (yaw + np.pi) % (2 * np.pi) - np.pi
@@ -98,7 +103,7 @@ def apply_points(
     """
     motion = motion or drawn(augment, rng)
     moved = points.clone()
-    turn = _turn(motion.angle, motion.flipped, motion.scale)
+    turn = turning(motion)
     moved[:, :3] = points[:, :3] @ turn.to(points.dtype).T
     if augment.jitter > 0:
         noise = rng.standard_normal((len(points), 3), dtype=np.float32) * np.float32(augment.jitter)

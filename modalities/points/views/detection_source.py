@@ -1,4 +1,4 @@
-"""The `Source` of one split for detectors: the points that each side sees of a frame, and the boxes of its things."""
+"""The `Source` of one split for detectors: the points or photographs that each side sees of a frame, and its things."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xmodal_kd.runtime.bounded_cache import BoundedCache
-from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import PointsData, View
 from ..data.frame import Box, Camera, Frame, Scan
 from ..data.frames import Frames, frames_of
-from ..data.readers.base import in_view
 from .augment import apply_points, drawn, turned
 from .ground import Ground, pillars
+from .pictured import Pictured, limits, pictured, pictures_side, things_shown, within
 from .plan import batches_of
 from .views import seen_scan
 
@@ -33,15 +32,16 @@ class Moment:
     """A frame as it is.
 
     Attributes:
-        seen: ``(n, 3)`` points in metres, or with their intensity ``(n, 4)``, by role that sees something of its own.
+        seen: by role that sees something of its own, its photographs, or ``(n, 3)`` points in metres, with their
+            intensity ``(n, 4)``.
         boxes: ``(m, 7)`` x, y, z, length, width, height, yaw of the things to find.
         numbers: ``(m,)`` their classes.
-        things: all labelled boxes.
+        things: all labelled boxes; where detectors look through cameras, those that these show.
         camera: that sees what has boxes, where others have none; None: all around.
     """
 
     key: str
-    seen: Mapping[str, Float[np.ndarray, "n c"]]
+    seen: Mapping[str, Float[np.ndarray, "n c"] | Pictured]
     boxes: Float[np.ndarray, "m 7"]
     numbers: Int[np.ndarray, " m"]
     things: tuple[Box, ...] = ()
@@ -49,16 +49,22 @@ class Moment:
 
     @property
     def nbytes(self) -> int:
-        return sum(points.nbytes for points in self.seen.values())
+        return sum(seen.nbytes for seen in self.seen.values())
+
+    def points(self, role: str) -> Float[np.ndarray, "n c"]:
+        """Those that a role sees; of one that sees photographs those that they show."""
+        seen = self.seen[role]
+        return seen.xyz if isinstance(seen, Pictured) else seen
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A frame as a step sees it: features and pillar of each point by role, boxes and classes of the things."""
+    """A frame as a step sees it: by role features and pillar of each point, or photographs, their lifts and depths;
+    boxes and classes of the things."""
 
     index: int
     key: str
-    seen: Mapping[str, tuple[Tensor, Tensor]]
+    seen: Mapping[str, tuple[Tensor, ...]]
     boxes: Tensor
     numbers: Tensor
 
@@ -96,11 +102,16 @@ class DetectionSource:
 
     def _make(self, index: int) -> Moment:
         frames = self.frames[index]
-        seen = {role: points_of(frames, view, self.data) for role, view in self.views.items()}
-        things = frames[0].boxes or ()
+        things, cameras = frames[0].boxes or (), limits(frames[0], self.data)
+        if cameras and self.data.sources != "kitti":  # whose boxes are those of the photograph already
+            things = things_shown(frames[0], cameras)
+        seen = {
+            role: pictured(frames[0], self.data) if view.sees == "image" else points_of(frames, view, cameras)
+            for role, view in self.views.items()
+        }
         wanted = [box for box in things if self.data.detection.wanted(box)]
         numbers = np.array([self.data.detection.number(box) for box in wanted], dtype=np.int64)
-        camera = frames[0].pictures[0].camera if self.data.partly else None
+        camera = frames[0].pictures[0].camera if self.data.sources == "kitti" else None
         return Moment(frames[0].key, seen, as_rows(wanted), numbers, things, camera)
 
     def sample(self, index: int, epoch: int) -> Sample:
@@ -110,21 +121,27 @@ class DetectionSource:
         motion = drawn(self.data.augment, self.streams.numpy("augment", *at))
         boxes = turned(moment.boxes, motion)
         seen = {}
-        for role, points in moment.seen.items():
+        for role, view in moment.seen.items():
             rng = self.streams.numpy("points", role, *at)
-            moved = apply_points(torch.from_numpy(points), self.data.augment, rng, motion=motion)
+            if isinstance(view, Pictured):
+                seen[role] = view.tensors(motion, self.data.augment.colour, rng)
+                continue
+            moved = apply_points(torch.from_numpy(view), self.data.augment, rng, motion=motion)
             seen[role] = pillars(moved.inputs.numpy(), self.grounds[role])
         return self._sample(index, moment, seen, boxes)
 
     def clean(self, index: int) -> Sample:
         """A frame as it is."""
         moment = self.moment(index)
-        seen = {role: pillars(points, self.grounds[role]) for role, points in moment.seen.items()}
+        seen = {
+            role: view.tensors() if isinstance(view, Pictured) else pillars(view, self.grounds[role])
+            for role, view in moment.seen.items()
+        }
         return self._sample(index, moment, seen, moment.boxes)
 
     @staticmethod
     def _sample(
-        index: int, moment: Moment, seen: Mapping[str, tuple[Tensor, Tensor]], boxes: Float[np.ndarray, "m 7"]
+        index: int, moment: Moment, seen: Mapping[str, tuple[Tensor, ...]], boxes: Float[np.ndarray, "m 7"]
     ) -> Sample:
         places, numbers = torch.from_numpy(boxes).float(), torch.from_numpy(moment.numbers)
         return Sample(index, moment.key, seen, places, numbers)
@@ -133,22 +150,27 @@ class DetectionSource:
         """A batch of b frames.
 
         ``ids`` (b,), ``keys``; ``boxes`` and ``numbers``: of each frame (m, 7) and (m,); ``seen``: by role ``points``
-        (n, 8 or 9), ``cell`` (n,) pillar counted through the batch, and ``shape`` (b, h, w).
+        (n, 8 or 9), ``cell`` (n,) pillar counted through the batch, and ``shape`` (b, h, w), or what `pictures_side`
+        gives of photographs.
         """
         return {
             "ids": torch.tensor([s.index for s in samples]),
             "keys": [s.key for s in samples],
             "boxes": [s.boxes for s in samples],
             "numbers": [s.numbers for s in samples],
-            "seen": {role: side([s.seen[role] for s in samples], ground) for role, ground in self.grounds.items()},
+            "seen": {role: self._side(role, [s.seen[role] for s in samples]) for role in self.views},
         }
+
+    def _side(self, role: str, seen: Sequence[tuple[Tensor, ...]]) -> Mapping[str, Any]:
+        ground = self.grounds[role]
+        return pictures_side(seen, ground.shape) if self.views[role].sees == "image" else side(seen, ground)
 
     def describe(self) -> dict[str, Any]:
         return {"split": self.split, "frames": len(self), "labelled": len(self.labelled)} | self.frames.describe()
 
 
-def side(seen: Sequence[tuple[Tensor, Tensor]], ground: Ground) -> dict[str, Any]:
-    """What one role is given of a batch."""
+def side(seen: Sequence[tuple[Tensor, ...]], ground: Ground) -> dict[str, Any]:
+    """What one role is given of a batch, of points in pillars."""
     cells = [cell + item * ground.cells for item, (_, cell) in enumerate(seen)]
     return {
         "points": torch.cat([points for points, _ in seen]), "cell": torch.cat(cells),
@@ -156,20 +178,10 @@ def side(seen: Sequence[tuple[Tensor, Tensor]], ground: Ground) -> dict[str, Any
     }  # fmt: skip
 
 
-def points_of(frames: list[Frame], view: View, data: PointsData) -> Float[np.ndarray, "n c"]:
-    """The points that a detector is given, as `columns`: where things have boxes, and of what the view leaves.
-
-    Raises:
-        UserError: boxes are known in the photograph only, and there is none.
-    """
-    if data.partly:
-        if not frames[0].pictures:
-            raise UserError(f"{frames[0].key}: its boxes are those of what a photograph shows, and it has none")
-        camera = frames[0].pictures[0].camera
-        scan = frames[0].scan
-        frames = [Frame(frames[0].key, scan[in_view(camera, scan)], frames[0].pose), *frames[1:]]
+def points_of(frames: list[Frame], view: View, cameras: Sequence[Camera] = ()) -> Float[np.ndarray, "n c"]:
+    """The points that a detector is given, as `columns`: what the view leaves, and of that what the cameras show."""
     scan, _ = seen_scan(frames, view)
-    return columns(scan[scan.there], view)
+    return columns(scan[scan.there & within(cameras, scan)], view)
 
 
 def columns(scan: Scan, view: View) -> Float[np.ndarray, "n c"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,9 +134,23 @@ def _image(frame: Frame, data: PointsData) -> Seen:
 
 def fitted(frame: Frame, size: tuple[int, int]) -> Picture:
     """The frame's first picture at height and width `size`."""
+    return sized(taken(frame)[0], size)
+
+
+def taken(frame: Frame, cameras: Sequence[str] = ()) -> tuple[Picture, ...]:
+    """The frame's pictures of these cameras, in their order; of none: the first. Raises `UserError` where one lacks."""
     if not frame.pictures:
         raise UserError(f"{frame.key}: it has no picture, and an image is to be seen")
-    picture, (height, width) = frame.pictures[0], size
+    known = {picture.name: picture for picture in frame.pictures}
+    if absent := next((name for name in cameras if name not in known), None):
+        there = ", ".join(filter(None, known)) or "one without a name: leave cameras out"
+        raise UserError(f"{frame.key}: no camera is called {absent!r} (there is {there})")
+    return tuple(known[name] for name in cameras) or frame.pictures[:1]
+
+
+def sized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture at height and width `size`."""
+    height, width = size
     if picture.rgb.shape[:2] == size:
         return picture
     rgb = np.asarray(Image.fromarray(picture.rgb).resize((width, height), Image.Resampling.BILINEAR))
@@ -145,7 +160,7 @@ def fitted(frame: Frame, size: tuple[int, int]) -> Picture:
         return None if values is None else values[np.ix_(down, right)]
 
     camera = picture.camera.resized(height, width)
-    return Picture(camera, rgb, nearest(picture.depth), nearest(picture.labels))
+    return Picture(camera, rgb, nearest(picture.depth), nearest(picture.labels), picture.name)
 
 
 def _elements(points: int, chosen: np.ndarray, element: np.ndarray) -> np.ndarray:
@@ -193,4 +208,4 @@ def _moved(seen: Seen, inputs: Tensor, moved: np.ndarray, rows: int) -> Seen:
     return Seen(inputs, element, labels, valid, xyz)
 
 
-__all__ = ["KINDS", "Seen", "augmented", "fitted", "see", "thinned"]
+__all__ = ["KINDS", "Seen", "augmented", "fitted", "see", "sized", "taken", "thinned"]

@@ -18,8 +18,8 @@ from xmodal_kd.modalities.points.data.kitti_labels import lines, rectangles
 from xmodal_kd.modalities.points.data.readers.kitti import read_boxes, read_object_calibration
 from xmodal_kd.modalities.points.evaluate.detection import DetectionTally
 from xmodal_kd.modalities.points.methods import LabelKD, LabelKDParams, joined
+from xmodal_kd.modalities.points.models.centre import Answer
 from xmodal_kd.modalities.points.models.decoding import Found, found
-from xmodal_kd.modalities.points.models.pillars import Answer
 from xmodal_kd.modalities.points.use.detect import Detector
 from xmodal_kd.modalities.points.views.augment import Motion, apply_points, turned
 from xmodal_kd.modalities.points.views.detection_source import DetectionSource, as_rows

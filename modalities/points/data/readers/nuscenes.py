@@ -90,7 +90,8 @@ class NuScenes:
             seen = _matrix(_get(image, path, "lidar2cam"), (4, 4), f"{where} lidar2cam")
             lidar_to_camera = base.rigid(seen[:3, :3], seen[:3, 3], f"{where} lidar2cam")
             lidar_to_camera[:3, :3] = lidar_to_camera[:3, :3] @ NUSCENES_TURN.T
-            taken.append(base.photograph(folder / _get(image, path, "file"), intrinsics, lidar_to_camera, scan))
+            one = base.photograph(folder / _get(image, path, "file"), intrinsics, lidar_to_camera, scan)
+            taken.append(replace(one, name=name))
         return Frame(self.keys[i], scan, pictures=tuple(taken), boxes=base.counted(_boxes(content, path), scan))
 
 
