@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -60,6 +61,23 @@ def measured(folder: Path, audio: Path, precision: Any, at_once: bool) -> dict[s
     }  # fmt: skip
 
 
+def alone(folder: Path, audio: Path, *options: str) -> dict[str, Any]:
+    """By the program of the folder, in a process without PyTorch."""
+    words = [sys.executable, str(folder / "transcribe.py"), str(audio), *options]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        text = process.stdout.read()
+        _, status, told = os.wait4(process.pid, 0)
+        process.returncode = status
+    if status:
+        raise SystemExit(f"{' '.join(words)} failed")
+    seconds, cpu = sf.info(audio).duration, told.ru_utime + told.ru_stime
+    return {
+        "seconds": seconds, "rtf": cpu / seconds, "cpu_s": cpu, "peak_mib": told.ru_maxrss / 1024,
+        "words": len(text.split()), "text": text.strip(),
+    }  # fmt: skip
+
+
 def child(folder: Path, audio: Path, *options: str) -> dict[str, Any]:
     words = [sys.executable, __file__, "--only", str(folder), str(audio), *options]
     return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)  # type: ignore[no-any-return]
@@ -86,7 +104,9 @@ def main() -> None:
             joined(args.recordings, path, args.minutes)
             for name, options in (("student", ()), ("student int8", ("--int8",))):
                 found[name] = child(args.student, path, *options)
-                del found[name]["text"]
+                found[f"{name}, transcribe.py"] = alone(args.student, path, *options)
+                texts = [found[which].pop("text") for which in (name, f"{name}, transcribe.py")]
+                found[f"{name}, transcribe.py"]["word_differences"] = differences(*texts)
             args.results.write_text(json.dumps(found, indent=1) + "\n")
         if args.teacher is not None:
             path, short = Path(folder) / "minutes.wav", Path(folder) / "short.wav"

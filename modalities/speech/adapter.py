@@ -36,7 +36,7 @@ from .evaluate.word_beam import WordBeam
 from .export.card import about
 from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
 from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, quantise_steps
-from .export.saved_folder import load_model, save_model
+from .export.saved_folder import load_model, save_model, write_program
 from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel
@@ -361,12 +361,13 @@ class SpeechAdapter(Adapter):
         return about(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """ONNX in float32 and int8 beside the weights, scored on the test split in ONNX Runtime.
+        """ONNX in float32 and int8 beside the weights, scored on the test split in ONNX Runtime; a program for them.
 
         With ``data.streaming`` the same two with the student's state, scored in chunks. Where int8 is worse by more
         than the noise of the utterances, its ``note`` says so in the report and the card.
         """
         export_onnx(model.cpu(), folder, self.config.features.mels)
+        write_program(folder)
         train = self.data("train")
         calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
         cost = quantise(folder, calibration)

@@ -10,8 +10,7 @@ from torch import nn
 from xmodal_kd.adapter.saved_model import About
 
 from ..data.corpora import SpeechData
-from ..data.features import FLOOR, PRIOR, PRIOR_FRAMES
-from ..data.tokens import SPACE, WORD, Tokens
+from ..data.tokens import Tokens
 
 USE = """```sh
 xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
@@ -26,47 +25,15 @@ recogniser = Recogniser.from_pretrained("path/to/this/folder")  # or owner/name 
 print(recogniser.transcribe("recording.wav")["text"])
 ```
 
-`model.onnx` and `model.int8.onnx`, where they lie here, take `features` (batch, time, mels) and `lengths` (batch,) and
-give `logits` and `logit_lengths`; class 0 is the blank. Without this project, in this folder:
+`transcribe.py`, where it lies here, does without this project and without PyTorch: it takes numpy, onnxruntime and
+soundfile (`python transcribe.py --help`).
 
-```python
-import json
-from pathlib import Path
+```sh
+python path/to/this/folder/transcribe.py recording.wav
+```
 
-import numpy as np
-import onnxruntime
-import soundfile
-
-card = json.loads(Path("card.json").read_text(encoding="utf-8"))
-about, symbols = card["features"], card["tokens"]["symbols"]
-rate, mels = about["sample_rate"], about["mels"]
-window, hop = round(rate * about["window_ms"] / 1000), round(rate * about["hop_ms"] / 1000)
-fft = 1 << (window - 1).bit_length()
-
-wave, found = soundfile.read("recording.wav", dtype="float32")
-assert found == rate and wave.ndim == 1  # resample to this rate and to one channel before
-wave = np.pad(wave, (0, max(0, window - len(wave))))
-frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop] * np.hanning(window + 1)[:-1]
-corners = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 1400), mels + 2) / 2595) - 1)  # Hz, HTK's mels
-below, peak, above = corners[:-2], corners[1:-1], corners[2:]
-hertz = np.linspace(0, rate / 2, fft // 2 + 1)[:, None]
-bank = np.maximum(0, np.minimum((hertz - below) / (peak - below), (above - hertz) / (above - peak)))
-x = np.log(np.maximum(np.abs(np.fft.rfft(frames, fft)) ** 2 @ bank, FLOOR))
-NORMALISE
-session = onnxruntime.InferenceSession("model.onnx")  # or model.int8.onnx
-given = {"features": x[None].astype(np.float32), "lengths": np.array([len(x)])}
-logits, lengths = session.run(None, given)
-best = logits[0, : lengths[0]].argmax(axis=1)
-best = best[np.append(True, best[1:] != best[:-1]) & (best > 0)]
-print(" ".join("JOIN".join(symbols[i] for i in best).replace("GAP", " ").split()))
-```"""
-#: How the program above subtracts a mean, and what stands between the symbols of a text.
-MEANS = {
-    "running": f"before = {PRIOR_FRAMES + 1} + np.arange(len(x))[:, None]\n"
-    f"x -= ({PRIOR_FRAMES * PRIOR:g} + x.cumsum(axis=0)) / before\n",
-    "utterance": "x -= x.mean(axis=0)\n",
-    "none": "",
-}
+It is also how `model.onnx` and `model.int8.onnx` are called: they take `features` (batch, time, mels) and `lengths`
+(batch,) and give `logits` and `logit_lengths`; class 0 is the blank."""
 STREAMING = """
 
 `model.stream.onnx` and `model.stream.int8.onnx` hear sound as it comes, a multiple of {stride} frames at a time, and
@@ -108,9 +75,7 @@ def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
         f"It writes what is said in {tokens.kind} ({len(tokens.symbols) - 1} of them beside the blank), a frame every "
         f"{1000 * stride * seconds:.0f} ms of audio at {features.sample_rate} Hz, decoded greedily. {waits}"
     )
-    use = USE.replace("FLOOR", str(FLOOR)).replace("NORMALISE\n", MEANS[features.normalise])
-    use = use.replace("JOIN", " " if tokens.kind == "words" else "")
-    use = use.replace("GAP", WORD if tokens.kind == "bpe" else SPACE)
+    use = USE
     if data.streaming and field is not None:
         use += STREAMING.format(stride=stride, before=stride - 1, after=field[1] // stride)
     return About("CTC speech recogniser", what, use, {"pipeline_tag": "automatic-speech-recognition"})

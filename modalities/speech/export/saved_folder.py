@@ -15,11 +15,14 @@ from xmodal_kd.compress.folder import load
 from xmodal_kd.runtime.allocation import bounded
 from xmodal_kd.runtime.checkpoint import read_json, write_json, write_tensors
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.whole_files import write_bytes
 
 from ..models import MODELS, AcousticModel
 from .decoder_folder import is_decoder
 
 Task = Literal["ctc", "transducer"]
+#: What transcribes with an exported model, without this project.
+PROGRAM = "transcribe.py"
 
 
 class Card(saved.Card):
@@ -59,6 +62,11 @@ def save_model(
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CARD, card | dict(extra or {}))
     return folder
+
+
+def write_program(folder: Path) -> None:
+    """Put the program beside an exported model by which it transcribes without PyTorch."""
+    write_bytes(folder / PROGRAM, Path(__file__).with_name("standalone.py").read_bytes())
 
 
 def load_card(folder: Path | str, task: Task = "ctc") -> Card:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import soundfile as sf
 import torch
 from torch import nn
 
@@ -16,23 +19,25 @@ from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.adapter import SpeechAdapter
 from xmodal_kd.modalities.speech.data.audio import read
 from xmodal_kd.modalities.speech.data.corpora import SpeechData
-from xmodal_kd.modalities.speech.export import onnx_steps
+from xmodal_kd.modalities.speech.export import onnx_steps, standalone
 from xmodal_kd.modalities.speech.export.onnx import FP32, INT8, OnnxModel
 from xmodal_kd.modalities.speech.export.onnx_steps import STREAM_FP32, STREAM_INT8, OnnxSteps, in_chunks
+from xmodal_kd.modalities.speech.export.saved_folder import PROGRAM
 from xmodal_kd.modalities.speech.models.streaming import ENDLESS, Steps, Windows
 from xmodal_kd.modalities.speech.use.live import words
 from xmodal_kd.modalities.speech.use.transcribe import Recogniser
+from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import RunError, UserError
 from xmodal_kd.runtime.random_streams import Streams
 
-MELS = 40
+MELS, RATE = 40, 8000
 STREAMS = (STREAM_FP32, STREAM_INT8)
 
 
 def adapter(digits: Path, **changes: Any) -> SpeechAdapter:
     data = {
         "sources": "fsdd", "path": digits, "train_speakers": ["anna"], "dev_speakers": ["duncan"],
-        "test_speakers": ["edith"], "features": {"sample_rate": 8000, "mels": MELS}, "streaming": True,
+        "test_speakers": ["edith"], "features": {"sample_rate": RATE, "mels": MELS}, "streaming": True,
         "compose": {"utterances": {"train": 8, "dev": 2, "test": 6}, "clips": [2, 4]},
     }  # fmt: skip
     return SpeechAdapter(SpeechData.model_validate(data | changes), Streams(1), 4)
@@ -126,3 +131,46 @@ def test_what_cannot_stream_is_refused_before_it_is_trained(digits: Path, capsys
     sets = [word for change in changes for word in ("--set", change)]
     assert call(["run", "smoke/speech", "--quiet", *sets]) == 2
     assert "streaming: features.normalise: utterance needs the whole recording" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the program beside it
+
+
+@pytest.fixture(scope="module")
+def recording(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "eight.wav"
+    sf.write(path, np.concatenate([sf.read(clip)[0] for clip in sorted(digits.rglob("*edith*.wav"))[:8]]), RATE)
+    return path
+
+
+def said(folder: Path, path: Path, *, live: bool = False, int8: bool = False) -> list[str]:
+    card = read_object(folder / "card.json")
+    heard = standalone.recogniser(folder, card, int8=int8, live=live)(standalone.pieces(str(path), RATE))
+    return [word for _, word in standalone.words(heard, card["tokens"]["symbols"], "words", 0.04)]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_program_says_what_transcribe_says(
+    made: tuple[Path, nn.Module, Any], recording: Path, int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made[0]
+    ours = Recogniser(folder, "int8" if int8 else "fp32").transcribe(recording)["text"].split()
+    assert len(ours) > 3 and said(folder, recording, int8=int8) == ours
+    monkeypatch.setattr(standalone, "PIECE", 0.31)
+    assert said(folder, recording, int8=int8) == ours
+    if not int8:
+        monkeypatch.setattr(standalone, "WINDOW", 40)
+        assert said(folder, recording) == ours == said(folder, recording, live=True)
+
+
+def test_the_program_by_itself(made: tuple[Path, nn.Module, Any], recording: Path, tmp_path: Path) -> None:
+    """Files, one of them broken, and a pipe."""
+    (tmp_path / "cut.wav").write_bytes(b"RIFF")
+    command = [sys.executable, "-I", str(made[0] / PROGRAM)]
+    files = subprocess.run([*command, tmp_path / "cut.wav", recording], capture_output=True, text=True, check=False)
+    expected = " ".join(said(made[0], recording))
+    assert files.returncode == 1 and files.stdout == f"{recording}: {expected}\n"
+    assert "cut.wav: cannot be read" in files.stderr
+    pcm = sf.read(recording, dtype="int16")[0].tobytes()
+    piped = subprocess.run([*command, "-"], input=pcm, capture_output=True, check=True)
+    assert piped.stdout.decode().split() == expected.split()
