@@ -41,6 +41,7 @@ from .evaluate.metrics import paired_error
 from .export.bare import bare_unet, pipeline_of
 from .export.card import about
 from .export.limits import check_guidance, check_loaded, check_saveable
+from .export.onnx_sampler import TABLE
 from .export.pipeline import SAMPLER, load_denoiser, refuse_few_step, save_pipeline
 from .export.scheduler_lint import lint
 from .export.stages import gated
@@ -366,13 +367,14 @@ class DiffusionAdapter(Adapter):
         save_pipeline(model, folder, {**facts, **known})
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
-        return about(read_object(folder / SAMPLER))
+        as_onnx = read_object(folder / TABLE) if role == "student" and (folder / TABLE).is_file() else None
+        return about(read_object(folder / SAMPLER), as_onnx)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """The reload gate of the student and of every stage beside it: what diffusers samples is what was trained."""
+        """The reload gate of the student and of every stage beside it, and ONNX files where the data ask for them."""
         if self.tested:
             self._save(cast(Denoiser, model), folder, {"role": "student", "metrics": self.tested})
-        return gated(folder, cast(Denoiser, model))
+        return gated(folder, cast(Denoiser, model), as_onnx=self.config.onnx)
 
     def lint(self, folder: Path) -> Iterator[tuple[Literal["warn", "fail"], str, str]]:
         """Traps of the teacher's scheduler in diffusers' own hands: our samplers do not fall into them."""

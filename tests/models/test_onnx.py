@@ -75,6 +75,16 @@ def test_a_file_that_fails_its_check_does_not_appear(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [] and model.training
 
 
+def test_weights_that_are_too_many_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "MOST", 0)
+    model = Toy()
+    model.linear = nn.Linear(3, 500)
+    path = write(model, tmp_path / "toy.onnx", lambda made: onnx.session(made, extra="x"))
+    assert onnx.weights_of(path).stat().st_size >= 4 * 3 * 500 > path.stat().st_size
+    assert len(list(tmp_path.iterdir())) == 2
+    onnx.prove(model, partial(onnx.run, onnx.session(path, extra="x")), torch.ones(2, 3))
+
+
 def test_a_file_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="no such file"):
         onnx.session("nowhere.onnx", extra="x")

@@ -19,7 +19,7 @@ from ..runtime.whole_files import read_object, write_json
 CONFIG, README, INDEX, CARD = "config.json", "README.md", "model_index.json", "card.json"
 LIBRARY = "xmodal-kd"
 #: What is pushed, and what is fetched: weights that hold no code, what builds them again, what people read.
-KINDS = (".safetensors", ".json", ".onnx", ".md", ".txt", ".png")
+KINDS = (".safetensors", ".json", ".onnx", ".onnx.data", ".npz", ".md", ".txt", ".png")
 #: Weights that run code where they are loaded.
 CODE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py")
 #: ``owner/name`` as the Hub takes it.

@@ -282,12 +282,15 @@ def report(
 
 
 @app.command()
-def export(folder: RunFolder, allow_import: Imports = None, json_: AsJson = False) -> None:
-    """Export the student of a finished run again, and measure what was exported."""
+def export(folder: RunFolder, set_: Sets = None, allow_import: Imports = None, json_: AsJson = False) -> None:
+    """Export the student of a finished run again, and measure what was exported.
+
+    Example: xmodal-kd export runs/mine --set data.onnx=true
+    """
     from ..run.rerun import export_again
 
     _allow(allow_import)
-    found = export_again(folder)
+    found = export_again(folder, set_ or [])
     if json_:
         print(json.dumps(found))
     else:

@@ -23,6 +23,8 @@ from ..runtime.binary_packages import load
 from ..runtime.errors import RunError, UserError
 
 TOLERANCE = 1e-4
+#: Bytes of weights in an ONNX file itself: it can hold 2 GiB in all, more lies in a file beside it.
+MOST = 1800 << 20
 
 
 def export(
@@ -35,7 +37,8 @@ def export(
     *,
     extra: str,
 ) -> Path:
-    """Write `model` in eval mode as an ONNX file, which appears at `path` only if `check` lets it pass.
+    """Write `model` in eval mode as an ONNX file, which appears at `path` only if `check` lets it pass; weights of more
+    than `MOST` lie in a file beside it (`weights_of`).
 
     Args:
         inputs: example of each input by name, in the order of the model's arguments and named as they are. Its device
@@ -58,12 +61,23 @@ def export(
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
             with quiet():
-                _trace(model, inputs, outputs, free).save(str(made))
+                _trace(model, inputs, outputs, free).save(str(made), external_data=_large(model))
             strip(made)
             check(made)
+            if (apart := weights_of(made)).is_file():
+                apart.replace(weights_of(path))
             return made.replace(path)
     finally:
         model.train(training)
+
+
+def weights_of(path: Path) -> Path:
+    """The file of the weights of an ONNX file, where they are too many for one; it must lie beside it."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _large(model: nn.Module) -> bool:
+    return sum(value.nbytes for value in (*model.parameters(), *model.buffers())) > MOST
 
 
 def _trace(
@@ -152,7 +166,7 @@ def strip(path: Path, *, names: bool = False) -> None:
         names: shorten the names of inner values too, which are most of what int8 adds to the weights.
     """
     onnx = load("onnx")
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")

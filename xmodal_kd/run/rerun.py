@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from .roles import make_adapter, saved, shown
 from .run_folder import RECIPE, STATE, read_state
 
 
-def saved_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
-    """The resolved recipe and the state of a run folder."""
+def saved_run(folder: Path, sets: Sequence[str] = ()) -> tuple[Loaded, dict[str, Any]]:
+    """The resolved recipe, with other keys, and the state of a run folder."""
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} is not a run: it has no {STATE}")
-    return recipe.load(str(folder / RECIPE)), read_state(folder)
+    return recipe.load(str(folder / RECIPE), sets), read_state(folder)
 
 
 def show_again(folder: Path) -> None:
@@ -60,9 +61,9 @@ def _models(folder: Path, device: str) -> tuple[dict[str, nn.Module], Adapter, S
     return models, adapter, streams
 
 
-def export_again(folder: Path) -> dict[str, Any]:
-    """Export the student of a finished run anew."""
-    loaded, state = saved_run(folder)
+def export_again(folder: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Export the student of a finished run anew, by its recipe with other keys."""
+    loaded, state = saved_run(folder, sets)
     if "student" not in state["roles"]:
         raise RunError(f"{folder}: its student is not finished yet: --resume the run first")
     torch.set_num_threads(loaded.recipe.threads)

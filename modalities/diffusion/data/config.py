@@ -100,6 +100,9 @@ class DiffusionData(ImageSection):
     curve: Extent = "all"
     #: Images sampled at once.
     batch: int = Field(default=500, ge=1, le=1_000_000)
+    #: The student's network as ONNX, too, its sampler as a table and its autoencoder's decoder: samples without torch.
+    #: It takes a minute or more, and as much disk as the weights.
+    onnx: bool = False
     process: ProcessConfig = ProcessConfig()
     sampling: SamplingConfig = SamplingConfig()
 

@@ -9,6 +9,8 @@ import yaml
 
 from xmodal_kd.adapter.saved_model import About
 
+from .onnx_card import snippet
+
 #: Facts with a line of their own, in this order.
 MADE = ("role", "teacher", "data", "seed", "parameters", "measured_with")
 SOLVERS = {
@@ -38,9 +40,15 @@ def card(about: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def about(about: Mapping[str, Any]) -> About:
-    """The parts of the card that hang on the sampler alone; the run adds metrics and licences."""
+def about(about: Mapping[str, Any], as_onnx: Mapping[str, Any] | None = None) -> About:
+    """The parts of the card that hang on the sampler alone; the run adds metrics and licences.
+
+    Args:
+        as_onnx: what ``onnx.json`` holds, where there is one.
+    """
     use = f"{_snippet(about)}\n\nOr `xmodal-kd sample path/to/this/folder --steps {about['steps']} -n 64`."
+    if as_onnx is not None:
+        use += f"\n\n{snippet(as_onnx)}"
     return About("Few-step diffusion sampler" if about["facts"].get("role") != "teacher" else "Diffusion sampler",
                  _what(about), use, _kind(about))  # fmt: skip
 

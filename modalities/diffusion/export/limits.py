@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers import PixArtTransformer2DModel
 
 from xmodal_kd.adapter.adapter import is_teacher
 from xmodal_kd.adapter.images.found import shown
+from xmodal_kd.runtime.binary_packages import load
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.config import FEWEST, SPLITS, DiffusionData
@@ -16,6 +18,7 @@ from ..data.source import load_split
 from ..models.asked import by_waves
 from ..models.denoiser import Denoiser
 from ..models.some_classes import keep_classes
+from .onnx_sampler import EXTRA
 
 
 def check_loaded(model: Denoiser, role: str, folder: Path, data: DiffusionData, names: Sequence[str] | None) -> None:
@@ -80,6 +83,7 @@ def check_guidance(model: Denoiser, scale: float) -> None:
 def check_saveable(model: Denoiser, data: DiffusionData) -> None:
     """Raises `UserError` for what would only be refused after the training."""
     model.sampling.times(model.process)  # more steps than there are timesteps
+    check_exportable(model, data)
     kind, shape = model.process.kind, model.shape
     if kind != "vp" and model.process.T % model.sampling.steps:
         raise UserError(
@@ -104,4 +108,14 @@ def check_saveable(model: Denoiser, data: DiffusionData) -> None:
             raise UserError(f"data: {count} {split} samples are too few to measure with: give at least {FEWEST}")
 
 
-__all__ = ["check_guidance", "check_loaded", "check_saveable"]
+def check_exportable(model: Denoiser, data: DiffusionData) -> None:
+    """Raises `UserError` where ``data.onnx`` is asked for and a package is missing, or no file can be made."""
+    if not data.onnx:
+        return
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        load(package, EXTRA)
+    if isinstance(model.net, PixArtTransformer2DModel):
+        raise UserError(f"data.onnx: torch's exporter does not follow a {type(model.net).__name__}: set it to false")
+
+
+__all__ = ["check_exportable", "check_guidance", "check_loaded", "check_saveable"]

@@ -235,7 +235,7 @@ class Denoiser(nn.Module):
         for t, after in pairwise(times):
             x = self.consistency(z, torch.full((len(z),), t, device=z.device), labels)
             if after >= 0:
-                z = self.process.add_noise(x, self._fresh(z, generator), after)
+                z = self.process.add_noise(x, self.fresh(z, generator), after)
         return x
 
     def _trajectory(
@@ -250,11 +250,11 @@ class Denoiser(nn.Module):
             z = ddim_step(self.process, z, self.predict_x(z, t, labels), t, low)
             if after >= 0:
                 kept = (self.process.alpha(after) / self.process.alpha(low)).to(z)
-                z = kept * z + (1 - kept.square()).sqrt() * self._fresh(z, generator)
+                z = kept * z + (1 - kept.square()).sqrt() * self.fresh(z, generator)
         return z
 
-    def _fresh(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """`fresh`, drawn in the order in which its pipeline draws: of a packed network's, token by token."""
+    def fresh(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standard normal noise in the order in which its pipeline draws it: of a packed network's, token by token."""
         if self.parts is None or not self.parts.family.packed:
             return fresh(like, generator)
         return unpacked(fresh(packed(like), generator), like)

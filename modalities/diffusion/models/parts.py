@@ -111,7 +111,7 @@ class Parts:
         Args:
             gradient: whether they have one by the latents.
         """
-        return self._by_parts(latents, self._decoded, self.factor**2, gradient)
+        return self._by_parts(latents, self.decoded, self.factor**2, gradient)
 
     def _by_parts(self, x: Tensor, call: Any, pixels: int, gradient: bool = False) -> Tensor:
         size = max(1, PIXELS // (x.shape[-1] * x.shape[-2] * pixels))
@@ -131,7 +131,8 @@ class Parts:
         latents: Tensor = getattr(found, known) if known else found.latent_dist.mode()
         return (latents - self._shift(codec)) * float(codec.config.scaling_factor)
 
-    def _decoded(self, codec: Any, latents: Tensor) -> Tensor:
+    def decoded(self, codec: Any, latents: Tensor) -> Tensor:
+        """As `decode`, all at once, by the autoencoder."""
         images: Tensor = codec.decode(latents / float(codec.config.scaling_factor) + self._shift(codec)).sample
         return images
 

@@ -67,7 +67,7 @@ def sizes_of(denoiser: Denoiser) -> Sizes:
     if denoiser.parts is not None:
         factor, multiple = denoiser.parts.factor, denoiser.parts.family.multiple
     if isinstance(net, UNet2DModel):
-        step = 2 ** sum(getattr(block, "downsamplers", None) is not None for block in net.down_blocks)
+        step = 2 ** halvings(net)
     elif denoiser.parts is not None and denoiser.parts.family.packed:
         step = 2
     else:
@@ -77,6 +77,11 @@ def sizes_of(denoiser: Denoiser) -> Sizes:
         lcm(step * factor, multiple), None if table is None else int(table) * step * factor,
         isinstance(net, DiTTransformer2DModel),
     )  # fmt: skip
+
+
+def halvings(net: Any) -> int:
+    """How often a UNet halves an image."""
+    return sum(getattr(block, "downsamplers", None) is not None for block in net.down_blocks)
 
 
 def resize(denoiser: Denoiser, size: Size, place: Path) -> None:
@@ -107,4 +112,4 @@ def written(size: Size) -> str:
     return "x".join(map(str, size))
 
 
-__all__ = ["Size", "Sizes", "read_size", "resize", "sized", "sizes_of", "written"]
+__all__ = ["Size", "Sizes", "halvings", "read_size", "resize", "sized", "sizes_of", "written"]
