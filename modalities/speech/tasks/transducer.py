@@ -22,6 +22,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from ..data.corpora import SpeechData, build_tokens
 from ..data.features import Features
 from ..data.source import Sample
+from ..data.symbols import check_same
 from ..data.text_source import TextSource
 from ..evaluate.measure import measured
 from ..evaluate.transducer import Parts, TorchParts, beam, greedy
@@ -117,15 +118,8 @@ class TransducerAdapter(Adapter):
             self._own[role] = OwnFeatures(Features.model_validate(card.features), model.stride)
             for source in self._sources.values():
                 source.carry_waves(self._own[role].rate)
-        if (symbols := tuple(card.tokens["symbols"])) != self.tokens.symbols:
-            at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
-            where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
-                f"{len(symbols)} classes there, {len(self.tokens)} here"
-            )  # fmt: skip
-            raise UserError(
-                f"{folder}: its {role} writes another vocabulary than the training texts: {where}: give "
-                "data.symbols, or the texts that it learnt from"
-            )
+        advice = "give data.symbols, or the texts that it learnt from"
+        check_same(card.tokens["symbols"], self.tokens.symbols, f"{folder}: its {role}", advice)
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, cast(Transducer, model))
 
