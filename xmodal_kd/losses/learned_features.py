@@ -222,9 +222,8 @@ class DpHubert(nn.Module):
         shared = list(dict.fromkeys(self.widths[apart:]))
         self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in [*self.widths[:apart], *shared])
         self.which = [at if at < apart else apart + shared.index(one) for at, one in enumerate(self.widths)]
-        for one in self.maps:
-            nn.init.eye_(one.weight)
-            nn.init.zeros_(one.bias)
+        for name, parameter in self.maps.named_parameters():
+            (nn.init.eye_ if name.endswith("weight") else nn.init.zeros_)(parameter)
 
     def forward(self, student: list[Float[Tensor, "n _"]], teacher: list[Float[Tensor, "n _"]]) -> Float[Tensor, " n"]:
         values = []

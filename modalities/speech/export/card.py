@@ -12,6 +12,7 @@ from xmodal_kd.adapter.saved_model import About
 from ..data.corpora import SpeechData
 from ..data.features import FLOOR, PRIOR, PRIOR_FRAMES
 from ..data.tokens import SPACE, WORD, Tokens
+from ..models import EncoderForCTC
 
 USE = """```sh
 xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
@@ -96,6 +97,24 @@ as zeros and with symbol 0, and gives `known` and `next_state`; `joint.onnx` tak
 features are."""
 
 
+WAVES = """```sh
+xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
+```
+
+takes audio files of any sample rate and length, with `pip install 'xmodal-kd[speech]' transformers`. From Python:
+
+```python
+from xmodal_kd.modalities.speech.use.waves import WaveRecogniser
+
+recogniser = WaveRecogniser("path/to/this/folder")
+print(recogniser.transcribe("recording.wav")["text"])
+```
+
+`card.json` says what the encoder's configuration in `transformers` was (`params.encoder`) and how many heads, inner
+units and channels are left of it (`params.left`): `transformers` has none for layers that differ, so it is built
+by this project."""
+
+
 def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
     """A CTC model: what it hears, what it writes, how long it waits."""
     features, stride = data.features, int(model.stride)  # type: ignore[arg-type]
@@ -108,6 +127,9 @@ def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
         f"It writes what is said in {tokens.kind} ({len(tokens.symbols) - 1} of them beside the blank), a frame every "
         f"{1000 * stride * seconds:.0f} ms of audio at {features.sample_rate} Hz, decoded greedily. {waits}"
     )
+    if isinstance(model, EncoderForCTC):
+        what = f"It hears waves as a {model.prefix} does. {what}"
+        return About("CTC speech recogniser", what, WAVES, {"pipeline_tag": "automatic-speech-recognition"})
     use = USE.replace("FLOOR", str(FLOOR)).replace("NORMALISE\n", MEANS[features.normalise])
     use = use.replace("JOIN", " " if tokens.kind == "words" else "")
     use = use.replace("GAP", WORD if tokens.kind == "bpe" else SPACE)
