@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
@@ -110,20 +110,24 @@ class ConvCTC(AcousticModel):
     def units(self) -> list[Units]:
         """Hidden channels of each block: see `xmodal_kd.compress.gates.Prunable`."""
         found = []
-        for i, block in enumerate(self.blocks):
+        for i, hidden in enumerate(self._hidden()):
             at, read = f"blocks.{i}.mlp", f"blocks.{i}.mlp.2.weight"
-            parts = {f"{at}.0.weight": 0, f"{at}.0.bias": 0, read: 1}
-            found.append(Units(f"hidden.{i}", len(block.mlp[0].bias), parts, read, drop=0.5))  # type: ignore[union-attr,index]
+            found.append(
+                Units(f"hidden.{i}", hidden, {f"{at}.0.weight": 0, f"{at}.0.bias": 0, read: 1}, read, drop=0.5)
+            )
         return found
 
     def narrowed(self, counts: Mapping[str, int]) -> None:
         """Bring what layers say of their sizes, and the card, to what the weights have."""
-        for block in self.blocks:
-            for layer in (block.mlp[0], block.mlp[2]):  # type: ignore[union-attr,index]
-                layer.out_features, layer.in_features = layer.weight.shape
+        blocks: Any = self.blocks
+        for layer in (layer for block in blocks for layer in (block.mlp[0], block.mlp[2])):
+            layer.out_features, layer.in_features = layer.weight.shape
         if hasattr(self, "card"):
-            hidden = [block.mlp[0].out_features for block in self.blocks]  # type: ignore[union-attr,index]
-            self.card["params"] = {**self.card["params"], "hidden": hidden}
+            self.card["params"] = {**self.card["params"], "hidden": self._hidden()}
+
+    def _hidden(self) -> list[int]:
+        blocks: Any = self.blocks
+        return [len(block.mlp[0].bias) for block in blocks]
 
     def steps(self) -> StepModel | None:
         return ConvSteps(self).train(self.training) if type(self).forward is ConvCTC.forward else None

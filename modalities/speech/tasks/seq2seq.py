@@ -27,6 +27,7 @@ from ..models.processor import DecoderTokens, MelFrames, Processor, padded
 from ..models.seq2seq import Encoders, encoder_of, shifted
 from ..models.whisper import greedy, load_whisper
 from ..show.written import Written
+from .texts import TextAdapter
 
 #: Test utterances that `transformers` alone writes again of an exported student.
 RELOADED = 8

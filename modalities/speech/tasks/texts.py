@@ -16,6 +16,8 @@ from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
 
 from ..data.corpora import SpeechData
+from ..data.decoder_source import DecoderSource
+from ..data.text_source import TextSource
 from ..models import MODELS
 from ..show.written import Written, glimpse, show
 
@@ -65,6 +67,9 @@ class TextAdapter(Adapter):
         """A frozen teacher hears the clean features, unless ``data.teacher_view`` says otherwise."""
         teaches = role != "student" and not model.training
         return "clean" if teaches and self.config.teacher_view == "clean" else "features"
+
+    @abstractmethod
+    def data(self, split: str) -> TextSource | DecoderSource: ...
 
     @abstractmethod
     def written(self, role: str, model: nn.Module, batch: Batch) -> list[str]:

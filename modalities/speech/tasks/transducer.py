@@ -32,6 +32,7 @@ from ..losses import transducer  # noqa: F401 - registers the losses
 from ..models.front_ends import OwnFeatures, SharedFeatures
 from ..models.transducer import Lattice, Transducer
 from ..show.written import Written
+from .texts import TextAdapter
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
