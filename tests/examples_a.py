@@ -19,6 +19,7 @@ Batch = dict[str, Any]
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "cfl": ((6,), (9, 5)),
     "distilhubert": ((6,), (9, 5, 7)),
+    "dphubert": ((6, 6, 6), (9, 9, 9)),
     "lelp": ((10,), (2, 7)),
     "minilm": ((6,) * 3, (9,) * 3),
     "minilmv2": ((6,) * 3, (9,) * 3),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score, Strict
+from xmodal_kd.compress.gates import Units
 from xmodal_kd.losses import LOSSES, loss
 from xmodal_kd.losses.base import item_mean
 from xmodal_kd.objective.objective import Objective
@@ -81,6 +82,21 @@ class Leaky(Net):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return super().forward(x - x.mean(dim=1, keepdim=True), mask)
+
+
+@MODELS.register("prunable")
+class Prunable(Net):
+    """Says that its hidden channels can be taken out."""
+
+    def units(self) -> list[Units]:
+        parts = {"body.0.weight": 0, "body.0.bias": 0, "body.1.weight": 0, "body.1.bias": 0, "head.weight": 1}
+        return [Units("hidden", self.head.in_features, parts, "head.weight", drop=0.1)]
+
+    def narrowed(self, counts: Mapping[str, int]) -> None:
+        left = counts["hidden"]
+        self.body[1].normalized_shape = (left,)
+        self.body[0].out_features = self.head.in_features = left
+        self.card["params"] = {**self.card["params"], "width": left}
 
 
 class Sample(NamedTuple):

@@ -28,7 +28,7 @@ from .data.listed import listed_file
 from .data.made import made_batch, made_input
 from .data.source import Sample, SpeechSource
 from .data.stored_logits import StoredLogits
-from .data.symbols import SymbolMap, Vocabulary, left_out, listed, match
+from .data.symbols import SymbolMap, Vocabulary, check_same, left_out, listed, match
 from .evaluate.decode import greedy
 from .evaluate.measure import measured
 from .evaluate.ngram import Ngram
@@ -39,7 +39,7 @@ from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, 
 from .export.saved_folder import load_model, save_model, write_program
 from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
-from .models import MODELS, AcousticModel
+from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
@@ -129,10 +129,20 @@ class SpeechAdapter(Adapter):
         if (task := getattr(kind, "task", "ctc")) != "ctc":
             writes = "writes by a decoder" if task == "seq2seq" else "is a transducer"
             raise UserError(f"{role}: model {model!r} {writes}: set data.task to {task}")
-        config = kind.Config.model_validate(params)
-        built = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
+        built = kind(config := self._started(kind, params), mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
+        if isinstance(built, EncoderForCTC):
+            built.start_head(self.tokens.symbols)
+            built.card["params"] = built.described()
         return self._registered(role, built, self.tokens.symbols)
+
+    def _started(self, kind: type[AcousticModel], params: Mapping[str, Any]) -> Any:
+        """Checked parameters; an encoder that names no folder starts as the teacher's."""
+        config: Any = kind.Config.model_validate(params)
+        taught = self.teachers.get("teacher")
+        if kind is EncoderForCTC and config.folder is None and taught is not None:
+            return config.model_copy(update={"folder": taught.path})
+        return config
 
     def load(self, role: str, folder: Path) -> nn.Module:
         """A recogniser that was saved here, or, as a teacher, a CTC model or encoder as transformers saves it."""
@@ -153,15 +163,9 @@ class SpeechAdapter(Adapter):
         if symbols != self.tokens.symbols and is_teacher(role) and self.config.vocabulary == "by_name":
             theirs = Vocabulary(symbols, blank=0)
             self._maps[role] = match(self.tokens.symbols, theirs, f"{folder}: its {role}", partial=True)
-        elif symbols != self.tokens.symbols:
-            at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
-            where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
-                f"{len(symbols)} classes there, {len(self.tokens)} here"
-            )  # fmt: skip
-            raise UserError(
-                f"{folder}: its {role} writes another vocabulary than the training texts: {where}: set "
-                "data.vocabulary to by_name and compare by the term uhc, or change the texts"
-            )
+        else:
+            advice = "set data.vocabulary to by_name and compare by the term uhc, or change the texts"
+            check_same(symbols, self.tokens.symbols, f"{folder}: its {role}", advice)
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, model, self.tokens.symbols)
 
@@ -227,6 +231,8 @@ class SpeechAdapter(Adapter):
 
     def _registered(self, role: str, model: AcousticModel, symbols: Sequence[str]) -> AcousticModel:
         self._names[role] = symbols
+        if isinstance(model, EncoderForCTC):
+            self._hears(role, model.front_end(self.config.features))
         if not is_teacher(role):
             self.stride = model.stride
         if role == "student" and self.config.streaming and model.steps() is None:
@@ -366,6 +372,8 @@ class SpeechAdapter(Adapter):
         With ``data.streaming`` the same two with the student's state, scored in chunks. Where int8 is worse by more
         than the noise of the utterances, its ``note`` says so in the report and the card.
         """
+        if isinstance(model, EncoderForCTC):  # its folder is what is deployed
+            return {}
         export_onnx(model.cpu(), folder, self.config.features.mels)
         write_program(folder)
         train = self.data("train")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import amalgamation_by_another, category_by_another, token_by_another
-from .layers import Params
+from . import amalgamation_by_another, category_by_another, dphubert_by_another, token_by_another
+from .layers import Params, under
 from .maths import Array, Ints
 
 
@@ -60,3 +60,16 @@ def cfl(
     mine, theirs, rebuilt = amalgamation_by_another.fc_block(student[0], teacher, parts)
     apart = amalgamation_by_another.mmd_term(mine, theirs, sigmas=sigmas)
     return float(mmd * apart + reconstruction * amalgamation_by_another.reconstruction_term(rebuilt, teacher))
+
+
+def dphubert(
+    student: list[Array], teacher: list[Array], *, state: Params, l1: float = 1.0, cosine: float = 1.0,
+    form: str = "raw", apart: int = 1,
+) -> Array:  # fmt: skip
+    """Peng et al. (2023): one row is a batch of one utterance of one frame."""
+    maps = [under(state, f"maps.{min(at, apart)}") for at in range(len(student))]
+    said = [s @ one["weight"].T + one["bias"] for s, one in zip(student, maps, strict=True)]
+    kind = {"raw": "raw", "log_sigmoid": "log_sig"}[form]
+    stacks = [np.stack(side, axis=1)[:, :, None] for side in (said, teacher)]
+    rows = zip(*stacks, strict=True)
+    return np.array([dphubert_by_another.distill_loss(s[None], t[None], 0.0, l1, cosine, kind)[0] for s, t in rows])

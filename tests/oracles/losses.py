@@ -17,7 +17,7 @@ from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
-from .forms import category, cfl, hard_label
+from .forms import category, cfl, dphubert, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
 from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
@@ -79,6 +79,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "dkd": dkd,
     "dmkd": dmkd,
     "dn": dn,
+    "dphubert": dphubert,
     "fgfi": fgfi,
     "fsp": fsp,
     "ft": ft,

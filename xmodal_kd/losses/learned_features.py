@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -185,3 +185,52 @@ class DistilHubert(nn.Module):
     def _apart(self, predicted: Float[Tensor, "n d"], layer: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         alike = (direction(predicted) * direction(layer)).sum(dim=-1)
         return (layer - predicted).abs().mean(dim=-1) - self.cosine * F.logsigmoid(alike)
+
+
+@loss(
+    "dphubert", reduction="rows", family="transformers", year=2023, needs="features",
+    paper="Peng, Sudo, Muhammad, Watanabe: DPHuBERT: Joint Distillation and Pruning of Self-Supervised Speech Models",
+    properties="widths_differ",
+)  # fmt: skip
+class DpHubert(nn.Module):
+    """``mean_l [l1 |h_l - p_l(s_l)|_1 / D + cosine c_l]``: each layer of the student against the teacher's beside it.
+
+    c is ``-cos(h, p)`` (`form: raw`, the release's script) or ``-log sigmoid(cos(h, p))`` (`log_sigmoid`, its other
+    choice, as of `distilhubert`). p is a linear map that starts as the identity: one of its own for each of the `apart`
+    first layers, one that all others of equal widths share. Published for the input of the first layer and three
+    layers:
+    ``on: {student: [hubert.feature_projection.dropout, hubert.encoder.layers.3, ...], teacher: [...]}``. The paper adds
+    the layers up, the release takes their mean, which this does. Can be negative with `raw`.
+
+    Args:
+        cosine, l1: weights of the parts, 1 in the release.
+        apart: how many of the first layers have a map of their own, 1 in the release.
+    """
+
+    def __init__(
+        self, student_width: list[int], teacher_width: list[int], *, l1: Margin = 1.0, cosine: Margin = 1.0,
+        form: Literal["raw", "log_sigmoid"] = "raw", apart: Annotated[int, Field(ge=0)] = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if len(student_width) != len(teacher_width):
+            raise ValueError(
+                f"dphubert: {len(student_width)} layers of the student against {len(teacher_width)} of the teacher: "
+                "name one for each"
+            )
+        self.widths = list(zip(student_width, teacher_width, strict=True))
+        self.l1, self.cosine, self.form = l1, cosine, form
+        shared = list(dict.fromkeys(self.widths[apart:]))
+        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in [*self.widths[:apart], *shared])
+        self.which = [at if at < apart else apart + shared.index(one) for at, one in enumerate(self.widths)]
+        for name, parameter in self.maps.named_parameters():
+            (nn.init.eye_ if name.endswith("weight") else nn.init.zeros_)(parameter)
+
+    def forward(self, student: list[Float[Tensor, "n _"]], teacher: list[Float[Tensor, "n _"]]) -> Float[Tensor, " n"]:
+        values = []
+        for at, (s, t, widths) in enumerate(zip(student, teacher, self.widths, strict=True)):
+            built_for(s, t, *widths)
+            said = self.maps[self.which[at]](s)
+            alike = (direction(said) * direction(t)).sum(dim=-1)
+            apart = -alike if self.form == "raw" else -F.logsigmoid(alike)
+            values.append(self.l1 * (said - t).abs().mean(dim=-1) + self.cosine * apart)
+        return torch.stack(values).mean(dim=0)

@@ -230,16 +230,27 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
 
 
 def _compressed(compressed: Mapping[str, Any], name: str) -> str:
-    """What the students were before they were trained: as pruned, and as repaired."""
-    lines = []
-    for role, facts in compressed.items():
-        told = facts["fskd"]
-        before, after = (fmean(layer[key] for layer in told["layers"]) for key in ("before", "after"))
-        line = f"- {role}: error of its {len(told['layers'])} layers {number(before)}, repaired {number(after)}"
-        if "pruned" in told:
-            line += f"; {name} (test) {number(told['pruned'][name])}, repaired {number(told['repaired'][name])}"
-        lines.append(f"{line}; {told['samples']} samples")
-    return "## Before the training\n\n" + "\n".join(lines) if lines else ""
+    """What the students were before they were trained, as pruned and as repaired, and what was taken out of them."""
+    repaired = [_repaired(role, facts["fskd"], name) for role, facts in compressed.items() if "fskd" in facts]
+    pruned = [_pruned(role, facts["l0_prune"]) for role, facts in compressed.items() if "l0_prune" in facts]
+    sections = (("Before the training", repaired), ("What was taken out", pruned))
+    return "\n\n".join(f"## {head}\n\n" + "\n".join(lines) for head, lines in sections if lines)
+
+
+def _repaired(role: str, told: Mapping[str, Any], name: str) -> str:
+    before, after = (fmean(layer[key] for layer in told["layers"]) for key in ("before", "after"))
+    line = f"- {role}: error of its {len(told['layers'])} layers {number(before)}, repaired {number(after)}"
+    if "pruned" in told:
+        line += f"; {name} (test) {number(told['pruned'][name])}, repaired {number(told['repaired'][name])}"
+    return f"{line}; {told['samples']} samples"
+
+
+def _pruned(role: str, told: Mapping[str, Any]) -> str:
+    left = ", ".join(f"{name} {count} of {whole}" for name, (count, whole) in told["left"].items())
+    return (
+        f"- {role}: {told['parameters']:,} of {told['parameters_before']:,} parameters are left, a sparsity of "
+        f"{told['sparsity']:.3f} (expected by its gates {told['expected_sparsity']:.3f}): {left}"
+    )
 
 
 def _taught(taught: Mapping[str, Any]) -> str:

@@ -324,7 +324,7 @@ class Engine:
             f"dev {name} {value:.4f} at step {self.at.total}" + ("  (best)" if gain is None or gain > delta else "")
         )
         self._track({f"dev/{name}": value})
-        if gain is None or gain > delta:
+        if gain is None or gain > delta or stage.last:
             self.at.best, self.at.best_at, self.at.bad = value, self.at.total, 0
             if self.ranks.main:
                 found = {"step": self.at.total, name: value}
@@ -395,6 +395,6 @@ class Engine:
         elif self.train.ema is not None:
             target.load_state_dict(self.roles[AVERAGE].state_dict())
         self.ranks.agree([target])  # where the others get the best, which only the main process can read
-        target.eval()
+        stage.leave(target)
         if self.finished is not None and self.ranks.main:
             self.finished(stage, target)

@@ -61,6 +61,7 @@ class Held:
             raise UserError(f"{folder}: its checkpoint is not of this training ({told})") from error
 
     def _put_back(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], folder: Path) -> None:
+        self.method.load_state_dict(state["method"])  # first: it may say what shape the weights have
         for role in self.saved:
             load_weights(self.roles[role], unprefixed(f"roles/{role}", tensors), folder)
         for name, module in self.method.modules().items():
@@ -68,7 +69,6 @@ class Held:
         names = self._names()
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, names, unprefixed(f"optimizers/{name}", tensors), state["optimizers"][name])
-        self.method.load_state_dict(state["method"])
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 

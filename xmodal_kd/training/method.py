@@ -54,6 +54,8 @@ class Stage:
         ema: roles that the engine updates after each step as averages of others (consistency targets, mean teachers);
             a role that does not exist yet starts as a copy of its source, as `begin` left it.
         saves: frozen roles whose weights `begin` changes, so that a checkpoint must hold them too.
+        last: whether it ends with its last weights, not with its best: what is measured before is another network.
+        leave: what is done to the target at the end, before it is saved.
 
     >>> Stage("student", 100, frozenset({"student"})).saves
     frozenset()
@@ -64,6 +66,8 @@ class Stage:
     trains: frozenset[str]
     ema: Mapping[str, Ema] = field(default_factory=dict)
     saves: frozenset[str] = frozenset()
+    last: bool = False
+    leave: Callable[[nn.Module], object] = nn.Module.eval
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,17 @@ def match(ours: Sequence[str], theirs: Vocabulary, who: str, *, partial: bool = 
     return SymbolMap(columns, added)
 
 
+def check_same(theirs: Sequence[str], ours: Sequence[str], who: str, advice: str) -> None:
+    """Raises `UserError` that names the first class in which two lists of symbols differ, and says `advice`."""
+    if tuple(theirs) == tuple(ours):
+        return
+    at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+    where = f"{len(theirs)} classes there, {len(ours)} here"
+    if at is not None:
+        where = f"class {at} is {theirs[at]!r} there, {ours[at]!r} here"
+    raise UserError(f"{who} writes another vocabulary than the training texts: {where}: {advice}")
+
+
 def left_out(ours: Sequence[str], theirs: Vocabulary) -> list[str]:
     """Their names of what they write and we do not, special tokens not counted."""
     known = set(ours)

@@ -11,6 +11,7 @@ from xmodal_kd.adapter.saved_model import About
 
 from ..data.corpora import SpeechData
 from ..data.tokens import Tokens
+from ..models import EncoderForCTC
 
 USE = """```sh
 xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
@@ -63,6 +64,24 @@ as zeros and with symbol 0, and gives `known` and `next_state`; `joint.onnx` tak
 features are."""
 
 
+WAVES = """```sh
+xmodal-kd transcribe path/to/this/folder recording.wav folder/ --json
+```
+
+takes audio files of any sample rate and length, with `pip install 'xmodal-kd[speech]' transformers`. From Python:
+
+```python
+from xmodal_kd.modalities.speech.use.waves import WaveRecogniser
+
+recogniser = WaveRecogniser("path/to/this/folder")
+print(recogniser.transcribe("recording.wav")["text"])
+```
+
+`card.json` says what the encoder's configuration in `transformers` was (`params.encoder`) and how many heads, inner
+units and channels are left of it (`params.left`): `transformers` has none for layers that differ, so it is built
+by this project."""
+
+
 def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
     """A CTC model: what it hears, what it writes, how long it waits."""
     features, stride = data.features, int(model.stride)  # type: ignore[arg-type]
@@ -75,6 +94,9 @@ def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
         f"It writes what is said in {tokens.kind} ({len(tokens.symbols) - 1} of them beside the blank), a frame every "
         f"{1000 * stride * seconds:.0f} ms of audio at {features.sample_rate} Hz, decoded greedily. {waits}"
     )
+    if isinstance(model, EncoderForCTC):
+        what = f"It hears waves as a {model.prefix} does. {what}"
+        return About("CTC speech recogniser", what, WAVES, {"pipeline_tag": "automatic-speech-recognition"})
     use = USE
     if data.streaming and field is not None:
         use += STREAMING.format(stride=stride, before=stride - 1, after=field[1] // stride)

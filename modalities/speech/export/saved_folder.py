@@ -89,11 +89,11 @@ def task_of(card: Card) -> str:
     return str(getattr(MODELS[card.model], "task", "ctc"))
 
 
-def is_transducer(folder: Path) -> bool:
-    """Whether a folder is of a transducer that was saved here."""
+def kind_in(folder: Path) -> Any:
+    """The class of the model that was saved in a folder, by its card; None where there is no card of one."""
     found = read_json(folder / CARD) if (folder / CARD).is_file() else None
     name = found.get("model") if isinstance(found, dict) else None
-    return isinstance(name, str) and name in MODELS and getattr(MODELS[name], "task", "ctc") == "transducer"
+    return MODELS[name] if isinstance(name, str) and name in MODELS else None
 
 
 def load_model(folder: Path | str, task: Task = "ctc") -> tuple[AcousticModel, Card]:

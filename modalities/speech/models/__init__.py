@@ -1,4 +1,5 @@
-"""Acoustic models by name: a compact streaming student, a conformer teacher, both as transducers, a smaller Whisper.
+"""Acoustic models by name: a compact streaming student, a conformer teacher, both as transducers, a smaller Whisper, an
+encoder of waves.
 
 Every CTC model is built as ``cls(config, mels=, classes=)``, is called as ``model(features, lengths)`` and has
 
@@ -6,6 +7,8 @@ Every CTC model is built as ``cls(config, mels=, classes=)``, is called as ``mod
 * ``stride``: input frames an output frame;
 * ``receptive_field``: input frames it sees to the left and right of an output frame, or None where it sees them all;
 * ``axes(path)``: the layout of a captured submodule's output, ``"b t c"`` or ``"t b c"``.
+
+`EncoderForCTC` hears waves by a front end of its own, and is called as `transformers` calls its models.
 
 A model of ``task`` transducer is built and called alike, and gives states of its encoder; see `Transducer`. One of
 ``task`` seq2seq has a `Config` and builds a ``WhisperForConditionalGeneration`` of ``transformers``.
@@ -21,6 +24,7 @@ from xmodal_kd.runtime.registry import Registry
 
 from .conformer import ConformerCTC
 from .conv import ConvCTC
+from .encoder import EncoderForCTC
 from .frames import AcousticModel
 from .seq2seq import WhisperStudent
 from .transducer import ConformerTransducer, ConvTransducer
@@ -28,6 +32,7 @@ from .transducer import ConformerTransducer, ConvTransducer
 MODELS: Registry[Any] = Registry("speech model")
 MODELS.add("conv", ConvCTC)
 MODELS.add("conformer", ConformerCTC)
+MODELS.add("encoder", EncoderForCTC)
 MODELS.add("whisper", WhisperStudent)
 MODELS.add("conv_transducer", ConvTransducer)
 MODELS.add("conformer_transducer", ConformerTransducer)
@@ -39,5 +44,6 @@ __all__ = [
     "ConformerTransducer",
     "ConvCTC",
     "ConvTransducer",
+    "EncoderForCTC",
     "WhisperStudent",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.compress.gates import Units
 
 from .conv_steps import ConvSteps
 from .frames import AcousticModel, Depthwise, frame_mask, front_end, masked
@@ -29,6 +31,8 @@ class ConvConfig(Strict):
     """Frames of 40 ms that each block sees of the future; 0 is strictly causal."""
     expansion: int = Field(2, ge=1)
     """Width of each block's hidden layer, in units of `width`."""
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """The same of each block by itself, in channels; None: as `expansion` says."""
     planes: int = Field(0, ge=0)
     """Channels of a front end that convolves over mels as well as over time; 0: over time alone."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -38,6 +42,8 @@ class ConvConfig(Strict):
     def _fits(self) -> ConvConfig:
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations must be one or more positive numbers, got {list(self.dilations)}")
+        if self.hidden is not None and len(self.hidden) != len(self.dilations):
+            raise ValueError(f"hidden has {len(self.hidden)} widths for {len(self.dilations)} blocks")
         if self.lookahead > (self.kernel - 1) * min(self.dilations):
             raise ValueError(f"a kernel of {self.kernel} is too short for a lookahead of {self.lookahead} frames")
         return self
@@ -47,14 +53,14 @@ class Block(nn.Module):
     """``x + MLP(LayerNorm(depthwise(x)))``, after ConvNeXt (Liu et al., 2022), causal along time."""
 
     def __init__(
-        self, width: int, kernel: int, dilation: int, lookahead: int, expansion: int, dropout: float = 0.0
+        self, width: int, kernel: int, dilation: int, lookahead: int, hidden: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.left, self.right = (kernel - 1) * dilation - lookahead, lookahead
         self.depthwise = Depthwise(width, kernel, dilation=dilation)
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
         )  # fmt: skip
         self.dropout = nn.Dropout(dropout)
 
@@ -75,9 +81,10 @@ class ConvCTC(AcousticModel):
     def __init__(self, config: ConvConfig, *, mels: int, classes: int) -> None:
         super().__init__(config, mels=mels, classes=classes)
         self.subsample = front_end(mels, config.width, config.planes, causal=True)
+        every = (config.expansion * config.width,) * len(config.dilations)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.kernel, dilation, config.lookahead, config.expansion, config.dropout)
-            for dilation in config.dilations
+            Block(config.width, config.kernel, dilation, config.lookahead, hidden, config.dropout)
+            for dilation, hidden in zip(config.dilations, config.hidden or every, strict=True)
         )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, classes)
@@ -99,6 +106,28 @@ class ConvCTC(AcousticModel):
         for block in self.blocks:
             x = block(x, mask)
         return self.head(self.norm(x)), lengths
+
+    def units(self) -> list[Units]:
+        """Hidden channels of each block: see `xmodal_kd.compress.gates.Prunable`."""
+        found = []
+        for i, hidden in enumerate(self._hidden()):
+            at, read = f"blocks.{i}.mlp", f"blocks.{i}.mlp.2.weight"
+            found.append(
+                Units(f"hidden.{i}", hidden, {f"{at}.0.weight": 0, f"{at}.0.bias": 0, read: 1}, read, drop=0.5)
+            )
+        return found
+
+    def narrowed(self, counts: Mapping[str, int]) -> None:
+        """Bring what layers say of their sizes, and the card, to what the weights have."""
+        blocks: Any = self.blocks
+        for layer in (layer for block in blocks for layer in (block.mlp[0], block.mlp[2])):
+            layer.out_features, layer.in_features = layer.weight.shape
+        if hasattr(self, "card"):
+            self.card["params"] = {**self.card["params"], "hidden": self._hidden()}
+
+    def _hidden(self) -> list[int]:
+        blocks: Any = self.blocks
+        return [len(block.mlp[0].bias) for block in blocks]
 
     def steps(self) -> StepModel | None:
         return ConvSteps(self).train(self.training) if type(self).forward is ConvCTC.forward else None

@@ -69,7 +69,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
 
 def vocabulary_of(folder: Path) -> Vocabulary | None:
     """What the model in a folder writes, without loading it; None of an encoder without a head."""
-    config = _config(folder)
+    config = config_of(folder)
     if is_encoder(config):
         return None
     return read_vocabulary(folder, int(config.get("pad_token_id") or 0), int(config.get("vocab_size", 0)))
@@ -92,9 +92,9 @@ class Described(NamedTuple):
 
 def described(folder: Path) -> Described:
     """Raises `UserError` as `load_pretrained` does, for all but the weights' content."""
-    config = _config(folder)
+    config = config_of(folder)
     _check_files(folder, config)
-    rate, strides = int(_extractor(folder)["sampling_rate"]), config.get("conv_stride")
+    rate, strides = int(extractor_of(folder)["sampling_rate"]), config.get("conv_stride")
     frame = Fraction(prod(strides), rate) if strides and not config.get("add_adapter", False) else None
     layers = int(config.get("num_hidden_layers", 0)) if is_encoder(config) else 0
     return Described(rate, frame, vocabulary_of(folder), layers)
@@ -126,16 +126,16 @@ def check_folder(folder: Path) -> None:
 
 def traps(folder: Path) -> Iterator[tuple[str, str]]:
     """What looks wrong in a folder of transformers, and what to do."""
-    if is_encoder(_config(folder)):
+    if is_encoder(config_of(folder)):
         return
-    beyond = unwritten(folder, int(_config(folder).get("vocab_size", 0)))
+    beyond = unwritten(folder, int(config_of(folder).get("vocab_size", 0)))
     if beyond:
         yield (
             f"its vocabulary has {', '.join(map(repr, beyond[:5]))} behind the last class of its head, which it "
             "cannot write",
             "give the vocab.json that the model was trained with",
         )
-    blank = int(_config(folder).get("pad_token_id") or 0)
+    blank = int(config_of(folder).get("pad_token_id") or 0)
     if (other := other_blank(folder, blank)) is not None:
         yield (
             f"its model takes class {blank} for the blank (pad_token_id), its tokenizer class {other}",
@@ -149,15 +149,15 @@ def load_pretrained(folder: Path) -> Pretrained:
     Raises:
         UserError: the folder holds neither, no safetensors, asks for code of its own, or lacks its processor.
     """
-    config = _config(folder)
+    config = config_of(folder)
     _check_files(folder, config)
     vocabulary = vocabulary_of(folder)
     model = _load(folder, encoder=vocabulary is None).eval().requires_grad_(False)
-    extractor = _extractor(folder)
+    extractor = extractor_of(folder)
     return Pretrained(model, WaveFrontEnd(model, extractor, folder), vocabulary)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG}: a JSON object is expected")
@@ -230,7 +230,7 @@ def _load(folder: Path, *, encoder: bool) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _extractor(folder: Path) -> dict[str, Any]:
+def extractor_of(folder: Path) -> dict[str, Any]:
     """What the processor says of the front end."""
     plain, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
     found = read_json(plain) if plain.is_file() else {}
@@ -253,6 +253,7 @@ class WaveFrontEnd:
 
     def __init__(self, model: nn.Module, extractor: Mapping[str, Any], folder: Path) -> None:
         self.config: Any = model.config
+        self.extractor = dict(extractor)
         self.rate: int = int(extractor["sampling_rate"])
         kind = extractor.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
         self.normalise = bool(extractor.get("do_normalize", True))

@@ -10,12 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
-from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.adapter import Batch, Evaluation
 from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
 
@@ -25,11 +23,11 @@ from ..data.features import Features
 from ..data.source import Sample
 from ..evaluate.measure import measured
 from ..export.decoder_folder import about_decoder, load_decoder_card, reloaded, save_decoder, size_of
-from ..models import MODELS
 from ..models.processor import DecoderTokens, MelFrames, Processor, padded
 from ..models.seq2seq import Encoders, encoder_of, shifted
 from ..models.whisper import greedy, load_whisper
-from ..show.written import Written, glimpse, show
+from ..show.written import Written
+from .texts import TextAdapter
 
 #: Test utterances that `transformers` alone writes again of an exported student.
 RELOADED = 8
@@ -37,7 +35,7 @@ RELOADED = 8
 ENCODER = "model.encoder"
 
 
-class Seq2SeqAdapter(Adapter):
+class Seq2SeqAdapter(TextAdapter):
     """Teacher and student hear the same utterance and are forced over the same tokens, each shifted to the right.
 
     A row is a position of the decoder: ``logits`` of its next token, ``labels`` that token. What stands before a text
@@ -45,15 +43,13 @@ class Seq2SeqAdapter(Adapter):
     rows, those of the encoder a row a frame.
     """
 
-    Data: ClassVar[type[SpeechData]] = SpeechData
-    models: ClassVar[Registry[Any]] = MODELS
-    gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
-    metric: ClassVar[tuple[str, bool]] = ("wer", True)
-    quick_export: ClassVar[bool] = False
+    task: ClassVar[str] = "seq2seq"
+    noun: ClassVar[str] = "decoder"
+    along: ClassVar[str] = "a decoder is forced over"
+    fitting: ClassVar[str] = "whisper"
 
     def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
-        self.config, self.streams, self.batch_size = data, streams, batch_size
-        self.metric = (data.metric, True)  # type: ignore[misc]
+        super().__init__(data, streams, batch_size)
         self._sources: dict[str, DecoderSource] = {}
         self._encoders = Encoders()
 
@@ -84,20 +80,10 @@ class Seq2SeqAdapter(Adapter):
             )  # fmt: skip
         return self._sources[split]
 
-    def begin(self, role: str, labelled: Sequence[int]) -> None:
-        if len(labelled) < len(self.data("train")):
-            raise UserError(
-                "labels: a decoder is forced over the text of every utterance, so none is without: leave labels out, "
-                "and write the teacher's texts over those that shall not be seen (xmodal-kd pseudolabel)"
-            )
-
     # ---------------------------------------------------------------- models
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> nn.Module:
-        kind = MODELS[model]
-        if getattr(kind, "task", "ctc") != "seq2seq":
-            key = role.replace("-", "s.") if is_teacher(role) else "student"
-            raise UserError(f"{role}: model {model!r} writes by CTC: set {key}.model to whisper, or data.task to ctc")
+        kind = self.kind(role, model)
         config = kind.Config.model_validate(params)
         built: nn.Module = kind.build(config, self.processor)
         built.card = {"model": model, "params": config.model_dump(mode="json")}  # type: ignore[assignment]
@@ -105,8 +91,7 @@ class Seq2SeqAdapter(Adapter):
 
     def load(self, role: str, folder: Path) -> nn.Module:
         """A Whisper as transformers saves it, or a student that was saved here, of the tokens and features of all."""
-        if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
-            raise UserError(f"teacher.signals: {folder}: logits by frame are of CTC: give the decoder's folder as path")
+        self.check_live(role, folder)
         params: dict[str, Any] = {}
         if (folder / CARD).is_file():
             params = load_decoder_card(folder).params
@@ -157,7 +142,7 @@ class Seq2SeqAdapter(Adapter):
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and captured features, and ``labels``, the next tokens."""
-        heard = self._heard(batch, self._view(role, model))
+        heard = self._heard(batch, self.view(role, model))
         targets, made = batch["targets"], self.processor
         layout = Layout.padded("token", batch["target_lengths"], targets.shape[1])
         network: Any = model
@@ -185,11 +170,6 @@ class Seq2SeqAdapter(Adapter):
             )
         return rows, at
 
-    def _view(self, role: str, model: nn.Module) -> Literal["clean", "features"]:
-        """A frozen teacher hears the clean features, unless ``data.teacher_view`` says otherwise."""
-        teaches = role != "student" and not model.training
-        return "clean" if teaches and self.config.teacher_view == "clean" else "features"
-
     def _heard(self, batch: Batch, view: str) -> Tensor:
         """``(b, mels, frames)`` features, the silence behind each utterance put back."""
         lengths = batch["lengths"]
@@ -208,9 +188,6 @@ class Seq2SeqAdapter(Adapter):
         heard = self._heard(batch, "clean").to(next(model.parameters()).device)
         return [self.processor.decode(ids) for ids in greedy(model, self.processor, heard)]
 
-    def answer(self, role: str, model: nn.Module, batch: Batch) -> list[str]:
-        return self.written(role, model, batch)
-
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Greedy word errors on `split`, of texts in the form that ``data.normaliser`` gives both, and ``rtf``."""
 
@@ -219,13 +196,7 @@ class Seq2SeqAdapter(Adapter):
 
         return measured(self.data(split), write, self.config.metric)
 
-    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self._shown("test"), models)
-
-    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
-        return glimpse(self._shown("dev"), role, model)
-
-    def _shown(self, split: str) -> Written:
+    def shown(self, split: str) -> Written:
         return Written(self.data(split), self.processor.rate, self.written, self.tokens.normalise)
 
     def about(self, role: str, model: nn.Module, folder: Path) -> About:
@@ -253,9 +224,6 @@ class Seq2SeqAdapter(Adapter):
         if Processor(folder.expanduser(), self.config.language).config.get("apply_spec_augment"):
             advice = "say data.augment.freq_masks and time_masks where the student shall hear masks"
             yield "warn", "its config masks features in training (apply_spec_augment), which is off here", advice
-
-    def describe(self) -> Mapping[str, Any]:
-        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
 
 
 __all__ = ["Seq2SeqAdapter"]

@@ -10,18 +10,17 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, is_teacher
-from xmodal_kd.adapter.panels import Panel
+from xmodal_kd.adapter.adapter import Batch, Evaluation, is_teacher
 from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
 
 from ..data.corpora import SpeechData, build_tokens
 from ..data.features import Features
 from ..data.source import Sample
+from ..data.symbols import check_same
 from ..data.text_source import TextSource
 from ..evaluate.measure import measured
 from ..evaluate.transducer import Parts, TorchParts, beam, greedy
@@ -30,10 +29,10 @@ from ..export.onnx import FP32, INT8, OnnxModel, against, quantise
 from ..export.saved_folder import load_model, save_model
 from ..export.transducer import JOINT, PREDICTOR, OnnxParts, export_transducer
 from ..losses import transducer  # noqa: F401 - registers the losses
-from ..models import MODELS
 from ..models.front_ends import OwnFeatures, SharedFeatures
 from ..models.transducer import Lattice, Transducer
-from ..show.written import Written, glimpse, show
+from ..show.written import Written
+from .texts import TextAdapter
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
@@ -41,7 +40,7 @@ CALIBRATION = 64
 MAY_DIFFER = frozenset({"mels", "normalise"})
 
 
-class TransducerAdapter(Adapter):
+class TransducerAdapter(TextAdapter):
     """Teacher and student hear the same utterance and stand in the same lattice: frames by what of the text is written.
 
     A row is a node of it: ``logits`` of what comes next, ``labels`` the text's next symbol, or the blank where all are
@@ -49,15 +48,13 @@ class TransducerAdapter(Adapter):
     position of the text. A frozen teacher hears the clean features (``data.teacher_view``).
     """
 
-    Data: ClassVar[type[SpeechData]] = SpeechData
-    models: ClassVar[Registry[Any]] = MODELS
-    gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
-    metric: ClassVar[tuple[str, bool]] = ("wer", True)
-    quick_export: ClassVar[bool] = False
+    task: ClassVar[str] = "transducer"
+    noun: ClassVar[str] = "transducer"
+    along: ClassVar[str] = "a transducer's lattice lies along"
+    fitting: ClassVar[str] = "conv_transducer or conformer_transducer"
 
     def __init__(self, data: SpeechData, streams: Streams, batch_size: int) -> None:
-        self.config, self.streams, self.batch_size = data, streams, batch_size
-        self.metric = (data.metric, True)  # type: ignore[misc]
+        super().__init__(data, streams, batch_size)
         self.tokens = build_tokens(data)
         self.stride = 4
         self._sources: dict[str, TextSource] = {}
@@ -72,23 +69,10 @@ class TransducerAdapter(Adapter):
                 made.carry_waves(front_end.rate)
         return self._sources[split]
 
-    def begin(self, role: str, labelled: Sequence[int]) -> None:
-        if len(labelled) < len(self.data("train")):
-            raise UserError(
-                "labels: a transducer's lattice lies along the text of every utterance, so none is without: leave "
-                "labels out, and write the teacher's texts over those that shall not be seen (xmodal-kd pseudolabel)"
-            )
-
     # ---------------------------------------------------------------- models
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> Transducer:
-        kind = MODELS[model]
-        if getattr(kind, "task", "ctc") != "transducer":
-            key = role.replace("-", "s.") if is_teacher(role) else "student"
-            raise UserError(
-                f"{role}: model {model!r} is no transducer: set {key}.model to conv_transducer or "
-                "conformer_transducer, or change data.task"
-            )
+        kind = self.kind(role, model)
         config = kind.Config.model_validate(params)
         built: Transducer = kind(config, mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
@@ -96,10 +80,7 @@ class TransducerAdapter(Adapter):
 
     def load(self, role: str, folder: Path) -> nn.Module:
         """A transducer that was saved here, of the same symbols and frames."""
-        if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
-            raise UserError(
-                f"teacher.signals: {folder}: logits by frame are of CTC: give a transducer's folder as path"
-            )
+        self.check_live(role, folder)
         if not (folder / CARD).is_file():
             raise UserError(
                 f"{folder}: a transducer's teacher is a transducer that was saved here, with its {CARD}: others teach "
@@ -117,15 +98,8 @@ class TransducerAdapter(Adapter):
             self._own[role] = OwnFeatures(Features.model_validate(card.features), model.stride)
             for source in self._sources.values():
                 source.carry_waves(self._own[role].rate)
-        if (symbols := tuple(card.tokens["symbols"])) != self.tokens.symbols:
-            at = next((i for i, (a, b) in enumerate(zip(symbols, self.tokens.symbols, strict=False)) if a != b), None)
-            where = f"class {at} is {symbols[at]!r} there, {self.tokens.symbols[at]!r} here" if at is not None else (
-                f"{len(symbols)} classes there, {len(self.tokens)} here"
-            )  # fmt: skip
-            raise UserError(
-                f"{folder}: its {role} writes another vocabulary than the training texts: {where}: give "
-                "data.symbols, or the texts that it learnt from"
-            )
+        advice = "give data.symbols, or the texts that it learnt from"
+        check_same(card.tokens["symbols"], self.tokens.symbols, f"{folder}: its {role}", advice)
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, cast(Transducer, model))
 
@@ -155,7 +129,7 @@ class TransducerAdapter(Adapter):
         Raises `UserError` where a role's frames are others than the student's: then no node stands beside one.
         """
         with capture(model, features) as taken:
-            heard = self._heard(role, model, batch, self._view(role, model))
+            heard = self._heard(role, model, batch, self.view(role, model))
             said: Lattice = model(*heard, batch["targets"], batch["target_lengths"])
         grid = (batch["lengths"] + self.stride - 1) // self.stride
         if not torch.equal(said.frames, grid):
@@ -183,10 +157,6 @@ class TransducerAdapter(Adapter):
             )
         out.add(name, rows, Layout.padded(kind, lengths, rows.shape[1]))
 
-    def _view(self, role: str, model: nn.Module) -> str:
-        teaches = role != "student" and not model.training
-        return "clean" if teaches and self.config.teacher_view == "clean" else "features"
-
     def _heard(self, role: str, model: nn.Module, batch: Batch, view: str) -> tuple[Tensor, Tensor]:
         own = self._own.get(role)
         front_end = SharedFeatures(self.config.features, self.stride) if own is None else own
@@ -211,9 +181,6 @@ class TransducerAdapter(Adapter):
     def _texts(self, parts: Parts, states: Tensor, frames: Tensor) -> list[str]:
         return [self.tokens.decode(ids) for ids in greedy(parts, states, frames)]
 
-    def answer(self, role: str, model: nn.Module, batch: Batch) -> list[str]:
-        return self.written(role, model, batch)
-
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """Greedy word errors on `split`, and ``rtf``; on test also ``wer_beam`` and ``cer_beam`` by ``data.beam``."""
         return self._evaluate(lambda batch: self.states(role, model, batch), TorchParts(model), split)
@@ -232,13 +199,7 @@ class TransducerAdapter(Adapter):
 
         return measured(self.data(split), write, self.config.metric)
 
-    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self._shown("test"), models)
-
-    def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
-        return glimpse(self._shown("dev"), role, model)
-
-    def _shown(self, split: str) -> Written:
+    def shown(self, split: str) -> Written:
         rate = self.config.features.sample_rate
         return Written(self.data(split), rate, self.written, self.tokens.normalise)
 
@@ -266,9 +227,6 @@ class TransducerAdapter(Adapter):
         found |= {name: {"bytes": (folder / name).stat().st_size} for name in (PREDICTOR, JOINT)}
         found["int8_against_fp32"] = {"logit_error": cost["logit_error"], "wer_interval": list(interval)}
         return found
-
-    def describe(self) -> Mapping[str, Any]:
-        return {split: self.data(split).describe() for split in ("train", "dev", "test")}
 
 
 __all__ = ["TransducerAdapter"]

@@ -90,12 +90,11 @@ def transcribe(
     """
     from ..evaluate.word_beam import SIZE
     from ..export.decoder_folder import is_decoder
-    from ..export.saved_folder import is_transducer
     from .decoder import DecoderRecogniser
+    from .kinds import recogniser_of
     from .transcribe import Recogniser
-    from .transducer import TransducerRecogniser
 
-    kind_of = TransducerRecogniser if is_transducer(student) else Recogniser
+    kind_of = recogniser_of(student)
     if raw is not None and STDIN not in audio:
         raise UserError("--raw: it is the sample rate of standard input, which is given as -")
     if STDIN in audio:

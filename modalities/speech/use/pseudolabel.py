@@ -183,16 +183,12 @@ def _writer(teacher: Path, n: int, beam: int, language: str | None) -> Writer:
 
 def _recogniser(folder: Path) -> Writer:
     """Greedy texts, and how sure it is: the mean log-probability of a frame of CTC, of a transducer's symbol."""
-    from ..data.features import Frontend
-    from ..export.saved_folder import is_transducer
-    from .transcribe import Recogniser
-    from .transducer import TransducerRecogniser
+    from .kinds import recogniser_of
 
-    recogniser = (TransducerRecogniser if is_transducer(folder) else Recogniser)(folder, backend="torch")
+    recogniser = recogniser_of(folder)(folder, backend="torch")
 
     def write(one: Utterance) -> list[Hypothesis]:
-        features = Frontend(recogniser.features)(torch.from_numpy(one.wave(recogniser.features.sample_rate)))
-        ids, score = recogniser.hypothesis(features)
+        ids, score = recogniser.hypothesis(torch.from_numpy(one.wave(recogniser.rate)))
         return [Hypothesis(recogniser.tokens.decode(ids), score)]
 
     return write

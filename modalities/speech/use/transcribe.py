@@ -25,6 +25,7 @@ from ..evaluate.word_beam import SIZE, Said, WordBeam
 from ..export.onnx import FP32, INT8, OnnxModel
 from ..export.onnx_steps import STREAM_FP32, STREAM_INT8, OnnxSteps
 from ..export.saved_folder import Task, load_card, load_model
+from ..models.encoder import EncoderForCTC
 from ..models.frames import AcousticModel
 from ..models.streaming import Model, StepModel, Steps, Stream, Windows
 
@@ -56,6 +57,8 @@ class Recogniser:
 
     #: How its model writes.
     task: ClassVar[Task] = "ctc"
+    #: Whether its model hears waves.
+    waves: ClassVar[bool] = False
 
     def __init__(
         self, folder: Path | str, precision: Precision = "fp32", backend: Backend = "auto", *, threads: int = 1
@@ -67,6 +70,8 @@ class Recogniser:
         except ValidationError as error:
             raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
         self.model = self._model(Path(folder), precision, backend, threads)
+        if isinstance(self.model, EncoderForCTC) and not self.waves:
+            raise UserError(f"{folder}: it hears waves: use modalities.speech.use.waves.WaveRecogniser")
         self._steps = _steps(self.model, Path(folder), precision, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
@@ -95,6 +100,11 @@ class Recogniser:
         if precision == "int8" or backend == "onnx":
             raise UserError(f"{folder}: {path.name} is missing: export the student to ONNX, or use fp32 on torch")
         return load_model(folder, self.task)[0]
+
+    @property
+    def rate(self) -> int:
+        """Hz of the waves of `hypothesis`."""
+        return self.features.sample_rate
 
     def words_of(
         self, lm: Path | None, lexicon: Path | None = None, *, size: int = SIZE, lm_weight: float = 1.0,
@@ -136,8 +146,9 @@ class Recogniser:
             {"nbest": several} if n_best else {}
         )
 
-    def hypothesis(self, features: Tensor) -> tuple[list[int], float]:
-        """The symbols of one utterance ``(t, mels)`` by its best path, and its frames' mean log-probability."""
+    def hypothesis(self, wave: Tensor) -> tuple[list[int], float]:
+        """The symbols of one wave ``(samples,)`` by its best path, and its frames' mean log-probability."""
+        features = Frontend(self.features)(wave)
         with torch.no_grad():
             logits, lengths = self.model(features[None], torch.tensor([len(features)]))
         sure = torch.log_softmax(logits[0, : int(lengths[0])], dim=-1).amax(dim=-1)

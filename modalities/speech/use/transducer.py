@@ -13,6 +13,7 @@ from torch import Tensor
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.audio import duration
+from ..data.features import Frontend
 from ..evaluate.spans import widened
 from ..evaluate.transducer import Greedy, Parts, Spoken, TorchParts, beam
 from ..export.saved_folder import Task
@@ -78,8 +79,9 @@ class TransducerRecogniser(Recogniser):
             {"nbest": several} if n_best else {}
         )
 
-    def hypothesis(self, features: Tensor) -> tuple[list[int], float]:
-        """The symbols of one utterance ``(t, mels)``, and the mean log-probability of them."""
+    def hypothesis(self, wave: Tensor) -> tuple[list[int], float]:
+        """The symbols of one wave ``(samples,)``, and the mean log-probability of them."""
+        features = Frontend(self.features)(wave)
         with torch.no_grad():
             states, _ = self.model(features[None], torch.tensor([len(features)]))
         [said] = Greedy(self.parts, 1).push(states)
