@@ -162,6 +162,31 @@ def test_diffusion_is_of_the_teachers_images_and_halves(tmp_path: Path) -> None:
     assert recipe.student.params["channels"] == [8, 16] and recipe.train.batch_size == 28
 
 
+def test_diffusion_of_a_teacher_of_other_classes(tmp_path: Path) -> None:
+    """One class more than the data is that of none; of many a recipe says which; by name they are found."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    net = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2, norm_num_groups=4, layers_per_block=1, num_class_embeds=4,
+    )  # fmt: skip
+    teacher, data = tmp_path / "teacher", tmp_path / "x"
+    DDPMPipeline(net, DDPMScheduler()).save_pretrained(teacher)
+    for name in ("cat", "dog"):
+        images(data / name, 20)
+    with pytest.raises(Unfit, match=r"knows 4 classes by number, the data have 2: .*data.teacher_classes .*\{cat: 0\}"):
+        draft("diffusion", tmp_path / "no.yaml", teacher, data)
+    images(data / "eel", 20)
+    recipe = made(tmp_path, "diffusion", None, data, teacher_at=teacher).recipe
+    assert recipe.data["conditional"] is True
+    text = " ".join((tmp_path / "mine.yaml").read_text().replace("#", "").split())
+    assert "the last of which is taken for that of none" in text
+    for name in ("fox", "gnu"):
+        images(data / name, 20)
+    with pytest.raises(Unfit, match="conditioned on 4 classes, the data have 5 classes: give a subfolder for each"):
+        draft("diffusion", tmp_path / "no.yaml", teacher, data)
+
+
 def test_diffusion_steps_halve_on_any_number_of_timesteps() -> None:
     from xmodal_kd.modalities.diffusion.models.process import Process
     from xmodal_kd.modalities.diffusion.use.sketch import halving

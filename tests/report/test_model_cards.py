@@ -98,6 +98,10 @@ def test_a_saved_model_is_refused_in_one_line(tmp_path: Path) -> None:
         read_card(tmp_path / "nowhere", Card, "thing")
     with pytest.raises(UserError, match="not a saved thing: it has no card"):
         read_card(tmp_path, Card, "thing")
+    (tmp_path / "student").mkdir()
+    (tmp_path / "state.json").touch()
+    with pytest.raises(UserError, match=rf"a run, and no saved thing: give its student: {tmp_path}/student"):
+        read_card(tmp_path, Card, "thing")
     (tmp_path / "card.json").write_text('{"format": 2, "modality": "a", "model": "b", "params": {}}')
     with pytest.raises(UserError, match="format: Input should be less than or equal to 1"):
         read_card(tmp_path, Card, "thing")

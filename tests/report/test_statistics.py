@@ -7,6 +7,7 @@ import pytest
 
 from xmodal_kd.adapter.adapter import Score
 from xmodal_kd.report.content import _gain
+from xmodal_kd.report.markdown import of_items
 from xmodal_kd.report.markdown import _lead
 from xmodal_kd.report.statistics import gap_closed, paired_interval, ratio
 
@@ -98,3 +99,21 @@ def test_one_item_closes_no_gap() -> None:
     assert gap_closed(one, [Score("draw-0", "test", 2.0, 1.0)], one) == (
         None, "one test item (or draw) says nothing of noise"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "lower", "said"),
+    [
+        ((0.30, 0.20), True, ""),
+        ((0.70, 0.80), False, ""),
+        ((0.05, 0.06), False, "the student is 0.0100 better"),
+        ((0.06, 0.04), False, "the student is 0.0200 worse"),
+    ],
+)
+def test_a_gain_that_is_not_the_table_s_difference_says_so(
+    values: tuple[float, float], lower: bool, said: str
+) -> None:
+    """Of items one by one it is another number where a metric is no mean over items, as mAP and mIoU are none."""
+    roles = {role: {"metrics": {"m": value}} for role, value in zip(("control", "student"), values, strict=True)}
+    content = {"metric": {"name": "m", "lower_is_better": lower}, "roles": roles, "gain": {"difference": 0.1}}
+    assert said in of_items(content) and bool(of_items(content)) == bool(said)

@@ -15,6 +15,7 @@ from typing import Any
 from ..runtime.bounded_files import read_text
 from ..runtime.errors import RunError, UserError
 from ..runtime.whole_files import read_object, write_json
+from .saved_model import student_of
 
 CONFIG, README, INDEX, CARD = "config.json", "README.md", "model_index.json", "card.json"
 LIBRARY = "xmodal-kd"
@@ -69,8 +70,8 @@ def files(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: it lacks a card, weights or a configuration, or holds weights that run code.
     """
-    if (folder / "state.json").is_file() and (folder / "student").is_dir():
-        raise UserError(f"{folder} is a run: push its student: {folder / 'student'}")
+    if (student := student_of(folder)) is not None:
+        raise UserError(f"{folder} is a run: push its student: {student}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     others = {path.parent for name in (INDEX, CARD) for path in folder.rglob(name)} - {folder}

@@ -73,6 +73,8 @@ def read_card(folder: Path, kind: type[C], what: str) -> C:
         kind_of = "a file" if folder.is_file() else "no such folder"
         raise UserError(f"{folder}: {kind_of}: a saved {what} is a folder with {CARD}: give the student/ of a run")
     if not path.is_file():
+        if (student := student_of(folder)) is not None:
+            raise UserError(f"{folder}: a run, and no saved {what}: give its student: {student}")
         held = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise UserError(
             f"{folder}: not a saved {what}: it has no {CARD}, it holds {held}: give the folder of a model that a run "
@@ -89,10 +91,16 @@ def read_card(folder: Path, kind: type[C], what: str) -> C:
         raise UserError(f"{path}: {explain(error)}") from error
 
 
+def student_of(folder: Path) -> Path | None:
+    """The student that a run left in its folder; None where the folder is no run's, or has no student yet."""
+    student = folder / "student"
+    return student if (folder / "state.json").is_file() and student.is_dir() else None
+
+
 def explain(error: ValidationError) -> str:
     """The first complaint of pydantic as ``key: what is wrong``."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-__all__ = ["CARD", "WEIGHTS", "About", "Card", "explain", "read_card"]
+__all__ = ["CARD", "WEIGHTS", "About", "Card", "explain", "read_card", "student_of"]

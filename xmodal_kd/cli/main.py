@@ -148,7 +148,8 @@ def compare(
         typer.Option(
             help="Arms, comma-separated. LOSS, LOSS@MODULE or LOSS@MODULE=WEIGHT puts that loss, with its defaults, in "
             "the place of all terms that need the teacher: kd, kd=0.3, hint@encoder.3, at@encoder.3/blocks.7 "
-            "(student/teacher), a+b for several modules. Or the name of a method; or 'recipe', the recipe as it is."
+            "(student/teacher), a+b for several modules. Or the name of a method, which keeps of method.params what "
+            "both know; or 'recipe', the recipe as it is."
         ),
     ] = None,
     axis: Annotated[

@@ -31,6 +31,8 @@ def show_findings(findings: Iterable[Finding]) -> None:
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
+    from ..report.markdown import of_items
+
     name = report["metric"]["name"]
     table = Table("role", "parameters", f"{name} (test)", f"{name} (dev)")
     for role, entry in report["roles"].items():
@@ -40,4 +42,6 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     out.print(table)
     gap = report["gap_closed"]
     out.print(f"gap closed: {100 * gap:.0f} %" if gap is not None else f"gap closed: not stated: {report['reason']}")
+    if said := of_items(report):
+        out.print(said.strip(), soft_wrap=True)
     out.print(f"report: {folder / 'report.html'}   student: {folder / 'student'}", soft_wrap=True)

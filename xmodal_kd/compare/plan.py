@@ -145,7 +145,19 @@ class Plan:
             raise UserError("--methods: the control is always an arm: leave it out")
         if name not in METHODS:
             raise UserError(f"--methods: unknown arm {name!r}{nearest(name, [*_losses(), *METHODS, RECIPE])}")
-        return (() if self.base.recipe.method.name == name else (f"method={{name: {name}}}",)), None
+        if self.base.recipe.method.name == name:
+            return (), None
+        method = {"name": name} | ({"params": shared} if (shared := self._shared(name)) else {})
+        return (f"method={json.dumps(method)}",), None
+
+    def _shared(self, name: str) -> dict[str, Any]:
+        """What the recipe's method was told and another of its kind reads as well, by the class both parameters have.
+
+        A student that first learns its teacher's features, as one of another width must, does so under both.
+        """
+        told, others = self.base.recipe.method, METHODS[name].Params.__mro__
+        kind = next(base for base in METHODS[told.name].Params.__mro__ if base in others)
+        return {key: value for key, value in told.params.items() if key in getattr(kind, "model_fields", {})}
 
     def _loss(self, text: str, name: str, on: str, weight: str) -> tuple[tuple[str, ...], int]:
         """The recipe's terms that need no teacher, and this loss in the place of all others."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from ..recipe.recipe import Loaded
 from ..runtime.device import check_trackers
 from ..runtime.errors import UserError
+from ..runtime.whole_files import writable
 from ..teacher_cache.session import cache_folder
 from ..teacher_cache.store import Store
 
@@ -43,24 +43,4 @@ def _files(out: Path, roles: list[str]) -> Iterator[tuple[str, Path]]:
         yield "--out", out / role / "README.md"
 
 
-def writable(folder: Path, key: str) -> None:
-    """Raises `UserError` where `folder`, or the folders above it that are not there yet, cannot be written to.
-
-    Nothing is left behind.
-    """
-    place = folder.expanduser().absolute()
-    try:
-        while not place.exists():
-            if place.is_symlink():
-                raise UserError(f"{key}: {folder} cannot be written: {place} links to nothing: choose another {key}")
-            place = place.parent
-        if not place.is_dir():
-            raise UserError(f"{key}: {folder} cannot be written: {place} is no folder: choose another {key}")
-        with TemporaryFile(dir=place, prefix=".rehearsal-") as file:
-            file.write(b"\0")
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise UserError(f"{key}: {folder} cannot be written: {why} in {place}: choose another {key}") from error
-
-
-__all__ = ["check_places", "writable"]
+__all__ = ["check_places"]

@@ -46,7 +46,7 @@ def _of_file(error: OSError) -> UserError:
     named = [str(name)[:300] for name in (error.filename, error.filename2) if name is not None]
     what = f"{' and '.join(named) or 'a file'}: {error.strerror or type(error).__name__}"
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return UserError(f"{what}: free some space, then --resume")
+        return UserError(f"{what}: free some space, and call it again (a run with --resume)")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return UserError(f"{what}: allow more open files (ulimit -n), then --resume")
     return UserError(what)

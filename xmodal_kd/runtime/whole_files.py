@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from .bounded_files import MOST_JSON, parse_json, read_bytes
@@ -23,8 +24,28 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         what = "the disk is full (or a file-size limit is hit)" if full else (error.strerror or str(error))
-        advice = ": free some space, then --resume" if full else ""
+        advice = ": free some space, and call it again (a run with --resume)" if full else ""
         raise UserError(f"cannot write {path}: {what}; what was complete before is untouched{advice}") from error
+
+
+def writable(folder: Path, key: str) -> None:
+    """Raises `UserError` where `folder`, or the folders above it that are not there yet, cannot be written to.
+
+    Nothing is left behind.
+    """
+    place = folder.expanduser().absolute()
+    try:
+        while not place.exists():
+            if place.is_symlink():
+                raise UserError(f"{key}: {folder} cannot be written: {place} links to nothing: choose another {key}")
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{key}: {folder} cannot be written: {place} is no folder: choose another {key}")
+        with TemporaryFile(dir=place, prefix=".rehearsal-") as file:
+            file.write(b"\0")
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(f"{key}: {folder} cannot be written: {why} in {place}: choose another {key}") from error
 
 
 def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
@@ -92,6 +113,7 @@ __all__ = [
     "read_json",
     "read_object",
     "sync_folder",
+    "writable",
     "write_bytes",
     "write_json",
 ]

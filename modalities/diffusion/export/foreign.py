@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from xmodal_kd.adapter.saved_model import model_inside
+from xmodal_kd.adapter.saved_model import model_inside, student_of
 
 #: How a network of one's own is given.
 OWN_MODELS = "docs/own_models.md"
@@ -61,6 +61,8 @@ def foreign_schedule(scheduler: str) -> str | None:
 
 def instead(place: Path) -> str | None:
     """What is at a place that is no pipeline's folder, and what to do; None where that is not known."""
+    if (student := student_of(place)) is not None:
+        return f"it is a run: name its student {student}, or its teacher"
     if (inner := model_inside(place)) is not None:
         return f"name the folder in it: {inner}"
     names = (

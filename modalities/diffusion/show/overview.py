@@ -97,7 +97,7 @@ def points(models: Mapping[str, Denoiser], folder: Path, extent: Extent = "all")
         return
     stages = sorted((folder / "student").glob(f"{PREFIX}*"), key=lambda path: -int(path.name.removeprefix(PREFIX)))
     for path in stages:
-        yield "student", load_denoiser(path).to(device).eval()
+        yield "student", load_denoiser(path, quiet=True).to(device).eval()
     if not stages:
         yield "student", student
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,7 +12,7 @@ from diffusers import UNet2DModel
 
 from xmodal_kd.adapter.images.found import Found, shown
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
-from xmodal_kd.runtime.errors import UserError, with_page
+from xmodal_kd.runtime.errors import UserError, nearest, with_page
 
 from ..data.captions import METADATA, SUFFIX, has_captions
 from ..data.config import ProcessConfig
@@ -107,15 +108,35 @@ def _clashes(teacher: Sampler, found: Found) -> list[str]:
             f"{teacher.folder} makes samples of {shown(made)}, the data's are {shown(found.shape)}: resize or "
             "convert them, or bring the teacher of these"
         )
-    if model.classes is not None and (found.classes is None or len(found.classes) != model.classes):
-        have = "no labels" if found.classes is None else f"{len(found.classes)} classes"
-        lines.append(
-            f"{teacher.folder} is conditioned on {model.classes} classes, the data have {have}: give a subfolder for "
-            f"each class, in its order ({HELP})"
-        )
-    elif model.class_names is not None and model.class_names != found.classes:
-        lines.append(f"{teacher.folder} orders the classes {model.class_names}, the data {found.classes}: rename them")
-    return lines
+    return lines + _other_classes(model, teacher.folder, found.classes)
+
+
+def _other_classes(model: Denoiser, folder: Path, have: Sequence[str] | None) -> list[str]:
+    """Why a run could not bring a teacher's classes and the data's together; those of one name it does."""
+    known, count = model.class_names, model.classes
+    if count is None or (have is not None and _last_is_none(model, have)):
+        return []
+    if have is None or len(have) > count:
+        held = "no labels" if have is None else f"{len(have)} classes"
+        return [
+            f"{folder} is conditioned on {count} classes, the data have {held}: give a subfolder for each class, in "
+            f"its order ({HELP})"
+        ]
+    if known is not None:
+        new = [name for name in have if name not in known]
+        return [f"{folder} knows no class {new[0]!r}{nearest(new[0], known)}: rename the data's"] if new else []
+    if len(have) == count:
+        return []
+    return [
+        f"{folder} knows {count} classes by number, the data have {len(have)}: leave --teacher out, and in that recipe "
+        f"set teacher to {{path: {folder}}}, data.conditional to true and say in data.teacher_classes which number "
+        f"each folder has, as {{{have[0]}: 0}}"
+    ]
+
+
+def _last_is_none(model: Denoiser, have: Sequence[str]) -> bool:
+    """Whether a network of one class more than the data is taken to know that of no class, by which it is guided."""
+    return model.null is None and model.class_names is None and model.classes == len(have) + 1
 
 
 def _sections(given: Given, teacher: Sampler | None, found: Found) -> dict[str, Any]:
@@ -155,8 +176,10 @@ def _conditional(teacher: Sampler | None, found: Found) -> Noted:
     if teacher is not None and teacher.model.prompted:
         return Noted(False, "captions take the place of classes")
     if teacher is not None:
-        classes = teacher.model.classes
-        return Noted(classes is not None, f"{teacher.folder} takes {classes or 'no'} classes")
+        classes, takes = teacher.model.classes, f"{teacher.folder} takes {teacher.model.classes or 'no'} classes"
+        if found.classes is not None and _last_is_none(teacher.model, found.classes):
+            takes += ", the last of which is taken for that of none: data.sampling.guidance may be above 1"
+        return Noted(classes is not None, takes)
     if found.classes is None:
         return Noted(False, "no labels were found")
     if len(set(found.shape[1:])) > 1:

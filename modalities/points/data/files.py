@@ -139,7 +139,9 @@ def _npz(path: Path) -> Scan:
         raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {held}): name the coordinates xyz")
     points = _upright(arrays[name], path)
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {name!r} must be numbers (n, 3 or more), got {points.dtype} {points.shape}")
+        raise UserError(
+            f"{path}: {name!r} must be numbers (n, 3 or more), got {points.dtype} {points.shape}: a row a point"
+        )
     for key in ("intensity", "ring", "labels"):
         if key in arrays and (arrays[key].shape != (len(points),) or arrays[key].dtype.kind not in "fiu"):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def prediction_place(scan: Path, out: Path) -> Path:
     Raises:
         UserError: the scan does not lie in ``sequences/NN/velodyne``.
     """
-    folder = scan.resolve().parent
+    folder = Path(os.path.realpath(scan)).parent
     if folder.name != "velodyne" or scan.suffix.lower() != ".bin":
         raise UserError(
             f"{scan}: --format semantickitti needs sequences/NN/velodyne/NAME.bin, whose NN and NAME its labels keep: "

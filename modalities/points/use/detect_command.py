@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ def detect(
     from xmodal_kd.runtime.device import make_accelerator
     from xmodal_kd.runtime.errors import UserError
     from xmodal_kd.runtime.progress import console
+    from xmodal_kd.runtime.whole_files import writable
 
     from .detect import FORMATS, Detector, process
     from .output import stem
@@ -68,9 +70,10 @@ def detect(
     taken = Counter(str(below / stem(scan)) for scan, below in places.items())
     if twice := next((name for name, number in taken.items() if number > 1), None):
         raise UserError(f"{taken[twice]} scans would be written to {out / twice}.png: detect in them apart")
-    results = {(out / f"{name}.{end}").resolve() for name in taken for end in ("txt", "json", "png")}
-    if lost := next((scan for scan in places if scan.resolve() in results), None):
+    results = {os.path.realpath(out / f"{name}.{end}") for name in taken for end in ("txt", "json", "png")}
+    if lost := next((scan for scan in places if os.path.realpath(scan) in results), None):
         raise UserError(f"{lost}: a result would overwrite it: choose another folder with --out")
+    writable(out, "--out")
     detector = Detector(model, str(make_accelerator(device, "fp32").device))
     work = partial(process, detector, out=out, beams=beams, least=score, form=format_)
     for result in per_scan(places, empty, console, "detecting", "nothing detected", work):

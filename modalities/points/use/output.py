@@ -21,6 +21,7 @@ from ..export.label import prediction_place, write_label
 from ..export.ply import write_ply
 from ..show.palette import FAINT
 from ..show.pictures import above, in_photograph, in_view, painted, sheet, strip_panels, strips, write_picture
+from .scans import same_file
 from .segment import Segmented, Segmenter, uncalibrated
 
 #: Metres to the edge of the two views from above.
@@ -50,7 +51,7 @@ def check_names(scans: Mapping[Path, Path], out: Path, form: str = "ply") -> Non
         if name in names:
             raise UserError(f"{scan} and {names[name]} would both be written to {out / name}.ply: segment them apart")
         names[name] = scan
-        if (out / f"{name}.ply").resolve() == scan.resolve():
+        if same_file(out / f"{name}.ply", scan):
             raise UserError(f"{scan}: its result would overwrite it: choose another folder with --out")
 
 

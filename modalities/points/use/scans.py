@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +54,15 @@ def per_scan(
         raise typer.Exit(2)
 
 
+def _dangles(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names are of one file; a link that leads round to itself is none but itself."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def _complain(errors: Console, line: str) -> None:
     errors.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
 
@@ -68,7 +78,10 @@ def scans_named(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
         if not path.is_dir():
             found[path] = Path()
             continue
-        inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(IN_FOLDERS) and p.is_file())
+        # a link to nothing, as where a disk is not mounted, is no scan less: it is named as one that cannot be read
+        inside = sorted(
+            p for p in path.rglob("*") if p.name.lower().endswith(IN_FOLDERS) and (p.is_file() or _dangles(p))
+        )
         if not inside:
             empty.append(f"{path}: no scans in this folder (looked for {', '.join(IN_FOLDERS)})")
         top = Path(path.resolve().name) if several else Path()

@@ -70,6 +70,7 @@ def segment(
     from xmodal_kd.runtime.device import make_accelerator
     from xmodal_kd.runtime.errors import UserError
     from xmodal_kd.runtime.progress import console
+    from xmodal_kd.runtime.whole_files import writable
 
     from .output import FORMATS, check_names, process
 
@@ -83,6 +84,7 @@ def segment(
     if empty and not places:
         raise UserError(empty[0])
     check_names(places, out, format_)
+    writable(out, "--out")
     from .segment import Segmenter
 
     segmenter = Segmenter(student, str(make_accelerator(device, "fp32").device))

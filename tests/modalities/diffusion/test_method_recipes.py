@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from xmodal_kd.cli.main import call
+from xmodal_kd.compare import Plan
 from xmodal_kd.modalities.diffusion.export.pipeline import load_denoiser
 from xmodal_kd.modalities.diffusion.models.denoiser import Sampling
 from xmodal_kd.recipe.recipe import load
@@ -53,6 +54,17 @@ def test_a_method_s_smoke_recipe_runs_to_a_pipeline(tmp_path: Path, name: str) -
     assert report["export"]["student"]["reload_difference"] < 1e-4
     student = load_denoiser(tmp_path / "run/student", quiet=True)
     assert (student.process.kind, student.sampling) == METHODS[name]
+
+
+def test_arms_of_a_comparison_keep_what_both_methods_know() -> None:
+    """A student of another width must learn features first, whichever method comes after."""
+    told = "method={name: progressive, params: {end: 4, features: 7}}"
+    plan = Plan("smoke/diffusion", [told], methods="progressive,consistency,lcm")
+    methods = [load(plan.recipe, [*plan.sets, *arm.sets]).recipe.method for arm in plan.arms]
+    assert [method.params for method in methods] == [{"end": 4, "features": 7}, {"features": 7}, {"features": 7}]
+    told = "method={name: lcm, params: {steps: 4, grid: 8, guidance: 2}}"
+    plan = Plan("smoke/diffusion", [told], methods="consistency")
+    assert load(plan.recipe, plan.arms[0].sets).recipe.method.params == {"steps": 4, "grid": 8}
 
 
 def test_every_recipe_of_a_method_names_it() -> None:

@@ -323,10 +323,13 @@ def broken(folder: Path) -> dict[str, str]:
     np.savez(folder / "label.npz", xyz=np.ones((3, 3)), labels=np.array([0, 1, 99]))
     (folder / "text.md").write_text("1 2 3")
     np.savez(folder / "few.npz", xyz=np.ones((3, 3)))
+    np.savez(folder / "rows.npz", xyz=np.ones((2, 5, 3)))
+    (folder / "loop.ply").symlink_to(folder / "loop.ply")
     return {
         "cut.bin": "no multiple of a record", "empty.bin": "the scan is empty",
         "nan.bin": "2 of 10 points are NaN or infinite", "label.npz": "label 99 is out of range",
         "text.md": "unknown kind of point cloud", "few.npz": "no 64 rings", "missing.bin": "no such file",
+        "loop.ply": "no such file", "rows.npz": "a row a point",
     }  # fmt: skip
 
 
@@ -338,6 +341,19 @@ def test_broken_scans_are_named_in_a_line_each_and_the_rest_go_on(
     assert status == 2 and [json.loads(line)["path"] for line in lines] == [str(good)]
     for line, (name, message) in zip(errors.splitlines(), said.items(), strict=True):
         assert line.count(str(tmp_path / name)) == 1 and message in line
+
+
+def test_a_link_to_nothing_in_a_folder_is_named(sparse: Path, scan_file: Callable[..., Path], tmp_path: Path) -> None:
+    scan_file("x/a.npz")
+    (tmp_path / "x/b.bin").symlink_to(tmp_path / "unmounted/b.bin")
+    status, lines, errors = run(sparse, tmp_path / "x", "--out", tmp_path / "out", "--json")
+    assert (status, len(lines)) == (2, 1) and "b.bin: no such file" in errors
+
+
+def test_a_place_that_cannot_be_written_is_said_once(sparse: Path, scan_file: Callable[..., Path]) -> None:
+    place = scan_file("x/a.npz") / "out"
+    with pytest.raises(UserError, match=r"--out: .*/a.npz/out cannot be written: .*/a.npz is no folder"):
+        run(sparse, place.parents[1], "--out", place)
 
 
 @pytest.mark.parametrize(
