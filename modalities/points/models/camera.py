@@ -62,7 +62,11 @@ class CenterPointCameraConfig(CenterPointConfig):
 
 class Picture(nn.Module):
     """A photograph to a map whose cells have `stride` pixels: maps of a half, a quarter, an eighth and a sixteenth of
-    its size, of which those that are no finer are brought to the finest of them and joined."""
+    its size, of which those that are no finer are brought to the finest of them and joined.
+
+    Beside its colours it is told where in the photograph each pixel lies (Liu et al., 2018), for the ground's depth
+    hangs on it and a small network does not see the edges from everywhere.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -71,14 +75,17 @@ class Picture(nn.Module):
         self.first = stride.bit_length() - 2
         self.stages = nn.ModuleList(
             nn.Sequential(block(before, after, 2), block(after, after))
-            for before, after in zip([channels, *widths], widths, strict=False)
+            for before, after in zip([channels + 2, *widths], widths, strict=False)
         )
         self.lateral = nn.ModuleList(nn.Conv2d(each, 2 * width, 1) for each in widths[self.first :])
         self.joined = block(2 * width * len(self.lateral), 2 * width)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """Of colours from 0 to 1."""
-        maps, size = x, (x.shape[2] // self.stride, x.shape[3] // self.stride)
+        h, w = x.shape[2:]
+        down, right = (torch.linspace(-1, 1, side, dtype=x.dtype, device=x.device) for side in (h, w))
+        where = torch.stack([down[:, None].expand(h, w), right.expand(h, w)]).expand(len(x), 2, h, w)
+        maps, size = torch.cat([x, where], dim=1), (h // self.stride, w // self.stride)
         found = []
         for at, stage in enumerate(self.stages):
             maps = stage(maps)
