@@ -88,8 +88,8 @@ class DetectionAdapter(Adapter):
         if kind.view != sees or not kind.detects:
             found = [name for name in HEADED if MODELS[name].view == sees]
             raise UserError(
-                f"{role}: model {model!r} {'sees' if kind.detects else 'labels what it sees,'} {kind.view}, and "
-                f"data.task detection with sees {sees} needs {' or '.join(found)}"
+                f"{role}: model {model!r} {'sees' if kind.view != sees else 'labels what it sees,'} {kind.view}, and "
+                f"data.task detection needs {' or '.join(found)} where sees is {sees}"
             )
         if issubclass(kind, BoxesModel):
             raise UserError(
