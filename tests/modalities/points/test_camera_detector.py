@@ -290,10 +290,10 @@ def test_what_a_recipe_of_cameras_may_not_say(more: dict[str, Any], said: str) -
 
 def test_what_a_detector_of_photographs_cannot_be() -> None:
     made = camera()
-    with pytest.raises(UserError, match=r"'image_unet' labels what it sees, image, and .* needs centerpoint_camera"):
+    with pytest.raises(UserError, match=r"'image_unet' labels what it sees, image, and .* needs centerpoint_camera wh"):
         made.build("student", "image_unet", {})
     with pytest.raises(
-        UserError, match=r"'centerpoint_camera' sees image, and .* sees pillars needs centerpoint_pillar"
+        UserError, match=r"'centerpoint_camera' sees image, .* needs centerpoint_pillar where"
     ):
         made.build("teacher", "centerpoint_camera", {})
     with pytest.raises(UserError, match=r"data\.image: \[40, 64\].*set it to multiples of 16"):
