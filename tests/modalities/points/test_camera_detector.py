@@ -18,6 +18,7 @@ from xmodal_kd.losses import LOSSES
 from xmodal_kd.modalities.points.data.calibration import read_camera
 from xmodal_kd.modalities.points.data.frame import Camera
 from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
+from xmodal_kd.modalities.points.methods import BevDistill, LabelDistill, UniDistill
 from xmodal_kd.modalities.points.models import MODELS, CenterPointCamera
 from xmodal_kd.modalities.points.models.decoding import found as decoded
 from xmodal_kd.modalities.points.tasks.detection import DetectionAdapter
@@ -27,9 +28,12 @@ from xmodal_kd.modalities.points.views.detection_source import DetectionSource
 from xmodal_kd.modalities.points.views.frustum import focal, frustum_cells, lift_of, nearest_depth
 from xmodal_kd.modalities.points.views.ground import Ground
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.recipe.recipe import Term
+from xmodal_kd.recipe.recipe import Term, Train
+from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.timing import StepTimer
+from xmodal_kd.training.method import Context, Distil, Stage
 
 Capture = pytest.CaptureFixture[str]
 IMAGE = {"image": [32, 64], "student": {"sees": "image"}}
@@ -245,6 +249,29 @@ def test_depth_learns_from_the_scan_and_a_teacher_of_points_is_not_asked() -> No
     assert float(parts["ce"].count) == 0 < float(parts["gaussian_focal"].total.detach()) and "ce" in LOSSES
 
 
+@pytest.mark.parametrize("kind", [BevDistill, UniDistill, LabelDistill, Distil], ids=lambda kind: kind.__name__)
+def test_a_scan_s_detector_teaches_a_camera_s_by_every_method(kind: Any) -> None:
+    made = camera()
+    batch = made.data("train").collate([made.data("train").sample(i, 0) for i in (0, 1)])
+    roles = {role: smallest(made, role) for role in ("teacher", "student")}
+    roles["teacher"].eval().requires_grad_(False)
+    terms = [Term(loss="gaussian_focal"), Term(loss="reg_l1", on="boxes", labels="box_labels"), DEPTH]
+    if kind is Distil:
+        terms.append(Term(loss="distillbev", on="features", regions="objects"))
+    train, objective = Train(steps=1), Objective(terms)
+    settings = {} if kind is Distil else {"params": kind.Params()}
+    method = kind(made, objective, train, Streams(1), **settings)
+    method.check(roles)
+    stage = Stage("student", 1, frozenset({"student"}))
+    method.begin(stage, roles, batch)
+    out = method.loss("student", roles, batch, Context(stage, 0, 0, Streams(1), StepTimer("cpu"), Ranks()))
+    assert len(out.parts) > 3 and all(torch.isfinite(part.total).all() for part in out.parts.values())
+    taught = [name for name in out.parts if name not in ("gaussian_focal", "reg_l1", "ce")]
+    sum(out.parts[name].total for name in taught).backward()  # type: ignore[union-attr]
+    lifted = roles["student"].depth[1].weight.grad  # type: ignore[index, union-attr]
+    assert lifted is not None and lifted.abs().max() > 0, "what the teacher says reaches the depth"
+
+
 # Several cameras, and what cannot be
 
 
@@ -292,9 +319,7 @@ def test_what_a_detector_of_photographs_cannot_be() -> None:
     made = camera()
     with pytest.raises(UserError, match=r"'image_unet' labels what it sees, image, and .* needs centerpoint_camera wh"):
         made.build("student", "image_unet", {})
-    with pytest.raises(
-        UserError, match=r"'centerpoint_camera' sees image, .* needs centerpoint_pillar where"
-    ):
+    with pytest.raises(UserError, match=r"'centerpoint_camera' sees image, .* needs centerpoint_pillar where"):
         made.build("teacher", "centerpoint_camera", {})
     with pytest.raises(UserError, match=r"data\.image: \[40, 64\].*set it to multiples of 16"):
         camera(image=[40, 64]).build("student", "centerpoint_camera", {})
