@@ -15,6 +15,8 @@ from xmodal_kd.modalities.points.data.config import PointsData
 from xmodal_kd.modalities.points.tasks.detection import DetectionAdapter
 from xmodal_kd.runtime.random_streams import Streams
 
+#: The smallest detector of points.
+PILLARS: tuple[str, dict[str, Any]] = ("centerpoint_pillar", {"width": 4})
 RANGE = [-12.8, -6.4, 12.8, 6.4]
 #: The smoke recipe made still smaller.
 SETS = (
@@ -44,9 +46,10 @@ def adapter(**more: Any) -> DetectionAdapter:
 def smallest(made: DetectionAdapter, role: str) -> nn.Module:
     """A detector with always the same weights."""
     torch.manual_seed(0)
-    return made.build(role, "centerpoint_pillar", {"width": 4})
+    sees = made.view(role).sees
+    return made.build(role, *(("centerpoint_camera", {"width": 4, "picture": 4}) if sees == "image" else PILLARS))
 
 
-def run(out: Path, *sets: str, more: Sequence[str] = ()) -> int:
+def run(out: Path, *sets: str, recipe: str = "smoke/detection", more: Sequence[str] = ()) -> int:
     listed = [word for item in [*SETS, *sets] for word in ("--set", item)]
-    return call(["run", "smoke/detection", "--out", str(out), "--quiet", *listed, *more])
+    return call(["run", recipe, "--out", str(out), "--quiet", *listed, *more])

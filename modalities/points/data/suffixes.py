@@ -4,3 +4,5 @@
 SUFFIXES = (".pcd.bin", ".bin", ".ply", ".pcd", ".las", ".laz", ".npz", ".npy", ".csv", ".txt", ".xyz", ".asc", ".pts")
 #: What is taken for a scan because it lies in a folder: of text and single arrays there are others beside scans.
 IN_FOLDERS = (".bin", ".ply", ".pcd", ".las", ".laz", ".npz", ".xyz", ".pts")
+#: And what for a photograph.
+PHOTOGRAPHS = (".png", ".jpg", ".jpeg")

@@ -56,8 +56,7 @@ xmodal-kd detect kitti/training/image_2 --model path/to/this/folder --out detect
 ```
 
 writes the boxes of photographs as KITTI's text or JSON, with `pip install 'xmodal-kd[points]'`; the calibration lies in
-`calib` beside their folder, or `--calib` names it. It knows how deep is what cameras like its own show: of another focal
-length its boxes are too near or too far.
+`calib` beside their folder, or `--calib` names it. With another focal length its boxes are too near or too far.
 """
 
 

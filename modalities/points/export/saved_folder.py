@@ -23,7 +23,7 @@ from ..data.simulator.sensors import Sensor, SensorField, sensor
 from ..models import MODELS, BoxesModel
 
 #: Keys of a card that stand there only where they say something.
-OPTIONAL = frozenset({"label_ids", "detection"})
+OPTIONAL = frozenset({"label_ids", "detection", "focal"})
 
 
 class Card(saved.Card):
@@ -43,6 +43,8 @@ class Card(saved.Card):
     """A data set's id of each class, to write labels with; None: those of the simulator's eight, by their names."""
     detection: Detection | None = None
     """Where a detector looks for boxes; None: it is a segmenter."""
+    focal: float | None = Field(None, gt=0)
+    """Of a detector of photographs: the focal length of the first that it learned from, in pixels at `image`'s size."""
 
     @property
     def lidar(self) -> Sensor:

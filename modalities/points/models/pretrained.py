@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -46,6 +47,9 @@ class PretrainedConfig(Strict):
         return self
 
 
+P = TypeVar("P", bound=PretrainedConfig)
+
+
 class PretrainedSegmenter(SceneModel):
     """A feature pyramid (Lin et al., 2017) over an encoder: each map by a 1 x 1 convolution to `width` channels, from
     the coarsest to the finest added and convolved, and the last brought to the picture's size.
@@ -61,19 +65,8 @@ class PretrainedSegmenter(SceneModel):
 
     def __init__(self, config: Any, *, channels: int, classes: int) -> None:
         super().__init__(config, channels=channels, classes=classes)
-        groups = config.weights is None if config.groups is None else config.groups
-        given = None if config.mean is None or config.std is None else (config.mean, config.std)
-        self.trunk = Trunk(self.library, config.name, config.layers, groups=groups, colours=given)
-        if config.weights is not None:
-            load_trunk(self.trunk, config.weights)
+        self.trunk, self.again = trunk_of(self.library, config)
         self.patch = self.trunk.patch
-        # of a folder that has its weights
-        self.again = config.model_copy(
-            update={
-                "weights": None, "groups": groups, "layers": self.trunk.layers,
-                "mean": tuple(self.trunk.mean.flatten().tolist()), "std": tuple(self.trunk.std.flatten().tolist()),
-            }
-        )  # fmt: skip
         self.lateral = nn.ModuleList(nn.Conv2d(width, config.width, 1) for width in reversed(self.trunk.widths))
         self.decoder = nn.ModuleList(Convolution(config.width, config.width, around=False) for _ in self.lateral)
         self.head = nn.Conv2d(config.width, classes, 1)
@@ -83,13 +76,35 @@ class PretrainedSegmenter(SceneModel):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes h w"]:
         """Logits of pictures whose colours are 0 to 1."""
-        y: Tensor | None = None
-        for stage, lateral, given in zip(self.decoder, self.lateral, reversed(self.trunk(x)), strict=True):
-            mine = lateral(given)
-            y = stage(mine if y is None else mine + F.interpolate(y, size=mine.shape[2:], mode="nearest"))
-        assert y is not None
+        y = pyramid(self.decoder, self.lateral, self.trunk(x))
         y = F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
         return self.head(self.features(y))  # type: ignore[no-any-return]
+
+
+def trunk_of(library: Library, config: P) -> tuple[Trunk, P]:
+    """A network with its weights, and the parameters that build it again where its weights are known."""
+    groups = config.weights is None if config.groups is None else config.groups
+    given = None if config.mean is None or config.std is None else (config.mean, config.std)
+    trunk = Trunk(library, config.name, config.layers, groups=groups, colours=given)
+    if config.weights is not None:
+        load_trunk(trunk, config.weights)
+    again = config.model_copy(
+        update={
+            "weights": None, "groups": groups, "layers": trunk.layers,
+            "mean": tuple(trunk.mean.flatten().tolist()), "std": tuple(trunk.std.flatten().tolist()),
+        }
+    )  # fmt: skip
+    return trunk, again
+
+
+def pyramid(decoder: nn.ModuleList, lateral: nn.ModuleList, maps: Sequence[Tensor]) -> Float[Tensor, "b c i j"]:
+    """Maps, the finest first, joined from the coarsest to the finest; modules stand the other way round."""
+    y: Tensor | None = None
+    for stage, way, given in zip(decoder, lateral, reversed(maps), strict=True):
+        mine = way(given)
+        y = stage(mine if y is None else mine + F.interpolate(y, size=mine.shape[2:], mode="nearest"))
+    assert y is not None
+    return y
 
 
 class TorchvisionSegmenter(PretrainedSegmenter):
@@ -104,4 +119,6 @@ class TimmSegmenter(PretrainedSegmenter):
     library: ClassVar[Library] = "timm"
 
 
-__all__ = ["PretrainedConfig", "PretrainedSegmenter", "TimmSegmenter", "TorchvisionSegmenter"]
+__all__ = [
+    "PretrainedConfig", "PretrainedSegmenter", "TimmSegmenter", "TorchvisionSegmenter", "pyramid", "trunk_of",
+]  # fmt: skip

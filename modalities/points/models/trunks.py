@@ -73,6 +73,8 @@ class Trunk(nn.Module):
             listed = ", ".join(known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
             raise UserError(f"{self.source} has no layer {unknown[0]!r} that gives a map: it has {listed}")
         self.widths = [found[layer][0] for layer in self.layers]
+        #: Pixels along the side of a cell of each map.
+        self.strides = [round(self._size()[0] / found[layer][1]) for layer in self.layers]
         #: Modules of the network that are not here.
         self.left_out = (*heads, *_cut(self.encoder, self.layers, self._size()))
 

@@ -33,6 +33,7 @@ from ..models.centre import Answer
 from ..models.decoding import Found, found
 from ..show.boxes import glimpse, overview, show
 from ..views.detection_source import DetectionSource
+from ..views.frustum import focal
 from ..views.ground import CODE, Ground, matched, objects, shifts, targets
 
 #: The module whose output is boxes, which change from cell to cell.
@@ -87,8 +88,8 @@ class DetectionAdapter(Adapter):
         if kind.view != sees or not kind.detects:
             found = [name for name in HEADED if MODELS[name].view == sees]
             raise UserError(
-                f"{role}: model {model!r} {'sees' if kind.detects else 'labels what it sees,'} {kind.view}, and "
-                f"data.task detection with sees {sees} needs {' or '.join(found)}"
+                f"{role}: model {model!r} {'sees' if kind.view != sees else 'labels what it sees,'} {kind.view}, and "
+                f"data.task detection needs {' or '.join(found)} where sees is {sees}"
             )
         if issubclass(kind, BoxesModel):
             raise UserError(
@@ -98,7 +99,7 @@ class DetectionAdapter(Adapter):
         config = kind.Config.model_validate(params)
         built = kind(config, channels=self.view(role).channels, classes=len(self.classes))
         built.fits(self.config.image)
-        built.card = {"model": model, "params": config.model_dump(mode="json")}
+        built.card = {"model": model, "params": built.again.model_dump(mode="json")}
         return built
 
     def load(self, role: str, folder: Path) -> nn.Module:
@@ -131,8 +132,13 @@ class DetectionAdapter(Adapter):
         save_model(folder, model, {
             **card, "channels": self.view(role).channels, "classes": self.classes, "view": self.view(role),
             "image": self.config.image, "sensor": self.config.sensor, "role": role,
-            "detection": self.config.detection,
+            "detection": self.config.detection, "focal": self._focal(role),
         })  # fmt: skip
+
+    def _focal(self, role: str) -> float | None:
+        if self.view(role).sees != "image":
+            return None
+        return focal(self.data("train").moment(0).pictured(role).lift[0])
 
     # ---------------------------------------------------------------- signals
 

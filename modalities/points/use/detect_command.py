@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..data.suffixes import IN_FOLDERS
+from ..data.suffixes import IN_FOLDERS, PHOTOGRAPHS
 from .scans import per_scan, scans_named
 
 
@@ -20,8 +20,9 @@ def detect(
         list[Path],
         typer.Argument(
             metavar="SCAN...",
-            help="LiDAR scans: .bin (KITTI), .pcd.bin (nuScenes), .ply, .pcd, .npz, .npy, .csv and other text; and "
-            f"folders, which are searched for {', '.join(IN_FOLDERS)} at any depth.",
+            help="LiDAR scans: .bin (KITTI), .pcd.bin (nuScenes), .ply, .pcd, .npz, .npy, .csv and other text; of a "
+            "detector of photographs these (.png, .jpg); and folders, which are searched for "
+            f"{', '.join((*IN_FOLDERS, *PHOTOGRAPHS))} at any depth.",
         ),
     ],
     model: Annotated[Path, typer.Option(help="Folder of a saved detector: it holds card.json and its weights.")],
@@ -33,7 +34,7 @@ def detect(
         typer.Option(
             "--format",
             help="kitti: lines as in label_2 with scores, in the camera's frame where calib lies beside the scan's "
-            "folder velodyne; json: boxes in the LiDAR's frame.",
+            "folder velodyne, or beside that of a photograph; json: boxes in the LiDAR's frame.",
         ),
     ] = "kitti",
     score: Annotated[float, typer.Option(min=0, max=1, help="Least score of a box.")] = 0.3,
@@ -45,10 +46,19 @@ def detect(
             "sensor has that the detector was trained on.",
         ),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line: path, points, boxes, notes.")] = False,
+    calib: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of photographs, where no calib/NAME.txt lies beside their folder: a KITTI calibration, the folder of "
+            "a KITTI raw drive, or JSON with intrinsics and lidar_to_camera. Of all of them."
+        ),
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: path, points (of a scan), boxes, notes.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
-    """Find boxes of things in LiDAR scans; writes KITTI's text or JSON and a picture from above, prints their numbers.
+    """Find boxes of things in scans or photographs; writes KITTI's text or JSON and a picture from above, prints what.
 
     A scan that cannot be read is named on standard error, the rest are looked at, and the exit status is 2.
 
@@ -59,12 +69,16 @@ def detect(
     from xmodal_kd.runtime.progress import console
     from xmodal_kd.runtime.whole_files import writable
 
+    from ..export.saved_folder import load_card
     from .detect import FORMATS, Detector, process
     from .output import stem
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown: choose one of {', '.join(FORMATS)}")
-    places, empty = scans_named(scans)
+    ends: tuple[str, ...] = IN_FOLDERS
+    if any(path.is_dir() for path in scans) and load_card(model, detects=True).view.sees == "image":
+        ends = PHOTOGRAPHS
+    places, empty = scans_named(scans, ends)
     if empty and not places:
         raise UserError(empty[0])
     taken = Counter(str(below / stem(scan)) for scan, below in places.items())
@@ -75,7 +89,7 @@ def detect(
         raise UserError(f"{lost}: a result would overwrite it: choose another folder with --out")
     writable(out, "--out")
     detector = Detector(model, str(make_accelerator(device, "fp32").device))
-    work = partial(process, detector, out=out, beams=beams, least=score, form=format_)
+    work = partial(process, detector, out=out, beams=beams, calib=calib, least=score, form=format_)
     for result in per_scan(places, empty, console, "detecting", "nothing detected", work):
         typer.echo(json.dumps(result, ensure_ascii=False) if json_ else _line(result))
 

@@ -16,7 +16,7 @@ from ..data.calibration import read_picture
 from ..data.files import read_points
 from ..data.frame import Picture, Scan
 from ..data.readers.base import read_rgb
-from ..data.suffixes import SUFFIXES
+from ..data.suffixes import PHOTOGRAPHS, SUFFIXES
 from ..export.label import prediction_place, write_label
 from ..export.ply import write_ply
 from ..show.palette import FAINT
@@ -32,7 +32,7 @@ FORMATS = ("ply", "semantickitti")
 
 def stem(scan: Path) -> str:
     """The name of a scan's results: its own without the end."""
-    ending = next((end for end in SUFFIXES if scan.name.lower().endswith(end)), "")
+    ending = next((end for end in (*SUFFIXES, *PHOTOGRAPHS) if scan.name.lower().endswith(end)), "")
     return scan.name[: len(scan.name) - len(ending)]
 
 

@@ -67,9 +67,12 @@ def _complain(errors: Console, line: str) -> None:
     errors.print(line, style="red", soft_wrap=True, markup=False, highlight=False)
 
 
-def scans_named(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
+def scans_named(scans: Sequence[Path], ends: tuple[str, ...] = IN_FOLDERS) -> tuple[dict[Path, Path], list[str]]:
     """The files named, and those in the folders named, each with the folder of its results below ``--out``, in order;
     and a line for each folder without any. A missing file is left for the reader to complain.
+
+    Args:
+        ends: of the names of what is looked for in folders.
     """
     found: dict[Path, Path] = {}
     empty = []
@@ -79,11 +82,10 @@ def scans_named(scans: Sequence[Path]) -> tuple[dict[Path, Path], list[str]]:
             found[path] = Path()
             continue
         # a link to nothing, as where a disk is not mounted, is no scan less: it is named as one that cannot be read
-        inside = sorted(
-            p for p in path.rglob("*") if p.name.lower().endswith(IN_FOLDERS) and (p.is_file() or _dangles(p))
-        )
+        inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(ends) and (p.is_file() or _dangles(p)))
         if not inside:
-            empty.append(f"{path}: no scans in this folder (looked for {', '.join(IN_FOLDERS)})")
+            what = "scans" if ends == IN_FOLDERS else "photographs"
+            empty.append(f"{path}: no {what} in this folder (looked for {', '.join(ends)})")
         top = Path(path.resolve().name) if several else Path()
         found |= {scan: top / scan.relative_to(path).parent for scan in inside}
     return found, empty

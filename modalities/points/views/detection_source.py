@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from xmodal_kd.adapter.adapter import is_teacher
 from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -50,6 +51,12 @@ class Moment:
     @property
     def nbytes(self) -> int:
         return sum(seen.nbytes for seen in self.seen.values())
+
+    def pictured(self, role: str) -> Pictured:
+        """The photographs that a role sees, or a further teacher that sees what the teacher sees."""
+        seen = self.seen[role if role in self.seen else "teacher" if is_teacher(role) else "student"]
+        assert isinstance(seen, Pictured)
+        return seen
 
     def points(self, role: str) -> Float[np.ndarray, "n c"]:
         """Those that a role sees; of one that sees photographs those that they show."""

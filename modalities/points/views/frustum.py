@@ -19,6 +19,11 @@ def lift_of(camera: Camera) -> Float[np.ndarray, "3 4"]:
     return found
 
 
+def focal(lift: Float[np.ndarray, "3 4"]) -> float:
+    """Of a camera with this matrix: the horizontal focal length, pixels."""
+    return float(1 / np.linalg.norm(lift[:, 0]))
+
+
 def nearest_depth(camera: Camera, xyz: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "h w"]:
     """Depth in metres of the nearest point that falls on each pixel, inf where none does."""
     uv, depth = camera.project(xyz)
@@ -64,4 +69,4 @@ def frustum_cells(
     return rearrange(cell, "b n d p -> (b n d p)").long()
 
 
-__all__ = ["frustum_cells", "lift_of", "nearest_depth"]
+__all__ = ["focal", "frustum_cells", "lift_of", "nearest_depth"]

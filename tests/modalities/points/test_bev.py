@@ -239,7 +239,7 @@ def test_what_it_cannot_train_is_said(kind: Any, params: Any) -> None:
         method(kind, params, made).check({"student": small(made)["student"]})
     with pytest.raises(UserError, match=r"needs data\.task detection"):
         method(kind, params, segmenting()).check({})
-    with pytest.raises(UserError, match=r"is of centerpoint_pillar and centerpoint_camera: set teacher\.mod"):
+    with pytest.raises(UserError, match=r"is of centerpoint_camera and centerpoint_pillar: set teacher\.mod"):
         method(kind, params, made).check(small(made) | {"teacher": nn.Linear(1, 1)})
 
 

@@ -74,7 +74,7 @@ def test_what_is_a_thing_to_find() -> None:
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    ({"task": "detection"}, "task detection and a view that sees range: it needs pillars: set sees to it"),
+    ({"task": "detection"}, "task detection and a view that sees range: it needs pillars or image: set sees to one"),
     ({"student": {"sees": "pillars"}}, "it needs no pillars: set data.task to detection"),
     (SEES | {"detection": {"range": [0, 0, 10, 10]}}, "25 x 25 pillars of 0.4 m: give sides that are multiples"),
     (SEES | {"detection": {"range": [8, 0, 0, 8]}}, "holds no ground"),
