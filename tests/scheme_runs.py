@@ -90,6 +90,12 @@ EXAMPLES: dict[str, Content] = {
         },
     },
     "c2kd": {"teacher": TEACHER, "scheme": {"params": {"on": "body"}}, "objective": [HINT]},
+    "class_gradients": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"terms": [{"loss": "distilbert", "weight": 10.0}]}},
+        "objective": [HINT],
+    },
+    "kdgan": {"teacher": TEACHER, "scheme": {"params": {"returned": 0.1, "negatives": 3}}},
     "maskd": {"teacher": TEACHER, "scheme": {"params": {"on": "body", "tokens": 3}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},

@@ -15,12 +15,14 @@ from . import (
     ensembles,
     exits,
     fusion,
+    gradients,
     online,
     receptive,
     robust,
     second_head,
     self_distillation,
     several,
+    three_players,
     transformed,
     two_momenta,
     views,
@@ -31,6 +33,6 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "dino", "ensembles", "exits", "fusion",
-    "online", "receptive", "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta",
-    "views",
+    "gradients", "online", "receptive", "robust", "second_head", "self_distillation", "several",
+    "three_players", "transformed", "two_momenta", "views",
 ]  # fmt: skip
