@@ -89,6 +89,11 @@ EXAMPLES: dict[str, Content] = {
             }
         },
     },
+    "disco": {
+        "teacher": TEACHER,
+        "data": {"single": True},
+        "scheme": {"params": {"on": "body", "hidden": 7, "queue": 12, "momentum": 0.9, "neighbours": 3}},
+    },
     "c2kd": {"teacher": TEACHER, "scheme": {"params": {"on": "body"}}, "objective": [HINT]},
     "class_gradients": {
         "teacher": TEACHER,
