@@ -89,7 +89,18 @@ EXAMPLES: dict[str, Content] = {
             }
         },
     },
+    "disco": {
+        "teacher": TEACHER,
+        "data": {"single": True},
+        "scheme": {"params": {"on": "body", "hidden": 7, "queue": 12, "momentum": 0.9, "neighbours": 3}},
+    },
     "c2kd": {"teacher": TEACHER, "scheme": {"params": {"on": "body"}}, "objective": [HINT]},
+    "class_gradients": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"terms": [{"loss": "distilbert", "weight": 10.0}]}},
+        "objective": [HINT],
+    },
+    "kdgan": {"teacher": TEACHER, "scheme": {"params": {"returned": 0.1, "negatives": 3}}},
     "maskd": {"teacher": TEACHER, "scheme": {"params": {"on": "body", "tokens": 3}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
     "byot": {"scheme": {"params": {"exits": ["body.0", "body.1"], "feature": "body"}}, "objective": [HINT]},

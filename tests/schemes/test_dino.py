@@ -50,7 +50,7 @@ def test_losses_and_centre_of_several_steps(tmp_path: Path) -> None:
             np.testing.assert_allclose(value.numpy(), expected, rtol=1e-10, atol=1e-12)
     expected, centre = oracle.dino_steps(students, teachers, np.zeros(12), momentum=0.7)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    np.testing.assert_allclose(method.centre.rows.numpy(), centre, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(method.memory.rows.numpy(), centre, rtol=1e-9, atol=1e-12)
     assert np.abs(centre).max() > 1e-4
 
 

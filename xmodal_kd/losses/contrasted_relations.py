@@ -25,8 +25,8 @@ class Crcd(Contrast):
     ``g_i - m_a``, is to have the direction of ``m_i - m_a`` and not that of ``m_j - m_a`` of the negatives j:
     ``v = exp(cos / temperature) / Z`` and ``h = v / (v + N / samples)``, in both directions, embeddings, banks, Z and
     negatives being those of `crd`. A sample has no relation to itself, which the release counts. The paper contrasts
-    the gradients of the class loss at the embeddings besides, for which its release has an option and this has none. It
-    takes some batch size times the work of `crd`. Published with a weight of 1 beside `kd`.
+    the gradients of the class loss at the embeddings besides: the scheme ``class_gradients``. It takes some batch size
+    times the work of `crd`. Published with a weight of 1 beside `kd`.
 
     Args:
         samples: of the training set: ids run below it.

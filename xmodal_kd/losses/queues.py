@@ -17,11 +17,31 @@ from .guards import direction
 Count = Annotated[int, Field(ge=1)]
 
 
+class Queue(nn.Module):
+    """The last embeddings of length 1 ``(k, c)``, the oldest of which go first; in every checkpoint."""
+
+    keys: Tensor
+    at: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", direction(torch.randn(size, width)))
+        self.register_buffer("at", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def remember(self, rows: Float[Tensor, "n c"]) -> None:
+        """Of more than it holds, the last ones."""
+        rows = rows[-len(self.keys) :]
+        places = (self.at + torch.arange(len(rows), device=rows.device)) % len(self.keys)
+        self.keys[places] = rows.to(self.keys)
+        self.at += len(rows)
+
+
 @loss(
     "seed", reduction="batch", family="contrastive", year=2021, needs="features", properties="widths_differ",
     paper="Fang et al.: SEED: Self-supervised Distillation for Visual Representation",
 )  # fmt: skip
-class Seed(nn.Module):
+class Seed(Queue):
     """``-mean sum_k p_t log p_s``: a student ranks the teacher's earlier embeddings as it does.
 
     ``p = softmax(z . k / temperature)`` over the teacher's embedding of the sample itself and a queue of those of the
@@ -35,20 +55,15 @@ class Seed(nn.Module):
         teacher_temperature: the paper's; the release's default is 1e-4.
     """
 
-    keys: Tensor
-    at: Tensor
-
     def __init__(
         self, student_width: int, teacher_width: int,
         *, queue: Count = 65536, temperature: Positive = 0.2, teacher_temperature: Positive = 0.01,
     ):  # fmt: skip
-        super().__init__()
+        layers = nn.Linear(student_width, student_width), nn.ReLU(), nn.Linear(student_width, teacher_width)
+        super().__init__(queue, teacher_width)
         self.widths = student_width, teacher_width
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
-        layers = nn.Linear(student_width, student_width), nn.ReLU(), nn.Linear(student_width, teacher_width)
         self.projector = nn.Sequential(*layers)
-        self.register_buffer("keys", direction(torch.randn(queue, teacher_width)))
-        self.register_buffer("at", torch.zeros((), dtype=torch.int64))
 
     def forward(self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         built_for(student, teacher, *self.widths)
@@ -59,13 +74,5 @@ class Seed(nn.Module):
         p = torch.softmax(theirs / self.teacher_temperature, dim=1)
         value = -(p * F.log_softmax(mine / self.temperature, dim=1)).sum(dim=1).mean()
         if self.training and torch.is_grad_enabled():
-            self._remember(t)
+            self.remember(t)
         return value
-
-    @torch.no_grad()
-    def _remember(self, keys: Tensor) -> None:
-        """The oldest go first."""
-        keys = keys[-len(self.keys) :]
-        places = (self.at + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys[places] = keys.to(self.keys)
-        self.at += len(keys)

@@ -12,15 +12,18 @@ from . import (
     continual,
     cross_modal,
     dino,
+    disco,
     ensembles,
     exits,
     fusion,
+    gradients,
     online,
     receptive,
     robust,
     second_head,
     self_distillation,
     several,
+    three_players,
     transformed,
     two_momenta,
     views,
@@ -30,7 +33,7 @@ from .base import SCHEMES, Scheme
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "dino", "ensembles", "exits", "fusion",
-    "online", "receptive", "robust", "second_head", "self_distillation", "several", "transformed", "two_momenta",
-    "views",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "dino", "disco", "ensembles", "exits",
+    "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation", "several",
+    "three_players", "transformed", "two_momenta", "views",
 ]  # fmt: skip

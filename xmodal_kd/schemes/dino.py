@@ -68,11 +68,16 @@ class DinoParams(Strict):
 
     @model_validator(mode="after")
     def _check_order(self) -> DinoParams:
-        for key in ("crops", "local_crops"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key}: give the smaller share first, got {low} and {high}")
+        in_order(self, "crops", "local_crops")
         return self
+
+
+def in_order(params: Strict, *keys: str) -> None:
+    """Raises ``ValueError`` for shares of which the larger one stands first."""
+    for key in keys:
+        low, high = getattr(params, key)
+        if low > high:
+            raise ValueError(f"{key}: give the smaller share first, got {low} and {high}")
 
 
 class Projection(nn.Module):
@@ -118,26 +123,29 @@ class WithoutLabels(SelfTeaching):
     """
 
     Params: ClassVar[type[Strict]] = DinoParams
+    #: As recipes name it, for messages.
+    name: ClassVar[str] = "dino"
     paper, year = "Emerging Properties in Self-Supervised Vision Transformers", 2021
     teaches_itself: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options | {"teacher": MEAN})
+        super().__init__(*args, **options if self.recipe_teacher == "needed" else options | {"teacher": MEAN})
         #: Projections of the student and of its average.
         self.heads = nn.ModuleDict()
-        self.centre = Centre(self.params.prototypes)
-        #: What the average said in the step's micro-batches: a sum and a count of rows.
-        self.said: tuple[Tensor, int] | None = None
+        #: What is remembered of what the average says; made of a first batch.
+        self.memory: Any = None
+        #: What the average said in the step's micro-batches, on large crops.
+        self.said: list[Float[Tensor, "b k"]] = []
 
     @classmethod
     def refuse(cls, recipe: Recipe) -> None:
         super().refuse(recipe)
         if recipe.balance.name != "fixed":
-            raise UserError(f"scheme dino: balance {recipe.balance.name} does not know its crops: leave it out")
+            raise UserError(f"scheme {cls.name}: balance {recipe.balance.name} does not know its crops: leave it out")
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
-        recorded(adapter, "scheme dino cuts crops of inputs that have a class each")
+        recorded(adapter, f"scheme {cls.name} cuts crops of inputs that have a class each")
         return source
 
     @classmethod
@@ -162,29 +170,31 @@ class WithoutLabels(SelfTeaching):
         if not self.heads:
             with torch.no_grad(), self.streams.forked("dry run"):
                 rows = pooled(self.forward_features(self.role, roles, batch, [self.params.on])[self.params.on])
+                width = self.width(roles, batch)
             with self.streams.forked("scheme", "projection"):
-                self.heads["student"] = Projection(rows.shape[1], self.params).to(rows)
+                head, self.memory = self.made(rows.shape[1], width)
+            self.heads["student"], self.memory = head.to(rows), self.memory.to(rows)
             self.heads["mean"] = copy.deepcopy(self.heads["student"]).requires_grad_(False)
-            self.centre.to(rows)
         learners = {known_as(self.role): roles[self.role], "objective": self.objective, "scheme": self.heads["student"]}
         return {self.role: build_optimizer(self.train.optimizer, learners)}
 
+    def width(self, roles: Roles, batch: Batch) -> int:
+        """Of what projections say."""
+        return int(self.params.prototypes)
+
+    def made(self, width: int, out: int) -> tuple[nn.Module, nn.Module]:
+        """The projection of a representation of this width, and what is remembered of what it says."""
+        return Projection(width, self.params), Centre(out)
+
     def modules(self) -> Mapping[str, nn.Module]:
-        return {**super().modules(), "heads": self.heads, "centre": self.centre}
+        return {**super().modules(), "heads": self.heads, **({} if self.memory is None else {"memory": self.memory})}
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
         first = ctx.micro < ctx.ranks.world  # the first micro-batch of a step
         if first:
-            self.said = None
-        with ctx.timer.time("student"):
-            views = [self.crop(batch, ctx, number) for number in range(2 + self.params.local)]
-            student = [self.projected("student", self.role, roles, view) for view in views]
-        with ctx.timer.time("teacher"), torch.no_grad():
-            teacher = [self.projected("mean", MEAN, roles, view) for view in views[:2]]
-            total, count = (torch.stack(teacher).sum(dim=(0, 1)), 2 * len(teacher[0]))
-            self.said = (total, count) if self.said is None else (self.said[0] + total, self.said[1] + count)
+            self.said = []
+        out = self.compared(batch, roles, ctx)
         with ctx.timer.time("loss"):
-            out = LossOut.mean("dino", recognised(student, teacher, self.centre.rows, self.params))
             with cut(not self.params.whole, roles[self.role], self.params.on):
                 labelled = self.forward_role(self.role, roles, batch)
             out += self.objective(labelled, self._teaching(self.role, roles, batch), step=ctx.step, ranks=ctx.ranks)
@@ -193,6 +203,17 @@ class WithoutLabels(SelfTeaching):
             self.follow(roles, ctx)
         self.settle(roles, ctx)
 
+    def compared(self, batch: Batch, roles: Roles, ctx: Context) -> LossOut:
+        """What crops are worth without labels."""
+        with ctx.timer.time("student"):
+            views = [self.crop(batch, ctx, number) for number in range(2 + self.params.local)]
+            student = [self.projected("student", self.role, roles, view) for view in views]
+        with ctx.timer.time("teacher"), torch.no_grad():
+            teacher = [self.projected("mean", MEAN, roles, view) for view in views[:2]]
+            self.said += teacher
+        with ctx.timer.time("loss"):
+            return LossOut.mean("dino", recognised(student, teacher, self.memory.rows, self.params))
+
     def projected(self, side: str, role: str, roles: Roles, batch: Batch) -> Tensor:
         """``(b, k)`` of a role's crops."""
         said: Signals = self.adapter.signals(role, roles[role], batch, [self.params.on])
@@ -200,7 +221,7 @@ class WithoutLabels(SelfTeaching):
 
     def crop(self, batch: Batch, ctx: Context, number: int = 0) -> Batch:
         """A crop of every sample: two large ones, then small ones; of (step, sample), whatever the micro-batch."""
-        key, _ = recorded(self.adapter, "scheme dino")
+        key, _ = recorded(self.adapter, f"scheme {self.name}")
         x, large = batch[key], number < 2
         low, high = self.params.crops if large else self.params.local_crops
         path = ("crops", ctx.stage.name, ctx.step, number)
@@ -210,21 +231,26 @@ class WithoutLabels(SelfTeaching):
         size = tuple(math.ceil(share * side) for side in x.shape[-2:])
         return self.adapter.given(cropped(x, low + (high - low) * drawn[:, :2], drawn[:, 2:], size))
 
+    def momentum(self, ctx: Context) -> float:
+        """Of the average in this step."""
+        return rising(ctx.step, ctx.stage.steps, self.params.momentum)
+
     @torch.no_grad()
     def follow(self, roles: Roles, ctx: Context) -> None:
-        """The average and its projection move towards the student's, the centre towards what the average said."""
-        momentum = rising(ctx.step, ctx.stage.steps, self.params.momentum)
+        """The average and its projection move towards the student's, and what the average said is remembered."""
         for mean, source in ((roles[MEAN], roles[self.role]), (self.heads["mean"], self.heads["student"])):
             theirs = source.state_dict()
             for name, value in mean.state_dict().items():
                 if value.is_floating_point():
-                    value.lerp_(theirs[name], 1 - momentum)
+                    value.lerp_(theirs[name], 1 - self.momentum(ctx))
                 else:
                     value.copy_(theirs[name])
-        assert self.said is not None
-        total = ctx.ranks.sum(self.said[0])
-        mean_row = total / ctx.ranks.sum_number(self.said[1])
-        self.centre.rows.lerp_(mean_row.to(self.centre.rows), 1 - self.params.centre)
+        self.remember(torch.cat(self.said), ctx)
+
+    def remember(self, said: Float[Tensor, "n k"], ctx: Context) -> None:
+        """The centre moves towards the mean of what was said on all ranks."""
+        mean_row = ctx.ranks.sum(said.sum(dim=0)) / ctx.ranks.sum_number(len(said))
+        self.memory.rows.lerp_(mean_row.to(self.memory.rows), 1 - self.params.centre)
 
 
 def recognised(
@@ -279,8 +305,9 @@ def cut(cuts: bool, model: nn.Module, path: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def by_neighbours(params: DinoParams, adapter: Adapter, role: str, model: nn.Module) -> float:
-    """Share of the test samples whose class is that of most of their nearest training samples, by cosine."""
+def by_neighbours(params: Any, adapter: Adapter, role: str, model: nn.Module) -> float:
+    """Share of the test samples whose class is that of most of their nearest training samples at ``params.on``, by
+    cosine."""
     keys, classes = represented(params, adapter, role, model, "train")
     queries, true = represented(params, adapter, role, model, "test")
     nearest = (queries @ keys.T).topk(min(params.neighbours, len(keys)), dim=1).indices
@@ -289,7 +316,7 @@ def by_neighbours(params: DinoParams, adapter: Adapter, role: str, model: nn.Mod
 
 
 def represented(
-    params: DinoParams, adapter: Adapter, role: str, model: nn.Module, split: str
+    params: Any, adapter: Adapter, role: str, model: nn.Module, split: str
 ) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
     """Representations of length 1 of a split's samples, and their classes."""
     source, device = adapter.data(split), next(model.parameters()).device
@@ -301,7 +328,7 @@ def represented(
         rows.append(F.normalize(pooled(said[params.on]), dim=1))
         labels.append(said.rows("labels"))
         if len(rows[-1]) != len(labels[-1]):
-            raise UserError("scheme dino: a sample has several labels, which no neighbour can vote on: neighbours: 0")
+            raise UserError("scheme: a sample has several labels, which no neighbour can vote on: neighbours: 0")
     return torch.cat(rows), torch.cat(labels)
 
 
