@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import cycle, islice
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xmodal_kd.adapter.images.networks import PROCESSORS, Preparation, read_network
 from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
@@ -26,7 +27,6 @@ from ..data.captions import captions_of
 from ..data.config import DiffusionData
 from ..data.source import load_split
 from ..models.classifier import ImageSet, batches
-from ..models.pixel_network import of_transformers
 from . import metrics
 
 #: Images, and captions, that a network sees at once.
@@ -34,33 +34,26 @@ ROWS = 64
 #: What features of a network are called in the names of measures; Inception's alone are those of the FID.
 FRECHET = {"inception": "fid", "dinov2": "fd_dinov2"}
 KERNEL = {"inception": "kid", "dinov2": "kid_dinov2"}
-#: Where `transformers` keeps how images are prepared, in its releases.
-PREPARED = ("preprocessor_config.json", "processor_config.json")
 #: A saved state of torch-fidelity's Inception is a pickle of tensors, an exported one of NVIDIA's has code beside it.
 CODE = "/code/"
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How a network of `transformers` sees images: its size, and mean and deviation of the colours."""
+class Prepared:
+    """Images as a network of `transformers` wants them: of its size, in its colours.
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    Raises:
+        UserError: its folder does not say them.
+    """
 
-    @classmethod
-    def of(cls, folder: Path) -> Preparation:
-        path = next((folder / name for name in PREPARED if (folder / name).is_file()), None)
-        if path is None:
-            raise UserError(f"{folder}: no {PREPARED[0]}, which says how images are prepared: save the processor there")
-        found = read_object(path)
-        found = found.get("image_processor", found)
-        try:
-            size = found.get("crop_size") or found["size"]
-            size = size.get("height") or size["shortest_edge"] if isinstance(size, Mapping) else size
-            return cls(int(size), tuple(map(float, found["image_mean"])), tuple(map(float, found["image_std"])))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: needs size (or crop_size), image_mean and image_std") from None
+    def __init__(self, folder: Path) -> None:
+        found = Preparation.of(folder)
+        if found.path is None:
+            raise UserError(
+                f"{folder}: no {PROCESSORS[0]}, which says how images are prepared: save the processor there"
+            )
+        if found.side is None or found.mean is None or found.std is None:
+            raise UserError(f"{found.path}: needs size (or crop_size), image_mean and image_std")
+        self.size, self.mean, self.std = found.side, found.mean, found.std
 
     def __call__(self, images: Tensor, *, crop: bool) -> Tensor:
         """Of bytes ``(n, 3, h, w)``: the whole image at the network's size, or its middle where `crop`."""
@@ -142,7 +135,7 @@ def dinov2(folder: Path) -> Callable[[Tensor], Tensor]:
     """The normalised class token ``(n, d)`` of bytes ``(n, 3, h, w)``, of whole images at the network's size: the
     features of FD_DINOv2 (Stein et al., 2023, whose network is the largest but one, ViT-L/14).
     """
-    network, prepared = _read(folder, "dinov2"), Preparation.of(folder)
+    network, prepared = _read(folder, "dinov2"), Prepared(folder)
 
     def features(images: Tensor) -> Tensor:
         found: Tensor = network.to(images.device)(prepared(images, crop=False)).pooler_output
@@ -157,7 +150,7 @@ class Clip:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self.network, self.prepared = _read(folder, "clip"), Preparation.of(folder)
+        self.network, self.prepared = _read(folder, "clip"), Prepared(folder)
         try:
             self.words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:
@@ -203,7 +196,7 @@ def _read(folder: Path, kind: str) -> Any:
     config = read_object(folder / "config.json")
     if kind not in (is_one := str(config.get("model_type"))):
         raise UserError(f"data.judges.{kind}: {folder} holds a model of type {is_one}")
-    return of_transformers(folder, config, also="input_ids").eval().requires_grad_(False)
+    return read_network(folder, config, also="input_ids").eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -296,4 +289,4 @@ def seen_by_others(config: DiffusionData, split: str, samples: Tensor) -> dict[s
     return found.measure(samples, load_split(config, split), said)
 
 
-__all__ = ["Encoders", "Preparation", "as_bytes", "encoders", "seen_by_others"]
+__all__ = ["Encoders", "Prepared", "as_bytes", "encoders", "seen_by_others"]

@@ -61,7 +61,7 @@ class OnnxSampler:
             if self.about["evaluations"] == 1:
                 return own
             free = said(z, t, nothing)
-            return free + scale * (own - free)
+            return np.asarray(free + scale * (own - free))
 
         x: Array = follow(self.about, noise, ask, lambda: np.asarray(generator.standard_normal(noise.shape)))
         x = x.astype(np.float32)

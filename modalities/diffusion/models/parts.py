@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xmodal_kd.adapter.images.networks import silent
 from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
@@ -163,7 +162,7 @@ class Parts:
             asked["complex_human_instruction"] = self.instruction
         made, names = [], (*self.family.text, *self.family.more)
         encoders = [one for name in names if isinstance(one := getattr(self.pipeline, name), torch.nn.Module)]
-        with torch.no_grad(), silent():
+        with torch.no_grad(), silent("diffusers", "transformers"):
             for encoder in encoders:
                 encoder.to(device)
             for start in range(0, len(texts), PROMPTS):
@@ -212,7 +211,7 @@ class Parts:
         there, network = components(read_object(self.folder / INDEX)), self.family.place
         none: dict[str, Any] = dict.fromkeys([network, *self.absent, *(set(self.family.optional) & there.keys())])
         try:
-            with silent():
+            with silent("diffusers", "transformers"):
                 made = DiffusionPipeline.from_pretrained(
                     self.folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, **none
                 )
@@ -242,27 +241,6 @@ class Parts:
 def _file_digest(path: Path, *stamp: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()[:16]
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Neither warnings of what is well known nor bars of what takes a second."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    loggings = (diffusers_logging, transformers_logging)
-    levels = [logging.get_verbosity() for logging in loggings]
-    for logging in loggings:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logging, level in zip(loggings, levels, strict=True):
-            logging.set_verbosity(level)
-            logging.enable_progress_bar()
 
 
 def parts_of(folder: Path) -> Parts | None:

@@ -15,23 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xmodal_kd.adapter.images.networks import CONFIG, MEAN, STD, Preparation, read_network
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.checkpoint import load_weights, read_object, read_tensors
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.signals.capture import capture, find_modules, only_call
 
 from .classifier import Classifier, ClassifierRecipe, ImageSet, train_classifier
-from .parts import silent
 
 #: The name of the small network, and how it is made: of another seed and other widths than the judge's, in whose
 #: features samples are measured.
 CLASSIFIER = "classifier"
 RECIPE = ClassifierRecipe(seed=20231128, width=48, widest=192, features=96, shift=0.0)
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 #: Layers of a transformer that are read unless the recipe names them, equally far apart (StyleGAN-T and ADD take five).
 LAYERS = 5
-#: Mean and standard deviation of the colours of ImageNet, which most networks were trained with.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PixelNetwork(nn.Module):
@@ -118,43 +115,14 @@ def load_network(folder: Path, at: Sequence[str] | None) -> PixelNetwork:
         net = _of_torchvision(folder, config)
         told = config.get("pretrained_cfg") or {}
         return PixelNetwork(net, at or _layers(net, folder), mean=told.get("mean", MEAN), std=told.get("std", STD))
-    net = of_transformers(folder, config)
-    told = read_object(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
-    own, side = config.get("image_size"), _side(told)
-    given = {}
-    if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters and side not in (None, own):
+    net, prepared = read_network(folder, config), Preparation.of(folder)
+    own, given = config.get("image_size"), {}
+    if "interpolate_pos_encoding" in inspect.signature(net.forward).parameters and prepared.side not in (None, own):
         given["interpolate_pos_encoding"] = True
     return PixelNetwork(
-        net, at or _layers(net, folder), side=side or own, mean=told.get("image_mean", MEAN),
-        std=told.get("image_std", STD), given=given,
+        net, at or _layers(net, folder), side=prepared.side or own, mean=prepared.mean or MEAN,
+        std=prepared.std or STD, given=given,
     )  # fmt: skip
-
-
-def of_transformers(folder: Path, config: Mapping[str, Any], *, also: str = "pixel_values") -> nn.Module:
-    """A network of images, or of what its class calls `also`, as `transformers` saves it, whole and in float32."""
-    if "auto_map" in config:
-        raise UserError(f"{folder}: it asks for code of its own (auto_map), which is not run: use a built-in model")
-    try:
-        from transformers import AutoModel
-    except ImportError as error:
-        raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
-    try:
-        with silent():
-            net, found = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-                dtype=torch.float32,
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
-    if net.main_input_name not in ("pixel_values", also):
-        raise UserError(
-            f"{folder}: a {type(net).__name__} sees {net.main_input_name}, no images: name a network of images"
-        )
-    lacking = sorted(name for name in found["missing_keys"] if "pooler" not in name)
-    if lacking := [*lacking, *(str(one) for one in found["mismatched_keys"])]:
-        raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained network")
-    made: nn.Module = net
-    return made
 
 
 def _of_torchvision(folder: Path, config: Mapping[str, Any]) -> nn.Module:
@@ -176,16 +144,6 @@ def _of_torchvision(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     return net
 
 
-def _side(processor: Mapping[str, Any]) -> int | None:
-    """Of the square that a processor of transformers cuts out, or brings images to."""
-    for key in ("crop_size", "size"):
-        said = processor.get(key)
-        side = said if isinstance(said, int) else said.get("height") if isinstance(said, Mapping) else None
-        if isinstance(side, int):
-            return side
-    return None
-
-
 def _layers(net: nn.Module, folder: Path) -> list[str]:
     """`LAYERS` blocks of a transformer, equally far apart, the last among them."""
     lists = [(len(module), name) for name, module in net.named_modules() if isinstance(module, nn.ModuleList)]
@@ -200,4 +158,4 @@ def _layers(net: nn.Module, folder: Path) -> list[str]:
     return [f"{name}.{(i + 1) * count // apart - 1}" for i in range(apart)]
 
 
-__all__ = ["CLASSIFIER", "RECIPE", "PixelNetwork", "load_network", "of_transformers", "trained", "untrained"]
+__all__ = ["CLASSIFIER", "RECIPE", "PixelNetwork", "load_network", "trained", "untrained"]

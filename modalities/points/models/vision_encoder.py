@@ -15,18 +15,16 @@ from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from xmodal_kd.adapter.images.networks import CONFIG, MEAN, STD, Preparation, read_network
 from xmodal_kd.adapter.saved_model import explain
-from xmodal_kd.runtime.checkpoint import read_json, read_object
+from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
 from .pretrained import PretrainedConfig, PretrainedSegmenter
 from .trunks import Trunk, as_map, load_trunk
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 #: Kinds that must be told that a photograph may be of another size than they were trained on.
 RESIZED = ("vit", "deit", "vit_mae", "vit_msn")
-#: Mean and standard deviation of the colours of ImageNet, which most encoders were trained with.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def is_encoder(folder: Path) -> bool:
@@ -119,28 +117,12 @@ def load_encoder(folder: Path, size: tuple[int, int]) -> VisionEncoder:
         UserError: a library is missing or cannot load it; its weights are not whole or another network's; photographs
             of `size` are nothing for it.
     """
-    config, path = read_object(folder / CONFIG), folder / PROCESSOR
+    config = read_object(folder / CONFIG)
     if "architecture" in config:
         return _of_library(folder, config, size).eval().requires_grad_(False)
-    if "auto_map" in config:
-        raise UserError(f"{folder}: it asks for code of its own (auto_map), which is not run: use a built-in model")
-    try:
-        from transformers import AutoModel
-    except ImportError as error:
-        raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
-    try:
-        encoder, found = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            dtype=torch.float32,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
-    missing = [name for name in found["missing_keys"] if "pooler" not in name]
-    if lacking := sorted([*missing, *(str(one) for one in found["mismatched_keys"])]):
-        raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained encoder")
-    said = read_json(path) if path.is_file() else {}
-    mean, std = (said.get(key, usual) for key, usual in (("image_mean", MEAN), ("image_std", STD)))
-    return TransformersEncoder(encoder, size, mean, std).eval().requires_grad_(False)
+    encoder, prepared = read_network(folder, config), Preparation.of(folder)
+    made = TransformersEncoder(encoder, size, prepared.mean or MEAN, prepared.std or STD)
+    return made.eval().requires_grad_(False)
 
 
 def _of_library(folder: Path, config: dict[str, Any], size: tuple[int, int]) -> LibraryEncoder:

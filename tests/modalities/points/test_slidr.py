@@ -152,7 +152,7 @@ def test_what_is_no_encoder_is_one_line(tmp_path: Path) -> None:
     folder = encoder(tmp_path)
     weights = load_file(folder / "model.safetensors")
     save_file(dict(list(weights.items())[3:]), folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"its weights lack .* it is no trained encoder"):
+    with pytest.raises(UserError, match=r"its weights lack .* it is no trained network"):
         load_encoder(folder, IMAGE)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own.Net"}}))
