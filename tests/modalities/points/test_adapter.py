@@ -335,6 +335,8 @@ def test_a_model_of_another_view_is_refused() -> None:
     made = adapter("scan", "image")
     with pytest.raises(UserError, match=r"student: model 'range_unet' sees range, data.student.sees says image"):
         made.build("student", "range_unet", {})
+    with pytest.raises(UserError, match=r"model 'centerpoint_camera' is of data\.task detection"):
+        adapter("scan", "image").build("student", "centerpoint_camera", {})
 
 
 def test_a_feature_that_is_no_map_is_named() -> None:

@@ -155,7 +155,7 @@ def test_a_moment_is_seen_alike_alone_and_in_a_batch_and_through_more_cameras() 
     assert not torch.allclose(turned[0].boxes, alone.boxes, atol=1e-3)
 
 
-@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("stride", [8, pytest.param(16, marks=pytest.mark.full)])
 def test_a_coarser_map_and_a_network_by_its_name_are_lifted(stride: int) -> None:
     lift, pictures = torch.from_numpy(lift_of(tilted()))[None, None], torch.rand(1, 1, 3, 32, 64)
     made = [model(stride=stride)]
@@ -217,7 +217,9 @@ def test_the_scene_moves_and_the_photograph_stays() -> None:
     torch.testing.assert_close(centres.double(), scale[:1].expand(len(centres)), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("sides", [("pillars", "image"), ("image", "pillars"), ("image", "image")])
+@pytest.mark.parametrize(
+    "sides", [("pillars", "image"), *(pytest.param(("image", s), marks=pytest.mark.full) for s in ("pillars", "image"))]
+)
 def test_both_meet_on_the_student_s_cells(sides: tuple[str, str]) -> None:
     made = camera(teacher={"sees": sides[0], "cell": 0.2}, student={"sees": sides[1]})
     batch = made.data("train").collate([made.data("train").sample(i, 0) for i in (0, 1)])
@@ -249,7 +251,9 @@ def test_depth_learns_from_the_scan_and_a_teacher_of_points_is_not_asked() -> No
     assert float(parts["ce"].count) == 0 < float(parts["gaussian_focal"].total.detach()) and "ce" in LOSSES
 
 
-@pytest.mark.parametrize("kind", [BevDistill, UniDistill, LabelDistill, Distil], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [BevDistill, *(pytest.param(kind, marks=pytest.mark.full) for kind in (UniDistill, LabelDistill, Distil))]
+)
 def test_a_scan_s_detector_teaches_a_camera_s_by_every_method(kind: Any) -> None:
     made = camera()
     batch = made.data("train").collate([made.data("train").sample(i, 0) for i in (0, 1)])
