@@ -7,8 +7,7 @@ import pytest
 
 from xmodal_kd.adapter.adapter import Score
 from xmodal_kd.report.content import _gain
-from xmodal_kd.report.markdown import of_items
-from xmodal_kd.report.markdown import _lead
+from xmodal_kd.report.markdown import _lead, of_items
 from xmodal_kd.report.statistics import gap_closed, paired_interval, ratio
 
 
@@ -110,9 +109,7 @@ def test_one_item_closes_no_gap() -> None:
         ((0.06, 0.04), False, "the student is 0.0200 worse"),
     ],
 )
-def test_a_gain_that_is_not_the_table_s_difference_says_so(
-    values: tuple[float, float], lower: bool, said: str
-) -> None:
+def test_a_gain_that_is_not_the_table_s_difference_says_so(values: tuple[float, float], lower: bool, said: str) -> None:
     """Of items one by one it is another number where a metric is no mean over items, as mAP and mIoU are none."""
     roles = {role: {"metrics": {"m": value}} for role, value in zip(("control", "student"), values, strict=True)}
     content = {"metric": {"name": "m", "lower_is_better": lower}, "roles": roles, "gain": {"difference": 0.1}}
