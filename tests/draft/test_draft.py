@@ -20,6 +20,10 @@ from xmodal_kd.recipe.recipe import Loaded, load
 from xmodal_kd.runtime.errors import UserError
 
 ASSETS = ROOT / "assets"
+#: A training in no time.
+TINY = [word for item in ("train.steps=1", "train.eval_every=1", "train.batch_size=8", "teacher.train.steps=1",
+                                        "teacher.train.eval_every=1", "teacher.train.batch_size=8")
+        for word in ("--set", item)]  # fmt: skip
 
 
 def made(
@@ -253,3 +257,23 @@ def test_what_cannot_be_chosen(tmp_path: Path, capfd: Capture) -> None:
     Path(out).write_text("mine")
     assert call(["new", "speech", out, "--data", data]) == 2 and "is there already" in capfd.readouterr().err
     assert Path(out).read_text() == "mine"
+
+
+def test_samples_that_cannot_be_used_are_left_out_by_name(tmp_path: Path, capfd: Capture) -> None:
+    """A recipe is written all the same; where most are bad, it is not they that are odd."""
+    for name in ("cat", "dog"):
+        images(tmp_path / "x" / name, 20)
+    (tmp_path / "x/cat/0.png").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x/cat/5.png")
+    Image.new("L", (9, 8)).save(tmp_path / "x/dog/2.png")
+    path = tmp_path / "mine.yaml"
+    told = draft("images", path, None, tmp_path / "x", estimate=False)
+    assert "3 samples cannot be used" in told[-1] and "cat/0.png: empty" in told[-1] and "9x8 pixels" in told[-1]
+    assert (tmp_path / "mine.bad.txt").read_text().split() == ["cat/0.png", "cat/5.png", "dog/2.png"]
+    assert load(str(path)).recipe.data["skip"] == str(tmp_path / "mine.bad.txt")
+    assert call(["run", str(path), "--out", str(tmp_path / "run"), "--quiet", "--device", "cpu", *TINY]) == 0
+    for i in range(20):
+        (tmp_path / f"x/cat/{i}.png").write_bytes(b"")
+    with pytest.raises(Unfit, match=r"21 of 40 files cannot be used, more than half: mend them; .*0.png: empty"):
+        draft("images", tmp_path / "other.yaml", None, tmp_path / "x")
+    assert not list(tmp_path.glob("other*"))

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..adapter.adapter import adapter_class
 from ..adapter.saved_model import CARD
-from ..adapter.sketch import SIZES, Given, Like, Sketch
+from ..adapter.sketch import SIZES, Given, Like, Noted, Sketch
 from ..recipe.recipe import load
+from ..run.listed_files import Looked, of_recipe
 from ..runtime.checkpoint import read_object
 from ..runtime.discovery import modality
 from ..runtime.errors import UserError
@@ -22,6 +24,10 @@ from .estimate import measured
 from .text import recipe_text
 
 PAGE = "README.md#a-recipe-of-your-own"
+#: The end of the list, beside a recipe, of samples that cannot be used, and the key of the data section that has it.
+BAD, SKIP = ".bad.txt", "skip"
+#: Of so many it is said why.
+TOLD = 3
 
 
 class Unfit(UserError):
@@ -54,14 +60,38 @@ def draft(
     if found.problems:
         raise Unfit(found.problems)
     _write(path, recipe_text(name, path, found, ()), "x")
+    bad = path.with_suffix(BAD)
     try:
-        loaded = load(str(path))
-        cost = measured(loaded, device) if estimate else []
+        found = _without(found, of_recipe(load(str(path))), bad)
+        _write(path, recipe_text(name, path, found, ()), "w")
+        cost = measured(load(str(path)), device) if estimate else []
     except BaseException:
         path.unlink(missing_ok=True)
+        if SKIP in found.sections.get("data", {}):
+            bad.unlink(missing_ok=True)
         raise
     _write(path, recipe_text(name, path, found, cost), "w")
     return [*found.notes, *cost]
+
+
+def _without(found: Sketch, looked: Looked, bad: Path) -> Sketch:
+    """The same without the samples whose files will not do, which are named in a list beside the recipe.
+
+    Raises `Unfit` where those are more than half of all: then it is not they that are odd.
+    """
+    keys = list(dict.fromkeys(one.key for one in looked.bad))
+    if not keys:
+        return found
+    reasons = [f"{one.path}: {one.why.removeprefix(f'{one.path}: ')}" for one in looked.bad[:TOLD]]
+    if 2 * len(looked.bad) > looked.files:
+        few = f"{len(looked.bad):,} of {looked.files:,} files cannot be used, more than half: mend them"
+        raise Unfit([few, *reasons])
+    _write(bad, "".join(f"{key}\n" for key in keys), "x")
+    more = f", and {len(looked.bad) - TOLD} more" if len(looked.bad) > TOLD else ""
+    said = f"{len(keys):,} samples cannot be used ({'; '.join(reasons)}{more}): {bad} leaves them out, until mended"
+    skip = Noted(str(bad), f"{len(keys):,} samples that cannot be used are left out: see the head of this file")
+    sections = {**found.sections, "data": {**found.sections["data"], SKIP: skip}}
+    return replace(found, sections=sections, notes=(*found.notes, said))
 
 
 def _looker(name: str) -> ModuleType:

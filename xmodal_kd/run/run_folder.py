@@ -28,7 +28,7 @@ STATE, RECIPE = "state.json", "recipe.yaml"
 #: The recipe as it was written for this run, with its comments, where ``distil`` wrote it.
 DRAFT = "draft.yaml"
 #: What stands in a run folder before its state does: a kill may leave it alone.
-FIRST = frozenset({RECIPE, DRAFT, NAME, provenance.FILE})
+FIRST = frozenset({RECIPE, DRAFT, f"{Path(DRAFT).stem}.bad.txt", NAME, provenance.FILE})
 #: Keys of a recipe that decide nothing of the result, by their last part, or by their first.
 FREE_ENDS, FREE_STARTS = (".workers", ".ahead"), ("trackers", "out", "on", "cache.path")
 

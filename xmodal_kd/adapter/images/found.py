@@ -165,7 +165,7 @@ def _file(path: Path, place: Path, readers: Mapping[str, Reader], what: str) -> 
 def _folder(path: Path, place: Path, who: str | None) -> Found:
     apart = split_folders(place)
     with Folder(place if apart is None else apart[0]) as store:
-        shape, mode = first_of(store)
+        shape, mode, first = first_of(store)
         classes, notes = _classes(store, who)
         count = len(store.names)
         if store.unread:
@@ -174,7 +174,7 @@ def _folder(path: Path, place: Path, who: str | None) -> Found:
     section = {
         "sources": Noted("folder", f"{count:,} images were found"),
         "path": Noted(str(path), where),
-        **_size(shape, mode, store.names[0]),
+        **_size(shape, mode, first),
     }
     return Found(section, shape, count, classes, apart is not None, tuple(notes))
 
@@ -182,12 +182,12 @@ def _folder(path: Path, place: Path, who: str | None) -> Found:
 def found_zip(path: Path, place: Path, *, who: str | None) -> Found:
     """Images of a zip in the EDM convention. Raises `UserError` where it holds none."""
     with Zip(place) as store:
-        shape, mode = first_of(store)
+        shape, mode, first = first_of(store)
         classes, notes = _classes(store, who)
     section = {
         "sources": Noted("edm", f"a zip of {len(store.names):,} images"),
         "path": Noted(str(path), HERE),
-        **_size(shape, mode, store.names[0]),
+        **_size(shape, mode, first),
     }
     return Found(section, shape, len(store.names), classes, notes=tuple(notes))
 

@@ -136,11 +136,21 @@ def read_images(
         return labelled(x, labelling, store)
 
 
-def first_of(store: Folder | Zip) -> tuple[tuple[int, int, int], str]:
-    """``(c, h, w)`` and mode of the first image of a store. Raises `UserError` naming it where it cannot be used."""
-    name = store.names[0]
-    pixels, mode = decoded(store.read(name), store.where(name), Expected())
-    return (CHANNELS[mode], *pixels.shape[:2]), mode
+def first_of(store: Folder | Zip) -> tuple[tuple[int, int, int], str, str]:
+    """``(c, h, w)``, mode and name of the first image of a store that can be used.
+
+    Raises `UserError` for the very first where none of the first `NAMED` can.
+    """
+    fault = None
+    for name in store.names[:NAMED]:
+        try:
+            pixels, mode = decoded(store.read(name), store.where(name), Expected())
+        except UserError as error:
+            fault = fault or error
+            continue
+        return (CHANNELS[mode], *pixels.shape[:2]), mode, name
+    assert fault is not None  # a store without images is none
+    raise fault
 
 
 def read_labels(store: Folder | Zip, classes: tuple[str, ...] | None, *, needed: bool) -> Labelling | None:
@@ -288,11 +298,11 @@ def _room(shape: tuple[int, ...], path: Path) -> npt.NDArray[np.uint8]:
 def decoded(content: bytes, where: str, expected: Expected) -> tuple[npt.NDArray[np.uint8], str]:
     """``(h, w)`` or ``(h, w, 3)`` uint8 and the mode of an encoded image. Raises `UserError` naming it as `where`."""
     with open_image(content, where) as image:
-        if refusal := _refusal(image, expected):
-            raise UserError(f"{where}: {refusal}")
+        if why := refusal(image, expected):
+            raise UserError(f"{where}: {why}")
         try:
-            upright = ImageOps.exif_transpose(image) or image
-            return np.asarray(upright), str(upright.mode)
+            turned = ImageOps.exif_transpose(image) or image
+            return np.asarray(turned), str(turned.mode)
         except Exception as error:
             raise UserError(f"{where}: {_broken(error)}") from error
 
@@ -303,10 +313,11 @@ def _broken(error: Exception) -> str:
     return f"a broken image ({one_line(error)})"
 
 
-def _refusal(image: Image.Image, expected: Expected) -> str | None:
+def refusal(image: Image.Image, expected: Expected) -> str | None:
     """Why an opened image, not yet decoded, is not as `expected`. To convert it is the user's choice, never ours."""
-    mode = _mode(image)
-    width, height = _upright(image)  # after the mode: it may decode a PNG
+    mode, (width, height) = mode_of(image), image.size
+    if not (width == height and (height, width) == expected.size):  # else it has that size whichever side is up
+        width, height = upright(image)  # after the mode: it may decode a PNG
     if expected.size and (height, width) != expected.size:
         return f"{width}x{height} pixels, but {expected.size[1]}x{expected.size[0]} is expected ({expected.why})"
     wanted = [expected.mode] if expected.mode else list(CHANNELS)
@@ -320,7 +331,7 @@ def _refusal(image: Image.Image, expected: Expected) -> str | None:
     return None
 
 
-def _upright(image: Image.Image) -> tuple[int, int]:
+def upright(image: Image.Image) -> tuple[int, int]:
     """Width and height as a camera's orientation tag means them to be seen."""
     try:
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
@@ -329,7 +340,7 @@ def _upright(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
-def _mode(image: Image.Image) -> str:
+def mode_of(image: Image.Image) -> str:
     """Pillow's mode, except where Pillow would narrow 16 bits to 8 or drop a transparent colour without a word."""
     mode = str(image.mode)
     if mode in CHANNELS:

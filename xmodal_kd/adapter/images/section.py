@@ -45,6 +45,11 @@ class ImageSection(DataSection):
     #: Mirror every second training image, left to right.
     flip: bool = False
 
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width, where the recipe says them."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
     @model_validator(mode="before")
     @classmethod
     def _split_folders(cls, given: Any) -> Any:

@@ -54,8 +54,7 @@ def read_section(config: ImageSection, path: Path | None, train: Images | None, 
     if path is None:
         return read_digits()
     check_there(path, train)
-    size = (config.size, config.size) if isinstance(config.size, int) else config.size
-    expected = Expected(size, config.mode)
+    expected = Expected(config.sides, config.mode)
     if train is not None:
         side = (train.shape[-2], train.shape[-1])
         expected = Expected(side, {1: "L", 3: "RGB"}[train.shape[0]], "as the training images")
