@@ -18,6 +18,7 @@ from xmodal_kd.compress import gates
 from xmodal_kd.modalities.speech.adapter import SpeechAdapter
 from xmodal_kd.modalities.speech.data.features import Features
 from xmodal_kd.modalities.speech.export.saved_folder import save_model
+from xmodal_kd.modalities.speech.models.conv import ConvConfig, ConvCTC
 from xmodal_kd.modalities.speech.models.encoder import EncoderConfig, EncoderForCTC
 from xmodal_kd.modalities.speech.use.kinds import recogniser_of
 from xmodal_kd.modalities.speech.use.transcribe import Recogniser
@@ -126,6 +127,25 @@ def test_channels_go_with_all_that_reads_them(hubert: Path) -> None:
     assert layers[0].layer_norm.num_groups == layers[0].layer_norm.num_channels == 3
     assert model.base.feature_projection.layer_norm.gain.shape == (3,)
     assert model(torch.randn(1, 4000)).logits.isfinite().all()
+
+
+def test_the_streaming_student_loses_hidden_channels_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = ConvCTC(ConvConfig(width=8, dilations=(1, 2)), mels=6, classes=4)
+    model.card = {"model": "conv", "params": {"width": 8, "dilations": [1, 2]}}
+    made = gates.Gates(model, gates.units_of(model, ["hidden.*"]))
+    for at, logits in enumerate(made.log_alpha):
+        logits.data = torch.where(torch.arange(16) % (2 + at) == 0, 4.0, -9.0)
+    made.attach(model)
+    x, lengths = torch.randn(2, 40, 6), torch.tensor([40, 31])
+    with torch.no_grad():
+        before = model.eval()(x, lengths)[0]
+        made.detach(model)
+        assert gates.cut(model, made) == {"hidden.0": 8, "hidden.1": 6}
+        torch.testing.assert_close(model(x, lengths)[0], before, rtol=1e-5, atol=1e-6)
+        again = ConvCTC(ConvConfig.model_validate(model.card["params"]), mels=6, classes=4).eval()
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(again(x, lengths)[0], model(x, lengths)[0])
 
 
 def test_it_starts_as_the_folder_and_writes_what_that_writes(recordings: Path, tmp_path: Path) -> None:
