@@ -75,7 +75,7 @@ def test_importing_the_core_imports_nothing_heavy() -> None:
 
 
 #: Tests that are still longer: split them where they are next changed, and take them out here.
-LONG = {"test_pipeline.py", "test_readers.py", "test_segment.py"}
+LONG = {"test_segment.py"}
 
 
 @pytest.mark.parametrize("path", CORE_FILES + ADAPTER_FILES + list(sources(ROOT / "tests")), ids=ids)
