@@ -1,9 +1,9 @@
 """FitHuBERT's loss, slow and in float64, by somebody who had read the release and not the code.
 
 Lee, Jang, Goo, Jung, Kim, "FitHuBERT", Interspeech 2022. Release: glory20h/FitHuBERT at 36d999c050e1, whose
-`calculate_loss` and `LayerWiseProjHead` were run in float64 for `cases`. A head of its own for each of the student's blocks: a
-transposed convolution over time (kernel and stride 2), then a linear map where widths differ. The sum over blocks of
-w_l mean (prediction - target)^2, w = 1 for the last block, 0.1 for the others; padded frames are not masked.
+`calculate_loss` and `LayerWiseProjHead` were run in float64 for `cases`. A head of its own for each of the student's
+blocks: a transposed convolution over time (kernel and stride 2), then a linear map where widths differ. The sum over
+blocks of w_l mean (prediction - target)^2, w = 1 for the last block, 0.1 for the others; padded frames are not masked.
 """
 
 import numpy as np

@@ -71,7 +71,7 @@ class Recogniser:
             raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
         self.model = self._model(Path(folder), precision, backend, threads)
         if isinstance(self.model, EncoderForCTC) and not self.waves:
-            raise UserError(f"{folder}: it hears waves: use modalities.speech.use.waves.WaveRecogniser")
+            raise UserError(f"{folder}: it hears waves: give it to xmodal-kd transcribe, or to WaveRecogniser")
         self._steps = _steps(self.model, Path(folder), precision, threads)
         #: Seconds between two output frames.
         self.frame = self.card.stride * self.features.hop / self.features.sample_rate
