@@ -248,6 +248,17 @@ def test_what_is_finished_is_reused_and_what_is_lost_is_run(compared: tuple[Path
     assert not again.commands, "and the page is as before"
 
 
+def test_an_arm_whose_first_teacher_is_the_control_has_it_in_its_own_run(recipe: str, tmp_path: Path) -> None:
+    sets = (*SHORT[::2], "teacher=null", "objective=[{loss: test_ce}, {loss: kd}]")
+    plan = Plan(recipe, sets, axes=["scheme=tfkd_self,{name: born_again, params: {generations: 1}}"], seeds=2)
+    found = compare(plan, pool(tmp_path / "out", Inside()))
+    assert [len(control["by_seed"]) for control in found["controls"]] == [2, 2]
+    assert len({control["name"] for control in found["controls"]}) == 2 and len(found["cells"]) == 4
+    first, second = found["controls"]
+    assert first["by_seed"] == second["by_seed"], "it is the same control"
+    assert [one["arm"] for one in found["against_control"]] == [arm["name"] for arm in found["arms"]]
+
+
 def test_help_teaches_the_syntax(capfd: Capture) -> None:
     assert call(["compare", "--help"]) == 0
     text = " ".join(capfd.readouterr().out.replace("│", " ").split())

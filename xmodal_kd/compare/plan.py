@@ -19,7 +19,7 @@ from ..losses import LOSSES
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Term, find, load
 from ..run.resolved_recipe import resolved
-from ..run.roles import starts_taught
+from ..run.roles import control_teaches, starts_taught
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS
 from ..training.controls import control_spec
@@ -218,17 +218,18 @@ class Plan:
 
     def cell(self, arm: Arm, seed: int, more: Sequence[str] = ()) -> Cell:
         """The run of an arm: its student only, but for a control that takes no training."""
-        inside = self._inside(arm)
+        inside = self.inside(arm)
         off = self._no_twin(arm)
         budget = () if arm.steps is None else (f"train.steps={arm.steps}",)
         sets = (*self.sets, *arm.sets, *budget, *more, *off, f"seed={seed}", f"control={str(inside).lower()}")
         return Cell(f"{arm.name}, seed {seed}", self.recipe, sets, self.teacher(arm, seed))
 
-    def _inside(self, arm: Arm) -> bool:
-        """Whether the control is a role of the arm's own run: it is not trained, or starts from a teacher's weights."""
-        spec = self.control_of(arm)
-        teacher_signals = starts_taught(read(self.recipe, [*self.sets, *arm.sets]).recipe)
-        return isinstance(spec, UntrainedControl | NoiseControl) or (teacher_signals and isinstance(spec, ControlSpec))
+    def inside(self, arm: Arm) -> bool:
+        """Whether the control is a role of the arm's own run: it is not trained, starts from a teacher's weights, or
+        teaches."""
+        spec, recipe = self.control_of(arm), read(self.recipe, [*self.sets, *arm.sets]).recipe
+        own = starts_taught(recipe) or control_teaches(recipe)
+        return isinstance(spec, UntrainedControl | NoiseControl) or (own and isinstance(spec, ControlSpec))
 
     def _no_twin(self, arm: Arm) -> tuple[str, ...]:
         """Self-training stands on a control of the same run, and no cell has one."""
@@ -237,7 +238,7 @@ class Plan:
 
     def control(self, arm: Arm, seed: int) -> Cell | None:
         """The arm's control as a run of its own: the student without a teacher. None where it is not trained."""
-        if self._inside(arm) or not isinstance(self.control_of(arm), ControlSpec):
+        if self.inside(arm) or not isinstance(self.control_of(arm), ControlSpec):
             return None
         recipe = read(self.recipe, [*self.sets, *arm.sets]).recipe
         clean = recipe.cache is not None and recipe.cache.view == "clean"  # a replay is of its data as well

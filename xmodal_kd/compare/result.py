@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapter.adapter import NoiseControl, Score, UntrainedControl, adapter_class
+from ..adapter.adapter import Score, adapter_class
 from ..run.run_folder import STATE
 from ..runtime.checkpoint import read_json, read_object
 from .cells import Pool
@@ -21,7 +21,7 @@ def content(
 ) -> dict[str, Any]:
     """What was compared and found. `arms` are the plan's, with the weights that a search may have chosen."""
     metric, lower = adapter_class(plan.base.recipe.modality).metric_of(plan.base.recipe.data)
-    inside = {a.name: isinstance(plan.control_of(a), UntrainedControl | NoiseControl) for a in arms}
+    inside = {a.name: plan.inside(a) for a in arms}
     cells = {(a.name, s): plan.cell(a, s) for a in arms for s in plan.seeds}
     students = {a.name: _measured(pool, {s: cells[a.name, s] for s in plan.seeds}, "student", metric) for a in arms}
 

@@ -159,6 +159,12 @@ def starts_taught(recipe: Recipe) -> bool:
     return any([*schemes, *(COMPRESSIONS[spec.name].starts_taught for spec in recipe.compress)])
 
 
+def control_teaches(recipe: Recipe) -> bool:
+    """Whether the control is the first teacher of the recipe's scheme, so that there is no run without it."""
+    scheme = None if recipe.scheme is None else SCHEMES[recipe.scheme.name]
+    return scheme is not None and scheme.control_teaches and recipe.teacher is None
+
+
 def _terms(recipe: Recipe, spec: ControlSpec | NoControl) -> tuple[Term, ...]:
     names = spec.terms if isinstance(spec, ControlSpec) else ()
     return tuple(term for term in recipe.objective if (term.name or term.loss) in names)

@@ -26,3 +26,11 @@ def shipped() -> dict[str, Path]:
     """Recipes that come with the package, by name."""
     roots = map(Path, importlib.import_module("xmodal_kd.recipes").__path__)
     return {str(p.relative_to(root).with_suffix("")): p for root in roots for p in sorted(root.rglob("*.yaml"))}
+
+
+def in_checkout(path: Path) -> Path | None:
+    """A relative path of a shipped recipe as it lies in the checkout that the recipes are of; None without one."""
+    some = next(iter(shipped().values()), None)
+    if path.is_absolute() or some is None:
+        return None
+    return next((root / path for root in some.resolve().parents if (root / path).exists()), None)

@@ -37,6 +37,8 @@ class Scheme(Distil):
     several: ClassVar[bool] = False
     #: Whether student and control start from weights of a teacher: a control without that teacher would be another.
     starts_taught: ClassVar[bool] = False
+    #: Whether the control is the first that teaches, where the recipe has no teacher.
+    control_teaches: ClassVar[bool] = False
     cacheable: ClassVar[bool] = False
     shards: ClassVar[bool] = False
     #: Whether what teaches learns or follows the student: a term may start at its least value.

@@ -133,6 +133,7 @@ class BornAgain(Scheme):
 
     Params: ClassVar[type[Strict]] = Generations
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "optional"
+    control_teaches: ClassVar[bool] = True
     paper, year, family = "Born Again Neural Networks", 2018, "chain"
 
     @classmethod
@@ -191,6 +192,7 @@ class SelfTaught(Scheme):
 
     Params: ClassVar[type[Strict]] = Strict
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "none"
+    control_teaches: ClassVar[bool] = True
     paper, year, family = "Revisiting Knowledge Distillation via Label Smoothing Regularization", 2020, "self"
 
     @classmethod

@@ -35,6 +35,8 @@ STUDENT = frozenset({"student"})
 TRUST = 0.1
 #: The weights by which a network is told the scale of guidance: diffusers', and the bench's.
 TOLD = ("time_embedding.cond_proj.weight", "net.scale.weight")
+#: Stages of features that are so many times as long as train.steps are worth a word: one of the two was forgotten.
+LONG = 10
 #: Of a grid that the recipe does not choose.
 MOST_TIMES = 64
 
@@ -116,6 +118,11 @@ class FewStep:
                 tell(
                     f"the teacher predicts {teacher.prediction}, the student {student.prediction}: "
                     f"{self.features} steps of matching come first (method.params.features)"
+                )
+            elif self.features > LONG * self.train.steps:
+                tell(
+                    f"method.params.features: {self.features:,} steps come before stages of {self.train.steps:,} "
+                    "(train.steps), which they do not follow: set both"
                 )
             if self.distil.objective.needs_teacher:
                 return self.distil.begin(stage, roles, batch)

@@ -18,6 +18,7 @@ from xmodal_kd.adapter.packed.packing import Kind as Packed
 from xmodal_kd.adapter.packed.packing import packing, packings
 from xmodal_kd.adapter.packed.shards import is_pattern, shards
 from xmodal_kd.adapter.source import DataSection, Strict
+from xmodal_kd.runtime.discovery import in_checkout
 from xmodal_kd.runtime.errors import UserError, nearest
 
 from .augment import Augment
@@ -178,7 +179,9 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
         raise UserError(f"no split {split!r}{nearest(split, SPLITS)}")
     if not data.path.expanduser().exists() and not ("webdataset" in data.sources and is_pattern(data.path)):
         where = "" if data.path.expanduser().is_absolute() else f" in {Path.cwd()}, where this was called"
-        raise UserError(f"data.path: {data.path} does not exist{where}")
+        there = in_checkout(data.path)
+        advice = f": it lies beside the recipes: --set data.path={there}" if there is not None else ""
+        raise UserError(f"data.path: {data.path} does not exist{where}{advice}")
     if data.by_speaker and not data.speakers[split]:
         raise UserError(f"data.{split}_speakers: the {split} split is empty: list at least one speaker")
     found, skipped = _found(data, split), skipped or Skipped.of(data.skip)

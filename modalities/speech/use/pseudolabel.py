@@ -83,7 +83,10 @@ def pseudolabel(
     """
     if out.resolve() == data.expanduser().resolve():
         raise UserError(f"--out {out}: it is the folder of the recordings: name another")
-    found, kept = recordings(data), kept or Filter()
+    try:
+        found, kept = recordings(data), kept or Filter()
+    except UserError as error:  # which names an option of other commands
+        raise UserError(str(error).removeprefix("--data ")) from error
     plain = partial(Tokens("words", ("<blank>",), normaliser).normalise)
     train = found.parts["train"]
     wanted = [one for one in train if replace or one.text is None]

@@ -334,6 +334,17 @@ def test_an_epsilon_teacher_teaches_a_v_student(tmp_path: Path) -> None:
     assert built.roles["student"].prediction == "v_prediction"
 
 
+def test_steps_of_features_that_were_forgotten_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("xmodal_kd.modalities.diffusion.methods.few_step.tell", told.append)
+    roles = {"teacher": denoiser((3,), seed=1, prediction="epsilon"), "student": denoiser((3,), seed=2)}
+    for features, said in ((10, []), (11, ["method.params.features: 11 steps come before"])):
+        made = method("progressive", steps=1, features=features)
+        batch = {name: value.float() if value.is_floating_point() else value for name, value in batch_of((3,)).items()}
+        made.begin(made.stages()[0], roles, batch)
+        assert [line[:44] for line in told] == said
+
+
 @pytest.mark.full
 def test_progressive_learns_to_skip(tmp_path: Path) -> None:
     """A student of one step lands nearer to where its teacher of eight arrives than the teacher does in one."""

@@ -370,3 +370,6 @@ def test_a_relative_path_that_is_missing_says_from_where(tmp_path, monkeypatch):
     config = SpeechData.model_validate({"sources": "manifest", "path": "clips"})
     with pytest.raises(UserError, match=rf"data\.path: clips does not exist in {tmp_path}, where this was called"):
         utterances(config, "train")
+    config = SpeechData.model_validate({"sources": "manifest", "path": "assets/digits"})
+    with pytest.raises(UserError, match=r": it lies beside the recipes: --set data\.path=/.*/assets/digits$"):
+        utterances(config, "train")

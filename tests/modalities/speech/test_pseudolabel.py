@@ -197,3 +197,12 @@ def test_what_does_not_fit_is_one_line(
     import re
 
     assert re.search(said, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_folder_without_recordings_is_named_as_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command has no option of that name."""
+    assert call(["pseudolabel", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}") and "no recordings and no manifest" in said and "--data" not in said
