@@ -89,6 +89,11 @@ EXAMPLES: dict[str, Content] = {
             }
         },
     },
+    "data2vec": {
+        "scheme": {
+            "params": {"on": "body", "at": "body.0", "layers": ["body.1", "body"], "span": 2, "momentum": [0.5, 0.9]}
+        },
+    },
     "disco": {
         "teacher": TEACHER,
         "data": {"single": True},

@@ -11,6 +11,7 @@ from . import (
     collaborative,
     continual,
     cross_modal,
+    data2vec,
     dino,
     disco,
     ensembles,
@@ -33,7 +34,7 @@ from .base import SCHEMES, Scheme
 PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
-    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "dino", "disco", "ensembles", "exits",
-    "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation", "several",
-    "three_players", "transformed", "two_momenta", "views",
+    "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
+    "ensembles", "exits", "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation",
+    "several", "three_players", "transformed", "two_momenta", "views",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from ..training.method import Distil
 from ..training.role_plan import RolePlan
 
 SCHEMES: Registry[type[Scheme]] = Registry("scheme")
+Family = Literal["several teachers", "chain", "online", "self", "continual", "training"]
 
 
 # docs/decisions/014-schemes.md
@@ -30,7 +31,7 @@ class Scheme(Distil):
     #: Source of the method.
     paper: ClassVar[str]
     year: ClassVar[int]
-    family: ClassVar[Literal["several teachers", "chain", "online", "self", "continual", "training"]]
+    family: ClassVar[Family]
     #: Whether the recipe has a teacher: it must, it may, or it cannot.
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "needed"
     #: Whether several teachers of the recipe are used.

@@ -170,21 +170,23 @@ class WithoutLabels(SelfTeaching):
         if not self.heads:
             with torch.no_grad(), self.streams.forked("dry run"):
                 rows = pooled(self.forward_features(self.role, roles, batch, [self.params.on])[self.params.on])
-                width = self.width(roles, batch)
+                widths = rows.shape[1], *self.widths(roles, batch)
             with self.streams.forked("scheme", "projection"):
-                head, self.memory = self.made(rows.shape[1], width)
-            self.heads["student"], self.memory = head.to(rows), self.memory.to(rows)
-            self.heads["mean"] = copy.deepcopy(self.heads["student"]).requires_grad_(False)
+                head, memory = self.made(*widths)
+            self.heads["student"] = head.to(rows)
+            if memory is not None:
+                self.heads["mean"] = copy.deepcopy(self.heads["student"]).requires_grad_(False)
+                self.memory = memory.to(rows)
         learners = {known_as(self.role): roles[self.role], "objective": self.objective, "scheme": self.heads["student"]}
         return {self.role: build_optimizer(self.train.optimizer, learners)}
 
-    def width(self, roles: Roles, batch: Batch) -> int:
-        """Of what projections say."""
-        return int(self.params.prototypes)
+    def widths(self, roles: Roles, batch: Batch) -> Sequence[int]:
+        """Of what else `made` wants to know, beside that of the representation."""
+        return ()
 
-    def made(self, width: int, out: int) -> tuple[nn.Module, nn.Module]:
-        """The projection of a representation of this width, and what is remembered of what it says."""
-        return Projection(width, self.params), Centre(out)
+    def made(self, *widths: int) -> tuple[nn.Module, nn.Module | None]:
+        """The projection, and what is remembered of what the average of both says; None where it has none."""
+        return Projection(widths[0], self.params), Centre(self.params.prototypes)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {**super().modules(), "heads": self.heads, **({} if self.memory is None else {"memory": self.memory})}
@@ -238,19 +240,25 @@ class WithoutLabels(SelfTeaching):
     @torch.no_grad()
     def follow(self, roles: Roles, ctx: Context) -> None:
         """The average and its projection move towards the student's, and what the average said is remembered."""
-        for mean, source in ((roles[MEAN], roles[self.role]), (self.heads["mean"], self.heads["student"])):
-            theirs = source.state_dict()
-            for name, value in mean.state_dict().items():
-                if value.is_floating_point():
-                    value.lerp_(theirs[name], 1 - self.momentum(ctx))
-                else:
-                    value.copy_(theirs[name])
-        self.remember(torch.cat(self.said), ctx)
+        averaged(roles[MEAN], roles[self.role], self.momentum(ctx))
+        if self.memory is not None:
+            averaged(self.heads["mean"], self.heads["student"], self.momentum(ctx))
+            self.remember(torch.cat(self.said), ctx)
 
     def remember(self, said: Float[Tensor, "n k"], ctx: Context) -> None:
         """The centre moves towards the mean of what was said on all ranks."""
         mean_row = ctx.ranks.sum(said.sum(dim=0)) / ctx.ranks.sum_number(len(said))
         self.memory.rows.lerp_(mean_row.to(self.memory.rows), 1 - self.params.centre)
+
+
+def averaged(mean: nn.Module, source: nn.Module, momentum: float, shared: Sequence[str] = ()) -> None:
+    """Move the weights of `mean` towards those of `source`; those of modules at `shared` are the source's own."""
+    theirs = source.state_dict()
+    for name, value in mean.state_dict().items():
+        if value.is_floating_point() and not any(name.startswith(f"{path}.") for path in shared):
+            value.lerp_(theirs[name], 1 - momentum)
+        else:
+            value.copy_(theirs[name])
 
 
 def recognised(
@@ -332,4 +340,4 @@ def represented(
     return torch.cat(rows), torch.cat(labels)
 
 
-__all__ = ["Projection", "WithoutLabels", "by_neighbours", "cropped", "recognised", "rising"]
+__all__ = ["Projection", "WithoutLabels", "averaged", "by_neighbours", "cropped", "recognised", "rising"]

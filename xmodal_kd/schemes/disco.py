@@ -86,11 +86,11 @@ class TaughtWithoutLabels(WithoutLabels):
         super().check(roles)
         self.find(roles[self.teacher], [self.path])
 
-    def width(self, roles: Roles, batch: Batch) -> int:
-        return self.embedded(roles, batch).shape[1]
+    def widths(self, roles: Roles, batch: Batch) -> Sequence[int]:
+        return [self.embedded(roles, batch).shape[1]]
 
-    def made(self, width: int, out: int) -> tuple[nn.Module, nn.Module]:
-        hidden = self.params.hidden
+    def made(self, *widths: int) -> tuple[nn.Module, nn.Module | None]:
+        width, out, hidden = *widths, self.params.hidden
         layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
         return layers, Queue(self.params.queue, out)
 

@@ -115,7 +115,8 @@ class ClassGradients(Scheme):
         with ctx.timer.time("loss"):
             out: LossOut = self.objective(student, teacher, step=ctx.step, ranks=ctx.ranks)
             apart = self.gradients(role, student), self.gradients(self.teacher, teacher)
-            return out + self.relations(*apart, step=ctx.step, ranks=ctx.ranks).named(GRADIENT)
+            of_gradients: LossOut = self.relations(*apart, step=ctx.step, ranks=ctx.ranks)
+            return out + of_gradients.named(GRADIENT)
 
     def gradients(self, role: str, said: Signals) -> Signals:
         """Those of a role, on the rows of its scores that have a label."""
@@ -136,8 +137,9 @@ def class_gradients(
     scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], weights: Float[Tensor, "k c"]
 ) -> Float[Tensor, "n c"]:
     """Of each row's cross-entropy, at what a last layer of these weights was given."""
-    errors = scores.softmax(dim=1) - F.one_hot(labels, scores.shape[1])
-    return errors @ full_precision(weights).to(errors)
+    errors: Tensor = scores.softmax(dim=1) - F.one_hot(labels, scores.shape[1])
+    found: Tensor = errors @ full_precision(weights).to(errors)
+    return found
 
 
 def last_weights(role: str, model: nn.Module, path: str) -> Float[Tensor, "k c"]:

@@ -21,7 +21,7 @@ from ..signals.signals import Signals, TeacherSignals
 from ..training.label_budget import LabelBudget
 from ..training.method import Context, Ema, Roles, Stage
 from ..training.role_plan import RolePlan
-from .base import SCHEMES, Scheme
+from .base import SCHEMES, Family, Scheme
 from .batches import Pairs, same_rows, several_views, viewed
 from .rows import pooled, replaced, terms_of, weighed
 from .views import BothViews, of_other
@@ -31,7 +31,7 @@ class SelfTeaching(Scheme):
     """Base: the recipe has no teacher."""
 
     recipe_teacher: ClassVar[Literal["needed", "optional", "none"]] = "none"
-    family = "self"
+    family: ClassVar[Family] = "self"
     moving: ClassVar[bool] = True
 
 

@@ -167,19 +167,21 @@ class ThreePlayersGame(Scheme):
         if len(layouts) < 3 or not all(layout.same_rows(layouts[0]) for layout in layouts):
             raise UserError("scheme kdgan: teacher and student do not answer with classes, row by row: take dml or kd")
         rows = torch.stack([layout.mask for layout in layouts]).all(dim=0) & (known >= 0)
-        scores = [dense_rows(one["logits"])[rows] for one in (mine, theirs, judged)]
-        return Said(*scores, labels=known[rows], rows=rows)
+        student, teacher, judge = (dense_rows(one["logits"])[rows] for one in (mine, theirs, judged))
+        return Said(student, teacher, judge, known[rows], rows)
 
     def judged(self, said: Said, drawn: Float[Tensor, "n u"], step: int) -> Float[Tensor, " n"]:
         """What the discriminator minimises, of each row."""
-        share, values = self.params.share, torch.zeros_like(said.judge[:, 0])
+        share = float(self.params.share)
+        values = torch.zeros_like(said.judge[:, 0])
         halves = drawn.chunk(2, dim=1)
         for scores, weight, half in zip((said.student, said.teacher), (1 - share, share), halves, strict=True):
             named = self.named(scores, half, self.params.negatives, step)
             true = F.softplus(-said.judge.gather(1, said.labels[:, None]).squeeze(1))
             false = F.softplus(said.judge.gather(1, named)).sum(dim=1)
             values = values + weight * (self.params.positives * true + false)
-        return values / (self.params.positives + self.params.negatives)
+        counted: Tensor = values / (self.params.positives + self.params.negatives)
+        return counted
 
     def game(
         self, scores: Float[Tensor, "n k"], judge: Float[Tensor, "n k"], drawn: Tensor, step: int, weight: float
@@ -192,7 +194,8 @@ class ThreePlayersGame(Scheme):
     def named(self, scores: Float[Tensor, "n k"], drawn: Tensor, count: int, step: int) -> Int[Tensor, "n m"]:
         """So many labels of each row, by its uniform numbers: first those of the noise, then those of the draws."""
         classes = scores.shape[1]
-        tau = cooled(step / max(1, self.train.steps), *self.params.temperature, self.params.decay)
+        first, last = self.params.temperature
+        tau = cooled(step / max(1, self.train.steps), first, last, self.params.decay)
         shares = relaxed(scores.detach().double(), drawn[:, :classes], tau)
         return picked(shares, drawn[:, classes : classes + count])
 
