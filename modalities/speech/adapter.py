@@ -43,7 +43,7 @@ from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
-from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
+from .models.pretrained import check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import StoredAnswers
 from .show.panels import Shown, glimpse, show
 
@@ -319,8 +319,7 @@ class SpeechAdapter(Adapter):
 
     def _writes(self, role: str) -> bool:
         """Whether a role answers by symbols: all but an encoder without a head, which teaches by its layers."""
-        front_end = self._front_ends.get(role)
-        return not isinstance(front_end, WaveFrontEnd) or front_end.answers
+        return getattr(self._front_ends.get(role), "answers", True)
 
     # ---------------------------------------------------------------- evaluation and export
 
