@@ -43,12 +43,13 @@ from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
 from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
-from .models.pretrained import WaveFrontEnd, check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
+from .models.pretrained import check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import StoredAnswers
 from .show.panels import Shown, glimpse, show
 
 #: Utterances whose features set the ranges of int8 activations.
 CALIBRATION = 64
+OTHER_VOCABULARY = "set data.vocabulary to by_name and compare by the term uhc, or change the texts"
 
 
 class SpeechAdapter(Adapter):
@@ -139,10 +140,8 @@ class SpeechAdapter(Adapter):
     def _started(self, kind: type[AcousticModel], params: Mapping[str, Any]) -> Any:
         """Checked parameters; an encoder that names no folder starts as the teacher's."""
         config: Any = kind.Config.model_validate(params)
-        taught = self.teachers.get("teacher")
-        if kind is EncoderForCTC and config.folder is None and taught is not None:
-            return config.model_copy(update={"folder": taught.path})
-        return config
+        unnamed = kind is EncoderForCTC and config.folder is None and "teacher" in self.teachers
+        return config.model_copy(update={"folder": self.teachers["teacher"].path}) if unnamed else config
 
     def load(self, role: str, folder: Path) -> nn.Module:
         """A recogniser that was saved here, or, as a teacher, a CTC model or encoder as transformers saves it."""
@@ -164,8 +163,7 @@ class SpeechAdapter(Adapter):
             theirs = Vocabulary(symbols, blank=0)
             self._maps[role] = match(self.tokens.symbols, theirs, f"{folder}: its {role}", partial=True)
         else:
-            advice = "set data.vocabulary to by_name and compare by the term uhc, or change the texts"
-            check_same(symbols, self.tokens.symbols, f"{folder}: its {role}", advice)
+            check_same(symbols, self.tokens.symbols, f"{folder}: its {role}", OTHER_VOCABULARY)
         model.card = {"model": card.model, "params": card.params}
         return self._registered(role, model, self.tokens.symbols)
 
@@ -233,8 +231,7 @@ class SpeechAdapter(Adapter):
         self._names[role] = symbols
         if isinstance(model, EncoderForCTC):
             self._hears(role, model.front_end(self.config.features))
-        if not is_teacher(role):
-            self.stride = model.stride
+        self.stride = self.stride if is_teacher(role) else model.stride
         if role == "student" and self.config.streaming and model.steps() is None:
             name = model.card["model"]
             raise UserError(f"data.streaming: {name!r} cannot hear chunks: set student.model to conv, or leave it out")
@@ -322,8 +319,7 @@ class SpeechAdapter(Adapter):
 
     def _writes(self, role: str) -> bool:
         """Whether a role answers by symbols: all but an encoder without a head, which teaches by its layers."""
-        front_end = self._front_ends.get(role)
-        return not isinstance(front_end, WaveFrontEnd) or front_end.answers
+        return getattr(self._front_ends.get(role), "answers", True)
 
     # ---------------------------------------------------------------- evaluation and export
 
