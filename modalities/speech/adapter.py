@@ -380,13 +380,12 @@ class SpeechAdapter(Adapter):
         if steps is not None:
             export_steps(model, steps, folder, self.config.features.mels)
             quantise_steps(folder, calibration)
-            names = (STREAM_FP32, STREAM_INT8)
-            scored |= {name: self._evaluate(self._exported(folder / name, in_chunks=True), "test") for name in names}
-        sizes = {name: (folder / name).stat().st_size for name in scored}
-        found: dict[str, Any] = {n: {"bytes": sizes[n], "metrics": one.metrics} for n, one in scored.items()}
+            for name in (STREAM_FP32, STREAM_INT8):
+                scored[name] = self._evaluate(self._exported(folder / name, in_chunks=True), "test")
+        size = {n: (folder / n).stat().st_size for n in scored}
+        found: dict[str, Any] = {n: {"bytes": size[n], "metrics": one.metrics} for n, one in scored.items()}
         interval, worse = against(scored[INT8].scores, scored[FP32].scores)
-        if worse is not None:
-            found[INT8]["note"] = worse
+        found[INT8] |= {} if worse is None else {"note": worse}
         found["int8_against_fp32"] = {
             "logit_error": cost["logit_error"], "agreement": cost["agreement"], "wer_interval": list(interval)
         }  # fmt: skip
