@@ -3,6 +3,7 @@
 May import ``losses``, ``models``, ``views`` and ``data``, beside the core. Public are the names of methods in recipes.
 """
 
+from .affinity import MonoDistill, MonoDistillParams
 from .from_labels import LabelDistill, LabelDistillParams, LabelKD, LabelKDParams, drawn, joined, masked_square
 from .on_things import BevDistill, BevDistillParams, UniDistill, UniDistillParams
 
@@ -13,6 +14,8 @@ __all__ = [
     "LabelDistillParams",
     "LabelKD",
     "LabelKDParams",
+    "MonoDistill",
+    "MonoDistillParams",
     "UniDistill",
     "UniDistillParams",
     "drawn",
