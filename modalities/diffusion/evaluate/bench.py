@@ -72,6 +72,7 @@ class Arm(NamedTuple):
 #: spread half as far: log 2 is added to their mean.
 ARMS = {
     "progressive": Arm("progressive", 120),
+    "rdd": Arm("rdd", 120),
     "consistency": Arm("consistency", 500, {"grid": 8, "decay": 0.8}),
     "lcm": Arm("lcm", 500, {"grid": 8, "decay": 0.8}),
     "ect": Arm("ect", 500, {"mean": -0.4}),

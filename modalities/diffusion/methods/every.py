@@ -14,6 +14,7 @@ from . import (
     matching,
     mean_velocity,
     progressive,
+    rdd,
     reflow,
     trajectories,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "matching",
     "mean_velocity",
     "progressive",
+    "rdd",
     "reflow",
     "trajectories",
 ]

@@ -37,6 +37,7 @@ METHODS: dict[str, tuple[str, Sampling]] = {
     "meanflow": ("flow", Sampling("ddim", 2)),
     "moment_matching": ("flow", Sampling("lcm", 2, 64)),
     "pcm": ("vp", Sampling("ddim", 2)),
+    "rdd": ("vp", Sampling("ddim", 2)),
     "reflow": ("vp", Sampling("ddim", 1)),
     "scm": ("edm", Sampling("lcm", 1, 64)),
     "shortcut": ("edm", Sampling("ddim", 2)),
