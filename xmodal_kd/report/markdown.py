@@ -169,9 +169,12 @@ def of_items(content: Mapping[str, Any]) -> str:
 
     The mAP of all frames, as an example, is not the mean of each frame's own.
     """
-    gain, name, roles = content["gain"], content["metric"]["name"], content["roles"]
+    gain = content.get("gain")
+    if gain is None:
+        return ""
+    name, roles = content["metric"]["name"], content["roles"]
     values = [roles[role]["metrics"].get(name) for role in ("control", "student") if role in roles]
-    if gain is None or len(values) < 2 or None in values:
+    if len(values) < 2 or None in values:
         return ""
     shown = (values[0] - values[1]) * (1 if content["metric"]["lower_is_better"] else -1)
     if abs(shown - gain["difference"]) <= 1e-4 + 0.02 * abs(shown):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from oracles import few_step as more
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_samples import Adapter, Source, denoiser
+from toy_samples import Adapter, Source, denoiser, said_by
 
 from xmodal_kd.modalities.diffusion.methods import consistency, every, progressive  # noqa: F401 - registers
 from xmodal_kd.modalities.diffusion.methods.few_step import FewStep
@@ -57,16 +57,6 @@ def batch_of(shape: Sequence[int], seed: int = 0, size: int = 7) -> dict[str, Te
 
 def double(shape: Sequence[int], seed: int) -> Denoiser:
     return denoiser(shape, seed=seed, process=PROCESS).double()
-
-
-def said_by(model: Denoiser, shape: Sequence[int]) -> Callable[[np.ndarray, float], np.ndarray]:
-    """A denoiser as the oracles call it: one sample, NumPy."""
-
-    def predict(z: np.ndarray, t: float) -> np.ndarray:
-        with torch.no_grad():
-            return model.predict_x(torch.tensor(z).reshape(1, *shape), torch.tensor([t]))[0].numpy()
-
-    return predict
 
 
 def context(stage: Stage, step: int = 0) -> Context:

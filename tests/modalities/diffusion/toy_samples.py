@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -106,3 +106,13 @@ class Adapter:
         layout = Layout.samples(len(z))
         said = Signals(batch["ids"]).add("prediction", v.flatten(1), layout)
         return said.add("labels", true.flatten(1), layout)
+
+
+def said_by(model: Denoiser, shape: Sequence[int]) -> Callable[[np.ndarray, float], np.ndarray]:
+    """A denoiser as the oracles call it: one sample, NumPy."""
+
+    def predict(z: np.ndarray, t: float) -> np.ndarray:
+        with torch.no_grad():
+            return model.predict_x(torch.tensor(z).reshape(1, *shape), torch.tensor([t]))[0].numpy()
+
+    return predict

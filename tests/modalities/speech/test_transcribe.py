@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,15 @@ from xmodal_kd.modalities.speech.data.tokens import Tokens
 from xmodal_kd.modalities.speech.evaluate.decode import greedy
 from xmodal_kd.modalities.speech.export.card import about
 from xmodal_kd.modalities.speech.export.onnx import INT8, export_onnx, quantise
-from xmodal_kd.modalities.speech.export.saved_folder import CARD, WEIGHTS, load_card, load_model, save_model
+from xmodal_kd.modalities.speech.export.saved_folder import (
+    CARD,
+    PROGRAM,
+    WEIGHTS,
+    load_card,
+    load_model,
+    save_model,
+    write_program,
+)
 from xmodal_kd.modalities.speech.models import MODELS
 from xmodal_kd.modalities.speech.use import transcribe as module
 from xmodal_kd.modalities.speech.use.commands import COMMANDS
@@ -306,10 +315,11 @@ def test_the_card_says_how_the_graph_is_used_without_this_project(
     (folder / CARD).write_text(json.dumps(card))
     data = SpeechData(sources="manifest", path=tmp_path, features=card["features"], tokens=kind)
     use = about(load_model(folder)[0], data, Tokens.from_json(json.dumps(card["tokens"]))).use
-    path.rename(folder / path.name)
-    monkeypatch.chdir(folder)
-    program = use.rpartition("```python")[2].partition("```")[0]
-    assert "xmodal_kd" not in program
-    exec(compile(program, "card", "exec"), {})
+    write_program(folder)
+    command = use.rpartition("```sh\n")[2].partition("\n```")[0].split()
+    assert command[0] == "python" and command[1] == f"path/to/this/folder/{PROGRAM}"
+    monkeypatch.setattr("sys.argv", [PROGRAM, str(path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(folder / PROGRAM), run_name="__main__")
     said = capsys.readouterr().out.strip()
-    assert said and said == Recogniser(folder).transcribe("recording.wav")["text"]
+    assert ended.value.code == 0 and said and said == Recogniser(folder).transcribe(path)["text"]

