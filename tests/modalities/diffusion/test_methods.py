@@ -15,7 +15,7 @@ from oracles import few_step as more
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_samples import Adapter, Source, denoiser, said_by
+from toy_samples import Adapter, Source, context, denoiser, said_by
 
 from xmodal_kd.modalities.diffusion.methods import consistency, every, progressive  # noqa: F401 - registers
 from xmodal_kd.modalities.diffusion.methods.few_step import FewStep
@@ -30,7 +30,7 @@ from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.training.engine import Engine, Interrupted
-from xmodal_kd.training.method import METHODS, Context, Stage
+from xmodal_kd.training.method import METHODS, Stage
 
 SHAPES = [(3,), (2, 4), (1, 2, 2), (2, 2, 2, 2)]
 PROCESS = Process.cosine(64)
@@ -57,13 +57,6 @@ def batch_of(shape: Sequence[int], seed: int = 0, size: int = 7) -> dict[str, Te
 
 def double(shape: Sequence[int], seed: int) -> Denoiser:
     return denoiser(shape, seed=seed, process=PROCESS).double()
-
-
-def context(stage: Stage, step: int = 0) -> Context:
-    from xmodal_kd.runtime.distributed import Ranks
-    from xmodal_kd.runtime.timing import StepTimer
-
-    return Context(stage, step, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
 
 
 # -------------------------------------------------------------------- values

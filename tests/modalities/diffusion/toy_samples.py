@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.process import Process
+from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.signals.signals import Layout, Signals
+from xmodal_kd.training.method import Context, Stage
 
 
 class Net(nn.Module):
@@ -116,3 +119,7 @@ def said_by(model: Denoiser, shape: Sequence[int]) -> Callable[[np.ndarray, floa
             return model.predict_x(torch.tensor(z).reshape(1, *shape), torch.tensor([t]))[0].numpy()
 
     return predict
+
+
+def context(stage: Stage, step: int = 0) -> Context:
+    return Context(stage, step, 0, Streams(1), StepTimer(torch.device("cpu")), Ranks())
