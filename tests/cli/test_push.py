@@ -24,6 +24,7 @@ from xmodal_kd.adapter import hub
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.adapter import SpeechAdapter
 from xmodal_kd.modalities.speech.data.corpora import SpeechData
+from xmodal_kd.modalities.speech.export.saved_folder import write_program
 from xmodal_kd.modalities.speech.use.transcribe import Recogniser
 from xmodal_kd.report import model_cards as cards
 from xmodal_kd.runtime.checkpoint import read_json
@@ -152,6 +153,16 @@ def test_a_student_carries_what_the_hub_looks_for(student: Path) -> None:
     config = read_json(student / "config.json")
     assert config["model_type"] == "xmodal-kd-speech" and config["params"] == read_json(student / "card.json")["params"]
     assert set(hub.files(student)) == {"README.md", "card.json", "config.json", "model.safetensors"}
+
+
+def test_the_program_of_an_export_goes_with_it(student: Path) -> None:
+    """It is no reason to refuse the weights beside it; one of another name is."""
+    write_program(student)
+    assert "transcribe.py" in hub.files(student)
+    (student / "sub").mkdir()
+    (student / "sub/transcribe.py").write_text("code")
+    with pytest.raises(UserError, match="runs code where it is loaded"):
+        hub.files(student)
 
 
 def test_what_is_pushed_comes_back_and_says_the_same(

@@ -23,6 +23,8 @@ LIBRARY = "xmodal-kd"
 KINDS = (".safetensors", ".json", ".onnx", ".onnx.data", ".npz", ".md", ".txt", ".png")
 #: Weights that run code where they are loaded.
 CODE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py")
+#: A program that a run leaves beside a model for people to call: pushed, and not fetched, for nothing here runs it.
+PROGRAM = "transcribe.py"
 #: ``owner/name`` as the Hub takes it.
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 #: How a card says that it is loaded from where it lies.
@@ -82,14 +84,14 @@ def files(folder: Path) -> dict[str, Path]:
     }
     if outside := next((name for name, path in found.items() if not _inside(path, folder)), None):
         raise UserError(f"{folder / outside} links to a file elsewhere: copy what is to be pushed")
-    if code := next((name for name in found if name.lower().endswith(CODE)), None):
+    if code := next((name for name in found if name.lower().endswith(CODE) and name != PROGRAM), None):
         raise UserError(f"{folder / code}: runs code where it is loaded: save the weights as safetensors")
     for name, what in ((README, "card"), (CONFIG, "configuration")):
         if name not in found and not (name == CONFIG and INDEX in found):
             raise UserError(f"{folder}: has no {what} ({name}): write it with: xmodal-kd export RUN")
     if not any(name.endswith(".safetensors") for name in found):
         raise UserError(f"{folder}: has no weights (*.safetensors)")
-    return {name: path for name, path in found.items() if name.endswith(KINDS)}
+    return {name: path for name, path in found.items() if name.endswith(KINDS) or name == PROGRAM}
 
 
 def push(found: Mapping[str, Path], repo: str, *, private: bool) -> str:
