@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from killed_runs import command, kill_with, run, same
 from oracles import dphubert_by_another as oracle
 from safetensors.torch import load_file
+from scheme_runs import engine
 from toy import MODELS, WIDTH, Config, Prunable
 
 from xmodal_kd.cli.main import call
@@ -181,6 +183,25 @@ def test_a_run_that_was_killed_in_either_stage_ends_as_one_that_was_not(recipe: 
         assert math.isclose(told["sparsity"], told["expected_sparsity"], abs_tol=0.05)
         assert load_file(tmp_path / "run" / role / "prune" / "model.safetensors")["head.weight"].shape == (4, left)
     assert "What was taken out" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_schedules_of_terms_run_over_each_stage(tmp_path: Path) -> None:
+    """The first is longer than train.steps: a weight that falls to 0 there would be 0 for the rest of it."""
+    made = yaml.safe_load(RECIPE)
+    for term in made["objective"]:
+        term["schedule"] = {"kind": "linear"}
+    built = engine(tmp_path, made)
+    seen = []
+    loss = built.method.loss  # type: ignore[attr-defined]
+
+    def remembered(role: str, roles: Any, batch: Any, ctx: Any) -> Any:
+        out = loss(role, roles, batch, ctx)
+        seen.append(out.parts["kd"].weight)
+        return out
+
+    built.method.loss = remembered  # type: ignore[attr-defined]
+    built.fit()
+    assert seen == pytest.approx([*(1 - i / 12 for i in range(12)), *(1 - i / 4 for i in range(4))])
 
 
 @pytest.mark.parametrize(("sets", "said"), [

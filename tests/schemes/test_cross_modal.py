@@ -92,3 +92,17 @@ def test_without_a_task_no_teacher_is_tuned(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="to tune the teacher by"):
         term = {"loss": "test_ce", "on": "head"}  # of what is no answer
         engine(tmp_path, content("c2kd") | {"objective": [term, {"loss": "kd"}]})
+
+
+def test_rates_are_scaled_by_role_and_proxies_are_compared_in_full(tmp_path: Path) -> None:
+    recipe = content("c2kd")
+    recipe["train"]["optimizer"]["lr_scale"] = {"student.head.*": 0.5, "teacher.*": 0.25}
+    method, roles, batch, _ = begun(tmp_path, recipe)
+    scaled = method.begin(method.stages()[0], roles, batch)["student"].param_groups
+    rates = {id(p): group["lr"] for group in scaled for p in group["params"]}
+    assert {rates[id(p)] for p in roles["student"].head.parameters()} == {1e-2}
+    assert {rates[id(p)] for p in roles["teacher"].parameters()} == {5e-3}
+    assert {rates[id(p)] for p in method.proxies.parameters()} == {2e-2}
+    with torch.autocast("cpu", torch.bfloat16):
+        _, proxies, _ = method.rows(method.speak(roles, batch))
+    assert {rows.dtype for rows in proxies.values()} == {torch.float32}

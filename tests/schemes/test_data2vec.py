@@ -124,3 +124,12 @@ def test_refusals(params: dict[str, Any], reason: str, tmp_path: Path) -> None:
     made["scheme"]["params"] |= params
     with pytest.raises(UserError, match=reason):
         engine(tmp_path, made).fit()
+
+
+def test_rows_that_come_before_items_are_not_masked() -> None:
+    """As inside of a conformer, whose layers hear frames first."""
+    model, covered = nn.ModuleDict({"turned": nn.Identity()}), torch.zeros(2, 3, dtype=torch.bool)
+    with instead(model, "turned", covered, ~covered, torch.zeros(4)):
+        assert model["turned"](torch.ones(2, 3, 4)).eq(1).all()
+        with pytest.raises(UserError, match="not its first axis"):
+            model["turned"](torch.ones(3, 2, 4))

@@ -83,3 +83,10 @@ def test_layers_must_be_there(tmp_path: Path) -> None:
     recipe["scheme"]["params"] |= {"teacher": "bodi"}
     with pytest.raises(UserError, match="body"):
         engine(tmp_path, recipe)
+
+
+def test_autocast_does_not_round_the_contrast() -> None:
+    query, key, others = (F.normalize(torch.randn(n, 6), dim=1) for n in (5, 5, 7))
+    plain = told_apart(query, key, others, 0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(told_apart(query, key, others, 0.2), plain, rtol=0, atol=0)

@@ -112,3 +112,10 @@ def test_refusals(params: dict[str, Any], reason: str, tmp_path: Path) -> None:
     made["scheme"]["params"] = params
     with pytest.raises(UserError, match=reason):
         engine(tmp_path, made).fit()
+
+
+def test_autocast_does_not_round_them() -> None:
+    scores, labels, weights = torch.randn(5, 4), torch.arange(5) % 4, torch.randn(4, 6)
+    plain = class_gradients(scores, labels, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(class_gradients(scores, labels, weights), plain, rtol=0, atol=0)

@@ -117,3 +117,16 @@ def test_refusals(params: dict[str, Any], reason: str, tmp_path: Path) -> None:
     made["scheme"]["params"], made["objective"] = params, [{"loss": "test_ce"}]
     with pytest.raises(UserError, match=reason):
         engine(tmp_path, made)
+
+
+def test_rates_are_scaled_by_role(tmp_path: Path) -> None:
+    """Of the student and of the discriminator, a network like it, alike."""
+    recipe = content("kdgan")
+    recipe["train"]["optimizer"]["lr_scale"] = {"student.head.*": 0.5, "teacher.*": 0.25}
+    method, roles, batch, _ = begun(tmp_path, recipe)
+    made = method.begin(method.stages()[0], roles, batch)
+    rates = {name: {id(p): g["lr"] for g in one.param_groups for p in g["params"]} for name, one in made.items()}
+    for role in ("student", "discriminator"):
+        assert {rates[role][id(p)] for p in roles[role].head.parameters()} == {1e-2}
+        assert {rates[role][id(p)] for p in roles[role].body.parameters()} == {2e-2}
+    assert set(rates["teacher"].values()) == {5e-3}

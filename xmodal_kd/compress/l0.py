@@ -63,6 +63,8 @@ class PrunedDistil(Distil):
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         self._stage, self._model = stage.name, roles[self.role]
+        for objective in self.objectives.values():  # schedules of its weights run over a stage, as that of the lr
+            objective.steps = stage.steps
         if stage.name == DISTIL and (gates := weight_swap_of(self._model)) is not None:
             gates.detach(self._model)  # a training that goes on here: `load_state_dict` says what is left
         return super().begin(stage, roles, batch)

@@ -23,9 +23,9 @@ from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS, Signal, Signals
 from ..training.method import Context, Roles, Stage
 from ..training.modes import evaluating
+from ..training.optim import build_optimizer
 from .base import SCHEMES, Scheme
 from .rows import answered, dense_rows, row_labels, terms_of
-from .sharing import together
 
 #: Values of pairs of classes that are compared at once.
 AT_ONCE = 1 << 24
@@ -115,7 +115,6 @@ class CrossModal(Scheme):
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         roles[self.teacher] = copy.deepcopy(roles[self.teacher])  # the run's own is shown and measured as it was
-        super().begin(stage, roles, batch)  # builds the objective
         if self.proxies is None:
             with torch.no_grad(), self.streams.forked("dry run"):
                 said = self.speak(roles, batch)
@@ -124,11 +123,14 @@ class CrossModal(Scheme):
                 self.proxies = nn.ModuleDict({role: self._proxy(role, said[role]) for role in self.paths})
         if any(True for _ in self.task.parameters()):
             raise UserError("scheme c2kd: a term without a teacher learns parameters of its own: leave it out")
-        owners: list[dict[str, nn.Module]] = [
-            {"student": roles[self.role], "objective": self.objective}, {"teacher": roles[self.teacher]},
-            {"scheme": self.proxies},
-        ]  # fmt: skip
-        return {self.role: together(self.train.optimizer, owners)}
+        return super().begin(stage, roles, batch)
+
+    def _optimizer(self, role: str, roles: Roles) -> Optimizer:
+        assert self.proxies is not None
+        owners = {
+            "student": roles[role], "objective": self.objective, "teacher": roles[self.teacher], "scheme": self.proxies,
+        }  # fmt: skip
+        return build_optimizer(self.train.optimizer, owners)
 
     def _proxy(self, role: str, said: Signals) -> nn.Module:
         (rows, layout), (answers, own) = said[self.paths[role]], said["logits"]
@@ -188,6 +190,7 @@ class CrossModal(Scheme):
         valid = torch.stack([one.layout("logits").mask for one in said.values()]).all(dim=0)
         answers = {role: dense_rows(one["logits"])[valid] for role, one in said.items()}
         proxies = {role: self.proxies[role](one[self.paths[role]], one["logits"])[valid] for role, one in said.items()}
+        proxies = {role: full_precision(rows) for role, rows in proxies.items()}  # autocast rounds to ties
         return answers, proxies, row_labels("c2kd", said[self.role])[valid]
 
     def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:

@@ -179,13 +179,21 @@ def instead(
     model: nn.Module, path: str, covered: Bool[Tensor, "b m"], valid: Bool[Tensor, "b m"], vector: Float[Tensor, " c"]
 ) -> Iterator[None]:
     """Within the block `vector` stands for covered rows of what the module at `path` says: ``(b, m, c)``, maps ``(b, c,
-    h, w)``, or valid rows alone ``(n, c)``; of several tensors in the first one."""
+    h, w)``, or valid rows alone ``(n, c)``; of several tensors in the first one.
+
+    The module raises `UserError` where items are not the first axis.
+    """
 
     def by_mask(module: nn.Module, given: Any, said: Any) -> Any:
         if isinstance(said, tuple):
             return by_mask(module, given, said[0]), *said[1:]
         if said.ndim == 2:
             return torch.where(covered[valid][:, None], vector.to(said), said)
+        if len(said) != len(covered):
+            raise UserError(
+                f"scheme data2vec: {path!r} gives {tuple(said.shape)} of {len(covered)} items, which are not its first "
+                "axis: name a module in front of it (at)"
+            )
         first = said.ndim == 4
         rows = said.movedim(1, -1) if first else said
         flat = rows.reshape(len(rows), -1, rows.shape[-1])

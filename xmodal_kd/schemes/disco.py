@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..adapter.adapter import Adapter, Batch, Strict, is_teacher
+from ..losses.base import without_autocast
 from ..losses.queues import Queue
 from ..objective.parts import LossOut
 from ..training.method import Context, Roles
@@ -131,10 +132,11 @@ def told_apart(
     query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], others: Float[Tensor, "k d"], temperature: float
 ) -> Float[Tensor, " b"]:
     """Minus the log-likelihood of each query's key among the others; keys have length 1."""
-    query = F.normalize(query, dim=1)
-    own = (query * key).sum(dim=1, keepdim=True)
-    scores = torch.cat([own, query @ others.to(query).T], dim=1) / temperature
-    return -scores.log_softmax(dim=1)[:, 0]
+    with without_autocast(query.device.type):
+        query = F.normalize(query, dim=1)
+        own = (query * key).sum(dim=1, keepdim=True)
+        scores = torch.cat([own, query @ others.to(query).T], dim=1) / temperature
+        return -scores.log_softmax(dim=1)[:, 0]
 
 
 __all__ = ["TaughtWithoutLabels", "distances", "told_apart"]

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from ..adapter.adapter import Batch, Strict
-from ..losses.base import full_precision
+from ..losses.base import full_precision, without_autocast
 from ..objective.objective import Objective
 from ..objective.parts import LossOut
 from ..recipe.recipe import On, Recipe, Term
@@ -137,8 +137,9 @@ def class_gradients(
     scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"], weights: Float[Tensor, "k c"]
 ) -> Float[Tensor, "n c"]:
     """Of each row's cross-entropy, at what a last layer of these weights was given."""
-    errors: Tensor = scores.softmax(dim=1) - F.one_hot(labels, scores.shape[1])
-    found: Tensor = errors @ full_precision(weights).to(errors)
+    with without_autocast(scores.device.type):
+        errors: Tensor = scores.softmax(dim=1) - F.one_hot(labels, scores.shape[1])
+        found: Tensor = errors @ full_precision(weights).to(errors)
     return found
 
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from ..adapter.adapter import Batch, Strict
 from ..objective.objective import Objective
 from ..objective.parts import LossOut, Part
+from ..recipe.recipe import Optimizer as OptimizerConfig
 from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS, Signals
@@ -124,9 +125,15 @@ class ThreePlayersGame(Scheme):
                 self.back.build(self.tuned(roles, batch), self.forward_role(self.role, roles, batch), self.streams)
         if self.back is not None and any(True for _ in self.back.parameters()):
             raise UserError("scheme kdgan: a term with a teacher learns parameters of its own: returned: 0")
-        config = scaling(self.train.optimizer, lambda pattern: not pattern.startswith("objective."))
-        others = {role: build_optimizer(config, {known_as(role): roles[role]}) for role in (JUDGE, self.teacher)}
-        return {**others, **own}
+        others = {JUDGE: ("objective.", "teacher."), self.teacher: ("objective.", "student.")}
+        return {
+            role: build_optimizer(_without(self.train.optimizer, foreign), {known_as(role): roles[role]})
+            for role, foreign in others.items()
+        } | dict(own)
+
+    def _optimizer(self, role: str, roles: Roles) -> Optimizer:
+        config = _without(self.train.optimizer, ("teacher.",))
+        return build_optimizer(config, {known_as(role): roles[role], "objective": self.objective})
 
     def tuned(self, roles: Roles, batch: Batch) -> Signals:
         """What the teacher says, in eval mode, on the student's rows."""
@@ -213,6 +220,11 @@ class ThreePlayersGame(Scheme):
         order = torch.argsort(layout.item, stable=True).cpu()
         placed = torch.empty(len(layout), numbers, dtype=torch.float64)
         return placed.index_copy_(0, order, torch.cat(made)).to(rows.device)
+
+
+def _without(config: OptimizerConfig, foreign: tuple[str, ...]) -> OptimizerConfig:
+    """Without the patterns of ``lr_scale`` that name parameters of other optimizers."""
+    return scaling(config, lambda pattern: not pattern.startswith(foreign))
 
 
 def relaxed(scores: Float[Tensor, "n k"], uniform: Float[Tensor, "n k"], tau: float) -> Float[Tensor, "n k"]:

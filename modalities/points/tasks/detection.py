@@ -191,7 +191,8 @@ class DetectionAdapter(Adapter):
         """Add a role's answers by step of depth and the right ones, none of one that sees points."""
         items = seen["shape"][0]
         if maps is None or not isinstance(model, CenterPointCamera):
-            rows, right = torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
+            device = None if out.ids is None else out.ids.device
+            rows, right = torch.zeros(0, 1, device=device), torch.zeros(0, dtype=torch.long, device=device)
             layout = Layout.ragged("pixel", right, items)
         else:
             rows, right = rearrange(maps, "b d i j -> (b i j) d"), model.steps(seen["depth"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +224,7 @@ def photographed(path: Path, calib: Path | None) -> tuple[np.ndarray, Picture]:
     Raises:
         UserError: the photograph or its calibration is missing or broken.
     """
-    beside = path.resolve().parents[1] / "calib" / f"{path.stem}.txt"
+    beside = Path(os.path.realpath(path)).parent.parent / "calib" / f"{path.stem}.txt"
     if calib is None and not beside.is_file():
         raise UserError(f"{path}: no calibration {beside}: name one by --calib")
     rgb = read_rgb(path)

@@ -59,7 +59,8 @@ def stored(folder: Path, keys: Sequence[str]) -> Stored:
                 "recipe and name the folder there as teacher.signals (docs/own_data.md)"
             )
         return Stored(None if best == EIGHT else best, f"{folder / NAMED} names them", lacking)
-    width = _width(signals, next(key for key in keys if key not in set(lacking)))
+    without = set(lacking)
+    width = _width(signals, next(key for key in keys if key not in without))
     best = next((name for name, names in known.items() if len(names) == width), "")
     if not best:
         raise UserError(

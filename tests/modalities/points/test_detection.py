@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from xmodal_kd.modalities.points.evaluate.detection import DetectionTally
 from xmodal_kd.modalities.points.methods import LabelKD, LabelKDParams, joined
 from xmodal_kd.modalities.points.models.centre import Answer
 from xmodal_kd.modalities.points.models.decoding import Found, found
-from xmodal_kd.modalities.points.use.detect import Detector
+from xmodal_kd.modalities.points.tasks.detection import DetectionAdapter
+from xmodal_kd.modalities.points.use.detect import Detector, photographed
 from xmodal_kd.modalities.points.views.augment import Motion, apply_points, turned
 from xmodal_kd.modalities.points.views.detection_source import DetectionSource, as_rows
 from xmodal_kd.modalities.points.views.ground import Ground, matched, pillars, shifts, targets
@@ -31,6 +33,7 @@ from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.timing import StepTimer
+from xmodal_kd.signals.signals import Signals
 from xmodal_kd.training.method import Context, Stage
 
 Capture = pytest.CaptureFixture[str]
@@ -360,3 +363,16 @@ def test_names_of_scans_may_have_dots_and_no_result_lies_upon_a_scan(tmp_path: P
     assert call(["detect", str(text), "--model", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "a result would overwrite it: choose another folder" in " ".join(capsys.readouterr().err.split())
     assert text.read_text() == "1 2 3 0.5\n"
+
+
+def test_a_photograph_that_links_to_itself_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.symlink_to(path)
+    with pytest.raises(UserError, match="no calibration"):
+        photographed(path, None)
+
+
+def test_depth_that_points_do_not_say_lies_where_the_batch_does() -> None:
+    out, nobody = Signals(torch.arange(2, device="meta")), cast(Any, None)
+    DetectionAdapter._say_depth(nobody, out, torch.nn.Identity(), None, {"shape": (2, 4, 4)})
+    assert all(out.rows(name).device.type == "meta" for name in ("depth", "depth_labels"))
