@@ -154,7 +154,7 @@ def pieces(path: str, rate: int) -> Iterator[Array]:
             try:
                 import soxr  # type: ignore[import-not-found]
             except ImportError:
-                sys.exit(f"{path}: {found} Hz, and it hears {rate} Hz: pip install soxr, or resample the file")
+                raise OSError(f"{found} Hz, and it hears {rate} Hz: pip install soxr, or resample it") from None
             change = soxr.ResampleStream(found, rate, 1)
         for block in file.blocks(round(PIECE * found), dtype="float32", always_2d=True):
             wave = block.mean(axis=1)

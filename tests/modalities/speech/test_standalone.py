@@ -43,5 +43,5 @@ def test_symbols_become_words() -> None:
 def test_another_rate_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soxr", None)
     sf.write(tmp_path / "a.wav", np.zeros(1600), 16000)
-    with pytest.raises(SystemExit, match="16000 Hz, and it hears 8000 Hz: pip install soxr"):
+    with pytest.raises(OSError, match="16000 Hz, and it hears 8000 Hz: pip install soxr"):
         next(standalone.pieces(str(tmp_path / "a.wav"), RATE))
