@@ -123,7 +123,7 @@ def measured() -> dict[str, list[str]]:
     for _, result in compared():
         metric = result["metric"]["name"]
         changed = result.get("overrides", {})
-        recipe = Path(result["recipe"]).stem + (f", labels {changed['labels']}" if "labels" in changed else "")
+        recipe = Path(result["recipe"]).stem + (f", labels {changed['labels'] or 'all'}" if "labels" in changed else "")
         recipe += f", {changed['train.steps']} steps" if "train.steps" in changed else ""
         for entry in result["against_control"]:
             if entry["difference"]:

@@ -23,6 +23,9 @@ from ..models import HEADED, CenterPoint
 from ..models.decoding import Found
 from ..models.label_encoder import LabelEncoder, block, drawn
 
+#: What the heads of a detector say of cells.
+ANSWERS = frozenset({"logits", "boxes"})
+
 
 class LabelKDParams(Strict):
     score: float = Field(0.6, ge=0, le=1)
@@ -95,8 +98,9 @@ class LabelDistill(Distil):
         super().__init__(*given, **named)
         #: Encoder of the labels, and the two ways from a third of the student's features to the teacher's.
         self.made = nn.ModuleDict()
-        #: The task's own terms, by which the encoder learns.
+        #: The task's own terms on what heads answer, by which the encoder learns.
         alone = [one.term for one in self.objective if not one.spec.needs_teacher]
+        alone = [term for term in alone if ANSWERS.issuperset(term.signals("student"))]
         self.task = Objective(alone, steps=self.objective.steps)
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:

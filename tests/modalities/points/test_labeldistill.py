@@ -118,6 +118,13 @@ def test_the_encoder_learns_and_the_teacher_does_not() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, roles["teacher"].state_dict().values(), strict=True))
 
 
+def test_the_encoder_learns_by_what_heads_answer_alone() -> None:
+    """A term on a feature of the student, as the depth of a camera's, says nothing of labels as features."""
+    feature = Term(loss="reg_l1", on="features", labels="box_labels", name="of a feature")
+    learns = LabelDistill(adapter(), Objective([*TERMS, feature]), TRAIN, Streams(1), params=LabelDistillParams())
+    assert [term.name for term in learns.task] == ["gaussian_focal", "reg_l1"] and len(learns.objective.terms) == 3
+
+
 def test_a_step_moves_the_student_and_its_ways_but_not_the_encoder() -> None:
     made = adapter()
     roles, batch, learns = small(made), batch_of(made), method(made, warmup=0.0)
