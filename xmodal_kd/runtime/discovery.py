@@ -33,4 +33,5 @@ def in_checkout(path: Path) -> Path | None:
     some = next(iter(shipped().values()), None)
     if path.is_absolute() or some is None:
         return None
-    return next((root / path for root in some.resolve().parents if (root / path).exists()), None)
+    root = next((root for root in some.resolve().parents if (root / "recipes").is_dir()), None)  # nor any folder above
+    return None if root is None or not (root / path).exists() else root / path

@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def pieces(path: str, rate: int) -> Iterator[Array]:
             yield change.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+@cache
+def opened(path: Path) -> Any:
+    """A model, loaded once for all recordings."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # of models as small as these more only cost
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def recogniser(folder: Path, card: dict[str, Any], *, int8: bool, live: bool) -> Whole | Stream:
     """What hears one recording: a new one for each."""
     end = ".int8.onnx" if int8 else ".onnx"
@@ -170,9 +179,7 @@ def recogniser(folder: Path, card: dict[str, Any], *, int8: bool, live: bool) ->
     name = f"model.stream{end}" if streaming else f"model{end}"
     if not (folder / name).is_file():
         sys.exit(f"{folder}: {name} is not here")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # of models as small as these more only cost
-    session = onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+    session = opened(folder / name)
     features = Features(card["features"])
     if streaming:
         return Stream(session, features, card["stride"])
