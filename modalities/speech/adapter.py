@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ from .evaluate.measure import measured
 from .evaluate.ngram import Ngram
 from .evaluate.word_beam import WordBeam
 from .export.card import about
-from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
-from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, quantise_steps
-from .export.saved_folder import load_model, save_model, write_program
+from .export.onnx import export_onnx
+from .export.saved_folder import load_model, save_model
+from .export.scored import check_streams, export_scored
 from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
 from .models import MODELS, AcousticModel, EncoderForCTC
@@ -47,8 +47,6 @@ from .models.pretrained import check_folder, is_pretrained, load_pretrained, tra
 from .models.stored import StoredAnswers
 from .show.panels import Shown, glimpse, show
 
-#: Utterances whose features set the ranges of int8 activations.
-CALIBRATION = 64
 OTHER_VOCABULARY = "set data.vocabulary to by_name and compare by the term uhc, or change the texts"
 
 
@@ -232,9 +230,8 @@ class SpeechAdapter(Adapter):
         if isinstance(model, EncoderForCTC):
             self._hears(role, model.front_end(self.config.features))
         self.stride = self.stride if is_teacher(role) else model.stride
-        if role == "student" and self.config.streaming and model.steps() is None:
-            name = model.card["model"]
-            raise UserError(f"data.streaming: {name!r} cannot hear chunks: set student.model to conv, or leave it out")
+        if role == "student":
+            check_streams(model, self.config)
         return model
 
     def shared(self) -> dict[str, int]:
@@ -370,31 +367,9 @@ class SpeechAdapter(Adapter):
         """
         if isinstance(model, EncoderForCTC):  # its folder is what is deployed
             return {}
-        export_onnx(model.cpu(), folder, self.config.features.mels)
-        write_program(folder)
-        train = self.data("train")
-        calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
-        cost = quantise(folder, calibration)
-        scored = {name: self._evaluate(self._exported(folder / name), "test") for name in (FP32, INT8)}
-        steps: Any = model.steps() if self.config.streaming and isinstance(model, AcousticModel) else None
-        if steps is not None:
-            export_steps(model, steps, folder, self.config.features.mels)
-            quantise_steps(folder, calibration)
-            for name in (STREAM_FP32, STREAM_INT8):
-                scored[name] = self._evaluate(self._exported(folder / name, in_chunks=True), "test")
-        size = {n: (folder / n).stat().st_size for n in scored}
-        found: dict[str, Any] = {n: {"bytes": size[n], "metrics": one.metrics} for n, one in scored.items()}
-        interval, worse = against(scored[INT8].scores, scored[FP32].scores)
-        found[INT8] |= {} if worse is None else {"note": worse}
-        found["int8_against_fp32"] = {
-            "logit_error": cost["logit_error"], "agreement": cost["agreement"], "wer_interval": list(interval)
-        }  # fmt: skip
-        return found
-
-    def _exported(self, path: Path, *, in_chunks: bool = False) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-        threads = torch.get_num_threads()
-        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, threads=threads)
-        return lambda batch: run(batch["clean"], batch["lengths"])
+        whole = cast(AcousticModel, model.cpu())
+        export_onnx(whole, folder, self.config.features.mels)
+        return export_scored(whole, folder, self.config, self.data("train"), lambda hear: self._evaluate(hear, "test"))
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

@@ -39,7 +39,7 @@ SPLITS = ("train", "dev", "test")
 OF_CTC = ("tokens", "bpe", "symbols", "unknown", "vocabulary", "beam", "features", "streaming")
 OF_SEQ2SEQ = ("processor", "language", "leading_space")
 #: What a transducer does not read of either.
-NOT_TRANSDUCER = (*OF_SEQ2SEQ, "vocabulary", "streaming")
+NOT_TRANSDUCER = (*OF_SEQ2SEQ, "vocabulary")
 SourceName = Literal[
     "fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse", "webdataset", "datasets"
 ]
