@@ -18,6 +18,7 @@ from . import (
     exits,
     fusion,
     gradients,
+    knowledge_flow,
     online,
     receptive,
     robust,
@@ -35,6 +36,6 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
-    "ensembles", "exits", "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation",
-    "several", "three_players", "transformed", "two_momenta", "views",
+    "ensembles", "exits", "fusion", "gradients", "knowledge_flow", "online", "receptive", "robust",
+    "second_head", "self_distillation", "several", "three_players", "transformed", "two_momenta", "views",
 ]  # fmt: skip
