@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from oracles import knowledge_flow_by_another as oracle
 from scheme_runs import begun, content, engine, weights
 from torch import Tensor, nn
 
@@ -79,12 +81,31 @@ def test_rows_that_cannot_be_put_back_are_refused() -> None:
         order_of(rows.reshape(2, 4, 2, 3) + 1, Signal(rows, MAP), "layer")
 
 
-def test_change_is_a_divergence_of_the_old_from_the_new() -> None:
-    random = torch.Generator().manual_seed(3)
-    old, new = (torch.randn(5, 4, generator=random).double() for _ in range(2))
-    p, q = old.softmax(dim=1), new.softmax(dim=1)
-    expected = [sum(float(p[i, k] * (p[i, k] / q[i, k]).log()) for k in range(4)) for i in range(5)]
-    torch.testing.assert_close(changed(old, new, of_classes=True), torch.tensor(expected).double())
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mixture_and_costs_are_somebody_elses(seed: int) -> None:
+    given = oracle.inputs(seed)
+    own, *teachers = (torch.from_numpy(maps) for maps in (given["own"], *given["teachers"]))
+    layout = Layout.dense("pixel", 3, (2, 2))
+    flow = Flow({"layer": (4, [5, 3])}).double()
+    flow.load_state_dict({
+        "logits.0": torch.from_numpy(given["w"]), "since": torch.tensor(-1),
+        **{f"adapters.0.{k}.weight": torch.from_numpy(q) for k, q in enumerate(given["Q"])},
+        **{f"adapters.0.{k}.bias": torch.from_numpy(b) for k, b in enumerate(given["b"])},
+    })  # fmt: skip
+    as_rows = [Signal(maps.movedim(1, -1).reshape(12, -1), layout) for maps in (own, *teachers)]
+    order, model = order_of(own, as_rows[0], "layer"), Said()
+    with mixed_into(model, "layer", order, *flow.into(0, as_rows[1:]), layout):
+        mixed = model(own)
+    expected = oracle.mix(given["own"], given["teachers"], given["Q"], given["b"], given["w"])
+    np.testing.assert_allclose(mixed.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
+    assert -flow.own().sum().item() == pytest.approx(oracle.dependency([given["w"]]), rel=1e-12)
+    old, new = np.random.RandomState(seed).randn(2, 6, 5)
+    found = changed(torch.from_numpy(old), torch.from_numpy(new), of_classes=True).mean()
+    assert found.item() == pytest.approx(oracle.drift(old, new), rel=1e-12)
+
+
+def test_change_of_numbers_is_half_their_squared_distance() -> None:
+    old, new = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(3)).double()
     halves = [0.5 * sum(float((old[i, k] - new[i, k]) ** 2) for k in range(4)) for i in range(5)]
     torch.testing.assert_close(changed(old, new, of_classes=False), torch.tensor(halves).double())
 
