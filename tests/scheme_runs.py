@@ -114,6 +114,11 @@ EXAMPLES: dict[str, Content] = {
         "teacher": TEACHER,
         "scheme": {"params": {"layers": {"body": ["body"]}, "alone": 0.502, "change": 0.0}},
     },
+    "sftn": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"layers": {"body.0": "body.0", "body": "body"}, "steps": 3, "agree": 2.0}},
+        "objective": [HINT],
+    },
     "kdgan": {"teacher": TEACHER, "scheme": {"params": {"returned": 0.1, "negatives": 3}}},
     "maskd": {"teacher": TEACHER, "scheme": {"params": {"on": "body", "tokens": 3}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},

@@ -14,7 +14,9 @@ from scheme_runs import begun, content, engine, weights
 from torch import Tensor, nn
 
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.schemes.knowledge_flow import Flow, changed, mixed_into, order_of
+from xmodal_kd.schemes.into_layers import mixed_into, order_of
+from xmodal_kd.schemes.knowledge_flow import Flow
+from xmodal_kd.schemes.rows import diverged
 from xmodal_kd.signals.signals import Layout, Signal
 from xmodal_kd.training.engine import Interrupted
 
@@ -100,14 +102,14 @@ def test_mixture_and_costs_are_somebody_elses(seed: int) -> None:
     np.testing.assert_allclose(mixed.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
     assert -flow.own().sum().item() == pytest.approx(oracle.dependency([given["w"]]), rel=1e-12)
     old, new = np.random.RandomState(seed).randn(2, 6, 5)
-    found = changed(torch.from_numpy(old), torch.from_numpy(new), of_classes=True).mean()
+    found = diverged(torch.from_numpy(old), torch.from_numpy(new), of_classes=True).mean()
     assert found.item() == pytest.approx(oracle.drift(old, new), rel=1e-12)
 
 
 def test_change_of_numbers_is_half_their_squared_distance() -> None:
     old, new = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(3)).double()
     halves = [0.5 * sum(float((old[i, k] - new[i, k]) ** 2) for k in range(4)) for i in range(5)]
-    torch.testing.assert_close(changed(old, new, of_classes=False), torch.tensor(halves).double())
+    torch.testing.assert_close(diverged(old, new, of_classes=False), torch.tensor(halves).double())
 
 
 def test_terms_of_a_step(tmp_path: Path) -> None:

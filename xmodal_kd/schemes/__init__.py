@@ -25,6 +25,7 @@ from . import (
     second_head,
     self_distillation,
     several,
+    student_friendly,
     three_players,
     transformed,
     two_momenta,
@@ -37,5 +38,6 @@ PAGE = "recipes/README.md#several-teachers"
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
     "ensembles", "exits", "fusion", "gradients", "knowledge_flow", "online", "receptive", "robust",
-    "second_head", "self_distillation", "several", "three_players", "transformed", "two_momenta", "views",
+    "second_head", "self_distillation", "several", "student_friendly", "three_players", "transformed",
+    "two_momenta", "views",
 ]  # fmt: skip

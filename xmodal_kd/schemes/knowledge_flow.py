@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..adapter.adapter import Batch, Strict
@@ -22,12 +21,13 @@ from ..objective.parts import LossOut, Part
 from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError, nearest
 from ..signals.capture import capture, only_call
-from ..signals.signals import Layout, Signal, Signals, of_teacher, teacher_name
+from ..signals.signals import Signal, Signals, of_teacher, teacher_name
 from ..training.method import Context, Roles, Stage, known_as
 from ..training.optim import build_optimizer
 from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
-from .rows import dense_rows
+from .into_layers import Order, mixed_into, order_of
+from .rows import dense_rows, diverged
 
 #: The role of the student as it was a few steps ago.
 OLD = "old"
@@ -235,7 +235,7 @@ class KnowledgeFlow(Scheme):
 
     def _changed(self, old: Signal, new: Signal) -> LossOut:
         valid = old.layout.mask & new.layout.mask
-        values = changed(old.rows[valid], new.rows[valid], of_classes=self.adapter.output == "logits")
+        values = diverged(old.rows[valid], new.rows[valid], of_classes=self.adapter.output == "logits")
         return LossOut({"change": Part(values.sum(), float(len(values)), self.params.change, "answers, change")})
 
     def risen(self, ctx: Context) -> float:
@@ -256,87 +256,4 @@ class KnowledgeFlow(Scheme):
         return {"own weight": own, "alone since step": int(self.flow.since) if self.flow.alone else None}
 
 
-def changed(old: Float[Tensor, "n k"], new: Float[Tensor, "n k"], *, of_classes: bool) -> Float[Tensor, " n"]:
-    """``KL(softmax old || softmax new)`` of each row; of numbers that of normal distributions of variance 1 there."""
-    old, new = full_precision(old), full_precision(new)
-    if not of_classes:
-        return 0.5 * (old - new).square().sum(dim=-1)
-    return F.kl_div(new.log_softmax(dim=-1), old.log_softmax(dim=-1), reduction="none", log_target=True).sum(dim=-1)
-
-
-# ---------------------------------------------------------------- rows into a module's own tensor
-
-#: Rows ``(n, c)`` of a layout as a module lays out its tensor.
-Order = Callable[[Tensor, Layout], Tensor]
-
-
-def _as_rows(rows: Tensor, layout: Layout) -> Tensor:
-    return rows
-
-
-def _valid(rows: Tensor, layout: Layout) -> Tensor:
-    return rows[layout.mask]
-
-
-def _last(rows: Tensor, layout: Layout) -> Tensor:
-    return rows.reshape(layout.items, *(layout.grid or ()), rows.shape[1])
-
-
-def _first(rows: Tensor, layout: Layout) -> Tensor:
-    return _last(rows, layout).movedim(-1, 1)
-
-
-def _time_first(rows: Tensor, layout: Layout) -> Tensor:
-    return _last(rows, layout).transpose(0, 1)
-
-
-#: ``(n, c)`` with or without rows that are not valid, ``(b, *grid, c)``, ``(b, c, *grid)``, ``(t, b, c)``.
-ORDERS: tuple[Order, ...] = (_as_rows, _valid, _last, _first, _time_first)
-
-
-def order_of(said: Tensor, signal: Signal, path: str) -> Order:
-    """How the module at `path` lays out the rows that its adapter makes of what it `said`, found by comparing them.
-
-    Raises `UserError` where it is none of `ORDERS`: the adapter makes other rows of it.
-    """
-    valid, rows = signal.layout.mask[:, None], dense_rows(signal)
-    for order in ORDERS:
-        if order is not _as_rows and order is not _valid and signal.layout.grid is None:
-            continue
-        there, placed = order(valid, signal.layout), order(rows, signal.layout)
-        if placed.shape == said.shape and torch.equal(torch.where(there, full_precision(said), 0.0), placed):
-            return order
-    raise UserError(
-        f"scheme: {path!r} says {tuple(said.shape)}, of which the modality makes {tuple(signal.rows.shape)} rows in a "
-        "way that cannot be undone: name another layer"
-    )
-
-
-@contextmanager
-def mixed_into(
-    model: nn.Module, path: str, order: Order, rows: Float[Tensor, "n c"], share: Float[Tensor, "n 1"], layout: Layout
-) -> Iterator[None]:
-    """Within the block the module at `path` says ``(1 - share) h + rows``; of several tensors the first one is mixed.
-
-    It raises `UserError` where its rows are not those of `layout`.
-    """
-
-    def mix(module: nn.Module, given: Any, said: Any) -> Any:
-        if isinstance(said, tuple):
-            return mix(module, given, said[0]), *said[1:]
-        flows, taken = (order(one, layout).to(said) for one in (rows, share))
-        if flows.shape != said.shape:
-            raise UserError(
-                f"scheme: {path!r} says {tuple(said.shape)} and what flows into it is {tuple(flows.shape)}: teachers "
-                "must see the student's rows"
-            )
-        return said * (1 - taken) + flows
-
-    hook = model.get_submodule(path).register_forward_hook(mix)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-__all__ = ["Flow", "KnowledgeFlow", "changed", "mixed_into", "order_of"]
+__all__ = ["Flow", "KnowledgeFlow"]
