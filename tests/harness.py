@@ -33,9 +33,11 @@ FEW = (2, 0, 1, 1)  # fewer rows than channels, and items of a single row
 SINGLE = (1, 1, 1, 1)
 
 #: Losses that compare one row an item.
-BY_SAMPLE = {"crcd", "crd", "crd_exact"}
+BY_SAMPLE = {"crcd", "crd", "crd_exact", "hkd"}
 #: Widths of the signals of losses that compare lists; others get two of equal width.
 SIGNALS = {"fsp": (6, 4, 3, 5), "irg": (6, 12, 5), "kdsvd": (6, 4, 5), "mhgd": (6, 4), "skd_adv": (5,)}
+#: So many of a loss's first signals say which rows belong together, and learn nothing.
+LINKING = {"hkd": 1}
 #: Hyper-parameters under every setting, where the defaults make tests slow.
 SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
@@ -44,6 +46,7 @@ SMALL: dict[str, Settings] = {
     "crcd": {"samples": 40, "negatives": 16, "width": 8},
     "crd": {"samples": 40, "negatives": 16, "width": 8},
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
+    "hkd": {"samples": 40, "negatives": 16, "width": 8, "neighbours": 2},
     "multilevel_ot": {"iterations": 4},
     "seed": {"queue": 24},
     "semckd": {"batch": 4, "width": 3},

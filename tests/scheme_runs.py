@@ -105,6 +105,20 @@ EXAMPLES: dict[str, Content] = {
         "scheme": {"params": {"terms": [{"loss": "distilbert", "weight": 10.0}]}},
         "objective": [HINT],
     },
+    "knowledge_flow": SEVERAL
+    | {
+        "scheme": {"params": {"layers": {"body.0": ["body.0", "wide/body"], "body": ["thin/body.0"]}, "every": 2}},
+        "objective": [HINT],
+    },
+    "knowledge_flow alone": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"layers": {"body": ["body"]}, "alone": 0.502, "change": 0.0}},
+    },
+    "sftn": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"layers": {"body.0": "body.0", "body": "body"}, "steps": 3, "agree": 2.0}},
+        "objective": [HINT],
+    },
     "kdgan": {"teacher": TEACHER, "scheme": {"params": {"returned": 0.1, "negatives": 3}}},
     "maskd": {"teacher": TEACHER, "scheme": {"params": {"on": "body", "tokens": 3}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},

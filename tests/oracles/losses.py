@@ -19,6 +19,7 @@ from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .feature_losses import at, cwd, hint, nst, pearson
 from .forms import category, cfl, dphubert, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
+from .hkd_by_another import hkd
 from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
 from .logit_losses import (
@@ -86,6 +87,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "gjsd": gjsd,
     "hard_label": hard_label,
     "hint": hint,
+    "hkd": hkd,
     "ickd": ickd,
     "ifvd": ifvd,
     "ikl": ikl,
@@ -192,6 +194,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "af_dcd": [{"pool": 1}, {"groups": 3, "patch": 2, "temperature": 2.0, "regenerate": 0.5}],
     "crcd": [{"temperature": 0.2}],
+    "hkd": [{}, {"temperature": 0.3, "smoothing": 0.4, "released": True}],
     "attnfd": [{}, {"reduction": 2, "kernel": 3, "norm": "layer"}],
     "semckd": [{}, {"kernel": 1, "norm": "layer"}],
     "mvq": [{}, {"codebooks": 3, "size": 3, "refine": 0}],

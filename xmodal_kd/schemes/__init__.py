@@ -18,12 +18,14 @@ from . import (
     exits,
     fusion,
     gradients,
+    knowledge_flow,
     online,
     receptive,
     robust,
     second_head,
     self_distillation,
     several,
+    student_friendly,
     three_players,
     transformed,
     two_momenta,
@@ -35,6 +37,7 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
-    "ensembles", "exits", "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation",
-    "several", "three_players", "transformed", "two_momenta", "views",
+    "ensembles", "exits", "fusion", "gradients", "knowledge_flow", "online", "receptive", "robust",
+    "second_head", "self_distillation", "several", "student_friendly", "three_players", "transformed",
+    "two_momenta", "views",
 ]  # fmt: skip
