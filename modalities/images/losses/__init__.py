@@ -1,8 +1,8 @@
-"""Losses of heat maps of joints.
+"""What is images' own among losses: heat maps of joints.
 
-May import ``data``, beside the core. Public are the losses, registered by being imported.
+May import ``models`` and ``data``, beside the core. Public are the names of losses in recipes.
 """
 
-from .joints import heatmap_mse
+from . import joints
 
-__all__ = ["heatmap_mse"]
+__all__ = ["joints"]
