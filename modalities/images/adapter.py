@@ -1,13 +1,12 @@
-"""Images: classifiers of small pictures, every loss of the core on their scores, embeddings and maps."""
+"""Images: classifiers of small pictures, every loss of the core on their scores, embeddings and maps; further tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score
@@ -24,7 +23,9 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.source import ImagesData, ImagesSource, Sample, load_split
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
-from .models import MODELS, Network
+from .losses import joints  # noqa: F401 - registers the losses
+from .models import MODELS, Network, task_of
+from .models.rows import add_feature
 from .show.panels import glimpse, show
 
 #: Images that are scored at once.
@@ -43,6 +44,8 @@ class ImagesAdapter(Adapter):
         "folder": "images in a folder; subfolders or dataset.json are the classes",
         "edm": "a zip of images with dataset.json (the EDM convention)",
         "webdataset": "WebDataset's shards (.tar): an image with .cls, or .json with label, of one name",
+        "skeletons": "task keypoints: figures drawn here, with known joints, also in clips that move",
+        "coco": "task keypoints: COCO's keypoint annotations (JSON) and a folder of images",
         "datasets": "a folder of Hugging Face's datasets, as save_to_disk writes it: an Image and a ClassLabel column",
     }
 
@@ -50,8 +53,22 @@ class ImagesAdapter(Adapter):
         self.config, self.streams, self.batch_size = data, streams, batch_size
 
     @classmethod
-    def files(cls, data: ImagesData) -> Iterator[Listed]:
-        return listed_images(data)
+    def of(cls, data: ImagesData) -> type[Adapter]:
+        """The adapter of a task; a further one stands in ``tasks/``, and has its line here."""
+        if data.task == "keypoints":
+            from .tasks.keypoints import KeypointsAdapter
+
+            return KeypointsAdapter
+        return cls
+
+    @classmethod
+    def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
+        return ("pck", False) if data.get("task") == "keypoints" else cls.metric
+
+    @classmethod
+    def files(cls, data: ImagesData) -> Iterable[Listed]:
+        task = cls.of(data)
+        return listed_images(data) if task is cls else task.files(data)
 
     def data(self, split: str) -> ImagesSource:
         return ImagesSource(self.config, split, load_split(self.config, split), self.streams, self.batch_size)
@@ -65,6 +82,8 @@ class ImagesAdapter(Adapter):
     # ---------------------------------------------------------------- models
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> Network:
+        if (task := task_of(model)) != "classes":
+            raise UserError(f"{role}: model {model!r} is of another task: set data.task to {task}")
         given = MODELS[model].Config.model_validate(params).model_dump(mode="json")
         shape = cast(tuple[int, int, int], load_split(self.config, "train").shape)
         classes = tuple(self.class_names(role))
@@ -95,7 +114,7 @@ class ImagesAdapter(Adapter):
         with capture(model, features) as taken:
             out = Signals(batch["ids"]).add("logits", model(batch["x"]), rows).add("labels", batch["labels"], rows)
         for name, calls in taken.items():
-            _add(out, name, only_call(name, calls), rows)
+            add_feature(out, name, only_call(name, calls))
         return out
 
     def input(self) -> Input:
@@ -131,21 +150,6 @@ class ImagesAdapter(Adapter):
 
     def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
         return glimpse(self.data("dev"), role, model)
-
-
-def _add(out: Signals, name: str, value: Tensor, rows: Layout) -> None:
-    """Vectors ``(b, c)`` as they are, maps ``(b, c, h, w)`` as rows of their grid, tokens ``(b, t, c)`` as rows."""
-    if value.ndim == 2:
-        out.add(name, value, rows)
-    elif value.ndim == 4:
-        layout = Layout.dense("pixel", len(value), tuple(value.shape[2:]), value.device)
-        out.add(name, rearrange(value, "b c h w -> (b h w) c"), layout)
-    elif value.ndim == 3:
-        out.add(name, value.flatten(0, 1), Layout.dense("token", len(value), (value.shape[1],), value.device))
-    else:
-        raise UserError(
-            f"module {name!r} gives {tuple(value.shape)}: a feature here is (b, c), (b, t, c) or (b, c, h, w)"
-        )
 
 
 __all__ = ["ImagesAdapter"]

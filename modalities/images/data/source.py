@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -18,14 +18,28 @@ from xmodal_kd.adapter.long_lists import Batches
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
+from .keypoints_section import Keypoints
+
+Task = Literal["classes", "keypoints"]
+#: What each task reads.
+SOURCES: Mapping[Task, tuple[str, ...]] = {
+    "classes": ("digits", "folder", "edm", "webdataset", "datasets"),
+    "keypoints": ("skeletons", "coco"),
+}
 #: The keys of the data section that decide what is read and how it is split.
 DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip")
 
 
 class ImagesData(ImageSection):
-    """Which labelled images there are, and how training ones are moved."""
+    """Which images there are, what is looked for in them, and how training ones are moved."""
 
-    sources: Literal["digits", "folder", "edm", "webdataset", "datasets"]
+    made: ClassVar[frozenset[str]] = frozenset({"digits", "skeletons"})
+
+    #: The class of an image, or the joints of the figure that it shows.
+    task: Task = "classes"
+    sources: Literal["digits", "folder", "edm", "webdataset", "datasets", "skeletons", "coco"]
+    #: Of the task keypoints: which figures there are, and how fine their heat maps are.
+    keypoints: Keypoints = Keypoints()
     #: Pixels by which a training image is moved at most, each way; what comes in repeats the edge.
     shift: int = Field(default=0, ge=0, le=1 << 10)
 
@@ -33,6 +47,22 @@ class ImagesData(ImageSection):
     def _check_shift(self) -> ImagesData:
         if self.sources == "digits" and self.shift > 4:
             raise ValueError("shift: moves most of an 8x8 digit out of sight: give at most 4")
+        return self
+
+    @model_validator(mode="after")
+    def _check_task(self) -> ImagesData:
+        if self.sources not in SOURCES[self.task]:
+            fits = next(task for task, sources in SOURCES.items() if self.sources in sources)
+            raise ValueError(
+                f"sources: {self.sources} is of the task {fits}: set task to that, or sources to one of "
+                f"{', '.join(SOURCES[self.task])}"
+            )
+        if self.task != "keypoints" and "keypoints" in self.model_fields_set and self.keypoints != Keypoints():
+            raise ValueError(f"keypoints: the task is {self.task}: set task to keypoints, or leave it out")
+        if self.task == "keypoints":
+            sides, stride = self.sides or (0, 0), self.keypoints.stride
+            if any(side % stride for side in sides):
+                raise ValueError(f"size: {list(sides)} are no multiples of keypoints.stride, which is {stride}")
         return self
 
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from pydantic import Field, ValidationError
-from torch import Tensor
-
-from xmodal_kd.adapter import saved_model as saved
-from xmodal_kd.adapter.saved_model import CARD, WEIGHTS, About, explain, read_card
-from xmodal_kd.compress.folder import load
-from xmodal_kd.models import onnx
-from xmodal_kd.runtime.allocation import bounded
-from xmodal_kd.runtime.checkpoint import write_json, write_tensors
-from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.timing import latency
+from xmodal_kd.adapter.saved_model import About, read_card
 
 from ..models import MODELS, Network
+from .card import ImageCard, loaded, save_model
+from .onnx import FP32, export_onnx
 
-FP32, EXTRA = "model.onnx", "images"
 USE = """```sh
 xmodal-kd classify path/to/this/folder picture.png folder/ --json
 ```
@@ -40,12 +28,10 @@ print(classifier.classify("picture.png"))
 `logits` (batch, {classes})."""
 
 
-class Card(saved.Card):
-    """What ``card.json`` says: all that a classifier needs beside its weights."""
+class Card(ImageCard):
+    """All that a classifier needs beside its weights."""
 
-    modality: str = Field(pattern="^images$")
-    shape: tuple[int, int, int]
-    """Channels (1: grey, 3: colour), height and width of an image."""
+    of: ClassVar[str] = "classes"
     classes: tuple[str, ...]
     """What each output means, in order."""
 
@@ -59,12 +45,6 @@ def build(card: Card) -> Network:
     return model
 
 
-def save_model(folder: Path, model: Network, extra: Mapping[str, Any]) -> None:
-    """Write a folder that `load_model` reads; the card, which makes it a classifier, comes last."""
-    write_tensors(folder / WEIGHTS, model.state_dict())
-    write_json(folder / CARD, {**model.card, **extra})
-
-
 def load_card(folder: Path) -> Card:
     """The card of a saved classifier. Raises `UserError` that names what is missing or wrong."""
     return read_card(folder, Card, "classifier")
@@ -76,14 +56,7 @@ def load_model(folder: Path) -> Network:
     Raises:
         UserError: a file is missing or damaged, or the weights are not those of the model that the card names.
     """
-    card = load_card(folder)
-    try:
-        with bounded(f"{folder / CARD}: params"):
-            model = build(card)
-    except ValidationError as error:
-        raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
-    load(model, folder / WEIGHTS)
-    return model.eval()
+    return loaded(folder, load_card(folder), build)
 
 
 def about(card: Card) -> About:
@@ -97,35 +70,8 @@ def about(card: Card) -> About:
 
 
 def export(model: Network, folder: Path) -> dict[str, Any]:
-    """Write ``model.onnx`` beside the saved model in `folder`: ``x`` (batch, c, h, w) to ``logits`` (batch, classes).
-
-    Returns:
-        Of the file its ``bytes``, the largest difference from torch (``max_error``), and the latency at batch 1:
-        ``milliseconds`` (median), ``p95_ms``, ``runs``, ``threads``.
-
-    Raises:
-        RunError: the exported model differs from torch by more than 1e-4.
-        UserError: onnx, onnxscript or onnxruntime is missing.
-    """
-    shape, errors = load_card(folder).shape, list[float]()
-    threads = torch.get_num_threads()
-
-    def check(path: Path) -> None:
-        session = onnx.session(path, extra=EXTRA)
-        errors.extend(onnx.prove(model, partial(onnx.run, session), _wave((n, *shape))) for n in (1, 3))
-
-    example = torch.zeros(2, *shape, device=next(model.parameters()).device)
-    onnx.export(model, folder / FP32, {"x": example}, ["logits"], {"x": {0: "batch"}}, check, extra=EXTRA)
-    session = onnx.session(folder / FP32, threads=threads, extra=EXTRA)
-    found = latency(partial(onnx.run, session, _wave((1, *shape))))
-    size = (folder / FP32).stat().st_size
-    times = {"milliseconds": found["median_ms"], "p95_ms": found["p95_ms"], "runs": found["runs"]}
-    return {FP32: {"bytes": size, "free": ["batch"], "max_error": max(errors), **times, "threads": threads}}
-
-
-def _wave(shape: tuple[int, ...]) -> Tensor:
-    """A fixed input rather than noise: exporting draws nothing from the global generator."""
-    return torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float32)).reshape(shape)
+    """Write ``model.onnx`` beside the saved model in `folder`: ``x`` to ``logits`` (batch, classes)."""
+    return export_onnx(model, folder, load_card(folder).shape, "logits")
 
 
 __all__ = ["FP32", "Card", "about", "build", "export", "load_card", "load_model", "save_model"]

@@ -1,8 +1,9 @@
-"""Image classifiers by name: a plain CNN, a ResNet and a vision transformer, by width and depth.
+"""Image classifiers by name: a plain CNN, a ResNet and a vision transformer, by width and depth; networks of joints.
 
-Every model is built as ``cls(config, channels=, classes=)`` and has ``embedding`` and ``head`` to capture; the first
+A classifier is built as ``cls(config, channels=, classes=)`` and has ``embedding`` and ``head`` to capture; the first
 two also ``stages.*`` and ``cells`` (see `Classifier`), the last ``blocks.*`` and ``distilled`` (`ViT`). Batch
-statistics are there only where ``norm`` asks for them.
+statistics are there only where ``norm`` asks for them. What is of another task says so by ``task``, and is built as
+that task builds it (`HeatMaps`).
 
 May import ``data``, beside the core. Public are the names in recipes and their parameters.
 """
@@ -14,11 +15,32 @@ from typing import Any
 from xmodal_kd.runtime.registry import Registry
 
 from .classifier import CNN, Classifier, Network, ResNet
+from .keypoints import HeatMaps, PoseResNet, StackedHourglass
 from .vit import ViT
 
 MODELS: Registry[Any] = Registry("images model")
 MODELS.add("cnn", CNN)
 MODELS.add("resnet", ResNet)
 MODELS.add("vit", ViT)
+MODELS.add("hourglass", StackedHourglass)
+MODELS.add("pose_resnet", PoseResNet)
 
-__all__ = ["CNN", "MODELS", "Classifier", "Network", "ResNet", "ViT"]
+
+def task_of(model: str) -> str:
+    """The ``data.task`` that a model by name is of."""
+    found: str = getattr(MODELS[model], "task", "classes")
+    return found
+
+
+__all__ = [
+    "CNN",
+    "MODELS",
+    "Classifier",
+    "HeatMaps",
+    "Network",
+    "PoseResNet",
+    "ResNet",
+    "StackedHourglass",
+    "ViT",
+    "task_of",
+]

@@ -46,8 +46,11 @@ class Convolution(nn.Sequential):
     """A 3 x 3 convolution, a norm."""
 
     def __init__(self, channels: int, width: int, stride: int = 1, norm: Norm = "group") -> None:
-        conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(gcd(width, 8), width))
+        super().__init__(nn.Conv2d(channels, width, 3, stride, padding=1, bias=False), self.norm(width, norm))
+
+    @staticmethod
+    def norm(width: int, kind: Norm) -> nn.Module:
+        return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(gcd(width, 8), width)
 
 
 class Block(nn.Module):
@@ -124,23 +127,30 @@ class CNN(Classifier):
         super().__init__(stages, channels, classes)
 
 
+def residual_stages(channels: int, width: int, depth: int, blocks: int, norm: Norm) -> list[nn.Module]:
+    """A stem and `depth` stages of `blocks` residual blocks, the first of a stage but the first one with stride 2;
+    `width` channels, which double from one stage to the next."""
+    stages: list[nn.Module] = []
+    for level in range(depth):
+        wide = width * 2**level
+        first: list[nn.Module] = [] if level else [Convolution(channels, wide, norm=norm), nn.ReLU()]
+        before = wide if level == 0 else wide // 2
+        layers = [
+            Block(before if i == 0 else wide, wide, stride=2 if level and i == 0 else 1, norm=norm)
+            for i in range(blocks)
+        ]
+        stages.append(nn.Sequential(*first, *layers))
+    return stages
+
+
 class ResNet(Classifier):
     """A stem and stages of residual blocks, the first of a stage but the first one with stride 2."""
 
     Config: ClassVar[type[Strict]] = ResNetConfig
 
     def __init__(self, config: ResNetConfig, *, channels: int, classes: int) -> None:
-        stages: list[nn.Module] = []
-        for level in range(config.depth):
-            width = config.width * 2**level
-            first: list[nn.Module] = [] if level else [Convolution(channels, width, norm=config.norm), nn.ReLU()]
-            before = width if level == 0 else width // 2
-            blocks = [
-                Block(before if i == 0 else width, width, stride=2 if level and i == 0 else 1, norm=config.norm)
-                for i in range(config.blocks)
-            ]
-            stages.append(nn.Sequential(*first, *blocks))
+        stages = residual_stages(channels, config.width, config.depth, config.blocks, config.norm)
         super().__init__(stages, config.width * 2 ** (config.depth - 1), classes)
 
 
-__all__ = ["CNN", "CNNConfig", "Classifier", "Network", "ResNet", "ResNetConfig"]
+__all__ = ["CNN", "CNNConfig", "Classifier", "Network", "ResNet", "ResNetConfig", "residual_stages"]

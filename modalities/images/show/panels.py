@@ -89,10 +89,10 @@ def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([torch.softmax(model(part.to(device)).float(), dim=1).cpu() for part in x.split(64)])
 
 
-def pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in [-1, 1] in colour, enlarged by nearest neighbour so that pixels stay pixels."""
+def pixels(image: Float[Tensor, "c h w"], least: int = LEAST) -> UInt8[np.ndarray, "h w 3"]:
+    """An image in [-1, 1] in colour, enlarged by nearest neighbour so that pixels stay pixels, to `least` a side."""
     bright = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    times = -(-LEAST // min(bright.shape[:2]))
+    times = -(-least // min(bright.shape[:2]))
     return np.broadcast_to(bright, (*bright.shape[:2], 3)).repeat(times, axis=0).repeat(times, axis=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,9 @@ class ImageSection(DataSection):
     Splits are a fixed function of the number of samples, not of the recipe's seed: every seed is measured on the same
     test samples. A modality narrows `sources` to what it reads.
     """
+
+    #: Those of `sources` that come with the program, and have no files.
+    made: ClassVar[frozenset[str]] = frozenset({"digits"})
 
     sources: str
     #: A folder, an EDM zip, shards (also as a pattern: ``shards/{000..099}.tar``, ``a/*.tar::b/*.tar``), or what else
@@ -62,13 +65,14 @@ class ImageSection(DataSection):
 
     @model_validator(mode="after")
     def _check_source(self) -> ImageSection:
-        if self.sources == "digits":
+        if self.sources in self.made:
             if self.path is not None or self.test_path is not None:
-                raise ValueError("path and test_path: the digits come with scikit-learn: leave both out")
-            if self.size not in (None, 8, (8, 8)) or self.mode not in (None, "L"):
-                raise ValueError("size and mode: the digits are 8x8 and L (8-bit grey): leave both out")
+                come = "come with scikit-learn" if self.sources == "digits" else "are made here"
+                raise ValueError(f"path and test_path: the {self.sources} {come}: leave both out")
         elif self.path is None:
             raise ValueError(f"path: sources: {self.sources} needs the path of the samples")
+        if self.sources == "digits" and (self.size not in (None, 8, (8, 8)) or self.mode not in (None, "L")):
+            raise ValueError("size and mode: the digits are 8x8 and L (8-bit grey): leave both out")
         return self
 
     @model_validator(mode="after")

@@ -95,10 +95,10 @@ def split_images(config: ImageSection, read: Reader) -> dict[Split, Images]:
     """
     whole = read(config.path, None)
     if config.test_path is None:
-        parts = _cut(len(whole), [config.test or TEST, config.dev])
+        parts = cut(len(whole), [config.test or TEST, config.dev])
         test = whole.take(parts[0])
     else:
-        parts = [np.empty(0, np.int64), *_cut(len(whole), [config.dev])]
+        parts = [np.empty(0, np.int64), *cut(len(whole), [config.dev])]
         test = _own_test(config, config.test_path, whole, read)
     if not len(parts[-1]):
         taken = f"dev takes {config.dev}" + ("" if config.test_path else f" and test {config.test or TEST}")
@@ -118,7 +118,7 @@ def check_classes(train: Images, who: str) -> None:
         raise UserError(f"data: no training sample is of class {name!r}: {who} could not learn it")
 
 
-def _cut(count: int, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+def cut(count: int, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     """Disjoint sorted parts of `sizes` of the indexes below `count`, and what is left over (nothing, if too few).
 
     Drawn by a hash: the same on every machine, with every version of NumPy, for every seed of a recipe.
@@ -141,7 +141,7 @@ def _own_test(config: ImageSection, path: Path, train: Images, read: Reader) -> 
         return test
     if config.test > len(test):
         raise UserError(f"data.test: {config.test} test samples are asked for, {path} has {len(test)}")
-    return replace(test.take(_cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
+    return replace(test.take(cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
 
 
 def batches(split: str, count: int, batch_size: int, streams: Streams, epoch: int) -> Batches:
@@ -164,4 +164,4 @@ def told(images: Images) -> dict[str, object]:
     }
 
 
-__all__ = ["batches", "check_classes", "check_there", "read_section", "settled", "split_images", "told"]
+__all__ = ["batches", "check_classes", "check_there", "cut", "read_section", "settled", "split_images", "told"]
