@@ -39,6 +39,6 @@ PAGE = "recipes/README.md#several-teachers"
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
     "ensembles", "exits", "feature_aggregation", "fusion", "gradients", "knowledge_flow", "online", "receptive",
-    "robust", "second_head", "self_distillation", "several", "student_friendly", "three_players", "transformed", "two_momenta",
-    "views",
+    "robust", "second_head", "self_distillation", "several", "student_friendly", "three_players", "transformed",
+    "two_momenta", "views",
 ]  # fmt: skip
