@@ -27,6 +27,7 @@ from . import (
     several,
     student_friendly,
     three_players,
+    transfer_graph,
     transformed,
     two_momenta,
     views,
@@ -38,6 +39,6 @@ PAGE = "recipes/README.md#several-teachers"
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
     "ensembles", "exits", "fusion", "gradients", "knowledge_flow", "online", "receptive", "robust",
-    "second_head", "self_distillation", "several", "student_friendly", "three_players", "transformed",
+    "second_head", "self_distillation", "several", "student_friendly", "three_players", "transfer_graph", "transformed",
     "two_momenta", "views",
 ]  # fmt: skip
