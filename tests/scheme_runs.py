@@ -61,6 +61,21 @@ EXAMPLES: dict[str, Content] = {
     "born_again": {"scheme": {"params": {"generations": 1}}},
     "tfkd_self": {},
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
+    "ktg": {
+        "scheme": {"params": {"edges": [["linear", "through"], ["correct", "through"]]}},
+    },
+    "ktg features": {
+        "scheme": {
+            "params": {
+                "edges": [
+                    ["through", "linear", "cutoff"],
+                    ["through", "cutoff", "cutoff"],
+                    ["linear", "through", "through"],
+                ]
+            }
+        },
+        "objective": [HINT],
+    },
     "kdcl": {"scheme": {"params": {"peers": 2}}},
     "kdcl linear": {"scheme": {"params": {"peers": 2, "how": "linear", "own_views": True}}},
     "kdcl general": {"data": {"train": 22}, "scheme": {"params": {"how": "general", "held": 0.25, "own_views": True}}},

@@ -39,6 +39,7 @@ class ImagesAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("accuracy", False)
     quick_export: ClassVar[bool] = False
+    saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
         "folder": "images in a folder; subfolders or dataset.json are the classes",

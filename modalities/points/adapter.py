@@ -77,6 +77,7 @@ class PointsAdapter(Adapter):
     gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
     metric: ClassVar[tuple[str, bool]] = ("miou", False)
     quick_export: ClassVar[bool] = False
+    saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
         "simulator": "streets made on the fly: ground, pavements, cars, trucks, buildings, poles, trees, people",
         "kitti": "KITTI object's layout: training/{velodyne,image_2,calib,label_2}",

@@ -62,6 +62,7 @@ class SpeechAdapter(Adapter):
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
     blank: ClassVar[int | None] = 0
     quick_export: ClassVar[bool] = False
+    saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
         "common_voice": "Common Voice's layout: train.tsv, dev.tsv, test.tsv of a language, and clips/",
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 #: turns that share an optimizer step; layers that flow into the student's.
 EXAMPLES = (
     "dml", "okddip branches", "byot", "cs_kd", "ddgsd", "ema_teacher", "ps_kd", "ca_mkd", "ae_kd", "you", "uhc", "pdr",
-    "dot", "knowledge_flow",
+    "dot", "knowledge_flow", "ktg",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from . import (
     several,
     student_friendly,
     three_players,
+    transfer_graph,
     transformed,
     two_momenta,
     views,
@@ -39,6 +40,6 @@ PAGE = "recipes/README.md#several-teachers"
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
     "ensembles", "exits", "feature_aggregation", "fusion", "gradients", "knowledge_flow", "online", "receptive",
-    "robust", "second_head", "self_distillation", "several", "student_friendly", "three_players", "transformed",
-    "two_momenta", "views",
+    "robust", "second_head", "self_distillation", "several", "student_friendly", "three_players", "transfer_graph",
+    "transformed", "two_momenta", "views",
 ]  # fmt: skip
