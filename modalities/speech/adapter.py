@@ -39,6 +39,7 @@ from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, 
 from .export.saved_folder import load_model, save_model, write_program
 from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
+from .methods import GKD, ContrastivePair  # noqa: F401 - registers the methods
 from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
@@ -392,8 +393,7 @@ class SpeechAdapter(Adapter):
         return found
 
     def _exported(self, path: Path, *, in_chunks: bool = False) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-        threads = torch.get_num_threads()
-        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, threads=threads)
+        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, torch.get_num_threads())
         return lambda batch: run(batch["clean"], batch["lengths"])
 
     def describe(self) -> Mapping[str, Any]:

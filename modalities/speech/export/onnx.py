@@ -67,7 +67,7 @@ class OnnxModel:
     (logits (b, t', classes), lengths (b,))
     """
 
-    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+    def __init__(self, path: Path | str, threads: int = 1) -> None:
         self.session = onnx.session(path, threads=threads, extra=EXTRA)
 
     def __call__(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
