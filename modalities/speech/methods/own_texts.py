@@ -34,6 +34,8 @@ class OnOwnTexts(Distil):
 
     cacheable: ClassVar[bool] = False
     shards: ClassVar[bool] = False
+    #: What the terms are on follows the student, so that one may rise on a batch that stays.
+    moving: ClassVar[bool] = True
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
