@@ -39,6 +39,7 @@ from .export.saved_folder import load_model, save_model
 from .export.scored import check_streams, export_scored
 from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
+from .methods import GKD, ContrastivePair  # noqa: F401 - registers the methods
 from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures

@@ -16,6 +16,7 @@ from typing import Any
 from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
+from .dual_space_by_another import dskd
 from .feature_losses import at, cwd, hint, nst, pearson
 from .forms import category, cfl, dphubert, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
@@ -144,6 +145,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "multilevel_ot": multilevel_ot,
     "uld": uld,
     "wkd_f": wkd_f,
+    "dskd": dskd,
     "wkd_l": wkd_l,
     "afd": afd,
     "cirkd": cirkd,
@@ -206,6 +208,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "multilevel_ot": [{"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0}],
     "uld": [{}, {"temperature": 4.0}],
     "wkd_f": [{}, {"mean": 1.0, "eps": 0.1}],
+    "dskd": [{}, {"temperature": 1.0}],
     "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
