@@ -364,8 +364,9 @@ class PointsAdapter(Adapter):
 def _real(data: PointsData) -> Iterator[Recorded]:
     """The folders that all roles are measured on at the end."""
     for folder in data.real:
-        skipped = Skipped.of(data.skip)
-        yield Recorded(folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=skipped, beside=True)
+        yield Recorded(
+            folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=Skipped.of(data.skip), beside=True
+        )
 
 
 def _answering(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

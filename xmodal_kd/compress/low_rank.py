@@ -21,12 +21,15 @@ class LowRank(nn.Sequential):
     ([(2, 6, 3, 3), (8, 2, 1, 1), (8,)], (1, 8, 3, 3))
     """
 
-    def __init__(self, layer: nn.Module, rank: int) -> None:
+    down: Any
+    up: Any
+
+    def __init__(self, layer: Any, rank: int) -> None:
         like: Any = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         bias = layer.bias is not None
         if isinstance(layer, nn.Linear):
-            down: nn.Module = nn.Linear(layer.in_features, rank, bias=False, **like)
-            up: nn.Module = nn.Linear(rank, layer.out_features, bias=bias, **like)
+            down: Any = nn.Linear(layer.in_features, rank, bias=False, **like)
+            up: Any = nn.Linear(rank, layer.out_features, bias=bias, **like)
         else:
             assert isinstance(layer, nn.Conv2d) and layer.groups == 1
             place: Any = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}

@@ -72,9 +72,11 @@ class Fade(WeightSwap):
     def made(self, name: str, weight: Tensor) -> Tensor:
         before = self.share * weight.detach()
         if name in self._biases:
-            return before + self.bias[self._biases[name]]
-        number = self._weights[name]
-        return before + (self.up[number].flatten(1) @ self.down[number].flatten(1)).reshape(weight.shape)
+            grown: Tensor = self.bias[self._biases[name]]
+        else:
+            number = self._weights[name]
+            grown = (self.up[number].flatten(1) @ self.down[number].flatten(1)).reshape(weight.shape)
+        return before + grown
 
     def leave(self, model: nn.Module) -> None:
         """Give `model` the factors alone: the same parameters, so that who holds them need not be told."""
