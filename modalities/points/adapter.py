@@ -37,7 +37,7 @@ from .export.saved_folder import check_classes, check_view, essence, load_card, 
 from .losses import bev, centres, fusion, local  # noqa: F401 - registers the losses
 from .methods import BevDistill, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
 from .models import MODELS
-from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder
+from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder, that_answer
 from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
@@ -330,10 +330,10 @@ class PointsAdapter(Adapter):
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
-        return overview(self, _answering(models), folder)
+        return overview(self, that_answer(models), folder)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self, _answering(models))
+        return show(self, that_answer(models))
 
     def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
         return glimpse(self, role, model)
@@ -367,11 +367,6 @@ def _real(data: PointsData) -> Iterator[Recorded]:
         yield Recorded(
             folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=Skipped.of(data.skip), beside=True
         )
-
-
-def _answering(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The roles that answer, and do not teach by their features alone."""
-    return {role: model for role, model in models.items() if not isinstance(model, VisionEncoder)}
 
 
 def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:
