@@ -272,7 +272,7 @@ def read_coco(
     return Figures(
         x, joints.astype(np.float32), np.where(inside, given[:, :, 2], 0).astype(np.uint8),
         sizes.max(axis=1).astype(np.float32), [one.key for one in persons],
-        np.array([number[name] for name in names]), found.skeleton, skipped.found,
+        np.array([number[name] for name in names]), found.skeleton, skipped=skipped.found,
     )  # fmt: skip
 
 
