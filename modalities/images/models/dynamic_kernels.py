@@ -53,7 +53,8 @@ def matched(features: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b j c k 
     """Each sample's features correlated with its own kernels, with zeros around."""
     k = kernels.shape[-1]
     patches = F.unfold(features, k, padding=k // 2)
-    return (kernels.flatten(2) @ patches).unflatten(2, features.shape[2:])
+    maps: Tensor = (kernels.flatten(2) @ patches).unflatten(2, features.shape[2:])
+    return maps
 
 
 class DynamicKernels(HeatMaps):
@@ -89,7 +90,7 @@ class DynamicKernels(HeatMaps):
             return self.first(x)  # type: ignore[no-any-return]
         now = (before < 0).nonzero().flatten()
         begun = self.first(x[now])
-        maps = begun.new_zeros(len(x), *begun.shape[1:]).index_copy(0, now, begun)
+        maps: Tensor = begun.new_zeros(len(x), *begun.shape[1:]).index_copy(0, now, begun)
         features = self.encoder(x)
         while len(later := torch.isin(before, now).nonzero().flatten()):
             now = before[later]
