@@ -24,6 +24,7 @@ from .data.source import ImagesData, ImagesSource, Sample, load_split
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
 from .losses import joints  # noqa: F401 - registers the losses
+from .methods import temporal  # noqa: F401 - registers the methods
 from .models import MODELS, Network, task_of
 from .models.rows import add_feature
 from .show.panels import glimpse, show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from xmodal_kd.runtime.timing import latency
 FP32, EXTRA = "model.onnx", "images"
 
 
-def export_onnx(model: nn.Module, folder: Path, shape: tuple[int, int, int], gives: str) -> dict[str, Any]:
-    """Write ``model.onnx`` beside the saved model in `folder`: ``x`` (batch, c, h, w) to what it `gives`, by name.
+def export_onnx(
+    model: nn.Module, folder: Path, given: Mapping[str, tuple[int, ...]], gives: str, *, name: str = FP32
+) -> dict[str, Any]:
+    """Write an ONNX file beside the saved model in `folder`: what is `given`, by name and shape behind a batch of any
+    size, to what it `gives`.
 
     Returns:
         Of the file its ``bytes``, the largest difference from torch (``max_error``), and the latency at batch 1:
@@ -26,19 +30,23 @@ def export_onnx(model: nn.Module, folder: Path, shape: tuple[int, int, int], giv
         RunError: the exported model differs from torch by more than 1e-4.
         UserError: onnx, onnxscript or onnxruntime is missing.
     """
-    errors, threads = list[float](), torch.get_num_threads()
+    errors, threads, path = list[float](), torch.get_num_threads(), folder / name
+
+    def waves(n: int) -> list[Tensor]:
+        return [_wave((n, *shape)) for shape in given.values()]
 
     def check(path: Path) -> None:
         session = onnx.session(path, extra=EXTRA)
-        errors.extend(onnx.prove(model, partial(onnx.run, session), _wave((n, *shape))) for n in (1, 3))
+        errors.extend(onnx.prove(model, partial(onnx.run, session), *waves(n)) for n in (1, 3))
 
-    example = torch.zeros(2, *shape, device=next(model.parameters()).device)
-    onnx.export(model, folder / FP32, {"x": example}, [gives], {"x": {0: "batch"}}, check, extra=EXTRA)
-    session = onnx.session(folder / FP32, threads=threads, extra=EXTRA)
-    found = latency(partial(onnx.run, session, _wave((1, *shape))))
-    size = (folder / FP32).stat().st_size
+    device = next(model.parameters()).device
+    example = {key: torch.zeros(2, *shape, device=device) for key, shape in given.items()}
+    onnx.export(model, path, example, [gives], {key: {0: "batch"} for key in given}, check, extra=EXTRA)
+    session = onnx.session(path, threads=threads, extra=EXTRA)
+    found = latency(partial(onnx.run, session, *waves(1)))
     times = {"milliseconds": found["median_ms"], "p95_ms": found["p95_ms"], "runs": found["runs"]}
-    return {FP32: {"bytes": size, "free": ["batch"], "max_error": max(errors), **times, "threads": threads}}
+    facts = {"bytes": path.stat().st_size, "free": ["batch"], "max_error": max(errors)}
+    return {name: {**facts, **times, "threads": threads}}
 
 
 def _wave(shape: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,8 @@ from typing import Any
 from xmodal_kd.runtime.registry import Registry
 
 from .classifier import CNN, Classifier, Network, ResNet
-from .keypoints import HeatMaps, PoseResNet, StackedHourglass
+from .dynamic_kernels import DynamicKernels
+from .keypoints import HeatMaps, PoseResNet, StackedHourglass, heat_maps
 from .vit import ViT
 
 MODELS: Registry[Any] = Registry("images model")
@@ -24,6 +25,7 @@ MODELS.add("resnet", ResNet)
 MODELS.add("vit", ViT)
 MODELS.add("hourglass", StackedHourglass)
 MODELS.add("pose_resnet", PoseResNet)
+MODELS.add("dynamic_kernels", DynamicKernels)
 
 
 def task_of(model: str) -> str:
@@ -36,11 +38,13 @@ __all__ = [
     "CNN",
     "MODELS",
     "Classifier",
+    "DynamicKernels",
     "HeatMaps",
     "Network",
     "PoseResNet",
     "ResNet",
     "StackedHourglass",
     "ViT",
+    "heat_maps",
     "task_of",
 ]

@@ -94,15 +94,19 @@ def _found(folder: Path) -> Path:
     """The one file of annotations in a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give a folder with COCO's annotations, or the JSON file")
-    files = [file for place in (folder, folder / "annotations") for file in sorted(place.glob("*.json"))]
-    if len(files) > 1:
-        files = [file for file in files if "keypoints" in file.name] or files
+    files = candidates(folder)
     if len(files) != 1:
         found = (
             f"it holds {', '.join(file.name for file in files[:5])}: name" if files else "it holds no JSON file: give"
         )
         raise UserError(f"{folder}: {found} the file of COCO's keypoint annotations")
     return files[0]
+
+
+def candidates(folder: Path) -> list[Path]:
+    """JSON files in a folder or its ``annotations/``; those that are called after keypoints, where some are."""
+    files = [file for place in (folder, folder / "annotations") for file in sorted(place.glob("*.json"))]
+    return [file for file in files if "keypoints" in file.name] or files
 
 
 def _category(file: Path, categories: Sequence[Any], wanted: str | None) -> tuple[Any, Skeleton]:
@@ -268,7 +272,7 @@ def read_coco(
     return Figures(
         x, joints.astype(np.float32), np.where(inside, given[:, :, 2], 0).astype(np.uint8),
         sizes.max(axis=1).astype(np.float32), [one.key for one in persons],
-        np.array([number[name] for name in names]), found.skeleton, skipped.found,
+        np.array([number[name] for name in names]), found.skeleton, skipped=skipped.found,
     )  # fmt: skip
 
 
@@ -276,6 +280,7 @@ __all__ = [
     "Annotations",
     "Person",
     "annotations_of",
+    "candidates",
     "cut_of",
     "cut_out",
     "four_numbers",
