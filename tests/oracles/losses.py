@@ -40,6 +40,7 @@ from .logit_losses import (
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
+from .own_texts_by_another import distillm2_skl, distillm2_srkl
 from .recent_feature_losses import afd, cirkd, diffkd, fgd, ikl_classes, phi_s, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
@@ -145,6 +146,8 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "multilevel_ot": multilevel_ot,
     "uld": uld,
     "wkd_f": wkd_f,
+    "distillm2_skl": distillm2_skl,
+    "distillm2_srkl": distillm2_srkl,
     "dskd": dskd,
     "wkd_l": wkd_l,
     "afd": afd,
@@ -208,6 +211,8 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "multilevel_ot": [{"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0}],
     "uld": [{}, {"temperature": 4.0}],
     "wkd_f": [{}, {"mean": 1.0, "eps": 0.1}],
+    "distillm2_skl": [{}, {"alpha": 0.5, "least": 0.2}],
+    "distillm2_srkl": [{}, {"alpha": 0.5, "least": 0.2}],
     "dskd": [{}, {"temperature": 1.0}],
     "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],

@@ -4,9 +4,11 @@ GKD (Agarwal et al., ICLR 2024, algorithm 1) from huggingface/trl at f2cd5771, `
 texts it is on; the first end of a text is judged, nothing behind it; the loss is a mean over the batch's tokens.
 DistiLLM-2 (Ko et al., ICML 2025) from jongwooko/distillm-2 at fe4cf9bf, `DistiLLMTrainer`: on the teacher's text
 KL(p || a p + (1-a) q), on the student's KL(q || (1-a) p + a q) with the q of the mixture held, each a mean over a
-text's tokens, summed with weights 2 - beta and beta, a mean over pairs. Its curriculum of alpha is off there and not
-here. Papers were not read again. `RELEASE_PAIRS` holds what the release's own lines gave in float64: value, sum of the
-gradient's absolute values, and its first two entries of the last text's first row.
+text's tokens, summed with weights 2 - beta and beta, a mean over pairs. Its curriculum, off in the release: of each
+text a = clip(1 - (1 - alpha) m / (g + 1e-5), 0.01, alpha), g = P - Q (Q - P on the student's), geometric means of the
+tokens' probabilities, m the mean g of what was logged first. Papers were not read again. `RELEASE_PAIRS` holds what the
+release's own lines gave in float64: value, sum of the gradient's absolute values, and its first two entries of the last
+text's first row; `RELEASE_PACED` its values of the teacher's texts and of the student's, with m given.
 """
 
 import math
@@ -84,6 +86,31 @@ def pairs(s, t, y, beta=1.0, a=0.1):
     )
 
 
+def alpha_of(gap, anchor_gap, base=0.1, low=1e-2):
+    return min(max(1 - (1 - base) * anchor_gap / (gap + 1e-5), low), base)
+
+
+def _paced(student, teacher, item, labels, state, base, low, fn, sign):
+    """Mean over texts with rows; m is not there in the first batch, whose texts have `base`."""
+    m = float(state["first"])
+    means = []
+    for text in sorted(set(np.asarray(item).tolist())):
+        rows = [i for i in range(len(item)) if item[i] == text]
+        lq, lp = ([log_softmax(np.asarray(z[i], np.float64)) for i in rows] for z in (student, teacher))
+        q, p = (math.exp(sum(x[labels[i]] for x, i in zip(one, rows, strict=True)) / len(rows)) for one in (lq, lp))
+        a = base if math.isnan(m) else alpha_of(sign * (p - q), m, base, low)
+        means.append(sum(fn(one, other, a) for one, other in zip(lp, lq, strict=True)) / len(rows))
+    return sum(means) / len(means)
+
+
+def distillm2_skl(student, teacher, item, labels, *, state, alpha=0.1, least=0.01):
+    return _paced(student, teacher, item, labels, state, alpha, least, skl, 1)
+
+
+def distillm2_srkl(student, teacher, item, labels, *, state, alpha=0.1, least=0.01):
+    return _paced(student, teacher, item, labels, state, alpha, least, srkl, -1)
+
+
 def beta_at(step, max_steps):
     return 1.0 + 0.5 * min(1.0, 2 * step / max_steps)
 
@@ -108,4 +135,13 @@ RELEASE_PAIRS = {
     (1, 30): (2.0048233422077057, 1.4608925052259734, [-0.02868685414940065, 0.026015748227251223]),
     (2, None): (1.613686883893413, 1.0657683137997431, [0.013364774184371025, 0.028775104088302736]),
     (2, 30): (1.661135345181676, 1.0415204856087146, [0.01737420643968235, 0.03740763531479354]),
+}
+#: By seed and m.
+RELEASE_PACED = {
+    (0, 0.02): ([0.6571852897649801, 1.0661351719921075], [0.8454778249591544, 1.1979246137274724]),
+    (0, 0.2): ([0.6571852897649801, 1.4247763371624063], [0.8454778249591544, 1.1979246137274724]),
+    (1, 0.02): ([1.1222970018555791, 0.8678061764598475], [1.0949495188878815, 1.0838933351670983]),
+    (1, 0.2): ([1.1222970018555791, 1.3656096074050807], [1.0949495188878815, 1.6835533144063988]),
+    (2, 0.02): ([0.9212525875288297, 0.5342727587370403], [0.8100558335225753, 0.9617925879983809]),
+    (2, 0.2): ([1.3710486299398192, 0.5342727587370403], [1.1949168102573946, 1.1862793670165013]),
 }

@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import nn
 
 from xmodal_kd.adapter.adapter import Batch, Strict
+from xmodal_kd.losses import LossSpec
 from xmodal_kd.objective.loss_inputs import reads_labels
 from xmodal_kd.objective.parts import LossOut
+from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.training.compiled import uncompiled
 from xmodal_kd.training.method import METHODS, Context, Distil, Roles
@@ -74,6 +76,11 @@ class OnOwnTexts(Distil):
         return out
 
 
+def wants_labels(term: Term, spec: LossSpec) -> bool:
+    """Whether a term reads what a text of the student's own lacks: labels, not the tokens that stand there."""
+    return reads_labels(term, spec) and "labels" in (term.labels, term.regions if "regions" in spec.inputs else None)
+
+
 class GKDParams(OwnTexts):
     share: float = Field(0.5, ge=0, le=1)
     """Probability of a step on the student's own texts; the others are on the texts of the data."""
@@ -95,7 +102,7 @@ class GKD(OnOwnTexts):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         #: Terms that need no label.
-        self.unlabelled = {one.name for one in self.objective if not reads_labels(one.term, one.spec)}
+        self.unlabelled = {one.name for one in self.objective if not wants_labels(one.term, one.spec)}
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
@@ -125,11 +132,11 @@ class ContrastivePair(OnOwnTexts):
     """DistiLLM-2: skewed KL on the teacher's texts, skewed reverse KL on the student's own, in every step.
 
     Ko et al., "DistiLLM-2: A Contrastive Approach Boosts the Distillation of LLMs", ICML 2025: (2 - b) SKL on y_t + b
-    SRKL on y_s, b = 1, or with ``gradual`` 1 + min(1, 2 step / steps) / 2 as in its release; alpha is the terms' and
-    does not move. The objective is `skew_kl` and `skew_rkl`, as the release has it with ``weights: by_text`` and
-    ``held: true``; terms on labels stand beside them. The data's texts are to be the teacher's (``teacher_texts``, or
-    ``xmodal-kd pseudolabel --as-written`` before). The release draws both texts once before each training, at 0.8; here
-    the student's are drawn at each step.
+    SRKL on y_s, b = 1, or with ``gradual`` 1 + min(1, 2 step / steps) / 2 as in its release. The objective is `skew_kl`
+    and `skew_rkl`, as the release has it with ``weights: by_text`` and ``held: true``, or `distillm2_skl` and
+    `distillm2_srkl`, whose alpha moves (``labels: tokens``); terms on labels stand beside them. The data's texts are to
+    be the teacher's (``teacher_texts``, or ``xmodal-kd pseudolabel --as-written`` before). The release draws both texts
+    once before each training, at 0.8; here the student's are drawn at each step.
     """
 
     Params: ClassVar[type[Strict]] = PairParams
@@ -144,7 +151,7 @@ class ContrastivePair(OnOwnTexts):
         for name in self.params.own:
             if name not in known:
                 raise UserError(f"method.params.own: no term is called {name!r}{nearest(name, known)}")
-            if reads_labels(known[name].term, known[name].spec):
+            if wants_labels(known[name].term, known[name].spec):
                 raise UserError(f"method.params.own: term {name!r} reads labels, which own texts lack: leave it out")
         if not any(known[name].spec.needs_teacher for name in self.of_given):
             raise UserError("method distillm2: no term with a teacher is on the data's texts: add skew_kl")

@@ -143,7 +143,11 @@ class Seq2SeqAdapter(TextAdapter):
     # ---------------------------------------------------------------- signals
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
-        """``logits`` and captured features; ``labels``, the next tokens; ``by_text``, 1 over the tokens of the text."""
+        """``logits``, captured features, ``labels``, and of every text also ``tokens`` and ``by_text``.
+
+        Labels and tokens are the next ones; those of a text that somebody has drawn are no labels, but terms may ask
+        for the tokens. ``by_text`` is 1 over the tokens of the text.
+        """
         heard = self._heard(batch, self.view(role, model))
         targets, made = batch["targets"], self.processor
         layout = Layout.padded("token", batch["target_lengths"], targets.shape[1])
@@ -155,6 +159,7 @@ class Seq2SeqAdapter(TextAdapter):
                 encoder_outputs=(states,), decoder_input_ids=shifted(targets, made.start, made.end), use_cache=False
             ).logits
         out = Signals(batch["ids"]).add("logits", said, layout).add("labels", targets.reshape(-1), layout)
+        out.add("tokens", targets.reshape(-1), layout)
         out.add("by_text", (1 / batch["target_lengths"].float())[layout.item], layout)
         for name, calls in taken.items():
             out.add(name, *self._rows(name, only_call(name, calls), batch, layout))

@@ -170,7 +170,8 @@ class Written:
 
     def __init__(self, seed: int) -> None:
         s, t, y = (torch.from_numpy(one) for one in oracle.inputs(seed))
-        self.said, self.there = {"student": s.requires_grad_(), "teacher": t}, y[:, 1:] != -100
+        self.said = {"student": s.requires_grad_(), "teacher": t}
+        self.tokens, self.there = y[:, 1:], y[:, 1:] != -100
 
     def own_texts(self, role: str, model: Any, batch: Any, temperature: float, longest: int) -> dict[str, Any]:
         return {"texts": slice(2, 4)}
@@ -180,6 +181,7 @@ class Written:
         item = torch.arange(2).repeat_interleave(there.shape[1])
         layout = Layout("token", there.flatten(), item, 2)
         out = Signals().add("logits", self.said[role][batch["texts"], :-1].flatten(0, 1), layout)
+        out.add("tokens", self.tokens[batch["texts"]].flatten(), layout)
         return out.add("by_text", (1 / there.sum(dim=1))[item], layout)
 
 
@@ -203,12 +205,35 @@ def test_a_pair_is_the_releases(seed: int, step: int | None) -> None:
     assert len({part.unit for part in out.parts.values()}) == 2
 
 
+@pytest.mark.parametrize("seed, first", oracle.RELEASE_PACED)
+def test_the_curriculum_of_alpha_is_the_releases(seed: int, first: float) -> None:
+    """Of given m; without one the first batch has the fixed alpha, and leaves its mean distance behind."""
+    adapter: Any = Written(seed)
+    given = {
+        "teacher": (slice(0, 2), "distillm2_skl", "skew_kl"),
+        "student": (slice(2, 4), "distillm2_srkl", "skew_rkl"),
+    }
+    for released, (texts, name, plain) in zip(oracle.RELEASE_PACED[seed, first], given.values(), strict=True):
+        student, teacher = (adapter.signals(role, None, {"texts": texts}, ()) for role in ("student", "teacher"))
+        objective = Objective([Term(loss=name, labels="tokens")]).build(student, teacher, Streams(1))
+        module: Any = next(iter(objective)).module
+        fixed = Objective([Term(loss=plain, weights="by_text")])(student, teacher).value().item()
+        assert objective(student, teacher).value().item() == pytest.approx(fixed, rel=1e-10)
+        assert module.first.isfinite()
+        module.first.fill_(first)
+        assert objective(student, teacher).value().item() == pytest.approx(sum(released) / 2, rel=1e-9)
+        assert module.first.item() == pytest.approx(first)
+
+
 # ---------------------------------------------------------------- runs
 
 
 METHODS: Mapping[str, tuple[str, str]] = {
     "gkd": ("{name: gkd, params: {share: 0.5, longest: 6}}", "[{loss: ce}, {loss: gjsd}]"),
-    "distillm2": ("{name: distillm2, params: {longest: 6}}", "[{loss: ce}, {loss: skew_kl}, {loss: skew_rkl}]"),
+    "distillm2": (
+        "{name: distillm2, params: {longest: 6, own: [distillm2_srkl]}}",
+        "[{loss: ce}, {loss: distillm2_skl, labels: tokens}, {loss: distillm2_srkl, labels: tokens}]",
+    ),
 }
 
 
