@@ -224,7 +224,8 @@ def test_a_trained_student_follows_a_sequence(recipe: str, tmp_path: Path, unlab
 @pytest.mark.parametrize(("sets", "reason"), [
     (["train.steps=25"], "train.steps: 25 steps of 1 frames, and the sequence has 24, which are seen once: give at"),
     (["train.accumulate=2"], "the frames of a step are seen together: leave train.accumulate out"),
-    (["labels=3"], "scheme tkd: a sequence is seen frame by frame"),
+    (["labels=3"], "scheme tkd: a sequence is followed with all its labels or none: leave labels out"),
+    (["train.ema=0.9"], "the student that predicts is the one that is saved: leave train.ema out"),
     (["data={unlabelled: 4}"], "scheme tkd: a term reads labels, which some"),
     (["scheme={name: tkd, params: {every: 0}}"], r"scheme\.params\.every"),
 ])  # fmt: skip

@@ -63,7 +63,7 @@ class Temporal(Scheme):
     optimizer remembers. Key frames are every so many, or drawn at the release's rate, which rises where the loss
     changes; the paper's LSTM that tells them is not built. The report has how often the teacher ran, and where rows
     have labels how well each frame was predicted before it was learnt from, beside the student as it was and the
-    teacher; of a whole sequence's confusion matrix, as all that it holds.
+    teacher, of the rows of all frames together.
     """
 
     Params: ClassVar[type[Strict]] = Following
@@ -83,9 +83,11 @@ class Temporal(Scheme):
     def refuse(cls, recipe: Recipe) -> None:
         super().refuse(recipe)
         if recipe.labels is not None:
-            raise UserError("scheme tkd: a sequence is seen frame by frame, with all its labels or none: no labels")
+            raise UserError("scheme tkd: a sequence is followed with all its labels or none: leave labels out")
         if recipe.train.accumulate > 1:
             raise UserError("scheme tkd: the frames of a step are seen together: leave train.accumulate out")
+        if recipe.train.ema is not None:
+            raise UserError("scheme tkd: the student that predicts is the one that is saved: leave train.ema out")
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:

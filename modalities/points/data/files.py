@@ -163,6 +163,7 @@ def _npz(path: Path) -> Scan:
 
 def _every_cell(scan: Scan, there: npt.NDArray[np.bool_]) -> Scan:
     """The scan of a range image with a point for each cell, row by row: NaN in those that are empty."""
+    assert scan.ring is not None
     cells = np.flatnonzero(there)
     xyz, intensity = np.full((there.size, 3), np.nan, np.float32), np.zeros(there.size, np.float32)
     ring = np.zeros(there.size, np.int64)
