@@ -151,6 +151,8 @@ EXAMPLES: dict[str, Content] = {
     "uhc": SEVERAL | {"objective": [{"loss": "uhc", "weight": 0.5}]},
     "lwf": KEEPING | {"scheme": {"params": {"old": OLD}}},
     "pdr": KEEPING | {"scheme": {"params": {"old": OLD, "exemplars": 5, "per_batch": 4, "labelled": True}}},
+    "tkd": {"teacher": TEACHER, "data": {"train": 32}, "objective": [{"loss": "tkd"}]},
+    "tkd every": {"teacher": TEACHER, "data": {"train": 32}, "scheme": {"params": {"every": 3, "times": 1}}},
 }
 
 

@@ -36,6 +36,7 @@ from .logit_losses import (
     skew_kl,
     skew_rkl,
     tfkd_reg,
+    tkd,
     weighted_ce,
     wsld,
 )
@@ -137,6 +138,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "spherical_kd": spherical_kd,
     "srrl": srrl,
     "tfkd_reg": tfkd_reg,
+    "tkd": tkd,
     "tinybert": tinybert,
     "triplet_votes": triplet_votes,
     "ttm": ttm,
@@ -293,6 +295,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "skew_rkl": [{}, {"alpha": 0.5}, {"alpha": 0.9, "temperature": 2.0}, {"temperature": 4.0}],
     "srrl": [{}, {"weight": 0.0, "norm": "layer"}, {"pool": False}, {"norm": "none", "weight": 2.0}],
     "tfkd_reg": [{}, {"temperature": 1.0}, {"temperature": 40.0, "correct": 0.9}, {"temperature": 0.2, "correct": 0.5}],
+    "tkd": [{}, {"sure": 0.5, "blend": 0.7, "bound": 4.0}, {"sure": 1.0}, {"objectness": 2}],
     "tinybert": [{}, {"heads": 2}, {"layers": "last"}, {"layers": "skip"}],
     "triplet_votes": [{}, {"margin": 0.2}, {"margin": 5.0}],
     "uhc": [{}, {"temperature": 4.0}, {"temperature": 0.5}],
