@@ -8,9 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xmodal_kd.modalities.points.data.config import PointsData
 from xmodal_kd.modalities.points.data.frame import CLASSES, UNLABELLED, Frame
-from xmodal_kd.modalities.points.data.frames import frames_of
 from xmodal_kd.modalities.points.data.simulator.camera import CameraSpec
 from xmodal_kd.modalities.points.data.simulator.cast import simulate
 from xmodal_kd.modalities.points.data.simulator.families import FAMILIES
@@ -208,19 +206,6 @@ def test_a_scan_follows_from_its_numbers() -> None:
     assert not same(a, simulate("train", 2, TINY, seed=1)[0])
     assert same(a, simulate("train", 2, TINY, sweeps=2)[0]), "older sweeps leave the newest as it is"
     assert same(a, simulate("train", 2, TINY, camera=CameraSpec(12, 40))[0]), "so does a camera"
-
-
-def test_a_drive_is_its_worlds_moments_from_the_oldest_to_the_last() -> None:
-    data = PointsData.model_validate({"sensor": "vlp16", "scenes": {"train": 2, "drive": 3, "first": 6, "test": 4},
-                                      "teacher": {"columns": 32}, "student": {"columns": 32}})  # fmt: skip
-    frames = frames_of(data, "train")
-    assert len(frames) == 6 and len(frames_of(data, "test")) == 4
-    ages = ("-2", "-1", "")
-    assert [key for key, _ in frames.named] == [f"train-00000{world}{age}" for world in (6, 7) for age in ages]
-    [middle], (last, *before) = frames[4], simulate("train", 7, sensor("vlp16", 32), sweeps=3)
-    assert middle.key == before[0].key and same(middle, before[0]) and same(frames[5][0], last)
-    with pytest.raises(ValueError, match="ask for 41 frames of a world, which has 40"):
-        PointsData.model_validate({"scenes": {"drive": 40}, "teacher": {"sweeps": 2}})
 
 
 def test_points_lie_in_ray_order_on_their_rays() -> None:
