@@ -96,6 +96,6 @@ def test_a_drive_is_its_worlds_moments_from_the_oldest_to_the_last() -> None:
     [middle], (last, *before) = frames[4], simulate("train", 7, sensor("vlp16", 32), sweeps=3)
     assert [middle.key, frames[5][0].key] == [before[0].key, last.key]
     for one, other in ((middle, before[0]), (frames[5][0], last)):
-        assert np.array_equal(one.xyz, other.xyz) and np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.scan.xyz, other.scan.xyz) and np.array_equal(one.scan.labels, other.scan.labels)
     with pytest.raises(ValueError, match="ask for 41 frames of a world, which has 40"):
         PointsData.model_validate({"scenes": {"drive": 40}, "teacher": {"sweeps": 2}})
