@@ -24,6 +24,7 @@ from . import (
     second_head,
     self_distillation,
     several,
+    stages,
     three_players,
     transformed,
     two_momenta,
@@ -36,5 +37,5 @@ PAGE = "recipes/README.md#several-teachers"
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
     "ensembles", "exits", "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation",
-    "several", "three_players", "transformed", "two_momenta", "views",
+    "several", "stages", "three_players", "transformed", "two_momenta", "views",
 ]  # fmt: skip
