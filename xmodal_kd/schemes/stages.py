@@ -75,7 +75,9 @@ class TwoStage(Scheme):
 
     def stages(self) -> Sequence[Stage]:
         learners = frozenset(self.learners)
-        return [Stage(name, steps, learners, last=name == FIRST) for name, steps in self._steps.items()]
+        return [
+            Stage(name, steps, learners, last=name == FIRST, part=name == FIRST) for name, steps in self._steps.items()
+        ]
 
     def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
         device = next(roles[self.role].parameters()).device

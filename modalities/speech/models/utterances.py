@@ -153,6 +153,15 @@ def reads_text(folder: Path) -> bool:
     return _has(folder, TOKENIZER) and not _has(folder, EXTRACTOR)
 
 
+def classes_in(folder: Path) -> tuple[str, ...] | None:
+    """The classes of the model of a folder of ``transformers``, in order; None of one without a head for them."""
+    config = config_of(folder)
+    if not _kind(config).endswith(HEADED):
+        return None
+    named: Any = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # which is what is not written
+    return tuple(str(named.get(str(i), f"LABEL_{i}")) for i in range(len(named)))
+
+
 def load_utterances(folder: Path) -> Found:
     """The text encoder or the classifier of waves in a folder, frozen, in float32 on the CPU.
 
@@ -161,13 +170,8 @@ def load_utterances(folder: Path) -> Found:
             end.
     """
     config = _checked(folder)
-    kind = str((config.get("architectures") or ("",))[0])
-    headed = kind.endswith(HEADED)
-    classes = None
-    if headed:
-        named: Any = config.get("id2label") or {}
-        count = len(named) or int(config.get("num_labels", 0)) or 2
-        classes = tuple(str(named.get(str(i), f"LABEL_{i}")) for i in range(count))
+    classes = classes_in(folder)
+    headed = classes is not None
     if reads_text(folder):
         network = _loaded(folder, "AutoModelForSequenceClassification" if headed else "AutoModel")
         tokenizer = _beside(folder, "AutoTokenizer")
@@ -179,11 +183,16 @@ def load_utterances(folder: Path) -> Found:
         return Found(Reader(network, tokenizer, headed=headed).eval().requires_grad_(False), ByText(), classes)
     if not headed:
         raise UserError(
-            f"{folder}: {kind} hears and has no classes: save an AutoModelForAudioClassification, or take it as the "
+            f"{folder}: {_kind(config)} hears and has no classes: save an AutoModelForAudioClassification, or take it as the "
             "teacher of a recogniser (data.task: ctc)"
         )
     model = _loaded(folder, "AutoModelForAudioClassification")
     return Found(model.eval().requires_grad_(False), ByWaves(_beside(folder, "AutoFeatureExtractor")), classes)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """How transformers calls the model."""
+    return str((config.get("architectures") or ("",))[0])
 
 
 def _has(folder: Path, names: Sequence[str]) -> bool:
@@ -252,4 +261,15 @@ def _auto(folder: Path, how: str) -> Any:
     return getattr(transformers, how)
 
 
-__all__ = ["ByFeatures", "ByText", "ByWaves", "Found", "Reader", "Said", "Says", "load_utterances", "reads_text"]
+__all__ = [
+    "ByFeatures",
+    "ByText",
+    "ByWaves",
+    "Found",
+    "Reader",
+    "Said",
+    "Says",
+    "classes_in",
+    "load_utterances",
+    "reads_text",
+]
