@@ -26,7 +26,14 @@ from .compose import Compose
 from .cuts import cuts_file, read_cuts
 from .features import Features
 from .indexed import open_manifest, shared_audio
-from .layouts import TABLES, kaldi_lists, read_common_voice, read_fluent_speech_commands, read_kaldi, read_speech_commands
+from .layouts import (
+    TABLES,
+    kaldi_lists,
+    read_common_voice,
+    read_fluent_speech_commands,
+    read_kaldi,
+    read_speech_commands,
+)
 from .long import Long
 from .manifests import Utterance, librispeech_lists, manifest_of, read_fsdd, read_librispeech
 from .pieces import Pieces, given, trained
@@ -78,8 +85,8 @@ class SpeechData(DataSection):
     manifest folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl`` or other files named after them
     (`manifest_of`), LibriSpeech as folders ``train*``, ``dev*``, ``test*``, Kaldi as folders ``train``, ``dev``,
     ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech Commands by its two lists, Fluent Speech
-    Commands by its tables, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of tars by the beginnings of
-    their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
+    Commands by its tables, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of
+    tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
     #: What the student writes by: the frames of CTC, a transducer (rows are nodes of its lattice), or a decoder as

@@ -109,7 +109,8 @@ class IntentSource(SpeechSource):
 
     @property
     def _written(self) -> NDArray[np.bool_]:
-        return self._numbers != UNKNOWN
+        written: NDArray[np.bool_] = self._numbers != UNKNOWN
+        return written
 
     def _said(self, item: Item) -> tuple[str, list[int]]:
         return self.tokens.normalise(item.text or ""), [] if item.intent is None else [self._number(item)]

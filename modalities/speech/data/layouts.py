@@ -137,8 +137,9 @@ def read_speech_commands(folder: Path, split: str | None) -> list[Utterance]:
 
 
 def read_fluent_speech_commands(file: Path) -> list[Utterance]:
-    """``data/{train,valid,test}_data.csv``, whose paths lie below the folder of ``data/``; sorted by path. The intent is
-    ``action/object/location`` (Lugosch et al., 2019).
+    """``data/{train,valid,test}_data.csv``, whose paths lie below the folder of ``data/``; sorted by path.
+
+    The intent is ``action/object/location`` (Lugosch et al., 2019).
 
     Raises:
         UserError: the file or a column is missing, or a row names no recording.
@@ -146,7 +147,8 @@ def read_fluent_speech_commands(file: Path) -> list[Utterance]:
     if not file.is_file():
         raise UserError(f"data.path: {file} is missing: Fluent Speech Commands has {', '.join(TABLES.values())}")
     rows = csv.DictReader(_lines(file))
-    if missing := [name for name in ("path", "speakerId", "transcription", *SLOTS) if name not in (rows.fieldnames or ())]:
+    needed = ("path", "speakerId", "transcription", *SLOTS)
+    if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
         raise UserError(
             f"{file}: no column {missing[0]!r} (it has {', '.join(rows.fieldnames or ()) or 'none'}): Fluent Speech "
             "Commands has path, speakerId, transcription, action, object and location; write other lists as train.jsonl"

@@ -89,8 +89,8 @@ class Utterance:
 def read_manifest(file: Path) -> list[Utterance]:
     """JSON lines with ``audio_filepath`` (absolute, from ``~``, or relative to the manifest) and ``text``.
 
-    ``speaker``, ``duration`` and ``intent`` (or ``label``) are optional; ``offset`` (seconds) makes a line a segment of its file. A
-    line without ``text`` is untranscribed audio.
+    ``speaker``, ``duration`` and ``intent`` (or ``label``) are optional; ``offset`` (seconds) makes a line a segment of
+    its file. A line without ``text`` is untranscribed audio.
 
     Sorted by key, which is ``audio_filepath``, of a segment with ``@`` and its offset. Raises `UserError` with the
     line's number.

@@ -44,8 +44,8 @@ MODELS.add("conformer_classifier", ConformerClassifier)
 __all__ = [
     "MODELS",
     "AcousticModel",
-    "ConformerClassifier",
     "ConformerCTC",
+    "ConformerClassifier",
     "ConformerTransducer",
     "ConvCTC",
     "ConvClassifier",

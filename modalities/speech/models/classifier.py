@@ -47,7 +47,7 @@ class AttentivePool(nn.Module):
     def forward(self, frames: Float[Tensor, "b t c"], mask: Bool[Tensor, "b t 1"]) -> Float[Tensor, "b c"]:
         frames = masked(frames, mask)
         weights = self.score(frames).masked_fill(~mask, -torch.inf).softmax(dim=1)
-        return (weights * frames).sum(dim=1)
+        return (weights * frames).sum(dim=1)  # type: ignore[no-any-return]
 
 
 class Classifier(AcousticModel):

@@ -1,5 +1,5 @@
-"""What each role says of whole utterances: a classifier of this project, one of ``transformers`` that hears waves, or one
-that reads what is said.
+"""What each role says of whole utterances: a classifier of this project, one of ``transformers`` that hears waves, or
+one that reads what is said.
 
 Weights are read from safetensors only, nothing is fetched and no code of a folder is run.
 """
@@ -87,11 +87,12 @@ class Reader(nn.Module):
     def forward(self, texts: Sequence[str]) -> Tensor:
         device = next(self.parameters()).device
         network: Any = self.network
-        most = min(int(self.tokenizer.model_max_length), int(getattr(network.config, "max_position_embeddings", 1 << 20)))
+        places = int(getattr(network.config, "max_position_embeddings", 1 << 20))
+        most = min(int(self.tokenizer.model_max_length), places)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
         said = network(**tokens.to(device), output_hidden_states=True)
         vectors: Tensor = self.utterance(said.hidden_states[-1][:, 0])
-        return said.logits if self.headed else vectors  # type: ignore[no-any-return]
+        return said.logits if self.headed else vectors
 
 
 class ByText:
@@ -183,8 +184,8 @@ def load_utterances(folder: Path) -> Found:
         return Found(Reader(network, tokenizer, headed=headed).eval().requires_grad_(False), ByText(), classes)
     if not headed:
         raise UserError(
-            f"{folder}: {_kind(config)} hears and has no classes: save an AutoModelForAudioClassification, or take it as the "
-            "teacher of a recogniser (data.task: ctc)"
+            f"{folder}: {_kind(config)} hears and has no classes: save an AutoModelForAudioClassification, or take it "
+            "as the teacher of a recogniser (data.task: ctc)"
         )
     model = _loaded(folder, "AutoModelForAudioClassification")
     return Found(model.eval().requires_grad_(False), ByWaves(_beside(folder, "AutoFeatureExtractor")), classes)

@@ -55,8 +55,8 @@ def _item(split: Written, models: Mapping[str, nn.Module], index: int) -> dict[s
     wave, batch = item.wave(), split.source.collate([sample])
     said = {role: split.normalise(split.write(role, model, batch)[0]) for role, model in models.items()}
     return sequence(
-        item.key, split.reference(sample), said, about=item.speaker, seconds=len(wave) / split.rate, sound=wav(wave, split.rate),
-        heat=heat(sample.clean),
+        item.key, split.reference(sample), said, about=item.speaker, seconds=len(wave) / split.rate,
+        sound=wav(wave, split.rate), heat=heat(sample.clean),
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class IntentsAdapter(Adapter):
     def load(self, role: str, folder: Path) -> nn.Module:
         """A classifier that was saved here, or, as a teacher, a text encoder or classifier of waves of transformers."""
         if (spec := self.teachers.get(role)) is not None and spec.signals is not None:
-            raise UserError(f"teacher.signals: {folder}: logits by frame are of CTC: give a classifier's folder as path")
+            raise UserError(f"teacher.signals: {folder}: logits by frame are of CTC: give path, a classifier's folder")
         if is_teacher(role) and not (folder / CARD).is_file():
             return self._taught_by(role, folder, load_utterances(folder))
         model, card = load_model(folder, "intents")
@@ -154,8 +154,8 @@ class IntentsAdapter(Adapter):
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and ``labels`` a row an utterance, captured vectors too; captured frames a row each."""
         teaches = role != "student" and not model.training
-        said = self._asked(role, model, batch, "clean" if teaches and self.config.teacher_view == "clean" else "features",
-                           features)  # fmt: skip
+        view = "clean" if teaches and self.config.teacher_view == "clean" else "features"
+        said = self._asked(role, model, batch, view, features)
         labels = batch["labels"]
         whole = Layout.samples(len(labels), labels.device)
         rows = whole if said.there is None else Layout("sample", said.there, whole.item, len(labels))

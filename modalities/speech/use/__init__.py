@@ -1,5 +1,4 @@
-"""What a person does with a student, and with a teacher of sequences: transcribe or classify files, write texts to learn
-from.
+"""What a person does with a student, and with a teacher of sequences: transcribe or classify files, write texts.
 
 May import all of this modality but ``adapter``, beside the core. Public are the commands ``transcribe``,
 ``classify-audio`` and ``pseudolabel``.

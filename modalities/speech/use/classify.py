@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from xmodal_kd.adapter.hub import fetched
 from xmodal_kd.adapter.saved_model import CARD, explain
@@ -17,6 +20,7 @@ from ..data.audio import duration, read, resample
 from ..data.features import Features, Frontend
 from ..export.onnx import EXTRA, FP32, INT8
 from ..export.saved_folder import load_card, load_model
+from ..models.classifier import Classifier
 from .transcribe import Precision
 
 #: Seconds of a recording: an utterance is a command or a sentence.
@@ -44,9 +48,9 @@ class UtteranceClassifier:
             raise UserError(f"{folder}: {path.name} is missing: export the student to ONNX, or use fp32")
         if path.is_file():
             run = partial(onnx.run, onnx.session(path, extra=EXTRA))
-            self.model = lambda x, lengths: run(x, lengths)[0]
+            self.model: Callable[[Tensor, Tensor], Tensor] = lambda x, lengths: run(x, lengths)[0]
         else:
-            self.model = load_model(folder, "intents")[0]
+            self.model = cast(Classifier, load_model(folder, "intents")[0])
 
     @classmethod
     def from_pretrained(

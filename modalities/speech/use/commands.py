@@ -195,7 +195,6 @@ def classify_audio(
             typer.echo("\t".join([str(path), *(f"{name}\t{p:.3f}" for name, p in ranked[:top])]))
 
 
-
 def _listen(recogniser: Recogniser, raw: int | None, as_json: bool) -> None:
     """Words of standard input, each when it is final: on one line, or a JSON object a line."""
     from .live import heard, words

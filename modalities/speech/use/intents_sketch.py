@@ -137,8 +137,9 @@ def _learns(teacher: Namer | None) -> dict[str, Any]:
         return {"objective": [labels, Noted({"loss": "kd", "params": {"temperature": 4.0}}, told)]}
     vector = Noted({"loss": "textual_kd", "name": "utterance", "on": "utterance"}, "the vector of what is said")
     scores = Noted({"loss": "textual_kd", "params": {"summed": True}}, "the class scores of what is said")
+    stages = {"name": "two_stage", "params": {"first": ["utterance"]}}
     return {
-        "scheme": Noted({"name": "two_stage", "params": {"first": ["utterance"]}}, "the vector first, then the classes"),
+        "scheme": Noted(stages, "the vector first, then the classes"),
         "objective": [vector, labels, *([] if teacher.classes is None else [scores])],
     }
 
