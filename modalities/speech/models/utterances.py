@@ -24,8 +24,9 @@ from .pretrained import WEIGHTS, config_of, is_pretrained
 
 #: How transformers calls models that answer by classes.
 HEADED = ("ForSequenceClassification", "ForAudioClassification")
-#: Files of a tokenizer, and of a front end of waves.
-TOKENIZER, EXTRACTOR = ("tokenizer.json", "tokenizer_config.json", "vocab.txt"), ("preprocessor_config.json",)
+#: Files that hold a tokenizer's pieces, without which transformers makes one of none; a front end of waves has another.
+TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+EXTRACTOR = ("preprocessor_config.json",)
 #: Seconds that a classifier of waves hears at least: silence follows what is shorter.
 LEAST = 0.1
 

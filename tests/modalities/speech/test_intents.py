@@ -291,7 +291,9 @@ def test_new_names_classes_where_all_utterances_have_one(finished: Path, recordi
     with pytest.raises(Unfit, match=r"'train0\.wav' has no intent"):
         made(tmp_path / "other", recordings, finished / "teacher")
     with pytest.raises(Unfit, match="'conv' names no classes"):
-        made(tmp_path / "other", whole, like="conv")
+        made(tmp_path / "other", whole, finished / "teacher", like="conv")
+    (tmp_path / "mine.yaml").unlink()
+    assert "task" not in made(tmp_path, whole, like="conv").data  # who wants words says so
 
 
 def test_new_of_single_words_writes_them_unless_a_classifier_is_asked_for(digits: Path, tmp_path: Path) -> None:
