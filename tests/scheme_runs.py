@@ -90,6 +90,13 @@ EXAMPLES: dict[str, Content] = {
     "rslad": {"teacher": TEACHER, "scheme": {"params": {"steps": 2, "radius": 0.05}}},
     "sskd": {"teacher": TEACHER, "data": {"single": True}, "scheme": {"params": {"on": "body"}}},
     "two_views": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"], "second": ["kd"]}}, "objective": [HINT]},
+    "two_stage": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"]}}, "objective": [HINT]},
+    "two_stage teachers": {
+        "teacher": TEACHER,
+        "teachers": {"wide": {**TEACHER, "params": {"width": 32}}},
+        "scheme": {"params": {"first": ["hint"], "share": 0.25}},
+        "objective": [HINT, {**HINT, "name": "later"}],
+    },
     "deit": {"teacher": TEACHER, "scheme": {"params": {"teacher": "head"}}, "objective": [HINT]},
     "dino": {
         "data": {"single": True},

@@ -67,10 +67,11 @@ class SpeechAdapter(Adapter):
     datasets: ClassVar[Mapping[str, str]] = {
         "common_voice": "Common Voice's layout: train.tsv, dev.tsv, test.tsv of a language, and clips/",
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
+        "fluent_speech_commands": "Fluent Speech Commands' layout: data/{train,valid,test}_data.csv and wavs/; intents",
         "kaldi": "Kaldi's data folders train, dev, test: wav.scp (files), text, segments, utt2spk",
         "lhotse": "Lhotse's cuts as JSON lines: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
-        "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
+        "manifest": "JSON lines with audio_filepath, text, and if known duration, speaker, intent (NeMo's layout)",
         "datasets": "a DatasetDict of Hugging Face's datasets, as save_to_disk writes it: an Audio column and text",
         "speech_commands": "Speech Commands' layout: {word}/{speaker}_nohash_{take}.wav and its lists of dev and test",
         "webdataset": "WebDataset's shards, train-*.tar, dev-*.tar, test-*.tar: audio with .txt or .json of one name",
@@ -98,6 +99,10 @@ class SpeechAdapter(Adapter):
             from .tasks.transducer import TransducerAdapter
 
             return TransducerAdapter
+        if data.task == "intents":
+            from .tasks.intents import IntentsAdapter
+
+            return IntentsAdapter
         return cls
 
     @classmethod
@@ -112,7 +117,7 @@ class SpeechAdapter(Adapter):
 
     @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
-        return data.get("metric", "wer"), True
+        return ("accuracy", False) if data.get("task") == "intents" else (data.get("metric", "wer"), True)
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
@@ -128,7 +133,7 @@ class SpeechAdapter(Adapter):
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> AcousticModel:
         kind = MODELS[model]
         if (task := getattr(kind, "task", "ctc")) != "ctc":
-            writes = "writes by a decoder" if task == "seq2seq" else "is a transducer"
+            writes = {"seq2seq": "writes by a decoder", "intents": "names classes"}.get(task, "is a transducer")
             raise UserError(f"{role}: model {model!r} {writes}: set data.task to {task}")
         built = kind(config := self._started(kind, params), mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}

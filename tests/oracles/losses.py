@@ -17,7 +17,7 @@ from .adversarial_losses import adv_feature, adv_logit, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .dual_space_by_another import dskd
-from .feature_losses import at, cwd, hint, nst, pearson
+from .feature_losses import at, cwd, hint, nst, pearson, textual_kd
 from .forms import category, cfl, dphubert, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
 from .hkd_by_another import hkd
@@ -137,6 +137,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "sp": sp,
     "spherical_kd": spherical_kd,
     "srrl": srrl,
+    "textual_kd": textual_kd,
     "tfkd_reg": tfkd_reg,
     "tkd": tkd,
     "tinybert": tinybert,

@@ -26,6 +26,7 @@ from . import (
     second_head,
     self_distillation,
     several,
+    stages,
     student_friendly,
     temporal,
     three_players,
@@ -41,6 +42,6 @@ PAGE = "recipes/README.md#several-teachers"
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
     "ensembles", "exits", "feature_aggregation", "fusion", "gradients", "knowledge_flow", "online", "receptive",
-    "robust", "second_head", "self_distillation", "several", "student_friendly", "temporal", "three_players",
-    "transfer_graph", "transformed", "two_momenta", "views",
+    "robust", "second_head", "self_distillation", "several", "stages", "student_friendly", "temporal",
+    "three_players", "transfer_graph", "transformed", "two_momenta", "views",
 ]  # fmt: skip
