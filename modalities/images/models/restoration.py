@@ -51,25 +51,26 @@ class ResidualBlock(nn.Module):
         return x + self.scale * self.body(x)
 
 
-class Repeated(nn.Module):
-    """Every pixel as often as the output has pixels in its place."""
+class Enlarged(nn.Module):
+    """The input by bicubic sampling (Keys' with a = -3/4, as torch has it) on the output's grid."""
 
     def __init__(self, scale: int) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-        each = x[:, :, None].expand(-1, -1, self.scale**2, -1, -1).flatten(1, 2)
-        return F.pixel_shuffle(each, self.scale)
+        if self.scale == 1:
+            return x
+        return F.interpolate(x, scale_factor=self.scale, mode="bicubic")
 
 
 class EDSR(Restorer):
     """Residual blocks without norms (Lim et al., 2017); the upsampling is one sub-pixel convolution (Shi et al., 2016).
 
-    What it adds to is the input with every pixel repeated (Du et al., 2021), so that it begins near an image.
+    What it adds to is the input by bicubic sampling (Kim et al., 2016, VDSR), which it is before it has learnt anything.
 
     * ``head``, ``blocks.*``, ``features`` (all blocks, the head added): maps ``(b, width, h, w)`` on the input's grid
-    * ``repeated``: the input on the output's grid, beside which a discriminator of pairs sees an image
+    * ``enlarged``: the input on the output's grid, beside which a discriminator of pairs sees an image
     """
 
     Config: ClassVar[type[Strict]] = EDSRConfig
@@ -82,14 +83,16 @@ class EDSR(Restorer):
         self.body = _convolution(config.width, config.width)
         self.features = nn.Identity()
         self.up = _convolution(config.width, channels * scale**2)
-        self.repeated = Repeated(scale)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
+        self.enlarged = Enlarged(scale)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
         head = maps = self.head(x)
         for block in self.blocks:
             maps = block(maps)
         features = self.features(head + self.body(maps))
-        return self.repeated(x) + F.pixel_shuffle(self.up(features), self.scale)  # type: ignore[no-any-return]
+        return self.enlarged(x) + F.pixel_shuffle(self.up(features), self.scale)  # type: ignore[no-any-return]
 
 
 def _convolution(channels: int, width: int) -> nn.Conv2d:
@@ -118,4 +121,4 @@ def restored(model: Restorer, x: Float[Tensor, "c h w"], tile: int = TILE) -> Fl
     return out
 
 
-__all__ = ["EDSR", "TILE", "EDSRConfig", "Repeated", "ResidualBlock", "Restorer", "restored"]
+__all__ = ["EDSR", "TILE", "EDSRConfig", "Enlarged", "ResidualBlock", "Restorer", "restored"]
