@@ -46,7 +46,7 @@ def as_seen(x: UInt8[np.ndarray, "c h w"]) -> Float[Tensor, "c h w"]:
 
 def as_bytes(x: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:
     """What a network says, as 8 bits."""
-    found: np.ndarray = x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).numpy()
+    found: np.ndarray = x.clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).numpy()
     return found
 
 
