@@ -68,6 +68,7 @@ EXAMPLES: dict[str, Content] = {
     "pcl": {"scheme": {"params": {"on": "body", "shared": ["body.0"], "ramp": 0.5, "decay": 0.5}}},
     "pcl views": {"scheme": {"params": {"on": "body", "ramp": 0.5, "decay": 0.5, "own_views": True}}},
     "ffl": {"scheme": {"params": {"on": "body", "shared": ["body.0"], "ramp": 0.5}}},
+    "okdhp": {"scheme": {"params": {"on": "body", "shared": ["body.0"], "ramp": 0.5}}},
     "okddip": {"scheme": {"params": {"on": "body", "ramp": 0.5}}},
     "okddip branches": {"scheme": {"params": {"on": "body", "shared": ["body.0", "body.1"], "peers": 2}}},
     "ard": {"teacher": TEACHER, "scheme": {"params": {"steps": 2}}, "objective": [HINT]},

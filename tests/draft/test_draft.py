@@ -145,6 +145,46 @@ def test_a_classifier_of_other_images_is_refused(tmp_path: Path) -> None:
         draft("images", tmp_path / "y.yaml", tmp_path, None)
 
 
+def joints(folder: Path, images_: int, split: str) -> Path:
+    """COCO's layout, of one person in each image."""
+    names = {"id": 1, "name": "person", "keypoints": ["nose", "left_hand", "right_hand"], "skeleton": [[1, 2]]}
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    images(folder / split, images_, size=48)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(images_)], "categories": [names],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 4, 24, 40], "keypoints": [9, 9, 2] * 3}
+            for i in range(images_)
+        ],
+    }  # fmt: skip
+    (folder / f"annotations/person_keypoints_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_joints_are_of_cocos_annotations(tmp_path: Path) -> None:
+    folder = joints(tmp_path / "x", 40, "train2017")
+    recipe = made(tmp_path, "images", None, folder, size="small").recipe
+    assert recipe.data["task"] == "keypoints" and recipe.data["sources"] == "coco" and recipe.data["flip"] is True
+    assert recipe.data["size"] == [64, 48] and recipe.data["dev"] == recipe.data["test"] == 6
+    assert recipe.student.model == "hourglass" and recipe.student.params == {"width": 8, "depth": 2}
+    assert [term.loss for term in recipe.objective] == ["heatmap_mse", "logit_mse"]
+    (tmp_path / "mine.yaml").unlink()
+    recipe = made(tmp_path, "images", None, joints(folder, 10, "val2017"), size="small").recipe
+    assert recipe.data["test_path"] == str(folder / "annotations/person_keypoints_val2017.json")
+    with pytest.raises(Unfit, match=r"it holds .*_other\.json, .*: name one of them"):
+        draft("images", tmp_path / "y.yaml", None, joints(folder, 8, "other"))
+    card = {"format": 1, "modality": "images", "task": "keypoints", "model": "hourglass", "params": {}, "stride": 2,
+            "shape": [3, 32, 32], "joints": ["nose", "tail"], "edges": []}  # fmt: skip
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(Unfit, match="knows the joints nose, tail, the data nose, left_hand, right_hand"):
+        draft("images", tmp_path / "y.yaml", tmp_path, joints(tmp_path / "z", 40, "train2017"))
+
+
+def test_drawn_figures_have_a_name(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "images", None, "skeletons", size="small").recipe
+    assert recipe.data["sources"] == "skeletons" and "path" not in recipe.data
+
+
 def images(folder: Path, count: int, size: int = 8) -> Path:
     folder.mkdir(parents=True)
     for i in range(count):

@@ -16,6 +16,7 @@ from . import (
     disco,
     ensembles,
     exits,
+    feature_aggregation,
     fusion,
     gradients,
     online,
@@ -35,6 +36,6 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
-    "ensembles", "exits", "fusion", "gradients", "online", "receptive", "robust", "second_head", "self_distillation",
-    "several", "three_players", "transformed", "two_momenta", "views",
+    "ensembles", "exits", "feature_aggregation", "fusion", "gradients", "online", "receptive", "robust", "second_head",
+    "self_distillation", "several", "three_players", "transformed", "two_momenta", "views",
 ]  # fmt: skip

@@ -61,8 +61,8 @@ class Ensemble(Group):
         share(student, [copy.deepcopy(student)], self.params.shared)
 
     @abstractmethod
-    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
-        """Of what a branch says at `on`, and of the width of an answer."""
+    def mixer_of(self, feature: Signal, answers: Signal) -> nn.Module:
+        """Of what a branch says at `on`, and of what it answers."""
 
     @abstractmethod
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
@@ -77,7 +77,7 @@ class Ensemble(Group):
         if self.mixer is None:
             with torch.no_grad(), self.streams.forked("dry run"):
                 said = self.forward_role(self.role, roles, batch)
-                feature, answers = said[self.params.on], said.rows(self.adapter.output).shape[-1]
+                feature, answers = said[self.params.on], said[self.adapter.output]
             with self.streams.forked("scheme", "mixer"):
                 self.mixer = self.mixer_of(feature, answers).to(dense_rows(feature))
         super().begin(stage, roles, batch)  # builds the objectives
@@ -165,7 +165,7 @@ class NativeEnsemble(Ensemble):
         #: Of the ensemble's own answer.
         self.ensemble = Objective(alone, steps=self.train.steps)
 
-    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
+    def mixer_of(self, feature: Signal, answers: Signal) -> nn.Module:
         return Gate(feature.rows.shape[1], len(self.learners))
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
@@ -224,8 +224,8 @@ class PeerCollaborative(NativeEnsemble):
         ema = {mean_of(role): Ema(role, self.params.decay) for role in self.learners}
         return [replace(stage, ema=ema) for stage in super().stages()]
 
-    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
-        return nn.Linear(feature.rows.shape[1] * len(self.learners), answers)
+    def mixer_of(self, feature: Signal, answers: Signal) -> nn.Module:
+        return nn.Linear(feature.rows.shape[1] * len(self.learners), answers.rows.shape[1])
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None
@@ -301,7 +301,7 @@ class DiversePeers(Ensemble):
     Params: ClassVar[type[Strict]] = DiverseParams
     paper, year = "Online Knowledge Distillation with Diverse Peers", 2020
 
-    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
+    def mixer_of(self, feature: Signal, answers: Signal) -> nn.Module:
         return Attention(feature.rows.shape[1])
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:

@@ -85,9 +85,9 @@ class FeatureFusion(Ensemble):
                 "scheme ffl: no term without a teacher reads the answers, so nothing can train their fusion"
             )
 
-    def mixer_of(self, feature: Signal, answers: int) -> nn.Module:
-        axes = len(feature.layout.grid or ())
-        return Fusion(feature.rows.shape[1], len(self.learners), answers, axes, self.params.norm)
+    def mixer_of(self, feature: Signal, answers: Signal) -> nn.Module:
+        axes, width = len(feature.layout.grid or ()), answers.rows.shape[1]
+        return Fusion(feature.rows.shape[1], len(self.learners), width, axes, self.params.norm)
 
     def targets(self, outputs: Mapping[str, Signals]) -> Mapping[str, Signals]:
         assert self.mixer is not None

@@ -22,7 +22,7 @@ def distances(
     found: Float[Tensor, "n j 2"], right: Float[Tensor, "n j 2"], sizes: Float[Tensor, " n"]
 ) -> Float[Tensor, "n j"]:
     """Of each joint from where it is, in larger sides of the figure's box."""
-    return (found.double() - right.double()).norm(dim=-1) / sizes.double()[:, None]
+    return (found.double() - right.double()).square().sum(dim=-1).sqrt() / sizes.double()[:, None]
 
 
 def metrics(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator
 from torch import nn
 
 from xmodal_kd.adapter import saved_model as saved
@@ -23,15 +23,16 @@ class ImageCard(saved.Card):
     #: Its ``data.task``.
     of: ClassVar[str]
     modality: str = Field(pattern="^images$")
-    task: str = "classes"
+    task: str = Field("classes", validate_default=True)
     shape: tuple[int, int, int]
     """Channels (1: grey, 3: colour), height and width of an image."""
 
-    @model_validator(mode="after")
-    def _is_of_its_task(self) -> ImageCard:
-        if self.task != self.of:
-            raise ValueError(f"it is a model of the task {self.task}, and one of {self.of} is needed")
-        return self
+    @field_validator("task")
+    @classmethod
+    def _is_of_its_task(cls, task: str) -> str:
+        if task != cls.of:
+            raise ValueError(f"it is a model of the task {task}, and one of {cls.of} is needed")
+        return task
 
 
 class Carded(Protocol):

@@ -1,9 +1,8 @@
-"""Losses of heat maps of joints, and of restored images.
+"""What is images' own among losses: heat maps of joints, pixels of restored images.
 
-May import ``data``, beside the core. Public are the losses, registered by being imported.
+May import ``models`` and ``data``, beside the core. Public are the names of losses in recipes.
 """
 
-from .joints import heatmap_mse
-from .restoration import pixel_l1
+from . import joints, restoration
 
-__all__ = ["heatmap_mse", "pixel_l1"]
+__all__ = ["joints", "restoration"]

@@ -36,13 +36,12 @@ TOGETHER = 256
 class KeypointsAdapter(Adapter):
     """All roles see the same image of a figure. A row is a joint of an image, its columns the positions of its map.
 
-    So a heat map is what every loss of the core takes for class scores, the class being the position; a joint that
-    nobody labelled is a row that is not valid among labels; relations between the rows of an item are those between a
-    figure's joints; and what is captured on the way has a row a position of its map.
+    So a heat map is what every loss of the core takes for class scores, the class being the position; relations between
+    the rows of an item are those between a figure's joints; and a joint that is not labelled is a row that is not
+    valid, as releases weigh its map by 0. Of a figure whose labels may not be looked at all joints are valid.
 
-    ``logits`` are heat maps, and so are ``heads.*``. Beside them ``labels``, the position that a joint lies in, and
-    ``heatmaps``, what a map should show, both valid for joints that are labelled; ``visible``, to weigh rows by: 1 for
-    those.
+    ``logits`` are heat maps, and so are ``heads.*``; beside them ``labels``, the position that a joint lies in, and
+    ``heatmaps``, what a map should show. What is captured on the way has a row a position of its map.
     """
 
     Data: ClassVar[type[ImagesData]] = ImagesData
@@ -117,11 +116,13 @@ class KeypointsAdapter(Adapter):
         with capture(model, features) as taken:
             maps: Tensor = model(batch["x"])
         items, joints = maps.shape[:2]
-        rows = Layout.dense("region", items, (joints,), maps.device)
-        known = Layout("region", batch["visible"].flatten(), rows.item, items, (joints,))
+        visible = batch["visible"]
+        if "labelled" in batch:
+            visible = visible | ~batch["labelled"][:, None]
+        item = Layout.dense("region", items, (joints,), maps.device).item
+        rows = Layout("region", visible.flatten(), item, items, (joints,))
         out = Signals(batch["ids"]).add("logits", maps.flatten(2), rows)
-        out.add("labels", batch["cells"].flatten(), known).add("heatmaps", batch["heatmaps"].flatten(2), known)
-        out.add("visible", batch["visible"].flatten().float(), rows)
+        out.add("labels", batch["cells"].flatten(), rows).add("heatmaps", batch["heatmaps"].flatten(2), rows)
         for name, calls in taken.items():
             value = only_call(name, calls)
             if name.startswith("heads."):
@@ -140,8 +141,8 @@ class KeypointsAdapter(Adapter):
     def input(self) -> Input:
         return Input(load_figures(self.config, "train").shape, -1.0, 1.0, key="x")
 
-    def teacher_sees(self, sample: Sample) -> Tensor:
-        return sample.x
+    def teacher_sees(self, sample: Sample) -> Any:
+        return sample.x, sample.visible
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
         return model(batch["x"])  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The images modality's own command. Nothing heavy is imported before it runs."""
+"""The images modality's own commands. Nothing heavy is imported before they run."""
 
 from __future__ import annotations
 
@@ -41,19 +41,69 @@ def classify(
 
     from .classify import ImageClassifier
 
-    errors, found, failed = console, list(_files(images)), False
     classifier = ImageClassifier(student, str(make_accelerator(device, "fp32").device))
-    for path in each(found, "classifying", errors):
+
+    def lines(path: Path) -> Iterator[str]:
+        said = classifier.classify(path, fit=fit)
+        yield _json(path, said) if json_ else _line(path, said, top)
+
+    _of_each(images, "classifying", lines)
+
+
+def keypoints(
+    student: Annotated[Path, typer.Argument(help="Folder of a saved student of the task keypoints.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, and folders, which are searched for images at any depth."
+        ),
+    ],
+    boxes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="COCO's annotations: a figure in each bbox; without, one fills the image."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+) -> None:
+    """Find the joints of figures: one JSON object a line for each figure.
+
+    It has path, figure (the annotation's id, or 0), box (left, top, width, height)
+    and joints: of each by name x, y (pixels of the image) and score, the height of
+    its heat map. An image that cannot be read is named on standard error, the rest
+    are looked at, and the exit status is 2.
+
+    Example: xmodal-kd keypoints runs/images-keypoints/student pictures/ > joints.jsonl
+    """
+    from xmodal_kd.runtime.device import make_accelerator
+
+    from .keypoints import KeypointFinder, boxes_of, in_image
+
+    held = None if boxes is None else boxes_of(boxes)
+    finder = KeypointFinder(student, str(make_accelerator(device, "fp32").device))
+
+    def lines(path: Path) -> Iterator[str]:
+        for figure in finder.find(path, None if held is None else in_image(path, held)):
+            joints = {name: {"x": x, "y": y, "score": score} for name, (x, y, score) in figure.joints.items()}
+            content = {"path": str(path), "figure": figure.number, "box": figure.box, "joints": joints}
+            yield json.dumps(content, ensure_ascii=False)
+
+    _of_each(images, "looking", lines)
+
+
+def _of_each(images: Iterable[Path], doing: str, lines: Callable[[Path], Iterable[str]]) -> None:
+    """Print what is said of each image; one that cannot be read costs a line on standard error and the exit status."""
+    errors, found, failed = console, list(_files(images)), False
+    for path in each(found, doing, errors):
         try:
             if isinstance(path, UserError):
                 raise path
-            said = classifier.classify(path, fit=fit)
+            said = list(lines(path))
         except UserError as error:
             text = str(error) if isinstance(path, UserError) else named(path, error)
             errors.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
             failed = True
             continue
-        typer.echo(_json(path, said) if json_ else _line(path, said, top))
+        for line in said:
+            typer.echo(line)
     if failed:
         raise typer.Exit(2)
 
@@ -82,4 +132,4 @@ def _files(images: Iterable[Path]) -> Iterator[Path | UserError]:
             yield error
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"classify": classify}
+COMMANDS: dict[str, Callable[..., Any]] = {"classify": classify, "keypoints": keypoints}

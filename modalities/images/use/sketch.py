@@ -1,4 +1,4 @@
-"""A recipe for a classifier's folder and labelled images: who sees what, of which classes."""
+"""A recipe for a classifier's folder and labelled images: who sees what, of which classes; for joints see beside."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError
 
 from ..export.saved_folder import Card, load_card
+from . import keypoints_sketch
 
 HELP = "docs/own_data.md#images-pictures-of-a-class-each"
 WHO = "a classifier"
@@ -30,6 +31,8 @@ TRAIN = {"optimizer": {"lr": 3e-3}, "schedule": {"kind": "cosine", "warmup": 0.0
 
 def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
+    if keypoints_sketch.fits(given.data):
+        return keypoints_sketch.sketch(given)
     looking, card, images = Looking(), None, None
     if given.teacher is not None:
         with looking.on():
@@ -50,7 +53,9 @@ def sketch(given: Given) -> Sketch:
 
 def _images(path: Path) -> Found:
     readers = {".zip": partial(found_zip, who=WHO)}
-    images = found(path, readers, who=WHO, what=f"a folder of images, an EDM zip, or digits ({HELP})")
+    images = found(
+        path, readers, who=WHO, what=f"a folder of images, an EDM zip, digits, or COCO's keypoint annotations ({HELP})"
+    )
     if images.classes is None:
         raise UserError(f"--data {path}: its images are of one class: give a subfolder for each class ({HELP})")
     return images

@@ -94,15 +94,19 @@ def _found(folder: Path) -> Path:
     """The one file of annotations in a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give a folder with COCO's annotations, or the JSON file")
-    files = [file for place in (folder, folder / "annotations") for file in sorted(place.glob("*.json"))]
-    if len(files) > 1:
-        files = [file for file in files if "keypoints" in file.name] or files
+    files = candidates(folder)
     if len(files) != 1:
         found = (
             f"it holds {', '.join(file.name for file in files[:5])}: name" if files else "it holds no JSON file: give"
         )
         raise UserError(f"{folder}: {found} the file of COCO's keypoint annotations")
     return files[0]
+
+
+def candidates(folder: Path) -> list[Path]:
+    """JSON files in a folder or its ``annotations/``; those that are called after keypoints, where some are."""
+    files = [file for place in (folder, folder / "annotations") for file in sorted(place.glob("*.json"))]
+    return [file for file in files if "keypoints" in file.name] or files
 
 
 def _category(file: Path, categories: Sequence[Any], wanted: str | None) -> tuple[Any, Skeleton]:
@@ -136,16 +140,22 @@ def _persons(
         if one.get("image_id") not in names:
             raise UserError(f"{called}: there is no image {one.get('image_id')!r} in images")
         given = _numbers(one.get("keypoints"), 3 * joints, f"{called}: keypoints must be x, y, v of {joints} joints")
-        x, y, width, height = _numbers(one.get("bbox"), 4, f"{called}: bbox must be left, top, width, height").tolist()
+        box = four_numbers(one.get("bbox"), called)
         found = given.reshape(joints, 3)
         if not np.isin(found[:, 2], (0, 1, 2)).all():
             raise UserError(f"{called}: how visible a joint is must be 0, 1 or 2")
         if not (found[:, 2] > 0).any():
             continue
-        if not (width > 0 and height > 0):
-            raise UserError(f"{called}: bbox: its sides are {width:g} and {height:g}: they must be above 0")
         image = names[one["image_id"]]
-        yield Person(f"{image}#{one.get('id', place)}", image, (x, y, width, height), found)
+        yield Person(f"{image}#{one.get('id', place)}", image, box, found)
+
+
+def four_numbers(value: Any, called: str) -> tuple[float, float, float, float]:
+    """A box: left, top, width, height. Raises `UserError` for anything else, of an annotation `called` so."""
+    x, y, width, height = _numbers(value, 4, f"{called}: bbox must be left, top, width, height").tolist()
+    if not (width > 0 and height > 0):
+        raise UserError(f"{called}: bbox: its sides are {width:g} and {height:g}: they must be above 0")
+    return x, y, width, height
 
 
 def _numbers(value: Any, count: int, wanted: str) -> npt.NDArray[np.float64]:
@@ -167,7 +177,7 @@ def _images(file: Path, first: str) -> Path:
         if (place / first).is_file():
             return place
     looked = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise UserError(f"{file}: its image {first} is in none of {looked}: put the images into images/ beside the file")
+    raise UserError(f"{file}: its image {first} is in none of {looked}: lay the images beside the file")
 
 
 def people(path: Path, category: str | None = None) -> dict[Path, list[Person]]:
@@ -270,8 +280,10 @@ __all__ = [
     "Annotations",
     "Person",
     "annotations_of",
+    "candidates",
     "cut_of",
     "cut_out",
+    "four_numbers",
     "is_keypoints",
     "looked_at",
     "people",
