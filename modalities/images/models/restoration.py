@@ -67,7 +67,7 @@ class Enlarged(nn.Module):
 class EDSR(Restorer):
     """Residual blocks without norms (Lim et al., 2017); the upsampling is one sub-pixel convolution (Shi et al., 2016).
 
-    What it adds to is the input by bicubic sampling (Kim et al., 2016, VDSR), which it is before it has learnt anything.
+    What it adds to is the input by bicubic sampling (Kim et al., 2016), which it gives before it has learnt anything.
 
     * ``head``, ``blocks.*``, ``features`` (all blocks, the head added): maps ``(b, width, h, w)`` on the input's grid
     * ``enlarged``: the input on the output's grid, beside which a discriminator of pairs sees an image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,7 @@ class ImageRestorer:
         pixels = _fitted(path, mode) if fit else read_image(path, expected)
         height, width = pixels.shape[:2]
         if channels * height * width * (1 + self.card.scale**2) * BYTES > room():
-            raise UserError(f"{path}: {width}x{height} pixels, {self.card.scale} times as many a side, take more memory "
-                            "than there is: cut it into parts")  # fmt: skip
+            raise UserError(f"{path}: {width}x{height} pixels take more memory than there is: cut it into parts")
         x = as_seen(pixels.reshape(height, width, channels).transpose(2, 0, 1))
         made = as_bytes(restored(self.model, x, self.tile)).transpose(1, 2, 0)
         return Image.fromarray(made[:, :, 0] if channels == 1 else np.ascontiguousarray(made))
@@ -83,25 +82,23 @@ def _fitted(path: Path, mode: str) -> np.ndarray:
     return np.asarray(paper.convert(mode))
 
 
-def placed(images: list[Path], out: Path) -> Iterator[tuple[Path, Path] | UserError]:
-    """Each image that is named or lies in a folder that is, and where its restored image goes: PNG files in `out`, those
-    of a folder where they lie in it. An image whose place is another's is an error."""
-    taken = dict[Path, Path]()
+def placed(images: Iterable[Path], out: Path) -> dict[Path, Path | UserError]:
+    """Where the restored image of each goes that is named or lies in a folder that is: a PNG file in `out`, of those of
+    a folder where they lie in it. Or why it cannot go there."""
+    found, taken = dict[Path, Path | UserError](), dict[Path, Path]()
     for given in images:
         try:
-            below = Folder(given).names if given.is_dir() else [given.name]
-        except UserError as error:
-            yield error
+            named = [(given / name, out / name) for name in Folder(given).names] if given.is_dir() else []
+        except UserError:  # whoever goes through the images says so
             continue
-        for name in below:
-            path = given / name if given.is_dir() else given
-            place = (out / name).with_suffix(".png")
+        for path, place in named or [(given, out / given.name)]:
+            place = place.with_suffix(".png")
+            found[path] = place
             if (other := taken.setdefault(place, path)) != path:
-                yield UserError(f"{path}: {place} is that of {other}: give it another --out")
+                found[path] = UserError(f"{path}: {place} is that of {other}: give it another --out")
             elif place.absolute() == path.absolute():
-                yield UserError(f"{path}: it would be written over: give another --out")
-            else:
-                yield path, place
+                found[path] = UserError(f"{path}: it would be written over: give another --out")
+    return found
 
 
 def as_png(image: Image.Image) -> bytes:
