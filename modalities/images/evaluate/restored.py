@@ -31,9 +31,10 @@ def compared(
 def luma(x: UInt8[np.ndarray, "c h w"]) -> Float[np.ndarray, "h w"]:
     """Y of YCbCr by ITU-R BT.601, 16 to 235, which papers measure; a grey image as it is."""
     if len(x) == 1:
-        return x[0].astype(np.float64)
+        return np.asarray(x[0], dtype=np.float64)
     red, green, blue = x.astype(np.float64) / 255
-    return 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+    found: np.ndarray = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+    return found
 
 
 def psnr(a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"]) -> float:

@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(_convolution(width, width), nn.ReLU(), _convolution(width, width))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return x + self.scale * self.body(x)
+        return x + self.scale * self.body(x)  # type: ignore[no-any-return]
 
 
 class Enlarged(nn.Module):

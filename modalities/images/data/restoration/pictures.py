@@ -26,7 +26,7 @@ from xmodal_kd.adapter.images.read import (
     upright,
 )
 from xmodal_kd.adapter.images.section import SPLITS, TEST, Split
-from xmodal_kd.adapter.images.splits import check_there, cut, settled
+from xmodal_kd.adapter.images.splits import cut, settled
 from xmodal_kd.adapter.images.stores import Folder, Zip
 from xmodal_kd.adapter.listed import Skipped, named
 from xmodal_kd.runtime.allocation import room
@@ -106,7 +106,8 @@ def _read(config: ImagesData, path: Path | None, mode: str | None) -> Pictures:
     """All images of a path, or those that come with scikit-learn."""
     if path is None:
         return _held(*(_digits() if config.sources == "digits" else _tiles(config.sides or (PHOTO, PHOTO))))
-    check_there(path, None if path == config.path else path)
+    if not path.exists():
+        raise UserError(f"data.{'path' if path == config.path else 'test_path'}: {path} does not exist")
     least, skipped = config.restoration.side(config.sources), Skipped.of(config.skip)
     faults, sizes = dict[str, str](), dict[str, tuple[int, int]]()
     with Folder(path) if config.sources == "folder" else Zip(path) as store, warnings.catch_warnings():
