@@ -60,7 +60,8 @@ def shaped(name: str) -> Callable[[Batch, int], Batch]:
 
 def regression(batch: Batch, seed: int) -> Batch:
     """The batch with real labels, one an output."""
-    return batch | {"labels": rows(batch, batch["student"].shape[1], 1000 * seed + 500)}
+    first = batch["student"][0] if isinstance(batch["student"], list) else batch["student"]
+    return batch | {"labels": rows(batch, first.shape[1], 1000 * seed + 500)}
 
 
 def few_labels(batch: Batch, seed: int) -> Batch:
@@ -94,6 +95,7 @@ def statistics() -> Path:
 EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for name in SHAPES} | {
     "bounded_reg": regression,
     "dskd": lambda batch, seed: batch | {"labels": batch["labels"] % 5},
+    "patch_gan": regression,
     "sdd": one_label,
     "uhc": partly,
     "wkd_l": few_labels,

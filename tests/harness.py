@@ -35,7 +35,15 @@ SINGLE = (1, 1, 1, 1)
 #: Losses that compare one row an item.
 BY_SAMPLE = {"crcd", "crd", "crd_exact", "hkd"}
 #: Widths of the signals of losses that compare lists; others get two of equal width.
-SIGNALS = {"dskd": (5, 5), "fsp": (6, 4, 3, 5), "irg": (6, 12, 5), "kdsvd": (6, 4, 5), "mhgd": (6, 4), "skd_adv": (5,)}
+SIGNALS = {
+    "dskd": (5, 5),
+    "fsp": (6, 4, 3, 5),
+    "irg": (6, 12, 5),
+    "kdsvd": (6, 4, 5),
+    "mhgd": (6, 4),
+    "patch_gan": (6,),
+    "skd_adv": (5,),
+}
 #: So many of a loss's first signals say which rows belong together, and learn nothing.
 LINKING = {"hkd": 1}
 #: Hyper-parameters under every setting, where the defaults make tests slow.
@@ -48,6 +56,7 @@ SMALL: dict[str, Settings] = {
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
     "hkd": {"samples": 40, "negatives": 16, "width": 8, "neighbours": 2},
     "multilevel_ot": {"iterations": 4},
+    "patch_gan": {"hidden": 4, "layers": 2},
     "seed": {"queue": 24},
     "semckd": {"batch": 4, "width": 3},
     "skd_adv": {"hidden": 4},

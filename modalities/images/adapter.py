@@ -23,7 +23,7 @@ from xmodal_kd.signals.signals import Layout, Signals
 from .data.source import ImagesData, ImagesSource, Sample, load_split
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
-from .losses import joints  # noqa: F401 - registers the losses
+from .losses import joints, restoration  # noqa: F401 - registers the losses
 from .methods import temporal  # noqa: F401 - registers the methods
 from .models import MODELS, Network, task_of
 from .models.rows import add_feature
@@ -31,6 +31,8 @@ from .show.panels import glimpse, show
 
 #: Images that are scored at once.
 TOGETHER = 256
+#: Main metrics of further tasks, and whether less is better.
+METRICS = {"keypoints": ("pck", False), "restoration": ("psnr", False)}
 
 
 class ImagesAdapter(Adapter):
@@ -46,6 +48,7 @@ class ImagesAdapter(Adapter):
         "folder": "images in a folder; subfolders or dataset.json are the classes",
         "edm": "a zip of images with dataset.json (the EDM convention)",
         "webdataset": "WebDataset's shards (.tar): an image with .cls, or .json with label, of one name",
+        "photos": "task restoration, as folder, edm and digits: scikit-learn's two photographs, cut into tiles",
         "skeletons": "task keypoints: figures drawn here, with known joints, also in clips that move",
         "coco": "task keypoints: COCO's keypoint annotations (JSON) and a folder of images",
         "datasets": "a folder of Hugging Face's datasets, as save_to_disk writes it: an Image and a ClassLabel column",
@@ -61,11 +64,15 @@ class ImagesAdapter(Adapter):
             from .tasks.keypoints import KeypointsAdapter
 
             return KeypointsAdapter
+        if data.task == "restoration":
+            from .tasks.restoration import RestorationAdapter
+
+            return RestorationAdapter
         return cls
 
     @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
-        return ("pck", False) if data.get("task") == "keypoints" else cls.metric
+        return METRICS.get(str(data.get("task")), cls.metric)
 
     @classmethod
     def files(cls, data: ImagesData) -> Iterable[Listed]:

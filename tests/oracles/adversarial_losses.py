@@ -33,8 +33,15 @@ def adv_feature(
             w, b = state[f"critic.layers.{layer}.weight"], state[f"critic.layers.{layer}.bias"]
             x = (w / np.linalg.svd(w, compute_uv=False)[0] if spectral else w) @ x + b
             x = leaky_relu(x, 0.2) if layer < layers - 1 else x
-        values[i] = -x[0] if game == "hinge" else softplus(-x[0])
+        values[i] = student_part(x[0], game)
     return values
+
+
+def student_part(score: float, game: str) -> float:
+    """What the student minimises of what D says of it."""
+    if game == "lsgan":
+        return (score - 1) ** 2
+    return -score if game == "hinge" else float(softplus(-score))
 
 
 def adv_logit(student: Array, teacher: Array, *, state: Params, game: str = "hinge", spectral: bool = True) -> Array:
@@ -72,6 +79,41 @@ def skd_adv(
                 x = _attended(x, under(critic, f"attention.{layer - 2}"))
         score = linear(_flat(x).T, _of_one_cell(under(critic, "score")))
         values[b] = -score.mean()
+    return values
+
+
+def patch_gan(
+    student: Sequence[Array],
+    labels: Array,
+    cell: Sequence[Ints],
+    items: int,
+    grid: Sequence[Sequence[int]],
+    *,
+    state: Params,
+    hidden: int = 64,
+    layers: int = 3,
+    game: str = "hinge",
+) -> Array:
+    """Mean over patches of the student's part of the game, D seeing [what is made; conditions] (Isola et al., 2017).
+
+    D is `layers` strided convolutions with leaky ReLU 0.2, all channels and cells of an image normalised together
+    before it from the second on, and a linear map of each cell. The labels are the critic's.
+    """
+    critic = under(state, "critic")
+    values = np.zeros(items)
+    for b in range(items):
+        if not np.any(cell[0] // math.prod(grid[0]) == b):
+            continue
+        x = np.concatenate([_map(f, c, g, b) for f, c, g in zip(student, cell, grid, strict=True)])
+        for layer in range(layers):
+            x = _conv(x, under(critic, f"convs.{layer}"))
+            if layer:
+                norm = under(critic, f"norms.{layer - 1}")
+                x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+                x = np.stack([g * plane + a for g, a, plane in zip(norm["weight"], norm["bias"], x, strict=True)])
+            x = leaky_relu(x, 0.2)
+        scores = linear(_flat(x).T, _of_one_cell(under(critic, "score")))[:, 0]
+        values[b] = sum(student_part(score, game) for score in scores) / len(scores)
     return values
 
 

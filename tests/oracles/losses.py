@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .adversarial_losses import adv_feature, adv_logit, skd_adv
+from .adversarial_losses import adv_feature, adv_logit, patch_gan, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
 from .dual_space_by_another import dskd
@@ -52,6 +52,7 @@ from .target_losses import bounded_reg, ctkd, lelp, mlkd
 from .tiles import sdd, sdd_teacher
 from .transformer_losses import distilbert, distilhubert, minilm, minilmv2, mobilebert, pkd, tinybert
 from .transport_losses import multilevel_ot, uld, wkd_f, wkd_l
+from .wavelets_by_another import wavelet_kd
 
 ORACLES: Mapping[str, Callable[..., Any]] = {
     "ab": ab,
@@ -120,6 +121,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "ntce": ntce,
     "ofa": ofa,
     "ofd": ofd,
+    "patch_gan": patch_gan,
     "pearson": pearson,
     "pkd": pkd,
     "pkt": pkt,
@@ -148,6 +150,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "weighted_ce": weighted_ce,
     "multilevel_ot": multilevel_ot,
     "uld": uld,
+    "wavelet_kd": wavelet_kd,
     "wkd_f": wkd_f,
     "distillm2_skl": distillm2_skl,
     "distillm2_srkl": distillm2_srkl,
@@ -220,7 +223,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
-    "adv_feature": [{}, {"game": "bce"}, {"spectral": False}],
+    "adv_feature": [{}, {"game": "bce"}, {"game": "lsgan"}, {"spectral": False}],
     "adv_logit": [{}, {"game": "bce"}, {"spectral": False}],
     "affinity": [{}, {"least": 1}],
     "at": [{}, {"p": 1.0}, {"p": 3.0}],
@@ -286,6 +289,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "norm": [{"segments": 2}],
     "ofa": [{}, {"eps": 1.5}, {"eps": 2.0}],
     "ofd": [{}, {"norm": "layer"}, {"norm": "none"}, {"margins": [-0.1 * c for c in range(9)]}],
+    "patch_gan": [{}, {"game": "bce"}, {"game": "lsgan", "layers": 1}],
     "pkd": [{}, {"layers": "last"}, {"layers": "uniform"}],
     "region_kd": [{}, {"temperature": 4.0}, {"temperature": 0.5}],
     "reviewkd": [{}, {"mid": 2, "norm": "layer"}, {"kernel": 1, "norm": "none"}],
@@ -301,6 +305,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "triplet_votes": [{}, {"margin": 0.2}, {"margin": 5.0}],
     "uhc": [{}, {"temperature": 4.0}, {"temperature": 0.5}],
     "vid": [{}, {"variance": 1.0, "eps": 0.1}],
+    "wavelet_kd": [{}, {"levels": 1}, {"levels": 2, "wave": "db3"}],
     "weighted_ce": [{}, {"background": 2, "background_weight": 0.5}, {"background_weight": 1.0}],
     "wsld": [{}, {"temperature": 1.0}, {"temperature": 4.0}],
 }

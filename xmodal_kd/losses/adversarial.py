@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .base import beside, frozen, loss, same_shape, to_maps
 
 Count = Annotated[int, Field(ge=1)]
-Game = Literal["hinge", "bce"]
+Game = Literal["hinge", "bce", "lsgan"]
 
 
 class _Critic(nn.Module):
@@ -49,6 +49,8 @@ def _play(critic: nn.Module, student: Tensor, teacher: Tensor, game: Game) -> Te
     real, fake = critic(teacher), critic(student.detach())
     if game == "hinge":
         return beside(-faked, F.relu(1 - real) + F.relu(1 + fake))
+    if game == "lsgan":
+        return beside((faked - 1).square(), (real - 1).square() + fake.square())
     return beside(F.softplus(-faked), F.softplus(-real) + F.softplus(fake))
 
 
@@ -59,7 +61,8 @@ def _play(critic: nn.Module, student: Tensor, teacher: Tensor, game: Game) -> Te
 class FeatureCritic(nn.Module):
     """``-D(s)`` of each row, where D learns ``relu(1 - D(t)) + relu(1 + D(s))`` (hinge).
 
-    With ``game: bce`` it is ``softplus(-D(s))`` against the logistic loss. D has three linear layers of `hidden` units.
+    With ``game: bce`` it is ``softplus(-D(s))`` against the logistic loss, with ``lsgan`` ``(D(s) - 1)^2`` against the
+    squares (Mao et al., 2017). D has three linear layers of `hidden` units.
     Beside `hint` or a task loss with a weight of 0.01 to 0.1: alone it matches the distribution, not the sample.
 
     Args:
@@ -198,3 +201,70 @@ class HolisticCritic(nn.Module):
         steepness = (slope.square().sum(dim=1) + 1e-12).sqrt()
         told: Tensor = self.critic(fake) - self.critic(real)
         return told + self.penalty * (steepness - 1).square()
+
+
+class _PatchCritic(nn.Module):
+    """Scores ``(b, 1, *patches)`` of maps: convolutions with stride 2, a norm over each image from the second on."""
+
+    def __init__(self, width: int, hidden: int, layers: int, axes: int) -> None:
+        super().__init__()
+        conv = CONVOLUTIONS[axes]
+        sizes = pairwise([width, *(hidden * 2**i for i in range(layers))])
+        self.convs = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in sizes)
+        self.norms = nn.ModuleList(nn.GroupNorm(1, hidden * 2**i) for i in range(1, layers))
+        self.score = conv(hidden * 2 ** (layers - 1), 1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        for i, conv in enumerate(self.convs):
+            maps = conv(maps)
+            maps = F.leaky_relu(self.norms[i - 1](maps) if i else maps, 0.2)
+        scores: Tensor = self.score(maps)
+        return scores
+
+
+@loss(
+    "patch_gan", reduction="items", family="adversarial", year=2017, needs="prediction regression maps",
+    paper="Isola et al.: Image-to-Image Translation with Conditional Adversarial Networks; Li et al.: GAN Compression",
+    properties="labelled_lists",
+)  # fmt: skip
+class PatchCritic(nn.Module):
+    """``mean -D(s | x)`` over patches of what is made of x, where D learns ``relu(1 - D(y | x)) + relu(1 + D(s | x))``.
+
+    No teacher has a part in it: D tells what the student makes from what is right, the labels y, as in GAN compression
+    (Li et al., 2020, eq. 4), whose other terms are `logit_mae` or a loss by labels, and `hint`. The first signal is
+    what is made; further ones are x, as the student has it, without gradient. D is `layers` convolutions of stride 2,
+    of `hidden` channels, doubled by each, and scores a patch of the image in each position of the last. D learns by
+    both terms of its loss, the release by half of them, which Adam undoes; both sides learn of one forward pass, as
+    there. Beside an L1 of 10 to 100 times its weight. Cells without a valid row are 0.
+
+    Args:
+        game: as of `adv_feature`.
+    """
+
+    def __init__(
+        self, student_width: list[int], teacher_width: list[int], axes: list[int],
+        *, hidden: Count = 64, layers: Annotated[int, Field(ge=1, le=6)] = 3, game: Game = "hinge",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if axes[0] not in CONVOLUTIONS:
+            raise ValueError(f"patch_gan needs maps of 1, 2 or 3 axes, got {axes[0]}")
+        self.game, self.critic = game, _PatchCritic(sum(student_width), hidden, layers, axes[0])
+
+    def forward(
+        self, student: list[Float[Tensor, "n _"]], labels: Float[Tensor, "n c"], cell: list[Int[Tensor, " n"]],
+        items: int, grid: list[tuple[int, ...]],
+    ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
+        if len(set(grid)) > 1:
+            raise ValueError(f"patch_gan has a critic of one grid, got {grid}: name signals of the image's size")
+        if labels.shape != student[0].shape or not labels.is_floating_point():
+            raise ValueError(
+                f"labels {tuple(labels.shape)} are not one real target an output of student {tuple(student[0].shape)}"
+            )
+        seen = [to_maps(rows.detach(), c, items, grid[0]) for rows, c in zip(student[1:], cell[1:], strict=True)]
+        made, right = (
+            torch.cat([to_maps(rows.to(student[0]), cell[0], items, grid[0]), *seen], dim=1)
+            for rows in (student[0], labels)
+        )
+        values = _play(self.critic, made, right, self.game).flatten(1).mean(dim=1)
+        there = torch.bincount(cell[0] // prod(grid[0]), minlength=items) > 0
+        return values * there, there

@@ -19,12 +19,14 @@ from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
 from .keypoints_section import Keypoints
+from .restoration_section import DIGIT, PHOTO, Restoration
 
-Task = Literal["classes", "keypoints"]
+Task = Literal["classes", "keypoints", "restoration"]
 #: What each task reads.
 SOURCES: Mapping[Task, tuple[str, ...]] = {
     "classes": ("digits", "folder", "edm", "webdataset", "datasets"),
     "keypoints": ("skeletons", "coco"),
+    "restoration": ("photos", "folder", "edm", "digits"),
 }
 #: The keys of the data section that decide what is read and how it is split.
 DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip")
@@ -33,13 +35,15 @@ DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip
 class ImagesData(ImageSection):
     """Which images there are, what is looked for in them, and how training ones are moved."""
 
-    made: ClassVar[frozenset[str]] = frozenset({"digits", "skeletons"})
+    made: ClassVar[frozenset[str]] = frozenset({"digits", "photos", "skeletons"})
 
-    #: The class of an image, or the joints of the figure that it shows.
+    #: The class of an image, the joints of the figure that it shows, or the image that a smaller one was made of.
     task: Task = "classes"
-    sources: Literal["digits", "folder", "edm", "webdataset", "datasets", "skeletons", "coco"]
+    sources: Literal["digits", "folder", "edm", "webdataset", "datasets", "skeletons", "coco", "photos"]
     #: Of the task keypoints: which figures there are, and how fine their heat maps are.
     keypoints: Keypoints = Keypoints()
+    #: Of the task restoration: what is taken from an image, to be given back.
+    restoration: Restoration = Restoration()
     #: Pixels by which a training image is moved at most, each way; what comes in repeats the edge.
     shift: int = Field(default=0, ge=0, le=1 << 10)
 
@@ -57,12 +61,33 @@ class ImagesData(ImageSection):
                 f"sources: {self.sources} is of the task {fits}: set task to that, or sources to one of "
                 f"{', '.join(SOURCES[self.task])}"
             )
-        if self.task != "keypoints" and "keypoints" in self.model_fields_set and self.keypoints != Keypoints():
-            raise ValueError(f"keypoints: the task is {self.task}: set task to keypoints, or leave it out")
+        for task, section, plain in (
+            ("keypoints", self.keypoints, Keypoints()), ("restoration", self.restoration, Restoration()),
+        ):  # fmt: skip
+            if self.task != task and section != plain:
+                raise ValueError(f"{task}: the task is {self.task}: set task to {task}, or leave it out")
         if self.task == "keypoints":
             sides, stride = self.sides or (0, 0), self.keypoints.stride
             if any(side % stride for side in sides):
                 raise ValueError(f"size: {list(sides)} are no multiples of keypoints.stride, which is {stride}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_restoration(self) -> ImagesData:
+        if self.task != "restoration":
+            return self
+        if self.shift:
+            raise ValueError("shift: training crops of the task restoration lie anywhere in an image: leave it out")
+        if self.sources != "photos" and self.size is not None:
+            raise ValueError("size: images of the task restoration may have any: leave it out")
+        if self.sources == "photos" and self.mode == "L":
+            raise ValueError("mode: the photos are RGB (8-bit colour): leave it out")
+        side, scale = self.restoration.side(self.sources), self.restoration.scale
+        least = {"digits": DIGIT, "photos": min(self.sides or (PHOTO,))}.get(self.sources, side)
+        if side > least:
+            raise ValueError(f"restoration.crop: {side} is more than the {least} that an image has: set it lower")
+        if side % scale:
+            raise ValueError(f"restoration.crop: {side} is no multiple of restoration.scale, which is {scale}")
         return self
 
 

@@ -89,6 +89,45 @@ def keypoints(
     _of_each(images, "looking", lines)
 
 
+def restore(
+    student: Annotated[Path, typer.Argument(help="Folder of a saved student of the task restoration.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, and folders, which are searched for images at any depth."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where restored images are written, as PNG files.")],
+    fit: Annotated[bool, typer.Option("--fit", help="Bring images of other colours to what the student sees.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+) -> None:
+    """Enlarge images, or take their noise away, as the student has learnt it.
+
+    Images may be of any size: large ones are made tile by tile, without seams. A
+    line for each, "path<TAB>written file", is printed. An image that cannot be read
+    is named on standard error, the rest are restored, and the exit status is 2.
+
+    Example: xmodal-kd restore runs/images-restoration/student pictures/ --out restored
+    """
+    from xmodal_kd.runtime.device import make_accelerator
+    from xmodal_kd.runtime.whole_files import writable, write_bytes
+
+    from .restore import ImageRestorer, as_png, placed
+
+    writable(out, "--out")
+    restorer = ImageRestorer(student, str(make_accelerator(device, "fp32").device))
+    places = placed(images, out)
+
+    def lines(path: Path) -> Iterator[str]:
+        place = places[path]
+        if isinstance(place, UserError):
+            raise place
+        write_bytes(place, as_png(restorer.restore(path, fit=fit)), lasting=False)
+        yield f"{path}\t{place}"
+
+    _of_each(images, "restoring", lines)
+
+
 def _of_each(images: Iterable[Path], doing: str, lines: Callable[[Path], Iterable[str]]) -> None:
     """Print what is said of each image; one that cannot be read costs a line on standard error and the exit status."""
     errors, found, failed = console, list(_files(images)), False
@@ -132,4 +171,4 @@ def _files(images: Iterable[Path]) -> Iterator[Path | UserError]:
             yield error
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"classify": classify, "keypoints": keypoints}
+COMMANDS: dict[str, Callable[..., Any]] = {"classify": classify, "keypoints": keypoints, "restore": restore}

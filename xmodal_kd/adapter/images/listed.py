@@ -43,7 +43,7 @@ class Place:
     opened: Callable[[Path], BinaryIO]
 
 
-def listed_images(data: ImageSection, *, arrays: bool = False) -> Iterator[Listed]:
+def listed_images(data: ImageSection, *, arrays: bool = False, any_size: bool = False) -> Iterator[Listed]:
     """Of a folder and of a zip every image but for those of ``data.skip``; the digits have none.
 
     Size and mode of an image are looked at too: they must be the recipe's, or else those of the first training image
@@ -51,6 +51,7 @@ def listed_images(data: ImageSection, *, arrays: bool = False) -> Iterator[Liste
 
     Args:
         arrays: the members of a zip are arrays in the place of images.
+        any_size: they need not be of one size.
     """
     skipped, expected = Skipped.of(data.skip).keys, Expected(data.sides, data.mode)
     for path, beside in ((data.path, False), (data.test_path, True)):
@@ -60,7 +61,7 @@ def listed_images(data: ImageSection, *, arrays: bool = False) -> Iterator[Liste
             if arrays:
                 yield Listed(place.key, place.file, partial(_array, place), part=place.part)
                 continue
-            expected = _settled(expected, place)
+            expected = _settled(expected, place, any_size)
             # what is sound is remembered, and is so for this size and mode
             told = f"{expected.mode} {expected.size}"
             yield Listed(place.key, place.file, partial(_look, place, expected), part=f"{place.part} {told}".strip())
@@ -104,9 +105,9 @@ def _array(place: Place, path: Path) -> None:
         pass
 
 
-def _settled(expected: Expected, place: Place) -> Expected:
+def _settled(expected: Expected, place: Place, any_size: bool) -> Expected:
     """What is expected of all images, once the first that is sound has said what the recipe leaves open."""
-    if expected.size and expected.mode:
+    if (expected.size or any_size) and expected.mode:
         return expected
     try:
         with place.opened(place.file) as file, Image.open(file) as image:
@@ -115,7 +116,8 @@ def _settled(expected: Expected, place: Place) -> Expected:
         return expected
     if mode not in CHANNELS:
         return expected
-    return Expected(expected.size or (height, width), expected.mode or mode, f"as {place.key}")
+    size = expected.size or (None if any_size else (height, width))
+    return Expected(size, expected.mode or mode, f"as {place.key}")
 
 
 def _look(place: Place, expected: Expected, path: Path) -> None:

@@ -208,12 +208,12 @@ def _decode(store: Folder | Zip, expected: Expected) -> npt.NDArray[np.uint8] | 
 
 
 def _later(store: Folder | Zip, expected: Expected, shape: tuple[int, ...]) -> Later:
-    pixels = _Pixels(type(store), store.path, tuple(store.names), expected)
+    pixels = Pixels(type(store), store.path, tuple(store.names), expected)
     return Later(pixels, np.arange(len(store.names)), shape, np.uint8, pixels.signature)
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class Pixels:
     """The images of a store by number, in whatever process asks."""
 
     kind: type[Folder] | type[Zip]

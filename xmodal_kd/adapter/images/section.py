@@ -67,7 +67,7 @@ class ImageSection(DataSection):
     def _check_source(self) -> ImageSection:
         if self.sources in self.made:
             if self.path is not None or self.test_path is not None:
-                come = "come with scikit-learn" if self.sources == "digits" else "are made here"
+                come = "come with scikit-learn" if self.sources in ("digits", "photos") else "are made here"
                 raise ValueError(f"path and test_path: the {self.sources} {come}: leave both out")
         elif self.path is None:
             raise ValueError(f"path: sources: {self.sources} needs the path of the samples")
