@@ -264,7 +264,8 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
 
 
 #: Of those whose parameters name a module of the network, the toy's.
-AT = {name: {"at": "net.body"} for name in ("ctm", "lightning", "meanflow", "shortcut")} | {"ladd": {"at": ["net.body"]}}
+AT: dict[str, dict[str, Any]] = {name: {"at": "net.body"} for name in ("ctm", "lightning", "meanflow", "shortcut")}
+AT |= {"ladd": {"at": ["net.body"]}}
 EVERY = sorted(name for name in METHODS if isinstance(METHODS[name], type) and issubclass(METHODS[name], FewStep))
 #: Whose stages, roles and modules are those of another: of `ect`, `dmd2`, `shortcut`, `consistency`, `progressive`.
 RELATED = {"ict", "moment_matching", "sid", "meanflow", "ctm", "pcm", "tcd", "rdd"}
