@@ -100,7 +100,7 @@ def with_guidance(denoiser: Denoiser, scale: float, place: Path) -> float:
     if scale != 1 and not denoiser.guidable:
         if denoiser.classes is not None and not (place / SAMPLER).is_file():
             raise UserError(
-                f"--guidance {scale:g}: nothing in {place} says which of its {denoiser.classes} classes is none of them:"
+                f"--guidance {scale:g}: nothing in {place} says which of its {denoiser.classes} classes is none:"
                 " guide it by data.sampling.guidance of a recipe, whose data have one class fewer"
             )
         raise UserError(

@@ -187,7 +187,7 @@ def test_guidance_by_a_class_of_none_that_nothing_names(make: Make, tmp_path: Pa
     assert "knows no null condition, or was distilled with guidance in it" in fails(capfd, folder, "--guidance", "2")
     (folder / "sampler.json").unlink()
     line = fails(capfd, folder, "--guidance", "2")
-    assert "says which of its 11 classes is none of them" in line and "data.sampling.guidance of a recipe" in line
+    assert "says which of its 11 classes is none:" in line and "data.sampling.guidance of a recipe" in line
 
 
 def test_long_work_shows_progress(student: Path, tmp_path: Path, capfd: Capture) -> None:
