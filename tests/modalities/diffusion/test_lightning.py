@@ -20,6 +20,7 @@ from xmodal_kd.modalities.diffusion.methods.discriminator import Head, PairDiscr
 from xmodal_kd.modalities.diffusion.methods.lightning import EARLIER, Lightning, ladder, usual_rounds
 from xmodal_kd.modalities.diffusion.models.denoiser import Denoiser, Sampling
 from xmodal_kd.modalities.diffusion.models.networks import UNetConfig, build_unet
+from xmodal_kd.modalities.diffusion.models.paths import Edm, Flow
 from xmodal_kd.modalities.diffusion.models.process import Process
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Optimizer, Train
@@ -273,23 +274,21 @@ def test_who_teaches_whom(resumed: bool) -> None:
     assert len(set(digests)) == 4
 
 
-def test_a_run_through_all_stages(tmp_path: Path) -> None:
-    """To a student of one step, each of them saved."""
-    one = Lightning(
-        Adapter(8), Objective(()), Train(steps=2, batch_size=6, optimizer=Optimizer(lr=1e-3)), Streams(1),
-        params=Lightning.Params(at="net.body", features=0),
-    )  # fmt: skip
-    roles: dict[str, nn.Module] = {"teacher": denoiser(seed=1), "student": denoiser(seed=2)}
+@pytest.mark.parametrize("process", [Process.cosine(64), Edm(steps=64), Flow(steps=64)], ids=["vp", "edm", "flow"])
+def test_a_run_to_one_step(tmp_path: Path, process: Process) -> None:
+    train = Train(steps=2, batch_size=6, optimizer=Optimizer(lr=1e-3))
+    one = Lightning(Adapter(8), Objective(()), train, Streams(1), params=Lightning.Params(at="net.body"))  # type: ignore[arg-type]
+    kinds = {"process": process, "prediction": process.natural, "classes": 2}
+    roles: dict[str, nn.Module] = {"teacher": denoiser(seed=1, **kinds), "student": denoiser(seed=2, **kinds)}
     one.check(roles)
     seen: list[str] = []
-    built = Engine(
-        one, Source((3,), Streams(1)), roles, one.train, streams=Streams(1), quiet=True, folder=tmp_path,
+    Engine(
+        one, Source((3,), Streams(1), classes=2), roles, train, streams=Streams(1), quiet=True, folder=tmp_path,
         accelerator=make_accelerator("cpu", "fp32"), finished=lambda stage, _: seen.append(stage.name),
-    )  # fmt: skip
-    built.fit()
-    assert seen == ["steps-4", "flow-2", "steps-2", "flow-1", "steps-1"] and built.roles[
-        "student"
-    ].sampling == Sampling("ddim", 1)
+    ).fit()  # fmt: skip
+    assert seen == ["steps-4", "flow-2", "steps-2", "flow-1", "steps-1"]
+    assert roles["student"].sampling == Sampling("ddim", 1)
+    assert all(bool(value.isfinite().all()) for value in roles["student"].state_dict().values())
 
 
 def test_heads_by_the_shape_of_what_they_read() -> None:
