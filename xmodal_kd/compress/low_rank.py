@@ -21,6 +21,9 @@ class LowRank(nn.Sequential):
     ([(2, 6, 3, 3), (8, 2, 1, 1), (8,)], (1, 8, 3, 3))
     """
 
+    down: nn.Linear | nn.Conv2d
+    up: nn.Linear | nn.Conv2d
+
     def __init__(self, layer: nn.Module, rank: int) -> None:
         like: Any = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         bias = layer.bias is not None

@@ -83,7 +83,8 @@ class Flow(nn.Module):
         weights = full_precision(self.logits[layer]).softmax(dim=0)[1:]
         seen = torch.stack([one.layout.mask for one in candidates], dim=1)
         share = weights * seen
-        said = [adapter(dense_rows(one)) for adapter, one in zip(self.adapters[layer], candidates, strict=True)]  # type: ignore[arg-type]
+        adapters: Any = self.adapters[layer]
+        said = [adapter(dense_rows(one)) for adapter, one in zip(adapters, candidates, strict=True)]
         return (share[:, :, None] * torch.stack(said, dim=1)).sum(dim=1), share.sum(dim=1, keepdim=True)
 
 
