@@ -67,9 +67,8 @@ def _missing() -> Rows:
 class PointsAdapter(Adapter):
     """Teacher and student see the same moment, each in its own way, and meet on the student's rows.
 
-    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows
-    are gathered through the points that both sides see, so that row i means the same in both; rows which the teacher
-    does not see are masked. A teacher that learns has its own rows.
+    A row is a cell of a range image, a pixel or a point, as the student's model sees. A frozen teacher's are gathered
+    through the points that both see; rows which it does not see are masked. A teacher that learns has its own rows.
     """
 
     Data: ClassVar[type[PointsData]] = PointsData

@@ -121,11 +121,10 @@ class SpeechAdapter(Adapter):
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
-            self._sources[split] = SpeechSource(
-                self.config, split, self.tokens, self.streams, self.batch_size, self.stride
-            )
+            made = SpeechSource(self.config, split, self.tokens, self.streams, self.batch_size, self.stride)
             for front_end in self._front_ends.values():
-                self._sources[split].carry_waves(front_end.rate or 0)
+                made.carry_waves(front_end.rate or 0)
+            self._sources[split] = made
         return self._sources[split]
 
     # ---------------------------------------------------------------- models

@@ -21,10 +21,10 @@ class LowRank(nn.Sequential):
     ([(2, 6, 3, 3), (8, 2, 1, 1), (8,)], (1, 8, 3, 3))
     """
 
-    down: Any
-    up: Any
+    down: nn.Linear | nn.Conv2d
+    up: nn.Linear | nn.Conv2d
 
-    def __init__(self, layer: Any, rank: int) -> None:
+    def __init__(self, layer: nn.Module, rank: int) -> None:
         like: Any = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         bias = layer.bias is not None
         if isinstance(layer, nn.Linear):

@@ -70,13 +70,12 @@ class Fade(WeightSwap):
         self._biases = {f"{path}.bias": number for number, path in enumerate(biased)}
 
     def made(self, name: str, weight: Tensor) -> Tensor:
-        before = self.share * weight.detach()
-        if name in self._biases:
-            grown: Tensor = self.bias[self._biases[name]]
+        number = self._weights.get(name)
+        if number is None:
+            more: Tensor = self.bias[self._biases[name]]
         else:
-            number = self._weights[name]
-            grown = (self.up[number].flatten(1) @ self.down[number].flatten(1)).reshape(weight.shape)
-        return before + grown
+            more = (self.up[number].flatten(1) @ self.down[number].flatten(1)).reshape(weight.shape)
+        return self.share * weight.detach() + more
 
     def leave(self, model: nn.Module) -> None:
         """Give `model` the factors alone: the same parameters, so that who holds them need not be told."""

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -83,7 +83,7 @@ class Flow(nn.Module):
         weights = full_precision(self.logits[layer]).softmax(dim=0)[1:]
         seen = torch.stack([one.layout.mask for one in candidates], dim=1)
         share = weights * seen
-        adapters = cast(nn.ModuleList, self.adapters[layer])
+        adapters: Any = self.adapters[layer]
         said = [adapter(dense_rows(one)) for adapter, one in zip(adapters, candidates, strict=True)]
         return (share[:, :, None] * torch.stack(said, dim=1)).sum(dim=1), share.sum(dim=1, keepdim=True)
 

@@ -67,7 +67,7 @@ class TransferGraph(Mutual):
             if not answers and any("correct" in row for row in self.params.edges):
                 raise UserError(
                     f"term {term.name or term.loss!r}: the gate correct knows rows of answers alone: compare answers, "
-                    "or use other gates"
+                    "or open that edge by through or linear"
                 )
 
     def losses(self, batch: Batch, roles: Roles, ctx: Context) -> Iterator[tuple[str, LossOut]]:
