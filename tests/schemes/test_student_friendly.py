@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from oracles import sftn_by_another as oracle
-from scheme_runs import begun, content, engine
+from scheme_runs import begun, content, engine, weights
 
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.interrupt import Interrupted
 
 
 def _begun(tmp_path: Path, **params: Any) -> tuple[Any, Any, Any, Any]:
@@ -55,6 +56,27 @@ def test_a_copy_is_tuned_and_branches_are_gone_in_the_end(tmp_path: Path) -> Non
     assert torch.equal(teacher.head.weight, before)
     assert not torch.equal(built.roles["teacher"].head.weight, before)
     assert built.roles.keys() == {"student", "teacher"} and built.method.modules().keys() == {"objective"}
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_it_goes_on_in_either_stage_as_if_nothing_had_been(step: int, tmp_path: Path) -> None:
+    made = content("sftn", checkpoint_every=1)
+    whole = engine(tmp_path / "whole", made)
+    whole.fit()
+    stopped = engine(tmp_path / "stopped", made)
+    milestones = stopped._milestones
+
+    def patched(*args: Any) -> None:
+        if stopped.at.total == step:
+            stopped.stop._signalled = True
+        milestones(*args)
+
+    stopped._milestones = patched  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    again = engine(tmp_path / "stopped", made)
+    again.fit(resume=True)
+    assert weights(again) == weights(whole)
 
 
 def test_other_modules_are_refused(tmp_path: Path) -> None:
