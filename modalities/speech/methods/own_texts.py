@@ -84,6 +84,8 @@ def wants_labels(term: Term, spec: LossSpec) -> bool:
 class GKDParams(OwnTexts):
     share: float = Field(0.5, ge=0, le=1)
     """Probability of a step on the student's own texts; the others are on the texts of the data."""
+    replay: bool = False
+    """Whether such a step takes the texts that its utterances had last, with a probability that rises from 0 to 1."""
 
 
 @METHODS.register("gkd")
@@ -95,12 +97,17 @@ class GKD(OnOwnTexts):
     (`gjsd`, `kd`, `skew_kl`, ... by token), but for those that read labels, of which there are none then. No gradient
     goes through the drawing. Texts of the teacher in the place of the data's are drawn with ``teacher_texts``, or
     written once and before (``xmodal-kd pseudolabel --as-written``), as for sequence-level distillation.
+
+    With ``replay`` texts are drawn anew with probability 1 - step / steps, else taken from those that were, as in Ko et
+    al., "DistiLLM", ICML 2024; there of any utterances, here of the step's own, which have one each.
     """
 
     Params: ClassVar[type[Strict]] = GKDParams
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        #: Targets that an utterance had last of its own, by its number, where they are to be used again.
+        self.kept: dict[int, list[int]] = {}
         #: Terms that need no label.
         self.unlabelled = {one.name for one in self.objective if not wants_labels(one.term, one.spec)}
 
@@ -116,7 +123,29 @@ class GKD(OnOwnTexts):
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
         if not self.is_own(ctx):
             return super().loss(role, roles, self.given(roles, batch, ctx), ctx)
-        return self.compared(role, roles, self.drawn(role, roles, batch, ctx), ctx, self.unlabelled)
+        return self.compared(role, roles, self.own(role, roles, batch, ctx), ctx, self.unlabelled)
+
+    def own(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> Batch:
+        """The batch over texts of the student's own: of now, or with ``replay`` of an earlier step."""
+        if not self.params.replay:
+            return self.drawn(role, roles, batch, ctx)
+        if ctx.ranks.world > 1:
+            raise UserError("method.params.replay: a process knows its own texts alone: train on one, or leave it out")
+        ids = batch["ids"].tolist()
+        again = self.streams.numpy("replay", ctx.stage.name, ctx.step).random() < ctx.step / self.train.steps
+        if again and self.kept.keys() >= set(ids):
+            out: Batch = self.adapter.over(batch, [self.kept[i] for i in ids])  # type: ignore[attr-defined]
+            return out
+        drawn = self.drawn(role, roles, batch, ctx)
+        targets = [row[row >= 0].tolist() for row in drawn["targets"].cpu()]
+        self.kept |= dict(zip(ids, targets, strict=True))
+        return drawn
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"kept": {str(i): targets for i, targets in self.kept.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.kept = {int(i): list(targets) for i, targets in state["kept"].items()}
 
 
 class PairParams(OwnTexts):

@@ -202,12 +202,16 @@ class Seq2SeqAdapter(TextAdapter):
         with evaluating(model):
             states = self._encoders(encoder_of(model), heard, shared=True)
             texts = drawn(model, made, states, temperature, longest)
-        targets = [torch.tensor([*made.prefix[1:], *text], device=heard.device) for text in texts]
+        return self.over(batch, [[*made.prefix[1:], *text] for text in texts])
+
+    def over(self, batch: Batch, targets: Sequence[Sequence[int]]) -> Batch:
+        """The batch over other targets."""
+        device = batch["lengths"].device
         return {
             **batch,
-            "targets": pad_sequence(targets, batch_first=True, padding_value=-1),
-            "target_lengths": torch.tensor([len(target) for target in targets], device=heard.device),
-            "texts": [made.decode(text) for text in texts],
+            "targets": pad_sequence([torch.tensor(one) for one in targets], True, -1).to(device),
+            "target_lengths": torch.tensor([len(one) for one in targets], device=device),
+            "texts": [self.processor.decode(one) for one in targets],
         }
 
     # ---------------------------------------------------------------- evaluation and export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +142,31 @@ def test_an_own_step_compares_tokens_that_the_student_drew(teacher: Path, record
     assert any(p.grad is not None and bool(p.grad.any()) for p in roles["student"].parameters())
 
 
+def test_texts_are_used_again_the_more_the_later(teacher: Path, recordings: Path) -> None:
+    """What is known of them is JSON, and for an utterance without one all are drawn anew."""
+    made, roles, batch = begun(GKD, recordings, teacher, [Term(loss="gjsd")], share=1.0, replay=True, longest=6)
+    made.train = Train(steps=100, batch_size=3)
+    steps = [context(step, 100) for step in range(0, 100, 5)]
+    again = [Streams(1).numpy("replay", "student", ctx.step).random() < ctx.step / 100 for ctx in steps]
+    assert not again[0] and 5 < sum(again) < 15
+    texts = list[Any]()
+    for ctx, same in zip(steps, again, strict=True):
+        own = made.own("student", roles, batch, ctx)
+        drawn = made.drawn("student", roles, batch, ctx)
+        expected = texts[-1] if same else drawn
+        assert torch.equal(own["targets"], expected["targets"]) and own["texts"] == expected["texts"]
+        assert torch.equal(own["target_lengths"], expected["target_lengths"])
+        texts.append(own)
+    other, _, _ = begun(GKD, recordings, teacher, [Term(loss="gjsd")], replay=True)
+    other.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    assert other.kept == made.kept and set(made.kept) == set(batch["ids"].tolist())
+    late = steps[max(i for i, same in enumerate(again) if same)]
+    made.kept.pop(0)
+    assert torch.equal(
+        made.own("student", roles, batch, late)["targets"], made.drawn("student", roles, batch, late)["targets"]
+    )
+
+
 def test_other_steps_are_on_the_data_or_on_the_teachers_texts(teacher: Path, recordings: Path) -> None:
     terms = [Term(loss="ce"), Term(loss="gjsd")]
     made, roles, batch = begun(GKD, recordings, teacher, terms, share=0.0)
@@ -230,6 +256,10 @@ def test_the_curriculum_of_alpha_is_the_releases(seed: int, first: float) -> Non
 
 METHODS: Mapping[str, tuple[str, str]] = {
     "gkd": ("{name: gkd, params: {share: 0.5, longest: 6}}", "[{loss: ce}, {loss: gjsd}]"),
+    "replay": (
+        "{name: gkd, params: {share: 1.0, replay: true, longest: 6}}",
+        "[{loss: ce}, {loss: skew_kl}, {loss: skew_rkl}]",
+    ),
     "distillm2": (
         "{name: distillm2, params: {longest: 6, own: [distillm2_srkl]}}",
         "[{loss: ce}, {loss: distillm2_skl, labels: tokens}, {loss: distillm2_srkl, labels: tokens}]",
@@ -242,7 +272,9 @@ def arguments(out: Path, recordings: Path, teacher: Path, *more: str) -> list[st
     return ["run", "speech/whisper", "--out", str(out), "--device", "cpu", "--quiet", *listed(given)]
 
 
-@pytest.mark.parametrize("name", ["gkd", pytest.param("distillm2", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name", ["gkd", *(pytest.param(name, marks=pytest.mark.full) for name in ("replay", "distillm2"))]
+)
 def test_a_killed_run_goes_on_to_the_same_student(name: str, recordings: Path, teacher: Path, tmp_path: Path) -> None:
     """And its control is the one of a run on the data's texts alone."""
     method, objective = METHODS[name]
