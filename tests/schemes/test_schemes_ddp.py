@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 #: Peers in turn, branches that share modules, exits, pairs, two views with a loss over the batch, followers of the
 #: student; teachers weighed by row and by batch, orders of samples, a loss a teacher, exemplars beside new samples; two
-#: turns that share an optimizer step.
+#: turns that share an optimizer step; a stage that reaches a part of the student.
 EXAMPLES = (
     "dml", "okddip branches", "byot", "cs_kd", "ddgsd", "ema_teacher", "ps_kd", "ca_mkd", "ae_kd", "you", "uhc", "pdr",
-    "dot",
+    "dot", "two_stage",
 )  # fmt: skip
 
 
