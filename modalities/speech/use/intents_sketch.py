@@ -83,7 +83,7 @@ def intents_sections(given: Given, teacher: Namer | None, found: Recordings, loo
         "data": {
             "task": Noted("intents", f"{len(found.intents)} classes: {listed(found.intents)}"),
             **found.section,
-            "features": Noted({"sample_rate": min(found.rate, ENOUGH), "mels": 40}, rates),
+            "features": Noted({"sample_rate": min(found.rate, ENOUGH), "mels": 40, "normalise": "utterance"}, rates),
             "augment": Noted({"speed": [0.9, 1.1], "freq_masks": 2, "time_masks": 2}, "masks are heard by what learns"),
         },
         "teacher": _taught(given, teacher, found, steps, batch, looking),
