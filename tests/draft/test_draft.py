@@ -14,8 +14,10 @@ from refusals import Capture
 from source_files import ROOT
 
 from xmodal_kd.adapter.adapter import adapter_class
+from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
 from xmodal_kd.draft import Unfit, draft
+from xmodal_kd.modalities.images.use import restoration_sketch
 from xmodal_kd.recipe.recipe import Loaded, load
 from xmodal_kd.runtime.errors import UserError
 
@@ -183,6 +185,23 @@ def test_joints_are_of_cocos_annotations(tmp_path: Path) -> None:
 def test_drawn_figures_have_a_name(tmp_path: Path) -> None:
     recipe = made(tmp_path, "images", None, "skeletons", size="small").recipe
     assert recipe.data["sources"] == "skeletons" and "path" not in recipe.data
+
+
+def test_photographs_have_a_name_and_images_a_restorer(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "images", None, "photos", size="small").recipe
+    assert recipe.data["task"] == "restoration" and recipe.student.params == {"width": 8, "blocks": 1}
+    card = {"format": 1, "modality": "images", "task": "restoration", "model": "edsr", "params": {}, "scale": 3,
+            "noise": 5.0, "shape": [3, 16, 16]}  # fmt: skip
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(Unfit, match="sees images of 3 channels, the data's have 1: convert them, or leave --teacher"):
+        draft("images", tmp_path / "y.yaml", tmp_path / "teacher", images(tmp_path / "x", 40, size=48))
+    with pytest.raises(Unfit, match="--data is missing: a folder of images of any size, an EDM zip, or photos"):
+        draft("images", tmp_path / "y.yaml", tmp_path / "teacher", None)
+    (tmp_path / "teacher" / "card.json").write_text(json.dumps(card | {"shape": [1, 16, 16]}))
+    given = restoration_sketch.sketch(Given(tmp_path / "teacher", tmp_path / "x", SIZES["small"]))
+    assert {key: one.value for key, one in given.sections["data"]["restoration"].items()} == {"scale": 3, "noise": 5.0}
+    assert "size" not in given.sections["data"] and given.sections["train"]["batch_size"] == 16
 
 
 def images(folder: Path, count: int, size: int = 8) -> Path:

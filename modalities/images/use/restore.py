@@ -64,7 +64,7 @@ class ImageRestorer:
         pixels = _fitted(path, mode) if fit else read_image(path, expected)
         height, width = pixels.shape[:2]
         if channels * height * width * (1 + self.card.scale**2) * BYTES > room():
-            raise UserError(f"{path}: {width}x{height} pixels take more memory than there is: cut it into parts")
+            raise UserError(f"{path}: {width}x{height} pixels: there is too little memory for it: cut it into parts")
         x = as_seen(pixels.reshape(height, width, channels).transpose(2, 0, 1))
         made = as_bytes(restored(self.model, x, self.tile)).transpose(1, 2, 0)
         return Image.fromarray(made[:, :, 0] if channels == 1 else np.ascontiguousarray(made))

@@ -1,4 +1,4 @@
-"""A recipe for a classifier's folder and labelled images: who sees what, of which classes; for joints see beside."""
+"""A recipe for a classifier's folder and labelled images: who sees what, of which classes; other tasks beside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.errors import UserError
 
 from ..export.saved_folder import Card, load_card
-from . import keypoints_sketch
+from . import keypoints_sketch, restoration_sketch
 
 HELP = "docs/own_data.md#images-pictures-of-a-class-each"
 WHO = "a classifier"
@@ -33,6 +33,8 @@ def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
     if keypoints_sketch.fits(given.data):
         return keypoints_sketch.sketch(given)
+    if restoration_sketch.fits(given):
+        return restoration_sketch.sketch(given)
     looking, card, images = Looking(), None, None
     if given.teacher is not None:
         with looking.on():
