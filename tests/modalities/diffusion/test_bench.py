@@ -23,6 +23,10 @@ from xmodal_kd.training.method import METHODS
 QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "progressive": (Arm("progressive", 60), {1: 4.0, 2: 3.6, 4: 3.3}),
     "rdd": (Arm("rdd", 60), {1: 4.9, 2: 4.3, 4: 3.9}),
+    "lightning": (
+        ARMS["lightning"]._replace(steps=40, params={**ARMS["lightning"].params, "critic": 2}),
+        {1: 10.1, 2: 5.6, 4: 4.4},
+    ),
     "consistency": (Arm("consistency", 300, {"grid": 8, "decay": 0.8}), {1: 4.5, 2: 4.5, 4: 4.0}),
     "lcm": (Arm("lcm", 200, {"grid": 8, "decay": 0.8}), {1: 4.7, 2: 5.0, 4: 4.3}),
     "ect": (Arm("ect", 300), {1: 9.0, 2: 6.5, 4: 4.5}),
