@@ -162,6 +162,8 @@ def test_teachers_are_dropped_and_asked_no_more_and_resumed_at_that_moment(tmp_p
     [
         ({"body": ["wid/body"]}, "no teacher is called 'wid'"),
         ({"bod": ["body"]}, "no module 'bod'"),
+        ({"body": ["thin/logits"]}, "is an answer, and no layer"),
+        ({"body": []}, "layers"),
         ({"body": ["thin/bod"]}, "no module 'bod'"),
     ],
 )

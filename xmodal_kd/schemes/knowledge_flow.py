@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from ..objective.parts import LossOut, Part
 from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError, nearest
 from ..signals.capture import capture, only_call
-from ..signals.signals import Signal, Signals, of_teacher, teacher_name
+from ..signals.signals import OUTPUTS, Signal, Signals, of_teacher, teacher_name
 from ..training.method import Context, Roles, Stage, known_as
 from ..training.optim import build_optimizer
 from ..training.role_plan import RolePlan
@@ -34,7 +34,7 @@ OLD = "old"
 
 
 class FlowParams(Strict):
-    layers: dict[str, tuple[str, ...]] = Field(min_length=1)
+    layers: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(min_length=1)
     """For modules of the student those of teachers that flow into them: a path of the first teacher, ``NAME/path`` of
     another."""
     dependence: float = Field(0.1, ge=0)
@@ -122,6 +122,8 @@ class KnowledgeFlow(Scheme):
         for path in itertools.chain(*params.layers.values()):
             if "/" in path and (name := path.partition("/")[0]) not in names:
                 raise UserError(f"scheme.params.layers: no teacher is called {name!r}{nearest(name, names)}")
+            if path.rpartition("/")[2] in OUTPUTS:
+                raise UserError(f"scheme.params.layers: {path!r} is an answer, and no layer: name a module")
         return super().plan(params, recipe, student)
 
     @property
