@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score
-from xmodal_kd.adapter.listed import Listed, Skipped
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.runtime.errors import UserError
@@ -19,7 +19,7 @@ from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
 
-from ..data.keypoints.coco import looked_at, people
+from ..data.keypoints.coco import listed_persons
 from ..data.keypoints.source import FiguresSource, Sample, load_figures
 from ..data.source import ImagesData
 from ..evaluate.joints import SHARES, distances, found_in, metrics
@@ -51,14 +51,8 @@ class KeypointsAdapter(Adapter):
 
     @classmethod
     def files(cls, data: ImagesData) -> Iterable[Listed]:
-        """The images of COCO's persons; drawn figures have none."""
-        if data.sources != "coco":
-            return
-        skipped = Skipped.of(data.skip).keys
-        for path in (data.path, data.test_path):
-            for image, persons in people(path, data.keypoints.category).items() if path is not None else ():
-                if kept := [one.key for one in persons if one.key not in skipped]:
-                    yield Listed(kept[0], image, looked_at)
+        """COCO's annotations and the images of their persons; drawn figures have none."""
+        return listed_persons(data, data.keypoints.category) if data.sources == "coco" else ()
 
     def data(self, split: str) -> FiguresSource:
         return FiguresSource(self.config, split, load_figures(self.config, split), self.streams, self.batch_size)
