@@ -151,7 +151,7 @@ class Lightning(FewStep):
 
     def judges(self, stage: Stage) -> bool:
         """Whether it has a discriminator."""
-        return self.number(stage) >= self.params.mse
+        return bool(self.number(stage) >= self.params.mse)
 
     def relaxes(self, stage: Stage) -> bool:
         """Whether that does not see where a step began."""
