@@ -16,12 +16,16 @@ from xmodal_kd.compress import origins, prune
 from xmodal_kd.compress.channels import Channels
 from xmodal_kd.compress.origins import Origin
 from xmodal_kd.modalities.points.models import MODELS as POINTS
+from xmodal_kd.modalities.points.models.centre import Answer
 from xmodal_kd.modalities.speech.models import MODELS as SPEECH
 from xmodal_kd.runtime.errors import UserError
 
 SPEECH_INPUT = (torch.linspace(-1, 1, 2 * 40 * 10).sin().reshape(2, 40, 10) * 3, torch.tensor([40, 33]))
 GRID = torch.linspace(-9, 9, 2 * 5 * 8 * 32).cos().reshape(2, 5, 8, 32)
 POINT_INPUT = (torch.linspace(-30, 30, 80).sin().reshape(20, 4) * 5, torch.tensor([11, 9]))
+
+#: Points, the pillar of each, and how many pillars there are.
+PILLARS = (torch.linspace(-9, 9, 120).cos().reshape(24, 5), torch.arange(24) * 5 % 64, (1, 8, 8))
 
 
 def speech(name: str, **params: Any) -> nn.Module:
@@ -64,6 +68,7 @@ MODELS: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "range_unet": (points("range_unet", width=8, levels=3), (GRID,)),
     "image_unet": (points("image_unet", width=4, levels=2), (GRID[..., :7, :31],)),
     "point_transformer": (points("point_transformer", width=8, heads=2, blocks=3, window=4), POINT_INPUT),
+    "centerpoint_pillar": (points("centerpoint_pillar", width=8), PILLARS),
     "normed": (random(Normed()), (torch.linspace(-5, 5, 2 * 4 * 9).sin().reshape(2, 4, 9),)),
 }
 
@@ -78,6 +83,8 @@ def followed(model: nn.Module, given: tuple[Any, ...]) -> Channels:
 def answer(model: nn.Module, given: tuple[Any, ...]) -> Tensor:
     with torch.no_grad():
         out = model(*given)
+    if isinstance(out, Answer):
+        return torch.cat(out, dim=1)
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -122,7 +129,7 @@ def test_channels_that_are_one_change_places_unheard(name: str) -> None:
 def _touches_input_or_output(name: str, group: prune.Group) -> bool:
     """Channels of the data and of the classes have places of their own."""
     return any(
-        (slot[0].startswith("head") and slot[1] == 0) or (len(group.slots) == 1 and slot[1] == 1)
+        (slot[0].startswith(("head", "heat.1", "boxes.1")) and slot[1] == 0) or (len(group.slots) == 1 and slot[1] == 1)
         for slot in group.slots
     )
 
@@ -195,6 +202,16 @@ def test_every_narrower_student_gets_weights_of_its_teacher(big: nn.Module, smal
     pruned(big, small, SPEECH_INPUT)
     theirs, mine = set(big.state_dict()["head.weight"].flatten().tolist()), small.state_dict()["head.weight"]
     assert set(mine.flatten().tolist()) <= theirs
+
+
+def test_a_detector_of_fewer_channels_starts_with_some_of_its_teachers() -> None:
+    """As SparseKD's inherits weights by the norms of filters: points pooled into pillars included."""
+    big, small = points("centerpoint_pillar", width=16), points("centerpoint_pillar", width=8)
+    pruned(big, small, PILLARS)
+    for name in ("point.0.weight", "heat.1.weight", "boxes.1.weight"):
+        theirs, mine = (set(model.state_dict()[name].flatten().tolist()) for model in (big, small))
+        assert mine < theirs, name
+    assert torch.equal(small.state_dict()["boxes.1.bias"], big.state_dict()["boxes.1.bias"])
 
 
 def test_unets_keep_as_many_channels_of_every_norm_group() -> None:

@@ -270,12 +270,22 @@ class Channels(TorchFunctionMode):
         top = self._along(shadow, kept)
         self._keep(out, top.reshape(out.shape))
 
+    def _scattered(self, out: Tensor, x: Tensor, dim: int, index: Tensor, src: Tensor, *_: Any, **__: Any) -> None:
+        """Rows that are pooled by a number of their own, as points are into pillars."""
+        if (shadow := self._shadow(src)) is not None:
+            top = self._along(shadow, [d for d in range(src.dim()) if d != dim % src.dim()])
+            self._keep(out, top.unsqueeze(dim).expand(out.shape))
+
+    def _blank(self, out: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
+        """What is made anew has no channels."""
+
 
 Rule = Callable[..., None]
 RULES: dict[str, Rule] = {
     "linear": Channels._linear, "layer_norm": Channels._layer_norm, "group_norm": Channels._group_norm,
     "batch_norm": Channels._batch_norm, "glu": Channels._glu,
-    "scaled_dot_product_attention": Channels._attention,
+    "scaled_dot_product_attention": Channels._attention, "scatter_reduce": Channels._scattered,
+    **dict.fromkeys(["new_zeros", "zeros_like"], Channels._blank),
     **dict.fromkeys(CONVOLUTIONS, Channels._convolution),
     **dict.fromkeys(["mean", "sum", "amax", "amin"], Channels._reduced),
 }  # fmt: skip
