@@ -63,8 +63,8 @@ def build_intents(data: SpeechData) -> Intents:
     if len(found) < 2:
         told = f"one intent only, {found[0]!r}" if found else "no intent"
         raise UserError(
-            f"data: the training split has {told}: give each line of the manifest its intent (or label), or take data "
-            "whose folders or tables name them (fsdd, speech_commands, fluent_speech_commands)"
+            f"data: the training split has {told}: give each line of the manifest its intent (or label), or set "
+            "data.sources to a layout that names classes: speech_commands, fluent_speech_commands"
         )
     return Intents(tuple(found))
 

@@ -110,8 +110,8 @@ class IntentsAdapter(Adapter):
             if theirs != self.intents.names:
                 name = next(iter(sorted(set(theirs) ^ set(self.intents.names))), "their order")
                 raise UserError(
-                    f"{folder}: its {role} names other intents than the data: they differ in {name!r}: take the data "
-                    "that it learnt from, or build a student anew"
+                    f"{folder}: its {role} names other intents than the data: they differ in {name!r}: set data.path "
+                    "to what it learnt from, or build a student anew"
                 )
         model.card = {"model": card.model, "params": card.params}
         if other is None:
