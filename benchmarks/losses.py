@@ -77,6 +77,8 @@ def widths_of(spec: LossSpec, shape: Shape) -> tuple[list[int], list[int]]:
     """Widths of the student's and of the teacher's signals."""
     if spec.name == "lelp":
         return [FEW * SUBCLASSES], [FEW, shape.channels[1]]
+    if spec.name == "dskd":
+        return [shape.classes, shape.channels[0]], [shape.classes, shape.channels[1]]
     if spec.name == "norm":
         return [SEGMENTS * shape.channels[1]], [shape.channels[1]]
     logits = bool({"logits", "regression"} & spec.needs) and "features" not in spec.needs
@@ -126,7 +128,8 @@ def inputs_of(spec: LossSpec, shape: Shape, device: torch.device) -> dict[str, A
         "label_item": item,
         "regions": torch.randint(64, (n,), device=device, generator=random),
         "ids": torch.arange(items, device=device),
-        "head": nn.Linear(widths[1][0], shape.classes, device=device).requires_grad_(False),
+        "head": nn.Linear(widths[1][-1], shape.classes, device=device).requires_grad_(False),
+        "own_head": nn.Linear(widths[0][-1], shape.classes, device=device).requires_grad_(False),
         "progress": 0.5,
     }
 

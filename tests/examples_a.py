@@ -94,6 +94,7 @@ def statistics() -> Path:
 #: Changes of the random batch ``(batch, seed) -> batch`` for a loss whose rows have a form of their own.
 EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for name in SHAPES} | {
     "bounded_reg": regression,
+    "dskd": lambda batch, seed: batch | {"labels": batch["labels"] % 5},
     "patch_gan": regression,
     "sdd": one_label,
     "uhc": partly,

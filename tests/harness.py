@@ -33,9 +33,10 @@ FEW = (2, 0, 1, 1)  # fewer rows than channels, and items of a single row
 SINGLE = (1, 1, 1, 1)
 
 #: Losses that compare one row an item.
-BY_SAMPLE = {"crcd", "crd", "crd_exact"}
+BY_SAMPLE = {"crcd", "crd", "crd_exact", "hkd"}
 #: Widths of the signals of losses that compare lists; others get two of equal width.
 SIGNALS = {
+    "dskd": (5, 5),
     "fsp": (6, 4, 3, 5),
     "irg": (6, 12, 5),
     "kdsvd": (6, 4, 5),
@@ -43,6 +44,8 @@ SIGNALS = {
     "patch_gan": (6,),
     "skd_adv": (5,),
 }
+#: So many of a loss's first signals say which rows belong together, and learn nothing.
+LINKING = {"hkd": 1}
 #: Hyper-parameters under every setting, where the defaults make tests slow.
 SMALL: dict[str, Settings] = {
     "adv_feature": {"hidden": 8},
@@ -51,6 +54,7 @@ SMALL: dict[str, Settings] = {
     "crcd": {"samples": 40, "negatives": 16, "width": 8},
     "crd": {"samples": 40, "negatives": 16, "width": 8},
     "crd_exact": {"samples": 40, "negatives": 16, "width": 8},
+    "hkd": {"samples": 40, "negatives": 16, "width": 8, "neighbours": 2},
     "multilevel_ot": {"iterations": 4},
     "patch_gan": {"hidden": 4, "layers": 2},
     "seed": {"queue": 24},
@@ -83,7 +87,7 @@ def each(change: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 class Head:
-    """A teacher's head that takes NumPy rows as well."""
+    """A head that takes NumPy rows as well."""
 
     def __init__(self, wide: int) -> None:
         self.weight = torch.linspace(-1, 1, 5 * wide, dtype=torch.float64).reshape(5, wide).sin()
@@ -128,6 +132,7 @@ def batch(seed: int, spec: LossSpec, dtype: torch.dtype = torch.float64, counts:
         "regions": place % 2,
         "ids": torch.tensor([7, 2, 31, 11]),
         "head": Head(widths[0] + wider),
+        "own_head": Head(widths[0]),
         "progress": 0.3,
     }
     return EXAMPLES[spec.name](made, seed) if spec.name in EXAMPLES else made
@@ -234,7 +239,8 @@ def signals(spec: LossSpec, inputs: Batch, junk: float | None = None) -> tuple[S
             beside = inputs[key].new_full((len(mask), *inputs[key].shape[1:]), -100)
             out.add(key, beside.index_copy(0, place, inputs[key]), layout)
         said.append(out)
-    said[1].model = nn.ModuleDict({"head": _linear(inputs["head"])})
+    for out, key in zip(said, ("own_head", "head"), strict=True):
+        out.model = nn.ModuleDict({"head": _linear(inputs[key])})
     return said[0], said[1]
 
 

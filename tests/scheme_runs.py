@@ -61,6 +61,21 @@ EXAMPLES: dict[str, Content] = {
     "born_again": {"scheme": {"params": {"generations": 1}}},
     "tfkd_self": {},
     "dml": {"scheme": {"params": {"peers": 2}}, "objective": [HINT]},
+    "ktg": {
+        "scheme": {"params": {"edges": [["linear", "through"], ["correct", "through"]]}},
+    },
+    "ktg features": {
+        "scheme": {
+            "params": {
+                "edges": [
+                    ["through", "linear", "cutoff"],
+                    ["through", "cutoff", "cutoff"],
+                    ["linear", "through", "through"],
+                ]
+            }
+        },
+        "objective": [HINT],
+    },
     "kdcl": {"scheme": {"params": {"peers": 2}}},
     "kdcl linear": {"scheme": {"params": {"peers": 2, "how": "linear", "own_views": True}}},
     "kdcl general": {"data": {"train": 22}, "scheme": {"params": {"how": "general", "held": 0.25, "own_views": True}}},
@@ -75,6 +90,13 @@ EXAMPLES: dict[str, Content] = {
     "rslad": {"teacher": TEACHER, "scheme": {"params": {"steps": 2, "radius": 0.05}}},
     "sskd": {"teacher": TEACHER, "data": {"single": True}, "scheme": {"params": {"on": "body"}}},
     "two_views": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"], "second": ["kd"]}}, "objective": [HINT]},
+    "two_stage": {"teacher": TEACHER, "scheme": {"params": {"first": ["hint"]}}, "objective": [HINT]},
+    "two_stage teachers": {
+        "teacher": TEACHER,
+        "teachers": {"wide": {**TEACHER, "params": {"width": 32}}},
+        "scheme": {"params": {"first": ["hint"], "share": 0.25}},
+        "objective": [HINT, {**HINT, "name": "later"}],
+    },
     "deit": {"teacher": TEACHER, "scheme": {"params": {"teacher": "head"}}, "objective": [HINT]},
     "dino": {
         "data": {"single": True},
@@ -106,6 +128,20 @@ EXAMPLES: dict[str, Content] = {
         "scheme": {"params": {"terms": [{"loss": "distilbert", "weight": 10.0}]}},
         "objective": [HINT],
     },
+    "knowledge_flow": SEVERAL
+    | {
+        "scheme": {"params": {"layers": {"body.0": ["body.0", "wide/body"], "body": ["thin/body.0"]}, "every": 2}},
+        "objective": [HINT],
+    },
+    "knowledge_flow alone": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"layers": {"body": ["body"]}, "alone": 0.502, "change": 0.0}},
+    },
+    "sftn": {
+        "teacher": TEACHER,
+        "scheme": {"params": {"layers": {"body.0": "body.0", "body": "body"}, "steps": 3, "agree": 2.0}},
+        "objective": [HINT],
+    },
     "kdgan": {"teacher": TEACHER, "scheme": {"params": {"returned": 0.1, "negatives": 3}}},
     "maskd": {"teacher": TEACHER, "scheme": {"params": {"on": "body", "tokens": 3}}, "objective": [HINT]},
     "dot": {"teacher": TEACHER, "train": {"optimizer": {"name": "sgd", "lr": 2e-2}}, "objective": [HINT]},
@@ -122,6 +158,8 @@ EXAMPLES: dict[str, Content] = {
     "uhc": SEVERAL | {"objective": [{"loss": "uhc", "weight": 0.5}]},
     "lwf": KEEPING | {"scheme": {"params": {"old": OLD}}},
     "pdr": KEEPING | {"scheme": {"params": {"old": OLD, "exemplars": 5, "per_batch": 4, "labelled": True}}},
+    "tkd": {"teacher": TEACHER, "data": {"train": 32}, "objective": [{"loss": "tkd"}]},
+    "tkd every": {"teacher": TEACHER, "data": {"train": 32}, "scheme": {"params": {"every": 3, "times": 1}}},
 }
 
 

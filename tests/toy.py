@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score, Strict
+from xmodal_kd.compress.folder import load as load_saved
 from xmodal_kd.compress.gates import Units
 from xmodal_kd.losses import LOSSES, loss
 from xmodal_kd.losses.base import item_mean
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term, Train
-from xmodal_kd.runtime.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
+from xmodal_kd.runtime.checkpoint import read_json, write_json, write_tensors
 from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -177,6 +178,7 @@ class ToyAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     datasets: ClassVar[Mapping[str, str]] = {"toy": "random rows"}
     metric: ClassVar[tuple[str, bool]] = ("error", True)
+    saves_low_rank: ClassVar[bool] = True
 
     def __init__(self, data: Data, streams: Streams, batch_size: int) -> None:
         self.config, self.streams, self.batch_size = data, streams, batch_size
@@ -196,7 +198,7 @@ class ToyAdapter(Adapter):
         if tuple(card["classes"]) != NAMES:
             raise UserError(f"{folder}: its {role} knows the classes {card['classes']}")
         net = self.build(role, card["model"], card["params"])
-        load_weights(net, read_tensors(folder / "model.safetensors"), folder)
+        load_saved(net, folder / "model.safetensors")
         return net
 
     def class_names(self, role: str) -> Sequence[str]:

@@ -353,8 +353,8 @@ class DiffusionAdapter(Adapter):
             raise RunError(f"{folder}: the weights read back are not those that were trained")
 
     def _save(self, model: Denoiser, folder: Path, facts: Mapping[str, Any]) -> None:
-        count = sum(p.numel() for p in model.parameters())
-        known: dict[str, Any] = {"data": self.config.sources, "seed": self.streams.seed, "parameters": count}
+        known: dict[str, Any] = {"data": self.config.sources, "seed": self.streams.seed}
+        known["parameters"] = model.saved_parameters
         if facts["role"] == "student" and self.teacher is not None:
             theirs = sum(p.numel() for p in self.teacher.parameters())
             known["teacher"] = (

@@ -24,6 +24,7 @@ from .data.source import ImagesData, ImagesSource, Sample, load_split
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
 from .losses import joints, restoration  # noqa: F401 - registers the losses
+from .methods import temporal  # noqa: F401 - registers the methods
 from .models import MODELS, Network, task_of
 from .models.rows import add_feature
 from .show.panels import glimpse, show
@@ -41,6 +42,7 @@ class ImagesAdapter(Adapter):
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("accuracy", False)
     quick_export: ClassVar[bool] = False
+    saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
         "digits": "scikit-learn's handwritten digits: 1,797 images of 8x8",
         "folder": "images in a folder; subfolders or dataset.json are the classes",

@@ -37,7 +37,7 @@ from .export.saved_folder import check_classes, check_view, essence, load_card, 
 from .losses import bev, centres, fusion, local  # noqa: F401 - registers the losses
 from .methods import BevDistill, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
 from .models import MODELS
-from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder
+from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder, that_answer
 from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
@@ -67,9 +67,8 @@ def _missing() -> Rows:
 class PointsAdapter(Adapter):
     """Teacher and student see the same moment, each in its own way, and meet on the student's rows.
 
-    A row is a cell of a range image, a pixel or a point, whichever the student's model sees. A frozen teacher's rows
-    are gathered through the points that both sides see, so that row i means the same in both; rows which the teacher
-    does not see are masked. A teacher that learns has its own rows.
+    A row is a cell of a range image, a pixel or a point, as the student's model sees. A frozen teacher's are gathered
+    through the points that both see; rows which it does not see are masked. A teacher that learns has its own rows.
     """
 
     Data: ClassVar[type[PointsData]] = PointsData
@@ -77,6 +76,7 @@ class PointsAdapter(Adapter):
     gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
     metric: ClassVar[tuple[str, bool]] = ("miou", False)
     quick_export: ClassVar[bool] = False
+    saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
         "simulator": "streets made on the fly: ground, pavements, cars, trucks, buildings, poles, trees, people",
         "kitti": "KITTI object's layout: training/{velodyne,image_2,calib,label_2}",
@@ -329,10 +329,10 @@ class PointsAdapter(Adapter):
         return Evaluation(metrics, [s for s in scores if np.isfinite(s.errors)])
 
     def overview(self, models: Mapping[str, nn.Module], folder: Path) -> Overview:
-        return overview(self, _answering(models), folder)
+        return overview(self, that_answer(models), folder)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
-        return show(self, _answering(models))
+        return show(self, that_answer(models))
 
     def glimpse(self, role: str, model: nn.Module) -> Sequence[Panel]:
         return glimpse(self, role, model)
@@ -363,13 +363,9 @@ class PointsAdapter(Adapter):
 def _real(data: PointsData) -> Iterator[Recorded]:
     """The folders that all roles are measured on at the end."""
     for folder in data.real:
-        skipped = Skipped.of(data.skip)
-        yield Recorded(folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=skipped, beside=True)
-
-
-def _answering(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The roles that answer, and do not teach by their features alone."""
-    return {role: model for role, model in models.items() if not isinstance(model, VisionEncoder)}
+        yield Recorded(
+            folder, data.lidar, classes=data.taxonomy, pictures=True, skipped=Skipped.of(data.skip), beside=True
+        )
 
 
 def batches(source: PointsSource, device: torch.device, size: int | None = None) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,12 @@ from .evaluate.measure import measured
 from .evaluate.ngram import Ngram
 from .evaluate.word_beam import WordBeam
 from .export.card import about
-from .export.onnx import FP32, INT8, OnnxModel, against, export_onnx, quantise
-from .export.onnx_steps import STREAM_FP32, STREAM_INT8, Chunked, export_steps, quantise_steps
-from .export.saved_folder import load_model, save_model, write_program
+from .export.onnx import export_onnx
+from .export.saved_folder import load_model, save_model
+from .export.scored import check_streams, export_scored
 from .losses import ctc, delayed, sequence, transducer  # noqa: F401 - registers the losses
 from .losses.frame_alignment import fit_frames, pool_features, regrid_features, regrid_posteriors
+from .methods import GKD, ContrastivePair  # noqa: F401 - registers the methods
 from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
@@ -47,8 +48,6 @@ from .models.pretrained import check_folder, is_pretrained, load_pretrained, tra
 from .models.stored import StoredAnswers
 from .show.panels import Shown, glimpse, show
 
-#: Utterances whose features set the ranges of int8 activations.
-CALIBRATION = 64
 OTHER_VOCABULARY = "set data.vocabulary to by_name and compare by the term uhc, or change the texts"
 
 
@@ -64,13 +63,15 @@ class SpeechAdapter(Adapter):
     metric: ClassVar[tuple[str, bool]] = ("wer", True)
     blank: ClassVar[int | None] = 0
     quick_export: ClassVar[bool] = False
+    saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
         "common_voice": "Common Voice's layout: train.tsv, dev.tsv, test.tsv of a language, and clips/",
         "fsdd": "Free Spoken Digit Dataset's layout: recordings/{digit}_{speaker}_{take}.wav",
+        "fluent_speech_commands": "Fluent Speech Commands' layout: data/{train,valid,test}_data.csv and wavs/; intents",
         "kaldi": "Kaldi's data folders train, dev, test: wav.scp (files), text, segments, utt2spk",
         "lhotse": "Lhotse's cuts as JSON lines: train.jsonl.gz or cuts_train.jsonl.gz, dev and test alike",
         "librispeech": "LibriSpeech's layout: <split>/<speaker>/<chapter>/*.flac with *.trans.txt",
-        "manifest": "JSON lines with audio_filepath, text, and if known duration and speaker (NeMo's layout)",
+        "manifest": "JSON lines with audio_filepath, text, and if known duration, speaker, intent (NeMo's layout)",
         "datasets": "a DatasetDict of Hugging Face's datasets, as save_to_disk writes it: an Audio column and text",
         "speech_commands": "Speech Commands' layout: {word}/{speaker}_nohash_{take}.wav and its lists of dev and test",
         "webdataset": "WebDataset's shards, train-*.tar, dev-*.tar, test-*.tar: audio with .txt or .json of one name",
@@ -98,6 +99,10 @@ class SpeechAdapter(Adapter):
             from .tasks.transducer import TransducerAdapter
 
             return TransducerAdapter
+        if data.task == "intents":
+            from .tasks.intents import IntentsAdapter
+
+            return IntentsAdapter
         return cls
 
     @classmethod
@@ -112,15 +117,14 @@ class SpeechAdapter(Adapter):
 
     @classmethod
     def metric_of(cls, data: Mapping[str, Any]) -> tuple[str, bool]:
-        return data.get("metric", "wer"), True
+        return ("accuracy", False) if data.get("task") == "intents" else (data.get("metric", "wer"), True)
 
     def data(self, split: str) -> SpeechSource:
         if split not in self._sources:
-            self._sources[split] = SpeechSource(
-                self.config, split, self.tokens, self.streams, self.batch_size, self.stride
-            )
+            made = SpeechSource(self.config, split, self.tokens, self.streams, self.batch_size, self.stride)
             for front_end in self._front_ends.values():
-                self._sources[split].carry_waves(front_end.rate or 0)
+                made.carry_waves(front_end.rate or 0)
+            self._sources[split] = made
         return self._sources[split]
 
     # ---------------------------------------------------------------- models
@@ -128,7 +132,7 @@ class SpeechAdapter(Adapter):
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> AcousticModel:
         kind = MODELS[model]
         if (task := getattr(kind, "task", "ctc")) != "ctc":
-            writes = "writes by a decoder" if task == "seq2seq" else "is a transducer"
+            writes = {"seq2seq": "writes by a decoder", "intents": "names classes"}.get(task, "is a transducer")
             raise UserError(f"{role}: model {model!r} {writes}: set data.task to {task}")
         built = kind(config := self._started(kind, params), mels=self.config.features.mels, classes=len(self.tokens))
         built.card = {"model": model, "params": config.model_dump(mode="json")}
@@ -232,9 +236,8 @@ class SpeechAdapter(Adapter):
         if isinstance(model, EncoderForCTC):
             self._hears(role, model.front_end(self.config.features))
         self.stride = self.stride if is_teacher(role) else model.stride
-        if role == "student" and self.config.streaming and model.steps() is None:
-            name = model.card["model"]
-            raise UserError(f"data.streaming: {name!r} cannot hear chunks: set student.model to conv, or leave it out")
+        if role == "student":
+            check_streams(model, self.config)
         return model
 
     def shared(self) -> dict[str, int]:
@@ -370,31 +373,9 @@ class SpeechAdapter(Adapter):
         """
         if isinstance(model, EncoderForCTC):  # its folder is what is deployed
             return {}
-        export_onnx(model.cpu(), folder, self.config.features.mels)
-        write_program(folder)
-        train = self.data("train")
-        calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
-        cost = quantise(folder, calibration)
-        scored = {name: self._evaluate(self._exported(folder / name), "test") for name in (FP32, INT8)}
-        steps: Any = model.steps() if self.config.streaming and isinstance(model, AcousticModel) else None
-        if steps is not None:
-            export_steps(model, steps, folder, self.config.features.mels)
-            quantise_steps(folder, calibration)
-            for name in (STREAM_FP32, STREAM_INT8):
-                scored[name] = self._evaluate(self._exported(folder / name, in_chunks=True), "test")
-        size = {n: (folder / n).stat().st_size for n in scored}
-        found: dict[str, Any] = {n: {"bytes": size[n], "metrics": one.metrics} for n, one in scored.items()}
-        interval, worse = against(scored[INT8].scores, scored[FP32].scores)
-        found[INT8] |= {} if worse is None else {"note": worse}
-        found["int8_against_fp32"] = {
-            "logit_error": cost["logit_error"], "agreement": cost["agreement"], "wer_interval": list(interval)
-        }  # fmt: skip
-        return found
-
-    def _exported(self, path: Path, *, in_chunks: bool = False) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-        threads = torch.get_num_threads()
-        run: Any = Chunked(path, self.config.features) if in_chunks else OnnxModel(path, threads=threads)
-        return lambda batch: run(batch["clean"], batch["lengths"])
+        whole = cast(AcousticModel, model.cpu())
+        export_onnx(whole, folder, self.config.features.mels)
+        return export_scored(whole, folder, self.config, self.data("train"), lambda hear: self._evaluate(hear, "test"))
 
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}

@@ -247,7 +247,7 @@ def test_a_term_that_does_not_fall(recipe: Path) -> None:
 def test_a_term_of_weight_nought_is_named(recipe: Path, term: int) -> None:
     name = ("kd", "hint")[term - 1]
     assert wrong(findings(recipe, f"objective.{term}.weight=0")) == [
-        f"warn overfit: {name}: its weight is 0 at the first step, so it was not tried"
+        f"warn overfit: {name}: it has no part in the first step, so it was not tried"
     ]
 
 

@@ -88,7 +88,7 @@ def test_losses_by_the_modality_that_they_serve() -> None:
     assert {"kd", "dkd", "hint"} <= serving["points"] & serving["images"] and "ctc" not in serving["images"]
     assert {"hint", "at", "denoising", "bounded_reg"} <= serving["diffusion"] and "kd" not in serving["diffusion"]
     assert "sdd" in serving["images"] and "sdd" not in serving["points"]
-    assert names("models", [], [], "images") == {"cnn", "resnet", "vit"}
+    assert names("models", [], [], "images") == {"cnn", "resnet", "vit", "hourglass", "pose_resnet", "dynamic_kernels"}
     assert "digits" in names("datasets", [], [], "images")
 
 

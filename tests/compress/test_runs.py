@@ -216,6 +216,6 @@ def test_a_saved_student_is_quantised_to_points_of_its_own(tmp_path: Path) -> No
 def test_the_catalogue_shows_every_way() -> None:
     rows = {row["name"]: row for row in catalogue("compress")}
     assert rows.keys() == set(COMPRESSIONS) == {
-        "bk_sdm", "fskd", "l0_prune", "layer_copy", "pretrained", "qat", "quantise", "width_prune"
+        "bk_sdm", "fskd", "l0_prune", "layer_copy", "pc_lora", "pretrained", "qat", "quantise", "width_prune"
     }  # fmt: skip
     assert all(row["summary"] and row["paper"] and row["year"] > 2010 for row in rows.values())

@@ -12,6 +12,18 @@ def hint(student: Array, teacher: Array) -> Array:
     return np.array([mean_square(f_s, f_t) for f_s, f_t in zip(student, teacher, strict=True)])
 
 
+def textual_kd(student: Array, teacher: Array, *, summed: bool = False) -> Array:
+    """Of each row sum_c |s_c - t_c| (Kim et al., 2021, as released for logits), or the mean over c of it.
+
+    By another: stage 2 is CE + (1/B) sum over rows and classes of |z_a - z_t|, compared with the release's own lines
+    (1e-12, gradients too); of stage 1 it takes the mean over all elements, of which the release says nothing.
+    """
+    values = np.zeros(len(student))
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        values[i] = sum(abs(a - b) for a, b in zip(s, t, strict=True)) / (1 if summed else len(s))
+    return values
+
+
 def at(student: Array, teacher: Array, item: Ints, items: int, *, p: float = 2.0) -> Array:
     """Q = mean_c |f|^p, n = Q / ||Q||_2 over an item's rows, then mean over them of (n_s - n_t)^2 (2017, ICLR)."""
     values = np.zeros(items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .data_free import dfad_discrepancy
@@ -51,6 +53,28 @@ def logit_mse(student: Array, teacher: Array, *, centre: bool = False) -> Array:
             z_s, z_t = z_s - z_s.mean(), z_t - z_t.mean()
         values[i] = mean_square(z_s, z_t)
     return values
+
+
+def tkd_target(student: Array, teacher: Array, *, sure: float, objectness: int | None, blend: float) -> Array:
+    """The teacher's row where it is sure, elsewhere ``blend t + (1 - blend) s``, a constant (Farhadi, Yang, 2020)."""
+    out = np.zeros_like(student)
+    for n in range(len(student)):
+        if objectness is None:
+            confidence = max(math.exp(value) for value in log_softmax(teacher[n]))
+        else:
+            confidence = 1 / (1 + math.exp(-teacher[n, objectness]))
+        blended = blend * teacher[n] + (1 - blend) * student[n]
+        out[n] = teacher[n] if confidence >= sure else blended
+    return out
+
+
+def tkd(
+    student: Array, teacher: Array, item: Ints, items: int,
+    *, sure: float = 0.2, objectness: int | None = None, blend: float = 0.4, bound: float = 0.3,
+) -> Array:  # fmt: skip
+    """Mean over all elements of an item of ``(s - target)^2``; the bound, which takes the step, leaves the value."""
+    squared = (student - tkd_target(student, teacher, sure=sure, objectness=objectness, blend=blend)) ** 2
+    return np.array([squared[item == i].mean() if (item == i).any() else 0.0 for i in range(items)])
 
 
 def logit_mae(student: Array, teacher: Array) -> Array:

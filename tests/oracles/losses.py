@@ -16,9 +16,11 @@ from typing import Any
 from .adversarial_losses import adv_feature, adv_logit, patch_gan, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
-from .feature_losses import at, cwd, hint, nst, pearson
+from .dual_space_by_another import dskd
+from .feature_losses import at, cwd, hint, nst, pearson, textual_kd
 from .forms import category, cfl, dphubert, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
+from .hkd_by_another import hkd
 from .image_feature_losses import af_dcd, attnfd, crcd, semckd
 from .learned_losses import ab, delta, jacobian, n_to_one, ofd, srrl, vid
 from .logit_losses import (
@@ -34,10 +36,12 @@ from .logit_losses import (
     skew_kl,
     skew_rkl,
     tfkd_reg,
+    tkd,
     weighted_ce,
     wsld,
 )
 from .map_losses import catkd, dmkd, fgfi, ft, mgd, reviewkd, simkd
+from .own_texts_by_another import distillm2_skl, distillm2_srkl
 from .recent_feature_losses import afd, cirkd, diffkd, fgd, ikl_classes, phi_s, seed, srd, uskd, vitkd, vkd
 from .recent_logit_losses import abkd, ikl, nkd, ntce, spherical_kd, ttm, wttm
 from .region_losses import affinity, dn, region_kd
@@ -87,6 +91,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "gjsd": gjsd,
     "hard_label": hard_label,
     "hint": hint,
+    "hkd": hkd,
     "ickd": ickd,
     "ifvd": ifvd,
     "ikl": ikl,
@@ -134,7 +139,9 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "sp": sp,
     "spherical_kd": spherical_kd,
     "srrl": srrl,
+    "textual_kd": textual_kd,
     "tfkd_reg": tfkd_reg,
+    "tkd": tkd,
     "tinybert": tinybert,
     "triplet_votes": triplet_votes,
     "ttm": ttm,
@@ -145,6 +152,9 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "uld": uld,
     "wavelet_kd": wavelet_kd,
     "wkd_f": wkd_f,
+    "distillm2_skl": distillm2_skl,
+    "distillm2_srkl": distillm2_srkl,
+    "dskd": dskd,
     "wkd_l": wkd_l,
     "afd": afd,
     "cirkd": cirkd,
@@ -195,6 +205,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ikl_classes": [{}, {"alpha": 0.5, "beta": 2.0, "temperature": 1.0, "weight_temperature": 1.0}],
     "af_dcd": [{"pool": 1}, {"groups": 3, "patch": 2, "temperature": 2.0, "regenerate": 0.5}],
     "crcd": [{"temperature": 0.2}],
+    "hkd": [{}, {"temperature": 0.3, "smoothing": 0.4, "released": True}],
     "attnfd": [{}, {"reduction": 2, "kernel": 3, "norm": "layer"}],
     "semckd": [{}, {"kernel": 1, "norm": "layer"}],
     "mvq": [{}, {"codebooks": 3, "size": 3, "refine": 0}],
@@ -206,6 +217,9 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "multilevel_ot": [{"kept": 4, "temperature": 2.0}, {"sinkhorn": 5.0, "logarithm": 0.0}],
     "uld": [{}, {"temperature": 4.0}],
     "wkd_f": [{}, {"mean": 1.0, "eps": 0.1}],
+    "distillm2_skl": [{}, {"alpha": 0.5, "least": 0.2}],
+    "distillm2_srkl": [{}, {"alpha": 0.5, "least": 0.2}],
+    "dskd": [{}, {"temperature": 1.0}],
     "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],
@@ -286,6 +300,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "skew_rkl": [{}, {"alpha": 0.5}, {"alpha": 0.9, "temperature": 2.0}, {"temperature": 4.0}],
     "srrl": [{}, {"weight": 0.0, "norm": "layer"}, {"pool": False}, {"norm": "none", "weight": 2.0}],
     "tfkd_reg": [{}, {"temperature": 1.0}, {"temperature": 40.0, "correct": 0.9}, {"temperature": 0.2, "correct": 0.5}],
+    "tkd": [{}, {"sure": 0.5, "blend": 0.7, "bound": 4.0}, {"sure": 1.0}, {"objectness": 2}],
     "tinybert": [{}, {"heads": 2}, {"layers": "last"}, {"layers": "skip"}],
     "triplet_votes": [{}, {"margin": 0.2}, {"margin": 5.0}],
     "uhc": [{}, {"temperature": 4.0}, {"temperature": 0.5}],

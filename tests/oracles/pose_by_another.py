@@ -57,3 +57,38 @@ def maps_mse(one, other, visible):
 def inputs(seed=0, B=3, J=5, H=6, W=7):
     r = np.random.RandomState(seed)
     return r.randn(B, J, H, W), r.randn(B, J, H, W), r.rand(B, J, H, W), r.rand(B, J) > 0.25
+
+
+# ---------------------------------------------------------------- dynamic kernels (Nie et al., 2019), after a summary
+
+
+def match(features, kernels):
+    """features (B, C, H, W) of a frame, kernels (B, J, C, k, k) of the one before: each sample's correlation with its
+    own, zeros around: (B, J, H, W)."""
+    items, channels, height, width = features.shape
+    joints, k = kernels.shape[1], kernels.shape[-1]
+    pad = k // 2
+    out = np.zeros((items, joints, height, width))
+    for b in range(items):
+        x = np.zeros((channels, height + 2 * pad, width + 2 * pad))
+        x[:, pad : pad + height, pad : pad + width] = features[b]
+        for j in range(joints):
+            for y in range(height):
+                for z in range(width):
+                    out[b, j, y, z] = (x[:, y : y + k, z : z + k] * kernels[b, j]).sum()
+    return out
+
+
+def heatmap_loss(maps, right):
+    """maps and right (T, B, J, H, W): the sum over frames of each one's mean of squares."""
+    return sum(((m - r) ** 2).mean() for m, r in zip(maps, right, strict=True))
+
+
+def reconstruction(again, maps):
+    """The sum over changes from frame to frame of the mean square by which they were made again wrongly."""
+    return sum(((again[i] - (maps[i + 1] - maps[i])) ** 2).mean() for i in range(len(maps) - 1))
+
+
+def began(real, fake, kappa, gamma=0.5, rate=1e-3):
+    """The critic's loss, the student's, the next kappa (Berthelot et al., 2017)."""
+    return real - kappa * fake, fake, min(max(kappa + rate * (gamma * real - fake), 0.0), 1.0)

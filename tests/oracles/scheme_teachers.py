@@ -234,3 +234,14 @@ def pdr(
         return sum(rows) / len(rows)
 
     return distilled(new, expert) + retrospection * (distilled(*old_on_new) + distilled(*old_on_exemplars))
+
+
+def tkd_rate(rate: float, loss: float, before: float) -> float:
+    """Per cent of the frames that are key frames, of the release of TKD (Farhadi, Yang, 2020).
+
+    Doubled below 50, 10 more below 90, where the loss fell by more than 0.1 or rose by more than 1; else 1 less, down
+    to 10. It was read from the release's thread, not run.
+    """
+    if loss < before - 0.1 or loss > before + 1:
+        return rate * 2 if rate < 50 else rate + 10 if rate < 90 else rate
+    return rate - 1 if rate > 10 else rate

@@ -24,7 +24,7 @@ from xmodal_kd.modalities.points.data.frames import frames_of
 from xmodal_kd.modalities.speech.data.source import Sample, SpeechSource
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.report.markdown import left_out
-from xmodal_kd.run.listed_files import look
+from xmodal_kd.run.listed_files import THREADS, look
 from xmodal_kd.run.rehearsal import ITEMS
 from xmodal_kd.run.runner import Options, Run
 from xmodal_kd.runtime.random_streams import Streams
@@ -254,7 +254,7 @@ def test_an_image_that_is_cut(refused: Refused, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "edm"])
-def test_images_that_are_skipped(tmp_path: Path, kind: str) -> None:
+def test_images_that_are_skipped(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "images"
     for i in range(30):
         (folder / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -268,8 +268,12 @@ def test_images_that_are_skipped(tmp_path: Path, kind: str) -> None:
             for file in sorted(folder.glob("*/*.png")):
                 archive.write(file, file.relative_to(folder))
     data = DiffusionData(sources=kind, path=path, dev=6, test=6)  # type: ignore[arg-type]
+    tables: list[object] = []
+    real = zipfile.ZipFile._RealGetContents  # type: ignore[attr-defined]
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda zip_: (tables.append(zip_), real(zip_))[1])
     looked = look(DiffusionAdapter.files(data))
     assert [bad.key for bad in looked.bad] == ["1/7.png"] and looked.files == 30
+    assert len(tables) <= 2 + THREADS, "a zip's table is read for its listing, and not again for each of its members"
     (tmp_path / "bad.txt").write_text("1/7.png\n")
     skipping = data.model_copy(update={"skip": tmp_path / "bad.txt"})
     train = DiffusionSource(skipping, "train", load_split(skipping, "train"), Streams(1), 4)

@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from xmodal_kd.recipe.recipe import load
-from xmodal_kd.run.roles import make_adapter, make_method, models_of, role_plans
+from xmodal_kd.run.roles import make_adapter, make_method, models_of, role_plans, saved
 from xmodal_kd.runtime.discovery import shipped
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.schemes import SCHEMES
@@ -33,6 +33,9 @@ def test_its_student_can_be_trained_as_it_says(name: str, monkeypatch: pytest.Mo
     adapter = make_adapter(recipe, streams)
     stand: dict[str, nn.Module] = {}
     for role_plan in role_plans(recipe, adapter):
+        if role_plan.path is not None:
+            stand[role_plan.role] = saved(adapter, role_plan.role, role_plan.path)
+            continue
         models = models_of(adapter, recipe, role_plan, streams, stand)
         make_method(recipe, adapter, role_plan, streams).check(models)
         stand[role_plan.role] = models[role_plan.role]

@@ -46,7 +46,7 @@ def test_learns_and_leaves_frozen_roles_alone(tmp_path: Path, example: str) -> N
     before = {name: weights(built)[name] for name in built.roles}
     at = built.fit()
     after = weights(built)
-    assert at.total == 4
+    assert at.total == sum(stage.steps for stage in built.method.stages())
     for role in built.method.learners:
         assert after[role] != before[role], role
     for role in frozen:
@@ -67,7 +67,7 @@ def _stop_after(built: Engine, step: int) -> None:
 
 @EACH
 def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
-    made = content(example, accumulate=2)
+    made = content(example, accumulate=1 if example.startswith("tkd") else 2)
     made["student"] = {"model": "mlp", "params": {"width": 8, "dropout": 0.3, "batch_norm": True}}
     if SCHEMES[made["scheme"]["name"]].starts_taught:
         made["teacher"] = made["teacher"] | made["student"]
@@ -88,6 +88,8 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path, example: str) -> No
     """But for what a scheme compares, or weighs its teachers by, over a batch."""
     if example in ("ae_kd", "you"):
         pytest.skip("one weight a teacher, or one draw of triplets, a micro-batch")
+    if example.startswith("tkd"):
+        pytest.skip("it refuses to")
     trained = []
     for accumulate in (1, 2):
         made = content(example, accumulate=accumulate)
@@ -163,7 +165,7 @@ def test_half_precision(tmp_path: Path, example: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "example", [example for example in EXAMPLES if not example.startswith(("cs_kd", "kdcl general"))]
+    "example", [example for example in EXAMPLES if not example.startswith(("cs_kd", "kdcl general", "tkd"))]
 )
 def test_scarce_labels(tmp_path: Path, example: str) -> None:
     """Samples without labels learn from whoever teaches."""

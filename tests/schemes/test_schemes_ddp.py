@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 #: Peers in turn, branches that share modules, exits, pairs, two views with a loss over the batch, followers of the
 #: student; teachers weighed by row and by batch, orders of samples, a loss a teacher, exemplars beside new samples; two
-#: turns that share an optimizer step.
+#: turns that share an optimizer step; layers that flow into the student's; frames in
+#: order, some of them taught; a stage that reaches a part of the student.
 EXAMPLES = (
     "dml", "okddip branches", "byot", "cs_kd", "ddgsd", "ema_teacher", "ps_kd", "ca_mkd", "ae_kd", "you", "uhc", "pdr",
-    "dot",
+    "dot", "knowledge_flow", "ktg", "tkd", "two_stage",
 )  # fmt: skip
 
 

@@ -143,6 +143,8 @@ class Adapter(Protocol):
     blank: ClassVar[int | None] = None
     #: Whether `export` takes a second at most: else a run rehearses it only where its trainings take long.
     quick_export: ClassVar[bool] = True
+    #: Whether what it saves and exports may have layers of two factors (`compress.low_rank`).
+    saves_low_rank: ClassVar[bool] = False
     #: What it was built with.
     streams: Streams
     batch_size: int

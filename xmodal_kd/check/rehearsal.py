@@ -101,7 +101,7 @@ def _owned(role: str, trial: Trial) -> Iterator[Finding]:
 
 
 def _reached(role: str, trial: Trial, idle: tuple[str, ...]) -> Iterator[Finding]:
-    """A role's parameters get a gradient in each stage that trains it, a module's in some stage."""
+    """A role's parameters get a gradient in each stage that trains all of it, a module's in some stage."""
     ever = {name for seen in trial.seen for name in seen.reached}
     names = dict.fromkeys(name for seen in trial.seen for name in seen.trained if not name.startswith(idle))
     without = [
@@ -111,7 +111,7 @@ def _reached(role: str, trial: Trial, idle: tuple[str, ...]) -> Iterator[Finding
         or any(
             name in seen.trained and name not in seen.reached
             for seen in trial.seen
-            if name.partition(".")[0] in seen.stage.trains
+            if name.partition(".")[0] in seen.stage.trains and not seen.stage.part
         )
     ]
     if without:

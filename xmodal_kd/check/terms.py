@@ -139,7 +139,7 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                 if last < first or abs(last) < 1e-6:
                     yield Finding("overfit", "pass", text)
                 elif getattr(entered.trial.method, "moving", False):
-                    yield Finding("overfit", "warn", text, "what teaches is the student itself, near which it starts")
+                    yield Finding("overfit", "warn", text, "what teaches, or the text it is on, follows the student")
                 elif _a_copy(entered):
                     yield Finding("overfit", "warn", text, "the student starts as its teacher: there is little to fall")
                 else:
@@ -149,7 +149,7 @@ def overfit(subject: Subject) -> Iterator[Finding]:
             mine = [term.name for term in objective] if getattr(objective, "built", False) else []
     tried |= {part.partition("/")[0] for part in tried}  # a part for each of several teachers
     for silent in (name for name in mine if name not in tried):
-        yield Finding("overfit", "warn", f"{silent}: its weight is 0 at the first step, so it was not tried")
+        yield Finding("overfit", "warn", f"{silent}: it has no part in the first step, so it was not tried")
 
 
 def _a_copy(entered: Entered) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fskd, l0, qat, quantise, starts
+from . import fskd, l0, pc_lora, qat, quantise, starts
 from .base import COMPRESSIONS, Compression, Ways
 
-__all__ = ["COMPRESSIONS", "Compression", "Ways", "fskd", "l0", "qat", "quantise", "starts"]
+__all__ = ["COMPRESSIONS", "Compression", "Ways", "fskd", "l0", "pc_lora", "qat", "quantise", "starts"]

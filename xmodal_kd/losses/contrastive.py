@@ -142,11 +142,7 @@ class Contrast(nn.Module):
         same_rows(student, teacher)
         if not len(own):
             return 0.0 * student.sum()
-        if len(own.unique()) != len(own):
-            several = f"got {len(own)} rows of {len(own.unique())}: pool them"
-            raise ValueError(f"{self.called} wants one row a sample, {several}")
-        if (last := int(own.max())) >= self.samples:
-            raise ValueError(f"{self.called}: sample {last} in banks of {self.samples}: set the parameter samples")
+        self._check(own)
         g_s, g_t = direction(self.embed_s(student)), direction(self.embed_t(teacher))
         drawn = self.drawn()
         excluded = drawn == own[:, None]
@@ -156,6 +152,14 @@ class Contrast(nn.Module):
         if self.training and torch.is_grad_enabled():
             self._remember(g_s.detach(), g_t.detach(), own)
         return value / len(own)
+
+    def _check(self, own: Tensor) -> None:
+        """Raises ``ValueError`` for several rows of a sample, and for one that the banks have no place for."""
+        if len(own.unique()) != len(own):
+            several = f"got {len(own)} rows of {len(own.unique())}: pool them"
+            raise ValueError(f"{self.called} wants one row a sample, {several}")
+        if (last := int(own.max())) >= self.samples:
+            raise ValueError(f"{self.called}: sample {last} in banks of {self.samples}: set the parameter samples")
 
     def _told(self, g: Tensor, bank: Tensor, z: Tensor, own: Tensor, drawn: Tensor, excluded: Tensor) -> Tensor:
         """Minus the log-likelihood of telling each anchor's positive from its negatives, summed."""

@@ -70,11 +70,16 @@ def skew_kl(
 )  # fmt: skip
 def skew_rkl(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"],
-    *, alpha: OpenShare = 0.1, temperature: Positive = 1.0,
+    *, alpha: OpenShare = 0.1, temperature: Positive = 1.0, held: bool = False,
 ) -> Float[Tensor, " n"]:  # fmt: skip
-    """``T^2 KL(p_s || (1 - alpha) p_t + alpha p_s)``: the reverse of `skew_kl`, seeking the teacher's modes."""
+    """``T^2 KL(p_s || (1 - alpha) p_t + alpha p_s)``: the reverse of `skew_kl`, seeking the teacher's modes.
+
+    Args:
+        held: whether no gradient goes through the p_s of the mixture, as in the release of DistiLLM-2.
+    """
     log_s, log_t = _tempered(student, teacher, temperature)
-    return temperature**2 * kl(log_s, _log_mixture(log_s, log_t, alpha))
+    mixed = log_s.detach() if held else log_s
+    return temperature**2 * kl(log_s, _log_mixture(mixed, log_t, alpha))
 
 
 @loss(

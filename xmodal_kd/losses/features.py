@@ -26,6 +26,27 @@ def hint(student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"]) -> Float[
 
 
 @loss(
+    "textual_kd", reduction="rows", family="features", year=2021, needs="features",
+    paper="Kim et al.: Two-stage Textual Knowledge Distillation for End-to-End Spoken Language Understanding",
+    properties="zero_at_teacher",
+)  # fmt: skip
+def textual_kd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], *, summed: bool = False
+) -> Float[Tensor, " n"]:
+    """Mean absolute difference of each row: of utterance vectors in the paper's first stage, of logits in its second.
+
+    The release has the second stage alone: a sum over classes and a mean over the batch, of weight 1 beside the
+    cross-entropy. Widths that differ are brought together by the term's projector.
+
+    Args:
+        summed: over channels, as the release does with logits (``on: logits``).
+    """
+    same_shape(student, teacher)
+    apart = (student - teacher).abs()
+    return apart.sum(dim=-1) if summed else apart.mean(dim=-1)
+
+
+@loss(
     "at", reduction="items", family="attention", year=2017, needs="features",
     paper="Zagoruyko, Komodakis: Paying More Attention to Attention",
     properties="zero_at_teacher scale_invariant widths_differ",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Positive, loss, same_shape
+from .base import Positive, item_mean, loss, same_shape
 from .blocks import summed_rows
 from .guards import centred, deviation, direction, inverse_root, varies
 
 #: What probabilities may vary by and still rank something.
 TINY = 1e-8
+#: A probability, or how much of two is the first.
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @loss(
@@ -98,6 +103,39 @@ def logit_mse(
     if centre:
         difference = difference - difference.mean(dim=-1, keepdim=True)
     return difference.square().mean(dim=-1)
+
+
+@loss(
+    "tkd", reduction="items", family="logits", year=2020,
+    paper="Farhadi, Yang: TKD: Temporal Knowledge Distillation for Active Perception",
+    properties="zero_at_teacher held_weight selective",
+)  # fmt: skip
+def tkd(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
+    *, sure: Share = 0.2, objectness: Annotated[int, Field(ge=0)] | None = None, blend: Share = 0.4,
+    bound: Annotated[float, Field(ge=0)] = 0.3,
+) -> Float[Tensor, " b"]:  # fmt: skip
+    """Mean squared difference of an item's outputs from a target between teacher and student, with a bound below.
+
+    The target is the teacher's row where the teacher is sure, elsewhere ``blend teacher + (1 - blend) student``, whose
+    student is held fixed (section 3.3, the teacher-bounded loss; its numbers are the release's). An item whose loss is
+    at most `bound` has that value and no gradient: with one frame an item, and the scheme `tkd`, that is no step.
+
+    Args:
+        sure: least probability of the teacher's first class in a row that is taken as it is. With `objectness`, of that
+            column's sigmoid: the paper's, whose outputs are a detector's.
+        objectness: column of a detector's raw objectness.
+    """
+    same_shape(student, teacher)
+    if objectness is None:
+        confidence = teacher.softmax(dim=-1).amax(dim=-1)
+    elif objectness < teacher.shape[1]:
+        confidence = teacher[:, objectness].sigmoid()
+    else:
+        raise ValueError(f"objectness is column {objectness} of {teacher.shape[1]}, which count from 0")
+    target = torch.where((confidence >= sure)[:, None], teacher, torch.lerp(student.detach(), teacher, blend))
+    values = item_mean((student - target).square().mean(dim=-1), item, items)
+    return torch.where(values > bound, values, values.detach())
 
 
 @loss(

@@ -1,4 +1,4 @@
-"""Feature losses that the teacher's own classifier judges, or takes over."""
+"""Losses of features that a classifier of either side judges, or takes over."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import item_mean, loss
+from .base import Positive, item_mean, loss, same_shape
 from .connectors import Kernel, NormKind, Place, RowNorm, built_for, grid_conv
 from .learned_features import Connected
+from .logits import kl
 
 
 @loss(
@@ -85,3 +86,39 @@ class Srrl(Connected):
             scores = head(t)
         values = (g - t).square().mean(dim=-1) + self.weight * (head(g) - scores).square().mean(dim=-1)
         return (values if self.pool else item_mean(values, item, items)) * counted, counted
+
+
+@loss(
+    "dskd", reduction="rows", family="logits", year=2024, needs="logits features head own_head",
+    paper="Zhang et al.: Dual-Space Knowledge Distillation for Large Language Models", properties="labelled_lists",
+)  # fmt: skip
+class Dskd(nn.Module):
+    """``CE(S(P h_t), y) + KL(S(P h_t) || z_s) + KL(z_t || T(Q h_s))`` a row, the KLs at `temperature`.
+
+    Each side's last features h, through a linear map, are read by the other side's head (the term's ``head``): S is the
+    student's, T the teacher's, and neither learns of it. So the teacher speaks in the student's space, where P learns
+    from the labels alone, and the student in the teacher's. ``on`` lists the logits z and what the heads are given,
+    ``[logits, features]``. Published with weights of a half of this and of the cross-entropy, at temperature 2, without
+    its square. The cross-model attention for two vocabularies is not built.
+    """
+
+    def __init__(self, student_width: list[int], teacher_width: list[int], *, temperature: Positive = 2.0):
+        super().__init__()
+        if len(student_width) != 2 or len(teacher_width) != 2:
+            raise ValueError("dskd asks for the logits and what each head is given: on: [logits, features]")
+        mine, theirs = student_width[1], teacher_width[1]
+        self.temperature, self.widths = temperature, (mine, theirs)
+        self.to_student, self.to_teacher = nn.Linear(theirs, mine), nn.Linear(mine, theirs)
+
+    def forward(
+        self, student: list[Float[Tensor, "n _"]], teacher: list[Float[Tensor, "n _"]], labels: Int[Tensor, " n"],
+        head: Callable[[Tensor], Tensor], own_head: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, " n"]:  # fmt: skip
+        (z_s, h_s), (z_t, h_t) = student, teacher
+        built_for(h_s, h_t, *self.widths)
+        same_shape(z_s, z_t)
+        seen, told = own_head(self.to_student(h_t)), head(self.to_teacher(h_s))
+        log_s, log_seen, log_t, log_told = (
+            F.log_softmax(z / self.temperature, dim=-1) for z in (z_s, seen.detach(), z_t, told)
+        )
+        return F.cross_entropy(seen, labels, reduction="none") + kl(log_seen, log_s) + kl(log_t, log_told)

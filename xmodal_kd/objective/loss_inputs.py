@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..losses import LossSpec, blocks
 from ..losses.base import frozen, full_precision
 from ..losses.known_classes import relabelled
-from ..recipe.recipe import Term
+from ..recipe.recipe import On, Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS, Layout, Signal, Signals
@@ -208,8 +208,8 @@ def collect(
         given[key] = _numbered(_chosen(signal.rows, which), known if key == "labels" else None)
         if key == "labels":
             given["label_item"] = _chosen(signal.layout.item, which)
-    if "head" in spec.inputs:
-        given["head"] = _head(name, term, teacher)
+    heads = {"head": ("teacher", teacher), "own_head": ("student", student)}
+    given |= {key: _head(name, term, *heads[key]) for key in heads if key in spec.inputs}
     if "ids" in spec.inputs and student.ids is None:
         raise UserError(f"term {name!r}: the loss {spec.name} needs the samples' ids, and the adapter gives none")
     return given
@@ -316,11 +316,11 @@ def _grid(name: str, layout: Layout, spec: LossSpec) -> tuple[int, ...] | None:
     return None
 
 
-# ---------------------------------------------------------------- the teacher's head
+# ---------------------------------------------------------------- heads
 
 
 class Head:
-    """A part of the teacher as a function of rows, through which gradients pass but which they never reach."""
+    """A part of a model as a function of rows, through which gradients pass but which they never reach."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -334,15 +334,23 @@ class Head:
         return out
 
 
-def _head(name: str, term: Term, teacher: Signals | None) -> Head:
-    if term.head is None:
-        raise UserError(f"term {name!r}: its loss runs features through the teacher's head: say head: <module path>")
-    if teacher is None or teacher.model is None:
-        raise UserError(f"term {name!r}: head {term.head!r} belongs to a teacher whose model this method does not give")
-    modules = dict(teacher.model.named_modules())
-    if term.head not in modules:
-        raise UserError(f"term {name!r}: the teacher has no module {term.head!r}{nearest(term.head, modules)}")
-    return Head(modules[term.head])
+def head_path(term: Term, role: str) -> str | None:
+    """Path of the head of `role` ("student" or "teacher") that a term names, which is one module."""
+    path = getattr(term.head, role) if isinstance(term.head, On) else term.head
+    if isinstance(path, tuple):
+        raise UserError(f"term {term.name or term.loss!r}: head: {role}: {list(path)} is a list: name one module")
+    return path
+
+
+def _head(name: str, term: Term, role: str, said: Signals | None) -> Head:
+    if (path := head_path(term, role)) is None:
+        raise UserError(f"term {name!r}: its loss runs features through the {role}'s head: say head: <module path>")
+    if said is None or said.model is None:
+        raise UserError(f"term {name!r}: head {path!r} belongs to a {role} whose model this method does not give")
+    modules = dict(said.model.named_modules())
+    if path not in modules:
+        raise UserError(f"term {name!r}: the {role} has no module {path!r}{nearest(path, modules)}")
+    return Head(modules[path])
 
 
 # ---------------------------------------------------------------- over ranks

@@ -7,7 +7,7 @@ for each term a sum and a count, so that accumulation and several ranks give the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -275,11 +275,15 @@ class Objective(nn.Module):
         return term.term.projector == "linear"
 
     def forward(
-        self, student: Signals, teacher: TeacherSignals = None, *, step: int = 0, ranks: Ranks | None = None
-    ) -> LossOut:
+        self, student: Signals, teacher: TeacherSignals = None, *, step: int = 0, ranks: Ranks | None = None,
+        only: Collection[str] | None = None,
+    ) -> LossOut:  # fmt: skip
         """The parts of all terms whose scheduled weight is not zero at `step`.
 
         Of several teachers, given by name, each term with a teacher has a part for each; together they have its weight.
+
+        Args:
+            only: names of terms; the others have no part in this batch.
         """
         if self.asked.name != "fixed" and (self.balance is None or isinstance(teacher, Mapping)):
             reason = "knows one teacher: leave it out" if self.balance else "learns weights: call build() first"
@@ -289,7 +293,7 @@ class Objective(nn.Module):
         untaught: Mapping[str, Signals | None] = {"": None} if isinstance(teacher, Mapping) else taught
         for term in self:
             weight = term.term.weight * term.term.schedule(step, self.steps)
-            if weight <= 0:
+            if weight <= 0 or (only is not None and term.name not in only):
                 continue
             several = taught if term.spec.needs_teacher else untaught
             for who, one in several.items():

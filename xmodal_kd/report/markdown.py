@@ -253,10 +253,12 @@ def _by_group(roles: Mapping[str, Any], name: str) -> str:
 
 
 def _compressed(compressed: Mapping[str, Any], name: str) -> str:
-    """What the students were before they were trained, as pruned and as repaired, and what was taken out of them."""
+    """What the students were before they were trained, as pruned and as repaired, what was taken out of them
+    and what of them has low rank."""
     repaired = [_repaired(role, facts["fskd"], name) for role, facts in compressed.items() if "fskd" in facts]
     pruned = [_pruned(role, facts["l0_prune"]) for role, facts in compressed.items() if "l0_prune" in facts]
-    sections = (("Before the training", repaired), ("What was taken out", pruned))
+    factored = [_factored(role, facts["pc_lora"]) for role, facts in compressed.items() if "pc_lora" in facts]
+    sections = (("Before the training", repaired), ("What was taken out", pruned), ("Layers of low rank", factored))
     return "\n\n".join(f"## {head}\n\n" + "\n".join(lines) for head, lines in sections if lines)
 
 
@@ -273,6 +275,13 @@ def _pruned(role: str, told: Mapping[str, Any]) -> str:
     return (
         f"- {role}: {told['parameters']:,} of {told['parameters_before']:,} parameters are left, a sparsity of "
         f"{told['sparsity']:.3f} (expected by its gates {told['expected_sparsity']:.3f}): {left}"
+    )
+
+
+def _factored(role: str, told: Mapping[str, Any]) -> str:
+    return (
+        f"- {role}: {told['layers']} layers are two factors each: {told['parameters']:,} of "
+        f"{told['parameters_before']:,} parameters"
     )
 
 

@@ -382,7 +382,7 @@ class Run:
         batch = self._batch(self.adapter.data(split))
         passes = flops.forward(model, lambda: self.adapter.signals(role, model, batch))
         return {
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": int(getattr(model, "saved_parameters", sum(p.numel() for p in model.parameters()))),
             "flops_per_sample": passes / len(batch["ids"]) * int(getattr(model, "nfe", 1)),
             "latency": alone,
             "metrics": test.metrics,

@@ -19,13 +19,18 @@ from . import (
     feature_aggregation,
     fusion,
     gradients,
+    knowledge_flow,
     online,
     receptive,
     robust,
     second_head,
     self_distillation,
     several,
+    stages,
+    student_friendly,
+    temporal,
     three_players,
+    transfer_graph,
     transformed,
     two_momenta,
     views,
@@ -36,6 +41,7 @@ PAGE = "recipes/README.md#several-teachers"
 
 __all__ = [
     "SCHEMES", "Scheme", "chains", "collaborative", "continual", "cross_modal", "data2vec", "dino", "disco",
-    "ensembles", "exits", "feature_aggregation", "fusion", "gradients", "online", "receptive", "robust", "second_head",
-    "self_distillation", "several", "three_players", "transformed", "two_momenta", "views",
+    "ensembles", "exits", "feature_aggregation", "fusion", "gradients", "knowledge_flow", "online", "receptive",
+    "robust", "second_head", "self_distillation", "several", "stages", "student_friendly", "temporal",
+    "three_players", "transfer_graph", "transformed", "two_momenta", "views",
 ]  # fmt: skip

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..losses.base import full_precision, item_mean
 from ..objective.objective import Objective
@@ -90,6 +92,14 @@ def row_labels(scheme: str, outputs: Signals) -> Tensor:
     held = labels.layout.mask & layout.mask
     held = held if outputs.labelled is None else held & outputs.labelled[layout.item]
     return torch.where(held, labels.rows, -1)
+
+
+def diverged(one: Float[Tensor, "n k"], other: Float[Tensor, "n k"], *, of_classes: bool) -> Float[Tensor, " n"]:
+    """``KL(softmax one || softmax other)`` of each row; of numbers that of normal distributions of variance 1 there."""
+    one, other = full_precision(one), full_precision(other)
+    if not of_classes:
+        return 0.5 * (one - other).square().sum(dim=-1)
+    return F.kl_div(other.log_softmax(dim=-1), one.log_softmax(dim=-1), reduction="none", log_target=True).sum(dim=-1)
 
 
 # ---------------------------------------------------------------- parts of an objective

@@ -55,6 +55,7 @@ class Stage:
             a role that does not exist yet starts as a copy of its source, as `begin` left it.
         saves: frozen roles whose weights `begin` changes, so that a checkpoint must hold them too.
         last: whether it ends with its last weights, not with its best: what is measured before is another network.
+        part: whether its losses reach a part of what it trains alone; the rest learns in another stage.
         leave: what is done to the target at the end, before it is saved.
 
     >>> Stage("student", 100, frozenset({"student"})).saves
@@ -67,6 +68,7 @@ class Stage:
     ema: Mapping[str, Ema] = field(default_factory=dict)
     saves: frozenset[str] = frozenset()
     last: bool = False
+    part: bool = False
     leave: Callable[[nn.Module], object] = nn.Module.eval
 
 

@@ -27,6 +27,10 @@ def named_parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn
                 yield f"{prefix}.{name}", parameter
 
 
+#: Beginnings of names that are listed where none is meant.
+TOLD = 12
+
+
 def scaling(config: Config, keep: Callable[[str], bool]) -> Config:
     """`config` with only those patterns of its ``lr_scale`` that `keep` accepts."""
     kept = {pattern: scale for pattern, scale in config.lr_scale.items() if keep(pattern)}
@@ -39,15 +43,18 @@ def build_optimizer(config: Config, modules: Mapping[str, nn.Module]) -> Optimiz
     Raises `UserError` for a ``lr_scale`` pattern that no parameter matches.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    used: set[str] = set()
+    used, starts = set[str](), dict[str, None]()
     for name, parameter in named_parameters(modules):
+        starts |= {".".join(name.split(".")[:2]): None}
         pattern = next((p for p in config.lr_scale if fnmatchcase(name, p)), None)
         used |= {pattern} if pattern else set()
         scale = config.lr_scale[pattern] if pattern else 1.0
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((config.lr * scale, decay), []).append(parameter)
     if unused := set(config.lr_scale) - used:
-        raise UserError(f"train.optimizer.lr_scale: {sorted(unused)[0]!r} matches no parameter")
+        pattern, known = sorted(unused)[0], list(starts)
+        told = ", ".join(known[:TOLD]) + (f" and {len(known) - TOLD} more" if len(known) > TOLD else "")
+        raise UserError(f"train.optimizer.lr_scale: {pattern!r} matches no parameter; their names begin with {told}")
     if not groups:
         raise UserError(f"nothing to train in {', '.join(modules)}")
     listed = [{"params": p, "lr": lr, "weight_decay": decay, "initial_lr": lr} for (lr, decay), p in groups.items()]

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..models.weight_swap import weight_swap_of
+from ..objective.loss_inputs import head_path
 from ..recipe.recipe import Train
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
@@ -54,12 +55,13 @@ def fits(train: Train, method: Any, ranks: Ranks) -> None:
             f"train.{key}: {type(method).__name__} handles models itself: only a teacher, a student and what they are "
             f"trained with by `distil` can be spread, recomputed or kept away: leave train.{key} out"
         )
-    terms = [one.term for module in method.modules().values() for one in getattr(module, "terms", ())]
-    heads = [term for term in terms if term.head]
+    heads = [one for module in method.modules().values() for one in getattr(module, "terms", ()) if one.term.head]
     if train.frozen != "whole" and heads:
-        raise UserError(
-            f"train.frozen: {train.frozen}: {heads[0].loss} reads the teacher's {heads[0].head!r}: say whole"
-        )
+        path = head_path(heads[0].term, "teacher")
+        raise UserError(f"train.frozen: {train.frozen}: {heads[0].name} reads the teacher's {path!r}: say whole")
+    if train.sharding != "none" and (own := [one for one in heads if "own_head" in one.spec.inputs]):
+        path = head_path(own[0].term, "student")
+        raise UserError(f"train.sharding: {train.sharding}: {own[0].name} reads the student's {path!r}: say none")
     if train.frozen == "sharded" and train.sharding != "fsdp":
         raise UserError("train.frozen: sharded needs train.sharding: fsdp")
     if train.recompute and train.compile != "none":

@@ -73,6 +73,8 @@ class Arm(NamedTuple):
 ARMS = {
     "progressive": Arm("progressive", 120),
     "rdd": Arm("rdd", 120),
+    "lightning": Arm("lightning", 80, {"critic": 3, "critic_lr": 3.0, "lr": 0.3, "at": LAST}, ema=0.95),
+    "lightning, squares": Arm("lightning", 110, {"mse": 4, "at": LAST}, ema=0.95),
     "consistency": Arm("consistency", 500, {"grid": 8, "decay": 0.8}),
     "lcm": Arm("lcm", 500, {"grid": 8, "decay": 0.8}),
     "ect": Arm("ect", 500, {"mean": -0.4}),

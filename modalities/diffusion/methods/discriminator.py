@@ -2,7 +2,8 @@
 
 DMD2's (Yin et al., 2024b, section 4.3) is one head on the fake denoiser, which learns with it, LADD's (Sauer et al.,
 2024) are several on the frozen teacher. They lend the student what the teacher never learnt of the data, and cost the
-weights of a head and a pass over the real data, but no network of their own.
+weights of a head and a pass over the real data, but no network of their own. SDXL-Lightning's (Lin et al., 2024) is a
+network, and knows no data: it tells where a student's step leads from where its teacher's do.
 """
 
 from __future__ import annotations
@@ -69,6 +70,70 @@ class ToldHead(Head):
         return self.out(places.flatten(1)).squeeze(1) + (told * places.mean(dim=2)).sum(dim=1) / WIDTH**0.5  # type: ignore[no-any-return]
 
 
+class StridedHead(nn.Module):
+    """One logit a sample of features ``(b, c, h, w)``: convolutions of 4 x 4 at stride 2, each with norm and SiLU.
+
+    They end where a side is one place (Lin et al., 2024, section 3.3, which does not say how wide they are).
+
+    Args:
+        shape: ``(c, h, w)`` of the features of one sample.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, *sides = shape
+        layers: list[nn.Module] = []
+        while min(sides) > 1:
+            layers += [nn.Conv2d(channels, WIDTH, 4, stride=2, padding=1), nn.GroupNorm(GROUPS, WIDTH), nn.SiLU()]
+            channels, sides = WIDTH, [side // 2 for side in sides]
+        self.narrow = nn.Sequential(*layers)
+        self.out = nn.Linear(channels * prod(sides), 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(b,)``: above 0 for real."""
+        logits: Tensor = self.out(self.narrow(features).flatten(1))
+        return logits.squeeze(1)
+
+
+class PairDiscriminator(nn.Module):
+    """A denoiser as far as a module `at`, and a head on it, all of which learn: SDXL-Lightning's (Lin et al., 2024).
+
+    Of a pair, the two ends of a step, the backbone sees each by itself, and the head both beside one another (eq. 22);
+    else the head sees the later end alone (eq. 23). What comes after the module is computed and has no effect.
+
+    Args:
+        backbone: becomes part of it.
+        z, labels: samples ``(b, ...)`` of the kind that it will see; the head has fresh weights from the global
+            generator.
+    """
+
+    def __init__(self, backbone: Denoiser, at: str, z: Tensor, labels: Condition | None, *, pair: bool) -> None:
+        super().__init__()
+        self.backbone, self.at, self.pair = backbone.train().requires_grad_(True), at, pair
+        weights = list(backbone.parameters())
+        with torch.enable_grad():
+            features = self.features(z, torch.zeros(len(z), dtype=torch.long, device=z.device), labels)
+            slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
+        for weight, slope in zip(weights, slopes, strict=True):
+            weight.requires_grad_(slope is not None)
+        if features.ndim < 2:
+            raise UserError(f"method.params.at: {at} puts out {tuple(features.shape)}: it has no channels to read")
+        shape = (features.shape[1] * (2 if pair else 1), *features.shape[2:])
+        self.head = (StridedHead if len(shape) == 3 and min(shape[1:]) > 1 else Head)(shape).to(features)
+
+    backbone: Denoiser
+
+    def features(self, z: Tensor, t: Tensor, labels: Condition | None) -> Tensor:
+        """Of z ``(b, ...)`` at times t ``(b,)``."""
+        return features_at(self.backbone, [self.at], z, t, labels)[0]
+
+    def forward(self, end: Tensor, start: Tensor | None = None) -> Tensor:
+        """Logits ``(b,)``, above 0 for the teacher's, of features of the later and the earlier end."""
+        assert (start is not None) == self.pair
+        found: Tensor = self.head(end if start is None else torch.cat([end, start], dim=1))
+        return found
+
+
 def whole(said: Text) -> Tensor:
     """One vector ``(b, d)`` of each prompt: the mean of its words that count.
 
@@ -132,6 +197,8 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
 
 __all__ = [
     "Head",
+    "PairDiscriminator",
+    "StridedHead",
     "ToldHead",
     "features_at",
     "head_for",

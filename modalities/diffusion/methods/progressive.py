@@ -93,12 +93,12 @@ def steps_of(stage: Stage) -> int:
     return int(stage.name.removeprefix(PREFIX))
 
 
-def check_grids(process: Process, steps: int) -> None:
-    """Raises `UserError` where a student's times are not among its teacher's, as T / steps rounded may have it."""
-    if process.grid(steps) != process.grid(2 * steps)[::2]:
-        raise UserError(
-            f"{steps} steps of {process.T} timesteps are not every other one of {2 * steps}: take a power of 2"
-        )
+def check_grids(process: Process, steps: int, times: int = 2) -> None:
+    """Raises `UserError` where a student's times are not among its teacher's, of which there are `times` as many, as
+    T / steps rounded may have it."""
+    if process.grid(steps) != process.grid(times * steps)[::times]:
+        every = "every other one" if times == 2 else f"one of every {times}"
+        raise UserError(f"{steps} steps of {process.T} timesteps are not {every} of {times * steps}: take a power of 2")
 
 
 # docs/decisions/011-diffusion.md

@@ -98,6 +98,11 @@ def with_steps(denoiser: Denoiser, steps: int, place: Path) -> Sampling:
 def with_guidance(denoiser: Denoiser, scale: float, place: Path) -> float:
     """Raises `UserError` for a model that takes no scale."""
     if scale != 1 and not denoiser.guidable:
+        if denoiser.classes is not None and not (place / SAMPLER).is_file():
+            raise UserError(
+                f"--guidance {scale:g}: nothing in {place} says which of its {denoiser.classes} classes is none:"
+                " guide it by data.sampling.guidance of a recipe, whose data have one class fewer"
+            )
         raise UserError(
             f"--guidance {scale:g}: {place} knows no null condition, or was distilled with guidance in it: leave it out"
         )

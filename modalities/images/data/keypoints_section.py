@@ -19,7 +19,8 @@ class Keypoints(Strict):
     """Training figures that the source skeletons draws, each of `frames` images; ``dev`` and ``test`` count figures
     too."""
     frames: int = Field(1, ge=1, le=256)
-    """Consecutive images of a figure that moves: a clip."""
+    """Consecutive images of a figure that moves, a clip: training batches are then whole clips, in order, and what
+    moves an image moves all of its clip."""
     category: str | None = None
     """Of the source coco: whose joints, where its file has several categories with joints."""
     margin: Annotated[float, Field(ge=1, le=3)] = 1.25

@@ -8,14 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmodal_kd.runtime.random_streams import Streams
+
+from ..data.keypoints.source import FiguresSource, before, located
+from ..models import heat_maps
 
 #: Of the figure's box, its larger side: how far off a joint may be. The first is the main metric's.
 SHARES = (0.2, 0.1, 0.05)
 #: Of the bootstrap, and fewest images that it is taken over.
 RESAMPLES, FEWEST = 1000, 2
+#: Images that are looked at at once, or the clips of so many.
+TOGETHER = 256
+
+
+@torch.no_grad()
+def found_in(source: FiguresSource, model: nn.Module, most: int | None = None) -> Float[Tensor, "n j 2"]:
+    """Where a model finds the joints of the first `most` samples of a split, or of all."""
+    figures, device, frames = source.figures, next(model.parameters()).device, source.figures.frames
+    count, together = min(len(source), most or len(source)), max(1, TOGETHER // frames) * frames
+    found = []
+    for start in range(0, count, together):
+        numbers = range(start, min(start + together, count))
+        maps = heat_maps(model, figures.tensor(numbers).to(device), before(numbers, frames).to(device))
+        found.append(located(maps.float().cpu(), source.config.keypoints.stride)[0])
+    return torch.cat(found)
 
 
 def distances(
@@ -72,4 +90,4 @@ def interval(right: Float[Tensor, " n"], count: Float[Tensor, " n"], resamples: 
     return [float(low), float(high)]
 
 
-__all__ = ["SHARES", "distances", "interval", "metrics"]
+__all__ = ["SHARES", "distances", "found_in", "interval", "metrics"]

@@ -11,10 +11,13 @@ from xmodal_kd.adapter.saved_model import About, read_card
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.keypoints.figures import Skeleton
-from ..models import MODELS, HeatMaps, task_of
+from ..models import MODELS, DynamicKernels, HeatMaps, task_of
+from ..models.dynamic_kernels import NextFrame
 from .card import ImageCard, loaded
 from .onnx import export_onnx
 
+#: Of a model of clips: the frame after one.
+NEXT = "next.onnx"
 USE = """```sh
 xmodal-kd keypoints path/to/this/folder picture.png folder/
 ```
@@ -67,8 +70,8 @@ def build(card: KeypointsCard) -> HeatMaps:
     model: HeatMaps = kind(config, channels=channels, joints=len(card.joints), stride=card.stride)
     if any(side % model.whole for side in sides):
         raise UserError(
-            f"model {card.model!r} of depth {config.depth} halves images to steps of {model.whole} pixels, of which "
-            f"{sides[0]}x{sides[1]} are no multiples: set data.size, or a smaller depth"
+            f"model {card.model!r} halves images to steps of {model.whole} pixels, of which "
+            f"{sides[0]}x{sides[1]} are no multiples: set data.size, or a smaller depth of the model"
         )
     model.card = card.model_dump(mode="json")
     return model
@@ -88,9 +91,10 @@ def about(card: KeypointsCard) -> About:
     """A network of joints: what it sees and finds."""
     channels, height, width = card.shape
     colours = "grey" if channels == 1 else "colour"
+    clips = " A model of clips: `next.onnx` follows the figure from a frame to the next." if _of_clips(card) else ""
     what = (
         f"It finds {len(card.joints)} joints of the figure in {colours} images of {width}x{height}, cut to that "
-        f"figure: {', '.join(card.joints)}."
+        f"figure: {', '.join(card.joints)}.{clips}"
     )
     use = USE.format(
         channels=channels, height=height, width=width, joints=len(card.joints), down=height // card.stride,
@@ -99,9 +103,24 @@ def about(card: KeypointsCard) -> About:
     return About("Joints of figures", what, use, {"pipeline_tag": "keypoint-detection"})
 
 
+def _of_clips(card: KeypointsCard) -> bool:
+    return bool(getattr(MODELS[card.model], "video", False))
+
+
 def export(model: HeatMaps, folder: Path) -> dict[str, Any]:
-    """Write ``model.onnx`` beside the saved model in `folder`: ``x`` to ``heatmaps`` (batch, joints, h, w)."""
-    return export_onnx(model, folder, load_card(folder).shape, "heatmaps")
+    """Write ``model.onnx`` beside the saved model in `folder`: ``x`` to ``heatmaps`` (batch, joints, h, w).
+
+    Of a model of clips that is its first frame; ``next.onnx`` makes the heat maps of a frame (``x``) of the image
+    before it (``previous``) and its ``heatmaps``.
+    """
+    card = load_card(folder)
+    height, width = (side // card.stride for side in card.shape[1:])
+    if not isinstance(model, DynamicKernels):
+        return export_onnx(model, folder, {"x": card.shape}, "heatmaps")
+    maps = (len(card.joints), height, width)
+    given = {"x": card.shape, "previous": card.shape, "heatmaps": maps}
+    found = export_onnx(model.first, folder, {"x": card.shape}, "heatmaps")
+    return found | export_onnx(NextFrame(model), folder, given, "next_heatmaps", name=NEXT)
 
 
 __all__ = ["KeypointsCard", "about", "build", "export", "load_card", "load_model"]

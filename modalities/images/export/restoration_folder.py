@@ -74,7 +74,7 @@ def about(card: RestorationCard) -> About:
 
 def export(model: Restorer, folder: Path) -> dict[str, Any]:
     """Write ``model.onnx`` beside the saved model in `folder`: ``x`` to ``restored``, of any height and width."""
-    return export_onnx(model, folder, load_card(folder).shape, "restored", any_size=True)
+    return export_onnx(model, folder, {"x": load_card(folder).shape}, "restored", any_size=True)
 
 
 __all__ = ["RestorationCard", "about", "build", "export", "load_card", "load_model"]

@@ -71,7 +71,7 @@ def about(card: Card) -> About:
 
 def export(model: Network, folder: Path) -> dict[str, Any]:
     """Write ``model.onnx`` beside the saved model in `folder`: ``x`` to ``logits`` (batch, classes)."""
-    return export_onnx(model, folder, load_card(folder).shape, "logits")
+    return export_onnx(model, folder, {"x": load_card(folder).shape}, "logits")
 
 
 __all__ = ["FP32", "Card", "about", "build", "export", "load_card", "load_model", "save_model"]

@@ -57,8 +57,8 @@ def integral_pose(
     mine, theirs = (_places(rows, beta, width) for rows in (student, teacher))
     there = to_maps(torch.ones_like(mine[:, :1]), cell, items, grid).flatten(1) > 0
     pairs = (there[:, :, None] & there[:, None, :]).triu(diagonal=1)
-    apart = [_apart(to_maps(at, cell, items, grid), pairs) for at in (mine, theirs)]
-    values = F.smooth_l1_loss(*apart, reduction="none", beta=delta)
+    own, taught = (_apart(to_maps(at, cell, items, grid), pairs) for at in (mine, theirs))
+    values = F.smooth_l1_loss(own, taught, reduction="none", beta=delta)
     count = pairs.sum(dim=(1, 2)).to(values.dtype)
     return torch.where(pairs, values, 0.0).sum(dim=(1, 2)), count
 

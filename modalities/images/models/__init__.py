@@ -15,7 +15,8 @@ from typing import Any
 from xmodal_kd.runtime.registry import Registry
 
 from .classifier import CNN, Classifier, Network, ResNet
-from .keypoints import HeatMaps, PoseResNet, StackedHourglass
+from .dynamic_kernels import DynamicKernels
+from .keypoints import HeatMaps, PoseResNet, StackedHourglass, heat_maps
 from .restoration import EDSR, Restorer
 from .vit import ViT
 
@@ -25,6 +26,7 @@ MODELS.add("resnet", ResNet)
 MODELS.add("vit", ViT)
 MODELS.add("hourglass", StackedHourglass)
 MODELS.add("pose_resnet", PoseResNet)
+MODELS.add("dynamic_kernels", DynamicKernels)
 MODELS.add("edsr", EDSR)
 
 
@@ -39,6 +41,7 @@ __all__ = [
     "EDSR",
     "MODELS",
     "Classifier",
+    "DynamicKernels",
     "HeatMaps",
     "Network",
     "PoseResNet",
@@ -46,5 +49,6 @@ __all__ = [
     "Restorer",
     "StackedHourglass",
     "ViT",
+    "heat_maps",
     "task_of",
 ]

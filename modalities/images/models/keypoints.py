@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import log2
 from typing import Any, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,7 +58,14 @@ class HeatMaps(nn.Module):
     card: dict[str, Any]
     #: Pixels that the sides of an image are a multiple of.
     whole: int
-    heads: nn.ModuleList
+    #: Whether it is also told where the frame before each image stands, or -1: ``model(x, before)``.
+    video: ClassVar[bool] = False
+
+
+def heat_maps(model: nn.Module, x: Float[Tensor, "b c h w"], before: Int[Tensor, " b"]) -> Float[Tensor, "b j i k"]:
+    """Of images that may be frames of clips; a model of single images looks at each alone."""
+    maps: Tensor = model(x, before) if getattr(model, "video", False) else model(x)
+    return maps
 
 
 class Hourglass(nn.Module):
@@ -155,4 +162,12 @@ class _Deconvolution(nn.Sequential):
         super().__init__(up, Convolution.norm(width, norm), nn.ReLU())
 
 
-__all__ = ["HeatMaps", "Hourglass", "HourglassConfig", "PoseResNet", "PoseResNetConfig", "StackedHourglass"]
+__all__ = [
+    "HeatMaps",
+    "Hourglass",
+    "HourglassConfig",
+    "PoseResNet",
+    "PoseResNetConfig",
+    "StackedHourglass",
+    "heat_maps",
+]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from xmodal_kd.adapter.panels import Panel, gallery, png
 
 from ..data.keypoints.figures import Skeleton
-from ..data.keypoints.source import FiguresSource, located
-from ..evaluate.joints import SHARES, distances
+from ..data.keypoints.source import FiguresSource
+from ..evaluate.joints import SHARES, distances, found_in
 from .panels import pixels
 
 #: Figures shown, half of them the test split's first, half those that the student finds worst.
@@ -33,8 +33,7 @@ BONE, NEAR, FAR = (255, 221, 87), (60, 220, 110), (240, 70, 60)
 def show(source: FiguresSource, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
     """One gallery: a figure a row, what is known and each role's skeleton the columns."""
     batch, right = _first(source, SEARCHED)
-    stride = source.config.keypoints.stride
-    found = {role: _found(model, batch["x"], stride) for role, model in models.items()}
+    found = {role: found_in(source, model, SEARCHED) for role, model in models.items()}
     sizes = torch.from_numpy(source.figures.sizes[: len(right)])
     near = {role: distances(at, right, sizes) <= SHARES[0] for role, at in found.items()}
     rows = []
@@ -57,7 +56,7 @@ def show(source: FiguresSource, models: Mapping[str, nn.Module]) -> Sequence[Pan
 def glimpse(source: FiguresSource, role: str, model: nn.Module) -> Sequence[Panel]:
     """The first dev figures with the skeletons that one role finds now, beside each other."""
     batch, right = _first(source, GLIMPSED)
-    found = _found(model, batch["x"], source.config.keypoints.stride)
+    found = found_in(source, model, GLIMPSED)
     near = distances(found, right, torch.from_numpy(source.figures.sizes[: len(right)])) <= SHARES[0]
     pictures = [
         drawn(x, at, seen, source.skeleton, ok)
@@ -75,11 +74,6 @@ def glimpse(source: FiguresSource, role: str, model: nn.Module) -> Sequence[Pane
 def _first(source: FiguresSource, most: int) -> tuple[Mapping[str, Any], Tensor]:
     batch = source.collate([source.sample(i, 0) for i in range(min(len(source), most))])
     return batch, batch["joints"]
-
-
-def _found(model: nn.Module, x: Tensor, stride: int) -> Tensor:
-    device = next(model.parameters()).device
-    return torch.cat([located(model(part.to(device)).float().cpu(), stride)[0] for part in x.split(64)])
 
 
 def _chosen(near: Tensor, visible: Tensor) -> list[int]:

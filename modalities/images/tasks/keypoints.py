@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Input, Score
-from xmodal_kd.adapter.listed import Listed, Skipped
+from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.runtime.errors import UserError
@@ -19,18 +19,15 @@ from xmodal_kd.runtime.registry import Registry
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
 
-from ..data.keypoints.coco import looked_at, people
-from ..data.keypoints.source import FiguresSource, Sample, load_figures, located
+from ..data.keypoints.coco import listed_persons
+from ..data.keypoints.source import FiguresSource, Sample, load_figures
 from ..data.source import ImagesData
-from ..evaluate.joints import SHARES, distances, metrics
+from ..evaluate.joints import SHARES, distances, found_in, metrics
 from ..export.card import save_model
 from ..export.keypoints_folder import KeypointsCard, about, build, export, load_card, load_model
-from ..models import MODELS, HeatMaps
+from ..models import MODELS, HeatMaps, heat_maps
 from ..models.rows import add_feature
 from ..show.skeletons import glimpse, show
-
-#: Figures that are measured at once.
-TOGETHER = 256
 
 
 class KeypointsAdapter(Adapter):
@@ -54,14 +51,8 @@ class KeypointsAdapter(Adapter):
 
     @classmethod
     def files(cls, data: ImagesData) -> Iterable[Listed]:
-        """The images of COCO's persons; drawn figures have none."""
-        if data.sources != "coco":
-            return
-        skipped = Skipped.of(data.skip).keys
-        for path in (data.path, data.test_path):
-            for image, persons in people(path, data.keypoints.category).items() if path is not None else ():
-                if kept := [one.key for one in persons if one.key not in skipped]:
-                    yield Listed(kept[0], image, looked_at)
+        """COCO's annotations and the images of their persons; drawn figures have none."""
+        return listed_persons(data, data.keypoints.category) if data.sources == "coco" else ()
 
     def data(self, split: str) -> FiguresSource:
         return FiguresSource(self.config, split, load_figures(self.config, split), self.streams, self.batch_size)
@@ -74,6 +65,11 @@ class KeypointsAdapter(Adapter):
     def describe(self) -> Mapping[str, Any]:
         return {split: self.data(split).describe() for split in ("train", "dev", "test")}
 
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+        return load_figures(self.config, "train").frames
+
     # ---------------------------------------------------------------- models
 
     def _card(self, model: str, params: Mapping[str, Any]) -> KeypointsCard:
@@ -85,6 +81,10 @@ class KeypointsAdapter(Adapter):
 
     def build(self, role: str, model: str, params: Mapping[str, Any]) -> HeatMaps:
         given = MODELS[model].Config.model_validate(params).model_dump(mode="json")
+        if getattr(MODELS[model], "video", False) and self.frames < 2:
+            raise UserError(
+                f"{role}: model {model!r} follows a figure from frame to frame: set data.keypoints.frames to 2 or more"
+            )
         try:
             return build(self._card(model, given))
         except UserError as error:
@@ -114,7 +114,7 @@ class KeypointsAdapter(Adapter):
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
         """``logits`` and captured heat maps a row a joint, other captured maps a row a position; what is right."""
         with capture(model, features) as taken:
-            maps: Tensor = model(batch["x"])
+            maps = self.answer(role, model, batch)
         items, joints = maps.shape[:2]
         visible = batch["visible"]
         if "labelled" in batch:
@@ -145,21 +145,19 @@ class KeypointsAdapter(Adapter):
         return sample.x, sample.visible
 
     def answer(self, role: str, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["x"])  # type: ignore[no-any-return]
+        return heat_maps(model, batch["x"], batch["before"])
 
     # ---------------------------------------------------------------- evaluation
 
     @torch.no_grad()
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
         """PCK; an image's score is how many of its labelled joints lie too far off."""
-        source, device = self.data(split), next(model.parameters()).device
-        figures, stride = source.figures, self.config.keypoints.stride
-        parts = (figures.tensor(some.tolist()) for some in torch.arange(len(figures)).split(TOGETHER))
-        found = torch.cat([located(model(part.to(device)).float().cpu(), stride)[0] for part in parts])
-        right, seen = torch.from_numpy(figures.joints), torch.from_numpy(figures.visible)
-        off, visible = distances(found, right, torch.from_numpy(figures.sizes)), seen > 0
+        source = self.data(split)
+        figures, n = source.figures, len(source)
+        right, seen, sizes = (torch.from_numpy(x[:n]) for x in (figures.joints, figures.visible, figures.sizes))
+        off, visible = distances(found_in(source, model), right, sizes), seen > 0
         wrong, count = ((off > SHARES[0]) & visible).sum(dim=1).tolist(), visible.sum(dim=1).tolist()
-        scores = [Score(key, split, w, n) for key, w, n in zip(figures.keys, wrong, count, strict=True) if n]
+        scores = [Score(key, split, w, of) for key, w, of in zip(figures.keys[:n], wrong, count, strict=True) if of]
         return Evaluation(metrics(off, visible, seen == 1, source.skeleton.names), scores)
 
     def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:

@@ -31,6 +31,8 @@ Task = Literal["segmentation", "detection"]
 IMAGE = (96, 320)
 #: Where things have boxes, or are made with them.
 BOXED: tuple[Source, ...] = ("simulator", "kitti", "nuscenes")
+#: Frames of a simulated world, a tenth of a second apart.
+DRIVE = 40
 #: Of frames, points, columns: more than any recording has, and a bound on what is made of it.
 ALL = 10_000_000
 Count = Annotated[int, Field(gt=0, le=ALL)]
@@ -96,6 +98,14 @@ class Scenes(Strict):
     cyclists: Annotated[float, Field(ge=0, le=20)] = 0.0
     """On 100 m of a lane, on average, but for those whom a vehicle would touch. Their points are of the class person,
     their boxes are called cyclist."""
+    drive: Annotated[int, Field(gt=0, le=DRIVE)] = 1
+    """Frames of each training world, a tenth of a second apart, the oldest first; the drives follow one another."""
+    first: Annotated[int, Field(ge=0, le=ALL)] = 0
+    """Number of the first training world: of a second run on others than the first one's."""
+
+    def frames(self, split: str) -> int:
+        """Of a split."""
+        return int(getattr(self, split)) * (self.drive if split == "train" else 1)
 
 
 class Frames(Strict):
@@ -295,6 +305,8 @@ class PointsData(DataSection):
         if self.sources == "simulator":
             if given := next((n for n in ("path", "train", "dev", "test") if getattr(self, n) is not None), None):
                 raise ValueError(f"{given} is of recorded frames: the simulator has scenes")
+            if (long := self.scenes.drive + max(view.sweeps for view in self.views) - 1) > DRIVE:
+                raise ValueError(f"scenes.drive and sweeps ask for {long} frames of a world, which has {DRIVE}")
             self._apart()
             return self
         if self.path is None:

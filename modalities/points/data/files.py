@@ -19,6 +19,7 @@ from .bin_columns import check_columns
 from .classes import EIGHT
 from .column_units import check_metres, intensity_at, unit
 from .frame import UNLABELLED, Scan
+from .image_arrays import scan_of_image
 from .las import read_las
 from .ply_pcd import read_pcd, read_ply
 from .ring_numbers import rings_by_number
@@ -46,6 +47,7 @@ def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     ``.ply .pcd``   columns x, y, z, and where there are any an intensity and a ring
     ``.las .laz``   the same; an intensity of 16 bits, a ring where an extra dimension is called one
     ``.npz``        arrays ``xyz`` or ``points`` (n, 3 or more: x, y, z, intensity), ``intensity``, ``ring``, ``labels``
+                    or a range image, ``xyz`` (h, w, 3) and ``intensity`` (h, w), see `image_arrays`
     ``.npy``        one array as ``points``; or of fields, named as columns are
     ``.csv .txt``   lines of numbers, by comma, semicolon, tab or blank; the first may name columns, else they are
     ``.xyz .asc``   x, y, z, intensity
@@ -56,8 +58,9 @@ def read_points(path: Path | str, classes: int = len(EIGHT)) -> Scan:
     their lasers look, whatever the file numbers them (`ring_numbers`). Of 6 and more columns without names none is an
     intensity: they may be colours or normals.
 
-    Organised clouds have a place for every shot, and NaN where nothing came back. But for the two kinds of ``.bin``,
-    such points stay in the scan, with NaN in `xyz`, so that results are aligned with the file (`Scan.there`).
+    Organised clouds and range images have a place for every shot, and NaN where nothing came back. But for the two
+    kinds of ``.bin``, such points stay in the scan, with NaN in `xyz`, so that results are aligned with the file
+    (`Scan.there`).
 
     Args:
         classes: how many there are; the labels of an ``.npz`` are their indexes.
@@ -137,6 +140,8 @@ def _npz(path: Path) -> Scan:
     if name is None:
         held = ", ".join(arrays) or "none"
         raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {held}): name the coordinates xyz")
+    if arrays[name].ndim == 3 and {"xyz", "intensity"} <= arrays.keys():
+        return _every_cell(*scan_of_image(arrays, path))
     points = _upright(arrays[name], path)
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise UserError(
@@ -154,6 +159,16 @@ def _npz(path: Path) -> Scan:
     if not (labels == np.rint(labels)).all():
         raise UserError(f"{path}: its labels must be whole numbers, classes of points: {UNLABELLED} for none")
     return Scan(scan.xyz, scan.intensity, scan.ring, scan.beams, labels.astype(np.int64))
+
+
+def _every_cell(scan: Scan, there: npt.NDArray[np.bool_]) -> Scan:
+    """The scan of a range image with a point for each cell, row by row: NaN in those that are empty."""
+    assert scan.ring is not None
+    cells = np.flatnonzero(there)
+    xyz, intensity = np.full((there.size, 3), np.nan, np.float32), np.zeros(there.size, np.float32)
+    ring = np.zeros(there.size, np.int64)
+    xyz[cells], intensity[cells], ring[cells] = scan.xyz, scan.intensity, scan.ring
+    return Scan(xyz, intensity, ring, scan.beams)
 
 
 def _npy(path: Path) -> Scan:

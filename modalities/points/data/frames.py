@@ -80,11 +80,12 @@ def frames_of(data: PointsData, split: str) -> Frames:
 
 
 class Simulated(Answered):
-    """Moments of simulated worlds, each of a world of its own; the split is the family of worlds."""
+    """Moments of simulated worlds, each of a world of its own, or drives through some; the split is their family."""
 
     def __init__(self, data: PointsData, split: str, sweeps: int) -> None:
         super().__init__()
-        self.split, self.sweeps, self.size = split, sweeps, int(getattr(data.scenes, split))
+        self.split, self.sweeps, self.size = split, sweeps, data.scenes.frames(split)
+        self.first, self.drive = (data.scenes.first, data.scenes.drive) if split == "train" else (0, 1)
         self.sensor = data.lidar.with_columns(max(view.columns for view in data.views))
         self.camera, self.cyclists = None, data.scenes.cyclists
         if data.needs_pictures:
@@ -99,11 +100,17 @@ class Simulated(Answered):
 
     @property
     def named(self) -> Sequence[tuple[str, Path | None]]:
-        return [(key_of(self.split, index), None) for index in range(self.size)]
+        return [(key_of(self.split, *self._moment(index)), None) for index in range(self.size)]
+
+    def _moment(self, index: int) -> tuple[int, int]:
+        """A world, and how many tenths of a second before its last moment."""
+        world, at = divmod(index, self.drive)
+        return self.first + world, self.drive - 1 - at
 
     def __getitem__(self, index: int) -> list[Frame]:
+        world, age = self._moment(index)
         newest, *older = simulate(
-            self.split, index, self.sensor, camera=self.camera, sweeps=self.sweeps, cyclists=self.cyclists
+            self.split, world, self.sensor, camera=self.camera, sweeps=self.sweeps, cyclists=self.cyclists, first=age
         )
         return [self.carrying(newest), *older]
 

@@ -6,6 +6,7 @@ Nothing is fetched and no code of the folder is run; of transformers' folders on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,4 +145,9 @@ def _of_library(folder: Path, config: dict[str, Any], size: tuple[int, int]) -> 
     return LibraryEncoder(trunk)
 
 
-__all__ = ["VisionEncoder", "is_encoder", "layer_map", "load_encoder"]
+def that_answer(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The roles that answer, and do not teach by their features alone."""
+    return {role: model for role, model in models.items() if not isinstance(model, VisionEncoder)}
+
+
+__all__ = ["VisionEncoder", "is_encoder", "layer_map", "load_encoder", "that_answer"]

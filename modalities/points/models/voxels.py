@@ -2,7 +2,7 @@
 
 A kernel is applied as pairs: for each of its places, which voxel is seen from which. Every pair of a place is one row
 of a matrix product, so empty space costs nothing, and no voxel occurs twice in one place's pairs, which makes the sums
-the same on every run.
+the same on every run. Rows are taken by ``index_select``, whose gradient is such a sum too: that of ``x[index]`` sorts.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Neighbours(nn.Module):
     def forward(self, x: Float[Tensor, "voxels c"], level: Level) -> Float[Tensor, "voxels d"]:
         out = x @ self.weight[0]
         for k, (here, there) in enumerate(level.around):
-            out.index_add_(0, here, x[there] @ self.weight[2 * k + 1])
-            out.index_add_(0, there, x[here] @ self.weight[2 * k + 2])
+            out.index_add_(0, here, x.index_select(0, there) @ self.weight[2 * k + 1])
+            out.index_add_(0, there, x.index_select(0, here) @ self.weight[2 * k + 2])
         return out
 
 
@@ -126,7 +126,7 @@ class Coarser(nn.Module):
         out = x.new_zeros(len(coarser), self.weight.shape[2])
         for k in range(8):
             here = (level.child == k).nonzero().flatten()
-            out.index_add_(0, level.parent[here], x[here] @ self.weight[k])
+            out.index_add_(0, level.parent[here], x.index_select(0, here) @ self.weight[k])
         return out
 
 
@@ -142,7 +142,7 @@ class Finer(nn.Module):
         out = x.new_zeros(len(level), self.weight.shape[2])
         for k in range(8):
             here = (level.child == k).nonzero().flatten()
-            out.index_add_(0, here, x[level.parent[here]] @ self.weight[k])
+            out.index_add_(0, here, x.index_select(0, level.parent[here]) @ self.weight[k])
         return out
 
 

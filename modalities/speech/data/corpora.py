@@ -26,7 +26,14 @@ from .compose import Compose
 from .cuts import cuts_file, read_cuts
 from .features import Features
 from .indexed import open_manifest, shared_audio
-from .layouts import kaldi_lists, read_common_voice, read_kaldi, read_speech_commands
+from .layouts import (
+    TABLES,
+    kaldi_lists,
+    read_common_voice,
+    read_fluent_speech_commands,
+    read_kaldi,
+    read_speech_commands,
+)
 from .long import Long
 from .manifests import Utterance, librispeech_lists, manifest_of, read_fsdd, read_librispeech
 from .pieces import Pieces, given, trained
@@ -38,11 +45,13 @@ SPLITS = ("train", "dev", "test")
 #: Keys of the data section that one of the two tasks alone reads.
 OF_CTC = ("tokens", "bpe", "symbols", "unknown", "vocabulary", "beam", "features", "streaming")
 OF_SEQ2SEQ = ("processor", "language", "leading_space")
-#: What a transducer does not read of either.
-NOT_TRANSDUCER = (*OF_SEQ2SEQ, "vocabulary", "streaming")
+#: What a transducer, and what a classifier, does not read of either.
+NOT_TRANSDUCER = (*OF_SEQ2SEQ, "vocabulary")
+NOT_INTENTS = (*OF_SEQ2SEQ, *(key for key in OF_CTC if key != "features"), "metric", "normaliser", "compose")
 SourceName = Literal[
-    "fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "lhotse", "webdataset", "datasets"
-]
+    "fsdd", "manifest", "librispeech", "kaldi", "common_voice", "speech_commands", "fluent_speech_commands", "lhotse",
+    "webdataset", "datasets",
+]  # fmt: skip
 _ONE = {"enum": list(get_args(SourceName))}
 #: One name stands for a list of one.
 Sources = Annotated[
@@ -75,14 +84,14 @@ class SpeechData(DataSection):
     With speaker lists, a split is its speakers' recordings. Without them, a source brings its own splits: a
     manifest folder as ``train.jsonl``, ``dev.jsonl``, ``test.jsonl`` or other files named after them
     (`manifest_of`), LibriSpeech as folders ``train*``, ``dev*``, ``test*``, Kaldi as folders ``train``, ``dev``,
-    ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech Commands by its two lists, Lhotse's
-    cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of tars by the beginnings of
-    their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
+    ``test``, Common Voice as ``train.tsv``, ``dev.tsv``, ``test.tsv``, Speech Commands by its two lists, Fluent Speech
+    Commands by its tables, Lhotse's cuts as manifests, gzipped or not, ``cuts_`` before their names or not, shards of
+    tars by the beginnings of their names (or of their folders'), what `datasets` has saved as a `DatasetDict`.
     """
 
     #: What the student writes by: the frames of CTC, a transducer (rows are nodes of its lattice), or a decoder as
-    #: Whisper's, whose rows are the tokens of the text.
-    task: Literal["ctc", "transducer", "seq2seq"] = "ctc"
+    #: Whisper's, whose rows are the tokens of the text. Of intents it writes nothing: it names an utterance's class.
+    task: Literal["ctc", "transducer", "seq2seq", "intents"] = "ctc"
     #: Of seq2seq: a folder of transformers whose tokenizer and features all roles share; None: the teacher's.
     processor: Path | None = None
     #: Of seq2seq: what is spoken, where the model knows many languages (``en``); None: as its generation config says.
@@ -152,7 +161,7 @@ class SpeechData(DataSection):
 
     @model_validator(mode="after")
     def _check_task(self) -> SpeechData:
-        other = {"ctc": OF_SEQ2SEQ, "transducer": NOT_TRANSDUCER, "seq2seq": OF_CTC}[self.task]
+        other = {"ctc": OF_SEQ2SEQ, "transducer": NOT_TRANSDUCER, "seq2seq": OF_CTC, "intents": NOT_INTENTS}[self.task]
         for key in other:
             if getattr(self, key) != SpeechData.model_fields[key].default:
                 raise ValueError(f"{key}: it says nothing to task {self.task}: leave it out")
@@ -201,6 +210,8 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
         silent = next((one for one in found if one.text is None), None)
     if not found:
         raise UserError(f"data.path: {data.path} has no utterance for the {split} split")
+    if data.task == "intents":
+        return found
     if silent is not None and split != "train":
         raise UserError(
             f"data: {split} utterance {silent.key!r} lacks 'text': only training audio may go untranscribed"
@@ -269,6 +280,7 @@ def _lists(name: SourceName, folder: Path) -> Sequence[Path] | None:
         "manifest": lambda: sorted(folder.glob("*.jsonl")),
         "kaldi": lambda: [file for split in SPLITS for file in kaldi_lists(folder / split)],
         "common_voice": lambda: [folder / f"{split}.tsv" for split in SPLITS],
+        "fluent_speech_commands": lambda: [folder / TABLES[split] for split in SPLITS],
         "librispeech": lambda: librispeech_lists(folder),
         "datasets": lambda: sorted(folder.rglob("*.arrow")),
     }.get(name, lambda: None)()
@@ -295,6 +307,9 @@ def _source(data: SpeechData, name: SourceName, path: Path, split: str) -> Seque
             data, folder, split, lambda name: cuts_file(folder, name), read_cuts, lambda part: [part]
         ),
         "speech_commands": lambda: read_speech_commands(folder, None if data.by_speaker else split),
+        "fluent_speech_commands": lambda: _parts(
+            data, folder, split, lambda name: folder / TABLES[name], read_fluent_speech_commands, lambda part: [part]
+        ),
         "webdataset": lambda: _packed(data, "webdataset", path, split),
         "datasets": lambda: _packed(data, "datasets", path, split),
     }

@@ -16,7 +16,7 @@ from xmodal_kd.runtime.errors import UserError
 from .audio import Place, rate_of
 from .corpora import SPLITS, SpeechData, utterances
 from .cuts import cuts_file, holds_cuts
-from .layouts import LISTS
+from .layouts import LISTS, TABLES
 from .manifests import Utterance, librispeech_lists, manifest_of, manifests_of, read_fsdd, read_manifest
 from .stored import packed_utterances
 from .suffixes import CONVERT, UNREAD, is_sound
@@ -36,6 +36,7 @@ SPLIT_FILES: dict[str, tuple[str, ...]] = {
     "kaldi": tuple(f"{split}/wav.scp" for split in SPLITS),
     "common_voice": tuple(f"{split}.tsv" for split in SPLITS),
     "speech_commands": tuple(LISTS.values()),
+    "fluent_speech_commands": tuple(TABLES.values()),
 }
 
 
@@ -48,12 +49,14 @@ class Recordings:
         parts: the utterances by split.
         rate: Hz, of most recordings.
         rates: all that were met.
+        intents: the classes of the training utterances, where these are what is learnt.
     """
 
     section: dict[str, Noted]
     parts: dict[str, Sequence[Utterance]]
     rate: int
     rates: tuple[int, ...]
+    intents: tuple[str, ...] = ()
 
     def texts(self, split: str) -> list[str]:
         return [one.text for one in self.parts[split] if one.text is not None]
@@ -66,17 +69,29 @@ class Recordings:
         return 2 <= len(train) <= FEW_WORDS and min(train.values()) >= OFTEN and others <= set(train)
 
 
-def recordings(path: Path) -> Recordings:
+def recordings(path: Path, intents: bool | None = None) -> Recordings:
     """What `path` holds.
 
+    Args:
+        intents: whether classes of utterances are to be learnt, not words; None: where all utterances have one, but for
+            single words that are composed to connected ones (fsdd).
+
     Raises:
-        UserError: it is not there, holds no recordings, no texts, or cannot be split; it says what to do.
+        UserError: it is not there, holds no recordings, no texts or intents, or cannot be split; it says what to do.
     """
     section = dict(_layout(path))
-    data = SpeechData(**{key: noted.value for key, noted in section.items()})
-    parts = {split: utterances(data, split) for split in SPLITS}
+    told = {key: noted.value for key, noted in section.items()}
+    if intents is not False:
+        parts = {split: utterances(SpeechData(**told, task="intents"), split) for split in SPLITS}
+        without = next((one.key for part in parts.values() for one in part if one.intent is None), None)
+        if intents and without is not None:
+            raise UserError(f"--data {path}: {without!r} has no intent, which a classifier names: give each line one")
+        intents = without is None and (bool(intents) or told["sources"] != "fsdd")
+    if not intents:
+        parts = {split: utterances(SpeechData(**told), split) for split in SPLITS}
     rates = _rates(one.path for one in islice(parts["train"], LOOKED_AT))
-    return Recordings(section, parts, rates.most_common(1)[0][0], tuple(sorted(rates)))
+    names = tuple(sorted({one.intent for one in parts["train"] if one.intent is not None})) if intents else ()
+    return Recordings(section, parts, rates.most_common(1)[0][0], tuple(sorted(rates)), names)
 
 
 def _rates(files: Iterable[Place]) -> Counter[int]:

@@ -1,4 +1,4 @@
-"""Corpora in the layouts of Kaldi, Common Voice and Speech Commands, split by split."""
+"""Corpora in the layouts of Kaldi, Common Voice, Speech Commands and Fluent Speech Commands, split by split."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ BLANKS = re.compile(r"[ \t]+")
 #: Speech Commands: recordings that are of no word; the lists of each split but training.
 NOISE = "_background_noise_"
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
+#: Fluent Speech Commands: the table of each split, and the columns that together are an intent.
+TABLES = {"train": "data/train_data.csv", "dev": "data/valid_data.csv", "test": "data/test_data.csv"}
+SLOTS = ("action", "object", "location")
 
 
 def read_kaldi(folder: Path, root: Path) -> list[Utterance]:
@@ -112,7 +115,8 @@ def read_common_voice(folder: Path, split: str) -> list[Utterance]:
 
 
 def read_speech_commands(folder: Path, split: str | None) -> list[Utterance]:
-    """``{word}/{speaker}_nohash_{take}.wav`` and the lists of dev and test, sorted; the text is the folder's name.
+    """``{word}/{speaker}_nohash_{take}.wav`` and the lists of dev and test, sorted; text and intent are the folder's
+    name.
 
     Args:
         split: None: all of them.
@@ -128,10 +132,37 @@ def read_speech_commands(folder: Path, split: str | None) -> list[Utterance]:
             raise UserError(f"{folder / LISTS[split]}: {gone[0]} is not there")
         kept = listed.get(split) or set(names).difference(*listed.values())
         names = [name for name in names if name in kept]
-    return [
-        Utterance(name, folder / name, name.partition("/")[0], name.rpartition("/")[2].partition("_")[0])
-        for name in names
-    ]
+    parted = [(name, name.partition("/")[0], name.rpartition("/")[2].partition("_")[0]) for name in names]
+    return [Utterance(name, folder / name, word, speaker, intent=word) for name, word, speaker in parted]
+
+
+def read_fluent_speech_commands(file: Path) -> list[Utterance]:
+    """``data/{train,valid,test}_data.csv``, whose paths lie below the folder of ``data/``; sorted by path.
+
+    The intent is ``action/object/location`` (Lugosch et al., 2019).
+
+    Raises:
+        UserError: the file or a column is missing, or a row names no recording.
+    """
+    if not file.is_file():
+        raise UserError(f"data.path: {file} is missing: Fluent Speech Commands has {', '.join(TABLES.values())}")
+    rows = csv.DictReader(_lines(file))
+    needed = ("path", "speakerId", "transcription", *SLOTS)
+    if missing := [name for name in needed if name not in (rows.fieldnames or ())]:
+        raise UserError(
+            f"{file}: no column {missing[0]!r} (it has {', '.join(rows.fieldnames or ()) or 'none'}): Fluent Speech "
+            "Commands has path, speakerId, transcription, action, object and location; write other lists as train.jsonl"
+        )
+    found = {}
+    for number, row in enumerate(rows, 2):
+        slots = [row[name] for name in SLOTS]
+        if not row["path"] or not all(slots):
+            raise UserError(f"{file} line {number}: a path and the three parts of an intent are expected")
+        path = file.parent.parent / row["path"]
+        found[row["path"]] = Utterance(
+            row["path"], path, row["transcription"], row["speakerId"] or "unknown", intent="/".join(slots)
+        )
+    return [found[name] for name in sorted(found)]
 
 
 def _listed(file: Path) -> set[str]:
@@ -155,4 +186,12 @@ def _seconds(text: str, where: str) -> float:
     return value
 
 
-__all__ = ["LISTS", "kaldi_lists", "read_common_voice", "read_kaldi", "read_speech_commands"]
+__all__ = [
+    "LISTS",
+    "TABLES",
+    "kaldi_lists",
+    "read_common_voice",
+    "read_fluent_speech_commands",
+    "read_kaldi",
+    "read_speech_commands",
+]

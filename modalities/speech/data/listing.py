@@ -42,6 +42,7 @@ class Item:
     wave: Callable[[], Wave]
     #: The same at another rate, from the recording where there is one.
     wave_at: Callable[[int], Wave]
+    intent: str | None = None
 
 
 class Listing(Protocol):
@@ -163,7 +164,9 @@ def _needed(
 def _recorded(utterance: Utterance, rate: int, seconds: float) -> Item:
     margin = 0.0 if utterance.duration is None else ROUNDED
     wave = partial(utterance.wave, rate)
-    return Item(utterance.key, utterance.text, utterance.speaker, seconds, margin, wave, utterance.wave)
+    return Item(
+        utterance.key, utterance.text, utterance.speaker, seconds, margin, wave, utterance.wave, utterance.intent
+    )  # fmt: skip
 
 
 def _composed(composer: Composer) -> list[Item]:

@@ -29,6 +29,8 @@ MOST, LONGEST = 1 << 32, 1e7
 LINES = (".jsonl", ".json")
 #: What a transcript is called in the files of others.
 TEXTS = ("text", "transcript", "transcription", "sentence", "normalized_text")
+#: What the class of an utterance is called there.
+INTENTS = ("intent", "intent_class", "label")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -40,6 +42,7 @@ class Utterance:
         text: None where nobody wrote it down.
         duration: in seconds, None where its list does not say.
         offset: seconds into the file at which a segment begins; None for a file as a whole.
+        intent: the class of what is said, as ``data.task: intents`` learns it; None where nobody said it.
     """
 
     key: str
@@ -48,6 +51,7 @@ class Utterance:
     speaker: str
     duration: float | None = None
     offset: float | None = None
+    intent: str | None = None
 
     @property
     def file(self) -> str:
@@ -85,8 +89,8 @@ class Utterance:
 def read_manifest(file: Path) -> list[Utterance]:
     """JSON lines with ``audio_filepath`` (absolute, from ``~``, or relative to the manifest) and ``text``.
 
-    ``speaker`` and ``duration`` are optional; ``offset`` (seconds) makes a line a segment of its file. A line without
-    ``text`` is untranscribed audio.
+    ``speaker``, ``duration`` and ``intent`` (or ``label``) are optional; ``offset`` (seconds) makes a line a segment of
+    its file. A line without ``text`` is untranscribed audio.
 
     Sorted by key, which is ``audio_filepath``, of a segment with ``@`` and its offset. Raises `UserError` with the
     line's number.
@@ -181,11 +185,12 @@ def as_record(file: Path, number: int, line: str) -> Utterance:
         raise UserError(f"{where}: has {other!r} and no 'text': name the transcript text")
     key = _string(record, "audio_filepath", where)
     text = None if record.get("text") is None else _string(record, "text", where)
+    intent = next((str(record[name]) for name in INTENTS if record.get(name) not in (None, "")), None)
     speaker = "unknown" if record.get("speaker") is None else str(record["speaker"])
     path = file.parent / (Path(key).expanduser() if key.startswith("~") else key)
     offset = _seconds(record, "offset", where)
     key = key if offset is None else f"{key}@{offset:g}"
-    return Utterance(key, path, text, speaker, _duration(record, where), offset)
+    return Utterance(key, path, text, speaker, _duration(record, where), offset, intent)
 
 
 def _string(record: dict[str, Any], name: str, where: str) -> str:
@@ -214,7 +219,7 @@ def _seconds(record: dict[str, Any], name: str, where: str) -> float | None:
 
 def read_fsdd(folder: Path) -> list[Utterance]:
     """``recordings/{digit}_{speaker}_{take}.wav`` (or the folder of recordings itself), in order of digit,
-    speaker, take. The text is the digit's name."""
+    speaker, take. Text and intent are the digit's name."""
     recordings = folder / "recordings" if (folder / "recordings").is_dir() else folder
     found = [
         (match, path) for path in recordings.glob("*.wav") if (match := re.fullmatch(r"(\d)_(.+)_(\d+)", path.stem))
@@ -222,7 +227,8 @@ def read_fsdd(folder: Path) -> list[Utterance]:
     if not found:
         raise UserError(f"{recordings}: no recordings named {{digit}}_{{speaker}}_{{take}}.wav")
     found.sort(key=lambda item: (item[0][1], item[0][2], int(item[0][3]), item[0][3]))
-    return [Utterance(path.stem, path, DIGITS[int(match[1])], match[2]) for match, path in found]
+    named = [(match, path, DIGITS[int(match[1])]) for match, path in found]
+    return [Utterance(path.stem, path, digit, match[2], intent=digit) for match, path, digit in named]
 
 
 def read_librispeech(folder: Path) -> list[Utterance]:

@@ -102,13 +102,7 @@ class SpeechSource:
         )
         self.skipped = Skipped.of(data.skip)
         self._listed = listing(data, split, streams, self.skipped)
-        needed = self._listed.needed(tokens, split, unknown_left=self._unknown_left)
-        if split != "train" and not needed.any():
-            raise UserError(
-                f"data: no utterance of the {split} split has a text that the student's symbols can write "
-                f"({len(needed)} utterances): nothing can be measured there: give their transcripts, or texts of "
-                "training that hold what they say"
-            )
+        needed = self._rows_needed()
         self._needed, self._lost = needed, self._unfit(needed)
         if len(self._lost) == len(needed):
             key, reason = self.left_out[0]
@@ -120,6 +114,17 @@ class SpeechSource:
         self._memory: BoundedCache[Any] = BoundedCache(MEMORY)
         #: Hz of the waves that samples carry for roles with a front end of their own; None: they carry none.
         self.wave_rate: int | None = None
+
+    def _rows_needed(self) -> NDArray[Any]:
+        """Output frames that a CTC path of each text that is listed needs."""
+        needed = self._listed.needed(self.tokens, self.split, unknown_left=self._unknown_left)
+        if self.split != "train" and not needed.any():
+            raise UserError(
+                f"data: no utterance of the {self.split} split has a text that the student's symbols can write "
+                f"({len(needed)} utterances): nothing can be measured there: give their transcripts, or texts of "
+                "training that hold what they say"
+            )
+        return needed
 
     def carry_waves(self, rate: int) -> None:
         """From now on samples bring their wave, at `rate` Hz or whatever higher rate was asked for before."""
@@ -180,8 +185,13 @@ class SpeechSource:
     @property
     def labelled(self) -> Sequence[int]:
         """The utterances that somebody wrote down."""
-        written = self._listed.written if not len(self._lost) else np.delete(self._listed.written, self._lost)
+        written = self._written if not len(self._lost) else np.delete(self._written, self._lost)
         return range(len(self)) if written.all() else np.flatnonzero(written).tolist()
+
+    @property
+    def _written(self) -> NDArray[np.bool_]:
+        """Of those that are listed, which are."""
+        return self._listed.written
 
     @cached_property
     def _by_length(self) -> NDArray[np.int32]:
@@ -214,7 +224,7 @@ class SpeechSource:
         """As `sample` at the speed and gain of `epoch`, so that frames stay where they are, with what `view` masks and
         adds of noise: the second view of CR-CTC (Yao et al., 2024), which warps time once for both."""
         item = self.items[index]
-        target = self.tokens.encode(item.text or "", unknown_left=self._unknown_left)
+        text, target = self._said(item)
         if self.split != "train":
             clean = features = self._remembered(index)
             wave = self._wave(index)
@@ -222,8 +232,12 @@ class SpeechSource:
             clean, features, wave = self._augmented(index, epoch, view)
             if reason := self._unaligned(len(clean), self.tokens.min_frames(target)):
                 raise UserError(f"train utterance {item.key}: {reason}: is the duration in its manifest right?")
-        text = self.tokens.normalise(item.text or "")
         return Sample(index, item.key, text, item.speaker, clean, features, target, wave)
+
+    def _said(self, item: Item) -> tuple[str, list[int]]:
+        """The text of an utterance in normal form, and its symbols."""
+        target = self.tokens.encode(item.text or "", unknown_left=self._unknown_left)
+        return self.tokens.normalise(item.text or ""), target
 
     def _augmented(self, index: int, epoch: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """The clean and the augmented view of a training utterance, and the wave that a front end of its own hears."""

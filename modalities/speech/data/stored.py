@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from xmodal_kd.runtime.mapped_words import Spool, Words, Written, hashed
 
 from .indexed import is_large
 from .long import Long, Rows
-from .manifests import LONGEST, TEXTS, Utterance
+from .manifests import INTENTS, LONGEST, TEXTS, Utterance
 from .suffixes import SUFFIXES
 
 #: What a sample's JSON, or its row's columns, may call these.
@@ -46,7 +46,9 @@ class Stored(Long):
     def __init__(self, root: Path, files: Sequence[Path], columns: Columns, rows: Rows | None = None) -> None:
         super().__init__(columns, rows)
         self.root, self.files = root, files
-        self._keys, self._paths, self._said = (Words(columns, name) for name in ("key", "path", "text"))
+        self._keys, self._paths, self._said, self._meant = (
+            Words(columns, name) for name in ("key", "path", "text", "intent")
+        )
 
     @cached_property
     def sealed(self) -> bool:  # type: ignore[override]
@@ -59,7 +61,8 @@ class Stored(Long):
     def _made(self, row: int) -> Utterance:
         offset, duration = (_or_none(float(self.columns[name][row])) for name in ("offset", "seconds"))
         speaker = self._named[int(self.columns["speaker"][row])]
-        return Utterance(self._keys[row], self._place(row), self._text(row), speaker, duration, offset)
+        place, text, intent = self._place(row), self._text(row), self._meant[row] or None
+        return Utterance(self._keys[row], place, text, speaker, duration, offset, intent)
 
     def _place(self, row: int) -> Path | Member:
         inside, name = int(self.columns["inside"][row]), self._paths[row]
@@ -84,10 +87,11 @@ def _or_none(value: float) -> float | None:
 def store(found: Iterable[Utterance], root: Path, files: Sequence[Path], keep: Keep) -> None:
     """The columns of `Stored`, in the order of `found`; none of it is held."""
     numbers, speakers = {file: i + 1 for i, file in enumerate(files)}, dict[str, int]()
-    rows, keys, paths, texts = Spool(), Written(), Written(), Written()
+    rows, keys, paths, texts, intents = Spool(), Written(), Written(), Written(), Written()
     for one in found:
         keys.append(one.key)
         texts.append(one.text or "")
+        intents.append(one.intent or "")
         seconds, offset = (np.nan if value is None else value for value in (one.duration, one.offset))
         place = (0, 0, 0)
         if isinstance(one.path, Member):
@@ -101,7 +105,7 @@ def store(found: Iterable[Utterance], root: Path, files: Sequence[Path], keep: K
     table = rows.array(ROW)
     for name in ROW.names or ():
         keep(name, np.ascontiguousarray(table[name]))
-    for written, name in ((keys, "key"), (paths, "path"), (texts, "text")):
+    for written, name in ((keys, "key"), (paths, "path"), (texts, "text"), (intents, "intent")):
         written.keep(name, keep)
     keep("speakers", np.frombuffer(json.dumps(list(speakers)).encode(), np.uint8))
 
@@ -123,7 +127,7 @@ def long_or_held(
     if not is_large(there):
         return found if isinstance(found := read(), Sequence) else list(found)
     root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() follows links
-    salt = json.dumps(["list 1", how, str(root), os.path.expanduser("~")])  # noqa: PTH111
+    salt = json.dumps(["list 2", how, str(root), os.path.expanduser("~")])  # noqa: PTH111
     by: By = "times" if packed or len(there) > FEW else "content"
     columns = columns_of(there, salt, lambda keep: store(map(_absolute, read()), root, packed, keep), by=by)
     return Stored(root, packed, columns)
@@ -141,7 +145,7 @@ def _absolute(one: Utterance) -> Utterance:
 def packed_utterances(packed: Packing) -> Stored:
     """The recordings of shards or of a table: audio, and a ``.txt`` or ``.json`` (columns, of a table) beside it.
 
-    Of the JSON are read `TEXTS`, `SPEAKERS` and `DURATIONS`. What has no text is untranscribed.
+    Of the JSON are read `TEXTS`, `SPEAKERS`, `DURATIONS` and `INTENTS`. What has no text is untranscribed.
 
     Raises:
         UserError: a broken file; a sample without audio, or with several; one name for two; what is no text.
@@ -155,13 +159,13 @@ def packed_utterances(packed: Packing) -> Stored:
                 held[name] = column
             keep(name, column)
 
-        store(map(_utterance, packed.rows()), Path(), packed.files, both)
+        store((_utterance(row, packed.classes) for row in packed.rows()), Path(), packed.files, both)
         refuse_twice(packed, Words(held, "key"), held["name"], held["inside"] - 1)
 
-    return Stored(Path(), packed.files, packed.columns("speech 1", build))
+    return Stored(Path(), packed.files, packed.columns("speech 2", build))
 
 
-def _utterance(row: Row) -> Utterance:
+def _utterance(row: Row, classes: Mapping[str, Sequence[str]]) -> Utterance:
     text = row.text(".txt")
     if text is None and (text := row.first(TEXTS)) is not None and not isinstance(text, str):
         raise UserError(f"{row}: its text must be text, got {text!r:.80}")
@@ -172,7 +176,19 @@ def _utterance(row: Row) -> Utterance:
         raise UserError(f"{row}: 'duration' must be seconds, got {seconds!r:.80}")
     who = row.first(SPEAKERS)
     speaker = "unknown" if who is None else str(who)
-    return Utterance(row.key, _audio(row), text, speaker, None if seconds is None else float(seconds))
+    seconds = None if seconds is None else float(seconds)
+    return Utterance(row.key, _audio(row), text, speaker, seconds, intent=_intent(row, classes))
+
+
+def _intent(row: Row, classes: Mapping[str, Sequence[str]]) -> str | None:
+    """Its class by name; a number of a column that names its classes by that."""
+    said = row.said()
+    name = next((name for name in INTENTS if said.get(name) is not None), None)
+    if name is None:
+        return None
+    value, names = said[name], classes.get(name, ())
+    known = isinstance(value, int) and 0 <= value < len(names)
+    return names[value] if known else str(value)
 
 
 def _audio(row: Row) -> Member:

@@ -57,6 +57,9 @@ recogniser = TransducerRecogniser("path/to/this/folder")
 print(recogniser.transcribe("recording.wav")["text"])
 ```
 
+`transcribe.py`, where it lies here, does without this project and without PyTorch: it takes numpy, onnxruntime and
+soundfile (`python transcribe.py --help`).
+
 `model.onnx` and `model.int8.onnx`, where they lie here, are the encoder: `features` (batch, time, mels) and `lengths`
 (batch,) to states (`logits`) and `logit_lengths`. `predictor.onnx` takes `symbols` (batch,) and `state`, which begins
 as zeros and with symbol 0, and gives `known` and `next_state`; `joint.onnx` takes a frame's state as `sound` and
@@ -97,9 +100,7 @@ def about(model: nn.Module, data: SpeechData, tokens: Tokens) -> About:
     if isinstance(model, EncoderForCTC):
         what = f"It hears waves as a {model.prefix} does. {what}"
         return About("CTC speech recogniser", what, WAVES, {"pipeline_tag": "automatic-speech-recognition"})
-    use = USE
-    if data.streaming and field is not None:
-        use += STREAMING.format(stride=stride, before=stride - 1, after=field[1] // stride)
+    use = USE + _streaming(model, data)
     return About("CTC speech recogniser", what, use, {"pipeline_tag": "automatic-speech-recognition"})
 
 
@@ -113,7 +114,16 @@ def about_transducer(model: nn.Module, data: SpeechData, tokens: Tokens) -> Abou
         f"{1000 * stride * features.hop / features.sample_rate:.0f} ms of audio at {features.sample_rate} Hz, "
         f"greedily, and knows {knows} while it does."
     )
-    return About("Transducer speech recogniser", what, TRANSDUCER, {"pipeline_tag": "automatic-speech-recognition"})
+    use = TRANSDUCER + _streaming(model, data)
+    return About("Transducer speech recogniser", what, use, {"pipeline_tag": "automatic-speech-recognition"})
+
+
+def _streaming(model: nn.Module, data: SpeechData) -> str:
+    """How sound is given that comes in chunks, where the student was exported so."""
+    stride, field = int(model.stride), getattr(model, "receptive_field", None)  # type: ignore[arg-type]
+    if not data.streaming or field is None:
+        return ""
+    return STREAMING.format(stride=stride, before=stride - 1, after=field[1] // stride)
 
 
 __all__ = ["about", "about_transducer"]

@@ -36,7 +36,8 @@ The table of sizes above was made with 8 bits.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,12 @@ class OnnxModel:
         return logits, logit_lengths
 
 
-def export_onnx(model: nn.Module, folder: Path, mels: int) -> Path:
+def export_onnx(
+    model: nn.Module, folder: Path, mels: int, outputs: Sequence[str] = ("logits", "logit_lengths")
+) -> Path:  # fmt: skip
     """Write ``model.onnx`` with free batch and time, and prove it equal to `model` at shapes it was not traced at.
 
-    Inputs ``features (batch, time, mels)`` float32 and ``lengths (batch,)`` int64; outputs ``logits`` and
-    ``logit_lengths``.
+    Inputs ``features (batch, time, mels)`` float32 and ``lengths (batch,)`` int64.
 
     Raises:
         RunError: ONNX Runtime differs from torch by more than 1e-4.
@@ -92,12 +94,12 @@ def export_onnx(model: nn.Module, folder: Path, mels: int) -> Path:
     free = {"features": {0: "batch", 1: "time"}, "lengths": {0: "batch"}}
 
     def check(path: Path) -> None:
-        _check(model, OnnxModel(path), mels)
+        _check(model, partial(onnx.run, onnx.session(path, extra=EXTRA)), mels)
 
-    return onnx.export(model, Path(folder) / FP32, inputs, ["logits", "logit_lengths"], free, check, extra=EXTRA)
+    return onnx.export(model, Path(folder) / FP32, inputs, outputs, free, check, extra=EXTRA)
 
 
-def _check(model: nn.Module, exported: OnnxModel, mels: int) -> None:
+def _check(model: nn.Module, exported: Callable[..., Any], mels: int) -> None:
     for batch, time in CHECKED:
         # a fixed wave rather than noise: exporting draws nothing from the global generator
         features = torch.sin(torch.arange(batch * time * mels, dtype=torch.float32)).reshape(batch, time, mels)
@@ -113,7 +115,7 @@ def quantise(folder: Path, calibration: Iterable[NDArray[np.float32]]) -> dict[s
 
     Returns:
         ``logit_error`` (root mean square difference over the root mean square of the
-        logits) and ``agreement`` (share of frames with the same best token), both on the calibration data.
+        logits) and ``agreement`` (share of frames, or utterances, of the same best class), on the calibration data.
 
     Raises:
         RunError: a weight is larger than `LARGEST`.
@@ -207,7 +209,7 @@ def _inputs(features: Any) -> dict[str, Any]:
 
 
 def _compare(whole: OnnxModel, small: OnnxModel, given: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    pairs = [[m.session.run(None, dict(one))[0][0] for m in (whole, small)] for one in given]
+    pairs = [[np.atleast_2d(m.session.run(None, dict(one))[0][0]) for m in (whole, small)] for one in given]
     a, b = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
     error = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
     return {"logit_error": float(error), "agreement": float(np.mean(a.argmax(-1) == b.argmax(-1)))}

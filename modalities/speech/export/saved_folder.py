@@ -20,7 +20,7 @@ from xmodal_kd.runtime.whole_files import write_bytes
 from ..models import MODELS, AcousticModel
 from .decoder_folder import is_decoder
 
-Task = Literal["ctc", "transducer"]
+Task = Literal["ctc", "transducer", "intents"]
 #: What transcribes with an exported model, without this project.
 PROGRAM = "transcribe.py"
 
@@ -85,7 +85,7 @@ def load_card(folder: Path | str, task: Task = "ctc") -> Card:
 
 
 def task_of(card: Card) -> str:
-    """How the model of a card writes: ``ctc`` or ``transducer``."""
+    """How the model of a card answers: ``ctc``, ``transducer`` or ``intents``."""
     return str(getattr(MODELS[card.model], "task", "ctc"))
 
 

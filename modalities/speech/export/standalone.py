@@ -32,6 +32,8 @@ PIECE, HEARD = 10.0, 0.25
 ENDLESS = 2**40
 #: Frames of features that a model hears at once.
 WINDOW = 3000
+#: Of a transducer: the file that makes it one, and how many symbols a frame may have.
+PREDICTOR, MOST = "predictor.onnx", 10
 
 
 class Features:
@@ -125,20 +127,54 @@ class Stream:
         return found
 
 
-def words(logits: Iterable[Array], symbols: list[str], kind: str, seconds: float) -> Iterator[tuple[float, str]]:
-    """Words and when each begins, by the best symbol of every frame: repeats are one, class 0 is none."""
-    before, at, word, begun = 0, 0, "", 0.0
-    gap = "▁" if kind == "bpe" else "|"
+def collapsed(logits: Iterable[Array]) -> Iterator[tuple[int, int]]:
+    """Symbols and the frame of each, by the best of every frame: repeats are one, class 0 is none."""
+    before, at = 0, 0
     for rows in logits:
         for best in rows.argmax(axis=1).tolist() if len(rows) else ():
-            symbol = symbols[best] if best and best != before else None
-            if symbol is not None:
-                if word and (kind == "words" or symbol.startswith(gap)):
-                    yield begun, word
-                    word = ""
-                begun = begun if word else at * seconds
-                word += symbol if kind == "words" else symbol.replace(gap, "")
+            if best and best != before:
+                yield best, at
             before, at = best, at + 1
+
+
+class Transducer:
+    """What goes along with the text: frames of the encoder in, symbols out, several in a frame if it says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.predictor, self.joint = opened(folder / PREDICTOR), opened(folder / "joint.onnx")
+        state = self.predictor.get_inputs()[1]
+        kind = np.int64 if state.type == "tensor(int64)" else np.float32
+        self.known, self.state = self._next(0, np.zeros((1, *state.shape[1:]), kind))
+
+    def __call__(self, states: Iterable[Array]) -> Iterator[tuple[int, int]]:
+        at = 0
+        for rows in states:
+            for row in rows:
+                for _ in range(MOST):
+                    [logits] = self.joint.run(None, {"sound": row[None], "text": self.known})
+                    if not (best := int(logits[0].argmax())):
+                        break
+                    yield best, at
+                    self.known, self.state = self._next(best, self.state)
+                at += 1
+
+    def _next(self, symbol: int, state: Array) -> Any:
+        return self.predictor.run(None, {"symbols": np.array([symbol]), "state": state})
+
+
+def words(
+    found: Iterable[tuple[int, int]], symbols: list[str], kind: str, seconds: float
+) -> Iterator[tuple[float, str]]:
+    """Words and when each begins, of symbols and their frames."""
+    word, begun = "", 0.0
+    gap = "▁" if kind == "bpe" else "|"
+    for number, at in found:
+        symbol = symbols[number]
+        if word and (kind == "words" or symbol.startswith(gap)):
+            yield begun, word
+            word = ""
+        begun = begun if word else at * seconds
+        word += symbol if kind == "words" else symbol.replace(gap, "")
     if word:
         yield begun, word
 
@@ -198,7 +234,8 @@ def main(folder: Path) -> None:
     for path in args.audio:
         try:
             heard = recogniser(folder, card, int8=args.int8, live=path == "-")(pieces(path, about["sample_rate"]))
-            found = words(heard, tokens["symbols"], tokens["kind"], seconds)
+            spell = Transducer(folder) if (folder / PREDICTOR).is_file() else collapsed
+            found = words(spell(heard), tokens["symbols"], tokens["kind"], seconds)
             start = "" if len(args.audio) == 1 else f"{path}: "
             if args.times:
                 for second, word in found:

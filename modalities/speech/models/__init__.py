@@ -11,7 +11,8 @@ Every CTC model is built as ``cls(config, mels=, classes=)``, is called as ``mod
 `EncoderForCTC` hears waves by a front end of its own, and is called as `transformers` calls its models.
 
 A model of ``task`` transducer is built and called alike, and gives states of its encoder; see `Transducer`. One of
-``task`` seq2seq has a `Config` and builds a ``WhisperForConditionalGeneration`` of ``transformers``.
+``task`` intents gives an utterance's class scores; see `Classifier`. One of ``task`` seq2seq has a `Config` and builds
+a ``WhisperForConditionalGeneration`` of ``transformers``.
 
 May import ``data``, beside the core. Public are the names in recipes and their parameters.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from xmodal_kd.runtime.registry import Registry
 
+from .classifier import ConformerClassifier, ConvClassifier
 from .conformer import ConformerCTC
 from .conv import ConvCTC
 from .encoder import EncoderForCTC
@@ -36,13 +38,17 @@ MODELS.add("encoder", EncoderForCTC)
 MODELS.add("whisper", WhisperStudent)
 MODELS.add("conv_transducer", ConvTransducer)
 MODELS.add("conformer_transducer", ConformerTransducer)
+MODELS.add("conv_classifier", ConvClassifier)
+MODELS.add("conformer_classifier", ConformerClassifier)
 
 __all__ = [
     "MODELS",
     "AcousticModel",
     "ConformerCTC",
+    "ConformerClassifier",
     "ConformerTransducer",
     "ConvCTC",
+    "ConvClassifier",
     "ConvTransducer",
     "EncoderForCTC",
     "WhisperStudent",

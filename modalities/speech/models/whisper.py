@@ -98,16 +98,44 @@ def greedy(model: Any, processor: Processor, heard: Tensor) -> list[list[int]]:
         model: a ``WhisperForConditionalGeneration``, whose keys and values of earlier tokens are kept.
         heard: ``(b, mels, frames)`` features.
     """
+    there = torch.ones_like(heard[:, 0], dtype=torch.long)
+    found = _written(model, processor, len(heard), processor.longest, heard, attention_mask=there, do_sample=False)
+    return [ids[: ids.index(processor.end)] if processor.end in ids else ids for ids in found]
+
+
+@torch.no_grad()
+def drawn(model: Any, processor: Processor, states: Tensor, temperature: float, longest: int) -> list[list[int]]:
+    """Tokens drawn one after another from what a model says at `temperature`, of torch's global generator.
+
+    As `greedy`, but each text keeps its end where it has one, which it need not within `longest` tokens. Tokens that
+    the generation config suppresses are not drawn.
+
+    Args:
+        states: ``(b, t, c)`` of the encoder.
+        longest: tokens of a text, its end among them; as many as the decoder has positions for at most.
+    """
+    from transformers.modeling_outputs import BaseModelOutput
+
+    most = min(processor.limit, len(processor.prefix) + longest)
+    found = _written(
+        model, processor, len(states), most, encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=torch.ones_like(states[..., 0], dtype=torch.long), do_sample=True, temperature=temperature,
+        top_k=0, top_p=1.0,
+    )  # fmt: skip
+    return [ids[: ids.index(processor.end) + 1] if processor.end in ids else ids for ids in found]
+
+
+def _written(model: Any, processor: Processor, items: int, most: int, *heard: Tensor, **how: Any) -> list[list[int]]:
+    """What `transformers` writes behind the prefix of each item, up to `most` tokens in all."""
     from transformers import GenerationMixin
 
-    prompt = torch.tensor([processor.prefix] * len(heard), device=heard.device)
+    device = next(model.parameters()).device
+    prompt = torch.tensor([processor.prefix] * items, device=device)
     found = GenerationMixin.generate(
-        model, heard, decoder_input_ids=prompt, attention_mask=torch.ones_like(heard[:, 0], dtype=torch.long),
-        num_beams=1, do_sample=False, use_cache=True, max_length=None,
-        max_new_tokens=max(1, processor.longest - prompt.shape[1]),
+        model, *heard, decoder_input_ids=prompt, num_beams=1, use_cache=True, max_length=None,
+        max_new_tokens=max(1, most - prompt.shape[1]), **how,
     )  # fmt: skip
-    written = (ids[prompt.shape[1] :].tolist() for ids in found.cpu())
-    return [ids[: ids.index(processor.end)] if processor.end in ids else ids for ids in written]
+    return [ids[prompt.shape[1] :].tolist() for ids in found.cpu()]
 
 
 def load_whisper(folder: Path) -> Any:
@@ -141,4 +169,4 @@ def load_whisper(folder: Path) -> Any:
     return model.eval()
 
 
-__all__ = ["LONGEST", "Hypothesis", "Whisper", "greedy", "is_whisper", "load_whisper"]
+__all__ = ["LONGEST", "Hypothesis", "Whisper", "drawn", "greedy", "is_whisper", "load_whisper"]

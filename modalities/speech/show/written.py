@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.adapter.panels import Panel, sequence, sequences, wav
 
-from ..data.source import SpeechSource
+from ..data.source import Sample, SpeechSource
 from .panels import GLIMPSED, LONGEST, SHOWN, heat
 
 
@@ -20,13 +21,14 @@ from .panels import GLIMPSED, LONGEST, SHOWN, heat
 class Written:
     """What the page is made from: a split, samples of sound a second, a role's texts, and how they are compared.
 
-    ``write(role, model, batch)`` gives a text for each utterance.
+    ``write(role, model, batch)`` gives a text for each utterance, which stands beside its `reference`.
     """
 
     source: SpeechSource
     rate: int
     write: Callable[[str, nn.Module, Batch], list[str]]
     normalise: Callable[[str], str]
+    reference: Callable[[Sample], str] = attrgetter("text")
 
 
 def show(test: Written, models: Mapping[str, nn.Module]) -> Sequence[Panel]:
@@ -53,8 +55,8 @@ def _item(split: Written, models: Mapping[str, nn.Module], index: int) -> dict[s
     wave, batch = item.wave(), split.source.collate([sample])
     said = {role: split.normalise(split.write(role, model, batch)[0]) for role, model in models.items()}
     return sequence(
-        item.key, sample.text, said, about=item.speaker, seconds=len(wave) / split.rate, sound=wav(wave, split.rate),
-        heat=heat(sample.clean),
+        item.key, split.reference(sample), said, about=item.speaker, seconds=len(wave) / split.rate,
+        sound=wav(wave, split.rate), heat=heat(sample.clean),
     )  # fmt: skip
 
 

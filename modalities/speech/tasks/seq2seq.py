@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Batch, Evaluation
 from xmodal_kd.adapter.saved_model import CARD, About
@@ -16,6 +17,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.signals.capture import capture, only_call
 from xmodal_kd.signals.signals import Layout, Signals
+from xmodal_kd.training.modes import evaluating
 
 from ..data.corpora import SpeechData
 from ..data.decoder_source import DecoderSource
@@ -25,7 +27,7 @@ from ..evaluate.measure import measured
 from ..export.decoder_folder import about_decoder, load_decoder_card, reloaded, save_decoder, size_of
 from ..models.processor import DecoderTokens, MelFrames, Processor, padded
 from ..models.seq2seq import Encoders, encoder_of, shifted
-from ..models.whisper import greedy, load_whisper
+from ..models.whisper import drawn, greedy, load_whisper
 from ..show.written import Written
 from .texts import TextAdapter
 
@@ -40,7 +42,7 @@ class Seq2SeqAdapter(TextAdapter):
 
     A row is a position of the decoder: ``logits`` of its next token, ``labels`` that token. What stands before a text
     (language, task) counts too, but for the start; padding is masked. Captured modules of the decoder have the same
-    rows, those of the encoder a row a frame.
+    rows, those of the encoder a row a frame. A term with ``weights: by_text`` is a mean over texts of their means.
     """
 
     task: ClassVar[str] = "seq2seq"
@@ -141,7 +143,11 @@ class Seq2SeqAdapter(TextAdapter):
     # ---------------------------------------------------------------- signals
 
     def signals(self, role: str, model: nn.Module, batch: Batch, features: Sequence[str] = ()) -> Signals:
-        """``logits`` and captured features, and ``labels``, the next tokens."""
+        """``logits``, captured features, ``labels``, and of every text also ``tokens`` and ``by_text``.
+
+        Labels and tokens are the next ones; those of a text that somebody has drawn are no labels, but terms may ask
+        for the tokens. ``by_text`` is 1 over the tokens of the text.
+        """
         heard = self._heard(batch, self.view(role, model))
         targets, made = batch["targets"], self.processor
         layout = Layout.padded("token", batch["target_lengths"], targets.shape[1])
@@ -153,6 +159,8 @@ class Seq2SeqAdapter(TextAdapter):
                 encoder_outputs=(states,), decoder_input_ids=shifted(targets, made.start, made.end), use_cache=False
             ).logits
         out = Signals(batch["ids"]).add("logits", said, layout).add("labels", targets.reshape(-1), layout)
+        out.add("tokens", targets.reshape(-1), layout)
+        out.add("by_text", (1 / batch["target_lengths"].float())[layout.item], layout)
         for name, calls in taken.items():
             out.add(name, *self._rows(name, only_call(name, calls), batch, layout))
         return out
@@ -180,6 +188,31 @@ class Seq2SeqAdapter(TextAdapter):
         """What it hears, and the tokens that it is forced over."""
         heard = sample.clean if self.config.teacher_view == "clean" else sample.features
         return heard, torch.tensor(sample.target)
+
+    @torch.no_grad()
+    def own_texts(self, role: str, model: nn.Module, batch: Batch, temperature: float, longest: int) -> Batch:
+        """The batch over texts that `role` draws from itself, in eval mode, of torch's global generator.
+
+        Targets are all that both are forced over then, and no labels. A text that was not ended has no end.
+
+        Args:
+            longest: tokens of a text, its end among them.
+        """
+        made, heard = self.processor, self._heard(batch, self.view(role, model))
+        with evaluating(model):
+            states = self._encoders(encoder_of(model), heard, shared=True)
+            texts = drawn(model, made, states, temperature, longest)
+        return self.over(batch, [[*made.prefix[1:], *text] for text in texts])
+
+    def over(self, batch: Batch, targets: Sequence[Sequence[int]]) -> Batch:
+        """The batch over other targets."""
+        device = batch["lengths"].device
+        return {
+            **batch,
+            "targets": pad_sequence([torch.tensor(one) for one in targets], True, -1).to(device),
+            "target_lengths": torch.tensor([len(one) for one in targets], device=device),
+            "texts": [self.processor.decode(one) for one in targets],
+        }
 
     # ---------------------------------------------------------------- evaluation and export
 

@@ -25,8 +25,8 @@ from ..data.text_source import TextSource
 from ..evaluate.measure import measured
 from ..evaluate.transducer import Parts, TorchParts, beam, greedy
 from ..export.card import about_transducer
-from ..export.onnx import FP32, INT8, OnnxModel, against, quantise
 from ..export.saved_folder import load_model, save_model
+from ..export.scored import check_streams, export_scored
 from ..export.transducer import JOINT, PREDICTOR, OnnxParts, export_transducer
 from ..losses import transducer  # noqa: F401 - registers the losses
 from ..models.front_ends import OwnFeatures, SharedFeatures
@@ -34,8 +34,6 @@ from ..models.transducer import Lattice, Transducer
 from ..show.written import Written
 from .texts import TextAdapter
 
-#: Utterances whose features set the ranges of int8 activations.
-CALIBRATION = 64
 #: Of features, what may differ between a teacher and the recipe: their frames stay where they are.
 MAY_DIFFER = frozenset({"mels", "normalise"})
 
@@ -106,6 +104,8 @@ class TransducerAdapter(TextAdapter):
     def _registered(self, role: str, model: Transducer) -> Transducer:
         if not is_teacher(role):
             self.stride = model.stride
+        if role == "student":
+            check_streams(model, self.config)
         return model
 
     def shared(self) -> dict[str, int]:
@@ -207,26 +207,16 @@ class TransducerAdapter(TextAdapter):
         return about_transducer(model, self.config, self.tokens)
 
     def export(self, model: nn.Module, folder: Path) -> Mapping[str, Any]:
-        """Three ONNX graphs beside the weights, the encoder in int8 too, scored on the test split in ONNX Runtime."""
-        export_transducer(cast(Transducer, model.cpu()), folder, self.config.features.mels)
-        train = self.data("train")
-        calibration = [train.sample(i, 0).clean.numpy() for i in range(min(CALIBRATION, len(train)))]
-        cost = quantise(folder, calibration)
-        threads = torch.get_num_threads()
-        parts = OnnxParts(folder, threads=threads)
-        scored = {}
-        for name in (FP32, INT8):
-            run = OnnxModel(folder / name, threads=threads)
-            scored[name] = self._evaluate(lambda batch, run=run: run(batch["clean"], batch["lengths"]), parts, "test")  # type: ignore[misc]
-        found: dict[str, Any] = {
-            name: {"bytes": (folder / name).stat().st_size, "metrics": one.metrics} for name, one in scored.items()
-        }
-        interval, worse = against(scored[INT8].scores, scored[FP32].scores)
-        if worse is not None:
-            found[INT8]["note"] = worse
-        found |= {name: {"bytes": (folder / name).stat().st_size} for name in (PREDICTOR, JOINT)}
-        found["int8_against_fp32"] = {"logit_error": cost["logit_error"], "wer_interval": list(interval)}
-        return found
+        """ONNX beside the weights: the encoder in float32 and int8, with its state too if the recipe says so, and what
+        goes along with the text; scored on the test split in ONNX Runtime. A program for them."""
+        whole = cast(Transducer, model.cpu())
+        export_transducer(whole, folder, self.config.features.mels)
+        parts = OnnxParts(folder, threads=torch.get_num_threads())
+        found = export_scored(
+            whole, folder, self.config, self.data("train"), lambda hear: self._evaluate(hear, parts, "test")
+        )
+        del found["int8_against_fp32"]["agreement"]  # states have no best symbol
+        return found | {name: {"bytes": (folder / name).stat().st_size} for name in (PREDICTOR, JOINT)}
 
 
 __all__ = ["TransducerAdapter"]

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,7 +117,6 @@ def transcribe(
         recogniser = DecoderRecogniser(student)
     else:
         recogniser = kind_of(student, precision)
-    failed = False
     words = None
     if (lm is not None or lexicon is not None) and isinstance(recogniser, Recogniser):
         words = recogniser.words_of(lm, lexicon, size=beam or SIZE, lm_weight=lm_weight, word_score=word_score)
@@ -130,11 +130,23 @@ def transcribe(
         raise UserError(f"--format {kind}: {len(found)} recordings: name a folder for their files by --into")
     if into is not None:
         _check_apart(found, into, kind)
-    for path, below in each(found, "transcribing", console):
+    heard = partial(recogniser.transcribe, beam_size=beam, words=words, n_best=nbest)
+    for path, below, result in _heard(found, "transcribing", heard):
+        text = _written(kind, path, result)
+        typer.echo(text) if into is None else _keep(text, into / _name(path, below, kind), kind)
+
+
+def _heard(
+    found: Sequence[tuple[Path | UserError, Path]], doing: str, hear: Callable[[Path], Any]
+) -> Iterator[tuple[Path, Path, Any]]:
+    """Each file that can be heard, the folder of its text, and what is heard. A file that cannot is named on standard
+    error; the exit status is 2 then, when the rest had their turn."""
+    failed = False
+    for path, below in each(found, doing, console):
         try:
             if isinstance(path, UserError):
                 raise path
-            result = recogniser.transcribe(path, beam_size=beam, words=words, n_best=nbest)
+            result = hear(path)
         except Exception as error:  # whatever a file makes its reader say: the rest are worth their turn
             if "pip install" in str(error):  # no file is to blame
                 raise
@@ -142,10 +154,45 @@ def transcribe(
             console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
             failed = True
             continue
-        text = _written(kind, path, result)
-        typer.echo(text) if into is None else _keep(text, into / _name(path, below, kind), kind)
+        yield path, below, result
     if failed:
         raise typer.Exit(2)
+
+
+def classify_audio(
+    student: Annotated[
+        Path, typer.Argument(help="Folder of a student of data.task intents: it holds card.json and its weights.")
+    ],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="AUDIO...", help="Audio files of any sample rate, and folders, which are searched at any depth."
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes named of each file, the most probable first.")] = 1,
+    json_: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: path, class, probability, probabilities.")
+    ] = False,
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="int8 is smaller and needs model.int8.onnx in the folder.")
+    ] = "fp32",
+) -> None:
+    """Name the class of utterances, as "path<TAB>class<TAB>probability" lines.
+
+    A file that cannot be read is named on standard error, the rest are classified, and the exit status is 2.
+
+    Example: xmodal-kd classify-audio runs/smoke-intents/student recordings/ --top 3
+    """
+    from .classify import UtteranceClassifier
+
+    classifier, found = UtteranceClassifier(student, precision), list(_files(audio))
+    for path, _, said in _heard(found, "classifying", classifier.classify):
+        ranked = list(said.items())
+        if json_:
+            content = {"path": str(path), "class": ranked[0][0], "probability": ranked[0][1], "probabilities": said}
+            typer.echo(json.dumps(content, ensure_ascii=False))
+        else:
+            typer.echo("\t".join([str(path), *(f"{name}\t{p:.3f}" for name, p in ranked[:top])]))
 
 
 def _listen(recogniser: Recogniser, raw: int | None, as_json: bool) -> None:
@@ -272,4 +319,6 @@ def pseudolabel(
         raise typer.Exit(2)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"transcribe": transcribe, "pseudolabel": pseudolabel}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "transcribe": transcribe, "classify-audio": classify_audio, "pseudolabel": pseudolabel
+}  # fmt: skip

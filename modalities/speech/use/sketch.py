@@ -17,6 +17,7 @@ from ..models import MODELS
 from ..models.whisper import is_whisper
 from .decoder_sketch import decoder_sections
 from .heard import Heard, heard
+from .intents_sketch import classifier_in, intents_sections
 
 #: Hz beyond which features of speech gain nothing.
 ENOUGH = 16_000
@@ -36,18 +37,24 @@ TEACHERS: tuple[Mapping[str, Any], ...] = (
 
 def sketch(given: Given) -> Sketch:
     """The parts of a recipe, or what stands in its way."""
-    looking, teacher, found = Looking(), None, None
+    looking, teacher, found, namer = Looking(), None, None, None
     decoder = given.teacher if given.teacher is not None and is_whisper(given.teacher) else None
     if given.teacher is not None and decoder is None:
         with looking.on():
-            teacher = heard(given.teacher)
+            namer = classifier_in(given.teacher)
+            teacher = None if namer is not None else heard(given.teacher)
+    like = None if given.like is None else getattr(MODELS[given.like.model], "task", "ctc") == "intents"
     with looking.on():
         if given.data is None:
-            raise UserError(_needed(teacher))
-        found = recordings(given.data)
+            raise UserError(_needed(teacher) if namer is None else f"--data is missing: {namer.needed}: {HELP}")
+        found = recordings(given.data, like if given.teacher is None else namer is not None)
     if looking.problems or found is None:
         return Sketch(problems=tuple(looking.problems))
     try:
+        if found.intents:
+            sections = intents_sections(given, namer, found, looking)
+            said = "a teacher that it trains itself" if namer is None else str(given.teacher)
+            return Sketch(f"A classifier of {given.data}, taught by {said}.", sections, tuple(looking.notes))
         if decoder is not None:
             sections = decoder_sections(given, decoder, found, looking)
             return Sketch(f"A smaller Whisper of {given.data}, taught by {decoder}.", sections, tuple(looking.notes))

@@ -23,6 +23,10 @@ from xmodal_kd.training.method import METHODS
 QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
     "progressive": (Arm("progressive", 60), {1: 4.0, 2: 3.6, 4: 3.3}),
     "rdd": (Arm("rdd", 60), {1: 4.9, 2: 4.3, 4: 3.9}),
+    "lightning": (
+        ARMS["lightning"]._replace(steps=40, params={**ARMS["lightning"].params, "critic": 2}),
+        {1: 10.1, 2: 5.6, 4: 4.4},
+    ),
     "consistency": (Arm("consistency", 300, {"grid": 8, "decay": 0.8}), {1: 4.5, 2: 4.5, 4: 4.0}),
     "lcm": (Arm("lcm", 200, {"grid": 8, "decay": 0.8}), {1: 4.7, 2: 5.0, 4: 4.3}),
     "ect": (Arm("ect", 300), {1: 9.0, 2: 6.5, 4: 4.5}),
@@ -44,6 +48,8 @@ QUICK: dict[str, tuple[Arm, dict[int, float]]] = {
 NEAR: dict[str, dict[int, float]] = {
     "progressive": {1: 3.0, 2: 2.9, 4: 2.6},
     "rdd": {1: 4.9, 2: 4.3, 4: 3.9},  # measured with the bench and the steps of `QUICK`
+    "lightning": {1: 7.0, 2: 4.5, 4: 3.0},
+    "lightning, squares": {1: 3.8, 2: 3.3, 4: 2.6},
     "consistency": {1: 4.1, 2: 4.2, 4: 4.6},
     "lcm": {1: 5.1, 2: 6.0, 4: 5.5},
     "ect": {1: 7.6, 2: 6.0, 4: 5.8},

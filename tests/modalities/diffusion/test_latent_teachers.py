@@ -266,6 +266,7 @@ def test_adapters_alone_learn_and_are_saved_merged(place: Path, tmp_path: Path, 
     assert same_network(teacher, student) and is_adapted(student.net) and not same_network(student, teacher)
     learns = {name for name, value in student.named_parameters() if value.requires_grad}
     assert learns and all(".lora_" in name for name in learns)
+    assert student.saved_parameters == teacher.saved_parameters == sum(p.numel() for p in teacher.parameters())
     copy_weights(teacher, student)
     z, t = torch.randn(2, *teacher.shape), torch.full((2,), 300)
     assert student.guidance == teacher.guidance == 1.0

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, Sampling]] = {
     "ict": ("vp", Sampling("lcm", 2, 64)),
     "ladd": ("flow", Sampling("lcm", 2, 64)),
     "lcm": ("vp", Sampling("lcm", 2, 64)),
+    "lightning": ("vp", Sampling("ddim", 1)),
     "meanflow": ("flow", Sampling("ddim", 2)),
     "moment_matching": ("flow", Sampling("lcm", 2, 64)),
     "pcm": ("vp", Sampling("ddim", 2)),

@@ -264,7 +264,8 @@ def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
 
 
 #: Of those whose parameters name a module of the network, the toy's.
-AT = {name: {"at": "net.body"} for name in ("ctm", "meanflow", "shortcut")} | {"ladd": {"at": ["net.body"]}}
+AT: dict[str, dict[str, Any]] = {name: {"at": "net.body"} for name in ("ctm", "lightning", "meanflow", "shortcut")}
+AT |= {"ladd": {"at": ["net.body"]}}
 EVERY = sorted(name for name in METHODS if isinstance(METHODS[name], type) and issubclass(METHODS[name], FewStep))
 #: Whose stages, roles and modules are those of another: of `ect`, `dmd2`, `shortcut`, `consistency`, `progressive`.
 RELATED = {"ict", "moment_matching", "sid", "meanflow", "ctm", "pcm", "tcd", "rdd"}
@@ -298,7 +299,7 @@ def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, 
         "ladd": {"grid": 8, "critic": 2, "r1": 0.1, "distil": 1.0}, "ctm": {"steps": 2, "grid": 8, "most": 3},
         "reflow": {"pairs": 9, "rounds": 2, "distil": 0.0}, "shortcut": {"finest": 16}, "tcd": {"segments": [2, 1]},
         "moment_matching": {"critic": 2, "steps": 2}, "pcm": {"steps": 4}, "add": {"steps": 2, "critic": 2},
-        "rdd": {"queue": 40, "remembered": 4},
+        "rdd": {"queue": 40, "remembered": 4}, "lightning": {"steps": 2},
     }.get(name, {}) | AT.get(name, {})  # fmt: skip
     whole = engine(tmp_path / "whole", name, **more)
     total = whole.fit().total

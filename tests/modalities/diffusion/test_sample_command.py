@@ -181,6 +181,15 @@ def test_misuse_is_one_line(student: Path, make: Make, tmp_path: Path, capfd: Ca
     assert not (tmp_path / "samples").exists(), "a refused call leaves nothing behind"
 
 
+def test_guidance_by_a_class_of_none_that_nothing_names(make: Make, tmp_path: Path, capfd: Capture) -> None:
+    """A student's card says which class it is; of a bare pipeline only a recipe's data do."""
+    folder = save_pipeline(make(Process.cosine(64), classes=11), tmp_path / "plain", {})
+    assert "knows no null condition, or was distilled with guidance in it" in fails(capfd, folder, "--guidance", "2")
+    (folder / "sampler.json").unlink()
+    line = fails(capfd, folder, "--guidance", "2")
+    assert "says which of its 11 classes is none:" in line and "data.sampling.guidance of a recipe" in line
+
+
 def test_long_work_shows_progress(student: Path, tmp_path: Path, capfd: Capture) -> None:
     assert call(["sample", str(student), "-n", "130", "--device", "cpu"]) == 0
     assert "sample  12/12" in capfd.readouterr().err

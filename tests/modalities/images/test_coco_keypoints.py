@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from xmodal_kd.modalities.images.adapter import ImagesAdapter
-from xmodal_kd.modalities.images.data.keypoints.coco import annotations_of, cut_of, people
+from xmodal_kd.modalities.images.data.keypoints.coco import annotations_of, cut_of
 from xmodal_kd.modalities.images.data.keypoints.source import load_figures
 from xmodal_kd.modalities.images.data.source import ImagesData
 from xmodal_kd.runtime.errors import UserError
@@ -86,7 +86,7 @@ def test_skipped_persons_and_files(folder: Path, tmp_path: Path) -> None:
     config = section(folder, skip=skip)
     assert sum(len(load_figures(config, split)) for split in ("train", "dev", "test")) == 22
     listed = list(ImagesAdapter.files(config))
-    assert len(listed) == 11 and listed[0].key == "deep/01.png#10"
+    assert len(listed) == 12 and [one.key for one in listed[:2]] == ["data.path", "deep/01.png#10"]
     broken = folder / "images/deep/03.png"
     broken.write_bytes(b"no image")
     [one] = [one for one in listed if one.path == broken]
@@ -113,7 +113,6 @@ def test_persons_that_teach_nothing_are_passed_over(tmp_path: Path) -> None:
     said["annotations"][1]["keypoints"] = [0] * 9
     said["annotations"][2]["category_id"] = 1
     assert len(annotations_of(written(tmp_path / "x", said)).persons) == 5
-    assert sorted(len(persons) for persons in people(tmp_path / "x").values()) == [1, 2, 2]
 
 
 def first(said: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from xmodal_kd.modalities.images.export.onnx import FP32
 from xmodal_kd.modalities.images.tasks.keypoints import KeypointsAdapter
 from xmodal_kd.modalities.images.use.keypoints import KeypointFinder
 from xmodal_kd.models import onnx
+from xmodal_kd.objective.objective import Objective
+from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -199,6 +201,29 @@ def test_rows_are_joints() -> None:
     batch["labelled"] = torch.tensor([True, False, True, True])
     unlabelled = made.signals("student", model, batch).layout("logits").mask.reshape(4, 14)
     assert unlabelled[1].all() and torch.equal(unlabelled[0], batch["visible"][0])
+
+
+def test_losses_of_the_core_compare_them() -> None:
+    """Positions as classes, joints as rows of an item, maps on the way; each reaches the student."""
+    made = adapter()
+    data = made.data("train")
+    batch = data.collate([data.sample(i, 0) for i in range(4)])
+    batch["visible"][0, 1] = batch["visible"][2] = False
+    models = [made.build("student", "hourglass", {"width": width, "depth": 1, "stacks": 2}) for width in (3, 6)]
+    says = [made.signals("student", model, batch, ["heads.0", "stem"]) for model in models]
+    terms = [
+        *(Term(loss=name) for name in ("ce", "kd", "dkd", "dist", "logit_mse", "rkd", "sp", "cwd", "integral_pose")),
+        Term(loss="hint", on="stem"), Term(loss="at", on="stem"), Term(loss="heatmap_mse", labels="heatmaps"),
+        Term(loss="heatmap_mse", name="first", on="heads.0", labels="heatmaps"),
+        Term(loss="kd", name="taught", on={"student": "heads.0", "teacher": "logits"}),
+    ]  # fmt: skip
+    objective = Objective(terms).build(*says, Streams(1))
+    parts = objective(*says).parts
+    seen = int(batch["visible"].sum())
+    assert float(parts["kd"].count) == float(parts["heatmap_mse"].count) == seen < 4 * 14
+    for name, part in parts.items():
+        [slope] = torch.autograd.grad(part.total, [next(models[0].parameters())], retain_graph=True)
+        assert bool(part.total.isfinite()) and bool(slope.isfinite().all()) and bool(slope.any()), name
 
 
 def test_moves_are_named_where_views_must_agree() -> None:

@@ -217,6 +217,23 @@ def test_npz_keeps_labels(tmp_path):
     assert not read_points(tmp_path / "c.npz").intensity.any()
 
 
+def test_npz_of_a_range_image(tmp_path):
+    """A row a laser, the highest first, a point a cell; those of xyz 0 or NaN are empty, a data set's ids no labels."""
+    xyz = np.zeros((3, 4, 3), np.float32)
+    xyz[0, 1], xyz[2, 0], xyz[2, 3], xyz[1, 1] = (9, 1, 1), (5, 0, -1), (6, 2, -1), np.nan
+    intensity = np.arange(12, dtype=np.float32).reshape(3, 4) / 12
+    np.savez(tmp_path / "a.npz", xyz=xyz, intensity=intensity, label=np.full((3, 4), 19))
+    scan = read_points(tmp_path / "a.npz")
+    assert len(scan) == 12 and np.flatnonzero(scan.there).tolist() == [1, 8, 11]
+    np.testing.assert_array_equal(scan.xyz[scan.there], [(9, 1, 1), (5, 0, -1), (6, 2, -1)])
+    np.testing.assert_allclose(scan.intensity[scan.there], np.array([1, 8, 11]) / 12)
+    assert scan.ring[scan.there].tolist() == [0, 2, 2] and scan.beams == 3 and scan.labels is None
+    np.savez(tmp_path / "b.npz", xyz=xyz, intensity=intensity[:2])
+    refused(tmp_path / "b.npz", "'intensity' must be numbers 3x4, got float32 (2, 4)")
+    np.savez(tmp_path / "c.npz", xyz=0 * np.nan_to_num(xyz), intensity=intensity)
+    refused(tmp_path / "c.npz", "all 12 cells are empty")
+
+
 def test_npz_that_are_not_scans(tmp_path):
     cases = {
         "a": ({"cloud": XYZ}, "'xyz' or 'points'"),

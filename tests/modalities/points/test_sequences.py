@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from points_small import points_data
 from pydantic import ValidationError
 
-from xmodal_kd.modalities.points.data.config import Frames
+from xmodal_kd.modalities.points.data.config import Frames, PointsData
 from xmodal_kd.modalities.points.data.frames import frames_of
+from xmodal_kd.modalities.points.data.simulator.cast import simulate
+from xmodal_kd.modalities.points.data.simulator.sensors import sensor
 from xmodal_kd.runtime.errors import UserError
 
 
@@ -81,3 +84,18 @@ def test_sequences_without_labels_are_named_before_training(three: Path) -> None
     more = {"sources": "semantickitti", "path": str(three), "frames": [1]}
     joined = data(three, train=[0], dev=["08"], test=[99], unlabelled=more)
     assert len(frames_of(joined, "train")) == 7 and len(frames_of(joined, "train").labelled) == 4
+
+
+def test_a_drive_is_its_worlds_moments_from_the_oldest_to_the_last() -> None:
+    data = PointsData.model_validate({"sensor": "vlp16", "scenes": {"train": 2, "drive": 3, "first": 6, "test": 4},
+                                      "teacher": {"columns": 32}, "student": {"columns": 32}})  # fmt: skip
+    frames = frames_of(data, "train")
+    assert len(frames) == 6 and len(frames_of(data, "test")) == 4
+    ages = ("-2", "-1", "")
+    assert [key for key, _ in frames.named] == [f"train-00000{world}{age}" for world in (6, 7) for age in ages]
+    [middle], (last, *before) = frames[4], simulate("train", 7, sensor("vlp16", 32), sweeps=3)
+    assert [middle.key, frames[5][0].key] == [before[0].key, last.key]
+    for one, other in ((middle, before[0]), (frames[5][0], last)):
+        assert np.array_equal(one.scan.xyz, other.scan.xyz) and np.array_equal(one.scan.labels, other.scan.labels)
+    with pytest.raises(ValueError, match="ask for 41 frames of a world, which has 40"):
+        PointsData.model_validate({"scenes": {"drive": 40}, "teacher": {"sweeps": 2}})

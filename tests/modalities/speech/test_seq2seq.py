@@ -27,7 +27,7 @@ from xmodal_kd.modalities.speech.use.decoder import DecoderRecogniser, pieces
 from xmodal_kd.modalities.speech.use.pseudolabel import Filter
 from xmodal_kd.modalities.speech.use.sketch import sketch
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.recipe.recipe import load
+from xmodal_kd.recipe.recipe import Term, load
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -106,6 +106,26 @@ def test_the_recipes_objective_is_distil_whispers(recordings: Path, teacher: Pat
     logits = [one.rows("logits").detach().double().reshape(shape).numpy() for one in (mine, theirs)]
     expected = oracle.distil_whisper(*logits, batch["targets"].numpy(), w_ce=1.0, w_kl=0.8, T=2.0)
     assert objective(mine, theirs, step=0).value().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_last_states_are_what_the_heads_read(recordings: Path, teacher: Path) -> None:
+    """As `dskd` takes them; the shared table of the student's tokens learns by its own scores."""
+    adapter = adapter_of(recordings, teacher)
+    batch, last = batch_of(adapter), "model.decoder.layer_norm"
+    torch.manual_seed(1)
+    roles = {"student": adapter.build("student", "whisper", {"decoder_layers": 2})}
+    roles["teacher"] = adapter.load("teacher", teacher).requires_grad_(False)
+    said = {role: adapter.signals(role, model, batch, [last]) for role, model in roles.items()}
+    for role, signals in said.items():
+        signals.model = roles[role]
+        mask, head = signals.layout(last).mask, roles[role].get_submodule("proj_out")
+        torch.testing.assert_close(head(signals.rows(last)[mask]), signals.rows("logits")[mask])
+    term = Term(loss="dskd", on=("logits", last), head="proj_out")
+    objective = Objective([term]).build(said["student"], said["teacher"], Streams(1))
+    objective(said["student"], said["teacher"]).value().backward()
+    weight: Any = roles["student"].get_submodule("proj_out").weight
+    assert weight.grad is not None and bool(weight.grad.any())
+    assert all(parameter.grad is not None for parameter in objective.parameters())
 
 
 def test_features_are_whispers_without_the_silence_that_it_pads_with(teacher: Path) -> None:

@@ -31,11 +31,11 @@ def test_features_are_those_of_training(normalise: Any, samples: int) -> None:
 
 def test_symbols_become_words() -> None:
     logits = [np.eye(5)[rows] for rows in ([0, 1, 1, 0, 1], [], [4, 2, 0, 3, 3, 0, 0])]
-    letters = list(standalone.words(logits, ["_", "a", "b", "c", "|"], "characters", 0.5))
+    letters = list(standalone.words(standalone.collapsed(logits), ["_", "a", "b", "c", "|"], "characters", 0.5))
     assert letters == [(0.5, "aa"), (3.0, "bc")]
-    pieces = list(standalone.words(logits, ["_", "\u2581a", "b", "\u2581c", "d"], "bpe", 0.5))
+    pieces = list(standalone.words(standalone.collapsed(logits), ["_", "\u2581a", "b", "\u2581c", "d"], "bpe", 0.5))
     assert pieces == [(0.5, "a"), (2.0, "adb"), (4.0, "c")]
-    assert list(standalone.words(logits, ["_", "x", "y", "z", "w"], "words", 1.0)) == [
+    assert list(standalone.words(standalone.collapsed(logits), ["_", "x", "y", "z", "w"], "words", 1.0)) == [
         (1.0, "x"), (4.0, "x"), (5.0, "w"), (6.0, "y"), (8.0, "z"),
     ]  # fmt: skip
 

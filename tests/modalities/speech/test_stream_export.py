@@ -146,7 +146,7 @@ def recording(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(folder: Path, path: Path, *, live: bool = False, int8: bool = False) -> list[str]:
     card = read_object(folder / "card.json")
     heard = standalone.recogniser(folder, card, int8=int8, live=live)(standalone.pieces(str(path), RATE))
-    return [word for _, word in standalone.words(heard, card["tokens"]["symbols"], "words", 0.04)]
+    return [word for _, word in standalone.words(standalone.collapsed(heard), card["tokens"]["symbols"], "words", 0.04)]
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import killed_runs
 import numpy as np
@@ -20,9 +23,11 @@ from transducer_small import adapter_of, batch_of, sets
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.evaluate.transducer import MOST, Greedy, TorchParts, beam, greedy
-from xmodal_kd.modalities.speech.export.saved_folder import load_model, save_model
-from xmodal_kd.modalities.speech.export.transducer import OnnxParts, export_text
+from xmodal_kd.modalities.speech.export.onnx_steps import export_steps
+from xmodal_kd.modalities.speech.export.saved_folder import PROGRAM, load_model, save_model, write_program
+from xmodal_kd.modalities.speech.export.transducer import OnnxParts, export_text, export_transducer
 from xmodal_kd.modalities.speech.models import MODELS
+from xmodal_kd.modalities.speech.models.streaming import Steps
 from xmodal_kd.modalities.speech.models.transducer import Transducer
 from xmodal_kd.modalities.speech.tasks.transducer import TransducerAdapter
 from xmodal_kd.modalities.speech.use.live import Live
@@ -196,7 +201,7 @@ def arguments(out: Path, digits: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert call(arguments(out, digits, "data.beam={size: 3}")) == 0
+    assert call(arguments(out, digits, "data.beam={size: 3}", "data.streaming=true")) == 0
     return out
 
 
@@ -207,9 +212,16 @@ def test_a_run_measures_and_exports(finished: Path) -> None:
     with (finished / "checkpoints/student/log.jsonl").open() as log:
         assert {"rnnt", "rnnt_kd", "kd", "hint"} <= set(json.loads(log.readline()))
     exported = report["export"]
-    assert exported["model.onnx"]["metrics"]["wer"] == report["roles"]["student"]["metrics"]["wer"]
-    assert {"model.int8.onnx", "predictor.onnx", "joint.onnx", "int8_against_fp32"} <= set(exported)
-    assert "predictor.onnx" in (finished / "student/README.md").read_text()
+    for name in ("model.onnx", "model.stream.onnx"):
+        assert exported[name]["metrics"]["wer"] == report["roles"]["student"]["metrics"]["wer"]
+    parts = {"model.int8.onnx", "model.stream.int8.onnx", "predictor.onnx", "joint.onnx", "int8_against_fp32"}
+    assert parts <= set(exported)
+    card = (finished / "student/README.md").read_text()
+    assert (
+        "predictor.onnx" in card
+        and "a multiple of 4 frames at a time" in card
+        and (finished / "student" / PROGRAM).is_file()
+    )
 
 
 def talking(folder: Path, finished: Path) -> Path:
@@ -250,6 +262,34 @@ def test_transcribe_writes_files_and_pipes(finished: Path, tmp_path: Path, capsy
     assert len(json.loads(capsys.readouterr().out)["nbest"]) == 2
     assert call(["transcribe", str(folder), str(file), "--lexicon", str(file)]) == 2
     assert "beam is over symbols" in capsys.readouterr().err
+
+
+def test_files_of_onnx_hear_a_pipe_and_need_no_torch(finished: Path, tmp_path: Path) -> None:
+    """The encoder with its state and what goes along with the text write what the whole writes, here and alone."""
+    folder, file = talking(tmp_path / "student", finished), tmp_path / "a.wav"
+    model = cast(Transducer, load_model(folder, "transducer")[0])
+    export_transducer(model, folder, 40)
+    steps = model.steps()
+    assert steps is not None
+    export_steps(model, steps, folder, 40)
+    write_program(folder)
+    pcm = (3000 * np.random.default_rng(0).standard_normal(16000) * (np.arange(16000) // 2500 % 2)).astype(np.int16)
+    sf.write(file, pcm, 8000)
+    exported = TransducerRecogniser(folder, backend="onnx")
+    expected = exported.transcribe(file)["text"].split()
+    assert (
+        len(expected) > 2 and TransducerRecogniser(folder, backend="torch").transcribe(file)["text"].split() == expected
+    )
+    assert isinstance(exported.stream(), Steps)
+    live = Live(exported)
+    heard = [word for piece in np.array_split((pcm / 2**15).astype(np.float32), 7) for word in live.push(piece)]
+    assert [word["word"] for word in [*heard, *live.finish()]] == expected
+    command = [sys.executable, "-I", str(folder / PROGRAM)]
+    alone = subprocess.run([*command, str(file)], capture_output=True, text=True, check=True)
+    assert alone.stdout.split() == expected
+    piped = subprocess.run([*command, "--times", "-"], input=pcm.tobytes(), capture_output=True, check=True)
+    times, words = zip(*(line.split() for line in piped.stdout.decode().splitlines()), strict=True)
+    assert list(words) == expected and sorted(map(float, times)) == list(map(float, times))
 
 
 @pytest.fixture
@@ -318,7 +358,10 @@ def test_what_is_no_transducers_teacher_is_refused(finished: Path, digits: Path,
     "more, why",
     [
         (["labels=6"], "lattice lies along the text of every utterance"),
-        (["data.streaming=true"], "streaming: it says nothing to task transducer"),
+        (
+            ["data.streaming=true", "student={model: conformer_transducer}"],
+            "data.streaming: 'conformer_transducer' cannot hear chunks: set student.model to conv_transducer",
+        ),
         (["data.beam={lexicon: words.txt}"], "a transducer's beam is over symbols"),
         (["data.task=ctc"], "model 'conv_transducer' is a transducer: set data.task to transducer"),
     ],

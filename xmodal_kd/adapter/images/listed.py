@@ -19,7 +19,7 @@ from ..packed.packing import packing
 from .packed import index_of
 from .read import CHANNELS, Expected, mode_of, refusal, upright
 from .section import ImageSection
-from .stores import Folder, Zip
+from .stores import Folder, Zip, kept_open
 
 #: What an image ends with, by Pillow's name of its format; some programs leave bytes behind it.
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
@@ -97,8 +97,7 @@ def _within(member: Member, path: Path) -> BinaryIO:
 
 
 def _member(name: str, arrays: bool, path: Path) -> BinaryIO:
-    with Zip(path, latents=arrays) as store:
-        return io.BytesIO(store.read(name))
+    return io.BytesIO(kept_open(path, latents=arrays).read(name))
 
 
 def _array(place: Place, path: Path) -> None:

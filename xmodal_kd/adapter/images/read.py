@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from ...runtime.errors import UserError
 from ...runtime.mapped_words import Words
 from ...runtime.progress import bar, console
 from .later import Later
-from .stores import MOST, Folder, Labelling, Zip, one_line
+from .stores import MOST, Folder, Labelling, Zip, kept_open, one_line
 
 #: Reading fewer images than this is over before one would look.
 SHOW_PROGRESS = 5000
@@ -228,7 +226,7 @@ class Pixels:
         if self.kind is Folder:
             content, where = read_bytes(self.path / name, MOST), str(self.path / name)
         else:
-            store = _opened(self.path, os.getpid())
+            store = kept_open(self.path)
             content, where = store.read(name), store.where(name)
         pixels, _ = decoded(content, where, self.expected)
         return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
@@ -238,12 +236,6 @@ class Pixels:
         files = [self.path / name for name in self.names] if self.kind is Folder else [self.path]
         there = ((file.name, file.stat()) for file in files)
         return "".join(f"{name} {seen.st_size} {seen.st_mtime_ns}\n" for name, seen in there).encode()
-
-
-@lru_cache(maxsize=4)
-def _opened(path: Path, process: int) -> Zip:
-    """A process must not read by a file that another one has moved in."""
-    return Zip(path)
 
 
 def read_image(path: Path, expected: Expected) -> npt.NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -195,6 +196,18 @@ class Zip:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._zip.close()
+
+
+def kept_open(path: Path, *, latents: bool = False) -> Zip:
+    """A zip that is read member by member: its table is read once, not for each. As it stands on the disk now, and not
+    by a file that another process moves in; from any thread. Raises `UserError` as `Zip`, and `OSError`."""
+    there = path.stat()
+    return _kept(path, latents, (os.getpid(), there.st_size, there.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _kept(path: Path, latents: bool, there: tuple[int, ...]) -> Zip:
+    return Zip(path, latents=latents)
 
 
 def parse_labels(text: bytes, where: str, names: Sequence[str], classes: tuple[str, ...] | None) -> Labelling | None:

@@ -21,8 +21,9 @@ from PIL import Image
 
 from xmodal_kd.adapter.images.later import Later
 from xmodal_kd.adapter.images.read import CHANNELS, HELD, open_image
+from xmodal_kd.adapter.images.section import ImageSection
 from xmodal_kd.adapter.images.stores import MOST, one_line
-from xmodal_kd.adapter.listed import Skipped
+from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.bounded_files import read_bytes
 from xmodal_kd.runtime.errors import UserError, nearest
@@ -180,12 +181,18 @@ def _images(file: Path, first: str) -> Path:
     raise UserError(f"{file}: its image {first} is in none of {looked}: lay the images beside the file")
 
 
-def people(path: Path, category: str | None = None) -> dict[Path, list[Person]]:
-    """The persons of each image of a file of annotations."""
-    found, by_image = annotations_of(path.expanduser(), category), dict[Path, list[Person]]()
-    for person in found.persons:
-        by_image.setdefault(found.images / person.image, []).append(person)
-    return by_image
+def listed_persons(data: ImageSection, category: str | None) -> Iterator[Listed]:
+    """The files of annotations, and the images of their persons but for those that ``data.skip`` leaves out."""
+    skipped = Skipped.of(data.skip).keys
+    for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
+        if path is None:
+            continue
+        found, named = annotations_of(path.expanduser(), category), set[str]()
+        yield Listed(key, found.file, lambda _: None)  # it has been read just now
+        for person in found.persons:
+            if person.key not in skipped and person.image not in named:
+                named.add(person.image)
+                yield Listed(person.key, found.images / person.image, looked_at)
 
 
 def looked_at(path: Path) -> None:
@@ -272,7 +279,7 @@ def read_coco(
     return Figures(
         x, joints.astype(np.float32), np.where(inside, given[:, :, 2], 0).astype(np.uint8),
         sizes.max(axis=1).astype(np.float32), [one.key for one in persons],
-        np.array([number[name] for name in names]), found.skeleton, skipped.found,
+        np.array([number[name] for name in names]), found.skeleton, skipped=skipped.found,
     )  # fmt: skip
 
 
@@ -285,7 +292,7 @@ __all__ = [
     "cut_out",
     "four_numbers",
     "is_keypoints",
+    "listed_persons",
     "looked_at",
-    "people",
     "read_coco",
 ]

@@ -54,7 +54,8 @@ class Figures:
         visible: ``(n, j)`` uint8 as COCO has it: 0 not labelled, 1 labelled and hidden, 2 labelled and seen.
         sizes: ``(n,)`` float32: the larger side of the figure's box in pixels of the image.
         keys: the name of each sample.
-        clips: ``(n,)`` int64: the clip that each is a frame of; its frames stand behind one another.
+        clips: ``(n,)`` int64: what each is a part of that no split may part: a clip, the persons of an image.
+        frames: consecutive samples that are the frames of a clip; 1 where there are none.
     """
 
     x: npt.NDArray[np.uint8] | Later
@@ -64,6 +65,7 @@ class Figures:
     keys: Sequence[str]
     clips: npt.NDArray[np.int64]
     skeleton: Skeleton
+    frames: int = 1
     skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class Figures:
     def take(self, rows: npt.NDArray[np.int64]) -> Figures:
         return Figures(
             self.x.take(rows, axis=0), self.joints[rows], self.visible[rows], self.sizes[rows],
-            [self.keys[i] for i in rows.tolist()], self.clips[rows], self.skeleton,
+            [self.keys[i] for i in rows.tolist()], self.clips[rows], self.skeleton, self.frames,
         )  # fmt: skip
 
     def tensor(self, rows: Sequence[int]) -> Tensor:

@@ -195,7 +195,7 @@ def draw_skeletons(split: str, clips: int, frames: int, height: int, width: int,
             x[i], joints[i], visible[i] = grey.transpose(2, 0, 1), at, seen
             sizes[i] = np.ptp(at, axis=0).max()
             keys.append(f"{split}-{number:05d}" + (f"-{frame:03d}" if frames > 1 else ""))
-    return Figures(x, joints, visible, sizes, keys, np.arange(clips).repeat(frames), SKELETON)
+    return Figures(x, joints, visible, sizes, keys, np.arange(clips).repeat(frames), SKELETON, frames)
 
 
 __all__ = ["NAMES", "SKELETON", "draw_skeletons"]

@@ -104,6 +104,11 @@ class FiguresSource:
         self.streams, self.batch_size = streams, batch_size
         if split == "train" and len(figures) < batch_size:
             raise UserError(f"train.batch_size: {batch_size} is more than the {len(figures)} training samples")
+        if split == "train" and batch_size % figures.frames:
+            raise UserError(
+                f"train.batch_size: {batch_size} images are no whole number of clips of {figures.frames} (data."
+                "keypoints.frames): give a multiple of it"
+            )
 
     @property
     def skeleton(self) -> Skeleton:
@@ -119,7 +124,13 @@ class FiguresSource:
         return len(self.figures)
 
     def plan(self, epoch: int) -> Batches:
-        return batches(self.split, len(self), self.batch_size, self.streams, epoch)
+        """Of clips their frames behind one another."""
+        frames = self.figures.frames
+        clips = batches(self.split, len(self) // frames, max(1, self.batch_size // frames), self.streams, epoch)
+        if frames == 1:
+            return clips
+        order = (clips.order[:, None] * frames + np.arange(frames)).reshape(-1)
+        return Batches(order, clips.starts * frames, clips.sizes * frames)
 
     def sample(self, index: int, epoch: int) -> Sample:
         figures, config = self.figures, self.config
@@ -127,7 +138,9 @@ class FiguresSource:
         joints, visible = torch.from_numpy(figures.joints[index]), torch.from_numpy(figures.visible[index])
         if self.split != "train":
             return Sample(index, x, joints, visible)
-        draws = torch.rand(5, generator=self.streams.torch("augment", epoch, index), dtype=torch.float64).tolist()
+        draws = torch.rand(
+            5, generator=self.streams.torch("augment", epoch, index // figures.frames), dtype=torch.float64
+        ).tolist()
         if config.flip and draws[0] < 0.5:
             x, joints, visible = mirrored(x, joints, visible, self.skeleton)
         turn, larger, right, down = (2 * draw - 1 for draw in draws[1:])
@@ -140,7 +153,8 @@ class FiguresSource:
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """``ids`` (b,), ``keys``, ``x`` (b, c, h, w), ``joints`` (b, j, 2), ``visible`` (b, j) bool: labelled and in
-        sight of the image, ``heatmaps`` (b, j, h, w) float32, ``cells`` (b, j) int64: the position nearest a joint."""
+        sight of the image, ``heatmaps`` (b, j, h, w) float32, ``cells`` (b, j) int64: the position nearest a joint,
+        ``before`` (b,) int64: which of them is the frame before, -1 where it is not among them."""
         ids = torch.tensor([sample.id for sample in samples])
         joints = torch.stack([sample.joints for sample in samples])
         stride, sigma = self.config.keypoints.stride, self.config.keypoints.sigma
@@ -152,6 +166,7 @@ class FiguresSource:
             "visible": torch.stack([sample.visible for sample in samples]) > 0,
             "heatmaps": heatmaps(joints / stride, self.grid, sigma),
             "cells": cells(joints / stride, self.grid),
+            "before": before(ids.tolist(), self.figures.frames),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -209,6 +224,16 @@ def heatmaps(places: Float[Tensor, "b j 2"], grid: tuple[int, int], sigma: float
     return torch.exp(-(y.square()[..., :, None] + x.square()[..., None, :]) / (2 * sigma**2))
 
 
+def before(ids: Sequence[int], frames: int) -> Int[Tensor, " b"]:
+    """Where among samples, each clip's `frames` of them numbered on, the frame before each stands; -1 for none.
+
+    >>> before([4, 5, 8, 9, 11], frames=4).tolist()
+    [-1, 0, -1, 2, -1]
+    """
+    at = {number: place for place, number in enumerate(ids)}
+    return torch.tensor([at.get(number - 1, -1) if number % frames else -1 for number in ids])
+
+
 def cells(places: Float[Tensor, "b j 2"], grid: tuple[int, int]) -> Int[Tensor, "b j"]:
     """The number of the position in which a joint lies, by rows; of one out of sight the nearest."""
     x, y = (places[..., axis].floor().long().clamp(0, size - 1) for axis, size in ((0, grid[1]), (1, grid[0])))
@@ -237,4 +262,4 @@ def located(maps: Float[Tensor, "b j h w"], stride: int) -> tuple[Float[Tensor, 
     return torch.stack([x + 0.5 + over, y + 0.5 + under], dim=-1) * stride, score
 
 
-__all__ = ["FiguresSource", "Sample", "cells", "heatmaps", "load_figures", "located", "mirrored", "moved"]
+__all__ = ["FiguresSource", "Sample", "before", "cells", "heatmaps", "load_figures", "located", "mirrored", "moved"]

@@ -22,7 +22,7 @@ THRESHOLD = 1e-3
 
 def simulate(
     family: str, index: int, sensor: Sensor, *, seed: int = 0, camera: CameraSpec | None = None, sweeps: int = 1,
-    cyclists: float = 0.0,
+    cyclists: float = 0.0, first: int = 0,
 ) -> list[Frame]:  # fmt: skip
     """A moment of a drive and the sweeps before it.
 
@@ -34,6 +34,7 @@ def simulate(
         camera: beside the LiDAR, at the moment of each sweep; None: no pictures.
         sweeps: frames, a tenth of a second apart.
         cyclists: on 100 m of a lane; their points are of the class person, their boxes are called cyclist.
+        first: age of the moment: tenths of a second before the end of its world.
 
     Returns:
         The newest frame first. Points are in ray order: by ring, then from left to right. All labels, boxes of what has
@@ -45,14 +46,14 @@ def simulate(
     """
     world = World(family, index, seed, cyclists)
     frames = []
-    for age in range(sweeps):
+    for age in range(first, first + sweeps):
         time = -PERIOD * age
         rng = Streams(seed).numpy("noise", family, index, age)
         pose = world.pose(time, sensor.height)
         scene = Scene(world.mesh(time))
         scan, (seen, points) = _scan(scene, sensor, pose, world.moving, rng)
         boxes = world.boxes(time, pose, seen, points)
-        key = key_of(family, index) + (f"-{age}" if age else "")
+        key = key_of(family, index, age)
         pictures: tuple[Picture, ...] = ()
         if camera is not None:
             chance = Streams(seed).numpy("picture", family, index, age)
@@ -61,9 +62,9 @@ def simulate(
     return frames
 
 
-def key_of(family: str, index: int) -> str:
-    """What messages call a moment."""
-    return f"{family}-{index:06d}"
+def key_of(family: str, index: int, age: int = 0) -> str:
+    """What messages call a moment, which may be some tenths of a second before its world's last."""
+    return f"{family}-{index:06d}" + (f"-{age}" if age else "")
 
 
 def _scan(

@@ -1,0 +1,8 @@
+"""Methods of decoders: students that learn on what they write themselves.
+
+May import ``models`` and ``data``, beside the core. Public are the names of methods in recipes.
+"""
+
+from .own_texts import GKD, ContrastivePair, GKDParams, PairParams
+
+__all__ = ["GKD", "ContrastivePair", "GKDParams", "PairParams"]
