@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from once import once
 from PIL import Image
 from pydantic import ValidationError
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from toy import engine
 
 from xmodal_kd.adapter import moments, panels
 from xmodal_kd.cli.main import call
@@ -30,10 +33,12 @@ from xmodal_kd.modalities.images.tasks.restoration import RestorationAdapter
 from xmodal_kd.modalities.images.use.restore import ImageRestorer, placed
 from xmodal_kd.models import onnx
 from xmodal_kd.objective.objective import Objective
-from xmodal_kd.recipe.recipe import Term
-from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.recipe.recipe import Optimizer, Term, Train
+from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.interrupt import Interrupted
 from xmodal_kd.runtime.random_streams import Streams
+from xmodal_kd.training.engine import Engine
 
 SETS = (
     "teacher.params={width: 4, blocks: 2}", "teacher.train.steps=3", "teacher.train.eval_every=3",
@@ -234,6 +239,45 @@ def test_models_that_do_not_fit_are_refused(trained: Path) -> None:
         adapter().load("teacher", trained / "teacher")
     with pytest.raises(UserError, match=r"is of another task: set data\.task to restoration"):
         ImagesAdapter(ImagesData(sources="digits"), Streams(1), 4).build("student", "edsr", {})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_game_between_generator_and_discriminator_resumes_to_the_bit(tmp_path: Path, accumulate: int) -> None:
+    """GAN compression: student, discriminator and projector go on as if nothing had been."""
+    train = Train(
+        steps=4, batch_size=4, accumulate=accumulate, optimizer=Optimizer(lr=1e-2), eval_every=4, checkpoint_every=2
+    )
+    terms = [
+        Term(loss="pixel_l1", on="prediction", weight=100),
+        Term(loss="patch_gan", on=("prediction", "enlarged"), params={"hidden": 4, "layers": 2}),
+        Term(loss="hint", on="features"),
+    ]
+
+    def made(folder: str) -> Engine:
+        held: Any = adapter(restoration={"noise": 5, "crop": 16})
+        with held.streams.forked("init"):
+            models = {role: held.build(role, "edsr", {"width": w}) for role, w in (("teacher", 6), ("student", 4))}
+        return engine(tmp_path / folder, train, toy=held, models=models, terms=terms, metric=("psnr", False))
+
+    def learnt(built: Engine) -> str:
+        return digest([*built.roles["student"].state_dict().items(), *built.method.objective.state_dict().items()])
+
+    whole, stopped = made("whole"), made("stopped")
+    whole.fit()
+    milestones = stopped._milestones
+
+    def interrupt(*args: Any) -> None:
+        if stopped.at.total == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        milestones(*args)
+
+    stopped._milestones = interrupt  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    again = made("stopped")
+    again.fit(resume=True)
+    assert learnt(again) == learnt(whole) != learnt(stopped)
+    assert any("critic" in name for name in again.method.objective.state_dict())
 
 
 # ---------------------------------------------------------------- metrics

@@ -31,9 +31,13 @@ from xmodal_kd.adapter.images.stores import Folder, Zip
 from xmodal_kd.adapter.listed import Skipped, named
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.errors import UserError, nearest
+from xmodal_kd.runtime.progress import bar
 
 from ..restoration_section import PHOTO
 from ..source import DECISIVE, ImagesData
+
+#: Reading fewer images than this is over before one would look.
+SHOW_PROGRESS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +142,12 @@ def _read(config: ImagesData, path: Path | None, mode: str | None) -> Pictures:
         pixels = Pixels(type(store), path, tuple(found), expected)
     channels, table = CHANNELS[mode], np.array([sizes[name] for name in found])
     if channels * table.prod(axis=1).sum() <= min(HELD, room() // 2):
-        return _held([pixels(i) for i in range(len(found))], found, skipped.found, store.unread)
+        images = list[np.ndarray]()
+        with bar(f"reading {path.name}", len(found), quiet=len(found) < SHOW_PROGRESS) as progress:
+            for i in range(len(found)):
+                images.append(pixels(i))
+                progress.update(i + 1, {})
+        return _held(images, found, skipped.found, store.unread)
     return Pictures(pixels, np.arange(len(found)), found, table, channels, skipped.found, store.unread)
 
 
