@@ -68,8 +68,9 @@ class Arm(NamedTuple):
     """Width at which the student is told the scale of guidance; see `Bench`."""
 
 
-#: Every method in five to fifteen seconds of a busy core. Noise levels are drawn as the papers have it, whose data
-#: spread half as far: log 2 is added to their mean.
+#: Most methods in 3 to 18 CPU seconds, `rdd`, whose relations are of a classifier's features, in 46 (the cells of
+#: benchmarks/results/mixture.json say of each). Noise levels are drawn as the papers have it, whose data spread half as
+#: far: log 2 is added to their mean.
 ARMS = {
     "progressive": Arm("progressive", 120),
     "rdd": Arm("rdd", 120),

@@ -133,7 +133,7 @@ class Lightning(FewStep):
             if not 1 <= after < before or before % after:
                 raise UserError(f"method.params.rounds: {after} steps do not divide {before}: take a divisor")
         if len(counts) == 1:
-            raise UserError("data.sampling.steps: a teacher of one step has nothing to be divided: take more")
+            raise UserError("data.sampling.steps: a teacher of one step has nothing to divide, two are needed")
         return counts
 
     def own_stages(self) -> Sequence[Stage]:
