@@ -20,6 +20,7 @@ from ..losses.base import full_precision
 from ..objective.parts import LossOut, Part
 from ..recipe.recipe import Recipe
 from ..runtime.errors import UserError, nearest
+from ..runtime.progress import console
 from ..signals.capture import capture, only_call
 from ..signals.signals import OUTPUTS, Signal, Signals, of_teacher, teacher_name
 from ..training.method import Context, Roles, Stage, known_as
@@ -37,8 +38,9 @@ class FlowParams(Strict):
     layers: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(min_length=1)
     """For modules of the student those of teachers that flow into them: a path of the first teacher, ``NAME/path`` of
     another."""
-    dependence: float = Field(0.1, ge=0)
-    """Weight of the dependence cost at the end: how strongly weights are pushed to the student."""
+    dependence: float = Field(10.0, ge=0)
+    """Weight of the dependence cost at the end: how strongly weights are pushed to the student. What a student leans on
+    to the end is not saved with it, so that too little of this is worse than none."""
     rise: float = Field(0.5, ge=0, le=1)
     """Share of the steps in which it rises from 0, on a line."""
     change: float = Field(0.1, ge=0)
@@ -249,8 +251,16 @@ class KnowledgeFlow(Scheme):
     def settle(self, roles: Roles, ctx: Context) -> None:
         super().settle(roles, ctx)
         assert self.flow is not None
-        if not self.flow.alone and float(self.flow.own().detach().min()) > math.log(self.params.alone):
+        if self.flow.alone:
+            return
+        least = float(self.flow.own().detach().min())
+        if least > math.log(self.params.alone):
             self.flow.since.fill_(ctx.step + 1)
+        elif ctx.step + 1 == ctx.stage.steps and ctx.ranks.main:
+            told = f"{math.exp(least):.2f} of a layer is the student's own at the end, the rest is not saved with it"
+            console.print(
+                f"note: knowledge_flow: {told}: raise scheme.params.dependence", highlight=False, soft_wrap=True
+            )
 
     def facts(self, roles: Mapping[str, nn.Module], batch: Batch) -> Mapping[str, Any]:
         """The last weight of the student's own in each layer, and the step since which it stands alone, if it does."""
