@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress.low_rank import LowRank, layers_of, take_apart
 from xmodal_kd.compress.pc_lora import DISTIL, Fade, left
+from xmodal_kd.modalities.images.models.vit import ViT, ViTConfig
 from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import read_json
 
@@ -100,6 +102,34 @@ def test_a_layer_is_somebody_elses_while_it_fades() -> None:
     x, (A, B, c) = draw.randn(4, 9), (p.detach().numpy() for p in swap.parameters())
     expected = oracle.layer(x, layer.weight.detach().numpy(), layer.bias.detach().numpy(), A, B, 0.3, c)
     np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 8, (3, 1), (2, 1), (1, 0), bias=False), nn.Conv2d(8, 9, 3), nn.Linear(9, 8)], ids=str
+)
+def test_two_factors_are_asked_as_the_layer_was(layer: Any) -> None:
+    """By networks that look at a layer's sizes: patches of a vision transformer, the state of a stream."""
+    low = copy.deepcopy(LowRank(layer, 2))
+    names = {"in_features", "out_features"} if isinstance(layer, nn.Linear) else {
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode", "groups",
+    }  # fmt: skip
+    assert {name: getattr(low, name) for name in names} == {name: getattr(layer, name) for name in names}
+    assert (low.bias is None) == (layer.bias is None) and not hasattr(low, "weight")
+    assert not hasattr(low, "kernel_size") or isinstance(layer, nn.Conv2d)
+
+
+def test_a_vision_transformer_ends_as_its_factors() -> None:
+    model = ViT(ViTConfig(width=16, depth=1, heads=2), channels=1, classes=3).eval()
+    swap = Fade(model, layers_of(model, 2), 2)
+    assert "patch" in swap.layers
+    for up in swap.up:
+        nn.init.normal_(up)
+    swap.attach(model)
+    x, _ = torch.randn(2, 1, 8, 8), swap.share.fill_(0)
+    with torch.no_grad():
+        before = model(x)
+        swap.leave(model)
+        torch.testing.assert_close(model(x), before)
 
 
 def test_it_starts_as_it_was_and_ends_as_its_factors() -> None:
