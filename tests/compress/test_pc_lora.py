@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from killed_runs import command, kill_with, run, same
+from killed_runs import command
 from oracles import pc_lora_by_another as oracle
 from safetensors.torch import load_file
-from scheme_runs import engine
+from scheme_runs import engine, stop_after, weights
 from torch import Tensor, nn
 
 from xmodal_kd.cli.main import call
@@ -23,6 +22,7 @@ from xmodal_kd.compress.pc_lora import DISTIL, Fade, left
 from xmodal_kd.modalities.images.models.vit import ViT, ViTConfig
 from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.interrupt import Interrupted
 
 RECIPE = """\
 # A toy run.
@@ -188,14 +188,23 @@ def test_a_step_is_somebody_elses(tmp_path: Path) -> None:
     assert out.value().item() == pytest.approx(oracle.total(task, oracle.feature(mine, theirs)), rel=1e-10)
 
 
-def test_a_run_that_was_killed_in_either_stage_ends_as_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
-    assert run(command(recipe, tmp_path / "whole")) == 0
-    steps = tmp_path / "run" / "checkpoints" / "student"
-    for step in (4, 14):  # while weights fade, and behind
-        given = command(recipe, tmp_path / "run", "--resume")
-        assert run(given, kill_with, steps / f"step-{step:08d}") == -signal.SIGKILL
-    assert run(command(recipe, tmp_path / "run", "--resume")) == 0
-    same(tmp_path / "run", tmp_path / "whole")
+@pytest.mark.parametrize("step", [4, 14], ids=["while weights fade", "behind"])
+def test_it_goes_on_to_the_bit(step: int, tmp_path: Path) -> None:
+    made = yaml.safe_load(RECIPE)
+    made["train"]["checkpoint_every"] = 2
+    whole = engine(tmp_path / "whole", made)
+    whole.fit()
+    stopped = engine(tmp_path / "stopped", made)
+    stop_after(stopped, step)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    again = engine(tmp_path / "stopped", made)
+    again.fit(resume=True)
+    assert weights(again) == weights(whole)
+
+
+def test_a_run_saves_and_counts_the_factors(recipe: Path, tmp_path: Path) -> None:
+    assert call(command(recipe, tmp_path / "run")) == 0
     report = read_json(tmp_path / "run" / "report.json")
     for role in ("control", "student"):
         told, weights = report["compressed"][role]["pc_lora"], load_file(tmp_path / "run" / role / "model.safetensors")
