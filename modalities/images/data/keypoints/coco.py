@@ -20,13 +20,14 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from xmodal_kd.adapter.images.later import Later
-from xmodal_kd.adapter.images.read import CHANNELS, HELD, PIXELS, open_image
+from xmodal_kd.adapter.images.read import CHANNELS, HELD, PIXELS, SHOW_PROGRESS, open_image
 from xmodal_kd.adapter.images.section import ImageSection
 from xmodal_kd.adapter.images.stores import MOST, one_line
 from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.bounded_files import read_bytes
 from xmodal_kd.runtime.errors import UserError, nearest
+from xmodal_kd.runtime.progress import bar
 from xmodal_kd.runtime.whole_files import read_json
 
 from .figures import Figures, Skeleton
@@ -275,6 +276,16 @@ def _cut(file: Path, one: Person, height: int, width: int, margin: float) -> Box
         raise UserError(f"{file}: {one.key}: {error}") from None
 
 
+def _held(persons: Later, path: Path) -> npt.NDArray[np.uint8]:
+    """All persons, cut out."""
+    count, x = len(persons), np.empty(persons.shape, np.uint8)
+    with bar(f"cutting figures out, {path.name}", count, quiet=count < SHOW_PROGRESS) as progress:
+        for start in range(0, count, 500):
+            x[start : start + 500] = persons[start : start + 500]
+            progress.update(min(start + 500, count), {})
+    return x
+
+
 def read_coco(
     path: Path, category: str | None, margin: float, height: int, width: int, mode: str, skip: Path | None
 ) -> Figures:
@@ -298,9 +309,10 @@ def read_coco(
     names = tuple(one.image for one in persons)
     make = _Cuts(found.images, names, cuts, height, width, mode)
     shape = (CHANNELS[mode], height, width)
-    x: npt.NDArray[np.uint8] | Later = Later(make, np.arange(len(persons)), shape, np.uint8, make.signature)
-    if len(persons) * math.prod(shape) <= min(HELD, room()):
-        x = x[:]
+    x: npt.NDArray[np.uint8] | Later
+    x = later = Later(make, np.arange(len(persons)), shape, np.uint8, make.signature)
+    if len(persons) * math.prod(shape) <= min(HELD, room() // 2):  # each split copies its part
+        x = _held(later, path)
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return Figures(
         x, joints.astype(np.float32), np.where(inside, given[:, :, 2], 0).astype(np.uint8),
