@@ -221,6 +221,18 @@ def weights(built: Engine) -> dict[str, str]:
     return {name: digest(model.state_dict().items()) for name, model in owners.items()}
 
 
+def stop_after(built: Engine, step: int) -> None:
+    """As Ctrl-C in that step."""
+    milestones = built._milestones
+
+    def patched(*args: Any) -> None:
+        if built.at.total == step:
+            built.stop._signalled = True
+        milestones(*args)
+
+    built._milestones = patched  # type: ignore[method-assign]
+
+
 def learnt(built: Engine) -> dict[str, torch.Tensor]:
     owners = {**built.roles, **built.method.modules()}
     return {f"{n}.{key}": copy.deepcopy(x) for n, owner in owners.items() for key, x in owner.state_dict().items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from killed_runs import command, kill_with, run, same
+from killed_runs import command
 from oracles import pc_lora_by_another as oracle
 from safetensors.torch import load_file
-from scheme_runs import engine
+from scheme_runs import engine, stop_after, weights
 from torch import Tensor, nn
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress.low_rank import LowRank, layers_of, take_apart
 from xmodal_kd.compress.pc_lora import DISTIL, Fade, left
+from xmodal_kd.modalities.images.models.vit import ViT, ViTConfig
 from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import read_json
+from xmodal_kd.runtime.interrupt import Interrupted
 
 RECIPE = """\
 # A toy run.
@@ -102,6 +104,34 @@ def test_a_layer_is_somebody_elses_while_it_fades() -> None:
     np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 8, (3, 1), (2, 1), (1, 0), bias=False), nn.Conv2d(8, 9, 3), nn.Linear(9, 8)], ids=str
+)
+def test_two_factors_are_asked_as_the_layer_was(layer: Any) -> None:
+    """By networks that look at a layer's sizes: patches of a vision transformer, the state of a stream."""
+    low = copy.deepcopy(LowRank(layer, 2))
+    names = {"in_features", "out_features"} if isinstance(layer, nn.Linear) else {
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode", "groups",
+    }  # fmt: skip
+    assert {name: getattr(low, name) for name in names} == {name: getattr(layer, name) for name in names}
+    assert (low.bias is None) == (layer.bias is None) and not hasattr(low, "weight")
+    assert not hasattr(low, "kernel_size") or isinstance(layer, nn.Conv2d)
+
+
+def test_a_vision_transformer_ends_as_its_factors() -> None:
+    model = ViT(ViTConfig(width=16, depth=1, heads=2), channels=1, classes=3).eval()
+    swap = Fade(model, layers_of(model, 2), 2)
+    assert "patch" in swap.layers
+    for up in swap.up:
+        nn.init.normal_(up)
+    swap.attach(model)
+    x, _ = torch.randn(2, 1, 8, 8), swap.share.fill_(0)
+    with torch.no_grad():
+        before = model(x)
+        swap.leave(model)
+        torch.testing.assert_close(model(x), before)
+
+
 def test_it_starts_as_it_was_and_ends_as_its_factors() -> None:
     model, swap = net()
     assert swap.layers == ("conv", "strided", "head")  # in groups, or no smaller: neither
@@ -158,14 +188,23 @@ def test_a_step_is_somebody_elses(tmp_path: Path) -> None:
     assert out.value().item() == pytest.approx(oracle.total(task, oracle.feature(mine, theirs)), rel=1e-10)
 
 
-def test_a_run_that_was_killed_in_either_stage_ends_as_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
-    assert run(command(recipe, tmp_path / "whole")) == 0
-    steps = tmp_path / "run" / "checkpoints" / "student"
-    for step in (4, 14):  # while weights fade, and behind
-        given = command(recipe, tmp_path / "run", "--resume")
-        assert run(given, kill_with, steps / f"step-{step:08d}") == -signal.SIGKILL
-    assert run(command(recipe, tmp_path / "run", "--resume")) == 0
-    same(tmp_path / "run", tmp_path / "whole")
+@pytest.mark.parametrize("step", [4, 14], ids=["while weights fade", "behind"])
+def test_it_goes_on_to_the_bit(step: int, tmp_path: Path) -> None:
+    made = yaml.safe_load(RECIPE)
+    made["train"]["checkpoint_every"] = 2
+    whole = engine(tmp_path / "whole", made)
+    whole.fit()
+    stopped = engine(tmp_path / "stopped", made)
+    stop_after(stopped, step)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    again = engine(tmp_path / "stopped", made)
+    again.fit(resume=True)
+    assert weights(again) == weights(whole)
+
+
+def test_a_run_saves_and_counts_the_factors(recipe: Path, tmp_path: Path) -> None:
+    assert call(command(recipe, tmp_path / "run")) == 0
     report = read_json(tmp_path / "run" / "report.json")
     for role in ("control", "student"):
         told, weights = report["compressed"][role]["pc_lora"], load_file(tmp_path / "run" / role / "model.safetensors")

@@ -202,6 +202,9 @@ def test_photographs_have_a_name_and_images_a_restorer(tmp_path: Path) -> None:
     given = restoration_sketch.sketch(Given(tmp_path / "teacher", tmp_path / "x", SIZES["small"]))
     assert {key: one.value for key, one in given.sections["data"]["restoration"].items()} == {"scale": 3, "noise": 5.0}
     assert "size" not in given.sections["data"] and given.sections["train"]["batch_size"] == 16
+    small = images(tmp_path / "small", 40, size=28)
+    given = restoration_sketch.sketch(Given(tmp_path / "teacher", small, SIZES["small"]))
+    assert given.sections["data"]["restoration"]["crop"].value == 27, "a multiple of 3 that fits into an image"
 
 
 def images(folder: Path, count: int, size: int = 8) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import knowledge_flow_by_another as oracle
-from scheme_runs import begun, content, engine, weights
+from scheme_runs import begun, content, engine, stop_after, weights
 from torch import Tensor, nn
 
 from xmodal_kd.runtime.errors import UserError
@@ -141,14 +141,7 @@ def test_teachers_are_dropped_and_asked_no_more_and_resumed_at_that_moment(tmp_p
     assert not any(name.startswith("flow") for name in whole.roles["student"].state_dict())
     for step in (since - 1, since, since + 1):
         stopped = _alone(tmp_path, str(step), [])
-        milestones = stopped._milestones
-
-        def patched(*args: Any, stopped: Any = stopped, step: int = step, milestones: Any = milestones) -> None:
-            if stopped.at.total == step:
-                stopped.stop._signalled = True
-            milestones(*args)
-
-        stopped._milestones = patched
+        stop_after(stopped, step)
         with pytest.raises(Interrupted):
             stopped.fit()
         again = _alone(tmp_path, str(step), [])

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from scheme_runs import EXAMPLES, content, engine, learnt, loaded, weights
+from scheme_runs import EXAMPLES, content, engine, learnt, loaded, stop_after, weights
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.schemes import SCHEMES
-from xmodal_kd.training.engine import Engine, Interrupted
+from xmodal_kd.training.engine import Interrupted
 
 EACH = pytest.mark.parametrize("example", list(EXAMPLES))
 
@@ -54,17 +54,6 @@ def test_learns_and_leaves_frozen_roles_alone(tmp_path: Path, example: str) -> N
         assert not built.roles[role].training and not any(p.requires_grad for p in built.roles[role].parameters())
 
 
-def _stop_after(built: Engine, step: int) -> None:
-    milestones = built._milestones
-
-    def patched(*args: Any) -> None:
-        if built.at.total == step:
-            built.stop._signalled = True
-        milestones(*args)
-
-    built._milestones = patched  # type: ignore[method-assign]
-
-
 @EACH
 def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
     made = content(example, accumulate=1 if example.startswith("tkd") else 2)
@@ -75,7 +64,7 @@ def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
     whole.fit()
     for step in (1, 3):
         stopped = engine(tmp_path / str(step), made)
-        _stop_after(stopped, step)
+        stop_after(stopped, step)
         with pytest.raises(Interrupted):
             stopped.fit()
         again = engine(tmp_path / str(step), made)
@@ -189,7 +178,7 @@ def test_learned_weights(tmp_path: Path, example: str, balance: str) -> None:
     whole = engine(tmp_path / "whole", made)
     whole.fit()
     stopped = engine(tmp_path / "stopped", made)
-    _stop_after(stopped, 2)
+    stop_after(stopped, 2)
     with pytest.raises(Interrupted):
         stopped.fit()
     again = engine(tmp_path / "stopped", made)

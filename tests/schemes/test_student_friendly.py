@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import sftn_by_another as oracle
-from scheme_runs import begun, content, engine, weights
+from scheme_runs import begun, content, engine, stop_after, weights
 
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.interrupt import Interrupted
@@ -64,14 +64,7 @@ def test_it_goes_on_in_either_stage_as_if_nothing_had_been(step: int, tmp_path: 
     whole = engine(tmp_path / "whole", made)
     whole.fit()
     stopped = engine(tmp_path / "stopped", made)
-    milestones = stopped._milestones
-
-    def patched(*args: Any) -> None:
-        if stopped.at.total == step:
-            stopped.stop._signalled = True
-        milestones(*args)
-
-    stopped._milestones = patched  # type: ignore[method-assign]
+    stop_after(stopped, step)
     with pytest.raises(Interrupted):
         stopped.fit()
     again = engine(tmp_path / "stopped", made)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from scheme_runs import stop_after
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -133,20 +134,8 @@ def made(folder: Path, name: str, **more: Any) -> Engine:
     config = Train(steps=STEPS, batch_size=6, schedule=Schedule(), checkpoint_every=1, **more)
     built = engine(folder, config, toy=toy, models=models, method=method)
     if stop is not None:
-        _stop_after(built, stop)
+        stop_after(built, stop)
     return built
-
-
-def _stop_after(built: Engine, step: int) -> None:
-    """As Ctrl-C in that step."""
-    milestones = built._milestones
-
-    def patched(*args: Any) -> None:
-        if built.at.total == step:
-            built.stop._signalled = True
-        milestones(*args)
-
-    built._milestones = patched
 
 
 def weights(built: Engine) -> dict[str, str]:

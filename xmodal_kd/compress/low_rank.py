@@ -9,11 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+#: What networks ask a layer for, by the factor that knows it.
+DOWN = frozenset({"in_features", "in_channels", "kernel_size", "stride", "padding", "padding_mode", "dilation"})
+UP = frozenset({"out_features", "out_channels", "bias", "groups"})
+
 
 class LowRank(nn.Sequential):
     """What a linear layer or a convolution of rank `rank` computes: ``down``, then ``up``, which has its bias.
 
-    Of a convolution ``down`` has its kernel, stride and padding, and ``up`` is 1 x 1.
+    Of a convolution ``down`` has its kernel, stride and padding, and ``up`` is 1 x 1. Its sizes and its bias are known
+    by the layer's names for them; a weight it has none.
 
     >>> import torch
     >>> low = LowRank(nn.Conv2d(6, 8, 3, stride=2, padding=1), 2)
@@ -37,6 +42,11 @@ class LowRank(nn.Sequential):
             down = nn.Conv2d(layer.in_channels, rank, kernel, bias=False, **place, **like)
             up = nn.Conv2d(rank, layer.out_channels, 1, bias=bias, **like)
         super().__init__(OrderedDict(down=down, up=up))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in DOWN or name in UP:
+            return getattr(self.down if name in DOWN else self.up, name)
+        return super().__getattr__(name)
 
 
 def layers_of(model: nn.Module, rank: int, patterns: Iterable[str] = ("*",)) -> list[str]:

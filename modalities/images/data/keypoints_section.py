@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,9 @@ SIZES: dict[str, tuple[int, int]] = {"skeletons": (64, 64), "coco": (256, 192)}
 
 class Keypoints(Strict):
     """Of the task keypoints."""
+
+    #: Those that one source alone reads.
+    of: ClassVar[dict[str, tuple[str, ...]]] = {"skeletons": ("figures", "frames"), "coco": ("category", "margin")}
 
     figures: int = Field(1000, ge=1, le=1 << 20)
     """Training figures that the source skeletons draws, each of `frames` images; ``dev`` and ``test`` count figures

@@ -70,6 +70,10 @@ class ImagesData(ImageSection):
             sides, stride = self.sides or (0, 0), self.keypoints.stride
             if any(side % stride for side in sides):
                 raise ValueError(f"size: {list(sides)} are no multiples of keypoints.stride, which is {stride}")
+            for source, keys in Keypoints.of.items():
+                for key in keys if source != self.sources else ():
+                    if getattr(self.keypoints, key) != getattr(Keypoints(), key):
+                        raise ValueError(f"keypoints.{key}: only sources: {source} reads it: leave it out")
         return self
 
     @model_validator(mode="after")

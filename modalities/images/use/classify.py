@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from xmodal_kd.adapter.hub import fetched
-from xmodal_kd.adapter.images.read import CHANNELS, Expected, open_image, read_image
-from xmodal_kd.adapter.images.stores import MOST, one_line
-from xmodal_kd.runtime.bounded_files import read_bytes
-from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.adapter.images.read import CHANNELS, Expected, read_image
 
 from ..export.saved_folder import load_card, load_model
+from .fitted import fitted
 
 
 class ImageClassifier:
@@ -53,7 +51,8 @@ class ImageClassifier:
         """
         path, (channels, height, width) = Path(path), self.card.shape
         mode = {count: name for name, count in CHANNELS.items()}[channels]
-        pixels = _fitted(path, mode, width, height) if fit else self._as_it_is(path, mode)
+        box = Image.Resampling.BOX
+        pixels = np.asarray(fitted(path, mode).resize((width, height), box)) if fit else self._as_it_is(path, mode)
         x = torch.from_numpy(pixels.astype(np.float32)).reshape(height, width, channels).permute(2, 0, 1)
         found = torch.softmax(self.model(x[None].to(self.device).div(127.5).sub(1))[0].double(), dim=0).cpu()
         order = found.argsort(descending=True, stable=True).tolist()
@@ -62,18 +61,6 @@ class ImageClassifier:
     def _as_it_is(self, path: Path, mode: str) -> np.ndarray:
         _, height, width = self.card.shape
         return read_image(path, Expected((height, width), mode, "by the classifier; --fit brings it to that"))
-
-
-def _fitted(path: Path, mode: str, width: int, height: int) -> np.ndarray:
-    """Any image that Pillow reads, upright, on white where it is transparent, brought to this size and mode."""
-    with open_image(read_bytes(path, MOST), str(path)) as image:
-        try:
-            upright = (ImageOps.exif_transpose(image) or image).convert("RGBA")
-        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-            raise UserError(f"{path}: a broken image ({one_line(error)})") from error
-    paper = Image.new("RGBA", upright.size, "white")
-    paper.alpha_composite(upright)
-    return np.asarray(paper.convert(mode).resize((width, height), Image.Resampling.BOX))
 
 
 __all__ = ["ImageClassifier"]

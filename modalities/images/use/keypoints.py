@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from xmodal_kd.adapter.hub import fetched
-from xmodal_kd.adapter.images.read import CHANNELS, open_image
-from xmodal_kd.adapter.images.stores import MOST, one_line
-from xmodal_kd.runtime.bounded_files import read_bytes
+from xmodal_kd.adapter.images.read import CHANNELS
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.whole_files import read_json
 
-from ..data.keypoints.coco import MOST_ANNOTATIONS, cut_of, cut_out, four_numbers
+from ..data.keypoints.coco import MOST_ANNOTATIONS, cut_of, cut_out, four_numbers, is_id, opened
 from ..data.keypoints.source import located
 from ..export.keypoints_folder import load_card, load_model
 
@@ -63,15 +60,16 @@ class KeypointFinder:
     def find(self, path: Path | str, boxes: Mapping[Any, Box] | None = None) -> list[Figure]:
         """The joints of one figure, which fills the image, or of one in each of `boxes` (left, top, width, height).
 
-        An image of any size and colours will do: a figure is cut out, black beyond the image, and brought to what the
-        model sees.
+        An image of any size and colours will do, upright as its camera says: a figure is cut out, black beyond the
+        image, and brought to what the model sees.
 
         Raises:
             UserError: it names the file and what is wrong with it.
         """
-        whole = self._opened(Path(path))
+        path, channels = Path(path), self.card.shape[0]
+        whole = opened(path, {count: name for name, count in CHANNELS.items()}[channels])
         given = {0: (0.0, 0.0, float(whole.width), float(whole.height))} if boxes is None else boxes
-        channels, height, width = self.card.shape
+        _, height, width = self.card.shape
         cuts = [cut_of(box, height, width, 1.0 if boxes is None else MARGIN) for box in given.values()]
         if not cuts:
             return []
@@ -87,14 +85,6 @@ class KeypointFinder:
             for (number, box), figure in zip(given.items(), rows, strict=True)
         ]
 
-    def _opened(self, path: Path) -> Image.Image:
-        mode = {count: name for name, count in CHANNELS.items()}[self.card.shape[0]]
-        with open_image(read_bytes(path, MOST), str(path)) as image:
-            try:
-                return image.convert(mode)
-            except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-                raise UserError(f"{path}: a broken image ({one_line(error)})") from error
-
 
 def boxes_of(file: Path) -> dict[str, dict[Any, Box]]:
     """Boxes by the file name of their image and the annotation's id, of COCO's annotations.
@@ -106,11 +96,11 @@ def boxes_of(file: Path) -> dict[str, dict[Any, Box]]:
     lists = [content.get(key) for key in ("images", "annotations")] if isinstance(content, dict) else []
     if not lists or not all(isinstance(one, list) and all(isinstance(row, dict) for row in one) for one in lists):
         raise UserError(f"{file}: no annotations of COCO: it needs the lists images and annotations, with a bbox each")
-    names = {image.get("id"): str(image.get("file_name")) for image in content["images"]}
+    names = {image["id"]: str(image.get("file_name")) for image in content["images"] if is_id(image.get("id"))}
     found: dict[str, dict[Any, Box]] = {name: {} for name in names.values()}
     for place, one in enumerate(content["annotations"]):
-        number = one.get("id", place)
-        if one.get("image_id") not in names:
+        number = one["id"] if is_id(one.get("id")) else place
+        if not is_id(one.get("image_id")) or one["image_id"] not in names:
             raise UserError(f"{file}: annotation {number}: there is no image {one.get('image_id')!r} in images")
         found[names[one["image_id"]]][number] = four_numbers(one.get("bbox"), f"{file}: annotation {number}")
     return found

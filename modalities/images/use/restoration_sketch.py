@@ -12,6 +12,7 @@ from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
 from xmodal_kd.runtime.checkpoint import read_object
 from xmodal_kd.runtime.errors import UserError
 
+from ..data.restoration_section import CROP, PHOTO
 from ..export.restoration_folder import RestorationCard, load_card
 
 PHOTOS = "photos"
@@ -39,34 +40,36 @@ def sketch(given: Given) -> Sketch:
             card = load_card(given.teacher)
     with looking.on():
         read = _images(given.data)
-    if card is not None and read is not None and card.shape[0] != read[1]:
+    if card is not None and read is not None and card.shape[0] != read[1][0]:
         looking.problems.append(
-            f"{given.teacher} sees images of {card.shape[0]} channels, the data's have {read[1]}: convert them, or "
+            f"{given.teacher} sees images of {card.shape[0]} channels, the data's have {read[1][0]}: convert them, or "
             "leave --teacher out"
         )
     if looking.problems or read is None:
         return Sketch(problems=tuple(looking.problems))
     taught = "a teacher that it trains itself" if card is None else str(given.teacher)
-    return Sketch(f"A small restorer of {given.data}, taught by {taught}.", _sections(given, card, read[0], read[2]))
+    return Sketch(f"A small restorer of {given.data}, taught by {taught}.", _sections(given, card, *read))
 
 
-def _images(data: Path | None) -> tuple[dict[str, Any], int, int]:
-    """Keys of the data section, channels, and samples for training."""
+def _images(data: Path | None) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """Keys of the data section, the shape of an image, and samples for training."""
     if data is None:
         raise UserError("--data is missing: a folder of images of any size, an EDM zip, or photos")
     if str(data) == PHOTOS and not data.exists():
         why = f"{TILES} tiles of the two photographs that come with scikit-learn: to try things out"
-        return {"sources": Noted(PHOTOS, why), "dev": DEV, "test": TEST}, 3, TILES - DEV - TEST
+        return {"sources": Noted(PHOTOS, why), "dev": DEV, "test": TEST}, (3, PHOTO, PHOTO), TILES - DEV - TEST
     readers = {".zip": partial(found_zip, who=None)}
     images = found(data, readers, who=None, what="a folder of images of any size, an EDM zip, or photos")
     section = {**images.section, **images.splits}
     section.pop("size", None)
     if section["sources"].value not in ("folder", "edm", "digits"):
         raise UserError(f"--data {data}: the task restoration reads a folder of images or an EDM zip: unpack it")
-    return section, images.shape[0], images.train
+    return section, images.shape, images.train
 
 
-def _sections(given: Given, card: RestorationCard | None, data: dict[str, Any], samples: int) -> dict[str, Any]:
+def _sections(
+    given: Given, card: RestorationCard | None, data: dict[str, Any], shape: tuple[int, ...], samples: int
+) -> dict[str, Any]:
     at, batch = given.size.at, min(BATCH, samples)
     steps = Noted(given.size.steps(samples, batch), given.size.why(samples, batch))
     train = {"steps": steps, "batch_size": batch, **TRAIN}
@@ -87,7 +90,8 @@ def _sections(given: Given, card: RestorationCard | None, data: dict[str, Any], 
     if card is not None:
         why = "as the teacher was trained"
         taken = {"scale": Noted(card.scale, why), "noise": Noted(card.noise, why)}
-    small = {"crop": Noted(8, "the digits are no larger")} if data["sources"].value == "digits" else {}
+    least, scale = min(CROP, *shape[1:]), 2 if card is None else card.scale
+    small = {} if least == CROP else {"crop": Noted(least - least % scale, "images are no larger")}
     return {
         "data": {
             "task": Noted("restoration", "images are made smaller or noisy, and given back"),

@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from xmodal_kd.adapter.hub import fetched
-from xmodal_kd.adapter.images.read import CHANNELS, Expected, open_image, read_image
-from xmodal_kd.adapter.images.stores import MOST, Folder, one_line
+from xmodal_kd.adapter.images.read import CHANNELS, Expected, read_image
+from xmodal_kd.adapter.images.stores import Folder
 from xmodal_kd.runtime.allocation import room
-from xmodal_kd.runtime.bounded_files import read_bytes
 from xmodal_kd.runtime.errors import UserError
 
 from ..data.restoration.degraded import as_bytes, as_seen
 from ..export.restoration_folder import load_card, load_model
 from ..models.restoration import TILE, restored
+from .fitted import fitted
 
 #: Bytes of memory that a pixel takes for each channel, of the input and of what is made: floats twice, and 8 bits.
 BYTES = 9
@@ -61,25 +61,13 @@ class ImageRestorer:
         path, channels = Path(path), self.card.shape[0]
         mode = {count: name for name, count in CHANNELS.items()}[channels]
         expected = Expected(None, mode, "by the restorer; --fit brings it to that")
-        pixels = _fitted(path, mode) if fit else read_image(path, expected)
+        pixels = np.asarray(fitted(path, mode)) if fit else read_image(path, expected)
         height, width = pixels.shape[:2]
         if channels * height * width * (1 + self.card.scale**2) * BYTES > room():
             raise UserError(f"{path}: {width}x{height} pixels: there is too little memory for it: cut it into parts")
         x = as_seen(pixels.reshape(height, width, channels).transpose(2, 0, 1))
         made = as_bytes(restored(self.model, x, self.tile)).transpose(1, 2, 0)
         return Image.fromarray(made[:, :, 0] if channels == 1 else np.ascontiguousarray(made))
-
-
-def _fitted(path: Path, mode: str) -> np.ndarray:
-    """Any image that Pillow reads, upright and in this mode."""
-    with open_image(read_bytes(path, MOST), str(path)) as image:
-        try:
-            upright = (ImageOps.exif_transpose(image) or image).convert("RGBA")
-        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-            raise UserError(f"{path}: a broken image ({one_line(error)})") from error
-    paper = Image.new("RGBA", upright.size, "white")
-    paper.alpha_composite(upright)
-    return np.asarray(paper.convert(mode))
 
 
 def placed(images: Iterable[Path], out: Path) -> dict[Path, Path | UserError]:

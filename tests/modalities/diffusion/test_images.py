@@ -15,7 +15,9 @@ import torch
 from image_files import NAMES, SPLITS, arrays, edm, encoded, everything, folder, grey, picture, read, refused
 from PIL import Image
 
+from xmodal_kd.adapter.images.stores import kept_open
 from xmodal_kd.modalities.diffusion.data.source import DiffusionData, load_split
+from xmodal_kd.runtime.errors import UserError
 
 CIFAR = Path(os.environ.get("XMODAL_KD_DATA", Path(__file__).parents[4] / "shared/data")) / "cifar10"
 
@@ -253,6 +255,18 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path):
     at = content.index(b"IDAT", content.index(b"03.png"))
     path.write_bytes(content[:at] + b"XXXX" + content[at + 4 :])
     assert "a.zip: 03.png: cannot be read from the zip" in refused("edm", path)
+
+
+def test_a_zip_that_is_kept_open_is_the_one_on_the_disk(tmp_path):
+    path = edm(tmp_path / "a.zip", grey(8))
+    assert kept_open(path) is kept_open(path) and "00.png" in kept_open(path).names
+    edm(path, {"other.png": picture(1)})
+    assert kept_open(path).names == ["other.png"]
+    with pytest.raises(UserError, match=r"a\.zip: 00\.png: no longer in the zip"):
+        kept_open(path).read("00.png")
+    path.unlink()
+    with pytest.raises(UserError, match=r"a\.zip is not readable"):
+        kept_open(path)
 
 
 def test_conditional_needs_labels(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from xmodal_kd.modalities.images.adapter import ImagesAdapter
-from xmodal_kd.modalities.images.data.keypoints.coco import annotations_of, cut_of
+from xmodal_kd.modalities.images.data.keypoints.coco import annotations_of, cut_of, opened
 from xmodal_kd.modalities.images.data.keypoints.source import load_figures
 from xmodal_kd.modalities.images.data.source import ImagesData
 from xmodal_kd.runtime.errors import UserError
@@ -86,6 +86,7 @@ def test_skipped_persons_and_files(folder: Path, tmp_path: Path) -> None:
     config = section(folder, skip=skip)
     assert sum(len(load_figures(config, split)) for split in ("train", "dev", "test")) == 22
     listed = list(ImagesAdapter.files(config))
+    assert load_figures(config, "train").skipped, "the report says how many"
     assert len(listed) == 12 and [one.key for one in listed[:2]] == ["data.path", "deep/01.png#10"]
     broken = folder / "images/deep/03.png"
     broken.write_bytes(b"no image")
@@ -100,6 +101,10 @@ def test_a_test_path_of_its_own(folder: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "other", content(4))
     config = section(folder, test_path=other / "annotations/person_keypoints_mine.json", test=None)
     assert [len(load_figures(config, split)) for split in ("train", "dev", "test")] == [20, 4, 8]
+    few = section(folder, test_path=other, test=3)
+    assert len(load_figures(few, "test")) == 6, "images, as dev counts them"
+    with pytest.raises(UserError, match=r"data\.test: 5 test samples are asked for, .* has 4"):
+        load_figures(section(folder, test_path=other, test=5), "test")
     said = content(4)
     said["categories"][1]["keypoints"] = ["nose", "right_hand", "left_hand"]
     (other / "annotations/person_keypoints_mine.json").write_text(json.dumps(said))
@@ -129,6 +134,10 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: first(c).update(bbox=[0, 0, 0, 5]), "annotation 0: bbox: its sides are 0 and 5"),
     (lambda c: first(c).pop("bbox"), "annotation 0: bbox must be left, top, width, height"),
     (lambda c: c["images"][0].pop("file_name"), "an entry without id or file_name"),
+    (lambda c: c["images"][0].update(id=[1]), "an entry without id or file_name"),
+    (lambda c: first(c).update(image_id={}), "annotation 0: there is no image {} in images"),
+    (lambda c: first(c).update(bbox=[0, 0, 10**400, 5]), "annotation 0: bbox must be left, top"),
+    (lambda c: c["categories"][1].update(skeleton=7), "skeleton must be pairs of numbers from 1 to 3"),
     (lambda c: c["categories"][1].update(skeleton=[[1, 4]]), "skeleton must be pairs of numbers from 1 to 3"),
     (lambda c: c["categories"][0].update(keypoints=["tail"]), "has joints of cat, person: name one of them"),
     (lambda c: [one.update(keypoints=[0] * 9) for one in c["annotations"]], "no annotation of its category has"),
@@ -142,6 +151,24 @@ def test_what_is_wrong_is_named(folder: Path, change: Callable[[dict[str, Any]],
     (folder / "annotations/person_keypoints_mine.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match=says):
         annotations_of(folder)
+
+
+def test_a_box_of_more_than_an_image(folder: Path) -> None:
+    said = content()
+    first(said)["bbox"] = [0, 0, 30000, 30000]
+    (folder / "annotations/person_keypoints_mine.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"mine\.json: deep/00\.png#0: a figure's box of 30000x30000 is cut out with"):
+        load_figures(section(folder), "train")
+
+
+def test_an_image_is_turned_as_its_camera_says(folder: Path) -> None:
+    path = folder / "images/deep/00.png"
+    pixels = np.asarray(opened(path, "L"))
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # seen upright when turned clockwise
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert np.array_equal(np.asarray(opened(path, "L")), pixels)
 
 
 def test_where_files_are_looked_for(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import pose_by_another as oracle
-from scheme_runs import begun, engine, weights
+from scheme_runs import begun, engine, stop_after, weights
 from torch import Tensor, nn
 
 from xmodal_kd.modalities.images.adapter import ImagesAdapter
@@ -203,18 +203,6 @@ def test_resumes_to_the_bit(tmp_path: Path, accumulate: int, monkeypatch: pytest
         again = engine(tmp_path / str(step), recipe(accumulate=accumulate))
         again.fit(resume=True)
         assert weights(again) == weights(whole), step
-
-
-def stop_after(built: Any, step: int) -> None:
-    """As a signal would."""
-    milestones = built._milestones
-
-    def patched(*args: Any) -> None:
-        if built.at.total == step:
-            built.stop._signalled = True
-        milestones(*args)
-
-    built._milestones = patched
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ def test_training_images_are_moved_by_address_and_others_are_not() -> None:
             "sources: digits is of the task classes: set task to that, or sources to",
         ),
         ({"task": "classes"}, "sources: skeletons is of the task keypoints"),
+        ({"keypoints": {"margin": 2}}, "keypoints.margin: only sources: coco reads it: leave it out"),
+        (
+            {"sources": "coco", "path": "x", "keypoints": {"figures": 1000, "frames": 4}},
+            "keypoints.frames: only sources: skeletons reads it",
+        ),
         ({"task": "classes", "sources": "folder", "path": "x"}, "keypoints: the task is classes"),
         ({"size": 30}, r"size: \[30, 30\] are no multiples of keypoints.stride, which is 4"),
         ({"path": "x"}, "the skeletons are made here: leave both out"),

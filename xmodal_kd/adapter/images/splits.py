@@ -139,9 +139,16 @@ def _own_test(config: ImageSection, path: Path, train: Images, read: Reader) -> 
         raise UserError(f"data.test_path: {path} has classes {told[0]:.200}; training has {told[1]:.200}")
     if config.test is None:
         return test
-    if config.test > len(test):
-        raise UserError(f"data.test: {config.test} test samples are asked for, {path} has {len(test)}")
-    return replace(test.take(cut(len(test), [config.test])[0]), skipped=test.skipped, unread=test.unread)
+    return replace(test.take(tested(config, path, len(test))), skipped=test.skipped, unread=test.unread)
+
+
+def tested(config: ImageSection, path: Path, count: int) -> NDArray[np.int64]:
+    """Which of the `count` samples of `test_path` are tested on: all, or as many as the recipe says."""
+    if config.test is None:
+        return np.arange(count)
+    if config.test > count:
+        raise UserError(f"data.test: {config.test} test samples are asked for, {path} has {count}")
+    return cut(count, [config.test])[0]
 
 
 def batches(split: str, count: int, batch_size: int, streams: Streams, epoch: int) -> Batches:
@@ -164,4 +171,14 @@ def told(images: Images) -> dict[str, object]:
     }
 
 
-__all__ = ["batches", "check_classes", "check_there", "cut", "read_section", "settled", "split_images", "told"]
+__all__ = [
+    "batches",
+    "check_classes",
+    "check_there",
+    "cut",
+    "read_section",
+    "settled",
+    "split_images",
+    "tested",
+    "told",
+]

@@ -167,6 +167,8 @@ class Zip:
         try:
             check_member(self.path, self._zip.getinfo(name), MOST)
             return self._zip.read(name)
+        except KeyError as error:
+            raise UserError(f"{self.where(name)}: no longer in the zip, which has changed: start anew") from error
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise UserError(f"{self.where(name)}: cannot be read from the zip ({one_line(error)})") from error
 
@@ -200,8 +202,11 @@ class Zip:
 
 def kept_open(path: Path, *, latents: bool = False) -> Zip:
     """A zip that is read member by member: its table is read once, not for each. As it stands on the disk now, and not
-    by a file that another process moves in; from any thread. Raises `UserError` as `Zip`, and `OSError`."""
-    there = path.stat()
+    by a file that another process moves in; from any thread. Raises `UserError` as `Zip`."""
+    try:
+        there = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} is not readable ({error.strerror})") from error
     return _kept(path, latents, (os.getpid(), there.st_size, there.st_mtime_ns))
 
 

@@ -17,16 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from xmodal_kd.adapter.images.later import Later
-from xmodal_kd.adapter.images.read import CHANNELS, HELD, open_image
+from xmodal_kd.adapter.images.read import CHANNELS, HELD, PIXELS, SHOW_PROGRESS, open_image
 from xmodal_kd.adapter.images.section import ImageSection
 from xmodal_kd.adapter.images.stores import MOST, one_line
 from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.bounded_files import read_bytes
 from xmodal_kd.runtime.errors import UserError, nearest
+from xmodal_kd.runtime.progress import bar
 from xmodal_kd.runtime.whole_files import read_json
 
 from .figures import Figures, Skeleton
@@ -73,7 +74,7 @@ def annotations_of(path: Path, category: str | None = None) -> Annotations:
     number, skeleton = _category(file, content["categories"], category)
     names = {}
     for image in content["images"]:
-        if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or "id" not in image:
+        if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not is_id(image.get("id")):
             raise UserError(f"{file}: images: an entry without id or file_name: {one_line(image)}")
         names[image["id"]] = image["file_name"]
     persons = tuple(_persons(file, content["annotations"], number, names, len(skeleton.names)))
@@ -121,9 +122,10 @@ def _category(file: Path, categories: Sequence[Any], wanted: str | None) -> tupl
     names = one["keypoints"]
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
         raise UserError(f"{file}: categories: keypoints must be a list of different names")
-    edges = [tuple(pair) for pair in one.get("skeleton") or () if isinstance(pair, list | tuple)]
-    if not all(
-        len(pair) == 2 and all(isinstance(end, int) and 1 <= end <= len(names) for end in pair) for pair in edges
+    edges = one.get("skeleton") or []
+    if not isinstance(edges, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(end) is int and 1 <= end <= len(names) for end in pair)
+        for pair in edges
     ):
         raise UserError(f"{file}: categories: skeleton must be pairs of numbers from 1 to {len(names)}")
     return one.get("id"), Skeleton(tuple(names), tuple((a - 1, b - 1) for a, b in edges))
@@ -138,7 +140,7 @@ def _persons(
         if one.get("category_id") != number or one.get("iscrowd"):
             continue
         called = f"{file}: annotation {one.get('id', place)}"
-        if one.get("image_id") not in names:
+        if not is_id(one.get("image_id")) or one["image_id"] not in names:
             raise UserError(f"{called}: there is no image {one.get('image_id')!r} in images")
         given = _numbers(one.get("keypoints"), 3 * joints, f"{called}: keypoints must be x, y, v of {joints} joints")
         box = four_numbers(one.get("bbox"), called)
@@ -149,6 +151,11 @@ def _persons(
             continue
         image = names[one["image_id"]]
         yield Person(f"{image}#{one.get('id', place)}", image, box, found)
+
+
+def is_id(value: Any) -> bool:
+    """Whether JSON is what an image may be known by."""
+    return isinstance(value, int | str)
 
 
 def four_numbers(value: Any, called: str) -> tuple[float, float, float, float]:
@@ -162,7 +169,7 @@ def four_numbers(value: Any, called: str) -> tuple[float, float, float, float]:
 def _numbers(value: Any, count: int, wanted: str) -> npt.NDArray[np.float64]:
     try:
         found = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.empty(0)
     if found.shape != (count,) or not np.isfinite(found).all() or np.abs(found).max() > 1e6:
         raise UserError(wanted)
@@ -204,10 +211,18 @@ def looked_at(path: Path) -> None:
 
 
 def cut_of(box: Sequence[float], height: int, width: int, margin: float) -> Box:
-    """Left, top, right and bottom of what is cut out: the box, wider by `margin`, of the shape of a sample."""
+    """Left, top, right and bottom of what is cut out: the box, wider by `margin`, of the shape of a sample.
+
+    Raises `UserError` for more pixels than are decoded of an image.
+    """
     x, y, w, h = box
     tall = max(h, w * height / width) * margin
     wide = tall * width / height
+    if tall * wide > PIXELS:
+        raise UserError(
+            f"a figure's box of {w:g}x{h:g} is cut out with {wide:.0f}x{tall:.0f} pixels, more than {PIXELS:,}: make "
+            "the image smaller, or correct the box"
+        )
     left, top = round(x + w / 2 - wide / 2), round(y + h / 2 - tall / 2)
     return left, top, left + max(1, round(wide)), top + max(1, round(tall))
 
@@ -229,7 +244,7 @@ class _Cuts:
     mode: str
 
     def __call__(self, row: int) -> npt.NDArray[np.uint8]:
-        whole = _opened(self.images / self.names[row], self.mode)
+        whole = _kept(self.images / self.names[row], self.mode)
         pixels = np.asarray(cut_out(whole, self.cuts[row], self.height, self.width))
         return pixels.reshape(self.height, self.width, -1).transpose(2, 0, 1)
 
@@ -241,12 +256,34 @@ class _Cuts:
 
 
 @lru_cache(maxsize=AT_HAND)
-def _opened(path: Path, mode: str) -> Image.Image:
+def _kept(path: Path, mode: str) -> Image.Image:
+    return opened(path, mode)
+
+
+def opened(path: Path, mode: str) -> Image.Image:
+    """A whole image in a mode, upright, as those who mark joints see it. Raises `UserError` that names it."""
     with open_image(read_bytes(path, MOST), str(path)) as image:
         try:
-            return image.convert(mode)
+            return (ImageOps.exif_transpose(image) or image).convert(mode)
         except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
             raise UserError(f"{path}: a broken image ({one_line(error)})") from error
+
+
+def _cut(file: Path, one: Person, height: int, width: int, margin: float) -> Box:
+    try:
+        return cut_of(one.box, height, width, margin)
+    except UserError as error:
+        raise UserError(f"{file}: {one.key}: {error}") from None
+
+
+def _held(persons: Later, path: Path) -> npt.NDArray[np.uint8]:
+    """All persons, cut out."""
+    count, x = len(persons), np.empty(persons.shape, np.uint8)
+    with bar(f"cutting figures out, {path.name}", count, quiet=count < SHOW_PROGRESS) as progress:
+        for start in range(0, count, 500):
+            x[start : start + 500] = persons[start : start + 500]
+            progress.update(min(start + 500, count), {})
+    return x
 
 
 def read_coco(
@@ -262,7 +299,7 @@ def read_coco(
     if not persons:
         raise UserError(f"data.skip: it leaves out every person of {path}")
     persons.sort(key=lambda one: one.image)
-    cuts = tuple(cut_of(one.box, height, width, margin) for one in persons)
+    cuts = tuple(_cut(found.file, one, height, width, margin) for one in persons)
     box = np.array(cuts, np.float64)
     scale = (width, height) / (box[:, 2:] - box[:, :2])
     given = np.stack([one.joints for one in persons])
@@ -272,9 +309,10 @@ def read_coco(
     names = tuple(one.image for one in persons)
     make = _Cuts(found.images, names, cuts, height, width, mode)
     shape = (CHANNELS[mode], height, width)
-    x: npt.NDArray[np.uint8] | Later = Later(make, np.arange(len(persons)), shape, np.uint8, make.signature)
-    if len(persons) * math.prod(shape) <= min(HELD, room()):
-        x = x[:]
+    x: npt.NDArray[np.uint8] | Later
+    x = later = Later(make, np.arange(len(persons)), shape, np.uint8, make.signature)
+    if len(persons) * math.prod(shape) <= min(HELD, room() // 2):  # each split copies its part
+        x = _held(later, path)
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return Figures(
         x, joints.astype(np.float32), np.where(inside, given[:, :, 2], 0).astype(np.uint8),
@@ -291,8 +329,10 @@ __all__ = [
     "cut_of",
     "cut_out",
     "four_numbers",
+    "is_id",
     "is_keypoints",
     "listed_persons",
     "looked_at",
+    "opened",
     "read_coco",
 ]

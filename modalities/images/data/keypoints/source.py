@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import cos, pi, sin
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xmodal_kd.adapter.images.section import SPLITS, TEST, Split
-from xmodal_kd.adapter.images.splits import batches, check_there, cut, settled
+from xmodal_kd.adapter.images.splits import batches, check_there, cut, settled, tested
 from xmodal_kd.adapter.long_lists import Batches
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
@@ -57,7 +58,7 @@ def _splits(config: ImagesData) -> dict[Split, Figures]:
     whole = read(config.path)
     if config.test_path is None:
         test, dev, train = _parted(config, whole, [config.test or TEST, config.dev])
-        return {"train": train, "dev": dev, "test": test}
+        return {"train": replace(train, skipped=whole.skipped), "dev": dev, "test": test}
     dev, train = _parted(config, whole, [config.dev])
     test = read(config.test_path)
     if test.skeleton != whole.skeleton:
@@ -65,7 +66,11 @@ def _splits(config: ImagesData) -> dict[Split, Figures]:
             f"data.test_path: {config.test_path}: its joints are {', '.join(test.skeleton.names)}, those of data.path "
             f"{', '.join(whole.skeleton.names)}: give annotations of the same joints, in the same order"
         )
-    return {"train": train, "dev": dev, "test": test}
+    images = tested(config, config.test_path, int(test.clips.max()) + 1)
+    some = test.take(np.flatnonzero(np.isin(test.clips, images)))
+    return {
+        "train": replace(train, skipped=whole.skipped), "dev": dev, "test": replace(some, skipped=test.skipped),
+    }  # fmt: skip
 
 
 def _parted(config: ImagesData, whole: Figures, sizes: Sequence[int]) -> list[Figures]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from xmodal_kd.adapter.images.read import (
     upright,
 )
 from xmodal_kd.adapter.images.section import SPLITS, TEST, Split
-from xmodal_kd.adapter.images.splits import cut, settled
+from xmodal_kd.adapter.images.splits import cut, settled, tested
 from xmodal_kd.adapter.images.stores import Folder, Zip
 from xmodal_kd.adapter.listed import Skipped, named
 from xmodal_kd.runtime.allocation import room
@@ -99,10 +99,9 @@ def _splits(config: ImagesData) -> dict[Split, Pictures]:
     if config.test_path is not None:
         mode = next(mode for mode, count in CHANNELS.items() if count == whole.channels)
         test = _read(config, config.test_path, mode)
-        if config.test is not None and config.test < len(test):
-            test = test.take(cut(len(test), [config.test])[0])
-        parts.insert(0, test)
-    train = Pictures(**{**vars(parts[2]), "skipped": whole.skipped, "unread": whole.unread})
+        some = test.take(tested(config, config.test_path, len(test)))
+        parts.insert(0, replace(some, skipped=test.skipped, unread=test.unread))
+    train = replace(parts[2], skipped=whole.skipped, unread=whole.unread)
     return {"train": train, "dev": parts[1], "test": parts[0]}
 
 
