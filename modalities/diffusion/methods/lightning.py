@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import lcm
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.objective.parts import LossOut
+from xmodal_kd.recipe.recipe import Share
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.training.method import METHODS, Context, Roles, Stage
 from xmodal_kd.training.modes import frozen
@@ -59,7 +60,7 @@ class LightningParams(FewStepParams):
     """Whether students of one and two steps learn in that stage from their teacher's own teacher."""
     starts: int = Field(4, ge=1)
     """Times at which students of one and two steps learn."""
-    levels: tuple[float, ...] = (0.01, 0.25, 0.5, 0.75)
+    levels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.25, 0.5, 0.75)
     """Shares of the timesteps at which the discriminator looks at what a student of one step makes; none: unnoised."""
     lowest: float = Field(5.0, gt=0)
     """How much oftener the first of them is drawn than another in the stage of `relaxed`."""
@@ -72,7 +73,7 @@ class LightningParams(FewStepParams):
     """Learning rate of stages with a discriminator, over that of the others."""
     critic_lr: float = Field(1.0, gt=0)
     """The discriminator's, over that of its student."""
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[Share, Share] = (0.0, 0.99)
     """Of Adam in these stages."""
 
 

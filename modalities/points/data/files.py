@@ -140,7 +140,7 @@ def _npz(path: Path) -> Scan:
     if name is None:
         held = ", ".join(arrays) or "none"
         raise UserError(f"{path}: it has no array 'xyz' or 'points' (it has {held}): name the coordinates xyz")
-    if arrays[name].ndim == 3 and {"xyz", "intensity"} <= arrays.keys():
+    if name == "xyz" and arrays[name].ndim == 3:
         return _every_cell(*scan_of_image(arrays, path))
     points = _upright(arrays[name], path)
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":

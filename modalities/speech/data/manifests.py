@@ -185,12 +185,17 @@ def as_record(file: Path, number: int, line: str) -> Utterance:
         raise UserError(f"{where}: has {other!r} and no 'text': name the transcript text")
     key = _string(record, "audio_filepath", where)
     text = None if record.get("text") is None else _string(record, "text", where)
-    intent = next((str(record[name]) for name in INTENTS if record.get(name) not in (None, "")), None)
+    intent = next((str(value) for name in INTENTS if is_name(value := record.get(name))), None)
     speaker = "unknown" if record.get("speaker") is None else str(record["speaker"])
     path = file.parent / (Path(key).expanduser() if key.startswith("~") else key)
     offset = _seconds(record, "offset", where)
     key = key if offset is None else f"{key}@{offset:g}"
     return Utterance(key, path, text, speaker, _duration(record, where), offset, intent)
+
+
+def is_name(value: object) -> bool:
+    """Whether it may be what a class is called: lists of labels and the like are of something else."""
+    return isinstance(value, str | int | float) and value != ""
 
 
 def _string(record: dict[str, Any], name: str, where: str) -> str:

@@ -22,7 +22,7 @@ from xmodal_kd.runtime.mapped_words import Spool, Words, Written, hashed
 
 from .indexed import is_large
 from .long import Long, Rows
-from .manifests import INTENTS, LONGEST, TEXTS, Utterance
+from .manifests import INTENTS, LONGEST, TEXTS, Utterance, is_name
 from .suffixes import SUFFIXES
 
 #: What a sample's JSON, or its row's columns, may call these.
@@ -181,14 +181,15 @@ def _utterance(row: Row, classes: Mapping[str, Sequence[str]]) -> Utterance:
 
 
 def _intent(row: Row, classes: Mapping[str, Sequence[str]]) -> str | None:
-    """Its class by name; a number of a column that names its classes by that."""
+    """Its class by name; a number of a column that names its classes by that, and none by -1, as `datasets` has it."""
     said = row.said()
-    name = next((name for name in INTENTS if said.get(name) is not None), None)
+    name = next((name for name in INTENTS if is_name(said.get(name))), None)
     if name is None:
         return None
     value, names = said[name], classes.get(name, ())
-    known = isinstance(value, int) and 0 <= value < len(names)
-    return names[value] if known else str(value)
+    if not names or not isinstance(value, int):
+        return str(value)
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _audio(row: Row) -> Member:

@@ -209,8 +209,9 @@ class IntentsAdapter(Adapter):
     # ---------------------------------------------------------------- evaluation and export
 
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation:
-        """Accuracy on `split`; of a text encoder without classes it is None."""
-        if role in self._silent:
+        """Accuracy on `split`; of a text encoder without classes, or where it has nothing to read, it is None."""
+        unread = isinstance(self._says.get(role), ByText) and not self.data(split).texted
+        if role in self._silent or unread:
             return Evaluation({self.metric[0]: None})
         return self._evaluate(lambda batch: self._scores(role, model, batch), split)
 

@@ -329,6 +329,12 @@ def test_what_cannot_be_is_refused(steps: int, params: dict[str, Any], told: str
         method(steps, **params).check(roles)
 
 
+@pytest.mark.parametrize("params", [{"betas": (1.5, 0.99)}, {"levels": (0.5, 2.0)}, {"levels": (0.0,)}])
+def test_numbers_out_of_bounds_are_refused_where_the_recipe_is_read(params: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(params))):
+        Lightning.Params(**params)
+
+
 def test_other_samplers_are_refused() -> None:
     one = Lightning(Adapter(8, "heun"), Objective(()), Train(steps=4), Streams(1))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="lightning follows ddim, not heun"):

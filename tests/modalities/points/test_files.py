@@ -230,6 +230,8 @@ def test_npz_of_a_range_image(tmp_path):
     assert scan.ring[scan.there].tolist() == [0, 2, 2] and scan.beams == 3 and scan.labels is None
     np.savez(tmp_path / "b.npz", xyz=xyz, intensity=intensity[:2])
     refused(tmp_path / "b.npz", "'intensity' must be numbers 3x4, got float32 (2, 4)")
+    np.savez(tmp_path / "d.npz", xyz=xyz)
+    refused(tmp_path / "d.npz", "it has no array 'intensity' (it has xyz)")
     np.savez(tmp_path / "c.npz", xyz=0 * np.nan_to_num(xyz), intensity=intensity)
     refused(tmp_path / "c.npz", "all 12 cells are empty")
 

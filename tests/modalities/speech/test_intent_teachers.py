@@ -63,11 +63,21 @@ def test_classes_are_found_by_their_names(tmp_path: Path) -> None:
     right = {name: bool(teacher([text])[0, [3, 2, 0]].argmax() == i) for i, (name, text) in enumerate(TEXTS.items())}
     found = adapter.evaluate("teacher", teacher, "test").metrics
     assert found["accuracy_by_class"] == {name: float(one) for name, one in right.items()}
+    wordless = adapter_of(_without_texts(record(tmp_path / "wordless"), "test"))
+    wordless.load("teacher", tmp_path / "all")
+    assert wordless.evaluate("teacher", teacher, "test").metrics == {"accuracy": None}
+    assert wordless.evaluate("teacher", teacher, "dev").metrics["utterances"] == 3
     fewer = adapter_of(data)
     teacher = fewer.load("teacher", write_reader(tmp_path / "fewer", ("on", "off")))
     assert torch.isneginf(fewer.signals("teacher", teacher, batch).rows("logits")[:, 2]).all()
     with pytest.raises(UserError, match="of its 2 classes fewer than two are the student's"):
         adapter_of(data).load("teacher", write_reader(tmp_path / "none", ("LABEL_0", "LABEL_1")))
+
+
+def _without_texts(folder: Path, split: str) -> Path:
+    lines = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+    (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(one | {"text": None}) for one in lines))
+    return folder
 
 
 def test_a_classifier_of_transformers_hears_each_utterance_alone(tmp_path: Path) -> None:

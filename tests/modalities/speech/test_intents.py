@@ -77,6 +77,12 @@ def test_intents_of_shards_and_tables(tmp_path: Path) -> None:
     packed_files.tar(tmp_path / "train-0.tar", samples)
     found = utterances(SpeechData(task="intents", sources="webdataset", path=tmp_path), "train")
     assert [one.intent for one in found] == list(CLASSES)
+    pytest.importorskip("pyarrow")
+    features = {"audio": {"_type": "Audio"}, "label": {"_type": "ClassLabel", "names": list(CLASSES)}}
+    rows = [{"audio": packed_files.wav(0.3), "label": i} for i in (2, 0, -1)]  # where it is -1 nobody said it
+    packed_files.tables(tmp_path / "saved", {"train": rows}, features)
+    found = utterances(SpeechData(task="intents", sources="datasets", path=tmp_path / "saved"), "train")
+    assert [one.intent for one in found] == ["up", "off", None]
 
 
 def test_classes_are_those_of_training(tmp_path: Path) -> None:
@@ -104,6 +110,13 @@ def test_what_cannot_be_measured_is_named(tmp_path: Path, split: str, line: dict
     file.write_text("\n".join([json.dumps(changed), *rest]))
     with pytest.raises(UserError, match=why):
         adapter_of(tmp_path).data(split)
+
+
+def test_a_list_of_labels_is_no_class(tmp_path: Path) -> None:
+    """Others call other things so: a recogniser's manifest may have it."""
+    folder = record(tmp_path, {0: {"intent": None, "label": [1, 2]}, 1: {"intent": None, "label": 7}})
+    found = {one.key: one.intent for one in utterances(SpeechData(sources="manifest", path=folder), "train")}
+    assert found["train0.wav"] is None and found["train1.wav"] == "7"
 
 
 def test_training_names_two_classes_at_least(tmp_path: Path) -> None:
