@@ -64,6 +64,10 @@ def test_two_stages_are_two_trainings(tmp_path: Path) -> None:
             {"scheme": {"name": "two_stage", "params": {"first": ["hint", "kd", "later"]}}},
             "no term of the second stage learns from a teacher",
         ),
+        (
+            {"scheme": {"name": "two_stage", "params": {"first": ["test_ce"]}}},
+            "no term of the first stage learns from a teacher",
+        ),
     ],
 )
 def test_stages_that_cannot_be(tmp_path: Path, changed: dict[str, Any], why: str) -> None:

@@ -70,8 +70,9 @@ class TwoStage(Scheme):
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         super().check(roles)
-        if not self._parts[SECOND].needs_teacher and len(self.teachers) > 1:
-            raise UserError("teachers: no term of the second stage learns from a teacher: leave it out")
+        idle = next((name for name, part in self._parts.items() if not part.needs_teacher), None)
+        if idle is not None and len(self.teachers) > 1:
+            raise UserError(f"teachers: no term of the {idle} stage learns from a teacher: leave one of the two out")
 
     def stages(self) -> Sequence[Stage]:
         learners = frozenset(self.learners)
