@@ -272,9 +272,8 @@ def arguments(out: Path, recordings: Path, teacher: Path, *more: str) -> list[st
     return ["run", "speech/whisper", "--out", str(out), "--device", "cpu", "--quiet", *listed(given)]
 
 
-@pytest.mark.parametrize(
-    "name", ["gkd", *(pytest.param(name, marks=pytest.mark.full) for name in ("replay", "distillm2"))]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", METHODS)
 def test_a_killed_run_goes_on_to_the_same_student(name: str, recordings: Path, teacher: Path, tmp_path: Path) -> None:
     """And its control is the one of a run on the data's texts alone."""
     method, objective = METHODS[name]
