@@ -199,16 +199,21 @@ def _check_files(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _load(folder: Path, *, encoder: bool) -> nn.Module:
+def read_model(folder: Path, how: str) -> tuple[nn.Module, dict[str, Any]]:
+    """What a class of `transformers` (``AutoModel``, ...) reads of a folder, and what it says of the weights.
+
+    Raises:
+        UserError: it is not installed, or cannot.
+    """
     try:
-        from transformers import AutoModel, AutoModelForCTC
+        import transformers
         from transformers.utils import logging
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, found = (AutoModel if encoder else AutoModelForCTC).from_pretrained(
+        model, found = getattr(transformers, how).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             dtype=torch.float32,
         )  # fmt: skip
@@ -217,6 +222,11 @@ def _load(folder: Path, *, encoder: bool) -> nn.Module:
     finally:
         if bar:
             logging.enable_progress_bar()
+    return model, found
+
+
+def _load(folder: Path, *, encoder: bool) -> nn.Module:
+    model, found = read_model(folder, "AutoModel" if encoder else "AutoModelForCTC")
     if wrapped := next((one for one in WRAPPERS if any(k.startswith(one) for k in found["unexpected_keys"])), None):
         raise UserError(
             f"{folder}: the names of its weights begin with {wrapped!r}: a wrapped model was saved: save the one "
@@ -227,7 +237,7 @@ def _load(folder: Path, *, encoder: bool) -> nn.Module:
     if lacking := sorted([*missing, *(str(one) for one in found["mismatched_keys"])]):
         what = "encoder" if encoder else "CTC model"
         raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained {what}")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def extractor_of(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Batch
@@ -20,7 +19,7 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.capture import capture, only_call
 
 from .front_ends import OwnFeatures, SharedFeatures, waves_of
-from .pretrained import WEIGHTS, config_of, is_pretrained
+from .pretrained import WEIGHTS, config_of, is_pretrained, read_model
 
 #: How transformers calls models that answer by classes.
 HEADED = ("ForSequenceClassification", "ForAudioClassification")
@@ -223,44 +222,23 @@ def _checked(folder: Path) -> Mapping[str, Any]:
 
 
 def _loaded(folder: Path, how: str) -> nn.Module:
-    auto = _auto(folder, how)
-    from transformers.utils import logging
-
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model, found = auto.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            dtype=torch.float32,
-        )  # fmt: skip
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
+    model, found = read_model(folder, how)
     check_finite(model.named_parameters(), folder)
     unused = how == "AutoModel"  # its pooler, which many are saved without
     missing = [name for name in found["missing_keys"] if not (unused and "pooler" in name)]
     if lacking := sorted([*missing, *(str(one) for one in found["mismatched_keys"])]):
         raise UserError(f"{folder}: its weights lack {lacking[0]!r} ({len(lacking)} in all): it is no trained model")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _beside(folder: Path, how: str) -> Any:
-    auto = _auto(folder, how)
+    import transformers  # which has read the model
+
     try:
-        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return getattr(transformers, how).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise UserError(f"{folder}: transformers cannot load its {how.removeprefix('Auto')} "
                         f"({' '.join(str(error).split())[:200]})") from error  # fmt: skip
-
-
-def _auto(folder: Path, how: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
-    return getattr(transformers, how)
 
 
 __all__ = [
