@@ -88,7 +88,8 @@ def test_losses_by_the_modality_that_they_serve() -> None:
     assert {"kd", "dkd", "hint"} <= serving["points"] & serving["images"] and "ctc" not in serving["images"]
     assert {"hint", "at", "denoising", "bounded_reg"} <= serving["diffusion"] and "kd" not in serving["diffusion"]
     assert "sdd" in serving["images"] and "sdd" not in serving["points"]
-    assert names("models", [], [], "images") == {"cnn", "resnet", "vit", "hourglass", "pose_resnet", "dynamic_kernels"}
+    images = {"cnn", "resnet", "vit", "hourglass", "pose_resnet", "dynamic_kernels", "edsr"}
+    assert names("models", [], [], "images") == images
     assert "digits" in names("datasets", [], [], "images")
 
 

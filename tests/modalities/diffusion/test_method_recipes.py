@@ -14,7 +14,9 @@ from xmodal_kd.modalities.diffusion.models.denoiser import Sampling
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.runtime.discovery import shipped
 
-SMOKE = sorted(name for name in shipped() if name.startswith("smoke/methods/"))
+SMOKE = sorted(
+    name for name in shipped() if name.startswith("smoke/methods/") and load(name, []).recipe.modality == "diffusion"
+)
 #: As the recipe, in fewer steps and samples.
 SMALL = ["data.samples=12", "data.draws=1", "teacher.train.steps=3", "teacher.train.eval_every=3", "train.steps=2",
          "train.eval_every=2", "train.batch_size=8"]  # fmt: skip

@@ -100,7 +100,7 @@ def broken(folder: Path) -> dict[str, str]:
         "cut.bin": "no multiple of a record", "empty.bin": "the scan is empty",
         "nan.bin": "2 of 10 points are NaN or infinite", "label.npz": "label 99 is out of range",
         "text.md": "unknown kind of point cloud", "few.npz": "no 64 rings", "missing.bin": "no such file",
-        "loop.ply": "no such file", "rows.npz": "a row a point",
+        "loop.ply": "no such file", "rows.npz": "it has no array 'intensity'",
     }  # fmt: skip
 
 
