@@ -14,6 +14,7 @@ from torch import Tensor
 from xmodal_kd.adapter.adapter import is_teacher
 from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
+from xmodal_kd.runtime.progress import console, each
 from xmodal_kd.runtime.random_streams import Streams
 
 from ..data.config import PointsData, View
@@ -29,6 +30,8 @@ from .views import Seen, augmented, fitted, see, thinned
 
 #: Bytes of views that one source keeps in memory; past that they are made anew.
 MEMORY = 1 << 30
+#: Frames at most that the rows of each class are counted in, for the weights of classes.
+COUNTED = 1000
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,11 @@ class PointsSource:
         }
 
     def count(self, indexes: Sequence[int] | None = None) -> Int[np.ndarray, " c"]:
-        """Rows of each class that the student sees in the labelled frames, or in those of `indexes`."""
-        total = np.zeros(len(self.data.taxonomy), dtype=np.int64)
-        for index in self.labelled if indexes is None else indexes:
+        """Rows of each class that the student sees in the labelled frames, or in those of `indexes`: of more than
+        `COUNTED` in as many of them, evenly among all."""
+        total, asked = np.zeros(len(self.data.taxonomy), dtype=np.int64), self.labelled if indexes is None else indexes
+        chosen = np.linspace(0, len(asked) - 1, min(len(asked), COUNTED)).round().astype(int).tolist()
+        for index in each([asked[at] for at in chosen], "counting classes", console):
             labels = self.moment(index).student.labels
             total += np.bincount(labels[labels >= 0], minlength=len(total))
         return total

@@ -168,13 +168,15 @@ def test_supervoxels_do_not_look_at_labels_that_nobody_may_look_at() -> None:
 # ---------------------------------------------------------------- classes
 
 
-def test_classes_are_counted_in_the_labelled_frames_only() -> None:
+def test_classes_are_counted_in_the_labelled_frames_only(monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of()
     by_frame = [
         np.bincount(s[s >= 0], minlength=len(CLASSES)) for i in range(6) for s in [source.moment(i).student.labels]
     ]
     assert (source.count([1, 4]) == by_frame[1] + by_frame[4]).all()
     assert (source.count() == sum(by_frame)).all() and (source.count([]) == 0).all()
+    monkeypatch.setattr("xmodal_kd.modalities.points.views.source.COUNTED", 3)
+    assert (source.count() == by_frame[0] + by_frame[2] + by_frame[5]).all(), "of many, evenly among them"
 
 
 # ---------------------------------------------------------------- recorded frames, and frames without labels
