@@ -109,6 +109,7 @@ def test_a_gradient_flows_through_all_frames() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.full
 def test_both_graphs_are_exported(tmp_path: Path) -> None:
     model = network().eval()
     save_model(tmp_path, model, {})

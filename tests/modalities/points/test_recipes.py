@@ -32,8 +32,9 @@ def test_a_recipe_fits_its_models_and_its_terms(path: Path, monkeypatch: pytest.
     """Its data aside, which may not be here: models of the views, modules that the terms name, labels."""
     monkeypatch.chdir(ROOT)
     written = yaml.safe_load(path.read_text())
-    kept = "assets" in str(written["teacher"].get("path"))
-    loaded = load(str(path), ["teacher.path=null"] if kept and "model" in written["teacher"] else [])
+    teacher = written.get("teacher", {})
+    kept = "assets" in str(teacher.get("path"))
+    loaded = load(str(path), ["teacher.path=null"] if kept and "model" in teacher else [])
     recipe = loaded.recipe
     content = dict(written["data"])
     recorded = ("sources", "path", "classes", "train", "dev", "test") if content["sources"] != "simulator" else ()

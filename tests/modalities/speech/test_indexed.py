@@ -207,6 +207,7 @@ def test_what_was_worked_out_is_kept_for_what_it_was_worked_out_of(by_index: Pat
 # Resume
 
 
+@pytest.mark.full
 def test_who_is_killed_within_an_epoch_goes_on_with_the_next_sample(by_index: Path) -> None:
     """Seven batches an epoch; the index that the killed one made is found by the next."""
     for split in ("train", "dev", "test"):

@@ -255,6 +255,7 @@ def test_the_saved_student_loads_by_transformers_alone_and_writes_the_same(
     assert "transformers" in (folder / "README.md").read_text()
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_to_the_same_student(
     finished: Path, recordings: Path, teacher: Path, tmp_path: Path
 ) -> None:
