@@ -271,6 +271,29 @@ objective:
 train: {steps: 8, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4, checkpoint_every: 2, ema: 0.8}
 """
 
+
+def compressed(
+    compress: str, student: str = "{model: mlp, params: {width: 8}}", train: str = "steps: 4, eval_every: 2",
+    terms: str = "[{loss: test_ce}, {loss: kd, params: {temperature: 2.0}}]",
+) -> str:  # fmt: skip
+    """A recipe of a toy run with a small teacher, whose student is made small."""
+    return f"""\
+# A toy run.
+modality: toy:ToyAdapter
+seed: 3
+data: {{}}
+teacher:
+  model: mlp
+  params: {{width: 16}}
+  train: {{steps: 4, batch_size: 6, optimizer: {{lr: 2e-2}}, eval_every: 4}}
+student: {student}
+compress: {compress}
+objective: {terms}
+train: {{batch_size: 6, optimizer: {{lr: 2e-2}}, {train}}}
+trackers: []
+"""
+
+
 #: A term of each reduction, and a projector.
 TERMS = (
     Term(loss="test_ce"),

@@ -16,32 +16,17 @@ from killed_runs import command, kill_with, run, same
 from oracles import dphubert_by_another as oracle
 from safetensors.torch import load_file
 from scheme_runs import engine
-from toy import MODELS, WIDTH, Config, Prunable
+from toy import MODELS, WIDTH, Config, Prunable, compressed
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress import gates
 from xmodal_kd.compress.l0 import PrunedDistil, Pruning
 from xmodal_kd.runtime.checkpoint import read_json
 
-RECIPE = """\
-# A toy run.
-modality: toy:ToyAdapter
-seed: 3
-data: {}
-teacher:
-  model: mlp
-  params: {width: 16}
-  train: {steps: 4, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4}
-student:
-  model: prunable
-  params: {width: 16, dropout: 0.1}
-compress: {name: l0_prune, params: {sparsity: 0.5, steps: 12, gate_lr: 0.5}}
-objective:
-  - {loss: test_ce}
-  - {loss: kd, params: {temperature: 2.0}}
-train: {steps: 4, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 2}
-trackers: []
-"""
+RECIPE = compressed(
+    "{name: l0_prune, params: {sparsity: 0.5, steps: 12, gate_lr: 0.5}}",
+    "{model: prunable, params: {width: 16, dropout: 0.1}}",
+)
 
 
 @pytest.fixture

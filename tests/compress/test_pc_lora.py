@@ -15,6 +15,7 @@ from oracles import pc_lora_by_another as oracle
 from safetensors.torch import load_file
 from scheme_runs import engine, stop_after, weights
 from torch import Tensor, nn
+from toy import compressed
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.compress.low_rank import LowRank, layers_of, take_apart
@@ -24,24 +25,10 @@ from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.interrupt import Interrupted
 
-RECIPE = """\
-# A toy run.
-modality: toy:ToyAdapter
-seed: 3
-data: {}
-teacher:
-  model: mlp
-  params: {width: 16}
-  train: {steps: 4, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4}
-student:
-  model: mlp
-  params: {width: 16, dropout: 0.1}
-compress: [layer_copy, {name: pc_lora, params: {rank: 2, fade: 0.75}}]
-objective:
-  - {loss: test_ce, weight: 0.2}
-train: {steps: 16, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 2}
-trackers: []
-"""
+RECIPE = compressed(
+    "[layer_copy, {name: pc_lora, params: {rank: 2, fade: 0.75}}]", "{model: mlp, params: {width: 16, dropout: 0.1}}",
+    "steps: 16, eval_every: 2", "[{loss: test_ce, weight: 0.2}]",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from launch import ranks
 from oracles import scheme_compress as oracle
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from toy import compressed
 
 from xmodal_kd.cli.catalogue import catalogue
 from xmodal_kd.cli.main import call
@@ -28,25 +29,7 @@ from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.interrupt import Interrupted
 
-RECIPE = """\
-# A toy run.
-modality: toy:ToyAdapter
-seed: 3
-data: {}
-teacher:
-  model: mlp
-  params: {width: 16}
-  train: {steps: 4, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 4}
-student:
-  model: mlp
-  params: {width: 8}
-compress: COMPRESS
-objective:
-  - {loss: test_ce}
-  - {loss: kd, params: {temperature: 2.0}}
-train: {steps: 4, batch_size: 6, optimizer: {lr: 2e-2}, eval_every: 2, ema: 0.8}
-trackers: []
-"""
+RECIPE = compressed("COMPRESS", train="steps: 4, eval_every: 2, ema: 0.8")
 
 
 def recipe(folder: Path, compress: str) -> Path:
