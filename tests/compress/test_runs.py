@@ -16,7 +16,7 @@ import torch
 from killed_runs import command, kill_at, run, same
 from launch import ranks
 from oracles import scheme_compress as oracle
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy import compressed
 
@@ -171,6 +171,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     ("{name: quantise, params: {bits: 3}}", "compress.0.params.bits"),
     ("{name: quantise, params: {full: [nothing]}}", "'nothing' is none of the student's weights"),
     ("[{name: quantise, params: {full: []}}, qat]", "there is only one of the two"),
+    ("{name: pretrained, params: {path: ., fresh: [heed.*]}}", "fresh: 'heed.*' is none of the student's weights"),
     ("layer_copy", "widths must agree, or compress: width_prune chooses channels"),
     ("{name: pretrained, params: {path: nowhere}}", "nowhere"),
     ("pruning", "unknown compression 'pruning'"),
@@ -194,6 +195,29 @@ def test_a_saved_student_is_quantised_to_points_of_its_own(tmp_path: Path) -> No
     weight: Tensor = load_file(tmp_path / "small" / "student" / "model.safetensors")["body.0.weight"]
     assert len(weight.unique()) <= 4  # one bucket of two bits
     assert (tmp_path / "small" / "student" / PACKED).stat().st_size < (saved / "model.safetensors").stat().st_size
+
+
+def test_a_saved_student_starts_another_but_for_what_is_fresh(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path, "[]")
+    assert call(command(file, tmp_path / "whole")) == 0
+    saved = tmp_path / "whole" / "student" / "model.safetensors"
+    weights = load_file(saved)
+    head = next(name for name in reversed(weights) if name.endswith("weight"))
+    save_file(weights | {head: torch.zeros(5, 3)}, saved)  # of other classes
+    layer = head.removesuffix("weight")
+
+    def starts(fresh: str) -> int:
+        text = f"{{name: pretrained, params: {{path: {saved.parent}, fresh: [{fresh}]}}}}"
+        return call([*command(recipe(tmp_path, text), tmp_path / "next"), "--set", "train.optimizer.lr=1e-12"])
+
+    assert starts("") == 2
+    assert f"'{head}' is (5, 3)" in capfd.readouterr().err
+    assert starts(f"'{layer}*'") == 0
+    started = load_file(tmp_path / "next" / "student" / "model.safetensors")
+    for name, value in weights.items():
+        assert torch.allclose(started[name], value) != name.startswith(layer), name
 
 
 def test_the_catalogue_shows_every_way() -> None:

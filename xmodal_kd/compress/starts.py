@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from torch import nn
 from ..adapter.adapter import Adapter, Strict
 from ..recipe.recipe import Recipe
 from ..runtime.checkpoint import load_weights, read_tensors
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, nearest
 from ..training.role_plan import RolePlan
 from . import origins, prune
 from .base import COMPRESSIONS, Compression, record
@@ -141,6 +142,9 @@ def followed(adapter: Adapter, model: nn.Module) -> Channels:
 class Saved(Strict):
     path: Path
     """Folder of a saved model of the student's own kind and size."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of parameters that start anew, as ``head.*`` where the saved model knew other classes. Without any, the
+    folder must fit this data; with them it is read for its weights alone."""
 
 
 @COMPRESSIONS.register("pretrained")
@@ -168,6 +172,14 @@ class Pretrained(Compression):
 
     @staticmethod
     def _load(params: Any, adapter: Adapter, model: nn.Module) -> None:
-        adapter.load("student", params.path)  # checks it against this data
         path = params.path / WEIGHTS
-        load_weights(model, read_tensors(path), path)
+        own = model.state_dict()
+        fresh = {pattern: set(fnmatch.filter(own, pattern)) for pattern in params.fresh}
+        if (nothing := next((pattern for pattern, names in fresh.items() if not names), None)) is not None:
+            raise UserError(
+                f"compress pretrained: fresh: {nothing!r} is none of the student's weights{nearest(nothing, own)}"
+            )
+        if not fresh:
+            adapter.load("student", params.path)  # checks it against this data
+        anew = {name: own[name] for names in fresh.values() for name in names}
+        load_weights(model, read_tensors(path) | anew, path)
