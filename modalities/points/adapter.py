@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -17,6 +17,7 @@ from xmodal_kd.adapter.listed import Listed, Skipped
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.models.no_model import NoModel
+from xmodal_kd.models.onnx_teacher import is_onnx, said_of
 from xmodal_kd.runtime.bounded_cache import BoundedCache
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -33,6 +34,7 @@ from .evaluate.metrics import Tally, miou_interval, miou_labelled
 from .evaluate.whole_scan import over_points
 from .export.card import about
 from .export.onnx import export
+from .export.onnx_teacher import is_ours, load_ours, load_theirs
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
 from .losses import bev, centres, fusion, local  # noqa: F401 - registers the losses
 from .methods import BevDistill, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
@@ -41,23 +43,12 @@ from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_en
 from .show.overview import overview
 from .show.panels import glimpse, show
 from .views.projection import Trap, projected, warned
-from .views.rows import as_rows, layout_of
+from .views.rows import Rows, as_rows, layout_of
 from .views.source import PointsSource
 from .views.views import see
 
 #: Bytes of a frozen teacher's rows that are kept.
 MEMORY = 1 << 30
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a teacher said of one frame, by signal."""
-
-    values: Mapping[str, Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(value.nbytes for value in self.values.values())
 
 
 def _missing() -> Rows:
@@ -167,12 +158,24 @@ class PointsAdapter(Adapter):
             if self.view(role).sees != "image":
                 raise UserError(f"{folder}: an encoder of images: set {_key(role)}.sees to image")
             return load_encoder(folder, self.config.image)
-        model, card = load_model(folder)
+        if is_onnx(folder) and not is_ours(folder):
+            return self._load_theirs(role, folder)
+        model, card = load_ours(folder) if is_onnx(folder) else load_model(folder)
         classes = self.view(role).classes or self.classes
         check_classes(folder, card, classes)
         check_view(folder, role, essence(self.view(role), self.config.lidar), essence(card.view, card.lidar))
         model.card = {"model": card.model, "params": card.params}  # type: ignore[assignment]
         return answering(model, classes, self.classes)
+
+    def _load_theirs(self, role: str, file: Path) -> nn.Module:
+        """A teacher in an ONNX file, which is tried on the first frame: not after hours of training."""
+        view, source = self.view(role), self.data("train")
+
+        def trial(model: nn.Module) -> Tensor:
+            return _forward(model, _side(role, source.collate([source.clean(0)])))
+
+        said, classes = said_of(self.teachers.get(role)), view.classes or self.classes
+        return answering(*load_theirs(file, said, view, classes, trial), self.classes)
 
     def _load_stored(self, role: str, folder: Path, on_missing: str) -> nn.Module:
         """From now on all frames carry what the teacher said, and this is what `role` sees of them."""

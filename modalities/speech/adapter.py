@@ -17,6 +17,7 @@ from xmodal_kd.adapter.listed import Listed
 from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import CARD, About
 from xmodal_kd.models.no_model import NoModel
+from xmodal_kd.models.onnx_teacher import is_onnx, said_of
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
@@ -43,7 +44,7 @@ from .methods import GKD, ContrastivePair  # noqa: F401 - registers the methods
 from .models import MODELS, AcousticModel, EncoderForCTC
 from .models.bundle import described_bundle, is_bundle, load_bundle
 from .models.front_ends import FrontEnd, Heard, OwnFeatures, SharedFeatures
-from .models.onnx_teacher import OnnxAnswers, is_onnx, onnx_vocabulary
+from .models.onnx_teacher import OnnxAnswers, onnx_vocabulary
 from .models.pretrained import check_folder, is_pretrained, load_pretrained, traps, vocabulary_of
 from .models.stored import StoredAnswers
 from .show.panels import Shown, glimpse, show
@@ -189,7 +190,7 @@ class SpeechAdapter(Adapter):
         return found.model
 
     def _load_onnx(self, role: str, folder: Path) -> nn.Module:
-        found = OnnxAnswers(folder, torch.get_num_threads())
+        found = OnnxAnswers(folder, said_of(self.teachers.get(role)))
         partial = self.config.vocabulary == "by_name"
         self._maps[role] = match(self.tokens.symbols, found.vocabulary, f"{folder}: its {role}", partial=partial)
         self._hears(role, found)
@@ -223,7 +224,7 @@ class SpeechAdapter(Adapter):
         if is_bundle(folder):
             theirs = described_bundle(folder).vocabulary
         elif is_onnx(folder):
-            theirs = onnx_vocabulary(folder)
+            theirs = onnx_vocabulary(folder, said_of(self.teachers.get("teacher")))
         else:
             yield from (("warn", what, advice) for what, advice in traps(folder))
             theirs = vocabulary_of(folder)

@@ -21,7 +21,7 @@ from ..signals.signals import Signals
 from .listed import Few, Listed
 from .panels import Panel
 from .roles import is_teacher
-from .saved_model import CARD, About
+from .saved_model import CARD, About, folder_of
 from .source import Batch, Source, Strict
 
 #: Where a batch holds what a teacher's cache has of it, by the name of the signal.
@@ -280,7 +280,7 @@ class Adapter(Protocol):
 
     def declared(self, folder: Path) -> Mapping[str, Any]:
         """Metrics on test that the card of a saved model declares, for ``check --gate``."""
-        card = folder / CARD
+        card = folder_of(folder) / CARD
         return read_object(card).get("metrics", {}) if card.is_file() else {}
 
     def describe(self) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from ..runtime.checkpoint import read_json
 from ..runtime.errors import UserError
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
+ONNX = ".onnx"
 
 
 class Card(BaseModel):
@@ -25,6 +26,11 @@ class Card(BaseModel):
     model: str
     """Registered name."""
     params: dict[str, Any]
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a saved model's path, with its card: of an ONNX file, there or not, the one that it lies in."""
+    return path.parent if path.suffix == ONNX else path
 
 
 def model_inside(folder: Path) -> Path | None:
@@ -103,4 +109,4 @@ def explain(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-__all__ = ["CARD", "WEIGHTS", "About", "Card", "explain", "read_card", "student_of"]
+__all__ = ["CARD", "ONNX", "WEIGHTS", "About", "Card", "explain", "folder_of", "read_card", "student_of"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..adapter.saved_model import folder_of
 from ..runtime.checkpoint import read_object
 from .subject import Finding, Subject
 
@@ -65,7 +66,7 @@ def declared(subject: Subject, folder: Path, name: str) -> tuple[float | None, s
 
 
 def _of_run(folder: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    place = folder.absolute()
+    place = folder_of(folder.absolute())
     for file in (REPORT, STATE):
         path = place.parent / file
         if path.is_file():

@@ -11,10 +11,13 @@ class NoModel(nn.Module):
 
     Args:
         origin: digest of whose answers they are: a cache knows by its weights which teacher a model is.
+        parameters: of the teacher itself, for the report, where they are known.
     """
 
-    def __init__(self, origin: bytes = b"") -> None:
+    def __init__(self, origin: bytes = b"", parameters: int | None = None) -> None:
         super().__init__()
+        if parameters is not None:
+            self.saved_parameters = parameters
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.register_buffer("origin", torch.tensor(list(origin), dtype=torch.uint8))
 

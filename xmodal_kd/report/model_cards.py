@@ -14,7 +14,7 @@ import yaml
 
 from ..adapter import hub
 from ..adapter.roles import is_teacher
-from ..adapter.saved_model import CARD, About
+from ..adapter.saved_model import CARD, About, folder_of
 from ..recipe.yaml_reader import read_yaml
 from ..runtime.bounded_files import read_bytes
 from ..runtime.errors import UserError
@@ -81,7 +81,7 @@ def front(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it has one that cannot be read: what it says of licences would be lost without a word.
     """
-    path = folder / README
+    path = folder_of(folder) / README
     if not path.is_file():
         return {}
     try:

@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 from ..adapter.hub import CONFIG
 from ..adapter.saved_model import CARD
+from ..models.onnx_teacher import files as onnx_files
+from ..models.onnx_teacher import is_onnx
 from ..runtime.checkpoint import read_json, write_json
 from ..runtime.errors import UserError
 from ..runtime.saved_steps import file_digest
@@ -133,7 +135,15 @@ def samples_differ(before: Mapping[str, Known], now: Mapping[str, Known]) -> lis
 
 def origins(loaded: Iterable[tuple[str, Path]], samples: Files) -> dict[str, Any]:
     """What ``made_from.json`` holds: digests of the models that are `loaded`, by role, and the files of the samples."""
-    return {"schema": 1, "loaded": {role: model_files(path) for role, path in loaded}, "samples": samples}
+    return {"schema": 1, "loaded": {role: _read(path) for role, path in loaded}, "samples": samples}
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Of a model that a run loads: as `model_files`, and where it is an ONNX file, that and what describes it."""
+    if not is_onnx(path):
+        return model_files(path)
+    graphs = [*path.glob("*.onnx*")] if path.is_dir() else onnx_files(path)
+    return model_files(path) | {one.name: file_digest(one) for one in sorted(graphs)}
 
 
 def read(out: Path) -> dict[str, Any]:

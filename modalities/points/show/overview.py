@@ -19,6 +19,7 @@ from ..data.frame import Frame
 from ..data.frames import Recorded
 from ..data.readers.base import in_view
 from ..evaluate.metrics import balanced_agreement, confusion, in_boxes, majority_agreement
+from ..models.onnx_network import OnnxSegmenter
 from ..views.source import PointsSource
 from ..views.views import Seen, see
 from .pictures import density_curve, overview_pictures
@@ -67,7 +68,7 @@ def overview(adapter: Segmenting, models: Mapping[str, nn.Module], folder: Path)
 
 
 def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """Every role that sees single scans as range images, on scans of 1, 1/2, 1/4, 1/8 of the beams."""
+    """Every role that sees single scans as range images, on scans of 1, 1/2, 1/4, 1/8 of the beams that it takes."""
     seers = {
         role: m for role, m in models.items() if adapter.view(role).sees == "range" and adapter.view(role).sweeps == 1
     }
@@ -76,6 +77,8 @@ def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[di
     for share in (share for share in SHARES if seers and total % share == 0):
         sources = {}
         for role, model in seers.items():
+            if not _takes(model, total // share, adapter.config.student.columns):
+                continue
             if (intensity := adapter.view(role).intensity) not in sources:
                 columns = adapter.config.student.columns
                 view = View(sees="range", beams=total // share, columns=columns, intensity=intensity)
@@ -85,6 +88,11 @@ def density(adapter: Segmenting, models: Mapping[str, nn.Module]) -> Iterator[di
             metrics = adapter.measure("student", model, sources[intensity]).metrics
             metrics.pop("miou_own")
             yield {"role": role, "beams": total // share, "metrics": metrics}
+
+
+def _takes(model: nn.Module, rows: int, columns: int) -> bool:
+    """Whether a model sees range images of this size: one in an ONNX file may know one size alone."""
+    return not isinstance(model, OnnxSegmenter) or model.takes((rows, columns))
 
 
 def answers(
@@ -126,9 +134,11 @@ def recorded(
     """
     source = frames.folder
     names, views = dict(models), {role: adapter.view(role) for role in models}
-    seen = [(view.sees, view.intensity) for view in (adapter.config.teacher, adapter.config.student)]
-    if "teacher" in models and seen[0] == seen[1] and seen[0][0] == "range":
-        names["teacher_direct"], views["teacher_direct"] = models["teacher"], adapter.config.student
+    theirs, ours = adapter.config.teacher, adapter.config.student
+    alike = theirs.sees == ours.sees == "range" and theirs.intensity == ours.intensity
+    rows = ours.beams or adapter.config.lidar.beams
+    if "teacher" in models and alike and _takes(models["teacher"], rows, ours.columns):
+        names["teacher_direct"], views["teacher_direct"] = models["teacher"], ours
     n, car = len(adapter.classes), adapter.classes.index(CAR) if CAR in adapter.classes else None
     matrices = {role: np.zeros((n, n), np.int64) for role in names}
     boxes = {role: {"hits": 0, "predicted": 0, "inside": 0} for role in names}

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Overview, Score, is_teacher
 from xmodal_kd.adapter.panels import Panel
-from xmodal_kd.adapter.saved_model import About
+from xmodal_kd.adapter.saved_model import CARD, About
+from xmodal_kd.models.onnx_teacher import is_onnx
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import Registry
@@ -27,6 +28,7 @@ from ..data.config import PointsData, View
 from ..evaluate.detection import DetectionTally
 from ..export.card import about_detector
 from ..export.detector_onnx import export
+from ..export.onnx_teacher import is_ours, load_ours
 from ..export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
 from ..models import HEADED, MODELS, BoxesModel, CenterPoint, CenterPointCamera
 from ..models.centre import Answer
@@ -108,7 +110,12 @@ class DetectionAdapter(Adapter):
                 f"{_key(role)}.signals: {folder}: logits by point are of segmentation: to learn boxes "
                 "from a detector of somebody else's, name it by its import path (docs/own_models.md)"
             )
-        model, card = load_model(folder, detects=True)
+        if is_onnx(folder) and not is_ours(folder):
+            raise UserError(
+                f"{folder}: a detector in an ONNX file teaches where it was exported here, beside its {CARD}: name one "
+                "of somebody else's by its import path (docs/own_models.md)"
+            )
+        model, card = (load_ours if is_onnx(folder) else load_model)(folder, detects=True)
         check_classes(folder, card, self.classes)
         asked, trained = ({**essence(view, lidar), "cell": view.cell} for view, lidar in (
             (self.view(role), self.config.lidar), (card.view, card.lidar),

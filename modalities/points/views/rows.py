@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.signals.signals import Layout
 
 from .views import KINDS
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a teacher said of one frame, by signal."""
+
+    values: Mapping[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.values.values())
 
 
 def layout_of(side: Mapping[str, Any], also: Tensor | None = None) -> Layout:
@@ -37,4 +49,4 @@ def as_rows(name: str, value: Tensor, grid: tuple[int, ...], rows: int) -> Tenso
     )
 
 
-__all__ = ["as_rows", "layout_of"]
+__all__ = ["Rows", "as_rows", "layout_of"]

@@ -1,7 +1,8 @@
 """A recogniser as an ONNX file, of whatever trained and exported it: a teacher by its answers.
 
-``onnx.json`` beside the file says what the graph does not: which rate and front end it hears, and which column is which
-symbol. Inputs and outputs are known by their shapes. Each utterance is heard alone, so that no padding matters.
+``onnx.json`` beside the file, or the recipe, says what the graph does not: which rate and front end it hears, and which
+column is which symbol. Inputs and outputs are known by their shapes. Each utterance is heard alone, so that no padding
+matters.
 """
 
 from __future__ import annotations
@@ -9,40 +10,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Batch
-from xmodal_kd.adapter.saved_model import explain
-from xmodal_kd.adapter.source import Strict
-from xmodal_kd.models import onnx
+from xmodal_kd.adapter.saved_model import folder_of
 from xmodal_kd.models.no_model import NoModel
+from xmodal_kd.models.onnx_teacher import ABOUT, Graph, OnnxAbout, described, shapes_of
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.saved_steps import file_digest
-from xmodal_kd.runtime.whole_files import read_object
 
 from ..data.features import Features, Frontend
 from ..data.symbols import BLANKS, Vocabulary, symbol_names
 from .front_ends import Heard, waves_of
 
-ABOUT = "onnx.json"
 #: Symbols that nobody says, beside the blank.
 SPECIAL = frozenset({"<s>", "</s>", "<unk>", "[UNK]", "<sos>", "<eos>", "<sos/eos>"})
 #: Seconds of silence by whose difference the frame rate is measured.
 SHORT, LONG = 2, 6
 
 
-class OnnxAbout(Strict):
-    """What ``onnx.json`` says."""
+class Recogniser(OnnxAbout):
+    """What ``onnx.json`` says of a recogniser."""
 
-    #: The file, in this folder.
-    model: str = "model.onnx"
     #: A list of symbols in this folder: one a line with its column behind it or not, or JSON.
     symbols: str = "tokens.txt"
     #: The blank's symbol; None: the first that is called as blanks are.
@@ -62,27 +58,18 @@ class OnnxAbout(Strict):
     mels_first: bool = False
 
     @model_validator(mode="after")
-    def _check_features(self) -> OnnxAbout:
+    def _check_features(self) -> Recogniser:
         if (self.input == "log_mel") != (self.features is not None):
             raise ValueError("features are given where input is log_mel, and only there")
         return self
 
 
-def is_onnx(folder: Path) -> bool:
-    return (folder / ABOUT).is_file()
-
-
-def read_about(folder: Path) -> OnnxAbout:
-    """Raises `UserError` that names the key of ``onnx.json`` which is wrong."""
-    try:
-        return OnnxAbout.model_validate(read_object(folder / ABOUT))
-    except ValidationError as error:
-        raise UserError(f"{folder / ABOUT}: {explain(error)}") from error
-
-
-def onnx_vocabulary(folder: Path) -> Vocabulary:
+def onnx_vocabulary(path: Path, said: Mapping[str, Any] = MappingProxyType({})) -> Vocabulary:
     """The symbols of its columns. Raises `UserError` where the list is none, or does not say which is the blank."""
-    about = read_about(folder)
+    return _vocabulary(folder_of(path), described(Recogniser, path, said)[1])
+
+
+def _vocabulary(folder: Path, about: Recogniser) -> Vocabulary:
     names = symbol_names(folder / about.symbols)
     wanted = BLANKS if about.blank is None else (about.blank,)
     blank = next((names.index(name) for name in wanted if name in names), None)
@@ -94,36 +81,33 @@ def onnx_vocabulary(folder: Path) -> Vocabulary:
 class OnnxAnswers:
     """Its front end and its answers, by ONNX Runtime on the CPU.
 
+    Args:
+        said: by the recipe, in the place of ``onnx.json``.
+
     Raises:
         UserError: the file is not there or no graph of one wave or features and perhaps its length, or answers in
             another number of columns than there are symbols.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
-        self.about, self.folder = read_about(folder), folder
+    def __init__(self, path: Path, said: Mapping[str, Any] = MappingProxyType({})) -> None:
+        file, self.about = described(Recogniser, path, said)
         self.rate: int = self.about.sample_rate
-        path = folder / self.about.model
-        if not path.is_file():
-            raise UserError(f"{path}: no such file: name it as model in {ABOUT}")
-        self.session = onnx.session(path, threads=threads, extra="speech")
-        self.vocabulary = onnx_vocabulary(folder)
+        self.graph = Graph(file, "speech")
+        self.vocabulary = _vocabulary(folder_of(path), self.about)
         self.ours = Frontend(self.about.features) if self.about.features is not None else None
         rank = 2 if self.about.input == "wave" else 3
-        inputs = {one.name: one for one in self.session.get_inputs()}
-        floats = [name for name, one in inputs.items() if "float" in one.type]
-        self.lengths = [name for name, one in inputs.items() if "int" in one.type]
-        if len(floats) != 1 or len(inputs[floats[0]].shape) != rank or len(self.lengths) > 1:
-            shapes = ", ".join(f"{name} {one.type} of {len(one.shape)} axes" for name, one in inputs.items())
+        floats = list(self.graph.floats)
+        if len(floats) != 1 or len(self.graph.floats[floats[0]]) != rank or len(self.graph.whole) > 1:
             raise UserError(
-                f"{path}: its inputs are {shapes}: one of {rank} axes ({self.about.input}), and perhaps its length, "
-                f"are expected: {ABOUT} says what it hears"
+                f"{file}: its inputs are {self.graph.inputs}: one of {rank} axes ({self.about.input}), and perhaps its "
+                f"length, are expected: {ABOUT} says what it hears"
             )
         self.name = floats[0]
         self.frame = self._measured()
 
     def placeholder(self) -> nn.Module:
-        """What stands for the model: a cache knows by it which file this is."""
-        return NoModel(bytes.fromhex(file_digest(self.folder / self.about.model)))
+        """What stands for the model: a cache knows by it which file this is, and how it is heard."""
+        return NoModel(self.graph.digest(self.about), self.graph.parameters())
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
         """Logits of a batch's ``waves``."""
@@ -138,22 +122,16 @@ class OnnxAnswers:
         """``(t, c)`` of one utterance."""
         heard = self._heard(wave)
         given: dict[str, Any] = {self.name: heard[None].numpy()}
-        for name in self.lengths:
-            kind = np.int32 if "int32" in self._types[name] else np.int64
-            given[name] = np.array([heard.shape[-1] if self.about.mels_first else len(heard)], dtype=kind)
-        outputs = self.session.run(None, given)
-        logits = next((one for one in outputs if one.ndim == 3 and np.issubdtype(one.dtype, np.floating)), None)
+        for name in self.graph.whole:
+            given[name] = np.array([heard.shape[-1] if self.about.mels_first else len(heard)])
+        outputs = self.graph.run(given)
+        logits = next((one for one in outputs if one.ndim == 3), None)
         if logits is None or logits.shape[2] != len(self.vocabulary.names):
-            shapes = ", ".join(str(one.shape) for one in outputs)
             raise UserError(
-                f"{self.folder / self.about.model}: it answers {shapes}: (1, frames, {len(self.vocabulary.names)}) is "
+                f"{self.graph.path}: it answers {shapes_of(outputs)}: (1, frames, {len(self.vocabulary.names)}) is "
                 f"expected, a column a symbol of {self.about.symbols}"
             )
-        return torch.from_numpy(np.ascontiguousarray(logits[0], dtype=np.float32))
-
-    @property
-    def _types(self) -> Mapping[str, str]:
-        return {one.name: one.type for one in self.session.get_inputs()}
+        return torch.from_numpy(np.ascontiguousarray(logits[0]))
 
     def _heard(self, wave: Tensor) -> Tensor:
         """The input of one utterance, without its first axis."""
@@ -176,10 +154,10 @@ class OnnxAnswers:
         frames = [len(self._answer(torch.zeros(seconds * self.rate))) for seconds in (SHORT, LONG)]
         if frames[1] <= frames[0]:
             raise UserError(
-                f"{self.folder / self.about.model}: it answers {frames[1]} frames of {LONG} s and {frames[0]} of "
+                f"{self.graph.path}: it answers {frames[1]} frames of {LONG} s and {frames[0]} of "
                 f"{SHORT} s: export it with a free axis of time"
             )
         return Fraction(LONG - SHORT, frames[1] - frames[0])
 
 
-__all__ = ["ABOUT", "OnnxAnswers", "is_onnx", "onnx_vocabulary"]
+__all__ = ["OnnxAnswers", "onnx_vocabulary"]

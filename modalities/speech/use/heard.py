@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from xmodal_kd.adapter.saved_model import CARD
+from xmodal_kd.adapter.saved_model import CARD, folder_of
+from xmodal_kd.models.onnx_teacher import ABOUT, is_onnx
 from xmodal_kd.teacher_cache.folder import CLASSES, is_signals
 
 from ..data.corpora import SPLITS
@@ -18,7 +19,7 @@ from ..data.tokens import BLANK, SPACE, Kind
 from ..export.saved_folder import load_card
 from ..models.bundle import ABOUT as BUNDLE
 from ..models.bundle import described_bundle, is_bundle
-from ..models.onnx_teacher import ABOUT, OnnxAnswers, is_onnx
+from ..models.onnx_teacher import OnnxAnswers
 from ..models.pretrained import CONFIG, Described, check_folder, described, is_pretrained
 
 
@@ -87,7 +88,8 @@ def heard(folder: Path) -> Heard:
         return Heard(folder, None, None, stored.vocabulary, words, None, folder / CLASSES, stored)
     if is_onnx(folder):
         found = OnnxAnswers(folder)
-        return Heard(folder, found.rate, found.frame, found.vocabulary, _kind(found.vocabulary), None, folder / ABOUT)
+        where = folder_of(folder) / ABOUT
+        return Heard(folder, found.rate, found.frame, found.vocabulary, _kind(found.vocabulary), None, where)
     if is_bundle(folder):
         return _of_files(folder, described_bundle(folder), folder / BUNDLE, "encoder.transformer.layers")
     check_folder(folder)

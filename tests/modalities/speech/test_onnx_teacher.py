@@ -174,7 +174,7 @@ def test_new_writes_a_recipe_and_it_runs(
     [
         ({"model": "no.onnx"}, SYMBOLS, "no.onnx: no such file: name it as model in onnx.json"),
         ({"inptu": "wave"}, SYMBOLS, "onnx.json: inptu"),
-        ({"input": "kaldi"}, SYMBOLS, "its inputs are wave tensor.float. of 2 axes: one of 3 axes .kaldi."),
+        ({"input": "kaldi"}, SYMBOLS, "its inputs are wave float .1, samples.: one of 3 axes .kaldi."),
         ({"input": "log_mel"}, SYMBOLS, "features are given where input is log_mel, and only there"),
         ({}, SYMBOLS[:-1], "which symbol is the blank"),
         ({}, [*SYMBOLS, "Z"], r"it answers \(1, 99, 7\): \(1, frames, 8\) is expected"),
