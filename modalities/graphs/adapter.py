@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Adapter, Batch, Evaluation, Score
+from xmodal_kd.adapter.panels import Panel
 from xmodal_kd.adapter.saved_model import About
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
@@ -22,6 +23,7 @@ from .data.source import GraphsSource, Sample, load_graph
 from .evaluate.metrics import metrics
 from .export.saved_folder import Card, about, build, export, load_card, load_model, save_model
 from .models import MODELS, Network
+from .show.panels import show
 
 #: Nodes that are scored at once.
 TOGETHER = 1024
@@ -33,6 +35,7 @@ class GraphsAdapter(Adapter):
     Data: ClassVar[type[GraphsData]] = GraphsData
     models: ClassVar[Registry[Any]] = MODELS
     metric: ClassVar[tuple[str, bool]] = ("accuracy", False)
+    gives: ClassVar[frozenset[str]] = frozenset({"logits", "labels", "features"})
     quick_export: ClassVar[bool] = False
     saves_low_rank: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, str]] = {
@@ -121,6 +124,9 @@ class GraphsAdapter(Adapter):
         return Evaluation(
             metrics(scores, labels, classes), [Score(str(node), classes[k], float(w), 1.0) for node, k, w in rows]
         )
+
+    def show(self, models: Mapping[str, nn.Module], folder: Path) -> Sequence[Panel]:
+        return show(self.data("test"), models, self.class_names("student"), self.answer)
 
 
 def _asked_for(model: nn.Module, rows: Tensor, batch: Batch) -> Tensor:

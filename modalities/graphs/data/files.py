@@ -70,8 +70,8 @@ def _labels(held: Arrays, path: Path, nodes: int) -> Nodes:
     found = held[name].squeeze()
     if found.shape != (nodes,) or found.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: {name!r} is {found.dtype} of shape {found.shape}: a class for each node is expected, whole numbers "
-            f"of shape ({nodes},)"
+            f"{path}: {name!r} is {found.dtype} of shape {found.shape}: whole numbers of shape ({nodes},) are "
+            "expected, a class for each node"
         )
     return found.astype(np.int64)
 

@@ -145,6 +145,12 @@ class GraphsSource:
             "at": torch.from_numpy(seen.at),
         }
 
+    def classes_around(self, index: int) -> tuple[np.ndarray, int]:
+        """The share of each class among a node's neighbours, and how many it has: for whoever looks on."""
+        graph, node = self.graph, self.nodes[index]
+        labels = graph.labels[graph.neighbours[graph.starts[node] : graph.starts[node + 1]]]
+        return np.bincount(labels[labels >= 0], minlength=graph.classes) / max(1, len(labels)), len(labels)
+
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""
         found: dict[str, Any] = {"samples": len(self), "edges": len(self.graph.neighbours) // 2}

@@ -91,7 +91,10 @@ def about(card: Card) -> About:
     sees = MODELS[card.model].sees_edges
     named = ", ".join(card.classes[:20]) + (", ..." if len(card.classes) > 20 else "")
     by = "its features and what lies around it" if sees else "its own features alone"
-    what = f"It names the class of a node of a graph by {by}, {card.features} numbers: one of {len(card.classes)} ({named})."
+    what = (
+        f"It names the class of a node of a graph by {by} ({card.features} numbers a node): one of "
+        f"{len(card.classes)} ({named})."
+    )
     use = USE.replace("{call}", AROUND if sees else ALONE) + ("" if sees else ONNX)
     use = use.replace("{features}", str(card.features)).replace("{classes}", str(len(card.classes)))
     return About("Classifier of nodes", what, use, {"pipeline_tag": "graph-ml"})

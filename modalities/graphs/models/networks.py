@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.adapter import Strict
+from xmodal_kd.losses.base import full_precision
 
 
 class LayerConfig(Strict):
@@ -46,7 +47,8 @@ class Around:
         self.degree = degree
 
     def sum(self, messages: Float[Tensor, "e c"]) -> Float[Tensor, "m c"]:
-        """Of the messages that reach each node."""
+        """Of the messages that reach each node, in at least float32."""
+        messages = full_precision(messages)
         return messages.new_zeros(len(self.degree), messages.shape[1]).index_add(0, self.target, messages)
 
     def mean(self, x: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
@@ -64,6 +66,7 @@ class Around:
         """Of each node and its neighbours, by the softmax of ``query . key / sqrt(c)`` over them."""
         own = torch.arange(len(query), device=query.device)
         all_ = Around(torch.stack([torch.cat([self.source, own]), torch.cat([self.target, own])]), self.degree)
+        query, key = full_precision(query), full_precision(key)
         scores = (query[all_.target] * key[all_.source]).sum(dim=1) / query.shape[1] ** 0.5
         most = (
             scores.detach().new_full((len(query),), -torch.inf).scatter_reduce(0, all_.target, scores.detach(), "amax")
