@@ -21,6 +21,12 @@ from .graph import Graph, Nodes, both_ways
 
 #: Splits by what files call them.
 CALLED = {"train": "train", "dev": "val", "test": "test"}
+#: All that is read of a file: others may be pickled.
+NAMES = frozenset({
+    "edge_index", "x", "features", "attr_matrix", "y", "labels",
+    *(f"{what}_{part}" for what in ("adj", "attr") for part in ("data", "indices", "indptr", "shape")),
+    *(f"{called}_{form}" for called in CALLED.values() for form in ("mask", "idx")),
+})  # fmt: skip
 HELP = "docs/own_data.md has the keys"
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,7 +37,7 @@ def read_graph(path: Path) -> Graph:
     Raises:
         UserError: it names the file, the key and what is wrong.
     """
-    held = read_npz(path)
+    held = read_npz(path, NAMES)
     x = _features(held, path)
     labels = _labels(held, path, len(x))
     starts, neighbours = both_ways(*_edges(held, path, len(x)), len(x))

@@ -37,12 +37,11 @@ def test_a_run_leaves_metrics_panels_and_onnx(trained: Path) -> None:
 
 
 def test_a_cached_teacher_says_the_same(trained: Path, tmp_path: Path) -> None:
-    """Of a graph network too, whose answer hangs on more than the sample."""
-    teacher = (f"teacher={{path: {trained / 'teacher'}}}", "control=false", "objective=[{loss: ce}, {loss: kd}]")
-    assert run(tmp_path / "live", *teacher) == 0
-    assert run(tmp_path / "cached", *teacher, "cache={logits: fp32}") == 0
-    live, cached = (load_file(tmp_path / out / "student/model.safetensors") for out in ("live", "cached"))
-    assert all(torch.equal(live[name], cached[name]) for name in live)
+    """To fp16. What a graph network says of a node hangs on more than the node, and no batch is the first one's."""
+    assert run(tmp_path / "run", f"teacher={{path: {trained / 'teacher'}}}", "control=false", "cache={}") == 0
+    live, cached = (load_file(folder / "student/model.safetensors") for folder in (trained, tmp_path / "run"))
+    for name in live:
+        torch.testing.assert_close(cached[name], live[name], rtol=1e-2, atol=1e-3)
 
 
 def test_a_student_that_sees_its_peers(trained: Path, tmp_path: Path) -> None:
