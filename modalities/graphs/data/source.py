@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from xmodal_kd.losses.known_classes import IGNORED
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.runtime.random_streams import Streams
 
@@ -86,7 +87,7 @@ class GraphsSource:
     """The nodes of one split; order is a function of (seed, split, epoch).
 
     The train split has all nodes that may be seen while something is trained, of which those of ``labelled`` show
-    their classes; the others' are -1.
+    their classes; the others' are `IGNORED`, which no loss reads.
 
     Raises:
         UserError: fewer train nodes than a batch.
@@ -106,7 +107,7 @@ class GraphsSource:
         self.labels = self.graph.labels[self.nodes]
         if split == "train":
             known = np.isin(self.nodes, whole.splits["train"])
-            self.labels = np.where(known, self.labels, -1)
+            self.labels = np.where(known, self.labels, IGNORED)
             #: Places of the nodes whose classes may be looked at.
             self.labelled: list[int] = np.flatnonzero(known).tolist()
             if len(self.nodes) < batch_size:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
+from xmodal_kd.losses.known_classes import IGNORED
 from xmodal_kd.modalities.graphs.data.graph import Graph, both_ways
 from xmodal_kd.modalities.graphs.data.section import GraphsData, Simulated
 from xmodal_kd.modalities.graphs.data.simulator import simulate
@@ -64,7 +65,7 @@ def test_only_train_nodes_show_their_labels(data: GraphsData) -> None:
     batch = train.collate([train.sample(i, 0) for i in range(120)])
     known = torch.zeros(120, dtype=torch.bool)
     known[train.labelled] = True
-    assert (batch["labels"][~known] == -1).all() and (batch["labels"][known] >= 0).all()
+    assert (batch["labels"][~known] == IGNORED).all() and (batch["labels"][known] >= 0).all()
     assert np.bincount(batch["labels"][known]).tolist() == [4, 4, 4]
     seen = [set(whole.splits[split].tolist()) for split in ("train", "dev", "test")]
     assert len(set.union(*seen)) == sum(map(len, seen)) == 12 + 20 + 30
