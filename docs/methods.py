@@ -192,7 +192,7 @@ def homes(table: list[dict[str, Any]]) -> dict[str, str]:
 def state(row: Row) -> str:
     if not (row.get("here") or row.get("how")):
         return "not built"
-    if any(_experimental(name) for name in row.get("here", "").split()):
+    if row.get("experimental") or any(_experimental(name) for name in row.get("here", "").split()):
         return "experimental"
     return "partly" if row.get("part") else "built"
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation across modalities: one core, adapters for speech, 3D points, diffusion and images.
+"""Knowledge distillation across modalities: one core, adapters for speech, 3D points, diffusion, images, graphs.
 
 The names in ``__all__`` are the public API. They are imported when they are first asked for, so that ``import
 xmodal_kd`` costs nothing.

@@ -30,6 +30,9 @@ FILE = "panels.json"
 MOST_POINTS = 14_000
 #: The label of a point of which a view says nothing.
 UNSEEN = 255
+#: Classes whose probabilities are drawn as bars, the width of a bar and the height of all, in pixels.
+BARS, BAR, HIGH = 20, 6, 64
+PAPER, RIGHT, WRONG, REST = (250, 250, 250), (46, 139, 87), (200, 60, 50), (160, 165, 175)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,16 @@ def gallery(
     return Panel("gallery", title, {"columns": list(columns), "rows": content}, note, tuple(replaces))
 
 
+def bars(probabilities: Float[np.ndarray, " k"], label: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A bar for each of the first classes, as high as its probability: green is the label's, red another answer."""
+    shown, answer = probabilities[:BARS], int(probabilities.argmax())
+    sheet = np.full((HIGH, BAR * len(shown), 3), PAPER, dtype=np.uint8)
+    for i, p in enumerate(shown):
+        colour = RIGHT if i == label else WRONG if i == answer else REST
+        sheet[HIGH - max(1, round(float(p) * HIGH)) :, i * BAR + 1 : (i + 1) * BAR] = colour
+    return sheet
+
+
 def write(folder: Path, panels: Sequence[Panel]) -> None:
     """Into the run folder, for the page and for whoever writes it again."""
     write_json(folder / FILE, {"schema": 1, "panels": [asdict(panel) for panel in panels]})
@@ -205,9 +218,12 @@ def _base64(data: bytes) -> str:
 HEAT = _heat()
 
 __all__ = [
+    "BARS",
     "FILE",
+    "HIGH",
     "Panel",
     "Trace",
+    "bars",
     "clouds",
     "gallery",
     "picture",

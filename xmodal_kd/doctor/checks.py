@@ -39,6 +39,7 @@ GIVES = {
     "points": "3D segmenters, the street simulator, and their export",
     "las": "scans in LAS and LAZ files",
     "timm": "encoders of photographs by timm's names",
+    "graphs": "classifiers of the nodes of a graph, and their export",
     "gpu": "attention without padding on CUDA, by xformers",
     "datasets": "folders that Hugging Face's datasets has saved (sources: datasets)",
     "ray": "comparisons over a Ray cluster (compare --launcher ray)",

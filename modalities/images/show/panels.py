@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from xmodal_kd.adapter.panels import Panel, gallery, png
+from xmodal_kd.adapter.panels import BARS, HIGH, Panel, bars, gallery, png
 
 from ..data.source import ImagesSource
 
@@ -20,10 +20,7 @@ GLIMPSED = 6
 #: Test images among which the student's errors are looked for.
 SEARCHED = 512
 #: The least side of a picture in pixels: smaller ones are enlarged by a whole number.
-LEAST = 64
-#: Classes whose probabilities are drawn, and the pixels of one bar.
-BARS, BAR = 20, 6
-PAPER, RIGHT, WRONG, REST = (250, 250, 250), (46, 139, 87), (200, 60, 50), (160, 165, 175)
+LEAST = HIGH
 
 
 @torch.no_grad()
@@ -94,16 +91,6 @@ def pixels(image: Float[Tensor, "c h w"], least: int = LEAST) -> UInt8[np.ndarra
     bright = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     times = -(-least // min(bright.shape[:2]))
     return np.broadcast_to(bright, (*bright.shape[:2], 3)).repeat(times, axis=0).repeat(times, axis=1)
-
-
-def bars(probabilities: Float[np.ndarray, " k"], label: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A bar for each of the first classes, as high as its probability."""
-    shown, answer = probabilities[:BARS], int(probabilities.argmax())
-    sheet = np.full((LEAST, BAR * len(shown), 3), PAPER, dtype=np.uint8)
-    for i, p in enumerate(shown):
-        colour = RIGHT if i == label else WRONG if i == answer else REST
-        sheet[LEAST - max(1, round(float(p) * LEAST)) :, i * BAR + 1 : (i + 1) * BAR] = colour
-    return sheet
 
 
 __all__ = ["bars", "glimpse", "pixels", "show"]

@@ -1,0 +1,4 @@
+"""A graph: simulated or of a file, its splits, and batches of nodes with their neighbourhoods.
+
+May import the core alone. Public are the recipe's data section and its source.
+"""
