@@ -38,7 +38,7 @@ def compare(args: argparse.Namespace, teacher: Path) -> dict[tuple[str, int], di
     """Reports of control and student by (arm, seed)."""
     out = args.out / "compare"
     command = [sys.executable, "-m", "xmodal_kd", "compare", args.recipe, "--methods", args.methods]
-    command += ["--seeds", str(args.seeds), "--out", str(out), "--jobs", str(args.jobs), "--quiet"]
+    command += ["--seeds", str(args.seeds), "--out", str(out), "--jobs", str(args.jobs), "--export", "--quiet"]
     for item in (f"data.path={args.data}", f"teacher={{path: {teacher}}}", *args.set):
         command += ["--set", item]
     subprocess.run(command, check=True)

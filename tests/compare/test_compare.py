@@ -188,6 +188,24 @@ def test_equal_exposure_and_one_teacher(compared: tuple[Path, dict[str, Any], In
     assert all(Path(r["overrides"]["teacher"]["path"]) == teacher for r in with_teacher)
 
 
+def test_students_are_saved_and_one_is_exported_by_its_command(
+    compared: tuple[Path, dict[str, Any], Inside], recipe: str, tmp_path: Path, capfd: Capture
+) -> None:
+    folder, found, _ = compared
+    cells = [folder / "out" / cell["folder"] for cell in found["cells"] if cell["name"][0] != "t"]
+    assert all(read_json(cell / "report.json")["export"] == {} for cell in cells)
+    assert not [*folder.rglob("exported.safetensors")] and (cells[0] / "student" / "model.safetensors").is_file()
+    assert call(["export", str(cells[0]), "--allow-import", "toy", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["exported.safetensors"]["bytes"] > 0
+    command = ["compare", recipe, "--methods", "kd", "--seeds", "1", "--dry-run", "cells"]
+    printed = []
+    for more in ([], ["--export"]):
+        assert call([*command, "--out", str(tmp_path / "out"), *more]) == 0
+        printed.append(capfd.readouterr().out.splitlines())
+    assert [["--no-export" in line for line in lines] for lines in printed] == [[False, True, True, False], [False] * 4]
+    assert "--export" in printed[1][-1], "as the comparison that follows the cells"
+
+
 def test_the_control_is_the_runs_own(compared: tuple[Path, dict[str, Any], Inside], tmp_path: Path) -> None:
     """Without dropout, whose noise is addressed by role, it equals bit for bit the control of a plain run."""
     folder = compared[0]

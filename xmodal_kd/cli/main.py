@@ -83,6 +83,9 @@ def run(
         bool, typer.Option("--hash-data", help="Know samples by content, not by size and time (small data always are).")
     ] = False,
     allow_import: Imports = None,
+    no_export: Annotated[
+        bool, typer.Option("--no-export", help="Save the student alone; xmodal-kd export exports and measures it.")
+    ] = False,
     allow_hook: Hooks = None,
     json_: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -102,7 +105,7 @@ def run(
         raise UserError(f"--only {only!r}: 'teacher' is the only part that can run alone")
     loaded = load(recipe, set_ or ())
     folder = out or loaded.recipe.out or Path("runs") / loaded.source.stem
-    options_ = Options(folder, device, resume, only, max_minutes, quiet, accept_changes, hash_data)
+    options_ = Options(folder, device, resume, only, max_minutes, quiet, accept_changes, hash_data, not no_export)
     started = Run(loaded, options_)
     report = started.execute()
     if json_ and started.main:
@@ -175,6 +178,7 @@ def compare(
         str | None,
         typer.Option(metavar="KIND", help="Print what would run: cells (commands), slurm or kubernetes (their jobs)."),
     ] = None,
+    export: Annotated[bool, typer.Option("--export", help="Export every student, as run does.")] = False,
     device: Device = "auto",
     allow_import: Imports = None,
     json_: AsJson = False,
@@ -182,7 +186,8 @@ def compare(
 ) -> None:
     """Compare methods, losses or settings by seeds, beside the control: intervals, verdicts, cost.
 
-    The control is always an arm; what is finished is reused, so the same command goes on where it was stopped.
+    The control is always an arm; what is finished is reused, so the same command goes on where it was stopped. The
+    student of a cell is saved, not exported: xmodal-kd export CELL does that.
 
     Example: xmodal-kd compare speech/fsdd --methods kd,dist,hint@body --seeds 3 --jobs 2 --out runs/losses
     """
@@ -193,7 +198,7 @@ def compare(
         recipe, set_ or (), out, methods=methods, axes=axis or (), seeds=seeds, jobs=jobs, reference=reference,
         teacher_per_seed=teacher_per_seed, search=search, search_steps=search_steps, search_seed=search_seed,
         equal=equal, launcher=launcher, device=device, imports=allow_import or (), json_=json_, quiet=quiet,
-        dry_run=dry_run,
+        dry_run=dry_run, export=export,
     )  # fmt: skip
 
 

@@ -49,6 +49,8 @@ class Settings:
     device: str = "auto"
     imports: tuple[str, ...] = ()
     quiet: bool = False
+    export: bool = False
+    """Whether every cell exports its student, of which a comparison reads nothing."""
 
 
 Launch = Callable[[Sequence[str], IO[bytes], dict[str, str], int], Process]
@@ -91,7 +93,7 @@ class Pool:
         s = self.settings
         words = ["run", cell.recipe, "--out", str(self.folder(cell)), "--device", s.device, "--quiet"]
         words += [word for package in s.imports for word in ("--allow-import", package)]
-        words += ["--only", "teacher"] if cell.only_teacher else []
+        words += ["--only", "teacher"] if cell.only_teacher else [] if s.export else ["--no-export"]
         return words + [word for item in self.sets(cell) for word in ("--set", item)]
 
     def sets(self, cell: Cell) -> list[str]:

@@ -23,7 +23,7 @@ def main(
     recipe: str, sets: Sequence[str], out: Path | None, *, methods: str | None, axes: Sequence[str], seeds: int,
     jobs: int, reference: str | None, teacher_per_seed: bool, search: str | None, search_steps: int | None,
     search_seed: int | None, device: str, imports: Sequence[str], json_: bool, quiet: bool, equal: str = "steps",
-    launcher: str = "process", dry_run: str | None = None,
+    launcher: str = "process", dry_run: str | None = None, export: bool = False,
 ) -> None:  # fmt: skip
     """Plan, run, show. Status 1 if a cell failed, 130 after Ctrl-C.
 
@@ -38,7 +38,7 @@ def main(
     wanted = _search(search, search_steps, search_seed)
     plan = Plan(recipe, sets, methods=methods, axes=axes, seeds=seeds, teacher_per_seed=teacher_per_seed)
     folder = out or Path("runs") / f"compare-{plan.base.source.stem}"
-    pool = Pool(Settings(folder, jobs, device, tuple(imports), quiet))
+    pool = Pool(Settings(folder, jobs, device, tuple(imports), quiet, export))
     if dry_run is not None:
         if wanted is not None or equal == "time":
             raise UserError("--dry-run: with --search or --equal time cells follow from what the first ones measure")
@@ -47,6 +47,7 @@ def main(
         for option, values in (("--axis", axes), ("--set", sets), ("--allow-import", imports)):
             words += [word for value in values for word in (option, value)]
         words += ["--teacher-per-seed"] if teacher_per_seed else []
+        words += ["--export"] if export else []
         look_ahead(plan, device)
         again = shlex.join(["xmodal-kd", "compare", recipe, *words, "--device", device])
         print(text(dry_run, jobs_of(pool, cells_of(plan, plan.arms), again)), end="")

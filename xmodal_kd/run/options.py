@@ -20,3 +20,5 @@ class Options:
     """Go on though teachers, samples or what is finished have changed since; the report says so."""
     hash_data: bool = False
     """Know the samples by their content however large they are; of few that is done without a word."""
+    export: bool = True
+    """Make the student deployable, and measure that. It is saved in any case, and what its method makes beside it."""

@@ -126,6 +126,7 @@ class Rehearsal:
         adapters: what trains each role.
         models: roles that are there: loaded by the recipe's paths, or finished.
         done: roles that are finished; they teach, and are not rehearsed.
+        exports: whether the run will make the student deployable.
     """
 
     loaded: Loaded
@@ -137,6 +138,7 @@ class Rehearsal:
     out: Path
     models: Mapping[str, nn.Module] = field(default_factory=dict)
     done: Collection[str] = ()
+    exports: bool = True
 
     def __post_init__(self) -> None:
         self.standing: dict[str, nn.Module] = {}
@@ -336,9 +338,10 @@ class Rehearsal:
         adapter.save("control", model, self.folder / "control")
 
     def export(self) -> None:
-        """The student is made deployable, where that is quick or the run is long."""
+        """The student is made deployable, where the run will do it and that is quick or the run is long."""
         student = self.standing.get("student")
-        if student is None or "student" in self.done or not (self.adapter.quick_export or self.seconds > LONG):
+        rehearsed = self.exports and (self.adapter.quick_export or self.seconds > LONG)
+        if student is None or "student" in self.done or not rehearsed:
             return
         adapter, folder = self._data(self.adapter), self.folder / "student"
         with self.streams.forked("export"):

@@ -177,8 +177,9 @@ class Run:
         there = [plan.role for plan in plans if plan.role in done or plan.path is not None]
         models = {role: self._load(role) for role in there}
         Rehearsal(
-            self.loaded, self.adapter, self._data_of, plans, self.streams, self.options.device, self.out, models, done
-        ).go()
+            self.loaded, self.adapter, self._data_of, plans, self.streams, self.options.device, self.out, models, done,
+            exports=self.options.export,
+        ).go()  # fmt: skip
         self.accelerator = make_accelerator(self.options.device, self.recipe.train.precision)
 
     def execute(self) -> dict[str, Any]:
@@ -255,7 +256,9 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> dict[str, Any]:
-        found = compressions(self.loaded).export(self.adapter, self.models["student"], folder)
+        found: dict[str, Any] = {}
+        if self.options.export:
+            found = compressions(self.loaded).export(self.adapter, self.models["student"], folder)
         if self.method is not None:
             found |= self.method.export(self.models["student"], self.adapter, folder)
         return found
