@@ -11,8 +11,9 @@ import pytest
 from xmodal_kd.cli.drafts import _run
 from xmodal_kd.cli.main import _plain
 from xmodal_kd.cli.standard import NobodyReads, Output
+from xmodal_kd.runtime import progress
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.progress import Lasting
+from xmodal_kd.runtime.progress import Lasting, each
 
 #: What opens the streams, and then a file, which must not have the number of any.
 CLOSED = """
@@ -62,6 +63,13 @@ def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
 def test_progress_that_nobody_sees_ends_no_work(error: OSError) -> None:
     Lasting(file=Broken(error)).print("half of it is done")
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, clock = io.StringIO(), iter(range(0, 900, 9))
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(clock)))
+    assert list(each(range(4), "writing", Lasting(file=written))) == [0, 1, 2, 3]
+    assert written.getvalue() == "writing  3/4  12 s left\n"
 
 
 def test_numbers_on_a_line_have_their_intervals() -> None:

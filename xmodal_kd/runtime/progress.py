@@ -100,10 +100,20 @@ def bar(name: str, steps: int, start: int = 0, *, quiet: bool = False) -> Iterat
 
 
 def each(items: Sequence[T], doing: str, shown: Console) -> Iterable[T]:
-    """The items, with a bar on `shown` where that is a terminal and there is more than one."""
-    if len(items) < 2 or not shown.is_terminal:
+    """The items, with a bar on `shown` where there is more than one: of no terminal, with a line now and then."""
+    if len(items) < 2:
         return items
-    return track(items, doing, console=shown, transient=True)
+    return track(items, doing, console=shown, transient=True) if shown.is_terminal else _told(items, doing, shown)
+
+
+def _told(items: Sequence[T], doing: str, shown: Console) -> Iterator[T]:
+    began = printed = monotonic()
+    for done, item in enumerate(items):
+        if done and monotonic() - printed > SECONDS_BETWEEN_LINES:
+            printed = monotonic()
+            left = (printed - began) / done * (len(items) - done)
+            shown.print(f"{doing}  {done}/{len(items)}  {left:.0f} s left", highlight=False)
+        yield item
 
 
 def named(path: Path, error: Exception) -> str:

@@ -221,6 +221,11 @@ def utterances(data: SpeechData, split: str, skipped: Skipped | None = None) -> 
     return found
 
 
+def of_all_splits(name: SourceName, path: Path) -> Sequence[Utterance]:
+    """The recordings of one source as speaker lists choose from them, whichever of its splits are there."""
+    return _source(SpeechData(sources=(name,), path=path, train_speakers=("all",)), name, path, "train")
+
+
 def build_tokens(data: SpeechData) -> Tokens:
     """The vocabulary that is given, or that of the training split's texts.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from xmodal_kd.runtime.errors import UserError
 
-from .manifests import LONGEST, ROUNDED, Utterance
+from .manifests import LONGEST, ROUNDED, Utterance, splits_meant
 
 #: What a split's list may be called.
 NAMES = ("{}.jsonl.gz", "{}.jsonl", "cuts_{}.jsonl.gz", "cuts_{}.jsonl")
@@ -26,8 +26,12 @@ LINE = 1 << 24
 
 
 def cuts_file(folder: Path, split: str) -> Path:
-    """A split's list, be it there or not."""
+    """A split's list, be it there or not: one of `NAMES`, or else one of cuts that is named after the split, as
+    ``librispeech_cuts_train-clean-100.jsonl.gz``."""
     found = [folder / name.format(split) for name in NAMES if (folder / name.format(split)).is_file()]
+    if not found:
+        lists = sorted(file for end in ("jsonl", "jsonl.gz") for file in folder.glob(f"*cuts*.{end}"))
+        found = [file for file in lists if splits_meant(file.name) == {split}]
     if len(found) > 1:
         raise UserError(f"data.path: {folder} has {found[0].name} and {found[1].name}: leave one of them")
     return found[0] if found else folder / NAMES[0].format(split)

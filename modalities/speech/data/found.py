@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from xmodal_kd.adapter.packed.packing import Kind, kind_at, packing, packings
@@ -14,7 +16,7 @@ from xmodal_kd.adapter.sketch import Noted
 from xmodal_kd.runtime.errors import UserError
 
 from .audio import Place, rate_of
-from .corpora import SPLITS, SpeechData, utterances
+from .corpora import SPLITS, SourceName, SpeechData, of_all_splits, utterances
 from .cuts import cuts_file, holds_cuts
 from .layouts import LISTS, TABLES
 from .manifests import Utterance, librispeech_lists, manifest_of, manifests_of, read_fsdd, read_manifest
@@ -23,8 +25,12 @@ from .suffixes import CONVERT, UNREAD, is_sound
 
 #: Recordings whose headers are looked at, and files of a folder that is of no known layout.
 LOOKED_AT, SEARCHED = 50, 10_000
+#: Folders below one of no known layout that are tried in its place.
+SUBFOLDERS = 200
 #: Lists in which transcripts may stand that are not read.
 LISTED = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+#: Lists that Lhotse writes beside cuts, or in other forms.
+OF_LHOTSE = re.compile(r"(cuts|recordings|supervisions).*\.(json|jsonl|jsonl\.gz|yaml)$")
 #: Of ten speakers, how many are for dev, and how many for test.
 SHARE = 10
 #: Vocabularies of words may hold so many, each so often.
@@ -32,7 +38,7 @@ FEW_WORDS, OFTEN = 60, 5
 HELP = "docs/own_data.md#speech-recordings-and-their-words"
 
 #: Layouts that are known by a file of each split.
-SPLIT_FILES: dict[str, tuple[str, ...]] = {
+SPLIT_FILES: dict[SourceName, tuple[str, ...]] = {
     "kaldi": tuple(f"{split}/wav.scp" for split in SPLITS),
     "common_voice": tuple(f"{split}.tsv" for split in SPLITS),
     "speech_commands": tuple(LISTS.values()),
@@ -115,42 +121,73 @@ def _layout(path: Path) -> Iterator[tuple[str, Noted]]:
     if (kind := kind_at(place)) is not None:
         yield from _packed(kind, path)
         return
-    lists = [cuts_file(place, split) for split in SPLITS]
-    if all(holds_cuts(file) for file in lists):
-        yield "sources", Noted("lhotse", f"{', '.join(file.name for file in lists)} hold cuts, which are the splits")
-        yield "path", Noted(str(path), "relative to where the command is called")
-        return
-    manifests = sorted(place.glob("*.jsonl")) if place.is_dir() else [place] if place.suffix == ".jsonl" else []
-    if not place.is_dir() and not manifests:
+    if not place.is_dir() and place.suffix != ".jsonl":
         raise UserError(f"--data {path} is a file: give the folder of recordings, or a manifest (.jsonl): {HELP}")
-    if all(manifests_of(place, split) for split in SPLITS):
-        train, dev, test = (manifest_of(place, split).name for split in SPLITS)
-        yield "sources", Noted("manifest", f"{train}, {dev} and {test} were found, which are the splits")
-        yield "path", Noted(str(path), "relative to where the command is called")
+    manifests = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    speakers: Sequence[Utterance] = ()
+    if known := _complete(place):
+        name, why = known
     elif manifests:
-        read = [one for file in manifests for one in read_manifest(file)]
+        name, speakers = "manifest", [one for file in manifests for one in read_manifest(file)]
         named = ", ".join(file.name for file in manifests)
-        yield "sources", Noted("manifest", f"{named}: not all of train, dev and test, so they are split by speaker")
-        yield "path", Noted(str(path), "relative to where the command is called")
-        yield from _speakers(path, [one.speaker for one in read])
+        why = f"{named}: not all of train, dev and test, so they are split by speaker"
     elif any(place.glob("[0-9]_*_*.wav")) or any(place.glob("recordings/[0-9]_*_*.wav")):
-        yield "sources", Noted("fsdd", "recordings named {digit}_{speaker}_{take}.wav were found")
-        yield "path", Noted(str(path), "relative to where the command is called")
-        yield from _speakers(path, [one.speaker for one in read_fsdd(place)])
-    elif layout := next(
-        (name for name, files in SPLIT_FILES.items() if all((place / f).is_file() for f in files)), None
-    ):
-        yield "sources", Noted(layout, f"{', '.join(SPLIT_FILES[layout])} were found, which make the splits")
-        yield "path", Noted(str(path), "relative to where the command is called")
-    elif all(any(map(librispeech_lists, place.glob(f"{split}*/"))) for split in SPLITS):
-        yield "sources", Noted("librispeech", "folders train*, dev* and test* were found, which are the splits")
-        yield "path", Noted(str(path), "relative to where the command is called")
+        name, speakers = "fsdd", read_fsdd(place)
+        why = "recordings named {digit}_{speaker}_{take}.wav were found"
+    elif below := [one.relative_to(place).as_posix() for one in _subfolders(place) if _complete(one)]:
+        which = "give that" if len(below) == 1 else "give one of them"
+        raise UserError(f"--data {path}: the splits lie below it, in {', '.join(below)}: {which} ({HELP})")
+    elif partly := _partly(place):
+        name, speakers = partly, of_all_splits(partly, place)
+        why = f"{name.replace('_', ' ')}, without all of train, dev and test, so they are split by speaker"
     else:
         raise UserError(_unknown(path, place))
+    yield "sources", Noted(name, why)
+    yield "path", Noted(str(path), "relative to where the command is called")
+    if speakers:
+        yield from _speakers(path, [one.speaker for one in speakers])
+
+
+def _complete(place: Path) -> tuple[SourceName, str] | None:
+    """The layout of a folder that brings its splits, and what tells it."""
+    if all(holds_cuts(cuts_file(place, split)) for split in SPLITS):
+        named = ", ".join(cuts_file(place, split).name for split in SPLITS)
+        return "lhotse", f"{named} hold cuts, which are the splits"
+    if all(manifests_of(place, split) for split in SPLITS):
+        train, dev, test = (manifest_of(place, split).name for split in SPLITS)
+        return "manifest", f"{train}, {dev} and {test} were found, which are the splits"
+    for name, files in SPLIT_FILES.items():
+        if all((place / file).is_file() for file in files):
+            return name, f"{', '.join(files)} were found, which make the splits"
+    if all(any(map(librispeech_lists, place.glob(f"{split}*/"))) for split in SPLITS):
+        return "librispeech", "folders train*, dev* and test* were found, which are the splits"
+    return None
+
+
+def _subfolders(place: Path) -> Iterator[Path]:
+    return islice(chain(sorted(place.glob("*/")), place.glob("*/*/")), SUBFOLDERS)
+
+
+def _partly(place: Path) -> SourceName | None:
+    """The layout of a folder that lacks a split."""
+    if any((place / split / "wav.scp").is_file() for split in SPLITS):
+        return "kaldi"
+    if (place / "clips").is_dir() and any((place / f"{split}.tsv").is_file() for split in SPLITS):
+        return "common_voice"
+    if any(holds_cuts(cuts_file(place, split)) for split in SPLITS):
+        return "lhotse"
+    if any(place.glob("*/*_nohash_*.wav")):
+        return "speech_commands"
+    return "librispeech" if librispeech_lists(place) else None
 
 
 def _packed(kind: Kind, path: Path) -> Iterator[tuple[str, Noted]]:
     """Shards or a table, by the splits that their names tell; else, of shards, by speaker."""
+    if kind == "webdataset" and (shar := next(path.expanduser().glob("**/cuts.*.jsonl*"), None)):
+        raise UserError(
+            f"--data {path}: {shar.name} is of Lhotse Shar, which is not read: write its audio to files (save_audios) "
+            f"and cuts_train.jsonl.gz, cuts_dev.jsonl.gz and cuts_test.jsonl.gz beside them ({HELP})"
+        )
     what = "shards of tars" if kind == "webdataset" else "a DatasetDict that datasets has saved"
     parts = packings(kind, path) if kind == "datasets" or by_split(shards(path, "--data")) else {}
     if set(SPLITS) <= set(parts):
@@ -183,11 +220,17 @@ def _speakers(path: Path, heard: Sequence[str]) -> Iterator[tuple[str, Noted]]:
 
 def _unknown(path: Path, place: Path) -> str:
     """What is missing of a folder of no known layout."""
-    files = [file for file in islice(place.rglob("*"), SEARCHED) if not file.name.startswith(".")]
+    walked = (Path(at, name) for at, _, names in os.walk(place, followlinks=True) for name in names)
+    files = [file for file in islice(walked, SEARCHED) if not file.name.startswith(".")]
     if kaldi := next((file.parent for file in files if file.name == "wav.scp"), None):
         return (
             f"--data {path}: Kaldi's lists lie in {kaldi.relative_to(place)}: give a folder of train, dev and "
             f"test, each with its wav.scp and text ({HELP})"
+        )
+    if lhotse := sorted(file for file in files if OF_LHOTSE.search(file.name)):
+        return (
+            f"--data {path}: {lhotse[0].relative_to(place)} is of Lhotse: write cuts_train.jsonl.gz, cuts_dev.jsonl.gz "
+            f"and cuts_test.jsonl.gz, by CutSet.from_manifests(recordings=..., supervisions=...).to_file(FILE) ({HELP})"
         )
     if tables := sorted(file for file in files if file.suffix.lower() in (".parquet", ".arrow")):
         return (

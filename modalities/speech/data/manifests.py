@@ -134,10 +134,12 @@ def manifests_of(folder: Path, split: str) -> list[Path]:
     plain = folder / f"{split}.jsonl"
     if plain.is_file():
         return [plain]
-    return [file for file in sorted(folder.glob("*.json*")) if file.suffix in LINES and _means(file.stem) == {split}]
+    return [
+        file for file in sorted(folder.glob("*.json*")) if file.suffix in LINES and splits_meant(file.stem) == {split}
+    ]
 
 
-def _means(stem: str) -> set[str]:
+def splits_meant(stem: str) -> set[str]:
     """The splits that a file's name tells."""
     return {MEANT[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in MEANT}
 
@@ -175,6 +177,10 @@ def _meets(span: tuple[float, float], spans: Sequence[tuple[float, float]]) -> b
 def as_record(file: Path, number: int, line: str) -> Utterance:
     """A line of a manifest. Raises `UserError` that names it."""
     where = f"{file} line {number}"
+    if line.lstrip().startswith("["):
+        raise UserError(
+            f"{where}: a JSON object is expected, one a line, not a list: jq -c '.[]' {file.name} > LINES.jsonl"
+        )
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -245,7 +251,9 @@ def read_librispeech(folder: Path) -> list[Utterance]:
 
 
 def librispeech_lists(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.trans.txt"))
+    """Also where chapters, speakers or splits are links to folders elsewhere, as those of a subset are."""
+    walked = os.walk(folder, followlinks=True)
+    return sorted(Path(at, name) for at, _, names in walked for name in names if name.endswith(".trans.txt"))
 
 
 def _chapter(file: Path) -> Iterator[Utterance]:

@@ -25,7 +25,7 @@ from .pretrained import WEIGHTS, config_of, is_pretrained, read_model
 HEADED = ("ForSequenceClassification", "ForAudioClassification")
 #: Files that hold a tokenizer's pieces, without which transformers makes one of none; a front end of waves has another.
 TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-EXTRACTOR = ("preprocessor_config.json",)
+EXTRACTOR = ("preprocessor_config.json", "processor_config.json")
 #: Seconds that a classifier of waves hears at least: silence follows what is shorter.
 LEAST = 0.1
 
@@ -150,8 +150,12 @@ class Found(NamedTuple):
 
 
 def reads_text(folder: Path) -> bool:
-    """Whether the model of a folder of ``transformers`` reads texts, by the files beside it."""
-    return _has(folder, TOKENIZER) and not _has(folder, EXTRACTOR)
+    """Whether the model of a folder of ``transformers`` reads texts, by the files beside it.
+
+    What writes them by CTC has a tokenizer, too.
+    """
+    writes = _kind(config_of(folder)).endswith("ForCTC")
+    return _has(folder, TOKENIZER) and not writes and not _has(folder, EXTRACTOR)
 
 
 def classes_in(folder: Path) -> tuple[str, ...] | None:

@@ -60,7 +60,9 @@ def test_each_supervision_is_an_utterance_of_its_recording(tmp_path: Path) -> No
     np.testing.assert_array_equal(found["a2"].wave(RATE), wave[RATE : RATE + 6400])
 
 
-@pytest.mark.parametrize("name", ["{}.jsonl", "{}.jsonl.gz", "cuts_{}.jsonl.gz", "cuts_{}.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["{}.jsonl", "{}.jsonl.gz", "cuts_{}.jsonl.gz", "cuts_{}.jsonl", "libri_cuts_{}-clean.jsonl.gz"]
+)
 def test_lists_are_the_splits_and_new_knows_them(tmp_path: Path, name: str) -> None:
     for split in SPLITS:
         one = cut(tmp_path, split, supervision(split, 0, 2.0, speaker=split))

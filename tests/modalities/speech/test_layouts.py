@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,10 @@ def test_a_transcript_of_another_name_is_not_untranscribed(tmp_path):
     [
         ("metadata.csv", r"1 recordings, as a.wav, and no transcripts that are known here; metadata.csv is not read"),
         ("data/train-00000-of-00001.parquet", r"load_dataset\('.*'\)\.save_to_disk"),
+        (
+            "manifests/libri_supervisions_train-clean-5.jsonl.gz",
+            r"is of Lhotse: write cuts_train.jsonl.gz, .*from_manif",
+        ),
         ("data/train_clean/wav.scp", r"Kaldi's lists lie in data.train_clean: give a folder of train, dev and test"),
     ],
 )
@@ -332,3 +337,35 @@ def test_recordings_that_are_not_read_are_told_of(tmp_path):
         f"{tmp_path}: 2 recordings are not read here, as a.m4a: convert it (ffmpeg -i FILE FILE.flac)"
     ]
     assert [one.name for one in found if isinstance(one, Path)] == ["c.wav"]
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "librispeech"])
+def test_a_folder_above_says_where_the_splits_lie(tmp_path, name):
+    {**LAYOUTS, "librispeech": librispeech}[name](tmp_path / "corpus/en")
+    for above, told in ((tmp_path / "corpus", "in en: give that"), (tmp_path, "in corpus/en: give that")):
+        with pytest.raises(UserError, match=f"the splits lie below it, {told}"):
+            recordings(above)
+
+
+def test_what_lacks_a_split_is_split_by_speaker(tmp_path):
+    """Most take one part of LibriSpeech, linked together, or find no lists beside the commands."""
+    parts, commands, lists = librispeech(tmp_path / "all"), speech_commands(tmp_path / "words"), kaldi(tmp_path / "k")
+    (tmp_path / "some/train-part").mkdir(parents=True)
+    for speaker in parts.glob("*/*/"):
+        (tmp_path / "some/train-part" / speaker.name).symlink_to(speaker)
+    (commands / "testing_list.txt").unlink()
+    for name in ("wav.scp", "text", "utt2spk"):
+        (lists / "train" / name).write_text("".join((lists / split / name).read_text() for split in SPLITS))
+    for split in ("dev", "test"):
+        shutil.rmtree(lists / split)
+    for name, folder in (("librispeech", tmp_path / "some"), ("speech_commands", commands), ("kaldi", lists)):
+        found = recordings(folder)
+        assert found.section["sources"].value == name
+        assert all(len(found.section[f"{split}_speakers"].value) == 1 and found.parts[split] for split in SPLITS)
+
+
+def test_shards_of_lhotse_are_no_shards_of_tars(tmp_path):
+    tar(tmp_path / "recording.000000.tar", [("a", {".flac": b""})])
+    (tmp_path / "cuts.000000.jsonl.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="of Lhotse Shar, which is not read"):
+        recordings(tmp_path)

@@ -42,7 +42,7 @@ def test_a_manifest_is_read_sorted_and_relative_to_itself(tmp_path):
         (line(duration=-1), r"line 3: 'duration' must be seconds"),
         (line(duration=float("nan")), r"line 3: 'duration' must be seconds"),
         ("{not json", r"line 3: not JSON"),
-        ("[1, 2]", r"line 3: a JSON object is expected"),
+        ("[1, 2]", r"line 3: a JSON object is expected, one a line, not a list: jq -c '\.\[\]' "),
         (line(), r"line 3: 'audio/a.wav' is on line 1 already"),
     ],
 )
