@@ -157,7 +157,9 @@ EXAMPLES: dict[str, Content] = {
     "ae_kd": SEVERAL | {"scheme": {"params": {"cap": 2.0}}},
     "uhc": SEVERAL | {"objective": [{"loss": "uhc", "weight": 0.5}]},
     "lwf": KEEPING | {"scheme": {"params": {"old": OLD}}},
+    "lwf heads": KEEPING | {"scheme": {"params": {"old": OLD, "head": "head", "warm_up": 0.25}}},
     "pdr": KEEPING | {"scheme": {"params": {"old": OLD, "exemplars": 5, "per_batch": 4, "labelled": True}}},
+    "pdr heads": KEEPING | {"scheme": {"params": {"old": OLD, "head": "head", "exemplars": 5}}},
     "tkd": {"teacher": TEACHER, "data": {"train": 32}, "objective": [{"loss": "tkd"}]},
     "tkd every": {"teacher": TEACHER, "data": {"train": 32}, "scheme": {"params": {"every": 3, "times": 1}}},
 }

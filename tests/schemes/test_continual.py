@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles import own_heads_by_another as by_another
 from oracles import scheme_teachers as oracle
+from scheme_runs import begun, content
 from toy import RECIPE, ToyAdapter, adapter, engine
 
 from xmodal_kd.check import check
@@ -235,3 +237,132 @@ def test_what_stands_beside_the_student_starts_as_it_does(recipe: str) -> None:
     assert [role_plan.role for role_plan in found] == ["teacher", "control", "student", "self_training"]
     assert [len(role_plan.starts) for role_plan in found] == [0, 1, 1, 1]
     assert found[0].data is not None and isinstance(loaded.recipe, Recipe)
+
+
+# ---------------------------------------------------------------- a head for each task
+
+
+@pytest.mark.parametrize("seed", sorted(by_another.RELEASED))
+def test_kd_at_a_quarter_is_what_releases_have(seed: int) -> None:
+    """T^2 = 4 is in `kd`, and in none of theirs."""
+    d, (labels, whole, pdr) = by_another.inputs(seed), by_another.RELEASED[seed]
+    student, old = d["student"], d["old"]
+
+    def ours(s: Any, t: Any) -> float:
+        return float(LOSSES["kd"].fn(torch.tensor(s), torch.tensor(t), temperature=2.0).mean()) / 4
+
+    assert by_another.ce(student["new"]["new"], d["y"]) == pytest.approx(labels, rel=1e-12)
+    kept = sum(by_another.soft_ce(student[h]["new"], old[h]["new"], 2.0) for h in "ab")
+    assert labels + kept == pytest.approx(whole, rel=1e-12)
+    found = [
+        ours(student[h]["new"], old[h]["new"]) + by_another.soft_ce(old[h]["new"], old[h]["new"], 2.0) for h in "ab"
+    ]
+    assert labels + sum(found) == pytest.approx(whole, rel=1e-10)
+    theirs = [*((student[h][h], old[h][h]) for h in "ab"), (student["new"]["new"], d["expert"])]
+    assert [ours(*pair) for pair in theirs] == pytest.approx(pdr, rel=1e-10)
+
+
+def _heads(tmp_path: Path, name: str, **params: Any) -> tuple[Any, Any, Any, Any]:
+    made = content(f"{name} heads")
+    made["data"]["double"] = made["scheme"]["params"]["old"]["double"] = True
+    made["scheme"]["params"] |= params
+    return begun(tmp_path, made)
+
+
+def _scores(method: Any, roles: Any, batch: Any) -> dict[str, Any]:
+    """Of the student's two heads and of whatever teaches, valid rows."""
+    student = roles["student"]
+    hidden = student.body(batch["x"][method.adapter.signals("student", student, batch).layout("logits").mask.view(
+        batch["x"].shape[:2])])  # fmt: skip
+    said = {role: method.adapter.signals(role, model, batch) for role, model in roles.items()}
+    mask = said["student"].layout("logits").mask
+    found = {role: one.rows("logits")[mask].detach().numpy() for role, one in said.items()}
+    return found | {"old": student.head.old(hidden).detach().numpy(), "mask": mask}
+
+
+def test_lwf_has_labels_on_the_new_head_and_the_old_model_on_the_old_one(tmp_path: Path) -> None:
+    method, roles, batch, ctx = _heads(tmp_path, "lwf", warm_up=0.0)
+    [stage] = method.stages()
+    for model in roles.values():
+        model.eval()
+    with torch.no_grad():  # so that the two heads and the old model differ
+        for name, parameter in roles["student"].named_parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=Streams(5).torch(name), dtype=torch.float64))
+    [(_, out)] = list(method.losses(batch, roles, ctx))
+    z = _scores(method, roles, batch)
+    said = method.adapter.signals("student", roles["student"], batch)
+    labels = said.rows("labels")[z["mask"]].tolist()
+    parts = {name: float((part.total / part.count).detach()) for name, part in out.parts.items()}
+    assert parts["test_ce"] == pytest.approx(by_another.ce(z["student"], labels), rel=1e-9)
+    assert parts["kd"] / 4 == pytest.approx(by_another.kl(z["old"], z["teacher"], 2.0), rel=1e-9)
+    assert stage.name == "student" and "head.old.weight" in roles["student"].state_dict()
+
+
+def test_pdr_as_released_has_the_expert_on_the_new_head_and_exemplars_on_the_old_one(tmp_path: Path) -> None:
+    method, roles, batch, ctx = _heads(tmp_path, "pdr", released=True)
+    for model in roles.values():
+        model.eval()
+    with torch.no_grad():
+        for name, parameter in roles["student"].named_parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=Streams(5).torch(name), dtype=torch.float64))
+    [(_, out)] = list(method.losses(batch, roles, ctx))
+    z = _scores(method, roles, batch)
+    layout = method.adapter.signals("student", roles["student"], batch).layout("logits")
+    kept = batch["exemplar"][layout.item][z["mask"]].numpy()
+    parts = {name: float((part.total / part.count).detach()) for name, part in out.parts.items()}
+    assert parts == {
+        "kd": pytest.approx(4 * by_another.kl(z["student"][~kept], z[EXPERT][~kept], 2.0), rel=1e-9),
+        "kd-exemplars": pytest.approx(4 * by_another.kl(z["old"][kept], z["teacher"][kept], 2.0), rel=1e-9),
+    }
+
+
+def test_the_new_head_learns_alone_at_first(tmp_path: Path) -> None:
+    from scheme_runs import engine as built_of
+
+    made = content("lwf heads", steps=4)
+    made["scheme"]["params"]["warm_up"] = 0.5
+    one = built_of(tmp_path, made)
+    before = {name: value.clone() for name, value in one.roles["student"].state_dict().items()}
+    seen: list[dict[str, torch.Tensor]] = []
+    one.finished = lambda stage, model: seen.append({k: v.clone() for k, v in model.state_dict().items()})
+    one.fit()
+    first, last = seen
+    assert first.keys() == last.keys() == before.keys(), "what is saved of a stage has one head"
+    moved = {name for name, value in before.items() if not torch.equal(value, first[name])}
+    assert moved == {"head.weight", "head.bias"}
+    assert {name for name, value in before.items() if torch.equal(value, last[name])} == set()
+
+
+def test_both_models_of_a_student_are_left(recipe: str, tmp_path: Path) -> None:
+    """And the control's old answers are those of the old head on what the new task has made of the network."""
+    scheme = f"scheme={{name: lwf, params: {{old: {OLD}, head: head}}}}"
+    found = run(recipe, tmp_path / "run", scheme, "train.optimizer.lr=1e-9", "train.ema=null", "train.steps=2")
+    new, old = (read_tensors(tmp_path / "run" / at / "model.safetensors") for at in ("student", "student/old"))
+    teacher = read_tensors(tmp_path / "run" / "teacher" / "model.safetensors")
+    for name, value in teacher.items():
+        torch.testing.assert_close(old[name], value, rtol=0, atol=1e-6)
+        assert name.startswith("head.") or torch.equal(old[name], new[name])
+    assert not torch.allclose(new["head.weight"], teacher["head.weight"])
+    assert found["roles"]["teacher"]["metrics"]["error"] is None and found["gap_closed"] is None
+    assert set(found["facts"]["error on the old task"]) == {"teacher", "control", "student"}
+    forgotten = found["facts"]["forgotten (error, worse than the old model)"]
+    assert forgotten == {"control": pytest.approx(0, abs=1e-6), "student": pytest.approx(0, abs=1e-6)}
+
+
+@pytest.mark.parametrize(("params", "sets", "reason"), [
+    ("head: heads", [], "scheme.params.head: no module 'heads' in Net .nearest: head."),
+    ("head: body", [], "scheme.params.head: 'body' is Sequential: name the linear or convolutional layer"),
+    ("warm_up: 0.5", [], "warm_up: it is of a last layer of the new task's own"),
+    ("head: head", ["compress=[quantise]"], "a student of two last layers is not made small: leave compress out"),
+    ("head: head", ["train.compile=default"], "a compiled student has one last layer: say train.compile=none"),
+])  # fmt: skip
+def test_what_two_heads_cannot_be(
+    recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], params: str, sets: list[str], reason: str
+) -> None:
+    listed = [w for one in [f"scheme={{name: lwf, params: {{old: {OLD}, {params}}}}}", *sets] for w in ("--set", one)]
+    assert call(["run", recipe, "--out", str(tmp_path / "run"), "--allow-import", "toy", "--quiet", *listed]) == 2
+    import re
+
+    said = capfd.readouterr().err.strip()
+    assert re.search(reason, said), said
+    assert "\n" not in said

@@ -83,6 +83,8 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path, example: str) -> No
     for accumulate in (1, 2):
         made = content(example, accumulate=accumulate)
         made["data"]["double"] = True
+        if "old" in made["scheme"].get("params", {}):
+            made["scheme"]["params"]["old"]["double"] = True
         if example in OVER_A_BATCH:
             made["scheme"]["params"] |= OVER_A_BATCH[example]
         built = engine(tmp_path / str(accumulate), made)

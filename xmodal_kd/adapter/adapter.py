@@ -145,6 +145,8 @@ class Adapter(Protocol):
     quick_export: ClassVar[bool] = True
     #: Whether what it saves and exports may have layers of two factors (`compress.low_rank`).
     saves_low_rank: ClassVar[bool] = False
+    #: Roles that answer another task than the data's, in classes of their own: a scheme's, on the adapter that it made.
+    elsewhere: frozenset[str] = frozenset()
     #: What it was built with.
     streams: Streams
     batch_size: int

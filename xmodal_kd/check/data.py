@@ -61,7 +61,7 @@ def classes(subject: Subject) -> Iterator[Finding]:
     """Teacher and student answer in equally many numbers, and as many as there are names of classes."""
     output = subject.adapter.output
     widths = {role: said.rows(output).shape[-1] for role, said in subject.said.items() if output in said}
-    if len(set(widths.values())) > 1:
+    if len({width for role, width in widths.items() if role not in subject.adapter.elsewhere}) > 1:
         found = ", ".join(f"{role} {width} classes" for role, width in widths.items())
         yield Finding(
             "classes", "fail", found, "train both on one vocabulary, or give the adapter a class map"
@@ -78,7 +78,7 @@ def classes(subject: Subject) -> Iterator[Finding]:
 
 def class_order(subject: Subject) -> Iterator[Finding]:
     """Class i means the same for teacher and student: equal numbers of classes alone do not say so."""
-    if "teacher" not in subject.roles:
+    if "teacher" not in subject.roles or "teacher" in subject.adapter.elsewhere:
         return
     mine, theirs = subject.adapter.class_names("student"), subject.adapter.class_names("teacher")
     if mine == theirs:

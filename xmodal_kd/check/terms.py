@@ -140,7 +140,7 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                     yield Finding("overfit", "pass", text)
                 elif getattr(entered.trial.method, "moving", False):
                     yield Finding("overfit", "warn", text, "what teaches, or the text it is on, follows the student")
-                elif _a_copy(entered):
+                elif abs(first) < 1e-6 or _a_copy(entered):
                     yield Finding("overfit", "warn", text, "the student starts as its teacher: there is little to fall")
                 else:
                     advice = "is its gradient right, and the learning rate not far too high?"

@@ -40,15 +40,17 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     adapter = kind.of(data)(data, streams, batch_size or loaded.recipe.train.batch_size)
     adapter.teachers = loaded.recipe.taught_by()
     adapter.method = loaded.recipe.method.name
-    return adapter
+    scheme = scheme_of(loaded)
+    return adapter if scheme is None else scheme[0].adapted(scheme[1], adapter)
 
 
 def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, Any], batch_size: int) -> Adapter:
     """An adapter of a data section among the scheme's parameters. Raises `UserError` where its classes are others."""
-    kind = type(adapter)
-    made = kind(loaded.validate(kind.Data, data, ("scheme", "params", key)), adapter.streams, batch_size)
+    kind = adapter_class(loaded.recipe.modality)
+    section = loaded.validate(kind.Data, data, ("scheme", "params", key))
+    made = kind.of(section)(section, adapter.streams, batch_size)
     student = _student(loaded, ())
-    if adapter.output == "logits":
+    if adapter.output == "logits" and not adapter.elsewhere:
         for one in (adapter, made):
             build(one, loaded, student, adapter.streams)
         ours, theirs = adapter.class_names("student"), made.class_names("student")
@@ -308,7 +310,9 @@ def find_all(role: str, model: nn.Module, objective: Objective, side: str | None
             _find(role, model, head)
         if side == "teacher" and not term.spec.needs_teacher:
             continue
-        for feature in set(term.term.signals(side)) - OUTPUTS:
+        for feature in set(term.term.signals(side)):
+            if feature.rpartition("/")[2] in OUTPUTS:
+                continue
             path = feature if side == "student" else of_teacher(role, feature)
             found = _find(role, model, split(path)[0]) if path is not None else []
             if len(found) > 1 and not term.spec.many:

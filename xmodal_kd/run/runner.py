@@ -369,7 +369,7 @@ class Run:
         with torch.no_grad(), self.streams.forked("evaluate"):
             found = self.adapter.overview(models, self.out)
             scheme = scheme_of(self.loaded)
-            facts = {} if scheme is None else scheme[0].overview(scheme[1], self.adapter, models)
+            facts = {} if scheme is None else scheme[0].overview(scheme[1], self.adapter, models, self.out)
         pictures = {caption: str(path.relative_to(self.out)) for caption, path in found.pictures.items()}
         return {"curve": list(found.curve), "facts": {**found.facts, **facts}, "pictures": pictures}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -64,6 +65,11 @@ class Scheme(Distil):
         return [replace(student, method=cls, settings=params)]
 
     @classmethod
+    def adapted(cls, params: Any, adapter: Adapter) -> Adapter:
+        """The recipe's adapter as the scheme's roles need it."""
+        return adapter
+
+    @classmethod
     def prepare(cls, params: Any, role_plan: RolePlan) -> RolePlan:
         """The training of a teacher, or of what stands beside the student, as the scheme changes it."""
         return role_plan
@@ -74,8 +80,10 @@ class Scheme(Distil):
         return {}
 
     @classmethod
-    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
-        """What a report should say of all roles of a run that is over, in eval mode without gradients."""
+    def overview(
+        cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path
+    ) -> Mapping[str, Any]:  # fmt: skip
+        """What a report should say of all roles of the run in `folder` that is over, in eval mode without gradients."""
         return {}
 
     def find(self, model: nn.Module, paths: Iterable[str]) -> None:

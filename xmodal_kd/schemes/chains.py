@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -146,7 +147,9 @@ class BornAgain(Scheme):
         return [*chain, replace(student, teachers=(chain[-1].role,))]
 
     @classmethod
-    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    def overview(
+        cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path
+    ) -> Mapping[str, Any]:  # fmt: skip
         """The main metric, on the test split, of all generations and the student together."""
         roles = [*(f"generation-{number}" for number in range(1, params.generations + 1)), "student"]
         whole = ensemble([models[role] for role in roles], adapter.output)

@@ -1,19 +1,23 @@
 """Learning a new task without forgetting the old one: the student starts as the old model and learns from it.
 
-Tasks share one list of classes and differ in their data: speakers, rooms, sensors, cities. ``old`` is the old task's
-data section: a teacher that the recipe trains (rather than loads) learns on it, and every role is measured on its test
-split at the end. Student and control start as the old model: the control is plain fine-tuning on the new data.
+Tasks share one list of classes and differ in their data (speakers, sensors, cities), or, where ``head`` names the
+last layer, each has a last layer and classes of its own. ``old`` is the old task's data section: a teacher that the
+recipe trains (rather than loads) learns on it, and every role is measured on its test split at the end. Student and
+control start as the old model: the control is plain fine-tuning on the new data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from torch.optim import Optimizer
 
 from ..adapter.adapter import Adapter, Batch, Source, Strict
 from ..objective.objective import spec_of
@@ -22,23 +26,43 @@ from ..runtime.errors import UserError
 from ..runtime.random_streams import Streams
 from ..signals.signals import OUTPUTS, Layout, Signals, TeacherSignals
 from ..training.label_budget import LabelBudget, Shown, chosen
-from ..training.method import Distil, Roles
+from ..training.method import Distil, Roles, Stage
+from ..training.optim import build_optimizer
 from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
+from .own_heads import (
+    OLD,
+    TwoTasks,
+    apart,
+    both,
+    classes_of,
+    give_old,
+    layer_of,
+    on_trunk_of,
+    take_old,
+    two_tasks,
+)
 
 #: The expert of the new task: a further teacher, so that it is trained on the new task's data alone.
 EXPERT = "teacher-expert"
 
 
-def as_old(model: nn.Module, roles: Mapping[str, nn.Module]) -> nn.Module:
-    """`model` with the weights of the old one, which is the teacher."""
-    _same_network(model, roles["teacher"])
-    model.load_state_dict(roles["teacher"].state_dict())
+def as_old(model: nn.Module, roles: Mapping[str, nn.Module], head: str | None = None) -> nn.Module:
+    """`model` with the weights of the old one, which is the teacher; its last layer `head` stays as it is."""
+    _same_network(model, roles["teacher"], head)
+    model.load_state_dict(_shared(roles["teacher"], head), strict=False)
     return model
 
 
-def _same_network(model: nn.Module, old: nn.Module) -> None:
-    mine, theirs = ({name: tuple(x.shape) for name, x in one.state_dict().items()} for one in (model, old))
+def _shared(model: nn.Module, head: str | None) -> dict[str, torch.Tensor]:
+    """What both tasks have in common of a model's state."""
+    return {name: x for name, x in model.state_dict().items() if head is None or not name.startswith(f"{head}.")}
+
+
+def _same_network(model: nn.Module, old: nn.Module, head: str | None) -> None:
+    for one in (model, old) if head is not None else ():
+        layer_of(one, head or "")
+    mine, theirs = ({name: tuple(x.shape) for name, x in _shared(one, head).items()} for one in (model, old))
     if mine != theirs:
         name = next(iter(sorted(set(mine.items()) ^ set(theirs.items()))))[0]
         raise UserError(
@@ -50,47 +74,159 @@ def _same_network(model: nn.Module, old: nn.Module) -> None:
 class Old(Strict):
     old: dict[str, Any]
     """The old task's data section."""
+    head: str | None = None
+    """Path of the last layer, of which each task then has one of its own, with its own classes: ``head`` of images.
+
+    Not given: both tasks share it, and one list of classes."""
+    warm_up: float = Field(0.0, ge=0, lt=1)
+    """Of ``train.steps``, how many the new task's own last layer learns alone at first."""
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> Old:
+        if self.warm_up and self.head is None:
+            raise ValueError("warm_up: it is of a last layer of the new task's own: name it by head, or leave it out")
+        return self
 
 
 class Continual(Scheme):
-    """Base of the schemes that start as the old model."""
+    """Base of the schemes that start as the old model.
+
+    With ``head`` the student's folder has two models on one network: its own of the new task and, in ``old``, that of
+    the old one. The old layer of what learns without the scheme (control, expert) stays as the old model has it.
+    """
 
     Params: ClassVar[type[Strict]] = Old
     family = "continual"
     starts_taught: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: The old model, and its task's last layer when the student has left it behind.
+        self._old: nn.Module | None = None
+        self._layer: nn.Module | None = None
+
+    @classmethod
+    def refuse(cls, recipe: Recipe) -> None:
+        super().refuse(recipe)
+        if recipe.scheme is not None and recipe.scheme.params.get("head") is not None:
+            if recipe.compress:
+                raise UserError(
+                    "scheme.params.head: a student of two last layers is not made small: leave compress out"
+                )
+            if recipe.train.compile != "none":
+                raise UserError("scheme.params.head: a compiled student has one last layer: say train.compile=none")
 
     @classmethod
     def sections(cls, params: Any) -> Mapping[str, Mapping[str, Any]]:
         return {"old": params.old}
 
     @classmethod
+    def adapted(cls, params: Any, adapter: Adapter) -> Adapter:
+        return adapter if params.head is None else two_tasks(adapter, other_task(adapter, params.old))
+
+    @classmethod
     def prepare(cls, params: Any, role_plan: RolePlan) -> RolePlan:
         """The teacher learns the old task; what stands beside the student starts as the student does."""
         if role_plan.role == "teacher":
             return role_plan if role_plan.path is not None else replace(role_plan, data=("old", params.old))
-        return replace(role_plan, starts=(as_old, *role_plan.starts))
+        return replace(role_plan, starts=(partial(as_old, head=params.head), *role_plan.starts))
 
     @classmethod
     def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
-        return [replace(student, method=cls, settings=params, starts=(as_old, *student.starts))]
+        start = partial(as_old, head=params.head)
+        return [replace(student, method=cls, settings=params, starts=(start, *student.starts))]
 
     @classmethod
-    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    def overview(
+        cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path
+    ) -> Mapping[str, Any]:  # fmt: skip
         """The main metric of every role on the old task's test split, and how much worse than the old model it is."""
         other, (name, lower) = other_task(adapter, params.old), adapter.metric
-        found = {role: float(other.evaluate(role, model, "test").metrics[name]) for role, model in models.items()}
+        asked = dict(models)
+        if params.head is not None:
+            old, device = models["teacher"], next(models["teacher"].parameters()).device
+            asked = {role: on_trunk_of(old, model, params.head) for role, model in models.items()}
+            asked["student"] = other.load("student", folder / "student" / OLD).to(device).eval()
+        found = {role: float(other.evaluate(role, model, "test").metrics[name]) for role, model in asked.items()}
         sign = 1 if lower else -1
         lost = {role: sign * (value - found["teacher"]) for role, value in found.items() if role != "teacher"}
         return {f"{name} on the old task": found, f"forgotten ({name}, worse than the old model)": lost}
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
-        _same_network(roles[self.role], roles["teacher"])
+        super().check(roles)
+        _same_network(roles[self.role], roles["teacher"], self.params.head)
+
+    # ---------------------------------------------------------------- a last layer for each task
+
+    def stages(self) -> Sequence[Stage]:
+        if self.params.head is None:
+            return super().stages()
+        learners, steps = frozenset(self.learners), self.train.steps
+        alone = min(round(self.params.warm_up * steps), steps - 1)
+        first = [Stage(WARM_UP, alone, learners, last=True, part=True, leave=self._leave)] if alone else []
+        return [*first, Stage(self.role, steps - alone, learners, leave=self._leave)]
+
+    def begin(self, stage: Stage, roles: Roles, batch: Batch) -> Mapping[str, Optimizer]:
+        if (head := self.params.head) is None:
+            return super().begin(stage, roles, batch)
+        self._old = roles["teacher"]
+        give_old(roles[self.role], head, self._layer or self._old.get_submodule(head))
+        self.objective.steps = stage.steps
+        optimizers = super().begin(stage, roles, batch)
+        return {self.role: self._of_new(roles[self.role], head)} if stage.name == WARM_UP else optimizers
+
+    def _of_new(self, model: nn.Module, head: str) -> Optimizer:
+        """By which the new task's last layer moves, and nothing else of the model."""
+        new = [name for name, _ in layer_of(model, head).named_parameters(recurse=False)]
+        scale = {f"student.{head}.{name}": 1.0 for name in new} | {"student.*": 0.0}
+        config = self.train.optimizer.model_copy(update={"lr_scale": scale})
+        return build_optimizer(config, {"student": model, "objective": self.objective})
+
+    def _leave(self, model: nn.Module) -> None:
+        self._layer = take_old(model.eval(), self.params.head)
+
+    def forward_role(self, role: str, roles: Roles, batch: Batch, of: str | None = None) -> Signals:
+        """Of a learner with two last layers the new task's scores, and the old one's as ``old/...``."""
+        if (head := self.params.head) is None or role != self.role:
+            return super().forward_role(role, roles, batch, of)
+        layer = layer_of(roles[role], head)
+        old = layer._modules.get(OLD) or self._layer  # the latter when the training is over
+        assert old is not None
+        with both(roles[role], head, old):
+            said = super().forward_role(role, roles, batch, of)
+        return apart(said, self.adapter.output, head, classes_of(layer), classes_of(old))
+
+    def export(self, model: nn.Module, adapter: Adapter, folder: Path) -> Mapping[str, Any]:
+        """The model of the old task on the student's network, which every role of the old task's data can be."""
+        if (head := self.params.head) is not None:
+            assert self._old is not None and self._layer is not None
+            other_task(adapter, self.params.old).save(
+                "student", on_trunk_of(self._old, model, head, self._layer), folder / OLD
+            )
+        return {}
+
+
+#: The stage in which the new task's last layer learns alone.
+WARM_UP = "warm-up"
 
 
 def other_task(adapter: Adapter, data: Mapping[str, Any]) -> Adapter:
-    """An adapter like this one, of another data section."""
+    """The adapter of the old task: one like this, of another data section."""
+    if isinstance(adapter, TwoTasks):
+        return adapter.old
     kind = type(adapter)
     return kind(kind.Data.model_validate(data), adapter.streams, adapter.batch_size)
+
+
+def _of_answers(term: Term) -> bool:
+    """Whether a term compares what student and teacher answer."""
+    return spec_of(term).needs_teacher and OUTPUTS.issuperset(term.signals("teacher"))
+
+
+def _of_old(term: Term) -> Term:
+    """A term on what the student's old last layer answers."""
+    [mine], [theirs] = term.signals("student"), term.signals("teacher")
+    return term.model_copy(update={"on": On(student=f"{OLD}/{mine}", teacher=theirs)})
 
 
 @SCHEMES.register("lwf")
@@ -99,10 +235,19 @@ class WithoutForgetting(Continual):
 
     Li, Hoiem, "Learning without Forgetting", ECCV 2016: a cross-entropy with the old model's answers at T = 2 on the
     new task's samples; no sample of the old task is needed. As a term: `kd` at temperature 2, whose T^2 makes the
-    paper's weight of 1 a weight of 0.25. Old and new task share one head: the paper's warm-up of a new one is left out.
+    paper's weight of 1 a weight of 0.25. Each task has its head where ``head`` names the last layer: a term that learns
+    from the old model's answers is then on the old one, every other on the new one, which may learn alone at first
+    (``warm_up``). Without it both tasks share one head.
     """
 
     paper, year = "Learning without Forgetting", 2016
+
+    @classmethod
+    def plan(cls, params: Any, recipe: Recipe, student: RolePlan) -> Sequence[RolePlan]:
+        [role_plan] = super().plan(params, recipe, student)
+        if params.head is None:
+            return [role_plan]
+        return [replace(role_plan, terms=tuple(_of_old(t) if _of_answers(t) else t for t in role_plan.terms))]
 
 
 class Retrospective(Old):
@@ -114,6 +259,17 @@ class Retrospective(Old):
     """Whether the labels of exemplars are learnt from; the control then has exemplars too."""
     weight: float = Field(1.0, ge=0)
     """Of each of the two terms that keep the old task, relative to the one that learns from the expert."""
+    released: bool = False
+    """As the authors' code: the student learns from its two teachers alone, no labels, and from the old model on
+    exemplars alone, not on new samples."""
+
+    @model_validator(mode="after")
+    def _check_labelled(self) -> Retrospective:
+        if self.labelled and self.head is not None:
+            raise ValueError(
+                "labelled: labels of exemplars are of the old task's last layer: leave labelled or head out"
+            )
+        return self
 
 
 @SCHEMES.register("pdr")
@@ -124,7 +280,8 @@ class Retrospection(Continual):
     task from the old model's weights; the student, which starts there too, takes ``KD(expert, new samples) + weight
     (KD(old model, new samples) + KD(old model, exemplars))``, each a mean over its own rows. Every term of the recipe
     that compares answers is written three times so: as it is, as ``NAME-old`` and as ``NAME-exemplars``. Published
-    with T = 2. Exemplars are drawn by the data alone, the same for every seed.
+    with T = 2. Exemplars are drawn by the data alone, the same for every seed. With ``head`` the expert
+    teaches the new task's own last layer, the old model the old one.
     """
 
     Params: ClassVar[type[Strict]] = Retrospective
@@ -137,8 +294,11 @@ class Retrospection(Continual):
         if not any(term.weight for term in alone):
             raise UserError("scheme pdr: no term works without a teacher, so nothing can train the expert")
         expert = replace(role_plan, role=EXPERT, terms=tuple(alone), teachers=(), method=Distil, settings=None)
-        more = [_kept(term, whose, params.weight) for term in role_plan.terms if _taught(term) for whose in KEPT]
-        return [expert, replace(role_plan, terms=(*role_plan.terms, *more), teachers=(EXPERT, "teacher"))]
+        taught = [term for term in role_plan.terms if _taught(term)]
+        kept = KEPT[-1:] if params.released else KEPT
+        mine = taught if params.released else role_plan.terms
+        more = [_kept(term, whose, params) for term in taught for whose in kept]
+        return [expert, replace(role_plan, terms=(*mine, *more), teachers=(EXPERT, "teacher"))]
 
     @classmethod
     def source(cls, params: Any, source: Source, adapter: Adapter) -> Source:
@@ -174,12 +334,13 @@ def _taught(term: Term) -> bool:
     return needs
 
 
-def _kept(term: Term, whose: str, weight: float) -> Term:
+def _kept(term: Term, whose: str, params: Retrospective) -> Term:
     """A term of the expert's as one of the old model's."""
     [mine], [theirs] = term.signals("student"), term.signals("teacher")
+    where = mine if params.head is None else f"{OLD}/{mine}"
     return term.model_copy(update={
-        "name": f"{term.name or term.loss}-{whose}", "weight": weight * term.weight,
-        "on": On(student=mine, teacher=f"{whose}/{theirs}"),
+        "name": f"{term.name or term.loss}-{whose}", "weight": params.weight * term.weight,
+        "on": On(student=where, teacher=f"{whose}/{theirs}"),
     })  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -149,7 +150,9 @@ class WithoutLabels(SelfTeaching):
         return source
 
     @classmethod
-    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    def overview(
+        cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path
+    ) -> Mapping[str, Any]:  # fmt: skip
         """The accuracy of the nearest neighbours of test samples, by what each role says at `on`."""
         if params.neighbours == 0:
             return {}

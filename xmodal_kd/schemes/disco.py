@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,7 +76,9 @@ class TaughtWithoutLabels(WithoutLabels):
         return str(self.params.teacher or self.params.on)
 
     @classmethod
-    def overview(cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    def overview(
+        cls, params: Any, adapter: Adapter, models: Mapping[str, nn.Module], folder: Path
+    ) -> Mapping[str, Any]:  # fmt: skip
         if params.neighbours == 0:
             return {}
         theirs = params.model_copy(update={"on": params.teacher or params.on})

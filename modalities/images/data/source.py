@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -29,7 +31,7 @@ SOURCES: Mapping[Task, tuple[str, ...]] = {
     "restoration": ("photos", "folder", "edm", "digits"),
 }
 #: The keys of the data section that decide what is read and how it is split.
-DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip")
+DECISIVE = ("sources", "path", "test_path", "dev", "test", "size", "mode", "skip", "classes")
 
 
 class ImagesData(ImageSection):
@@ -44,6 +46,8 @@ class ImagesData(ImageSection):
     keypoints: Keypoints = Keypoints()
     #: Of the task restoration: what is taken from an image, to be given back.
     restoration: Restoration = Restoration()
+    #: Of the task classes: only images of these, by name, in this order; dev and test have fewer images by as much.
+    classes: tuple[str, ...] | None = Field(default=None, min_length=2)
     #: Pixels by which a training image is moved at most, each way; what comes in repeats the edge.
     shift: int = Field(default=0, ge=0, le=1 << 10)
 
@@ -51,6 +55,14 @@ class ImagesData(ImageSection):
     def _check_shift(self) -> ImagesData:
         if self.sources == "digits" and self.shift > 4:
             raise ValueError("shift: moves most of an 8x8 digit out of sight: give at most 4")
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> ImagesData:
+        if self.classes is not None and self.task != "classes":
+            raise ValueError(f"classes: the task {self.task} has none: leave it out")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: one stands there twice: name each once")
         return self
 
     @model_validator(mode="after")
@@ -109,16 +121,40 @@ def load_split(config: ImagesData, split: str) -> Images:
 @lru_cache(maxsize=4)
 def _splits(config: ImagesData) -> dict[Split, Images]:
     splits = split_images(config, partial(read_section, config, who="a classifier"))
+    if config.classes is not None:
+        splits = {split: _only(images, config.classes, split) for split, images in splits.items()}
     check_classes(splits["train"], "a classifier")
     if splits["train"].classes == 1:
         raise UserError(f"data: {config.path} has one class only: there is nothing to tell apart")
     return splits
 
 
+def _only(images: Images, classes: Sequence[str], split: Split) -> Images:
+    """The images of some classes. Raises `UserError` for a name that is none, and where there is no such image."""
+    names, labels = images.class_names or (), images.labels
+    assert labels is not None  # the readers see to it
+    for name in classes:
+        if name not in names:
+            raise UserError(f"data.classes: there is no class {name!r}{nearest(name, names)}")
+    number = np.full(len(names), -1)
+    number[[names.index(name) for name in classes]] = np.arange(len(classes))
+    chosen = np.flatnonzero(number[labels] >= 0)
+    if not len(chosen):
+        raise UserError(
+            f"data.classes: no image of {split} is of {', '.join(classes)}: name others, or raise data.{split}"
+        )
+    return replace(
+        images.take(chosen), labels=number[labels[chosen]], class_names=tuple(classes), skipped=images.skipped,
+        unread=images.unread,
+    )  # fmt: skip
+
+
 class Sample(NamedTuple):
     """One image, moved and mirrored."""
 
     id: int
+    key: str
+    label: int
     #: ``(c, h, w)`` float32 in [-1, 1].
     x: Tensor
 
@@ -151,23 +187,23 @@ class ImagesSource:
         return batches(self.split, len(self), self.batch_size, self.streams, epoch)
 
     def sample(self, index: int, epoch: int) -> Sample:
-        x = self.images.tensor([index])[0]
+        x, known = self.images.tensor([index])[0], (self.images.keys[index], int(self.labels[index]))
         if self.split != "train" or not (self.config.flip or self.config.shift):
-            return Sample(index, x)
+            return Sample(index, *known, x)
         generator, far = self.streams.torch("augment", epoch, index), self.config.shift
         down, right, mirror = torch.rand(3, generator=generator).tolist()
         if self.config.flip and mirror < 0.5:
             x = x.flip(-1)
-        return Sample(index, _moved(x, int(down * (2 * far + 1)), int(right * (2 * far + 1)), far) if far else x)
+        x = _moved(x, int(down * (2 * far + 1)), int(right * (2 * far + 1)), far) if far else x
+        return Sample(index, *known, x)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """``ids`` (b,) int64, ``keys`` list of names, ``x`` (b, c, h, w) float32, ``labels`` (b,) int64."""
-        ids = torch.tensor([sample.id for sample in samples])
         return {
-            "ids": ids,
-            "keys": [self.images.keys[i] for i in ids.tolist()],
+            "ids": torch.tensor([sample.id for sample in samples]),
+            "keys": [sample.key for sample in samples],
             "x": torch.stack([sample.x for sample in samples]),
-            "labels": self.labels[ids],
+            "labels": torch.tensor([sample.label for sample in samples]),
         }
 
     def describe(self) -> dict[str, Any]:

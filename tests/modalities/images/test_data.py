@@ -78,3 +78,43 @@ def test_what_does_not_fit_is_refused() -> None:
     config = ImagesData(sources="digits")
     with pytest.raises(UserError, match="2000 is more than the 1000 training samples"):
         ImagesSource(config, "train", load_split(config, "train"), Streams(1), 2000)
+
+
+# ---------------------------------------------------------------- some classes alone
+
+
+def test_only_images_of_some_classes_in_their_order() -> None:
+    every, some = (
+        ImagesData.model_validate({"sources": "digits", "classes": classes}) for classes in (None, ["7", "2"])
+    )
+    for split in ("train", "dev", "test"):
+        all_of, few = load_split(every, split), load_split(some, split)
+        assert all_of.labels is not None and few.labels is not None and all_of.class_names is not None
+        assert few.class_names == ("7", "2")
+        wanted = [i for i, label in enumerate(all_of.labels) if all_of.class_names[label] in few.class_names]
+        assert list(few.keys) == [all_of.keys[i] for i in wanted]
+        named = [few.class_names[label] for label in few.labels]
+        assert named == [all_of.class_names[all_of.labels[i]] for i in wanted]
+
+
+@pytest.mark.parametrize(("classes", "reason"), [
+    (["7", "12"], "data.classes: there is no class '12'"),
+    (["7", "7"], "classes: one stands there twice"),
+])  # fmt: skip
+def test_classes_that_cannot_be(classes: list[str], reason: str) -> None:
+    with pytest.raises((UserError, ValidationError), match=reason):
+        load_split(ImagesData.model_validate({"sources": "digits", "classes": classes}), "train")
+
+
+def test_a_sample_of_another_source_keeps_its_label() -> None:
+    """As an exemplar of an old task, among samples of a new one."""
+    new, old = (
+        ImagesSource(config, "train", load_split(config, "train"), Streams(1), 8)
+        for config in (
+            ImagesData.model_validate({"sources": "digits", "classes": one}) for one in (["8", "9"], ["0", "1", "2"])
+        )
+    )
+    at = int((old.labels == 2).nonzero()[0])
+    batch = new.collate([new.sample(0, 0), old.sample(at, 0)])
+    assert batch["labels"].tolist() == [int(new.labels[0]), 2]
+    assert batch["keys"] == [new.images.keys[0], old.images.keys[at]]
