@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xmodal_kd.adapter.saved_model import CARD
+from xmodal_kd.adapter.saved_model import CARD, folder_of
 from xmodal_kd.adapter.sketch import Given, Looking, Noted, Sketch
+from xmodal_kd.models.onnx_teacher import is_onnx
 from xmodal_kd.runtime.errors import UserError, with_page
 from xmodal_kd.teacher_cache.folder import is_signals
 
@@ -17,6 +18,7 @@ from ..data.found import HELP, Scans, scans
 from ..data.frame import CLASSES
 from ..data.measured_sensor import alike
 from ..data.simulator.sensors import SensorSpec, sensor
+from ..export.onnx_teacher import is_ours
 from ..export.saved_folder import Card, check_classes, load_card
 from ..models import MODELS
 from .stored_teacher import Stored, stored
@@ -41,7 +43,7 @@ def sketch(given: Given) -> Sketch:
     elsewhere = given.teacher is not None and is_signals(given.teacher) and not (given.teacher / CARD).is_file()
     if given.teacher is not None and not elsewhere:
         with looking.on():
-            card = load_card(given.teacher)
+            card = _card(given.teacher)
             _classes(given.teacher, card)
     with looking.on():
         if given.data is None:
@@ -60,6 +62,16 @@ def sketch(given: Given) -> Sketch:
         return Sketch(problems=(with_page(error),))
     said = "a teacher that it trains itself" if given.teacher is None else str(given.teacher)
     return Sketch(f"A segmenter of fewer beams for {given.data}, taught by {said}.", sections, tuple(looking.notes))
+
+
+def _card(teacher: Path) -> Card:
+    """Of a teacher that was saved, or exported, here."""
+    if is_onnx(teacher) and not is_ours(teacher):
+        raise UserError(
+            f"{teacher}: an ONNX file without the {CARD} of its export does not say what it sees: leave --teacher out, "
+            "and write teacher.path and data.teacher into the recipe (docs/own_models.md)"
+        )
+    return load_card(folder_of(teacher))
 
 
 def _classes(folder: Path, card: Card) -> str | None:

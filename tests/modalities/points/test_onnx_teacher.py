@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from detection_small import smallest as smallest_detector
 from points_small import COLUMNS, adapter, batch_of, run, smallest
 from torch import Tensor, nn
 
+from xmodal_kd.adapter.sketch import SIZES, Given
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.points.adapter import PointsAdapter
+from xmodal_kd.modalities.points.data.classes import classes_of
+from xmodal_kd.modalities.points.export.onnx_teacher import Network
+from xmodal_kd.modalities.points.use.sketch import sketch
 from xmodal_kd.models.onnx import export
 from xmodal_kd.recipe.recipe import Teacher
 from xmodal_kd.runtime.checkpoint import read_json
@@ -24,7 +29,7 @@ from xmodal_kd.runtime.errors import UserError
 #: Outputs of somebody else's: another order than ours, one that nobody asks for, one that the data have not.
 THEIRS = ("road", "car", None, "person", "tree", "pole", "building", "truck", "pavement", "ground")
 CHANNELS = ["range", "x", "y", "z", "intensity"]
-MEAN, STD = [12.12, 10.88, 0.23, -1.04, 0.21], [12.32, 11.47, 6.91, 0.86, 0.16]
+MEAN, STD = [9.0, 1.0, -0.5, -1.0, 0.25], [12.0, 8.0, 4.0, 0.5, 0.2]
 ABOUT = {"classes": THEIRS, "channels": CHANNELS, "mean": MEAN, "std": STD, "probabilities": True}
 POINTS = {"classes": THEIRS, "channels": ["x", "y", "z"]}
 SEEN = {"sees": "range", "columns": COLUMNS, "intensity": True}
@@ -118,6 +123,8 @@ def test_a_student_exported_here_teaches_as_its_folder_does(tmp_path: Path, sees
         one, other = (made.evaluate("teacher", model, "dev").metrics["miou"] for model in (folder, file))
     assert one == pytest.approx(other, abs=1e-3)
     assert made.declared(tmp_path / "model.onnx") == made.declared(tmp_path)
+    made_of = sketch(Given(tmp_path / "model.onnx", Path("simulator"), SIZES["small"]))
+    assert sees != "scan" or made_of.sections["teacher"]["path"].value == str(tmp_path / "model.onnx")
     other = {"sees": "range", "columns": 128, "beams": 32}
     with pytest.raises(UserError, match=r"this teacher was trained with .*, data.teacher.* says .*: make them agree"):
         adapter(other).load("teacher", tmp_path / "model.onnx")
@@ -199,7 +206,13 @@ def test_of_some_classes(of_images: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fixed", "first", "batched"), [(None, False, False), (400, False, True), (None, True, True), (400, False, False)]
+    ("fixed", "first", "batched"),
+    [
+        (400, False, True),
+        (None, True, True),
+        pytest.param(None, False, False, marks=pytest.mark.full),
+        pytest.param(400, False, False, marks=pytest.mark.full),
+    ],
 )
 def test_points_go_in_as_it_takes_them(tmp_path: Path, fixed: int | None, first: bool, batched: bool) -> None:
     path = of_points(tmp_path, fixed, first=first, batched=batched)
@@ -212,6 +225,13 @@ def test_points_go_in_as_it_takes_them(tmp_path: Path, fixed: int | None, first:
         expected = ours(torch.cat([network(one) for one in sets]))
     torch.testing.assert_close(own_rows(made, path, batch), expected, rtol=1e-4, atol=1e-4)
     assert made.evaluate("teacher", made.load("teacher", path), "dev").metrics["miou"] >= 0
+
+
+def test_the_description_in_the_documentation_is_one() -> None:
+    text = (Path(__file__).parents[3] / "docs/own_models.md").read_text()
+    [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    about = Network.model_validate_json(block)
+    assert about.classes is not None and set(about.classes) == {None, *classes_of("semantickitti").names}
 
 
 # What does not fit
@@ -250,6 +270,8 @@ def test_files_that_are_none(of_images: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=r"none.onnx: no such file: name it as model in onnx.json, or as teacher.path"):
         made.load("teacher", tmp_path / "none.onnx")
     (tmp_path / "onnx.json").write_text('{"model": "other.onnx"}')
+    refused = sketch(Given(tmp_path / "text.onnx", Path("simulator"), SIZES["small"])).problems
+    assert "without the card.json of its export does not say what it sees" in refused[0]
     with pytest.raises(UserError, match=r"it describes other.onnx: name text.onnx there as model, or no model"):
         made.load("teacher", tmp_path / "text.onnx")
     hard = written(OfImages(soft=False), tmp_path / "hard.onnx", torch.zeros(1, 5, 64, COLUMNS), {}, ABOUT)

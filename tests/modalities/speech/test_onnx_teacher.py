@@ -123,6 +123,19 @@ def test_waves_are_answered_one_by_one(recordings: Path, of_waves: Path) -> None
     assert list(adapter.lint(of_waves)) == []  # all that it writes is in the texts
 
 
+def test_the_file_is_its_path_and_the_recipe_says_the_rest(recordings: Path, of_waves: Path, tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokens.txt"):
+        (tmp_path / name).write_bytes((of_waves / name).read_bytes())
+    file, told = tmp_path / "model.onnx", "teacher.params={normalise: true}"
+    adapter: Any = make_adapter(load("speech/kathleen", sets(recordings, file, told)), Streams(1), 2)
+    adapter.build("student", "conv", {"width": 8, "dilations": [1]})
+    model = adapter.load("teacher", file)
+    other, folder, batch = heard(recordings, of_waves)
+    one, two = (a.recognised("teacher", m, batch)[0] for a, m in ((adapter, model), (other, folder)))
+    assert torch.equal(one, two) and torch.equal(model.state_dict()["origin"], folder.state_dict()["origin"])
+    assert list(adapter.lint(file)) == []
+
+
 def test_kaldis_features_go_in_with_mels_first(recordings: Path, tmp_path: Path) -> None:
     from torchaudio.compliance.kaldi import fbank
 
