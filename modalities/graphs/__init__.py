@@ -4,4 +4,5 @@ Nothing heavy is imported until the adapter is asked for. May import the core be
 Public is `ADAPTER`, which the core finds by the folder's name.
 """
 
+PAGE = "docs/own_data.md#graphs-nodes-of-a-class-each"
 ADAPTER = "adapter:GraphsAdapter"

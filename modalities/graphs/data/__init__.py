@@ -2,3 +2,5 @@
 
 May import the core alone. Public are the recipe's data section and its source.
 """
+
+PAGE = "docs/own_data.md#graphs-nodes-of-a-class-each"

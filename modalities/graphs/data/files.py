@@ -27,7 +27,6 @@ NAMES = frozenset({
     *(f"{what}_{part}" for what in ("adj", "attr") for part in ("data", "indices", "indptr", "shape")),
     *(f"{called}_{form}" for called in CALLED.values() for form in ("mask", "idx")),
 })  # fmt: skip
-HELP = "docs/own_data.md has the keys"
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -52,7 +51,7 @@ def read_graph(path: Path) -> Graph:
 def _first(held: Arrays, path: Path, *names: str) -> str:
     found = next((name for name in names if name in held), None)
     if found is None:
-        raise UserError(f"{path} has no {names[0]!r} (it holds {', '.join(names_in(path)) or 'nothing'}): {HELP}")
+        raise UserError(f"{path} has no {names[0]!r} (it holds {', '.join(names_in(path)) or 'nothing'}): add it")
     return found
 
 
@@ -86,7 +85,9 @@ def _edges(held: Arrays, path: Path, nodes: int) -> tuple[Nodes, Nodes]:
     if "adj_data" in held:
         adjacency = _sparse(held, path, "adj").tocoo()
         if adjacency.shape != (nodes, nodes):
-            raise UserError(f"{path}: 'adj_shape' is {adjacency.shape}, and there are features of {nodes} nodes")
+            raise UserError(
+                f"{path}: its edges are of {adjacency.shape} nodes, and {nodes} have features: give all nodes both"
+            )
         return adjacency.row.astype(np.int64), adjacency.col.astype(np.int64)
     name = _first(held, path, "edge_index", "adj_data")
     edges = held[name]
@@ -105,7 +106,7 @@ def _sparse(held: Arrays, path: Path, what: str) -> csr_array:
         found.check_format(full_check=True)
     except (ValueError, TypeError) as error:
         told = " ".join(str(error).split())
-        raise UserError(f"{path}: '{what}_data' and its parts are no matrix in CSR ({told}): {HELP}") from None
+        raise UserError(f"{path}: '{what}_data' and its parts are no matrix in CSR ({told}): write them anew") from None
     return found
 
 
@@ -137,7 +138,7 @@ def _splits(held: Arrays, path: Path, labels: Nodes) -> dict[str, Nodes]:
                 "all by data.split"
             )
         if unknown := (labels[found[split]] < 0).sum():
-            raise UserError(f"{path}: {unknown} of its {split} nodes have no label: take them out of {called}_mask")
+            raise UserError(f"{path}: {unknown} of its {split} nodes have no label: leave them out of it")
     for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
         if both := len(np.intersect1d(found[one], found[other])):
             raise UserError(f"{path}: {both} nodes are of {one} and of {other}: a node is of one split")

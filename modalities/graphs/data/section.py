@@ -63,7 +63,7 @@ class GraphsData(Strict):
     @model_validator(mode="after")
     def _check(self) -> GraphsData:
         if self.sources == "npz" and self.path is None:
-            raise ValueError("path: name the .npz file of the graph (docs/own_data.md says what it holds)")
+            raise ValueError("path: name the .npz file of the graph")
         if self.sources == "simulator" and self.path is not None:
             raise ValueError("path: the simulator reads no file: leave it out, or set sources to npz")
         if self.sources == "npz" and self.simulator != Simulated():
