@@ -65,9 +65,9 @@ def read(path: Place, offset: float = 0.0, seconds: float | None = None) -> tupl
         rate = int(file.samplerate)
         start = round(offset * rate)
         count = file.frames - start if seconds is None else min(round(seconds * rate), file.frames - start)
-        if count <= 0 or (seconds is not None and offset + seconds > file.frames / rate + PLAY):
-            end = "its end" if seconds is None else f"{offset + seconds:.2f} s"
-            raise UserError(f"{path}: it holds {file.frames / rate:.2f} s: no segment from {offset:.2f} s to {end}")
+        check_within(path, file.frames / rate, offset, seconds)
+        if count <= 0:
+            raise UserError(f"{path}: its segment at {offset:.2f} s holds no sample")
         if count * file.channels * 4 > room() // 4:
             raise UserError(f"{path}: {count / rate / 3600:,.0f} hours are more than the memory holds: cut it")
         if start:
@@ -75,6 +75,13 @@ def read(path: Place, offset: float = 0.0, seconds: float | None = None) -> tupl
         wave = _mono(file.read(count, dtype="float32", always_2d=True), path)
         _check_count(len(wave), count, path)
         return wave, rate
+
+
+def check_within(path: Place, held: float, offset: float, seconds: float | None) -> None:
+    """Raises `UserError` for a segment that a file of `held` seconds does not hold."""
+    if offset >= held or (seconds is not None and offset + seconds > held + PLAY):
+        end = "its end" if seconds is None else f"{offset + seconds:.2f} s"
+        raise UserError(f"{path}: it holds {held:.2f} s: no segment from {offset:.2f} s to {end}")
 
 
 def duration(path: Place) -> float:

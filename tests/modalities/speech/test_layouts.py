@@ -369,3 +369,17 @@ def test_shards_of_lhotse_are_no_shards_of_tars(tmp_path):
     (tmp_path / "cuts.000000.jsonl.gz").write_bytes(b"")
     with pytest.raises(UserError, match="of Lhotse Shar, which is not read"):
         recordings(tmp_path)
+
+
+def test_segments_behind_the_end_are_named_before_a_run(tmp_path):
+    folder = kaldi(tmp_path, segments=True)
+    ends = {"a": "0 0.5", "b": "1.0 2.05", "c": "1.0 9.0", "d": "3 4"}
+    (folder / "dev/segments").write_text("".join(f"bob-{key} bob-1 {told}\n" for key, told in ends.items()))
+    (folder / "dev/text").write_text("".join(f"bob-{key} one\n" for key in ends))
+    parts = [listed_file(one) for one in utterances(SpeechData(sources="kaldi", path=folder), "dev")]
+    assert [(bad.key, bad.why.partition(": ")[2]) for bad in look(parts).bad] == [
+        ("bob-c", "it holds 2.00 s: no segment from 1.00 s to 9.00 s"),
+        ("bob-d", "it holds 2.00 s: no segment from 3.00 s to 4.00 s"),
+    ]
+    (folder / "audio/bob.wav").write_bytes(b"RIFF")
+    assert [bad.key for bad in look(parts).bad] == ["bob-a", "bob-b", "bob-c", "bob-d"]
