@@ -18,6 +18,7 @@ from xmodal_kd.training.role_plan import RolePlan
 #: Ways of compression, in order, with their parameters.
 KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "even": [("quantise", {"bits": 2, "full": [], "bucket": 16})],
+    "stochastic": [("quantise", {"bits": 2, "full": [], "bucket": 16, "rounding": "stochastic"})],
     "learned": [("width_prune", {}), ("quantise", {"points": "learned", "bits": 4, "full": []})],
     "qat": [("width_prune", {"importance": "taylor"}), ("fskd", {"measure": False}), ("qat", {"averaging": 0.3})],
 }

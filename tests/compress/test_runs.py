@@ -168,6 +168,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("compress", "said"), [
     ("fskd", "compress fskd: it repairs a student that is part of its teacher: put width_prune before it"),
     ("{name: quantise, params: {points: learned}}", "put pretrained, layer_copy or width_prune before it"),
+    ("[layer_copy, {name: quantise, params: {points: learned, rounding: stochastic}}]", "is of points: even"),
     ("{name: quantise, params: {bits: 3}}", "compress.0.params.bits"),
     ("{name: quantise, params: {full: [nothing]}}", "'nothing' is none of the student's weights"),
     ("[{name: quantise, params: {full: []}}, qat]", "there is only one of the two"),

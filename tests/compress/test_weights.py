@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles import polino_by_another as by_another
 from oracles import scheme_compress as oracle
 from torch import Tensor, nn
 
-from xmodal_kd.compress import buckets, packed, qat
+from xmodal_kd.compress import buckets, huffman, packed, qat
 from xmodal_kd.compress.quantise import Even, Learned, chosen, settle
 from xmodal_kd.models.weight_swap import NAME, weight_swap_of
 from xmodal_kd.runtime.errors import UserError
@@ -33,6 +34,31 @@ def test_even_grid_is_the_papers(shape: tuple[int, ...], bucket: int, bits: int)
     assert np.array_equal(coded.codes.numpy(), oracle.levels(value.numpy(), bits, bucket).reshape(-1))
     np.testing.assert_allclose(buckets.decode(coded), oracle.quantised(value.numpy(), bits, bucket), rtol=1e-12)
     assert len(coded.low) == len(oracle.buckets(value.numel(), bucket)) == buckets.buckets(value.numel(), bucket)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("bucket", [8, 16])
+def test_stochastic_rounding_is_the_papers(seed: int, bits: int, bucket: int) -> None:
+    draw = np.random.RandomState(seed)
+    for value in by_another.inputs(seed):
+        rand = draw.rand(sum(map(len, by_another.cut(value, bucket))))
+        made = buckets.encode(torch.tensor(value), bits, bucket, torch.tensor(rand[: value.size]))
+        values, index = by_another.quantise(value, 2**bits, bucket, rand.tolist())
+        assert np.array_equal(made.codes.numpy(), index)
+        np.testing.assert_allclose(buckets.decode(made).numpy().reshape(-1), values, rtol=1e-12, atol=1e-15)
+    first = by_another.inputs(0)[0]
+    released = buckets.encode(torch.tensor(first), 2, 8, torch.tensor(by_another.numbers(0)[: first.size]))
+    np.testing.assert_allclose(buckets.decode(released).numpy().reshape(-1), by_another.STOCHASTIC, rtol=1e-12)
+
+
+def test_a_weight_is_the_mean_of_what_it_is_rounded_to() -> None:
+    value, draw = weights(6, 4), torch.Generator().manual_seed(1)
+    rounds = [
+        buckets.decode(buckets.encode(value, 2, 16, torch.rand(24, generator=draw, dtype=torch.float64)))
+        for _ in range(4000)
+    ]
+    torch.testing.assert_close(torch.stack(rounds).mean(dim=0), value, rtol=0, atol=0.06)  # 3 deviations of a mean
 
 
 def test_a_bucket_of_equal_weights_stays_as_it_is() -> None:
@@ -68,6 +94,46 @@ def test_codes_are_packed_without_a_bit_to_spare(n: int, bits: int) -> None:
     made = buckets.pack(codes, bits)
     assert bytes(made.tolist()) == oracle.packed(codes.tolist(), bits)
     assert torch.equal(buckets.unpack(made, bits, n), codes)
+
+
+@pytest.mark.parametrize(("bits", "bucket"), list(by_another.MEAN_BITS))
+def test_bits_by_huffman_are_the_releases(bits: int, bucket: int) -> None:
+    """One code for all tensors together."""
+    coded = {
+        str(i): buckets.encode(torch.tensor(w), bits, bucket or w.size) for i, w in enumerate(by_another.inputs(0))
+    }
+    count = sum(len(one.codes) for one in coded.values())
+    assert packed.bits_by_huffman(coded) / count == pytest.approx(by_another.MEAN_BITS[bits, bucket], rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("levels", [1, 2, 4, 16, 256])
+def test_words_of_a_huffman_code_are_read_again(n: int, levels: int) -> None:
+    draw = np.random.RandomState(n)
+    often = draw.rand(levels) ** 6 + 1e-9
+    symbols = draw.choice(levels, n, p=often / often.sum()).astype(np.uint8)
+    counts = np.bincount(symbols, minlength=levels).tolist()
+    lengths = huffman.word_lengths(counts)
+    written = huffman.write(symbols, lengths)
+    assert np.array_equal(huffman.read(written, lengths, n), symbols)
+    whole = sum(c * length for c, length in zip(counts, lengths, strict=True))
+    assert whole == oracle.huffman_bits(symbols.tolist()) and 8 * len(written.stream) - whole < 8 * len(written.sizes)
+    if sum(c > 0 for c in counts) > 1:  # the release has a code of no bits for one symbol
+        assert huffman.mean_bits(counts) == pytest.approx(by_another.mean_bits(counts), rel=1e-12)
+
+
+def test_damaged_words_are_refused() -> None:
+    symbols = np.arange(3000, dtype=np.uint8) % 3
+    lengths = huffman.word_lengths(np.bincount(symbols).tolist())
+    written = huffman.write(symbols, lengths)
+    with pytest.raises(ValueError, match="no Huffman code"):
+        huffman.read(written, [1, 1, 1], 3000)
+    with pytest.raises(ValueError, match="stretches are not those of 5000 symbols"):
+        huffman.read(written, lengths, 5000)
+    with pytest.raises(ValueError, match="ends too early"):
+        huffman.read(written._replace(stream=written.stream[:500]), lengths, 3000)
+    with pytest.raises(ValueError, match="a word of no symbol"):
+        huffman.read(written._replace(stream=~np.zeros_like(written.stream)), [2, 2, 2], 3000)
 
 
 # ---------------------------------------------------------------- what stands before weights
@@ -114,6 +180,23 @@ def test_forward_sees_codes_and_the_gradient_reaches_the_weights() -> None:
     assert torch.equal(model.middle.weight.grad, by_hand.middle.weight.grad)  # type: ignore[arg-type]
     assert {k: v for k, v in model.state_dict().items() if not k.startswith(NAME)}.keys() == state.keys()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+def test_rounding_by_chance_is_of_training_alone() -> None:
+    model, x = net(), torch.randn(5, 6)
+    plain = copy.deepcopy(model)
+    Even({"middle.weight": 2}, 16, stochastic=True).attach(model)
+    Even({"middle.weight": 2}, 16).attach(plain)
+    assert not torch.equal(model(x), model(x))
+    torch.manual_seed(3)
+    one = model(x)
+    torch.manual_seed(3)
+    assert torch.equal(model(x), one)
+    model.eval()
+    expected = plain.eval()(x)
+    assert torch.equal(model(x), expected)
+    settle(model)
+    assert torch.equal(model(x), expected)
 
 
 def test_copies_stand_alone_and_errors_leave_the_weights_in_place() -> None:
@@ -200,14 +283,15 @@ def trained(kind: str) -> Net:
     return model
 
 
+@pytest.mark.parametrize("by_huffman", [False, True])
 @pytest.mark.parametrize("kind", ["even", "learned", "qat"])
-def test_the_file_answers_as_what_was_trained(kind: str, tmp_path: Path) -> None:
+def test_the_file_answers_as_what_was_trained(kind: str, by_huffman: bool, tmp_path: Path) -> None:
     model, x = trained(kind), torch.randn(9, 6)
     expected = model(x)
     settle(model)
     assert torch.equal(model(x), expected)
     codes = model.compression.coded  # type: ignore[union-attr]
-    size = packed.write(tmp_path / packed.PACKED, model, codes, {"more": torch.ones(2)})
+    size = packed.write(tmp_path / packed.PACKED, model, codes, {"more": torch.ones(2)}, by_huffman=by_huffman)
     assert size == (tmp_path / packed.PACKED).stat().st_size
     again = net(4)
     again.register_buffer("steps", torch.zeros(2, dtype=torch.long))

@@ -55,10 +55,17 @@ def scaled(weight: Tensor, bucket: int) -> tuple[Tensor, Tensor, Tensor]:
     return units.flatten()[: len(flat)], low, span
 
 
-def encode(weight: Tensor, bits: int, bucket: int) -> Coded:
-    """On the even grid: ``round((v - min) / (max - min) * (2^b - 1))`` in each bucket."""
+def encode(weight: Tensor, bits: int, bucket: int, drawn: Float[Tensor, " n"] | None = None) -> Coded:
+    """On the even grid: ``round((v - min) / (max - min) * (2^b - 1))`` in each bucket.
+
+    Args:
+        drawn: evenly from [0, 1), one a weight: each is rounded up as often as it lies far up between two levels, so
+            that its mean is itself.
+    """
     units, low, span = scaled(weight, bucket)
-    codes = torch.round(units * (2**bits - 1)).to(torch.uint8)
+    units = units * (2**bits - 1)
+    codes = torch.round(units) if drawn is None else units.floor() + (drawn < units.frac())
+    codes = codes.to(torch.uint8)
     return Coded(codes, low, span, None, tuple(weight.shape), bits, bucket)
 
 

@@ -34,6 +34,11 @@ class Quantised(Strict):
     weights stay as they start and the points that they are rounded to are trained."""
     bucket: int = Field(256, gt=0)
     """Weights that share a range."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """Of training, to ``even`` points: ``stochastic`` rounds up or down by chance, so that the mean is the weight. What
+    is measured and saved is rounded to the nearest."""
+    huffman: bool = False
+    """Whether the packed file has codes by Huffman's code, shorter where they come more often."""
     full: tuple[str, ...] = ("first", "last")
     """What stays float32: the first and the last layer, globs of weights or modules. Vectors always do."""
 
@@ -49,15 +54,17 @@ class Codes(WeightSwap):
 class Even(Codes):
     """Polino et al., section 3 (method 1): ``Q(w)`` forward, the gradient of ``Q(w)`` for ``w``."""
 
-    def __init__(self, bits: Mapping[str, int], bucket: int) -> None:
+    def __init__(self, bits: Mapping[str, int], bucket: int, *, stochastic: bool = False) -> None:
         super().__init__(list(bits))
-        self.bits, self.bucket = dict(bits), bucket
+        self.bits, self.bucket, self.stochastic = dict(bits), bucket, stochastic
 
     def coded(self, name: str, weight: Tensor) -> Coded:
         return encode(weight, self.bits[name], self.bucket)
 
     def made(self, name: str, weight: Tensor) -> Tensor:
-        return straight_through(weight, decode(self.coded(name, weight)))
+        by_chance = self.stochastic and self.training
+        drawn = torch.rand(weight.numel(), dtype=weight.dtype, device=weight.device) if by_chance else None
+        return straight_through(weight, decode(encode(weight, self.bits[name], self.bucket, drawn)))
 
 
 class Learned(Codes):
@@ -149,6 +156,8 @@ class Quantise(InCodes):
                 "compress quantise: learned points stand for weights that were trained before: put pretrained, "
                 "layer_copy or width_prune before it, or use points: even"
             )
+        if params.points == "learned" and params.rounding == "stochastic":
+            raise UserError("compress quantise: rounding: stochastic is of points: even: leave one of the two out")
         return super().plan(params, recipe, role_plan)
 
     @classmethod
@@ -156,8 +165,10 @@ class Quantise(InCodes):
         cls, params: Any, adapter: Adapter, role_plan: RolePlan, model: nn.Module, roles: Mapping[str, nn.Module]
     ) -> nn.Module:
         bits = chosen(model, params.bits, params.layers, params.full)
-        codes = Learned(bits, params.bucket, model) if params.points == "learned" else Even(bits, params.bucket)
-        codes.attach(model)
+        if params.points == "learned":
+            Learned(bits, params.bucket, model).attach(model)
+        else:
+            Even(bits, params.bucket, stochastic=params.rounding == "stochastic").attach(model)
         return model
 
     @classmethod
@@ -167,6 +178,11 @@ class Quantise(InCodes):
     @classmethod
     def restore(cls, params: Any, model: nn.Module, folder: Path) -> None:
         record(model).coded, _ = packed.read(folder / packed.PACKED, model)
+
+    @classmethod
+    def save(cls, params: Any, model: nn.Module, folder: Path) -> None:
+        coded, more = record(model).coded, record(model).more
+        packed.write(folder / packed.PACKED, model, coded, more, by_huffman=params.huffman)
 
 
 @torch.no_grad()
@@ -202,12 +218,17 @@ def measured(kind: type[Compression], params: Any, adapter: Adapter, model: nn.M
         if not torch.equal(value, again.state_dict()[name]):
             raise RunError(f"{path}: {name!r} is read as other numbers than were written")
     size, parameters = path.stat().st_size, sum(parameter.numel() for parameter in model.parameters())
-    quantised = sum(len(one.codes) for one in record(model).coded.values())
+    coded = record(model).coded
+    quantised = sum(len(one.codes) for one in coded.values())
+    words = packed.bits_by_huffman(coded)
     return {
         "bytes": size,
         "bytes_float32": sum(value.numel() * value.element_size() for value in model.state_dict().values()),
         "quantised": quantised,
+        "bits_by_huffman": words / quantised,
+        "bytes_by_huffman": -(-words // 8) + 4 * (packed.values_of(coded) + parameters - quantised),
         "parameters": parameters,
-        "note": f"{quantised:,} of {parameters:,} parameters as codes, {8 * size / parameters:.1f} bits each in all",
+        "note": f"{quantised:,} of {parameters:,} parameters as codes, {8 * size / parameters:.1f} bits each in all; "
+        f"{words / quantised:.2f} bits a code by Huffman's",
         "metrics": adapter.evaluate("student", again, "test").metrics,
     }

@@ -75,8 +75,8 @@ def apart(said: Signals, output: str, path: str, classes: int, old: int) -> Sign
     rows, layout = said[output]
     if rows.shape[-1] != classes + old:
         raise UserError(
-            f"scheme.params.head: {path!r} does not put out the {output} themselves: of {classes} new and {old} old "
-            f"classes there are {rows.shape[-1]} columns: name the last layer"
+            f"scheme.params.head: {path!r} does not give the {output} themselves: of {classes} new and {old} old "
+            f"classes there are {rows.shape[-1]} columns: give the path of the last layer"
         )
     return said.add(output, rows[:, :classes], layout).add(f"{OLD}/{output}", rows[:, classes:], layout)
 
