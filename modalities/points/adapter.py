@@ -37,7 +37,7 @@ from .export.onnx import export
 from .export.onnx_teacher import is_ours, load_ours, load_theirs
 from .export.saved_folder import check_classes, check_view, essence, load_card, load_model, save_model
 from .losses import bev, centres, fusion, local  # noqa: F401 - registers the losses
-from .methods import BevDistill, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
+from .methods import BevDistill, DistillBevFP, LabelDistill, LabelKD, UniDistill  # noqa: F401 - registers the methods
 from .models import MODELS
 from .models.vision_encoder import VisionEncoder, is_encoder, layer_map, load_encoder, that_answer
 from .show.overview import overview

@@ -228,3 +228,45 @@ def distillbev(
         out["spatial"] = float(w_sp * sp / B)
     out["total"] = float(sum(out.values()))
     return out
+
+
+def distillbev_false_positives(gt_hm, t_prob, s_prob, fg, mode, thr=0.1, gt_thr=None):
+    """Cells outside the foreground where the largest heat (B, classes, H, W) is confident and the right one is not."""
+    g = thr if gt_thr is None else gt_thr
+    gm, tm, sm = (_f(x).max(1) for x in (gt_hm, np.clip(t_prob, 1e-4, 1 - 1e-4), s_prob))
+    t, s = (gm < g) & (tm > thr), (gm < g) & (sm > thr)
+    m = {
+        "teacher": t,
+        "student": s,
+        "teacher_selected_student": s & (tm < g),
+        "teacher+teacher_selected_student": t | (s & (tm < g)),
+    }[mode]
+    return (m & (_f(fg) == 0)).astype(float)
+
+
+def distillbev_fp_scale(fp, how):
+    """average: 1 / number in the sample; component: 1 / size of the 4-connected component."""
+    fp = _f(fp)
+    out = np.zeros_like(fp)
+    B, H, W = fp.shape
+    for b in range(B):
+        if how == "average":
+            if fp[b].sum():
+                out[b][fp[b] > 0] = 1 / fp[b].sum()
+            continue
+        seen = set()
+        for i in range(H):
+            for j in range(W):
+                if fp[b, i, j] and (i, j) not in seen:
+                    comp, stack = [], [(i, j)]
+                    seen.add((i, j))
+                    while stack:
+                        a, c = stack.pop()
+                        comp.append((a, c))
+                        for p, q in ((a + 1, c), (a - 1, c), (a, c + 1), (a, c - 1)):
+                            if 0 <= p < H and 0 <= q < W and fp[b, p, q] and (p, q) not in seen:
+                                seen.add((p, q))
+                                stack.append((p, q))
+                    for a, c in comp:
+                        out[b, a, c] = 1 / len(comp)
+    return out

@@ -31,9 +31,9 @@ class DistillBev(nn.Module):
     convolution that learns.
 
     The term's ``regions`` names a signal of a thing's number in each row, 0 where there is none. A projector before it
-    brings the student to the teacher's width. The paper takes the area of a box for its rows; its false positives as
-    further regions, which the release's settings leave out, are not built. The defaults are those of students like
-    BEVDepth; those like BEVFormer have 3e-3, 4e-2, 0 and 1e-3.
+    brings the student to the teacher's width. The paper takes the area of a box for its rows; false positives are
+    further regions of the method ``distillbev_fp``. The defaults are those of students like BEVDepth; those like
+    BEVFormer have 3e-3, 4e-2, 0 and 1e-3.
     """
 
     def __init__(
@@ -50,26 +50,45 @@ class DistillBev(nn.Module):
         self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
         regions: Int[Tensor, " n"], cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
     ) -> tuple[Float[Tensor, " b"], Tensor]:  # fmt: skip
+        squared, channels, places = self.compared(student, teacher, item, items, cell, grid)
+        weighed = torch.where(regions > 0, self.inside * squared, self.outside * squared)
+        focal = item_sum(weighed * self.scales(item, items, regions, squared), item, items)
+        counted = torch.bincount(item, minlength=items) > 0
+        return (focal + self.channel * channels + self.spatial * places) * counted, counted
+
+    def compared(
+        self, student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
+        cell: Int[Tensor, " n"], grid: tuple[int, ...] | None,
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " b"], Float[Tensor, " b"]]:  # fmt: skip
+        """``(s - t)^2 A C`` of each row, and L_ch and L_sp of each item."""
         same_shape(student, teacher)
         size = teacher.abs()
         rows = torch.bincount(item, minlength=items)
         where = log_softmax_over_rows(size.mean(dim=1, keepdim=True) / self.temperature, item, items).exp().squeeze(1)
         which = student.shape[1] * torch.softmax(item_mean(size, item, items) / self.temperature, dim=1)
         squared = ((student - teacher).square() * which[item]).sum(dim=1) * where * rows[item]
-        focal = item_sum(squared * self._weights(item, items, regions, student), item, items)
         channels = (item_mean(student, item, items) - item_mean(teacher, item, items)).abs().sum(dim=1)
         mine = Place(cell, items, grid).apply(self.pooled, student.mean(dim=1, keepdim=True))
         places = item_sum((mine - teacher.mean(dim=1, keepdim=True)).abs().squeeze(1), item, items)
-        counted = rows > 0
-        return (focal + self.channel * channels + self.spatial * places) * counted, counted
+        return squared, channels, places
 
-    def _weights(self, item: Tensor, items: int, regions: Tensor, like: Tensor) -> Tensor:
-        """``(n,)`` weight of each row: its part's, times S."""
-        thing = regions > 0
-        behind = 1 / torch.bincount(item[~thing], minlength=items).clamp(min=1).to(like)[item]
-        found, which = groups(item, regions.clamp(min=0))
+    @staticmethod
+    def scales(
+        item: Int[Tensor, " n"], items: int, regions: Int[Tensor, " n"], like: Tensor,
+        errors: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, " n"]:  # fmt: skip
+        """S of each row; of the cells of a false positive, which are none of the background, one over their number.
+
+        Args:
+            errors: number of the false positive that a row of no thing is in, from 1; 0 of none.
+        """
+        errors = torch.zeros_like(regions) if errors is None else errors
+        thing, wrong = regions > 0, errors > 0
+        others = torch.bincount(item[~thing & ~wrong], minlength=items).to(like)
+        behind = torch.where(others > 0, 1 / others, 0.0)[item]
+        found, which = groups(item, regions.clamp(min=0), errors)
         number = torch.bincount(which, minlength=len(found)).to(like)[which]
-        return torch.where(thing, self.inside * torch.maximum(number.rsqrt(), behind), self.outside * behind)
+        return torch.where(thing, torch.maximum(number.rsqrt(), behind), torch.where(wrong, 1 / number, behind))
 
 
 __all__ = ["DistillBev"]

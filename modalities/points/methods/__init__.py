@@ -4,12 +4,15 @@ May import ``losses``, ``models``, ``views`` and ``data``, beside the core. Publ
 """
 
 from .affinity import MonoDistill, MonoDistillParams
+from .false_positives import DistillBevFP, DistillBevFPParams
 from .from_labels import LabelDistill, LabelDistillParams, LabelKD, LabelKDParams, drawn, joined, masked_square
 from .on_things import BevDistill, BevDistillParams, UniDistill, UniDistillParams
 
 __all__ = [
     "BevDistill",
     "BevDistillParams",
+    "DistillBevFP",
+    "DistillBevFPParams",
     "LabelDistill",
     "LabelDistillParams",
     "LabelKD",

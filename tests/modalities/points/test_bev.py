@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xmodal_kd.adapter.adapter import Batch
 from xmodal_kd.losses import LOSSES
 from xmodal_kd.modalities.points.methods import BevDistill, BevDistillParams, UniDistill, UniDistillParams
+from xmodal_kd.modalities.points.methods.false_positives import DistillBevFP, DistillBevFPParams, Whose
 from xmodal_kd.modalities.points.methods.on_things import as_maps, nine_points, sampled, told_apart
 from xmodal_kd.modalities.points.models import CenterPointPillar
 from xmodal_kd.modalities.points.tasks.detection import DetectionAdapter
@@ -27,13 +28,13 @@ from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.timing import StepTimer
-from xmodal_kd.signals.signals import Signals
+from xmodal_kd.signals.signals import Layout, Signals
 from xmodal_kd.training.method import Context, Roles, Stage
 
 TERMS = [Term(loss="gaussian_focal"), Term(loss="reg_l1", on="boxes", labels="box_labels")]
 TRAIN = Train.model_validate({"steps": 4, "optimizer": {"lr": 1e-2}})
 STAGE = Stage("student", 4, frozenset({"student"}))
-BOTH = [(UniDistill, UniDistillParams), (BevDistill, BevDistillParams)]
+ALL = [(UniDistill, UniDistillParams), (BevDistill, BevDistillParams), (DistillBevFP, DistillBevFPParams)]
 
 
 def small(made: DetectionAdapter, **sizes: int) -> Roles:
@@ -193,6 +194,51 @@ def test_distillbev_is_that_of_the_oracle(shape: tuple[int, int]) -> None:
     assert counted.all() and values.mean().item() == pytest.approx(expected["total"], rel=1e-10)
 
 
+@pytest.mark.parametrize("scale", ["average", "component"])
+@pytest.mark.parametrize("whose", get_args(Whose))
+def test_false_positives_are_regions_as_the_oracle_has_them(whose: Any, scale: Any) -> None:
+    """The method's parts from signals: features, heat of both, the right heat, things that fill their boxes."""
+    h, w, ground = 8, 10, (2, 8, 10)
+    random = torch.Generator().manual_seed(1)
+    box = (3.0, 3.5, 4.0, 3.0, 0.0)
+    inside = oracle.dbev_inside([box], h, w, (0.5, 0.5), (1, 1))
+    masks = [oracle.dbev_masks(inside, [box], (1, 1)), oracle.dbev_masks(inside[:0], [], (1, 1))]
+    things = torch.stack([torch.from_numpy(inside[0]).long(), torch.zeros(h, w, dtype=torch.long)])
+    student, teacher = (torch.randn(2, 5, h, w, generator=random, dtype=torch.float64) for _ in range(2))
+    mine, theirs = (1.2 * torch.randn(2, 2, h, w, generator=random, dtype=torch.float64) - 2 for _ in range(2))
+    right = torch.rand(2, 2, h, w, generator=random, dtype=torch.float64) ** 8
+    learns = method(DistillBevFP, DistillBevFPParams, adapter(), whose=whose, threshold=0.15, right=0.1, scale=scale)
+    learns.made.update(learns.learners_beside(5, 5))
+    learns.made.double()
+    fg, fg_scale, behind = (np.stack([mask[k] for mask in masks]) for k in range(3))
+    prob = [x.sigmoid().numpy() for x in (theirs, mine)]
+    fp = oracle.distillbev_false_positives(right.numpy(), *prob, fg, whose, 0.15, 0.1)
+    assert 0 < fp[0].sum() < fp[0].size and fp[1].sum() > 2
+
+    def pooled(rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return learns.made["compared"].pooled(torch.from_numpy(rows)[None, None])[0, 0].numpy()
+
+    expected = oracle.distillbev(
+        student.numpy(), teacher.numpy(), fg, fg_scale, behind, pool_adapter=pooled, fp=fp,
+        fp_scale=oracle.distillbev_fp_scale(fp, scale), w_fp=4e-2,
+    )  # fmt: skip
+    layout = Layout.dense("pixel", 2, ground[1:])
+
+    def flat(maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).reshape(2 * h * w, -1)
+
+    says, teaches = (
+        Signals().add("features", flat(x), layout).add("logits", flat(y), layout)
+        for x, y in ((student, mine), (teacher, theirs))
+    )
+    says.add("foreground", right.amax(dim=1).flatten(), layout).add("objects", things.flatten(), layout)
+    parts = learns.parts(says, teaches, [])
+    values = {name: part.weight * part.total.item() / part.count for name, part in parts.items()}
+    names = {"fg": "foreground", "bg": "background", "fp": "false_positive", "channel": "channel", "spatial": "spatial"}
+    assert values == pytest.approx({name: expected[key] for key, name in names.items()}, rel=1e-9)
+
+
 def test_distillbev_counts_items_that_have_rows() -> None:
     module = LOSSES["distillbev"].make(3, 3, 2)
     rows = torch.randn(4, 3, requires_grad=True)
@@ -203,7 +249,7 @@ def test_distillbev_counts_items_that_have_rows() -> None:
     assert rows.grad is not None and rows.grad.isfinite().all() and module.pooled.weight.grad is not None
 
 
-@pytest.mark.parametrize(("kind", "params"), BOTH)
+@pytest.mark.parametrize(("kind", "params"), ALL)
 def test_what_learns_and_what_does_not(kind: Any, params: Any) -> None:
     made = adapter()
     roles, batch, learns = small(made), batch_of(made), method(kind, params, made)
@@ -232,7 +278,7 @@ def test_one_width_needs_no_convolution() -> None:
     assert isinstance(learns.made["way"], nn.Identity)
 
 
-@pytest.mark.parametrize(("kind", "params"), BOTH)
+@pytest.mark.parametrize(("kind", "params"), ALL)
 def test_what_it_cannot_train_is_said(kind: Any, params: Any) -> None:
     made = adapter()
     with pytest.raises(UserError, match=f"method {kind.called} compares a student with a teacher, and there is none"):

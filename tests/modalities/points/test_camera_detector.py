@@ -398,3 +398,28 @@ def test_a_loaded_student_is_the_run_s_and_must_be_what_the_recipe_says(trained:
         Detector(folder).look([*frame.pictures] * 2)
     with pytest.raises(UserError, match="sees photographs, and this is a scan"):
         Detector(folder).detect(frame.scan)
+
+
+@pytest.mark.full
+def test_a_detector_starts_from_a_file_of_weights_and_is_built_without_it(tmp_path: Path) -> None:
+    """The keys are those of segmenters of photographs (`test_pretrained`), below ``trunk``."""
+    models = pytest.importorskip("torchvision.models", reason="of use to those who have torchvision: its encoders")
+    torch.manual_seed(0)
+    net = models.get_model("mobilenet_v3_small", weights=None)
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    trunk = {"name": "mobilenet_v3_small", "weights": tmp_path / "weights.pth", "layers": ["features.1", "features.3"]}
+    made = camera()
+    student = made.build("student", "centerpoint_camera", {"width": 4, "stride": 8, "trunk": {**trunk, "width": 6}})
+    held = student.get_parameter("picture.trunk.encoder.features.0.0.weight")
+    assert torch.equal(held, net.state_dict()["features.0.0.weight"])
+    made.begin("student", range(4))
+    source = made.data("train")
+    batch = source.collate([source.sample(i, 0) for i in range(2)])
+    made.signals("student", student, batch).rows("logits").square().mean().backward()
+    assert held.grad is not None and held.grad.abs().sum() > 0, "the encoder learns"
+    made.save("student", student, tmp_path / "student")
+    (tmp_path / "weights.pth").unlink()
+    again = made.load("student", tmp_path / "student")
+    with torch.no_grad():
+        one, other = (made.answer("student", model.eval(), batch).heat for model in (student, again))
+    assert torch.equal(one, other)
