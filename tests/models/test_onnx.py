@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xmodal_kd.models import onnx
 from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.leftovers import temporary
 
 
 class Toy(nn.Module):
@@ -66,7 +67,7 @@ def test_counts_must_be_equal() -> None:
 
 def test_a_file_that_fails_its_check_does_not_appear(tmp_path: Path) -> None:
     def check(path: Path) -> None:
-        assert path.is_file()
+        assert path.is_file() and path.parent == temporary(tmp_path / "toy.onnx")
         raise RunError("no")
 
     model = Toy().train()

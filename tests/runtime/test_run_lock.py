@@ -17,7 +17,7 @@ import pytest
 
 from xmodal_kd.runtime import run_lock
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.leftovers import clear
+from xmodal_kd.runtime.leftovers import clear, scratch
 from xmodal_kd.runtime.run_lock import NAME, RunLock
 
 FORK = multiprocessing.get_context("spawn")
@@ -135,3 +135,13 @@ def test_leftovers_of_the_dead_are_cleared(tmp_path: Path) -> None:
     clear(tmp_path, below=True, ours=True)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"note.tmp"}
+
+
+def test_a_scratch_folder_is_cleared_where_its_process_was_killed(tmp_path: Path) -> None:
+    with scratch(tmp_path / "model.onnx") as folder:
+        (folder / "half").write_text("")
+        assert clear(tmp_path, ours=True) == [folder]
+    with scratch(tmp_path / "model.onnx") as folder:
+        (folder / "model.onnx").write_text("whole")
+        (folder / "model.onnx").replace(tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -7,7 +7,6 @@ the modality that asks.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..runtime.binary_packages import load
 from ..runtime.errors import RunError, UserError
+from ..runtime.leftovers import scratch
 
 TOLERANCE = 1e-4
 #: Bytes of weights in an ONNX file itself: it can hold 2 GiB in all, more lies in a file beside it.
@@ -58,8 +58,8 @@ def export(
     training = model.training
     model.eval()
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            made = Path(scratch) / path.name
+        with scratch(path) as folder:
+            made = folder / path.name
             with quiet():
                 _trace(model, inputs, outputs, free).save(str(made), external_data=_large(model))
             strip(made)

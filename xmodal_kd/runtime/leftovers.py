@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import time
 
@@ -17,6 +18,18 @@ PATIENCE = 600
 def temporary(path: Path) -> Path:
     """Where this process writes what is to be `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """An empty folder of this process beside `path`, on whose disk it is; gone in the end."""
+    folder = temporary(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear(folder: Path, *, below: bool = False, ours: bool = False) -> list[Path]:
@@ -64,4 +77,4 @@ def alive(process: int) -> bool:
     return process > 0
 
 
-__all__ = ["alive", "clear", "temporary"]
+__all__ = ["alive", "clear", "scratch", "temporary"]

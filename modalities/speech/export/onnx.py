@@ -35,7 +35,6 @@ The table of sizes above was made with 8 bits.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +50,7 @@ from xmodal_kd.models import onnx
 from xmodal_kd.report.statistics import paired_interval
 from xmodal_kd.runtime.binary_packages import loading
 from xmodal_kd.runtime.errors import RunError, UserError
+from xmodal_kd.runtime.leftovers import scratch
 
 FP32, INT8 = "model.onnx", "model.int8.onnx"
 #: Largest size of an int8 weight: with activations up to 255 a sum of two products is at most 32,640, and 16 bits hold
@@ -140,8 +140,8 @@ def quantise_file(source: Path, target: Path, given: Sequence[Mapping[str, Any]]
         raise UserError(f"{source.parent}: {source.name} is missing: int8 is made from it")
     if not given:
         raise UserError("int8 needs calibration data: features of at least one utterance")
-    with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
-        path = Path(scratch) / target.name
+    with scratch(target) as folder:
+        path = folder / target.name
         with onnx.quiet():
             _quantise_static(source, path, given)
         _check_range(path)
