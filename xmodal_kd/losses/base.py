@@ -66,7 +66,7 @@ INPUTS: Mapping[str, str] = {
     "grid": "shape of one item's rows, which must form a grid",
     "cell": "(n,) ascending: the cell of each row among the items x prod(grid) of the batch",
     "head": "the teacher's frozen module that the term's `head` names, from rows (n, d) to rows",
-    "own_head": "the student's that it names, from rows (n, c) to rows; gradients pass it and its weights get none",
+    "own_head": "the student's that it names, from rows (n, c) to rows; its weights get gradients by `learning` alone",
     "progress": "share of the training that is done, from 0 to 1",
 }
 #: Inputs that say where a row stands in its own process: they have no meaning among rows of all ranks.

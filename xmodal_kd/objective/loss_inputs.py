@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import reduce
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -320,37 +320,51 @@ def _grid(name: str, layout: Layout, spec: LossSpec) -> tuple[int, ...] | None:
 
 
 class Head:
-    """A part of a model as a function of rows, through which gradients pass but which they never reach."""
+    """A part of a model, modules one after another, as a function of rows.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    Gradients pass but never reach it, unless it is `learning`.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
 
     def __call__(self, rows: Tensor) -> Tensor:
-        module = self.module
-        if isinstance(module, _ConvNd) and set(module.kernel_size) == {1} and module.groups == 1:
-            bias = None if module.bias is None else module.bias.detach().to(rows.dtype)
-            return F.linear(rows, module.weight.detach().flatten(1).to(rows.dtype), bias)
-        out: Tensor = frozen(module, rows)
-        return out
+        for module in self.modules:
+            if _pointwise(module):
+                bias = None if module.bias is None else module.bias.detach().to(rows.dtype)
+                rows = F.linear(rows, module.weight.detach().flatten(1).to(rows.dtype), bias)
+            else:
+                rows = frozen(module, rows)
+        return rows
+
+    def learning(self, rows: Tensor) -> Tensor:
+        """The same, and its weights have a gradient."""
+        for module in self.modules:
+            rows = F.linear(rows, module.weight.flatten(1), module.bias) if _pointwise(module) else module(rows)
+        return rows
 
 
-def head_path(term: Term, role: str) -> str | None:
-    """Path of the head of `role` ("student" or "teacher") that a term names, which is one module."""
+def _pointwise(module: nn.Module) -> TypeGuard[_ConvNd]:
+    """Whether a convolution is a linear map of each position."""
+    return isinstance(module, _ConvNd) and set(module.kernel_size) == {1} and module.groups == 1
+
+
+def head_paths(term: Term, role: str) -> tuple[str, ...]:
+    """Paths of the modules that a term names as the head of `role` ("student" or "teacher"); none where it does not."""
     path = getattr(term.head, role) if isinstance(term.head, On) else term.head
-    if isinstance(path, tuple):
-        raise UserError(f"term {term.name or term.loss!r}: head: {role}: {list(path)} is a list: name one module")
-    return path
+    return () if path is None else (path,) if isinstance(path, str) else path
 
 
 def _head(name: str, term: Term, role: str, said: Signals | None) -> Head:
-    if (path := head_path(term, role)) is None:
+    if not (paths := head_paths(term, role)):
         raise UserError(f"term {name!r}: its loss runs features through the {role}'s head: say head: <module path>")
     if said is None or said.model is None:
-        raise UserError(f"term {name!r}: head {path!r} belongs to a {role} whose model this method does not give")
+        raise UserError(f"term {name!r}: head {paths[0]!r} belongs to a {role} whose model this method does not give")
     modules = dict(said.model.named_modules())
-    if path not in modules:
-        raise UserError(f"term {name!r}: the {role} has no module {path!r}{nearest(path, modules)}")
-    return Head(modules[path])
+    for path in paths:
+        if path not in modules:
+            raise UserError(f"term {name!r}: the {role} has no module {path!r}{nearest(path, modules)}")
+    return Head([modules[path] for path in paths])
 
 
 # ---------------------------------------------------------------- over ranks

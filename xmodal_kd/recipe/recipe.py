@@ -191,8 +191,10 @@ class Term(Strict):
     The teacher's where the loss compares with a teacher that gives it, else the student's."""
     min_confidence: float | None = Field(None, gt=0, le=1)
     """Rows of which the teacher's most probable class is less probable than this are no rows of the term."""
-    head: str | On | None = None
-    """Path of the module from features to scores, for losses that run features through that of teacher or student."""
+    head: str | Paths | On | None = None
+    """Path of the module from features to scores, for losses that run features through that of teacher or student.
+
+    A list where several modules do it, one after another: ``[norm, head]``."""
     name: str | None = None
     """For the log; the loss's name unless two terms share it."""
     params: dict[str, Any] = Field(default_factory=dict)

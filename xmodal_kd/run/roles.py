@@ -13,7 +13,7 @@ from .. import data_free  # noqa: F401 - registers its methods
 from ..adapter.adapter import Adapter, ControlSpec, NoControl, NoiseControl, Source, adapter_class, is_teacher
 from ..adapter.panels import Panel
 from ..compress.known import COMPRESSIONS, Compression, Ways
-from ..objective.loss_inputs import head_path, reads_labels
+from ..objective.loss_inputs import head_paths, reads_labels
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train
 from ..recipe.yaml_reader import Path_
@@ -306,7 +306,7 @@ def find_all(role: str, model: nn.Module, objective: Objective, side: str | None
     side = side or ("teacher" if is_teacher(role) else "student")
     for term in objective:
         reads = not role.startswith("teacher-") if side == "teacher" else "own_head" in term.spec.inputs
-        if reads and (head := head_path(term.term, side)) is not None:
+        for head in head_paths(term.term, side) if reads else ():
             _find(role, model, head)
         if side == "teacher" and not term.spec.needs_teacher:
             continue

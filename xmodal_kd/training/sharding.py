@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..models.weight_swap import weight_swap_of
-from ..objective.loss_inputs import head_path
+from ..objective.loss_inputs import head_paths
 from ..recipe.recipe import Train
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
@@ -57,10 +57,10 @@ def fits(train: Train, method: Any, ranks: Ranks) -> None:
         )
     heads = [one for module in method.modules().values() for one in getattr(module, "terms", ()) if one.term.head]
     if train.frozen != "whole" and heads:
-        path = head_path(heads[0].term, "teacher")
+        path = " ".join(head_paths(heads[0].term, "teacher"))
         raise UserError(f"train.frozen: {train.frozen}: {heads[0].name} reads the teacher's {path!r}: say whole")
     if train.sharding != "none" and (own := [one for one in heads if "own_head" in one.spec.inputs]):
-        path = head_path(own[0].term, "student")
+        path = " ".join(head_paths(own[0].term, "student"))
         raise UserError(f"train.sharding: {train.sharding}: {own[0].name} reads the student's {path!r}: say none")
     if train.frozen == "sharded" and train.sharding != "fsdp":
         raise UserError("train.frozen: sharded needs train.sharding: fsdp")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,7 +90,7 @@ class InterCtc(nn.Module):
     """`ctc` of blocks in the middle of a model, each through a linear head that learns beside it: their mean.
 
     To be added to `ctc`; the paper weighs the two 0.7 and 0.3, and has one block in the middle. There all share the
-    last head, here each has its own, which is dropped with the objective: what is saved and exported does not change.
+    last head (`inter_ctc_shared`), here each has its own, which is dropped with the objective.
 
     Args:
         student: ``on: [logits, blocks.2, ...]``: the first says how many symbols there are, the others are the blocks.
@@ -112,6 +112,30 @@ class InterCtc(nn.Module):
         found = [ctc(z, i, items, labels, label_item, blank=self.blank) for z, i in zip(said, item[1:], strict=True)]
         values, counted = zip(*found, strict=True)
         return torch.stack(values).mean(dim=0), counted[0]
+
+
+@loss(
+    "inter_ctc_shared", reduction="items", family="sequence", year=2021, needs="features labels own_head",
+    confidence="B", properties="widths_differ",
+    paper="Lee, Watanabe: Intermediate Loss Regularization for CTC-based Speech Recognition",
+)  # fmt: skip
+def inter_ctc_shared(
+    student: list[Float[Tensor, "n _"]], item: list[Int[Tensor, " n"]], items: int, labels: Int[Tensor, " m"],
+    label_item: Int[Tensor, " m"], own_head: Any, *, blank: int = 0,
+) -> tuple[Float[Tensor, " b"], Bool[Tensor, " b"]]:  # fmt: skip
+    """`ctc` of blocks in the middle of a model through its own last layer, which learns of them: their mean.
+
+    To be added to `ctc`; the paper (section 3) weighs the two 0.7 and 0.3, and has one block, half way up. ``head``
+    names the layer, with the norm before it where there is one: ``head: [norm, head]`` of `conv`.
+
+    Args:
+        student: the blocks, ``on: [blocks.2, ...]``, as wide as the last one.
+        own_head: the last layer.
+    """
+    said = [own_head.learning(rows) for rows in student]
+    found = [ctc(z, i, items, labels, label_item, blank=blank) for z, i in zip(said, item, strict=True)]
+    values, counted = zip(*found, strict=True)
+    return torch.stack(values).mean(dim=0), counted[0]
 
 
 def _check_labels(labels: Tensor, classes: int, blank: int) -> None:

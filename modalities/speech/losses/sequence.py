@@ -22,7 +22,7 @@ from .occupancy import Labels, n_best, occupancy, sequence_nll
 Count = Annotated[int, Field(ge=1)]
 Frames = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-BlankRule = Literal["all", "eliminate", "keep", "trim", "threshold"]
+BlankRule = Literal["all", "eliminate", "keep", "trim", "threshold", "random"]
 Values = tuple[Float[Tensor, " b"], Float[Tensor, " b"] | Bool[Tensor, " b"]]
 
 
@@ -33,31 +33,66 @@ Values = tuple[Float[Tensor, " b"], Float[Tensor, " b"] | Bool[Tensor, " b"]]
 def ctc_kd(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], item: Int[Tensor, " n"], items: int,
     *, blanks: BlankRule = "keep", left: Frames = 1, right: Frames = 1, threshold: Share = 0.05,
-    temperature: Positive = 1.0, blank: int = 0,
+    ratio: Annotated[float, Field(ge=0)] = 1.0, prior: tuple[Positive, ...] | None = None,
+    prior_scale: Annotated[float, Field(ge=0)] = 0.3, temperature: Positive = 1.0, blank: int = 0,
 ) -> Values:  # fmt: skip
     """``T^2 KL(softmax(teacher/T) || softmax(student/T))`` over the frames that the blank rule keeps.
 
-    A frame is blank where the blank is the teacher's most probable symbol. The mean runs over the frames kept; an
-    utterance of which none is kept is not counted.
+    A frame is blank where the blank is the teacher's most probable symbol, or with a `prior` that of the greatest
+    ``log p(k) - prior_scale log prior(k)``. The mean runs over the frames kept; an utterance of which none is kept is
+    not counted.
 
     Args:
         blanks: ``all`` keeps every frame (then it is `kd`); ``eliminate`` those that are not blank; ``keep`` also
             `left` frames before and `right` frames behind one of these, within its utterance; ``trim`` from the first
             to the last that is not blank; ``threshold`` also blank frames in which all other symbols together reach
-            this probability.
+            this probability; ``random`` also `ratio` times as many blank frames as there are others in the utterance,
+            drawn anew in every step.
+        prior: of each symbol, the blank included: the mean of the teacher's probabilities over its training frames. It
+            moves what is blank, not what is taught, and nothing by ``threshold``.
     """
     same_shape(student, teacher)
-    kept = _kept(teacher, item, items, blanks, left, right, threshold, blank)
+    spoken = _spoken(teacher, prior if blanks != "threshold" else None, prior_scale, blank)
+    if blanks == "random":
+        kept = spoken | _drawn(spoken, item, items, ratio, torch.rand(len(item), device=item.device))
+    else:
+        kept = _kept(spoken, teacher, item, items, blanks, left, right, threshold, blank)
     log_p, log_q = (F.log_softmax(z / temperature, dim=-1) for z in (teacher, student))
     values = temperature**2 * _kl(log_p.exp(), log_q)
     return item_sum(torch.where(kept, values, 0.0), item, items), item_sum(kept.to(values.dtype), item, items)
 
 
+def _spoken(teacher: Tensor, prior: tuple[float, ...] | None, scale: float, blank: int) -> Tensor:
+    """``(n,)`` bool, the frames that are not blank."""
+    if prior is None:
+        return teacher.argmax(dim=-1) != blank
+    if len(prior) != teacher.shape[1]:
+        raise ValueError(
+            f"ctc_kd: prior has {len(prior)} numbers, and there are {teacher.shape[1]} symbols: give each one"
+        )
+    return (teacher - scale * teacher.new_tensor(prior).log()).argmax(dim=-1) != blank
+
+
+def _drawn(spoken: Tensor, item: Tensor, items: int, ratio: float, numbers: Tensor) -> Tensor:
+    """``(n,)`` bool: of each utterance's blank frames `ratio` times as many as it has others, of the least numbers.
+
+    Args:
+        numbers: ``(n,)``, one a frame.
+    """
+    wanted = (ratio * torch.bincount(item[spoken], minlength=items)).round()  # half to even, as the release does
+    blanks = (~spoken).nonzero()[:, 0]
+    blanks = blanks[numbers[blanks].argsort()]
+    blanks = blanks[item[blanks].argsort(stable=True)]  # utterance behind utterance, the least number first
+    there = torch.bincount(item[blanks], minlength=items)
+    place = torch.arange(len(blanks), device=item.device) - (there.cumsum(0) - there)[item[blanks]]
+    return torch.zeros_like(spoken).index_fill(0, blanks[place < wanted[item[blanks]]], True)
+
+
 def _kept(
-    teacher: Tensor, item: Tensor, items: int, rule: BlankRule, left: int, right: int, threshold: float, blank: int
-) -> Tensor:
-    """``(n,)`` bool, the frames that a blank rule keeps."""
-    spoken = teacher.argmax(dim=-1) != blank
+    spoken: Tensor, teacher: Tensor, item: Tensor, items: int, rule: BlankRule, left: int, right: int,
+    threshold: float, blank: int,
+) -> Tensor:  # fmt: skip
+    """``(n,)`` bool, the frames that a blank rule without chance keeps."""
     if rule == "all":
         return torch.ones_like(spoken)
     if rule == "threshold":
