@@ -13,8 +13,11 @@ from torch.distributed import TCPStore
 #: Forks without the seconds that importing torch takes. All tests share it: the server starts once a test process.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["toy", "xmodal_kd.run.runner", "xmodal_kd.cli.main", "xmodal_kd.teacher_cache.session", "torch.utils.tensorboard"]
-)
+    [
+        "toy", "xmodal_kd.run.runner", "xmodal_kd.cli.main", "xmodal_kd.teacher_cache.session",
+        "torch.utils.tensorboard", "torch._dynamo",  # the latter is imported by the first optimizer
+    ]
+)  # fmt: skip
 #: Seconds that ranks may take on a machine whose cores others use.
 PATIENCE = 300.0
 

@@ -104,9 +104,12 @@ def drive(folder: Path, frames: int = 4, *, sequence: int = 0, camera: bool = Fa
     return folder
 
 
-def run(out: Path, *sets: str, recipe: str = "smoke/points", more: Sequence[str] = ()) -> int:
+def run(
+    out: Path, *sets: str, recipe: str = "smoke/points", more: Sequence[str] = (), export: bool = False
+) -> int:  # fmt: skip
     """The smoke recipe, smaller; a later setting of a key takes the place of an earlier one."""
     listed = [word for item in [*SETS, *sets] for word in ("--set", item)]
+    listed += [] if export else ["--no-export"]
     return call(["run", recipe, "--out", str(out), "--quiet", *listed, *more])
 
 

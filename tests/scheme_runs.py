@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from torch import nn
@@ -20,7 +21,7 @@ from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.runtime.timing import StepTimer
-from xmodal_kd.training.engine import Engine
+from xmodal_kd.training.engine import Engine, Interrupted
 from xmodal_kd.training.loader import steps
 from xmodal_kd.training.method import Context
 
@@ -233,6 +234,17 @@ def stop_after(built: Engine, step: int) -> None:
         milestones(*args)
 
     built._milestones = patched  # type: ignore[method-assign]
+
+
+def resumed(make: Callable[[], Engine], step: int) -> Engine:
+    """What is stopped in that step and, made once more, goes on to its end."""
+    stopped = make()
+    stop_after(stopped, step)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    again = make()
+    again.fit(resume=True)
+    return again
 
 
 def learnt(built: Engine) -> dict[str, torch.Tensor]:

@@ -46,7 +46,7 @@ train: {{steps: 2, batch_size: 3, eval_every: 2}}
 
 def speak(recordings: Path, *more: str) -> list[str]:
     folder = recordings.parent
-    return ["run", str(folder / "speech.yaml"), "--out", str(folder / "run"), "--quiet", *more]
+    return ["run", str(folder / "speech.yaml"), "--out", str(folder / "run"), "--quiet", "--no-export", *more]
 
 
 def edit(recordings: Path, index: int, **change: Any) -> None:

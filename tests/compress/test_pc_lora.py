@@ -13,7 +13,7 @@ import yaml
 from killed_runs import command
 from oracles import pc_lora_by_another as oracle
 from safetensors.torch import load_file
-from scheme_runs import engine, stop_after, weights
+from scheme_runs import engine, resumed, weights
 from torch import Tensor, nn
 from toy import compressed
 
@@ -23,7 +23,6 @@ from xmodal_kd.compress.pc_lora import DISTIL, Fade, left
 from xmodal_kd.modalities.images.models.vit import ViT, ViTConfig
 from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import read_json
-from xmodal_kd.runtime.interrupt import Interrupted
 
 RECIPE = compressed(
     "[layer_copy, {name: pc_lora, params: {rank: 2, fade: 0.75}}]", "{model: mlp, params: {width: 16, dropout: 0.1}}",
@@ -181,12 +180,7 @@ def test_it_goes_on_to_the_bit(step: int, tmp_path: Path) -> None:
     made["train"]["checkpoint_every"] = 2
     whole = engine(tmp_path / "whole", made)
     whole.fit()
-    stopped = engine(tmp_path / "stopped", made)
-    stop_after(stopped, step)
-    with pytest.raises(Interrupted):
-        stopped.fit()
-    again = engine(tmp_path / "stopped", made)
-    again.fit(resume=True)
+    again = resumed(lambda: engine(tmp_path / "stopped", made), step)
     assert weights(again) == weights(whole)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from killed_runs import command, kill_at, run, same
 from launch import ranks
 from oracles import scheme_compress as oracle
 from safetensors.torch import load_file, save_file
+from scheme_runs import resumed
 from torch import Tensor, nn
 from toy import compressed
 
@@ -27,7 +27,6 @@ from xmodal_kd.compress.origins import Origin
 from xmodal_kd.compress.packed import PACKED
 from xmodal_kd.models.weight_swap import weight_swap_of
 from xmodal_kd.runtime.checkpoint import digest, read_json
-from xmodal_kd.runtime.interrupt import Interrupted
 
 RECIPE = compressed("COMPRESS", train="steps: 4, eval_every: 2, ema: 0.8")
 
@@ -106,19 +105,7 @@ def test_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:
     whole.fit()
     expected = digest(whole.roles["student"].state_dict().items())
     for step in (1, 2, 4):
-        stopped = compress_worker.made(tmp_path / f"{step}", kind)
-        milestones = stopped._milestones
-
-        def patched(*args: Any, stopped: Any = stopped, step: int = step, milestones: Any = milestones) -> None:
-            if stopped.at.total == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            milestones(*args)
-
-        stopped._milestones = patched
-        with pytest.raises(Interrupted):
-            stopped.fit()
-        again = compress_worker.made(tmp_path / f"{step}", kind)
-        again.fit(resume=True)
+        again = resumed(lambda step=step: compress_worker.made(tmp_path / f"{step}", kind), step)
         assert digest(again.roles["student"].state_dict().items()) == expected, step
     assert digest(whole.roles["teacher"].state_dict().items()) == frozen
 

@@ -13,7 +13,7 @@ from data_free_runs import EXAMPLES, TOGETHER, content, double, main
 from launch import ranks
 from oracles import data_free as oracle
 from safetensors.torch import load_file
-from scheme_runs import begun, engine, learnt, loaded, weights
+from scheme_runs import begun, engine, learnt, loaded, resumed, weights
 from toy import ToySource
 
 from xmodal_kd.cli.main import call
@@ -23,7 +23,7 @@ from xmodal_kd.run.roles import build, make_adapter, role_plans
 from xmodal_kd.runtime.checkpoint import digest, read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.training.engine import Engine, Interrupted
+from xmodal_kd.training.engine import Engine
 from xmodal_kd.training.method import METHODS
 
 EACH = pytest.mark.parametrize("example", list(EXAMPLES))
@@ -146,18 +146,7 @@ def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
     whole = engine(tmp_path / "whole", made)
     whole.fit()
     for step in (1, 3):
-        stopped: Any = engine(tmp_path / str(step), made)
-        milestones = stopped._milestones
-
-        def patched(*args: Any, stopped: Any = stopped, step: int = step, milestones: Any = milestones) -> None:
-            stopped.stop._signalled |= stopped.at.total == step
-            milestones(*args)
-
-        stopped._milestones = patched
-        with pytest.raises(Interrupted):
-            stopped.fit()
-        again = engine(tmp_path / str(step), made)
-        again.fit(resume=True)
+        again = resumed(lambda step=step: engine(tmp_path / str(step), made), step)
         assert weights(again) == weights(whole), step
 
 

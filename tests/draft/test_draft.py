@@ -333,7 +333,7 @@ def test_samples_that_cannot_be_used_are_left_out_by_name(tmp_path: Path, capfd:
     assert "3 samples cannot be used" in told[-1] and "cat/0.png: empty" in told[-1] and "9x8 pixels" in told[-1]
     assert (tmp_path / "mine.bad.txt").read_text().split() == ["cat/0.png", "cat/5.png", "dog/2.png"]
     assert load(str(path)).recipe.data["skip"] == str(tmp_path / "mine.bad.txt")
-    assert call(["run", str(path), "--out", str(tmp_path / "run"), "--quiet", "--device", "cpu", *TINY]) == 0
+    assert call(["run", str(path), "--out", str(tmp_path / "run"), "--quiet", "--no-export", *TINY]) == 0
     for i in range(20):
         (tmp_path / f"x/cat/{i}.png").write_bytes(b"")
     with pytest.raises(Unfit, match=r"21 of 40 files cannot be used, more than half: mend them; .*0.png: empty"):

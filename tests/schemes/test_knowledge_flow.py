@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import knowledge_flow_by_another as oracle
-from scheme_runs import begun, content, engine, stop_after, weights
+from scheme_runs import begun, content, engine, resumed, weights
 from torch import Tensor, nn
 
 from xmodal_kd.runtime.errors import UserError
@@ -18,7 +18,6 @@ from xmodal_kd.schemes.into_layers import mixed_into, order_of
 from xmodal_kd.schemes.knowledge_flow import Flow
 from xmodal_kd.schemes.rows import diverged
 from xmodal_kd.signals.signals import Layout, Signal
-from xmodal_kd.training.engine import Interrupted
 
 GRID = Layout.padded("frame", torch.tensor([3, 1]), 4)
 MAP = Layout.dense("pixel", 2, (4, 2))
@@ -140,12 +139,7 @@ def test_teachers_are_dropped_and_asked_no_more_and_resumed_at_that_moment(tmp_p
     assert 1 < since < 8 and set(asked) == set(range(since))
     assert not any(name.startswith("flow") for name in whole.roles["student"].state_dict())
     for step in (since - 1, since, since + 1):
-        stopped = _alone(tmp_path, str(step), [])
-        stop_after(stopped, step)
-        with pytest.raises(Interrupted):
-            stopped.fit()
-        again = _alone(tmp_path, str(step), [])
-        again.fit(resume=True)
+        again: Any = resumed(lambda step=step: _alone(tmp_path, str(step), []), step)
         assert weights(again) == weights(whole), step
         assert int(again.method.flow.since) == since
 

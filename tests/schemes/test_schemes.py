@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from scheme_runs import EXAMPLES, content, engine, learnt, loaded, stop_after, weights
+from scheme_runs import EXAMPLES, content, engine, learnt, loaded, resumed, weights
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.runtime.checkpoint import digest, read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.schemes import SCHEMES
-from xmodal_kd.training.engine import Interrupted
 
 EACH = pytest.mark.parametrize("example", list(EXAMPLES))
 
@@ -63,12 +62,7 @@ def test_resumes_to_the_bit_from_any_step(tmp_path: Path, example: str) -> None:
     whole = engine(tmp_path / "whole", made)
     whole.fit()
     for step in (1, 3):
-        stopped = engine(tmp_path / str(step), made)
-        stop_after(stopped, step)
-        with pytest.raises(Interrupted):
-            stopped.fit()
-        again = engine(tmp_path / str(step), made)
-        again.fit(resume=True)
+        again = resumed(lambda step=step: engine(tmp_path / str(step), made), step)
         assert weights(again) == weights(whole), step
 
 
@@ -179,10 +173,5 @@ def test_learned_weights(tmp_path: Path, example: str, balance: str) -> None:
     made = content(example, accumulate=2) | {"balance": balance}
     whole = engine(tmp_path / "whole", made)
     whole.fit()
-    stopped = engine(tmp_path / "stopped", made)
-    stop_after(stopped, 2)
-    with pytest.raises(Interrupted):
-        stopped.fit()
-    again = engine(tmp_path / "stopped", made)
-    again.fit(resume=True)
+    again = resumed(lambda: engine(tmp_path / "stopped", made), 2)
     assert weights(again) == weights(whole)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from oracles import sftn_by_another as oracle
-from scheme_runs import begun, content, engine, stop_after, weights
+from scheme_runs import begun, content, engine, resumed, weights
 
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.interrupt import Interrupted
 
 
 def _begun(tmp_path: Path, **params: Any) -> tuple[Any, Any, Any, Any]:
@@ -63,12 +62,7 @@ def test_it_goes_on_in_either_stage_as_if_nothing_had_been(step: int, tmp_path: 
     made = content("sftn", checkpoint_every=1)
     whole = engine(tmp_path / "whole", made)
     whole.fit()
-    stopped = engine(tmp_path / "stopped", made)
-    stop_after(stopped, step)
-    with pytest.raises(Interrupted):
-        stopped.fit()
-    again = engine(tmp_path / "stopped", made)
-    again.fit(resume=True)
+    again = resumed(lambda: engine(tmp_path / "stopped", made), step)
     assert weights(again) == weights(whole)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.scheme_teachers import tkd_rate
-from scheme_runs import content, engine, weights
+from scheme_runs import content, engine, resumed, weights
 from toy import RECIPE, adapter
 
 from xmodal_kd.cli.main import call
@@ -21,7 +21,7 @@ from xmodal_kd.runtime.checkpoint import read_json
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.schemes.temporal import Following, InOrder, mean_iou, next_rate
-from xmodal_kd.training.engine import Engine, Interrupted
+from xmodal_kd.training.engine import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -164,18 +164,9 @@ def test_remembers_to_the_bit(tmp_path: Path) -> None:
     def told(built: Engine) -> dict[str, Any]:
         return {key: value for key, value in built.method.state_dict().items() if key != "seconds"}
 
-    whole, stopped, again = (following(tmp_path / name, drop=0.01) for name in ("whole", "stopped", "stopped"))
+    whole = following(tmp_path / "whole", drop=0.01)
     whole.fit()
-    milestones = stopped._milestones
-
-    def patched(*args: Any) -> None:
-        stopped.stop._signalled = stopped.at.total == 5
-        milestones(*args)
-
-    stopped._milestones = patched  # type: ignore[method-assign]
-    with pytest.raises(Interrupted):
-        stopped.fit()
-    again.fit(resume=True)
+    again = resumed(lambda: following(tmp_path / "stopped", drop=0.01), 5)
     assert told(again) == told(whole) and told(whole)["confusion"] is not None
     assert weights(again) == weights(whole)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from scheme_runs import stop_after
+from scheme_runs import resumed, stop_after
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -223,11 +223,7 @@ def test_resumes_to_the_bit_from_any_step(tmp_path: Path, name: str, accumulate:
     whole.fit()
     expected = weights(whole)
     for step in range(1, METHODS[name][1] + 1):
-        folder = tmp_path / f"stopped{step}"
-        with pytest.raises(Interrupted):
-            made(folder, name, accumulate=accumulate, stop=step).fit()
-        again = made(folder, name, accumulate=accumulate)
-        again.fit(resume=True)
+        again = resumed(lambda step=step: made(tmp_path / f"stopped{step}", name, accumulate=accumulate), step)
         assert weights(again) == expected, step
         if name == "matching":
             assert again.method.seen == 6

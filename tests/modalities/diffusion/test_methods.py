@@ -12,6 +12,7 @@ import pytest
 import torch
 from oracles import diffusion as oracle
 from oracles import few_step as more
+from scheme_runs import resumed, weights
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,7 +30,7 @@ from xmodal_kd.runtime.checkpoint import digest
 from xmodal_kd.runtime.device import make_accelerator
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.training.engine import Engine, Interrupted
+from xmodal_kd.training.engine import Engine
 from xmodal_kd.training.method import METHODS, Stage
 
 SHAPES = [(3,), (2, 4), (1, 2, 2), (2, 2, 2, 2)]
@@ -213,31 +214,17 @@ def test_multistep_sampling_is_the_oracles() -> None:
 
 
 def engine(folder: Path, name: str, *, shape: Sequence[int] = (3,), width: int = 12, classes: int = 0, prediction: str =
-           "v_prediction", dropout: float = 0.0, stop: int | None = None, **params: Any) -> Engine:  # fmt: skip
+           "v_prediction", dropout: float = 0.0, **params: Any) -> Engine:  # fmt: skip
     made = method(name, **params)
     roles: dict[str, nn.Module] = {
         "teacher": denoiser(shape, seed=1, classes=classes, prediction=prediction),
         "student": denoiser(shape, seed=2, width=width, classes=classes, dropout=dropout),
     }
     made.check(roles)
-    built = Engine(
+    return Engine(
         made, Source(shape, Streams(1), classes=classes), roles, made.train, streams=Streams(1),
         accelerator=make_accelerator("cpu", "fp32"), folder=folder, quiet=True,
     )  # fmt: skip
-    if stop is not None:
-        milestones = built._milestones
-
-        def patched(*args: Any) -> None:
-            built.stop._signalled = built.at.total == stop
-            milestones(*args)
-
-        built._milestones = patched  # type: ignore[method-assign]
-    return built
-
-
-def weights(built: Engine) -> dict[str, str]:
-    owners = {**built.roles, **built.method.modules()}
-    return {name: digest(model.state_dict().items()) for name, model in owners.items()}
 
 
 def test_progressive_halves_and_stays_longer_at_the_end(tmp_path: Path) -> None:
@@ -305,10 +292,7 @@ def test_resumes_to_the_bit_in_the_middle_of_a_stage(tmp_path: Path, name: str, 
     total = whole.fit().total
     expected = weights(whole)
     for step in range(1, total):
-        with pytest.raises(Interrupted):
-            engine(tmp_path / str(step), name, stop=step, **more).fit()
-        again = engine(tmp_path / str(step), name, **more)
-        again.fit(resume=True)
+        again = resumed(lambda step=step: engine(tmp_path / str(step), name, **more), step)
         assert weights(again) == expected, step
 
 

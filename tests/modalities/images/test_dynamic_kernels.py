@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import pose_by_another as oracle
-from scheme_runs import begun, engine, stop_after, weights
+from scheme_runs import begun, engine, resumed, weights
 from torch import Tensor, nn
 
 from xmodal_kd.modalities.images.adapter import ImagesAdapter
@@ -24,7 +24,6 @@ from xmodal_kd.modalities.images.models import DynamicKernels
 from xmodal_kd.modalities.images.models.dynamic_kernels import NextFrame, matched
 from xmodal_kd.models import onnx
 from xmodal_kd.runtime.errors import UserError
-from xmodal_kd.runtime.interrupt import Interrupted
 from xmodal_kd.runtime.random_streams import Streams
 
 FRAMES = 3
@@ -197,12 +196,7 @@ def test_resumes_to_the_bit(tmp_path: Path, accumulate: int, monkeypatch: pytest
     whole.fit()
     assert 0 < float(whole.method.critic.kappa) < 0.9  # type: ignore[attr-defined]
     for step in (1, 3):
-        stopped = engine(tmp_path / str(step), recipe(accumulate=accumulate))
-        stop_after(stopped, step)
-        with pytest.raises(Interrupted):
-            stopped.fit()
-        again = engine(tmp_path / str(step), recipe(accumulate=accumulate))
-        again.fit(resume=True)
+        again = resumed(lambda step=step: engine(tmp_path / str(step), recipe(accumulate=accumulate)), step)
         assert weights(again) == weights(whole), step
 
 

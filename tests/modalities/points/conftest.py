@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the smoke recipe, made smaller: teacher, control, student and its twin."""
 
     def make(out: Path) -> None:
-        assert run(out) == 0
+        assert run(out, export=True) == 0
 
     return once(tmp_path_factory, "points", make)
 

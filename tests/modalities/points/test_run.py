@@ -100,7 +100,7 @@ def test_streets_without_labels_and_recorded_frames(
         f"data.real=[{{sources: semantickitti, path: {name}, frames: {{first: 4, last: 6}}}}]",
     ]  # fmt: skip
     listed = [word for item in sets for word in ("--set", item)]
-    assert call(["run", "smoke/points", "--out", str(tmp_path / "run"), "--quiet", *listed]) == 0
+    assert call(["run", "smoke/points", "--out", str(tmp_path / "run"), "--quiet", "--no-export", *listed]) == 0
     report = read_json(tmp_path / "run/report.json")
     assert report["labels"]["student"] == {"labelled": 6, "samples": 14, "unlabelled": True}
     [real] = report["facts"]["recorded"]

@@ -15,7 +15,6 @@ from seq2seq_small import listed
 from xmodal_kd.cli.main import call
 from xmodal_kd.draft import Unfit, draft
 from xmodal_kd.modalities.speech.models.utterances import ByWaves, Reader
-from xmodal_kd.modalities.speech.tasks.intents import IntentsAdapter
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
@@ -118,14 +117,8 @@ def test_a_classifier_saved_here_hears_its_own_features(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- two stages
 
 
-@pytest.fixture
-def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that make no ONNX graphs, which takes longer than all the rest."""
-    monkeypatch.setattr(IntentsAdapter, "export", lambda *_: {})
-
-
 @pytest.mark.parametrize("tuned", [True, False])
-def test_a_run_in_two_stages(unexported: None, tmp_path: Path, tuned: bool) -> None:
+def test_a_run_in_two_stages(tmp_path: Path, tuned: bool) -> None:
     """First a plain encoder's vectors, behind a map to its width, then labels, and scores of one that was tuned."""
     data = record(tmp_path / "data", {1: {"text": None}, 4: {"intent": None}})
     teachers = [f"teacher={{path: {write_reader(tmp_path / 'plain')}}}"]
@@ -136,7 +129,7 @@ def test_a_run_in_two_stages(unexported: None, tmp_path: Path, tuned: bool) -> N
         objective = objective.partition(", {loss: textual_kd, params")[0] + "]"
     given = listed(sets(data, *teachers, "self_training=false", scheme, objective))
     out = tmp_path / "run"
-    assert call(["run", "smoke/intents", "--out", str(out), "--device", "cpu", "--quiet", *given]) == 0
+    assert call(["run", "smoke/intents", "--out", str(out), "--no-export", "--quiet", *given]) == 0
     logged = [json.loads(line) for line in (out / "checkpoints/student/log.jsonl").read_text().splitlines()]
     parts = [{name for name in one if name in ("utterance", "ce", "textual_kd")} for one in logged]
     second = {"ce", "textual_kd"} if tuned else {"ce"}
@@ -214,7 +207,7 @@ def test_new_of_a_text_encoder_is_in_two_stages(tmp_path: Path) -> None:
         draft("speech", tmp_path / "x.yaml", tmp_path / "tuned", None, estimate=False)
 
 
-def test_a_cached_teacher_teaches_the_same(unexported: None, tmp_path: Path) -> None:
+def test_a_cached_teacher_teaches_the_same(tmp_path: Path) -> None:
     """What was read is found again by the text, and of what has none there is no row."""
     data = record(tmp_path / "data", {1: {"text": None}})
     teacher = f"teacher={{path: {write_reader(tmp_path / 'tuned', CLASSES)}}}"
@@ -223,7 +216,7 @@ def test_a_cached_teacher_teaches_the_same(unexported: None, tmp_path: Path) -> 
     for name, cache in (("live", []), ("cached", ["cache={}"])):
         given = listed(sets(data, teacher, "control=false", *more, *cache))
         out = tmp_path / name
-        assert call(["run", "smoke/intents", "--out", str(out), "--device", "cpu", "--quiet", *given]) == 0
+        assert call(["run", "smoke/intents", "--out", str(out), "--no-export", "--quiet", *given]) == 0
         found.append(read_tensors(out / "student/model.safetensors"))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=0, atol=2e-3)

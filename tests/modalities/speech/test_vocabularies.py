@@ -97,7 +97,7 @@ def test_two_teachers_of_half_the_digits_teach_all(
         "student.params={width: 8, dilations: [1]}", "train.steps=2", "train.batch_size=4",
     ]  # fmt: skip
     listed = [word for one in sets for word in ("--set", one)]
-    assert call(["run", "smoke/speech", "--out", str(tmp_path / "run"), "--quiet", "--device", "cpu", *listed]) == 0
+    assert call(["run", "smoke/speech", "--out", str(tmp_path / "run"), "--quiet", "--no-export", *listed]) == 0
     found = read_json(tmp_path / "run" / "report.json")
     assert list(found["roles"]) == ["teacher", "teacher-high", "control", "student"]
     assert found["taught"]["student"] == {"classes": {"teacher": 6, "high": 6}}
