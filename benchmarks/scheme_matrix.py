@@ -56,11 +56,21 @@ DIFFUSION: Content = {
     "student": {"model": "unet", "params": {"channels": [8, 16]}},
     "objective": [{"loss": "denoising", "on": "prediction"}, {"loss": "logit_mse", "on": "prediction"}],
 }  # fmt: skip
-ROOMS = {"speech": SPEECH, "points": POINTS, "diffusion": DIFFUSION}
+GRAPHS: Content = {
+    "modality": "graphs",
+    "data": {
+        "sources": "simulator", "simulator": {"nodes": 120, "classes": 3, "degree": 4.0, "features": 5},
+        "split": {"per_class": 4, "dev": 20, "test": 30},
+    },
+    "student": {"model": "sage", "params": {"width": 8}},
+    "objective": [{"loss": "ce"}, {"loss": "kd", "params": {"temperature": 1.0}}],
+}  # fmt: skip
+ROOMS = {"speech": SPEECH, "points": POINTS, "diffusion": DIFFUSION, "graphs": GRAPHS}
 #: Of each room, modules of its student: the last features, what branches share, what an exit follows.
 PLACES = {
     "speech": ("norm", ["subsample", "blocks.0"], "blocks.0"),
     "points": ("features", ["encoder"], "decoder.0"),
+    "graphs": ("layers.1", ["layers.0"], "layers.0"),
     "diffusion": ("net.mid_block", ["net.time_embedding"], "net.conv_in"),
 }
 

@@ -112,8 +112,7 @@ def export(model: Network, folder: Path) -> dict[str, Any]:
         UserError: onnx, onnxscript or onnxruntime is missing.
     """
     if model.sees_edges:
-        weights = next(folder.glob("*.safetensors"))
-        return {weights.name: {"bytes": weights.stat().st_size}}
+        return {path.name: {"bytes": path.stat().st_size} for path in folder.glob("*.safetensors")}
     errors, threads, features = list[float](), torch.get_num_threads(), load_card(folder).features
 
     def check(path: Path) -> None:
