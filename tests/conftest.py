@@ -4,13 +4,25 @@ Shapes in annotations are checked at run time, in tests only: it costs 35 micros
 losses, which refuse wrong shapes with messages of their own, and not in models, which ONNX traces.
 """
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 
 import pytest
 from jaxtyping import install_import_hook
 
 SHAPED = ("data.features", "evaluate.decode", "evaluate.score", "losses")
 install_import_hook([f"xmodal_kd.modalities.speech.{name}" for name in SHAPED], "beartype.beartype")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected is no garbage: its collector need not look at it, then or ever after."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import (
     BitImageProcessor,
     CLIPConfig,
@@ -80,6 +79,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fid_is_that_of_torchmetrics(networks: Path) -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance  # which takes a second and a half to import
+
     real, samples = made(1), made(2) ** 3
     judges = Encoders(networks / "inception.pt", None, None)
     judges.measure(samples, Real(samples.numpy()))  # of other data before

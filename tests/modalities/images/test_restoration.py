@@ -15,7 +15,6 @@ import torch
 from once import once
 from PIL import Image
 from pydantic import ValidationError
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from toy import engine
 
 from xmodal_kd.adapter import moments, panels
@@ -285,6 +284,8 @@ def test_a_game_between_generator_and_discriminator_resumes_to_the_bit(tmp_path:
 
 def test_metrics_are_those_of_torchmetrics() -> None:
     """Whose SSIM is a mean over a padded image; without its border it is Wang's, as Matlab and papers have it."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     a = noise(1, 40, 33)
     b = np.clip(a + noise(1, 40, 33, seed=1) / 8 - 16, 0, 255).astype(np.uint8)
     x, y = (torch.from_numpy(one.astype(np.float64))[None] for one in (a, b))

@@ -59,12 +59,20 @@ class Annotations:
 
 
 def annotations_of(path: Path, category: str | None = None) -> Annotations:
-    """Those of a JSON file, or of the one in a folder or its ``annotations/`` that has joints.
+    """Those of a JSON file, or of the one in a folder or its ``annotations/`` that has joints; read once in a process.
 
     Raises:
         UserError: it names the file, what is wrong with it and what to do.
     """
     file = path if path.is_file() else _found(path)
+    seen = file.stat()
+    skeleton, persons = _read(file, category, seen.st_size, seen.st_mtime_ns)
+    return Annotations(file, _images(file, persons[0].image), skeleton, persons)
+
+
+@lru_cache(maxsize=2)  # of data.path and data.test_path
+def _read(file: Path, category: str | None, size: int, date: int) -> tuple[Skeleton, tuple[Person, ...]]:
+    """What a file of this size and date says."""
     content = read_json(file, MOST_ANNOTATIONS)
     if not is_keypoints(content):
         raise UserError(
@@ -80,7 +88,7 @@ def annotations_of(path: Path, category: str | None = None) -> Annotations:
     persons = tuple(_persons(file, content["annotations"], number, names, len(skeleton.names)))
     if not persons:
         raise UserError(f"{file}: no annotation of its category has a labelled joint: give another file")
-    return Annotations(file, _images(file, persons[0].image), skeleton, persons)
+    return skeleton, persons
 
 
 def is_keypoints(content: Any) -> bool:
