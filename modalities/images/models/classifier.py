@@ -27,6 +27,9 @@ class CNNConfig(Strict):
     """Of a stage."""
     norm: Norm = "group"
     """``batch``: BatchNorm, whose statistics of the training data the method deepinversion reads."""
+    dominant: int | None = Field(None, ge=1, le=9)
+    """Kernels of each input channel, of which every output is a mixture (after Wang et al., ECCV 2016); None: each
+    output has kernels of its own."""
 
 
 class ResNetConfig(Strict):
@@ -51,6 +54,20 @@ class Convolution(nn.Sequential):
     @staticmethod
     def norm(width: int, kind: Norm) -> nn.Module:
         return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(gcd(width, 8), width)
+
+
+class Dominant(nn.Sequential):
+    """A 3 x 3 convolution whose kernels are mixtures of a few: ``W[o, i] = sum_r mix[o, i, r] K[i, r]``, a norm.
+
+    Inspired by Wang, Deng, Wang, "Accelerating Convolutional Neural Networks with Dominant Convolutional Kernel and
+    Knowledge Pre-regression", ECCV 2016, whose equations could not be read: `count` kernels K of each input channel,
+    then a 1 x 1 convolution, nothing between them. Nine of them are any 3 x 3 convolution.
+    """
+
+    def __init__(self, channels: int, width: int, count: int, norm: Norm = "group") -> None:
+        kernels = nn.Conv2d(channels, channels * count, 3, padding=1, groups=channels, bias=False)
+        mix = nn.Conv2d(channels * count, width, 1, bias=False)
+        super().__init__(kernels, mix, Convolution.norm(width, norm))
 
 
 class Block(nn.Module):
@@ -121,10 +138,16 @@ class CNN(Classifier):
             width = config.width * 2**level
             layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if level else []
             for _ in range(config.convolutions):
-                layers += [Convolution(channels, width, norm=config.norm), nn.ReLU()]
+                layers += [self.convolution(channels, width, config), nn.ReLU()]
                 channels = width
             stages.append(nn.Sequential(*layers))
         super().__init__(stages, channels, classes)
+
+    @staticmethod
+    def convolution(channels: int, width: int, config: CNNConfig) -> nn.Module:
+        if config.dominant is None:
+            return Convolution(channels, width, norm=config.norm)
+        return Dominant(channels, width, config.dominant, config.norm)
 
 
 def residual_stages(channels: int, width: int, depth: int, blocks: int, norm: Norm) -> list[nn.Module]:
