@@ -13,7 +13,8 @@ from .. import data_free  # noqa: F401 - registers its methods
 from ..adapter.adapter import Adapter, ControlSpec, NoControl, NoiseControl, Source, adapter_class, is_teacher
 from ..adapter.panels import Panel
 from ..compress.known import COMPRESSIONS, Compression, Ways
-from ..objective.loss_inputs import head_paths, reads_labels
+from ..objective.heads import head_paths
+from ..objective.loss_inputs import reads_labels
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train
 from ..recipe.yaml_reader import Path_
@@ -58,6 +59,30 @@ def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, An
             name = next(iter(sorted(set(ours) ^ set(theirs))), "their order")
             raise UserError(f"scheme.params.{key}: both tasks share one list of classes: they differ in {name!r}")
     return made
+
+
+class Adapters:
+    """What trains each role of a run: an adapter for each data section and size of batches, made once.
+
+    Args:
+        adapter: that of the recipe's own data and batches.
+    """
+
+    def __init__(self, loaded: Loaded, adapter: Adapter, streams: Streams) -> None:
+        self.loaded, self.adapter, self.streams = loaded, adapter, streams
+        #: By the key of another task's data, and by the size of batches.
+        self._made: dict[tuple[str | None, int], Adapter] = {(None, loaded.recipe.train.batch_size): adapter}
+
+    def of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
+        """The adapter of a training's data, in batches of the recipe's size unless another is given."""
+        key, size = None if role_plan.data is None else role_plan.data[0], batch_size
+        size = self.loaded.recipe.train.batch_size if size is None else size
+        if (key, size) not in self._made:
+            if role_plan.data is not None:
+                self._made[key, size] = other_task(self.loaded, self.adapter, *role_plan.data, size)
+            else:
+                self._made[key, size] = make_adapter(self.loaded, self.streams, size)
+        return self._made[key, size]
 
 
 def role_plans(loaded: Loaded, adapter: Adapter) -> list[RolePlan]:
