@@ -41,8 +41,11 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     adapter = kind.of(data)(data, streams, batch_size or loaded.recipe.train.batch_size)
     adapter.teachers = loaded.recipe.taught_by()
     adapter.method = loaded.recipe.method.name
-    scheme = scheme_of(loaded)
-    return adapter if scheme is None else scheme[0].adapted(scheme[1], adapter)
+    if (scheme := scheme_of(loaded)) is None:
+        return adapter
+    for key, section in scheme[0].sections(scheme[1]).items():
+        loaded.validate(kind.Data, section, ("scheme", "params", key))
+    return scheme[0].adapted(scheme[1], adapter)
 
 
 def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, Any], batch_size: int) -> Adapter:
