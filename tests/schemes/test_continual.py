@@ -25,7 +25,8 @@ from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.schemes import SCHEMES
-from xmodal_kd.schemes.continual import EXPERT, Rehearsed
+from xmodal_kd.schemes.continual import EXPERT
+from xmodal_kd.schemes.exemplars import Rehearsed
 from xmodal_kd.training.engine import Engine
 from xmodal_kd.training.label_budget import LabelBudget
 from xmodal_kd.training.loader import steps

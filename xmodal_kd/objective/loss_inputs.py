@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import reduce
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from ..losses import LossSpec, blocks
-from ..losses.base import frozen, full_precision
+from ..losses.base import full_precision
 from ..losses.known_classes import relabelled
-from ..recipe.recipe import On, Term
+from ..recipe.recipe import Term
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS, Layout, Signal, Signals
 from .class_rows import all_classes, all_known, checked_labels, compares_scores, only_known, what_both_know
+from .heads import head_of
 from .resample import Way, pair, resample_rows
 
 LossInputs = dict[str, Any]
@@ -209,7 +208,7 @@ def collect(
         if key == "labels":
             given["label_item"] = _chosen(signal.layout.item, which)
     heads = {"head": ("teacher", teacher), "own_head": ("student", student)}
-    given |= {key: _head(name, term, *heads[key]) for key in heads if key in spec.inputs}
+    given |= {key: head_of(name, term, *heads[key]) for key in heads if key in spec.inputs}
     if "ids" in spec.inputs and student.ids is None:
         raise UserError(f"term {name!r}: the loss {spec.name} needs the samples' ids, and the adapter gives none")
     return given
@@ -314,57 +313,6 @@ def _grid(name: str, layout: Layout, spec: LossSpec) -> tuple[int, ...] | None:
     if not spec.ragged:
         raise UserError(f"term {name!r}: its loss works on maps, and the {layout.kind} rows form no grid")
     return None
-
-
-# ---------------------------------------------------------------- heads
-
-
-class Head:
-    """A part of a model, modules one after another, as a function of rows.
-
-    Gradients pass but never reach it, unless it is `learning`.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        for module in self.modules:
-            if _pointwise(module):
-                bias = None if module.bias is None else module.bias.detach().to(rows.dtype)
-                rows = F.linear(rows, module.weight.detach().flatten(1).to(rows.dtype), bias)
-            else:
-                rows = frozen(module, rows)
-        return rows
-
-    def learning(self, rows: Tensor) -> Tensor:
-        """The same, and its weights have a gradient."""
-        for module in self.modules:
-            rows = F.linear(rows, module.weight.flatten(1), module.bias) if _pointwise(module) else module(rows)
-        return rows
-
-
-def _pointwise(module: nn.Module) -> TypeGuard[_ConvNd]:
-    """Whether a convolution is a linear map of each position."""
-    return isinstance(module, _ConvNd) and set(module.kernel_size) == {1} and module.groups == 1
-
-
-def head_paths(term: Term, role: str) -> tuple[str, ...]:
-    """Paths of the modules that a term names as the head of `role` ("student" or "teacher"); none where it does not."""
-    path = getattr(term.head, role) if isinstance(term.head, On) else term.head
-    return () if path is None else (path,) if isinstance(path, str) else path
-
-
-def _head(name: str, term: Term, role: str, said: Signals | None) -> Head:
-    if not (paths := head_paths(term, role)):
-        raise UserError(f"term {name!r}: its loss runs features through the {role}'s head: say head: <module path>")
-    if said is None or said.model is None:
-        raise UserError(f"term {name!r}: head {paths[0]!r} belongs to a {role} whose model this method does not give")
-    modules = dict(said.model.named_modules())
-    for path in paths:
-        if path not in modules:
-            raise UserError(f"term {name!r}: the {role} has no module {path!r}{nearest(path, modules)}")
-    return Head([modules[path] for path in paths])
 
 
 # ---------------------------------------------------------------- over ranks

@@ -13,7 +13,8 @@ from .. import data_free  # noqa: F401 - registers its methods
 from ..adapter.adapter import Adapter, ControlSpec, NoControl, NoiseControl, Source, adapter_class, is_teacher
 from ..adapter.panels import Panel
 from ..compress.known import COMPRESSIONS, Compression, Ways
-from ..objective.loss_inputs import head_paths, reads_labels
+from ..objective.heads import head_paths
+from ..objective.loss_inputs import reads_labels
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Recipe, Teacher, Term, Train
 from ..recipe.yaml_reader import Path_

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..models.weight_swap import weight_swap_of
-from ..objective.loss_inputs import head_paths
+from ..objective.heads import head_paths
 from ..recipe.recipe import Train
 from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError
