@@ -49,15 +49,21 @@ class OnOwnTexts(Distil):
         if self.objective.asked.name != "fixed":
             raise UserError(f"{name}: balance {self.objective.asked.name} knows one text an utterance: leave it out")
 
-    def drawn(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> Batch:
-        """The batch over texts that `role` draws now."""
+    def drawn(
+        self, role: str, roles: Roles, batch: Batch, ctx: Context, beside: tuple[str, nn.Module, float] | None = None
+    ) -> Batch:  # fmt: skip
+        """The batch over texts that `role` draws now.
+
+        Args:
+            beside: another role, its model, and the share of its distribution in the one that tokens are drawn from.
+        """
         with (
             ctx.timer.time("teacher" if role == self.teacher else "student"),
             uncompiled(),
             self.streams.forked("texts", role, ctx.stage.name, ctx.step, ctx.micro),
         ):
             out: Batch = self.adapter.own_texts(  # type: ignore[attr-defined]
-                role, roles[role], batch, self.params.temperature, self.params.longest
+                role, roles[role], batch, self.params.temperature, self.params.longest, beside
             )
         return out
 

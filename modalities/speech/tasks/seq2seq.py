@@ -26,7 +26,7 @@ from ..evaluate.measure import measured
 from ..export.decoder_folder import about_decoder, load_decoder_card, reloaded, save_decoder, size_of
 from ..models.processor import DecoderTokens, MelFrames, Processor, padded
 from ..models.seq2seq import Encoders, encoder_of, shifted
-from ..models.whisper import drawn, greedy, load_whisper
+from ..models.whisper import Beside, drawn, greedy, load_whisper
 from ..show.written import Written
 from .forced import Forced
 from .texts import TextAdapter
@@ -243,19 +243,32 @@ class Seq2SeqAdapter(TextAdapter):
         heard = sample.clean if self.config.teacher_view == "clean" else sample.features
         return heard, torch.tensor(sample.others.get("teacher", sample.target))
 
+    @property
+    def begins(self) -> int:
+        """The row of a text's first token: those before it are of what stands before a text."""
+        return len(self.processor.prefix) - 1
+
     @torch.no_grad()
-    def own_texts(self, role: str, model: nn.Module, batch: Batch, temperature: float, longest: int) -> Batch:
+    def own_texts(
+        self, role: str, model: nn.Module, batch: Batch, temperature: float, longest: int,
+        beside: tuple[str, nn.Module, float] | None = None,
+    ) -> Batch:  # fmt: skip
         """The batch over texts that `role` draws from itself, in eval mode, of torch's global generator.
 
         Targets are all that both are forced over then, and no labels. A text that was not ended has no end.
 
         Args:
             longest: tokens of a text, its end among them.
+            beside: another role, its model in eval mode, and the share that its distribution has in each token's.
         """
-        made, heard = self._made(role), self._heard(batch, self.view(role, model))
+
+        def states(role: str, model: nn.Module) -> Tensor:
+            return self._encoders(encoder_of(model), self._heard(batch, self.view(role, model)), shared=True)
+
+        made = self._made(role)
         with evaluating(model):
-            states = self._encoders(encoder_of(model), heard, shared=True)
-            texts = drawn(model, made, states, temperature, longest)
+            mixed = None if beside is None else Beside(beside[1], states(*beside[:2]), beside[2], temperature)
+            texts = drawn(model, made, states(role, model), temperature, longest, mixed)
         return self.over(batch, [[*made.prefix[1:], *text] for text in texts], role)
 
     def over(self, batch: Batch, targets: Sequence[Sequence[int]], role: str = "student") -> Batch:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracles import own_texts_by_another as oracle
 from pretrained_small import write_whisper
-from seq2seq_small import adapter_of, listed, record, sets
+from seq2seq_small import adapter_of, arguments, begun, context, record
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.methods import GKD, ContrastivePair
@@ -23,12 +23,9 @@ from xmodal_kd.modalities.speech.models.seq2seq import encoder_of
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term, Train
 from xmodal_kd.runtime.checkpoint import read_json
-from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.signals.signals import Layout, Signals
-from xmodal_kd.training.method import Context, Stage
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
@@ -43,24 +40,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("recordings"))
-
-
-def context(step: int = 0, steps: int = 4, micro: int = 0) -> Context:
-    stage = Stage("student", steps, frozenset({"student"}))
-    return Context(stage, step, micro, Streams(1), StepTimer(torch.device("cpu")), Ranks())
-
-
-def begun(kind: Any, recordings: Path, teacher: Path, terms: list[Term], **params: Any) -> tuple[Any, Any, Any]:
-    """A method with its roles, and a batch."""
-    adapter = adapter_of(recordings, teacher)
-    torch.manual_seed(1)
-    roles = {"student": adapter.build("student", "whisper", {"decoder_layers": 2, "freeze_encoder": True}).train()}
-    roles["teacher"] = adapter.load("teacher", teacher).requires_grad_(False)
-    train = Train(steps=4, batch_size=3)
-    made = kind(adapter, Objective(terms, steps=4), train, Streams(1), params=kind.Params(**params))
-    made.check(roles)
-    source = adapter.data("train")
-    return made, roles, source.collate([source.sample(i, 0) for i in range(len(source))])
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -265,11 +244,6 @@ METHODS: Mapping[str, tuple[str, str]] = {
         "[{loss: ce}, {loss: distillm2_skl, labels: tokens}, {loss: distillm2_srkl, labels: tokens}]",
     ),
 }
-
-
-def arguments(out: Path, recordings: Path, teacher: Path, *more: str) -> list[str]:
-    given = sets(recordings, teacher, "train.steps=4", "train.checkpoint_every=2", *more)
-    return ["run", "speech/whisper", "--out", str(out), "--device", "cpu", "--quiet", *listed(given)]
 
 
 @pytest.mark.full
