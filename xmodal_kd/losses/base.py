@@ -174,8 +174,7 @@ def loss(
     ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
     ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own), ``masks_unknown`` (looks itself
     at the classes of which the teacher's score is -inf), ``numbered`` (a parameter speaks of columns by their number),
-    ``labelled_lists`` (compares lists, and labels stand beside the rows of their first signal), ``other_tokens`` (the
-    teacher's rows may be tokens of another vocabulary, row i the i-th of its text).
+    ``labelled_lists`` (labels stand beside its first signal), ``other_tokens`` (of two vocabularies, row i the i-th).
     """
 
     def add(fn: F) -> F:

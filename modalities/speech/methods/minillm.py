@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal_kd.adapter.adapter import Batch, Strict
+from xmodal_kd.losses.base import full_precision
 from xmodal_kd.losses.logits import kl
 from xmodal_kd.objective.parts import LossOut, Part
 from xmodal_kd.runtime.errors import UserError
@@ -93,7 +94,8 @@ class MiniLLM(OnOwnTexts):
 
     def scores(self, role: str, roles: Roles, own: Batch) -> Tensor:
         """``(b, l, classes)`` logits of these tokens, at the temperature that they are drawn at."""
-        rows = self.forward_features(role, roles, own, ()).rows("logits").float() / self.params.temperature
+        rows = self.forward_features(role, roles, own, ()).rows("logits")
+        rows = full_precision(rows) / self.params.temperature
         found: Tensor = rows.view(len(own["ids"]), -1, rows.shape[1])[:, self.adapter.begins :]  # type: ignore[attr-defined]
         return found[:, : self.tokens(own).shape[1]]
 

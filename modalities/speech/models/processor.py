@@ -30,16 +30,14 @@ class Processor:
     """Feature extractor, tokenizer and generation config of a folder.
 
     Args:
-        language: what is spoken, of a model that knows many languages; None: as its generation config says.
+        language: what is spoken, of a model that knows many languages, others are not told; None: as its generation
+            config says.
         leading_space: whether a text begins with a space.
-        alone: whether no other model of the run may be the one that the language is told to.
     Raises:
         UserError: the folder is no Whisper, lacks a part, its parts do not fit each other, or the language is not told.
     """
 
-    def __init__(
-        self, folder: Path, language: str | None = None, *, leading_space: bool = True, alone: bool = True
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, language: str | None = None, *, leading_space: bool = True) -> None:
         self.folder, self.leading_space = folder, leading_space
         self.config = checked_config(folder)
         self.extractor, self.tokenizer, self.generation = read_parts(folder)
@@ -49,7 +47,7 @@ class Processor:
         self.seconds = float(self.extractor.chunk_length)
         self.start, self.end = int(self.config["decoder_start_token_id"]), int(self.config["eos_token_id"])
         self._fits()
-        self.language = self._language(language, alone)
+        self.language = self._language(language)
         self.prefix = self._prefix()
         if self.prefix[:1] != [self.start]:
             raise UserError(
@@ -70,11 +68,9 @@ class Processor:
                 "(vocab_size): save the processor of this model beside it"
             )
 
-    def _language(self, wanted: str | None, alone: bool) -> str | None:
+    def _language(self, wanted: str | None) -> str | None:
         """What is spoken, of a model that knows many languages; None of another."""
         if not getattr(self.generation, "is_multilingual", False):
-            if wanted is not None and alone:
-                raise UserError(f"data.language: {wanted}: {self.folder} knows one language: leave it out")
             return None
         found = wanted or getattr(self.generation, "language", None) or self._forced()
         if found is None:

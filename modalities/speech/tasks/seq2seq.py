@@ -61,30 +61,18 @@ class Seq2SeqAdapter(TextAdapter):
         self._encoders = Encoders()
 
     def _read(self, folder: Path) -> Processor:
-        alone = len({one.expanduser().resolve() for one in self._folders()}) < 2
-        return Processor(
-            folder.expanduser(), self.config.language, leading_space=self.config.leading_space, alone=alone
-        )  # fmt: skip
-
-    def _folders(self) -> Iterable[Path]:
-        """Whatever roles may write by."""
-        yield from () if self.config.processor is None else (self.config.processor,)
-        yield from self._own.values()
+        return Processor(folder.expanduser(), self.config.language, leading_space=self.config.leading_space)
 
     @property
     def _own(self) -> dict[str, Path]:
         """The folders of teachers, be they loaded from there or built as there."""
-        own = {
-            role: Path(found)
-            for role, spec in self.teachers.items()
-            if spec.signals is None and (found := spec.path or spec.params.get("processor")) is not None
-        }
-        return own
+        found = {role: spec.path or spec.params.get("processor") for role, spec in self.teachers.items()}
+        return {role: Path(path) for role, path in found.items() if path and self.teachers[role].signals is None}
 
     @cached_property
     def processor(self) -> Processor:
         """What all roles hear and write by."""
-        folder = next(iter(self._folders()), None)
+        folder = self.config.processor or next(iter(self._own.values()), None)
         if folder is None:
             raise UserError(
                 "data.processor: no teacher.path says how audio is heard and texts are split into tokens: name a "
@@ -95,14 +83,13 @@ class Seq2SeqAdapter(TextAdapter):
     @cached_property
     def others(self) -> Mapping[str, DecoderTokens]:
         """How teachers write that have a tokenizer of their own."""
-        ours, found = self.processor, dict[str, DecoderTokens]()
-        for role, folder in self._own.items():
-            if (
-                folder.expanduser().resolve() != ours.folder.resolve()
-                and (made := self._read(folder)).names != ours.names
-            ):
-                found[role] = DecoderTokens(made, self.config.normaliser)
-        return found
+        ours = self.processor
+        made = {role: self._read(path) for role, path in self._own.items() if path.expanduser() != ours.folder}
+        if (spoken := self.config.language) and not any(one.language for one in (ours, *made.values())):
+            raise UserError(f"data.language: {spoken}: {ours.folder} knows one language: leave it out")
+        return {
+            role: DecoderTokens(one, self.config.normaliser) for role, one in made.items() if one.names != ours.names
+        }
 
     def _made(self, role: str) -> Processor:
         return self.others[role].processor if role in self.others else self.processor
