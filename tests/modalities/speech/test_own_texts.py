@@ -293,7 +293,11 @@ def test_a_killed_run_goes_on_to_the_same_student(name: str, recordings: Path, t
     assert not (tmp_path / "killed/report.json").exists()
     assert call([*given, "--resume"]) == 0
     files = {run: tmp_path / run / "student/model.safetensors" for run in ("whole", "killed", "plain")}
-    assert files["whole"].read_bytes() == files["killed"].read_bytes() != files["plain"].read_bytes()
+    assert files["whole"].read_bytes() == files["killed"].read_bytes()
+    # the loss on dev falls in four steps, so that a share that rises stays 0
+    assert (files["whole"].read_bytes() == files["plain"].read_bytes()) == (name == "rising")
+    state = read_json(tmp_path / "killed/checkpoints/student/step-00000004/state.json")["method"]
+    assert name != "rising" or (state["looked"] == 2 and state["level"] > 0)
     controls = [(tmp_path / run / "control/model.safetensors").read_bytes() for run in ("whole", "killed", "plain")]
     assert len(set(controls)) == 1
     assert read_json(tmp_path / "whole/report.json")["roles"]["student"]["parameters"] > 0
