@@ -48,7 +48,7 @@ def compared(
         pairs = list(zip(mine, theirs, strict=True))
     else:
         pairs = [(mine[0], other) for other in [*mine[1:], *theirs]]
-    for a, b in pairs:
+    for a, b in () if "teacher_item" in spec.inputs else pairs:
         if not a.layout.same_rows(b.layout):
             raise UserError(
                 f"term {name!r}: the student's {_rows_of(a.layout)} and the teacher's {_rows_of(b.layout)} are not "
@@ -178,7 +178,9 @@ def collect(
         others = [s.layout for s in (*mine[:1], *theirs[:1], *beside.values()) if s.layout.same_rows(at)]
         beside["labels"] = checked_labels(name, spec, beside["labels"], classes, known, _valid(others))
     by_row = {key: signal for key, signal in beside.items() if signal.layout.kind == mine[0].layout.kind}
-    masks = _masks(mine, theirs, list(by_row.values()))
+    apart = "teacher_item" in spec.inputs
+    masks = _masks(mine, [] if apart else theirs, list(by_row.values()))
+    their_masks = _masks(theirs, [], []) if apart else masks
     rows, mask = mine[0].rows, masks[0]
     large = rows.numel() > blocks.BLOCK
     if mask is not None and large and spec.alone and not projected and len(by_row) == len(beside):
@@ -191,9 +193,11 @@ def collect(
     layouts = [signal.layout for signal in mine]
     lists: dict[str, list[Any]] = {
         "student": [full_precision(_chosen(s.rows, m)) for s, m in zip(mine, masks, strict=False)],
-        "teacher": [full_precision(_chosen(s.rows.detach(), m)) for s, m in zip(theirs, masks, strict=False)],
+        "teacher": [full_precision(_chosen(s.rows.detach(), m)) for s, m in zip(theirs, their_masks, strict=False)],
         "item": [_chosen(layout.item, m) for layout, m in zip(layouts, masks, strict=False)],
     }
+    if apart:
+        lists["teacher_item"] = [_chosen(s.layout.item, m) for s, m in zip(theirs, their_masks, strict=True)]
     if {"grid", "cell"} & set(spec.inputs):
         lists["grid"] = [_grid(name, layout, spec) for layout in layouts]
         cells = [torch.arange(len(layout), device=layout.item.device) for layout in layouts]
