@@ -259,7 +259,7 @@ def compare(out: Path, arm: str, sets: Sequence[str], seeds: int) -> dict[str, A
                "--seeds", str(seeds), "--out", str(out / "compare")]  # fmt: skip
     subprocess.run([*command, *(part for one in given for part in ("--set", one))], check=True)
     text = (out / "compare" / "compare.json").read_text().replace(f"{out}/", "")
-    found: dict[str, Any] = json.loads(text)
+    found: dict[str, Any] = json.loads(text) | {"recipe": "speech/textual_kd"}
     for entry in (*found["arms"], *found["against_control"]):
         key = "name" if "name" in entry else "arm"
         entry[key] = arm

@@ -53,7 +53,8 @@ surveys, and where it is. `xmodal-kd list losses --needs features --without labe
   `recipes/RESULTS.md` has the whole and what speaks against it. Empty: not measured here.
 - **here**: registered losses, methods, schemes and ways of compression (`xmodal-kd list losses`, and so on), or how an
   arrangement does it. *Partly*: what is missing is said. *Experimental*: after the paper's idea, which it does not give
-  in full. *Not built*: there is nothing, or only what is near."""
+  in full. *Not built*: there is nothing, or only what is near. *Another world*: nor will there be, for it takes data or
+models that no modality here has; which, is said."""
 
 
 def registered() -> dict[str, Any]:
@@ -189,9 +190,13 @@ def homes(table: list[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
+STATES = ("built", "partly", "experimental", "not built", "another world")
+
+
 def state(row: Row) -> str:
+    """One of `STATES`."""
     if not (row.get("here") or row.get("how")):
-        return "not built"
+        return "another world" if row.get("world") else "not built"
     if row.get("experimental") or any(_experimental(name) for name in row.get("here", "").split()):
         return "experimental"
     return "partly" if row.get("part") else "built"
@@ -212,7 +217,7 @@ def page() -> str:
         raise SystemExit(f"{TABLE.name} has no method for what is registered: {', '.join(homeless)}")
     rows = [row for family in table for row in family["methods"]]
     states = [state(row) for row in rows]
-    counts = ", ".join(f"{states.count(word)} {word}" for word in ("built", "partly", "experimental", "not built"))
+    counts = ", ".join(f"{states.count(word)} {word}" for word in STATES)
     losses = sum(name in LOSSES for name in things)
     others = f"{len(SCHEMES)} schemes and {len(COMPRESSIONS)} ways of compression"
     lines = [HEAD, f"{len(rows)} entries: {counts}; {losses} losses, {others} are registered.", ""]
@@ -273,7 +278,7 @@ def needs_of(name: str) -> frozenset[str]:
 
 def _here(row: Row, things: Mapping[str, Any]) -> str:
     links = ", ".join(f"[`{name}`]({lives(things[name])})" for name in row.get("here", "").split())
-    return "; ".join(text for text in (links, row.get("how"), row.get("note")) if text)
+    return "; ".join(text for text in (links, row.get("how"), row.get("note"), row.get("world")) if text)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "cfl": ((6,), (9, 5)),
     "distilhubert": ((6,), (9, 5, 7)),
     "dphubert": ((6, 6, 6), (9, 9, 9)),
+    "dskd_cma": ((5, 6, 12), (5, 9, 18)),
     "lelp": ((10,), (2, 7)),
     "minilm": ((6,) * 3, (9,) * 3),
     "minilmv2": ((6,) * 3, (9,) * 3),
@@ -52,7 +53,7 @@ def shaped(name: str) -> Callable[[Batch, int], Batch]:
         ]
         if not isinstance(batch["student"], list):
             return batch | {"student": sides[0][0], "teacher": sides[1][0]}
-        places = {key: batch[key][:1] * len(widths[0]) for key in ("item", "cell", "grid")}
+        places = {key: batch[key][:1] * len(widths[0]) for key in ("item", "teacher_item", "cell", "grid")}
         return batch | {"student": sides[0], "teacher": sides[1]} | places
 
     return change
@@ -95,6 +96,7 @@ def statistics() -> Path:
 EXAMPLES: dict[str, Callable[[Batch, int], Batch]] = {name: shaped(name) for name in SHAPES} | {
     "bounded_reg": regression,
     "dskd": lambda batch, seed: batch | {"labels": batch["labels"] % 5},
+    "dskd_cma": lambda batch, seed: shaped("dskd_cma")(batch, seed) | {"labels": batch["labels"] % 5},
     "patch_gan": regression,
     "sdd": one_label,
     "uhc": partly,

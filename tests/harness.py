@@ -121,6 +121,7 @@ def batch(seed: int, spec: LossSpec, dtype: torch.dtype = torch.float64, counts:
         "student": [rows(width, 0.0) for width in widths],
         "teacher": [rows(width + wider, 0.5) for width in widths],
         "item": [item for _ in widths],
+        "teacher_item": [item for _ in widths],
         "cell": [torch.cat(cells) for _ in widths],
         "grid": [GRID for _ in widths],
     }
@@ -146,6 +147,7 @@ def rows_of(inputs: Batch, keep: Tensor) -> Batch:
         "items": 1,
         "label_item": torch.zeros_like(item),
         "item": each(lambda x: torch.zeros_like(item), inputs["item"]),
+        "teacher_item": each(lambda x: torch.zeros_like(item), inputs["item"]),
         "cell": each(lambda x: x[keep] % prod(GRID), inputs["cell"]),
         "ids": inputs["ids"][item[:1]] if len(item) else inputs["ids"][:1],
     }  # fmt: skip

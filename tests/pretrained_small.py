@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,22 @@ def write(folder: Path, kind: str, **changes: Any) -> Path:
     return folder
 
 
-def write_whisper(folder: Path, *, letters: str = LETTERS, chunk: int = 30, many: bool = False, **changes: Any) -> Path:
+def write_whisper(
+    folder: Path, *, letters: str = LETTERS, chunk: int = 30, many: bool = False, pieces: Sequence[str] = (),
+    **changes: Any,
+) -> Path:  # fmt: skip
     """A Whisper with random weights, as `save_pretrained` of model and processor leaves it: letters are its tokens.
 
     Args:
         chunk: seconds that it hears at once.
         many: whether it knows two languages and two tasks.
+        pieces: pairs of tokens that are tokens, too.
     """
     import transformers
 
     torch.manual_seed(0)
     told = ["<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>"] if many else []
-    names = [*letters, "Ġ", "<|endoftext|>", "<|startoftranscript|>", *told, "<|notimestamps|>"]
+    names = [*letters, *pieces, "Ġ", "<|endoftext|>", "<|startoftranscript|>", *told, "<|notimestamps|>"]
     index = {name: i for i, name in enumerate(names)}
     end, start = index["<|endoftext|>"], index["<|startoftranscript|>"]
     sizes: dict[str, Any] = {
@@ -97,7 +102,8 @@ def write_whisper(folder: Path, *, letters: str = LETTERS, chunk: int = 30, many
         model.generation_config.task_to_id = {name.strip("<|>"): index[name] for name in told[2:]}
     model.save_pretrained(folder)
     special = {"additional_special_tokens": names[names.index("<|startoftranscript|>") :]}
-    tokenizer = transformers.WhisperTokenizer(vocab=index, merges=[], **special)
+    merges = [(piece[:-1], piece[-1]) for piece in pieces]
+    tokenizer = transformers.WhisperTokenizer(vocab=index, merges=merges, **special)
     tokenizer.save_pretrained(folder)
     transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=chunk).save_pretrained(folder)
     return folder

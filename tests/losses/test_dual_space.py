@@ -95,3 +95,43 @@ def test_heads_are_named_for_each_side() -> None:
 def test_other_lists_are_refused() -> None:
     with pytest.raises(ValueError, match=r"on: \[logits, features\]"):
         LOSSES["dskd"].make([5], [5])
+
+
+def told(given: dict[str, Any], side: str, h: torch.Tensor) -> Signals:
+    """What a model says of two texts of its own tokens, of which all count; embeddings without gradient."""
+    head, read, following = linear(given[f"head_{side}"]), given[f"in_{side}"], given[f"y_{side}"]
+    table = given[f"emb_{side}"]
+    layout = Layout(
+        "token", torch.ones(read.size, dtype=torch.bool), torch.arange(2).repeat_interleave(len(read[0])), 2
+    )
+    out = Signals().add("logits", head(h), layout).add("h", h, layout)
+    pair = torch.from_numpy(np.concatenate([table[read], table[following]], axis=2)).flatten(0, 1)
+    out.add("e", pair, layout).add("labels", torch.from_numpy(following).flatten(), layout)
+    out.model = nn.ModuleDict({"out": head})
+    return out
+
+
+@pytest.mark.parametrize("seed, temperature", oracle.RELEASE_CROSS)
+def test_of_two_vocabularies_too(seed: int, temperature: float) -> None:
+    """Four tokens a text of seven classes beside five of six: none stands beside another."""
+    given = oracle.inputs_cross(seed)
+    h_s, h_t = (torch.from_numpy(given[name]).flatten(0, 1) for name in ("h_s", "h_t"))
+    student, teacher = told(given, "s", h_s.requires_grad_()), told(given, "t", h_t)
+    term = Term(loss="dskd_cma", on=("logits", "h", "e"), head="out", params={"temperature": temperature})
+    objective = Objective([term]).build(student, teacher, Streams(1))
+    module: Any = next(iter(objective)).module
+    module.to_student = linear(given["W_t2s"], given["b_t2s"])
+    module.to_teacher = linear(given["W_s2t"], given["b_s2t"])
+    module.query = linear(given["W_q"], given["b_q"])
+    part = objective(student, teacher).parts["dskd_cma"]
+    *sums, sizes = oracle.RELEASE_CROSS[seed, temperature]
+    assert part.count == 8 and part.total.item() == pytest.approx(sum(sums), rel=1e-10)
+    part.total.backward()
+    grads = {"h_s": h_s, "head_s": student.model["out"].weight, "W_q": module.query.weight}  # type: ignore[index]
+    grads |= {"W_t2s": module.to_student.weight, "W_s2t": module.to_teacher.weight}
+    for name, leaf in grads.items():
+        assert leaf.grad is not None and leaf.grad.abs().sum().item() == pytest.approx(sizes[name], rel=1e-9), name
+    with pytest.raises(ValueError, match="twice 4 columns are needed"):
+        LOSSES["dskd_cma"].make([7, 3, 6], [6, 4, 4])
+    with pytest.raises(ValueError, match=r"on: \[z, h, e\]"):
+        LOSSES["dskd_cma"].make([7, 3], [6, 4])

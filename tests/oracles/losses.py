@@ -16,7 +16,7 @@ from typing import Any
 from .adversarial_losses import adv_feature, adv_logit, patch_gan, skd_adv
 from .codebook_losses import mvq
 from .contrastive_losses import crd, crd_exact, infonce, infonce_regions
-from .dual_space_by_another import dskd
+from .dual_space_by_another import dskd, dskd_cma
 from .feature_losses import at, cwd, hint, nst, pearson, textual_kd
 from .forms import category, cfl, dphubert, hard_label
 from .graph_losses import fsp, irg, kdsvd, mhgd
@@ -155,6 +155,7 @@ ORACLES: Mapping[str, Callable[..., Any]] = {
     "distillm2_skl": distillm2_skl,
     "distillm2_srkl": distillm2_srkl,
     "dskd": dskd,
+    "dskd_cma": dskd_cma,
     "wkd_l": wkd_l,
     "afd": afd,
     "cirkd": cirkd,
@@ -220,6 +221,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "distillm2_skl": [{}, {"alpha": 0.5, "least": 0.2}],
     "distillm2_srkl": [{}, {"alpha": 0.5, "least": 0.2}],
     "dskd": [{}, {"temperature": 1.0}],
+    "dskd_cma": [{}, {"temperature": 1.0}],
     "wkd_l": [{}, {"temperature": 1.0, "gamma": 10.0, "sharpen": 3.0, "regularisation": 0.2, "iterations": 3}],
     "wttm": [{}, {"temperature": 1.0}],
     "ab": [{}, {"margin": 0.0}, {"margin": 2.0}, {"norm": "layer"}, {"norm": "none"}],

@@ -33,8 +33,9 @@ def test_the_page_is_what_it_is_made_of(methods: ModuleType) -> None:
 
 def test_what_is_not_built_is_marked_so(methods: ModuleType) -> None:
     lines = {line.split(" | ")[0].strip("| "): line for line in methods.PAGE.read_text().splitlines()}
-    assert "| not built |" in lines["WCoRD"] and "| partly |" in lines["MiniLLM"] and "| built |" in lines["DKD"]
+    assert "| not built |" in lines["WCoRD"] and "| partly |" in lines["OFA-KD"] and "| built |" in lines["DKD"]
     assert "| experimental |" in lines["DMKD"]
+    assert "| another world |" in lines["PromptKD"] and methods.state({"world": "radar", "here": "kd"}) == "built"
     assert methods.state({"part": True}) == "not built" and methods.state({"how": "by hand", "part": True}) == "partly"
 
 

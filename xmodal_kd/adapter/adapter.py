@@ -239,6 +239,13 @@ class Adapter(Protocol):
         """What each output of `role` means, in order; `check` compares teacher and data."""
         ...
 
+    def other_tokens(self, role: str, signal: str) -> str | None:
+        """How the vocabulary of a teacher differs whose rows of `signal` are tokens of its own; None where none are.
+
+        Row i is then the i-th of its text, which only losses with the property ``other_tokens`` may compare.
+        """
+        return None
+
     def evaluate(self, role: str, model: nn.Module, split: str) -> Evaluation: ...
 
     def untrained_control(self, teacher: nn.Module, student: nn.Module) -> nn.Module:

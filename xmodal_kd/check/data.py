@@ -59,9 +59,14 @@ def signals(subject: Subject) -> Iterator[Finding]:
 
 def classes(subject: Subject) -> Iterator[Finding]:
     """Teacher and student answer in equally many numbers, and as many as there are names of classes."""
-    output = subject.adapter.output
+    adapter, output = subject.adapter, subject.adapter.output
     widths = {role: said.rows(output).shape[-1] for role, said in subject.said.items() if output in said}
-    if len({width for role, width in widths.items() if role not in subject.adapter.elsewhere}) > 1:
+    alike = {
+        width
+        for role, width in widths.items()
+        if role not in adapter.elsewhere and not adapter.other_tokens(role, output)
+    }
+    if len(alike) > 1:
         found = ", ".join(f"{role} {width} classes" for role, width in widths.items())
         yield Finding(
             "classes", "fail", found, "train both on one vocabulary, or give the adapter a class map"
@@ -79,6 +84,9 @@ def classes(subject: Subject) -> Iterator[Finding]:
 def class_order(subject: Subject) -> Iterator[Finding]:
     """Class i means the same for teacher and student: equal numbers of classes alone do not say so."""
     if "teacher" not in subject.roles or "teacher" in subject.adapter.elsewhere:
+        return
+    if differ := subject.adapter.other_tokens("teacher", subject.adapter.output):
+        yield Finding("class order", "pass", f"{differ}; its terms compare two vocabularies")
         return
     mine, theirs = subject.adapter.class_names("student"), subject.adapter.class_names("teacher")
     if mine == theirs:

@@ -111,6 +111,7 @@ def copy(student: nn.Module, teacher: nn.Module, origins: Origins) -> None:
         if taken.shape != mine[name].shape:
             raise UserError(
                 f"the student's {name!r} is {tuple(mine[name].shape)}, what it would start as {tuple(taken.shape)} "
-                f"(the teacher's {origin.name!r}): widths must agree, or compress: width_prune chooses channels"
+                f"(the teacher's {origin.name!r}): widths must agree, or compress: width_prune chooses channels, or it "
+                "is among layer_copy's leave"
             )
         mine[name].copy_(taken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -40,6 +41,11 @@ class Copied(Strict):
     be (the first and the last among them), or these, from 0."""
 
 
+class Left(Copied):
+    leave: tuple[str, ...] = ()
+    """Names or globs of the student's weights that start as they would without a teacher: tables of other tokens."""
+
+
 @COMPRESSIONS.register("layer_copy")
 class LayerCopy(Compression):
     """The student starts as its teacher with fewer layers: the same model, as wide, every so many layers taken.
@@ -48,7 +54,7 @@ class LayerCopy(Compression):
     the depths agree the student starts as the teacher.
     """
 
-    Params: ClassVar[type[Strict]] = Copied
+    Params: ClassVar[type[Strict]] = Left
     paper, year = "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019
     starts_taught = trained = True
 
@@ -65,7 +71,13 @@ class LayerCopy(Compression):
     @staticmethod
     def _found(params: Any, model: nn.Module, roles: Mapping[str, nn.Module]) -> Origins:
         named = origins.names(model, roles["teacher"], params.layers)
-        return {mine: Origin(theirs) for mine, theirs in named.items()}
+        if idle := next((one for one in params.leave if not any(fnmatchcase(name, one) for name in named)), None):
+            raise UserError(f"layer_copy: leave: the student has no weight {idle!r}{nearest(idle, named)}")
+        return {
+            mine: Origin(theirs)
+            for mine, theirs in named.items()
+            if not any(fnmatchcase(mine, one) for one in params.leave)
+        }
 
 
 class Pruned(Copied):

@@ -58,6 +58,7 @@ INPUTS: Mapping[str, str] = {
     "student": "(n, c) valid rows of the student",
     "teacher": "(n, d) rows of the teacher, row i beside row i of the student, without gradient",
     "item": "(n,) item of the batch of each row",
+    "teacher_item": "(m,) of each of the teacher's, m of them: all that are valid, of which row i is beside no row i",
     "items": "number of items in the batch",
     "labels": "(m,) labels: one a row (m = n) or one a token of each item; (n, c) targets of a regression",
     "label_item": "(m,) item of the batch of each label",
@@ -173,7 +174,7 @@ def loss(
     ``batch_statistics`` (an item's value depends on the batch's other rows), ``random`` (draws from torch's generator),
     ``tied_widths`` (beside ``widths_differ``: they differ, in a relation of their own), ``masks_unknown`` (looks itself
     at the classes of which the teacher's score is -inf), ``numbered`` (a parameter speaks of columns by their number),
-    ``labelled_lists`` (compares lists, and labels stand beside the rows of their first signal).
+    ``labelled_lists`` (labels stand beside its first signal), ``other_tokens`` (of two vocabularies, row i the i-th).
     """
 
     def add(fn: F) -> F:

@@ -122,7 +122,7 @@ def _gaussian(rows: Tensor, item: Tensor, items: int, eps: float) -> tuple[Tenso
 @loss(
     "uld", reduction="rows", family="logits", year=2024,
     paper="Boizard et al.: Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
-    properties="zero_at_teacher shift_invariant widths_differ masks_unknown selective",
+    properties="zero_at_teacher shift_invariant widths_differ masks_unknown selective other_tokens",
 )  # fmt: skip
 def uld(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], *, temperature: Positive = 1.0
@@ -150,7 +150,7 @@ def _filled_up(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     "multilevel_ot", reduction="items", family="logits", year=2025, confidence="B",
     paper="Cui et al.: Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge Distillation on Language "
     "Models",
-    properties="shift_invariant widths_differ",
+    properties="shift_invariant widths_differ other_tokens",
 )  # fmt: skip
 def multilevel_ot(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n d"], item: Int[Tensor, " n"], items: int,

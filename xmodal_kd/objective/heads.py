@@ -1,4 +1,4 @@
-"""Heads of models, through which losses run features: what a term's ``head`` names."""
+"""A term's head: the part of teacher or student from features to scores, as a function of rows."""
 
 from __future__ import annotations
 
@@ -51,11 +51,7 @@ def head_paths(term: Term, role: str) -> tuple[str, ...]:
     return () if path is None else (path,) if isinstance(path, str) else path
 
 
-def head(name: str, term: Term, role: str, said: Signals | None) -> Head:
-    """What a term names as the head of `role`, of the model that `said` its signals.
-
-    Raises `UserError` where it names none, the model is not given, or has no such module.
-    """
+def head_of(name: str, term: Term, role: str, said: Signals | None) -> Head:
     if not (paths := head_paths(term, role)):
         raise UserError(f"term {name!r}: its loss runs features through the {role}'s head: say head: <module path>")
     if said is None or said.model is None:
@@ -67,4 +63,4 @@ def head(name: str, term: Term, role: str, said: Signals | None) -> Head:
     return Head([modules[path] for path in paths])
 
 
-__all__ = ["Head", "head", "head_paths"]
+__all__ = ["Head", "head_of", "head_paths"]

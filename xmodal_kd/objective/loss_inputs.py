@@ -20,7 +20,7 @@ from ..runtime.distributed import Ranks
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS, Layout, Signal, Signals
 from .class_rows import all_classes, all_known, checked_labels, compares_scores, only_known, what_both_know
-from .heads import head
+from .heads import head_of
 from .resample import Way, pair, resample_rows
 
 LossInputs = dict[str, Any]
@@ -48,7 +48,7 @@ def compared(
         pairs = list(zip(mine, theirs, strict=True))
     else:
         pairs = [(mine[0], other) for other in [*mine[1:], *theirs]]
-    for a, b in pairs:
+    for a, b in () if "teacher_item" in spec.inputs else pairs:
         if not a.layout.same_rows(b.layout):
             raise UserError(
                 f"term {name!r}: the student's {_rows_of(a.layout)} and the teacher's {_rows_of(b.layout)} are not "
@@ -178,7 +178,9 @@ def collect(
         others = [s.layout for s in (*mine[:1], *theirs[:1], *beside.values()) if s.layout.same_rows(at)]
         beside["labels"] = checked_labels(name, spec, beside["labels"], classes, known, _valid(others))
     by_row = {key: signal for key, signal in beside.items() if signal.layout.kind == mine[0].layout.kind}
-    masks = _masks(mine, theirs, list(by_row.values()))
+    apart = "teacher_item" in spec.inputs
+    masks = _masks(mine, [] if apart else theirs, list(by_row.values()))
+    their_masks = _masks(theirs, [], []) if apart else masks
     rows, mask = mine[0].rows, masks[0]
     large = rows.numel() > blocks.BLOCK
     if mask is not None and large and spec.alone and not projected and len(by_row) == len(beside):
@@ -191,9 +193,11 @@ def collect(
     layouts = [signal.layout for signal in mine]
     lists: dict[str, list[Any]] = {
         "student": [full_precision(_chosen(s.rows, m)) for s, m in zip(mine, masks, strict=False)],
-        "teacher": [full_precision(_chosen(s.rows.detach(), m)) for s, m in zip(theirs, masks, strict=False)],
+        "teacher": [full_precision(_chosen(s.rows.detach(), m)) for s, m in zip(theirs, their_masks, strict=False)],
         "item": [_chosen(layout.item, m) for layout, m in zip(layouts, masks, strict=False)],
     }
+    if apart:
+        lists["teacher_item"] = [_chosen(s.layout.item, m) for s, m in zip(theirs, their_masks, strict=True)]
     if {"grid", "cell"} & set(spec.inputs):
         lists["grid"] = [_grid(name, layout, spec) for layout in layouts]
         cells = [torch.arange(len(layout), device=layout.item.device) for layout in layouts]
@@ -208,7 +212,7 @@ def collect(
         if key == "labels":
             given["label_item"] = _chosen(signal.layout.item, which)
     heads = {"head": ("teacher", teacher), "own_head": ("student", student)}
-    given |= {key: head(name, term, *heads[key]) for key in heads if key in spec.inputs}
+    given |= {key: head_of(name, term, *heads[key]) for key in heads if key in spec.inputs}
     if "ids" in spec.inputs and student.ids is None:
         raise UserError(f"term {name!r}: the loss {spec.name} needs the samples' ids, and the adapter gives none")
     return given

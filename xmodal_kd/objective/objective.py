@@ -85,7 +85,7 @@ class _Compiled(nn.Module):
         if self.spec.needs_teacher:
             theirs = teacher_signals(self.name, self.term, self.spec, teacher)
         wanted = self.term.resample
-        if teacher is None or not theirs or wanted == "none":
+        if teacher is None or not theirs or wanted == "none" or "teacher_item" in self.spec.inputs:
             return
         if len(mine) != len(theirs):
             if wanted != "auto":

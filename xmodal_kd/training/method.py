@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from ..adapter.adapter import CACHED, Adapter, Batch, Source, Strict, is_teacher
 from ..adapter.panels import Panel
+from ..losses import LOSSES
 from ..models.weight_swap import weight_swap_of
 from ..objective.objective import Objective
 from ..objective.parts import LossOut
@@ -28,7 +29,7 @@ from ..runtime.errors import UserError
 from ..runtime.random_streams import Key, Streams
 from ..runtime.registry import Registry
 from ..runtime.timing import StepTimer
-from ..signals.signals import Signals, TeacherSignals
+from ..signals.signals import Signals, TeacherSignals, of_teacher
 from . import compiled
 from .optim import build_optimizer, scaling
 
@@ -191,9 +192,12 @@ class Distil:
     def check(self, roles: Mapping[str, nn.Module]) -> None:
         """Any teacher and student will do: what the objective compares is checked on a real batch.
 
-        Raises `UserError` for terms that look inside models which are to be compiled.
+        Raises `UserError` for terms that look inside models which are to be compiled, or compare tokens of two
+        vocabularies as if they were of one.
         """
         compiled.check(self.train, self.objective)
+        for role in filter(is_teacher, roles):
+            _check_tokens(self.adapter, role, self.objective)
 
     def stages(self) -> Sequence[Stage]:
         return [Stage(self.role, self.train.steps, frozenset(self.learners))]
@@ -297,6 +301,20 @@ class Distil:
         Rows of the report's curve stand under ``curve``: see `Overview`.
         """
         return {}
+
+
+def _check_tokens(adapter: Adapter, role: str, objective: Objective) -> None:
+    """Raises `UserError` for a term that takes a teacher's tokens for the student's."""
+    for term in objective:
+        if not term.spec.needs_teacher or "other_tokens" in term.spec.properties:
+            continue
+        paths = (of_teacher(role, path) or path for path in term.term.signals("teacher"))
+        if differ := next((found for path in paths if (found := adapter.other_tokens(role, path))), None):
+            able = ", ".join(sorted(name for name in LOSSES if "other_tokens" in LOSSES[name].properties))
+            raise UserError(
+                f"term {term.name!r}: {differ}: row i must mean the same token, so take a teacher and a student of one "
+                f"tokenizer, or a loss that compares two vocabularies: {able}"
+            )
 
 
 def known_as(role: str) -> str:

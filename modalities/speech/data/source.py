@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ class Sample:
     #: ``(samples,)`` as a role hears it that has a front end of its own: in the clean or the augmented view, as
     #: ``data.teacher_view`` says, without masks. None where no role asks for waves.
     wave: Tensor | None = None
+    #: Symbol numbers by roles that write others.
+    others: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 class Hears(Protocol):

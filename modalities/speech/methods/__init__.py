@@ -3,6 +3,7 @@
 May import ``models`` and ``data``, beside the core. Public are the names of methods in recipes.
 """
 
+from .minillm import MiniLLM, MiniLLMParams
 from .own_texts import GKD, ContrastivePair, GKDParams, PairParams
 
-__all__ = ["GKD", "ContrastivePair", "GKDParams", "PairParams"]
+__all__ = ["GKD", "ContrastivePair", "GKDParams", "MiniLLM", "MiniLLMParams", "PairParams"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
+from accelerate.utils import send_to_device
 from pydantic import Field
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from xmodal_kd.adapter.adapter import Batch, Strict
 from xmodal_kd.losses import LossSpec
@@ -17,6 +21,7 @@ from xmodal_kd.recipe.recipe import Term
 from xmodal_kd.runtime.errors import UserError, nearest
 from xmodal_kd.training.compiled import uncompiled
 from xmodal_kd.training.method import METHODS, Context, Distil, Roles
+from xmodal_kd.training.modes import evaluating
 
 
 class OwnTexts(Strict):
@@ -49,15 +54,21 @@ class OnOwnTexts(Distil):
         if self.objective.asked.name != "fixed":
             raise UserError(f"{name}: balance {self.objective.asked.name} knows one text an utterance: leave it out")
 
-    def drawn(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> Batch:
-        """The batch over texts that `role` draws now."""
+    def drawn(
+        self, role: str, roles: Roles, batch: Batch, ctx: Context, beside: tuple[str, nn.Module, float] | None = None
+    ) -> Batch:  # fmt: skip
+        """The batch over texts that `role` draws now.
+
+        Args:
+            beside: another role, its model, and the share of its distribution in the one that tokens are drawn from.
+        """
         with (
             ctx.timer.time("teacher" if role == self.teacher else "student"),
             uncompiled(),
             self.streams.forked("texts", role, ctx.stage.name, ctx.step, ctx.micro),
         ):
             out: Batch = self.adapter.own_texts(  # type: ignore[attr-defined]
-                role, roles[role], batch, self.params.temperature, self.params.longest
+                role, roles[role], batch, self.params.temperature, self.params.longest, beside
             )
         return out
 
@@ -81,9 +92,16 @@ def wants_labels(term: Term, spec: LossSpec) -> bool:
     return reads_labels(term, spec) and "labels" in (term.labels, term.regions if "regions" in spec.inputs else None)
 
 
+#: By how much a share of own texts that rises does so at once.
+RISE = 0.1
+
+
 class GKDParams(OwnTexts):
     share: float = Field(0.5, ge=0, le=1)
     """Probability of a step on the student's own texts; the others are on the texts of the data."""
+    rising: float | None = Field(None, ge=0)
+    """Where given, that probability begins at 0 and rises by a tenth, up to `share`, whenever the cross entropy on dev
+    is this much above what it was at the last rise, or at the start (nats a token)."""
     replay: bool = False
     """Whether such a step takes the texts that its utterances had last, with a probability that rises from 0 to 1."""
 
@@ -99,7 +117,9 @@ class GKD(OnOwnTexts):
     written once and before (``xmodal-kd pseudolabel --as-written``), as for sequence-level distillation.
 
     With ``replay`` texts are drawn anew with probability 1 - step / steps, else taken from those that were, as in Ko et
-    al., "DistiLLM", ICML 2024; there of any utterances, here of the step's own, which have one each.
+    al., "DistiLLM", ICML 2024; there of any utterances, here of the step's own, which have one each. With ``rising``
+    (0.1 in its release, with a ``share`` of 1) own texts come as the data's are learnt by heart, as there; dev is
+    looked at as often as it is evaluated.
     """
 
     Params: ClassVar[type[Strict]] = GKDParams
@@ -108,6 +128,8 @@ class GKD(OnOwnTexts):
         super().__init__(*given, **named)
         #: Targets that an utterance had last of its own, by its number, where they are to be used again.
         self.kept: dict[int, list[int]] = {}
+        #: A share that rises, the loss that it rose at last, and the step in which dev was looked at.
+        self.risen, self.level, self.looked = 0.0, math.nan, -1
         #: Terms that need no label.
         self.unlabelled = {one.name for one in self.objective if not wants_labels(one.term, one.spec)}
 
@@ -116,12 +138,39 @@ class GKD(OnOwnTexts):
         if not any(one.spec.needs_teacher and one.name in self.unlabelled for one in self.objective):
             raise UserError("method gkd: no term with a teacher does without labels, which own texts lack: add gjsd")
 
-    def is_own(self, ctx: Context) -> bool:
+    def is_own(self, ctx: Context, share: float) -> bool:
         """Whether the step is on the student's own texts, for all of its micro-batches."""
-        return bool(self.streams.numpy("whose texts", ctx.stage.name, ctx.step).random() < self.params.share)
+        return bool(self.streams.numpy("whose texts", ctx.stage.name, ctx.step).random() < share)
+
+    def share(self, role: str, roles: Roles, ctx: Context) -> float:
+        """Of own texts now: in a step in which dev is looked at, the first micro-batch does."""
+        if self.params.rising is None:
+            return float(self.params.share)
+        every = self.train.eval_every or max(1, ctx.stage.steps // 10)
+        if ctx.step % every == 0 and self.looked != ctx.step:
+            found, self.looked = self.on_dev(role, roles, ctx), ctx.step
+            if math.isnan(self.level):
+                self.level = found
+            elif found >= self.level + self.params.rising:
+                self.risen, self.level = min(self.risen + RISE, self.params.share), found
+        return self.risen
+
+    @torch.no_grad()
+    def on_dev(self, role: str, roles: Roles, ctx: Context) -> float:
+        """The student's cross entropy on dev, in nats a token."""
+        source, model = self.adapter.data("dev"), roles[role]
+        device, total, count = next(model.parameters()).device, 0.0, 0
+        with ctx.timer.time("student"), evaluating(model), uncompiled():
+            for part in source.plan(0):
+                batch = send_to_device(source.collate([source.sample(i, 0) for i in part]), device)
+                said = self.forward_features(role, roles, batch, ())
+                scores, layout = said["logits"]
+                lost = cross_entropy(scores.float()[layout.mask], said.rows("labels")[layout.mask], reduction="sum")
+                total, count = total + float(lost), count + int(layout.mask.sum())
+        return total / count
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
-        if not self.is_own(ctx):
+        if not self.is_own(ctx, self.share(role, roles, ctx)):
             return super().loss(role, roles, self.given(roles, batch, ctx), ctx)
         return self.compared(role, roles, self.own(role, roles, batch, ctx), ctx, self.unlabelled)
 
@@ -142,10 +191,15 @@ class GKD(OnOwnTexts):
         return drawn
 
     def state_dict(self) -> Mapping[str, Any]:
-        return {"kept": {str(i): targets for i, targets in self.kept.items()}}
+        kept = {str(i): targets for i, targets in self.kept.items()}
+        level = None if math.isnan(self.level) else self.level
+        return {"kept": kept, "risen": self.risen, "level": level, "looked": self.looked}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.kept = {int(i): list(targets) for i, targets in state["kept"].items()}
+        level = state.get("level")
+        self.level = math.nan if level is None else float(level)
+        self.risen, self.looked = float(state.get("risen", 0.0)), int(state.get("looked", -1))
 
 
 class PairParams(OwnTexts):

@@ -30,7 +30,8 @@ class Processor:
     """Feature extractor, tokenizer and generation config of a folder.
 
     Args:
-        language: what is spoken, of a model that knows many languages; None: as its generation config says.
+        language: what is spoken, of a model that knows many languages, others are not told; None: as its generation
+            config says.
         leading_space: whether a text begins with a space.
     Raises:
         UserError: the folder is no Whisper, lacks a part, its parts do not fit each other, or the language is not told.
@@ -70,8 +71,6 @@ class Processor:
     def _language(self, wanted: str | None) -> str | None:
         """What is spoken, of a model that knows many languages; None of another."""
         if not getattr(self.generation, "is_multilingual", False):
-            if wanted is not None:
-                raise UserError(f"data.language: {wanted}: {self.folder} knows one language: leave it out")
             return None
         found = wanted or getattr(self.generation, "language", None) or self._forced()
         if found is None:

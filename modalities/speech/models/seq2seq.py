@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -18,8 +19,10 @@ from .processor import Processor
 
 
 class WhisperLayers(Strict):
-    """Of a student as of its folder: all else is as there."""
+    """Of a model as of its folder, ``data.processor``: all else is as there."""
 
+    processor: Path | None = None
+    """Of a teacher that is trained here: a folder of its own, whose tokenizer it writes by."""
     encoder_layers: int | None = Field(default=None, ge=1, le=1024)
     """None: as many as the folder's."""
     decoder_layers: int | None = Field(default=None, ge=1, le=1024)

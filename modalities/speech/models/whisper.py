@@ -104,7 +104,9 @@ def greedy(model: Any, processor: Processor, heard: Tensor) -> list[list[int]]:
 
 
 @torch.no_grad()
-def drawn(model: Any, processor: Processor, states: Tensor, temperature: float, longest: int) -> list[list[int]]:
+def drawn(
+    model: Any, processor: Processor, states: Tensor, temperature: float, longest: int, beside: Beside | None = None
+) -> list[list[int]]:  # fmt: skip
     """Tokens drawn one after another from what a model says at `temperature`, of torch's global generator.
 
     As `greedy`, but each text keeps its end where it has one, which it need not within `longest` tokens. Tokens that
@@ -113,16 +115,44 @@ def drawn(model: Any, processor: Processor, states: Tensor, temperature: float, 
     Args:
         states: ``(b, t, c)`` of the encoder.
         longest: tokens of a text, its end among them; as many as the decoder has positions for at most.
+        beside: what else they are drawn from, at the same temperature.
     """
+    from transformers import LogitsProcessorList
     from transformers.modeling_outputs import BaseModelOutput
 
     most = min(processor.limit, len(processor.prefix) + longest)
     found = _written(
         model, processor, len(states), most, encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=torch.ones_like(states[..., 0], dtype=torch.long), do_sample=True, temperature=temperature,
-        top_k=0, top_p=1.0,
+        top_k=0, top_p=1.0, logits_processor=LogitsProcessorList([] if beside is None else [beside]),
     )  # fmt: skip
     return [ids[: ids.index(processor.end) + 1] if processor.end in ids else ids for ids in found]
+
+
+class Beside:
+    """Turns scores into those of a mixture with another model of the same tokens, which reads along.
+
+    Args:
+        states: ``(b, t, c)`` of its encoder.
+        share: of its distribution.
+    """
+
+    def __init__(self, model: Any, states: Tensor, share: float, temperature: float) -> None:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        self.model, self.heard, self.share, self.temperature = model, BaseModelOutput(states), share, temperature
+        #: Keys and values of earlier tokens, by the name that this version of `transformers` has for them.
+        self.past: dict[str, Any] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``(b, classes)`` scores whose softmax at the temperature is the mixture; what is suppressed stays so."""
+        fresh = input_ids[:, -1:] if self.past else input_ids
+        said = self.model(encoder_outputs=self.heard, decoder_input_ids=fresh, use_cache=True, **self.past)
+        name = "cache" if "cache" in said else "past_key_values"
+        self.past = {name: said[name]}
+        theirs = said.logits[:, -1].masked_fill(scores == -torch.inf, -torch.inf)
+        ours, theirs = ((rows / self.temperature).softmax(dim=-1) for rows in (scores, theirs))
+        return self.temperature * ((1 - self.share) * ours + self.share * theirs).log()
 
 
 def _written(model: Any, processor: Processor, items: int, most: int, *heard: Tensor, **how: Any) -> list[list[int]]:
@@ -169,4 +199,4 @@ def load_whisper(folder: Path) -> Any:
     return model.eval()
 
 
-__all__ = ["LONGEST", "Hypothesis", "Whisper", "drawn", "greedy", "is_whisper", "load_whisper"]
+__all__ = ["LONGEST", "Beside", "Hypothesis", "Whisper", "drawn", "greedy", "is_whisper", "load_whisper"]

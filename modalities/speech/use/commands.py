@@ -264,7 +264,7 @@ def pseudolabel(
     data: Annotated[Path, typer.Argument(help="Folder of recordings, with train.jsonl or in another layout.")],
     out: Annotated[Path, typer.Option(help="Folder for the manifests with the teacher's texts.")],
     nbest: Annotated[int, typer.Option(min=1, help="Hypotheses kept of each recording.")] = 1,
-    beam: Annotated[int, typer.Option(min=1, help="Of the teacher's search.")] = 4,
+    beam: Annotated[int, typer.Option(min=2, help="Of the teacher's search.")] = 4,
     language: Annotated[str | None, typer.Option(help="Of a multilingual model; else it guesses.")] = None,
     agree: Annotated[Path | None, typer.Option(help="A second teacher, which must write nearly the same.")] = None,
     replace: Annotated[

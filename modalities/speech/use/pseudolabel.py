@@ -144,7 +144,9 @@ def _heard(
     held = dict(_held(cache, mark))
     if lacking := [one for one in wanted if one.key not in held]:
         writer = _writer(teacher, n, beam, language)
+        cut = cache.is_file() and cache.read_bytes()[-1:] not in (b"", b"\n")
         with cache.open("a", encoding="utf-8") as file:
+            file.write("\n" * cut)
             for one in each(lacking, "writing", console):
                 try:
                     found = writer(one) if one.seconds() <= LONGEST else []

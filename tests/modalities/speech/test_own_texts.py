@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracles import own_texts_by_another as oracle
 from pretrained_small import write_whisper
-from seq2seq_small import adapter_of, listed, record, sets
+from seq2seq_small import adapter_of, arguments, begun, context, record
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.modalities.speech.methods import GKD, ContrastivePair
@@ -23,12 +23,9 @@ from xmodal_kd.modalities.speech.models.seq2seq import encoder_of
 from xmodal_kd.objective.objective import Objective
 from xmodal_kd.recipe.recipe import Term, Train
 from xmodal_kd.runtime.checkpoint import read_json
-from xmodal_kd.runtime.distributed import Ranks
 from xmodal_kd.runtime.errors import UserError
 from xmodal_kd.runtime.random_streams import Streams
-from xmodal_kd.runtime.timing import StepTimer
 from xmodal_kd.signals.signals import Layout, Signals
-from xmodal_kd.training.method import Context, Stage
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
@@ -43,24 +40,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("recordings"))
-
-
-def context(step: int = 0, steps: int = 4, micro: int = 0) -> Context:
-    stage = Stage("student", steps, frozenset({"student"}))
-    return Context(stage, step, micro, Streams(1), StepTimer(torch.device("cpu")), Ranks())
-
-
-def begun(kind: Any, recordings: Path, teacher: Path, terms: list[Term], **params: Any) -> tuple[Any, Any, Any]:
-    """A method with its roles, and a batch."""
-    adapter = adapter_of(recordings, teacher)
-    torch.manual_seed(1)
-    roles = {"student": adapter.build("student", "whisper", {"decoder_layers": 2, "freeze_encoder": True}).train()}
-    roles["teacher"] = adapter.load("teacher", teacher).requires_grad_(False)
-    train = Train(steps=4, batch_size=3)
-    made = kind(adapter, Objective(terms, steps=4), train, Streams(1), params=kind.Params(**params))
-    made.check(roles)
-    source = adapter.data("train")
-    return made, roles, source.collate([source.sample(i, 0) for i in range(len(source))])
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -119,11 +98,38 @@ def test_they_are_a_function_of_step_and_micro_batch(teacher: Path, recordings: 
 
 def test_a_share_of_the_steps_is_on_own_texts(teacher: Path, recordings: Path) -> None:
     made, _, _ = begun(GKD, recordings, teacher, [Term(loss="gjsd")], share=0.3)
-    own = [made.is_own(context(step, 1000)) for step in range(1000)]
+    own = [made.is_own(context(step, 1000), made.share("student", {}, context(step, 1000))) for step in range(1000)]
     draws = [float(Streams(1).numpy("whose texts", "student", step).random()) for step in range(1000)]
     assert own == [oracle.source_of(u, 0.3, False) == "student" for u in draws]
     assert 0.25 < np.mean(own) < 0.35
-    assert made.is_own(context(1, 1000, 3)) == own[1]
+    assert made.is_own(context(1, 1000, 3), 0.3) == own[1]
+
+
+def test_a_share_rises_as_the_loss_on_dev_does(teacher: Path, recordings: Path) -> None:
+    """As in DistiLLM's release: by a tenth where dev is worse by so much than at the last rise, and no further."""
+    made, roles, _ = begun(GKD, recordings, teacher, [Term(loss="gjsd")], share=0.2, rising=0.1)
+    source, student = made.adapter.data("dev"), roles["student"]
+    losses = []
+    for i in range(len(source)):
+        batch = source.collate([source.sample(i, 0)])
+        heard = made.adapter._heard(batch, "clean")
+        with torch.no_grad():
+            said = student.eval()(heard, labels=batch["targets"])  # starts by its own start token, as ours do
+        losses.append((float(said.loss) * batch["targets"].shape[1], batch["targets"].shape[1]))
+    found = made.on_dev("student", roles, context(0))
+    assert found == pytest.approx(sum(a for a, _ in losses) / sum(b for _, b in losses), rel=1e-5)
+    told = [2.0, 2.05, 1.5, 2.11, 2.15, 2.3, 9.0]
+    made.on_dev = lambda *_: told.pop(0)
+    shares = []
+    for step in range(14):
+        shares.append(made.share("student", roles, context(step, 20)))
+        assert shares[-1] == made.share("student", roles, context(step, 20, 1))
+    assert shares[::2] == pytest.approx([0, 0, 0, 0.1, 0.1, 0.2, 0.2]) and shares[1::2] == shares[::2]
+    other, _, _ = begun(GKD, recordings, teacher, [Term(loss="gjsd")], share=0.2, rising=0.1)
+    assert json.loads(json.dumps(other.state_dict()))["level"] is None
+    other.load_state_dict(json.loads(json.dumps(other.state_dict())))
+    other.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    assert other.state_dict() == made.state_dict() and other.state_dict()["level"] == 9.0
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -194,12 +200,15 @@ class Written:
 
     method = "distillm2"
 
+    def other_tokens(self, role: str, signal: str) -> None:
+        """Both write the same."""
+
     def __init__(self, seed: int) -> None:
         s, t, y = (torch.from_numpy(one) for one in oracle.inputs(seed))
         self.said = {"student": s.requires_grad_(), "teacher": t}
         self.tokens, self.there = y[:, 1:], y[:, 1:] != -100
 
-    def own_texts(self, role: str, model: Any, batch: Any, temperature: float, longest: int) -> dict[str, Any]:
+    def own_texts(self, role: str, model: Any, batch: Any, *how: Any) -> dict[str, Any]:
         return {"texts": slice(2, 4)}
 
     def signals(self, role: str, model: Any, batch: Any, features: Any) -> Signals:
@@ -260,16 +269,15 @@ METHODS: Mapping[str, tuple[str, str]] = {
         "{name: gkd, params: {share: 1.0, replay: true, longest: 6}}",
         "[{loss: ce}, {loss: skew_kl}, {loss: skew_rkl}]",
     ),
+    "rising": (
+        "{name: gkd, params: {share: 1.0, rising: 0.0, longest: 6}}",
+        "[{loss: ce}, {loss: skew_kl}]",
+    ),
     "distillm2": (
         "{name: distillm2, params: {longest: 6, own: [distillm2_srkl]}}",
         "[{loss: ce}, {loss: distillm2_skl, labels: tokens}, {loss: distillm2_srkl, labels: tokens}]",
     ),
 }
-
-
-def arguments(out: Path, recordings: Path, teacher: Path, *more: str) -> list[str]:
-    given = sets(recordings, teacher, "train.steps=4", "train.checkpoint_every=2", *more)
-    return ["run", "speech/whisper", "--out", str(out), "--no-export", "--quiet", *listed(given)]
 
 
 @pytest.mark.full
@@ -285,7 +293,11 @@ def test_a_killed_run_goes_on_to_the_same_student(name: str, recordings: Path, t
     assert not (tmp_path / "killed/report.json").exists()
     assert call([*given, "--resume"]) == 0
     files = {run: tmp_path / run / "student/model.safetensors" for run in ("whole", "killed", "plain")}
-    assert files["whole"].read_bytes() == files["killed"].read_bytes() != files["plain"].read_bytes()
+    assert files["whole"].read_bytes() == files["killed"].read_bytes()
+    # the loss on dev falls in four steps, so that a share that rises stays 0
+    assert (files["whole"].read_bytes() == files["plain"].read_bytes()) == (name == "rising")
+    state = read_json(tmp_path / "killed/checkpoints/student/step-00000004/state.json")["method"]
+    assert name != "rising" or (state["looked"] == 2 and state["level"] > 0)
     controls = [(tmp_path / run / "control/model.safetensors").read_bytes() for run in ("whole", "killed", "plain")]
     assert len(set(controls)) == 1
     assert read_json(tmp_path / "whole/report.json")["roles"]["student"]["parameters"] > 0

@@ -111,6 +111,8 @@ def test_silent_recordings_get_its_texts_and_are_asked_once(
     assert len(asked) == 2 and len(lines(out / "train.jsonl")) == 4
     assert call(["pseudolabel", str(folder), str(recordings), "--out", str(out), "--beam", "2"]) == 0
     assert len(asked) == 4  # another search says other things
+    assert call(["pseudolabel", str(folder), str(recordings), "--out", str(out), "--beam", "2"]) == 0
+    assert len(asked) == 4  # the line behind the one that was cut counts
 
 
 def test_a_recording_that_cannot_be_read_stops_nobody(
