@@ -132,6 +132,11 @@ def inter_ctc_shared(
         student: the blocks, ``on: [blocks.2, ...]``, as wide as the last one.
         own_head: the last layer.
     """
+    if len(widths := {rows.shape[1] for rows in student}) > 1:
+        raise ValueError(
+            f"inter_ctc_shared: its blocks are {sorted(widths)} wide, and all go through one last layer: name blocks "
+            "as wide as the last, without the logits"
+        )
     said = [own_head.learning(rows) for rows in student]
     found = [ctc(z, i, items, labels, label_item, blank=blank) for z, i in zip(said, item, strict=True)]
     values, counted = zip(*found, strict=True)

@@ -136,3 +136,5 @@ def test_a_shared_head_is_named() -> None:
     said, _ = _said(d, Model(d))
     with pytest.raises(UserError, match="through the student's head: say head"):
         Objective([Term(loss="inter_ctc_shared", on=("blocks.2",))])(said)
+    with pytest.raises(UserError, match=r"are \[4, 5\] wide, .* without the logits"):
+        Objective([Term(loss="inter_ctc_shared", on=("logits", "blocks.2"), head="head")])(said)
