@@ -13,7 +13,9 @@ from toy import RECIPE
 from xmodal_kd.cli.main import call
 from xmodal_kd.compare import Plan, Pool, Search, compare
 from xmodal_kd.recipe.recipe import On, load
+from xmodal_kd.run.roles import make_adapter, role_plans
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
+from xmodal_kd.runtime.random_streams import Streams
 from xmodal_kd.runtime.registry import allowed_imports
 from xmodal_kd.training.method import METHODS, Distil
 
@@ -197,6 +199,15 @@ def test_students_are_saved_and_one_is_exported_by_its_command(
     assert not [*folder.rglob("exported.safetensors")] and (cells[0] / "student" / "model.safetensors").is_file()
     assert call(["export", str(cells[0]), "--allow-import", "toy", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["exported.safetensors"]["bytes"] > 0
+    again = [
+        "compare",
+        str(folder / "toy.yaml"),
+        *(w for one in SHORT for w in ("--set", one)),
+        "--methods",
+        "kd,hint@body",
+    ]
+    assert call([*again, "--out", str(folder / "out"), "--allow-import", "toy", "--device", "cpu", "--export"]) == 0
+    assert "9 finished cell(s) were not exported and are not now" in capfd.readouterr().err
     command = ["compare", recipe, "--methods", "kd", "--seeds", "1", "--dry-run", "cells"]
     printed = []
     for more in ([], ["--export"]):
@@ -204,6 +215,20 @@ def test_students_are_saved_and_one_is_exported_by_its_command(
         printed.append(capfd.readouterr().out.splitlines())
     assert [["--no-export" in line for line in lines] for lines in printed] == [[False, True, True, False], [False] * 4]
     assert "--export" in printed[1][-1], "as the comparison that follows the cells"
+
+
+def test_a_scheme_prepares_teacher_and_control_of_its_arms(recipe: str) -> None:
+    """LwF's old model learns the old task, a robust teacher and its student's control are attacked."""
+    lwf = "scheme={name: lwf, params: {old: {train: 12, dev: 4, test: 8}}}"
+    plan = Plan(recipe, [lwf], methods="kd,gjsd")
+    [one, other] = [plan.teacher(arm, 1) for arm in plan.arms]
+    assert one is not None and other is not None and one.key == other.key
+    [teacher] = [p for p in role_plans(one.loaded, make_adapter(one.loaded, Streams(1))) if p.role == "teacher"]
+    assert teacher.data is not None and teacher.data[0] == "old"
+    robust = Plan(recipe, axes=["scheme={name: ard, params: {robust_teacher: true}},tfkd_self"])
+    kept = [robust.teacher(arm, 1) for arm in robust.arms]
+    assert [cell and cell.loaded.recipe.scheme is not None for cell in kept][:1] == [True]
+    assert [robust.inside(arm) for arm in robust.arms] == [True, False]
 
 
 def test_the_control_is_the_runs_own(compared: tuple[Path, dict[str, Any], Inside], tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from ..runtime.checkpoint import read_json
 from ..runtime.errors import UserError
 from ..runtime.progress import console
 from . import Plan, Pool, Search, Settings, Stopped, cells_of, compare, look_ahead, table
+from .plan import Cell
 from .schedulers import KINDS, jobs_of, text
 
 EQUAL, LAUNCHERS = ("steps", "time"), ("process", "ray")
@@ -59,6 +61,8 @@ def main(
     threads = jobs * plan.base.recipe.threads
     if not quiet and launcher == "process" and threads > (cores := os.cpu_count() or threads):
         _line(f"{jobs} jobs of {plan.base.recipe.threads} thread(s) share {cores} cores: seconds will not compare")
+    if export and (left := _unexported(pool, cells_of(plan, plan.arms))):
+        _line(f"{len(left)} finished cell(s) were not exported and are not now, as {left[0]}: call xmodal-kd export")
     try:
         found = compare(plan, pool, reference=reference, search=wanted, equal=equal)
     except Stopped:
@@ -73,6 +77,12 @@ def main(
     if pool.failed:
         _line(f"{len(pool.failed)} cell(s) failed: {next(iter(pool.failed.values()))}")
         raise typer.Exit(1)
+
+
+def _unexported(pool: Pool, cells: Iterable[Cell]) -> list[Path]:
+    """Folders of cells that were finished when no export was asked for: what is finished is reused as it is."""
+    done = dict.fromkeys(pool.folder(cell) for cell in cells if pool.finished(cell))
+    return [folder for folder in done if not read_json(folder / "report.json")["export"]]
 
 
 def _search(told: str | None, steps: int | None, seed: int | None) -> Search | None:

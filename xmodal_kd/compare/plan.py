@@ -19,7 +19,7 @@ from ..losses import LOSSES
 from ..objective.objective import Objective, spec_of
 from ..recipe.recipe import Loaded, Term, find, load
 from ..run.resolved_recipe import resolved
-from ..run.roles import control_teaches, starts_taught
+from ..run.roles import changes, control_teaches, starts_taught
 from ..runtime.errors import UserError, nearest
 from ..signals.signals import OUTPUTS
 from ..training.controls import control_spec
@@ -225,10 +225,10 @@ class Plan:
         return Cell(f"{arm.name}, seed {seed}", self.recipe, sets, self.teacher(arm, seed))
 
     def inside(self, arm: Arm) -> bool:
-        """Whether the control is a role of the arm's own run: it is not trained, starts from a teacher's weights, or
-        teaches."""
-        spec, recipe = self.control_of(arm), read(self.recipe, [*self.sets, *arm.sets]).recipe
-        own = starts_taught(recipe) or control_teaches(recipe)
+        """Whether the control is a role of the arm's own run: it is not trained, starts from a teacher's weights,
+        teaches, or is trained as the arm's scheme says."""
+        spec, loaded = self.control_of(arm), read(self.recipe, [*self.sets, *arm.sets])
+        own = starts_taught(loaded.recipe) or control_teaches(loaded.recipe) or changes(loaded, "control")
         return isinstance(spec, UntrainedControl | NoiseControl) or (own and isinstance(spec, ControlSpec))
 
     def _no_twin(self, arm: Arm) -> tuple[str, ...]:
@@ -260,8 +260,12 @@ class Plan:
         seed = seed if self.teacher_per_seed else self.seeds[0]
         # of the student alone: they change nothing of its teacher
         own = tuple(f"{key}=null" for key in ("labels", "cache") if getattr(loaded.recipe, key) is not None)
-        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *own, *_WITHOUT, "compress=[]",
-                f"objective={_written(_alone(loaded.recipe.objective))}",
+        terms, without = _alone(loaded.recipe.objective), _WITHOUT
+        if changes(loaded, "teacher"):  # then it stays, and wants a term of a teacher's, the same in all arms
+            terms += _taught(read(self.recipe, self.sets).recipe.objective) or _taught(loaded.recipe.objective)
+            without = ("teachers={}",)
+        sets = (*self.sets, *arm.sets, *self._no_twin(arm), *own, *without, "compress=[]",
+                f"objective={_written(terms)}",
                 f"student={student}", f"train={train}", f"seed={seed}", "control=false")  # fmt: skip
         return Cell(f"teacher, seed {seed}", self.recipe, sets, only_teacher=True)
 
@@ -306,6 +310,11 @@ def _losses() -> list[str]:
 def _alone(terms: Sequence[Term]) -> list[Term]:
     """The terms that stand without a teacher."""
     return [t for t in terms if t.weight > 0 and not Objective([t]).needs_teacher]
+
+
+def _taught(terms: Sequence[Term]) -> list[Term]:
+    """The terms that learn from a teacher."""
+    return [t for t in terms if spec_of(t).needs_teacher]
 
 
 def _written(terms: Sequence[Term]) -> str:

@@ -195,6 +195,15 @@ def control_teaches(recipe: Recipe) -> bool:
     return scheme is not None and scheme.control_teaches and recipe.teacher is None
 
 
+def changes(loaded: Loaded, role: str) -> bool:
+    """Whether the recipe's scheme has a say in how `role`, a teacher or the control, is trained."""
+    if (scheme := scheme_of(loaded)) is None:
+        return False
+    kind, params = scheme
+    untaught = replace(_student(loaded, ()), role=role, method=Distil, settings=None)
+    return kind.prepare(params, untaught) != untaught
+
+
 def _terms(recipe: Recipe, spec: ControlSpec | NoControl) -> tuple[Term, ...]:
     names = spec.terms if isinstance(spec, ControlSpec) else ()
     return tuple(term for term in recipe.objective if (term.name or term.loss) in names)

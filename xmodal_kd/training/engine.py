@@ -294,13 +294,11 @@ class Engine:
 
     def _evaluates(self, stage: Stage) -> bool:
         """Whether dev is looked at after this step."""
-        return self.evaluate is not None and (self.at.step == stage.steps or self.at.step % self._every(stage) == 0)
-
-    def _every(self, stage: Stage) -> int:
-        return self.train.eval_every or max(1, stage.steps // 10)
+        at = self.at.step
+        return self.evaluate is not None and (at == stage.steps or at % stage.evaluated_every(self.train) == 0)
 
     def _checkpoint_every(self, stage: Stage) -> int:
-        return self.train.checkpoint_every or self._every(stage)
+        return self.train.checkpoint_every or stage.evaluated_every(self.train)
 
     def _evaluate(self, stage: Stage, shown: Bar) -> None:
         with self.sharding.looked_at(self.shown_role) as model:

@@ -72,6 +72,10 @@ class Stage:
     part: bool = False
     leave: Callable[[nn.Module], object] = nn.Module.eval
 
+    def evaluated_every(self, train: Train) -> int:
+        """Steps from one look at dev to the next."""
+        return train.eval_every or max(1, self.steps // 10)
+
 
 @dataclass(frozen=True)
 class Context:

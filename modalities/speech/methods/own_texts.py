@@ -146,8 +146,7 @@ class GKD(OnOwnTexts):
         """Of own texts now: in a step in which dev is looked at, the first micro-batch does."""
         if self.params.rising is None:
             return float(self.params.share)
-        every = self.train.eval_every or max(1, ctx.stage.steps // 10)
-        if ctx.step % every == 0 and self.looked != ctx.step:
+        if ctx.step > self.looked and ctx.step % ctx.stage.evaluated_every(self.train) == 0:
             found, self.looked = self.on_dev(role, roles, ctx), ctx.step
             if math.isnan(self.level):
                 self.level = found
