@@ -260,7 +260,8 @@ class Plan:
         seed = seed if self.teacher_per_seed else self.seeds[0]
         # of the student alone: they change nothing of its teacher
         own = tuple(f"{key}=null" for key in ("labels", "cache") if getattr(loaded.recipe, key) is not None)
-        terms, without = _alone(loaded.recipe.objective), _WITHOUT
+        terms = _alone(loaded.recipe.objective)
+        without: tuple[str, ...] = _WITHOUT
         if changes(loaded, "teacher"):  # then it stays, and wants a term of a teacher's, the same in all arms
             terms += _taught(read(self.recipe, self.sets).recipe.objective) or _taught(loaded.recipe.objective)
             without = ("teachers={}",)
