@@ -1,4 +1,4 @@
-# make quickstart: set up .venv and show all three modalities. make test: run all checks. Either needs git, make and Python
+# make quickstart: set up .venv and show three of the modalities. make test: run all checks. Either needs git, make and Python
 # 3.11, 3.12 or 3.13 with its venv module.
 VENV := .venv
 # one that runs, not one that is only found: version managers leave commands of versions that are not chosen

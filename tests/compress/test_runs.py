@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -173,16 +174,22 @@ def test_what_cannot_be_is_said_before_anything_is_trained(
     assert not (tmp_path / "run" / "teacher").exists()
 
 
-def test_a_saved_student_is_quantised_to_points_of_its_own(tmp_path: Path) -> None:
+def test_a_saved_student_is_quantised_to_points_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = recipe(tmp_path, "[]")
     assert call(command(file, tmp_path / "whole")) == 0
     saved = tmp_path / "whole" / "student"
     learned = "{name: quantise, params: {points: learned, full: [], bits: 2}}"
     file = recipe(tmp_path, f"[{{name: pretrained, params: {{path: {saved}}}}}, {learned}]")
-    assert call(command(file, tmp_path / "small")) == 0
+    assert call([*command(file, tmp_path / "small"), "--no-export"]) == 0
     weight: Tensor = load_file(tmp_path / "small" / "student" / "model.safetensors")["body.0.weight"]
     assert len(weight.unique()) <= 4  # one bucket of two bits
     assert (tmp_path / "small" / "student" / PACKED).stat().st_size < (saved / "model.safetensors").stat().st_size
+    assert read_json(tmp_path / "small" / "report.json")["export"] == {}
+    capfd.readouterr()
+    assert call(["export", str(tmp_path / "small"), "--allow-import", "toy", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(found) == ["exported.safetensors", PACKED], "what is small of it is measured as by a run"
+    assert found[PACKED]["bytes"] == (tmp_path / "small" / "student" / PACKED).stat().st_size
 
 
 def test_a_saved_student_starts_another_but_for_what_is_fresh(

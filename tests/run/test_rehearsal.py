@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def test_nothing_of_it_reaches_the_run(recipe: Path, tmp_path: Path, monkeypatch
 
 def _bare(folder: Path) -> Rehearsal:
     made = toy.adapter()
-    return Rehearsal(None, made, lambda plan, size: made, [], made.streams, "cpu", folder)  # type: ignore[arg-type]
+    adapters = SimpleNamespace(of=lambda plan, size=None: made)
+    return Rehearsal(None, made, adapters, [], made.streams, "cpu", folder)  # type: ignore[arg-type]
 
 
 def test_a_saved_teacher_is_rehearsed_on_a_copy(recipe: Path, tmp_path: Path) -> None:

@@ -317,11 +317,13 @@ def test_pdr_as_released_has_the_expert_on_the_new_head_and_exemplars_on_the_old
     }
 
 
-def test_the_new_head_learns_alone_at_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scales", [{}, {"student.head.bias": 0.0}])
+def test_the_new_head_learns_alone_at_first(tmp_path: Path, scales: dict[str, float]) -> None:
     from scheme_runs import engine as built_of
 
     made = content("lwf heads", steps=4)
     made["scheme"]["params"]["warm_up"] = 0.5
+    made["train"]["optimizer"]["lr_scale"] = scales
     one = built_of(tmp_path, made)
     before = {name: value.clone() for name, value in one.roles["student"].state_dict().items()}
     seen: list[dict[str, torch.Tensor]] = []
@@ -330,8 +332,9 @@ def test_the_new_head_learns_alone_at_first(tmp_path: Path) -> None:
     first, last = seen
     assert first.keys() == last.keys() == before.keys(), "what is saved of a stage has one head"
     moved = {name for name, value in before.items() if not torch.equal(value, first[name])}
-    assert moved == {"head.weight", "head.bias"}
-    assert {name for name, value in before.items() if torch.equal(value, last[name])} == set()
+    still = {name.removeprefix("student.") for name in scales}
+    assert moved == {"head.weight", "head.bias"} - still
+    assert {name for name, value in before.items() if torch.equal(value, last[name])} == still
 
 
 def test_both_models_of_a_student_are_left(recipe: str, tmp_path: Path) -> None:
@@ -352,6 +355,7 @@ def test_both_models_of_a_student_are_left(recipe: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("params", "sets", "reason"), [
     ("head: heads", [], "scheme.params.head: no module 'heads' in Net .nearest: head."),
+    ("head: head", ["scheme.params.old.noisy=1"], r"toy.yaml.*: scheme.params.old.noisy: unknown key"),
     ("head: body", [], "scheme.params.head: 'body' is Sequential: name the linear or convolutional layer"),
     ("warm_up: 0.5", [], "warm_up: it is of a last layer of the new task's own"),
     ("head: head", ["compress=[quantise]"], "a student of two last layers is not made small: leave compress out"),

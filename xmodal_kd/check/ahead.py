@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..adapter.adapter import Adapter
 from ..adapter.listed import named
 from ..recipe.recipe import Loaded
 from ..report.model_cards import licences
@@ -14,9 +13,8 @@ from ..run import listed_files
 from ..run.listed_files import Bad
 from ..run.places import check_places
 from ..run.rehearsal import ITEMS, Rehearsal, guarded
-from ..run.roles import make_adapter, other_task
+from ..run.roles import Adapters
 from ..runtime.errors import UserError
-from ..training.role_plan import RolePlan
 from .subject import Finding, Subject, told
 
 SKIP = "mend it, or leave it out: check --bad FILE lists what data.skip leaves out"
@@ -95,16 +93,9 @@ def _of_reason(reason: str, bad: Sequence[Bad]) -> Finding:
 def dress_rehearsal(subject: Subject) -> Iterator[Finding]:
     """Every role trained for a step, measured on a few samples and written, as `run` does it before it trains."""
     there = {plan.role: subject.roles[plan.role] for plan in subject.role_plans if plan.path is not None}
-    adapters: dict[tuple[str | None, int], Adapter] = {}
-
-    def adapter_of(plan: RolePlan, size: int | None) -> Adapter:
-        key = (None if plan.data is None else plan.data[0], size or subject.recipe.train.batch_size)
-        if key not in adapters:
-            adapters[key] = _adapter(subject, plan, key[1])
-        return adapters[key]
-
+    adapters = Adapters(subject.loaded, subject.adapter, subject.streams)
     made = Rehearsal(
-        subject.loaded, subject.adapter, adapter_of, subject.role_plans, subject.streams, subject.wanted,
+        subject.loaded, subject.adapter, adapters, subject.role_plans, subject.streams, subject.wanted,
         folder_of(subject.loaded), there,
     )  # fmt: skip
     failed = False
@@ -132,13 +123,6 @@ def _can_be_tried(name: str, made: Rehearsal, failed: bool) -> bool:
         return not failed
     needed = [role] if name != role else plan.teachers
     return all(one in made.standing for one in needed)
-
-
-def _adapter(subject: Subject, plan: RolePlan, size: int) -> Adapter:
-    if plan.data is not None:
-        return other_task(subject.loaded, subject.adapter, *plan.data, size)
-    own = size == subject.recipe.train.batch_size
-    return subject.adapter if own else make_adapter(subject.loaded, subject.streams, size)
 
 
 __all__ = ["ahead", "dress_rehearsal", "folder_of", "grouped"]

@@ -140,8 +140,10 @@ def overfit(subject: Subject) -> Iterator[Finding]:
                     yield Finding("overfit", "pass", text)
                 elif getattr(entered.trial.method, "moving", False):
                     yield Finding("overfit", "warn", text, "what teaches, or the text it is on, follows the student")
-                elif abs(first) < 1e-6 or _a_copy(entered):
+                elif _a_copy(entered):
                     yield Finding("overfit", "warn", text, "the student starts as its teacher: there is little to fall")
+                elif abs(first) < 1e-6:
+                    yield Finding("overfit", "warn", text, "it is 0 where the student starts: there is nothing to fall")
                 else:
                     advice = "is its gradient right, and the learning rate not far too high?"
                     yield Finding("overfit", "fail", text, advice)

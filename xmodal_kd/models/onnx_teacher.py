@@ -7,7 +7,7 @@ given, what its outputs mean) stands in ``onnx.json`` beside it, or in the recip
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
@@ -111,11 +111,15 @@ class Graph:
             raise UserError(f"{self.path}: it takes {self.inputs}, and fails on {shapes}: {first}") from error
         return [one.astype(np.float32) for one in found if np.issubdtype(one.dtype, np.floating)]
 
-    def digest(self, about: OnnxAbout | None = None) -> bytes:
-        """Of the file, its weights and what is said of it: by this a cache knows whose answers it holds."""
+    def digest(self, about: OnnxAbout | None = None, more: Sequence[str] = ()) -> bytes:
+        """Of the file, its weights and what is said of it: by this a cache knows whose answers it holds.
+
+        Args:
+            more: what else decides what its answers mean, as the names of its columns in a file of their own.
+        """
         parts = [file_digest(path) for path in (self.path, onnx.weights_of(self.path)) if path.is_file()]
         told = "" if about is None else about.model_dump_json(exclude={"model"})
-        return blake2b("".join([*parts, told]).encode(), digest_size=16).digest()
+        return blake2b("\0".join([*parts, told, *more]).encode(), digest_size=16).digest()
 
     def parameters(self) -> int | None:
         """How many numbers it holds, constants included; None where the package that reads them is missing."""

@@ -44,7 +44,7 @@ from ..training.role_plan import RolePlan
 from . import listed_files
 from .places import check_places
 from .resolved_recipe import resolved
-from .roles import compressions, labelled_by, make_method, models_of, training_source
+from .roles import Adapters, compressions, labelled_by, make_method, models_of, training_source
 
 #: Samples of dev and test that every role is measured on.
 ITEMS = 4
@@ -52,8 +52,6 @@ ITEMS = 4
 LARGEST = 1e15
 #: Seconds of training from which on an export that takes its time is rehearsed, too.
 LONG = 600.0
-#: Every training's adapter by its plan, and by the size of its batches where that is not the recipe's.
-Adapters = Callable[[RolePlan, int | None], Adapter]
 
 
 class Rehearsing(Engine):
@@ -222,9 +220,9 @@ class Rehearsal:
 
     def _trained(self, plan: RolePlan) -> nn.Module:
         role, train = plan.role, plan.steps
-        mine = self._data(self.adapters(plan, None))
+        mine = self._data(self.adapters.of(plan))
         other = train.batch_size != self.loaded.recipe.train.batch_size
-        adapter = self._data(self.adapters(plan, train.batch_size)) if other else mine
+        adapter = self._data(self.adapters.of(plan, train.batch_size)) if other else mine
         source = training_source(adapter, self.loaded.recipe, role)
         known = labelled_by(adapter.data("train"), self.loaded.recipe, role)
         for one in (mine, *([adapter] if other else [])):
@@ -281,7 +279,7 @@ class Rehearsal:
 
     def measured(self, plan: RolePlan) -> None:
         """A role on a few samples of dev and test, and what a user computes with it."""
-        role, model, adapter = plan.role, self.standing[plan.role], self._data(self.adapters(plan, None))
+        role, model, adapter = plan.role, self.standing[plan.role], self._data(self.adapters.of(plan))
         found = {split: self._evaluation(role, model, adapter, plan, split) for split in ("dev", "test")}
         source = adapter.data("test")
         with torch.no_grad():
@@ -309,7 +307,7 @@ class Rehearsal:
         except Exception as error:  # of what is too little to be measured; if it is something else, it comes again
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-        every = self.adapters(plan, None)
+        every = self.adapters.of(plan)
         count = len(every.data(split))
         found = self._tried(role, model, every.rehearsing(count), split)
         if not math.isfinite(value := float(found.metrics[name])):

@@ -17,14 +17,14 @@ from ..runtime.device import make_accelerator
 from ..runtime.errors import RunError, UserError
 from ..runtime.random_streams import Streams
 from ..runtime.run_lock import RunLock
-from .roles import make_adapter, saved, shown
+from .roles import compressions, make_adapter, saved, shown
 from .run_folder import RECIPE, STATE, read_state
 
 
 def saved_run(folder: Path, sets: Sequence[str] = ()) -> tuple[Loaded, dict[str, Any]]:
     """The resolved recipe, with other keys, and the state of a run folder."""
     if not (folder / STATE).is_file():
-        raise UserError(f"{folder} is not a run: it has no {STATE}")
+        raise UserError(f"{folder} is not a run: it has no {STATE}: give the folder that `run --out` names")
     return recipe.load(str(folder / RECIPE), sets), read_state(folder)
 
 
@@ -62,15 +62,18 @@ def _models(folder: Path, device: str) -> tuple[dict[str, nn.Module], Adapter, S
 
 
 def export_again(folder: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """Export the student of a finished run anew, by its recipe with other keys."""
+    """Export the student of a finished run anew, by its recipe with other keys, as the run itself does."""
     loaded, state = saved_run(folder, sets)
     if "student" not in state["roles"]:
         raise RunError(f"{folder}: its student is not finished yet: --resume the run first")
     torch.set_num_threads(loaded.recipe.threads)
     make_accelerator("cpu", "fp32")
     adapter = make_adapter(loaded, Streams(loaded.recipe.seed))
+    student, ways = folder / "student", compressions(loaded)
     lock = RunLock(folder)
     try:
-        return dict(adapter.export(saved(adapter, "student", folder / "student").eval(), folder / "student"))
+        model = saved(adapter, "student", student).eval()
+        ways.restore(model, student)
+        return ways.export(adapter, model, student)
     finally:
         lock.release()

@@ -41,8 +41,11 @@ def make_adapter(loaded: Loaded, streams: Streams, batch_size: int | None = None
     adapter = kind.of(data)(data, streams, batch_size or loaded.recipe.train.batch_size)
     adapter.teachers = loaded.recipe.taught_by()
     adapter.method = loaded.recipe.method.name
-    scheme = scheme_of(loaded)
-    return adapter if scheme is None else scheme[0].adapted(scheme[1], adapter)
+    if (scheme := scheme_of(loaded)) is None:
+        return adapter
+    for key, section in scheme[0].sections(scheme[1]).items():
+        loaded.validate(kind.Data, section, ("scheme", "params", key))
+    return scheme[0].adapted(scheme[1], adapter)
 
 
 def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, Any], batch_size: int) -> Adapter:
@@ -59,6 +62,30 @@ def other_task(loaded: Loaded, adapter: Adapter, key: str, data: Mapping[str, An
             name = next(iter(sorted(set(ours) ^ set(theirs))), "their order")
             raise UserError(f"scheme.params.{key}: both tasks share one list of classes: they differ in {name!r}")
     return made
+
+
+class Adapters:
+    """What trains each role of a run: an adapter for each data section and size of batches, made once.
+
+    Args:
+        adapter: that of the recipe's own data and batches.
+    """
+
+    def __init__(self, loaded: Loaded, adapter: Adapter, streams: Streams) -> None:
+        self.loaded, self.adapter, self.streams = loaded, adapter, streams
+        #: By the key of another task's data, and by the size of batches.
+        self._made: dict[tuple[str | None, int], Adapter] = {(None, loaded.recipe.train.batch_size): adapter}
+
+    def of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
+        """The adapter of a training's data, in batches of the recipe's size unless another is given."""
+        key, size = None if role_plan.data is None else role_plan.data[0], batch_size
+        size = self.loaded.recipe.train.batch_size if size is None else size
+        if (key, size) not in self._made:
+            if role_plan.data is not None:
+                self._made[key, size] = other_task(self.loaded, self.adapter, *role_plan.data, size)
+            else:
+                self._made[key, size] = make_adapter(self.loaded, self.streams, size)
+        return self._made[key, size]
 
 
 def role_plans(loaded: Loaded, adapter: Adapter) -> list[RolePlan]:

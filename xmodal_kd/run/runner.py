@@ -46,6 +46,7 @@ from .options import Options
 from .rehearsal import Rehearsal
 from .resolved_recipe import resolved
 from .roles import (
+    Adapters,
     build,
     compressions,
     find_all,
@@ -81,8 +82,7 @@ class Run:
         self.ranks = ranks_of(self.accelerator)
         self.main = self.ranks.main
         self.adapter = make_adapter(loaded, self.streams)
-        #: By the key of another task's data, and by the size of batches.
-        self._adapters: dict[tuple[str | None, int], Adapter] = {(None, self.recipe.train.batch_size): self.adapter}
+        self.adapters = Adapters(loaded, self.adapter, self.streams)
         self.models: dict[str, nn.Module] = {}
         #: What trained the role before this one, where that is made of `Distil`.
         self.method: Distil | None = None
@@ -113,7 +113,7 @@ class Run:
             if not is_teacher(role):
                 find_all(role, seen[role], objective)
             if not role_plan.path:
-                training_source(self._data_of(role_plan), self.recipe, role)
+                training_source(self.adapters.of(role_plan), self.recipe, role)
             compressions(self.loaded, role).check(self.adapter, seen[role], seen)
         for key, data in scheme[0].sections(scheme[1]).items() if (scheme := scheme_of(self.loaded)) else ():
             other_task(self.loaded, self.adapter, key, data, self.recipe.train.batch_size)
@@ -177,7 +177,7 @@ class Run:
         there = [plan.role for plan in plans if plan.role in done or plan.path is not None]
         models = {role: self._load(role) for role in there}
         Rehearsal(
-            self.loaded, self.adapter, self._data_of, plans, self.streams, self.options.device, self.out, models, done,
+            self.loaded, self.adapter, self.adapters, plans, self.streams, self.options.device, self.out, models, done,
             exports=self.options.export,
         ).go()  # fmt: skip
         self.accelerator = make_accelerator(self.options.device, self.recipe.train.precision)
@@ -269,14 +269,14 @@ class Run:
             self.options.device, train.precision, trackers=self.recipe.trackers, logs=self.out / "logs"
         )
         self.accelerator.init_trackers(role)
-        mine = self._data_of(role_plan)
+        mine = self.adapters.of(role_plan)
         models = models_of(self.adapter, self.loaded, role_plan, self.streams, self.models)
         method = make_method(self.loaded, mine, role_plan, self.streams)
         changed = set().union(*(stage.saves | stage.trains for stage in method.stages()))
         models |= {teacher: copy.deepcopy(models[teacher]) for teacher in changed & set(role_plan.teachers)}
         adapter = mine
         if train.batch_size != self.recipe.train.batch_size:
-            adapter = self._data_of(role_plan, train.batch_size)
+            adapter = self.adapters.of(role_plan, train.batch_size)
         source = training_source(adapter, self.recipe, role)
         known = labelled_by(adapter.data("train"), self.recipe, role)
         for one in (mine, *([] if adapter is mine else [adapter])):
@@ -308,17 +308,6 @@ class Run:
             **cache.facts(models, at.samples),
         }
         return scarce | built | small | self._told(method, models, cache) | {"training": training}
-
-    def _data_of(self, role_plan: RolePlan, batch_size: int | None = None) -> Adapter:
-        """The adapter of a training's data, which may be another task's; a new one for batches of another size."""
-        size = self.recipe.train.batch_size if batch_size is None else batch_size
-        key = (None if role_plan.data is None else role_plan.data[0], size)
-        if key not in self._adapters:
-            if role_plan.data is not None:
-                self._adapters[key] = other_task(self.loaded, self.adapter, *role_plan.data, size)
-            else:
-                self._adapters[key] = make_adapter(self.loaded, self.streams, size)
-        return self._adapters[key]
 
     def cache_user(self, part: tuple[int, int] = (0, 1)) -> CacheUser:
         """What a teacher's cache takes of this run."""

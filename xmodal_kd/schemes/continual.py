@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from ..runtime.errors import UserError
 from ..signals.signals import OUTPUTS, Layout, Signals, TeacherSignals
 from ..training.label_budget import chosen
 from ..training.method import Distil, Roles, Stage
-from ..training.optim import build_optimizer
+from ..training.optim import build_optimizer, scaling
 from ..training.role_plan import RolePlan
 from .base import SCHEMES, Scheme
 from .exemplars import Rehearsed
@@ -176,10 +177,12 @@ class Continual(Scheme):
         return {self.role: self._of_new(roles[self.role], head)} if stage.name == WARM_UP else optimizers
 
     def _of_new(self, model: nn.Module, head: str) -> Optimizer:
-        """By which the new task's last layer moves, and nothing else of the model."""
-        new = [name for name, _ in layer_of(model, head).named_parameters(recurse=False)]
-        scale = {f"student.{head}.{name}": 1.0 for name in new} | {"student.*": 0.0}
-        config = self.train.optimizer.model_copy(update={"lr_scale": scale})
+        """By which the new task's last layer moves, as the recipe scales its rate, and no other weight of the model."""
+        config = scaling(self.train.optimizer, lambda pattern: not pattern.startswith("student."))
+        said = self.train.optimizer.lr_scale
+        new = [f"student.{head}.{name}" for name, _ in layer_of(model, head).named_parameters(recurse=False)]
+        scale = {name: next((by for glob, by in said.items() if fnmatchcase(name, glob)), 1.0) for name in new}
+        config = config.model_copy(update={"lr_scale": scale | {"student.*": 0.0} | config.lr_scale})
         return build_optimizer(config, {"student": model, "objective": self.objective})
 
     def _leave(self, model: nn.Module) -> None:

@@ -106,8 +106,9 @@ class OnnxAnswers:
         self.frame = self._measured()
 
     def placeholder(self) -> nn.Module:
-        """What stands for the model: a cache knows by it which file this is, and how it is heard."""
-        return NoModel(self.graph.digest(self.about), self.graph.parameters())
+        """What stands for the model: a cache knows by it which file this is, how it is heard and what it writes."""
+        written = [str(name) for name in self.vocabulary.names]
+        return NoModel(self.graph.digest(self.about, written), self.graph.parameters())
 
     def hear(self, model: nn.Module, batch: Batch, view: str, features: Sequence[str] = ()) -> Heard:
         """Logits of a batch's ``waves``."""

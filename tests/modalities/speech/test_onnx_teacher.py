@@ -133,6 +133,10 @@ def test_the_file_is_its_path_and_the_recipe_says_the_rest(recordings: Path, of_
     other, folder, batch = heard(recordings, of_waves)
     one, two = (a.recognised("teacher", m, batch)[0] for a, m in ((adapter, model), (other, folder)))
     assert torch.equal(one, two) and torch.equal(model.state_dict()["origin"], folder.state_dict()["origin"])
+    swapped = [*reversed(SYMBOLS[:-1]), SYMBOLS[-1]]
+    (tmp_path / "tokens.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(swapped)))
+    again = adapter.load("teacher", file).state_dict()["origin"]
+    assert not torch.equal(again, folder.state_dict()["origin"]), "columns of another meaning are another teacher"
     assert list(adapter.lint(file)) == []
 
 
