@@ -15,7 +15,6 @@ from seq2seq_small import listed
 from xmodal_kd.cli.main import call
 from xmodal_kd.draft import Unfit, draft
 from xmodal_kd.modalities.speech.models.utterances import ByWaves, Reader, load_utterances
-from xmodal_kd.modalities.speech.tasks.intents import IntentsAdapter
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
