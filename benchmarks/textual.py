@@ -128,6 +128,9 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "losses_speech_textual_kd": ("textual_kd", (
         "teacher.path={out}/bert-intents", "teachers={{}}", "scheme=null",
         "objective=[{{loss: ce}}, {{loss: textual_kd, params: {{summed: true}}}}]")),
+    "losses_speech_textual_kd_tenth": ("textual_kd=0.1", (
+        "teacher.path={out}/bert-intents", "teachers={{}}", "scheme=null",
+        "objective=[{{loss: ce}}, {{loss: textual_kd, weight: 0.1, params: {{summed: true}}}}]")),
 }  # fmt: skip
 
 
