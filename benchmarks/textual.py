@@ -6,7 +6,7 @@ No corpus of spoken commands comes with this project, so one is made in the layo
 with seven phrasings each, by voices of espeak-ng under noise. Voices of train, dev and test differ; two phrasings of
 each intent are spoken in test alone. A small BERT learns masked words on texts without intents, a copy of it intents of
 training texts. Then `speech/textual_kd` is compared with its second stage alone and with the control. What is
-finished is not made again. Writes ``benchmarks/results/*_speech_textual*.json`` and prints a table.
+finished is not made again. Writes the files of `ARMS` in ``benchmarks/results`` and prints a table.
 """
 
 from __future__ import annotations
@@ -128,6 +128,9 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "losses_speech_textual_kd": ("textual_kd", (
         "teacher.path={out}/bert-intents", "teachers={{}}", "scheme=null",
         "objective=[{{loss: ce}}, {{loss: textual_kd, params: {{summed: true}}}}]")),
+    "losses_speech_textual_kd_tenth": ("textual_kd=0.1", (
+        "teacher.path={out}/bert-intents", "teachers={{}}", "scheme=null",
+        "objective=[{{loss: ce}}, {{loss: textual_kd, weight: 0.1, params: {{summed: true}}}}]")),
 }  # fmt: skip
 
 

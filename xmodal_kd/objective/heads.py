@@ -52,6 +52,10 @@ def head_paths(term: Term, role: str) -> tuple[str, ...]:
 
 
 def head_of(name: str, term: Term, role: str, said: Signals | None) -> Head:
+    """What a term names as the head of `role`, of the model that `said` its signals.
+
+    Raises `UserError` where it names none, the model is not given, or has no such module.
+    """
     if not (paths := head_paths(term, role)):
         raise UserError(f"term {name!r}: its loss runs features through the {role}'s head: say head: <module path>")
     if said is None or said.model is None:

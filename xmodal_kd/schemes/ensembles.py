@@ -56,6 +56,7 @@ class Ensemble(Group):
         self.mixer: nn.Module | None = None
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
+        super().check(roles)
         student = roles[self.role]
         self.find(student, [self.params.on])
         share(student, [copy.deepcopy(student)], self.params.shared)

@@ -74,6 +74,7 @@ class OwnTeacher(SelfTeaching):
         return [f"exit-{number}" for number in range(1, len(self.params.exits) + 1)]
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
+        super().check(roles)
         allowed = {*OUTPUTS, self.params.feature}
         self.find(roles[self.role], [*self.params.exits, self.params.feature])
         for term in terms_of(self.objective, with_teacher=True):

@@ -68,6 +68,7 @@ class ClassWise(SelfTeaching):
         return Pairs(source)
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
+        super().check(roles)
         self._whole_pairs(1)
 
     def loss(self, role: str, roles: Roles, batch: Batch, ctx: Context) -> LossOut:
@@ -168,6 +169,7 @@ class TwoViewed(SelfTeaching):
         return replace(role_plan, method=BothViews) if role_plan.role == "control" else role_plan
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
+        super().check(roles)
         self.find(roles[self.role], [self.params.on] if self.params.on is not None else [])
 
     def teacher_signals(self, role: str, roles: Roles, batch: Batch, outputs: Signals | None) -> TeacherSignals:

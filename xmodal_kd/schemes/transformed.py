@@ -78,6 +78,7 @@ class SelfSupervised(Scheme):
         return source
 
     def check(self, roles: Mapping[str, nn.Module]) -> None:
+        super().check(roles)
         for model in (roles[self.role], roles[self.teacher]):
             self.find(model, [self.params.on])
 

@@ -2,30 +2,37 @@
 
 The file says edges by ``edge_index`` (2, e) or ``adj_data``, ``adj_indices``, ``adj_indptr``, ``adj_shape``; features
 by ``x`` (n, f) or ``attr_data``, ``attr_indices``, ``attr_indptr``, ``attr_shape``; classes by ``y`` or ``labels``
-(n,), below 0 where nobody knows; splits by ``train_mask``, ``val_mask``, ``test_mask`` (n,) or ``train_idx``,
-``val_idx``, ``test_idx``, or not at all. Pickled objects are refused: they could run code.
+(n,), below 0 where nobody knows; splits by ``train_mask``, ``val_mask``, ``test_mask`` (n,), or ``train_idx``,
+``val_idx``, ``test_idx``, or OGB's ``train``, ``valid``, ``test``, or not at all. Pickled objects are refused: they
+could run code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from xmodal_kd.runtime.allocation import room
 from xmodal_kd.runtime.bounded_arrays import names_in, read_npz
 from xmodal_kd.runtime.errors import UserError
 
 from .graph import Graph, Nodes, both_ways
 
-#: Splits by what files call them.
-CALLED = {"train": "train", "dev": "val", "test": "test"}
+#: Splits by what files call them: as masks, or as lists of nodes, of which OGB's are the last.
+CALLED = {
+    "train": ("train_mask", "train_idx", "train"),
+    "dev": ("val_mask", "val_idx", "valid_idx", "valid"),
+    "test": ("test_mask", "test_idx", "test"),
+}
 #: All that is read of a file: others may be pickled.
 NAMES = frozenset({
     "edge_index", "x", "features", "attr_matrix", "y", "labels",
     *(f"{what}_{part}" for what in ("adj", "attr") for part in ("data", "indices", "indptr", "shape")),
-    *(f"{called}_{form}" for called in CALLED.values() for form in ("mask", "idx")),
+    *(name for called in CALLED.values() for name in called),
 })  # fmt: skip
 Arrays = Mapping[str, np.ndarray]
 
@@ -40,12 +47,14 @@ def read_graph(path: Path) -> Graph:
     x = _features(held, path)
     labels = _labels(held, path, len(x))
     starts, neighbours = both_ways(*_edges(held, path, len(x)), len(x))
-    classes = int(labels.max(initial=-1)) + 1
-    if classes < 2:
-        raise UserError(f"{path}: its labels are of {classes} class: there is nothing to tell apart")
-    if classes > len(x):
-        raise UserError(f"{path}: a label is {classes - 1} among {len(x)} nodes: number the classes from 0")
-    return Graph(x, labels, starts, neighbours, classes, _splits(held, path, labels))
+    known = np.unique(labels[labels >= 0])
+    if len(known) < 2:
+        raise UserError(f"{path}: its labels are of {len(known)} class: there is nothing to tell apart")
+    if len(gaps := np.flatnonzero(known != np.arange(len(known)))):
+        raise UserError(
+            f"{path}: no node is of class {gaps[0]}, but of {known[-1]}: number the classes from 0 without gaps"
+        )
+    return Graph(x, labels, starts, neighbours, len(known), _splits(held, path, labels))
 
 
 def _first(held: Arrays, path: Path, *names: str) -> str:
@@ -57,13 +66,17 @@ def _first(held: Arrays, path: Path, *names: str) -> str:
 
 def _features(held: Arrays, path: Path) -> np.ndarray:
     if "attr_data" in held:
-        x = _sparse(held, path, "attr").toarray()
+        found = _sparse(held, path, "attr")
+        if 4 * prod(found.shape) > room() // 2:
+            raise UserError(f"{path}: {found.shape} features do not fit into this machine's memory: make them fewer")
+        x = found.toarray()
     else:
         name = _first(held, path, "x", "features", "attr_matrix")
         x = held[name]
         if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiub":
             raise UserError(f"{path}: {name!r} is {x.dtype} of shape {x.shape}: numbers (nodes, features) are expected")
-    x = np.ascontiguousarray(x, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is found below
+        x = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(x).all():
         bad = int(np.argmin(np.isfinite(x).all(axis=1)))
         raise UserError(f"{path}: the features of node {bad} are not finite: mend them, or leave the node out")
@@ -84,6 +97,7 @@ def _labels(held: Arrays, path: Path, nodes: int) -> Nodes:
 def _edges(held: Arrays, path: Path, nodes: int) -> tuple[Nodes, Nodes]:
     if "adj_data" in held:
         adjacency = _sparse(held, path, "adj").tocoo()
+        adjacency.eliminate_zeros()
         if adjacency.shape != (nodes, nodes):
             raise UserError(
                 f"{path}: its edges are of {adjacency.shape} nodes, and {nodes} have features: give all nodes both"
@@ -98,10 +112,15 @@ def _edges(held: Arrays, path: Path, nodes: int) -> tuple[Nodes, Nodes]:
 
 
 def _sparse(held: Arrays, path: Path, what: str) -> csr_array:
+    """In float32."""
     parts = [held[_first(held, path, f"{what}_{part}")] for part in ("data", "indices", "indptr", "shape")]
     data, indices, starts, shape = parts
     try:
         rows, columns = (int(side) for side in shape)
+        if data.dtype.kind not in "fiub" or {indices.dtype.kind, starts.dtype.kind} - {"i", "u"}:
+            raise ValueError(f"of {data.dtype}, {indices.dtype} and {starts.dtype}")
+        with np.errstate(over="ignore"):
+            data = data.astype(np.float32)
         found = csr_array((data, indices, starts), shape=(rows, columns))
         found.check_format(full_check=True)
     except (ValueError, TypeError) as error:
@@ -113,7 +132,9 @@ def _sparse(held: Arrays, path: Path, what: str) -> csr_array:
 def _splits(held: Arrays, path: Path, labels: Nodes) -> dict[str, Nodes]:
     found: dict[str, Nodes] = {}
     for split, called in CALLED.items():
-        if (name := f"{called}_mask") in held:
+        if (name := next((name for name in called if name in held), None)) is None:
+            continue
+        if name.endswith("_mask"):
             mask = held[name]
             if mask.shape != labels.shape or mask.dtype != bool:
                 raise UserError(
@@ -121,7 +142,7 @@ def _splits(held: Arrays, path: Path, labels: Nodes) -> dict[str, Nodes]:
                     "(of several splits, one column)"
                 )
             found[split] = np.flatnonzero(mask)
-        elif (name := f"{called}_idx") in held:
+        else:
             numbers = held[name]
             if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
                 raise UserError(
@@ -134,8 +155,8 @@ def _splits(held: Arrays, path: Path, labels: Nodes) -> dict[str, Nodes]:
     for split, called in CALLED.items():
         if not len(found.get(split, ())):
             raise UserError(
-                f"{path} names {', '.join(found)} nodes, but no {called}_mask or {called}_idx of any: add it, or draw "
-                "all by data.split"
+                f"{path} names {', '.join(found)} nodes, but no {called[0]} or {called[1]} of any: add it, or draw all "
+                "by data.split"
             )
         if unknown := (labels[found[split]] < 0).sum():
             raise UserError(f"{path}: {unknown} of its {split} nodes have no label: leave them out of it")

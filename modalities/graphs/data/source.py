@@ -47,7 +47,7 @@ def _loaded(config: GraphsData) -> Loaded:
         graph = replace(graph, splits=_drawn(graph, config.split or Split()))
     missing = np.setdiff1d(np.arange(graph.classes), graph.labels[graph.splits["train"]])
     if len(missing):
-        raise UserError(f"data: class {missing[0]} has no train node: number the classes without gaps, or label some")
+        raise UserError(f"data: class {missing[0]} has no train node: label some, or draw all splits by data.split")
     digest = blake2b(digest_size=8)
     for part in (graph.x, graph.starts, graph.neighbours, graph.splits["test"]):
         digest.update(np.ascontiguousarray(part).tobytes())

@@ -210,8 +210,9 @@ def read_model(folder: Path, how: str) -> tuple[nn.Module, dict[str, Any]]:
         from transformers.utils import logging
     except ImportError as error:
         raise UserError(f"{folder}: a model of transformers: pip install transformers") from error
-    bar = logging.is_progress_bar_enabled()
+    bar, loud = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports what is missing, which the caller judges
     try:
         model, found = getattr(transformers, how).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -220,6 +221,7 @@ def read_model(folder: Path, how: str) -> tuple[nn.Module, dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
     finally:
+        logging.set_verbosity(loud)
         if bar:
             logging.enable_progress_bar()
     return model, found

@@ -107,37 +107,56 @@ def test_a_graph_is_read_in_either_form(data: GraphsData, tmp_path: Path) -> Non
     held, graph = arrays(data), load_graph(data).whole
     matrix = csr_array((graph.x * (np.abs(graph.x) > 1)).astype(np.float64))
     edges = csr_array((np.ones(len(graph.neighbours)), graph.neighbours, graph.starts), shape=(120, 120))
-    parts = {
-        f"{name}_{part}": getattr(one, part)
-        for name, one in (("adj", edges), ("attr", matrix)) for part in ("data", "indices", "indptr", "shape")
-    }  # fmt: skip
     lists = {f"{name}_idx": np.flatnonzero(held[f"{name}_mask"]) for name in ("train", "val", "test")}
     one = load_graph(of_file(tmp_path / "a.npz", held)).whole
-    other = load_graph(of_file(tmp_path / "b.npz", {"labels": held["y"], **parts, **lists})).whole
+    other = load_graph(
+        of_file(tmp_path / "b.npz", {"labels": held["y"], **parts("adj", edges), **parts("attr", matrix), **lists})
+    ).whole
     for found in (one, other):
         assert (found.starts == graph.starts).all() and (found.neighbours == graph.neighbours).all()
         assert all((found.splits[name] == graph.splits[name]).all() for name in ("train", "dev", "test"))
         assert (found.labels == graph.labels).all() and found.classes == 3
     assert (one.x == graph.x).all() and np.allclose(other.x, matrix.toarray())
+    plain = {name: held[name] for name in ("edge_index", "x", "y")}
+    ogb = {"train": lists["train_idx"], "valid": lists["val_idx"], "test": lists["test_idx"]}
+    for splits in (ogb, {"train_idx": ogb["train"], "valid_idx": ogb["valid"], "test_idx": ogb["test"]}):
+        found = load_graph(of_file(tmp_path / f"{len(list(tmp_path.iterdir()))}.npz", plain | splits)).whole
+        assert all((found.splits[name] == graph.splits[name]).all() for name in ("train", "dev", "test"))
     drawn = load_graph(of_file(tmp_path / "a.npz", held, split={"per_class": 2, "dev": 3, "test": 4})).whole
     assert [len(drawn.splits[name]) for name in ("train", "dev", "test")] == [6, 3, 4]
 
 
+def parts(what: str, matrix: csr_array, **changed: Any) -> dict[str, Any]:
+    found = {part: changed.get(part, getattr(matrix, part)) for part in ("data", "indices", "indptr", "shape")}
+    return {f"{what}_{part}": value for part, value in found.items()}
+
+
+def test_a_weight_of_0_is_no_edge(data: GraphsData, tmp_path: Path) -> None:
+    held = {name: one for name, one in arrays(data).items() if name != "edge_index"}
+    edges = csr_array((np.array([1.0, 0.0, 0.5]), (np.array([0, 1, 2]), np.array([1, 2, 3]))), shape=(120, 120))
+    graph = load_graph(of_file(tmp_path / "graph.npz", held | parts("adj", edges))).whole
+    assert edges.nnz == 3 and np.flatnonzero(graph.degree).tolist() == [0, 1, 2, 3] and len(graph.neighbours) == 4
+
+
+SOME = csr_array((np.ones(3), (np.arange(3), np.arange(3))), shape=(120, 120))
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no features": ({"x": None}, "has no 'x' .it holds edge_index, y"),
     "no edges": ({"edge_index": None}, "has no 'edge_index'"),
     "edges the other way round": ({"edge_index": np.zeros((5, 2), dtype=int)}, r"is int64 of shape \(5, 2\)"),
     "a node that is not there": ({"edge_index": np.array([[0], [120]])}, "names node 120, and there are 120"),
     "labels of one class": ({"y": np.zeros(120, dtype=int)}, "its labels are of 1 class"),
+    "a class without nodes": ({"y": 2 * (np.arange(120) % 3)}, "no node is of class 1, but of 4: number the classes"),
     "labels of probabilities": ({"y": np.zeros((120, 3))}, r"'y' is float64 of shape \(120, 3\)"),
     "a class without a train node": ({"y": np.arange(120) % 60}, r"class \d+ has no train node"),
     "features that are not finite": ({"x": np.full((120, 2), np.nan)}, "the features of node 0 are not finite"),
     "masks of several splits": ({"train_mask": np.ones((120, 10), dtype=bool)}, "one column"),
     "a mask that lacks": ({"val_mask": None}, "names train, test nodes, but no val_mask"),
     "one node twice": ({"val_mask": np.ones(120, dtype=bool)}, "12 nodes are of train and of dev"),
-    "no label where one is needed": ({"y": np.full(120, -1) + 2 * (np.arange(120) > 60)}, "nodes have no label"),
-    "parts that are no matrix": ({"attr_data": np.ones(2), "attr_indices": np.ones(3), "attr_indptr": np.ones(1),
-                                  "attr_shape": np.array([120, 2])}, "'attr_data' and its parts are no matrix in CSR"),
+    "no label where one is needed": ({"y": np.where(np.arange(120) > 60, np.arange(120) % 3, -1)}, "have no label"),
+    "parts that are no matrix": (parts("attr", SOME, indptr=np.ones(1, int)), "'attr_data' and its parts are no"),
+    "edges of words": (parts("adj", SOME, data=np.array(["a", "b", "c"])), r"no matrix in CSR \(of <U1, int"),
+    "edges to half a node": (parts("adj", SOME, indices=SOME.indices + 0.5), r"no matrix in CSR \(of float64, float64"),
+    "more features than memory": (parts("attr", csr_array((120, 1 << 40))), "do not fit into this machine's memory"),
 }  # fmt: skip
 
 

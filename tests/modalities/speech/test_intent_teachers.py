@@ -14,7 +14,7 @@ from seq2seq_small import listed
 
 from xmodal_kd.cli.main import call
 from xmodal_kd.draft import Unfit, draft
-from xmodal_kd.modalities.speech.models.utterances import ByWaves, Reader
+from xmodal_kd.modalities.speech.models.utterances import ByWaves, Reader, load_utterances
 from xmodal_kd.recipe.recipe import load
 from xmodal_kd.runtime.checkpoint import read_json, read_tensors
 from xmodal_kd.runtime.errors import UserError
@@ -49,6 +49,19 @@ def test_a_text_encoder_says_the_first_tokens_state(tmp_path: Path) -> None:
             torch.testing.assert_close(said.rows("utterance")[i], states[-1][0, 0])
             torch.testing.assert_close(said.rows("network.encoder.layer.0")[i], states[1][0, 0])
     assert batch["texts"].count("") == 1 and set(batch["texts"]) - {""} <= set(TEXTS.values())
+
+
+def test_an_encoder_without_a_pooler_is_read_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As that of a model of masked words is saved; nobody asks for the pooler."""
+    import transformers
+
+    folder = write_reader(tmp_path / "reader")
+    transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(folder)
+    caplog.clear()
+    load_utterances(folder)
+    assert not caplog.records
+    transformers.AutoModel.from_pretrained(folder)
+    assert "pooler" in caplog.text  # which it says to others, still
 
 
 def test_classes_are_found_by_their_names(tmp_path: Path) -> None:
