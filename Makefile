@@ -41,8 +41,8 @@ lock:
 		--quiet --no-annotate --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command 'make lock' --output-file $(LOCK) $(UPGRADE)
 
-# one small run of each modality on data and teachers that are in assets; what is finished is not run again, and what
-# was killed goes on. Two at once: make -j2 quickstart
+# a small run of speech, of diffusion and of points on data and teachers that are in assets; what is finished is not run
+# again, and what was killed goes on. Two at once: make -j2 quickstart
 QUICKSTART := $(patsubst %,runs/quickstart/%/report.html,speech diffusion points)
 quickstart: $(QUICKSTART)
 	@$(BIN)/xmodal-kd report runs/quickstart --index

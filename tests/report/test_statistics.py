@@ -39,7 +39,8 @@ def test_pairing_is_by_item_whatever_the_order() -> None:
 def test_one_item_gives_no_interval() -> None:
     gain = _gain({"control": scores([3]), "student": scores([2])}, "control")
     assert gain == {"difference": pytest.approx(0.1), "interval": None}
-    assert _lead(gain, "control") == "Control less student: +0.1000 (one test item: no interval). "
+    assert _lead(gain, "control", lower=True) == "Control less student: +0.1000 (one test item: no interval). "
+    assert _lead(gain, "control", lower=False).startswith("Student less control: +0.1000 "), "of an accuracy"
     several = _gain({"control": scores([3, 3]), "student": scores([2, 2])}, "control")
     assert several is not None and several["interval"] == pytest.approx([0.1, 0.1])
 

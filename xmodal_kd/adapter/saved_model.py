@@ -103,10 +103,15 @@ def student_of(folder: Path) -> Path | None:
     return student if (folder / "state.json").is_file() and student.is_dir() else None
 
 
-def explain(error: ValidationError) -> str:
-    """The first complaint of pydantic as ``key: what is wrong``."""
+def explain(error: ValidationError, *within: str) -> str:
+    """The first complaint of pydantic as ``key: what is wrong``; what is wrong alone where it is of no key.
+
+    Args:
+        within: keys above the section that was checked.
+    """
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    key = ".".join(map(str, (*within, *first["loc"])))
+    return ": ".join(filter(None, [key, first["msg"].removeprefix("Value error, ")]))
 
 
 __all__ = ["CARD", "ONNX", "WEIGHTS", "About", "Card", "explain", "folder_of", "read_card", "student_of"]

@@ -154,10 +154,12 @@ def _twin(spec: Mapping[str, Any] | None) -> str:
     )
 
 
-def _lead(gain: Mapping[str, Any] | None, reference: str) -> str:
+def _lead(gain: Mapping[str, Any] | None, reference: str, lower: bool) -> str:
+    """What the student gains, as a difference that is above 0 where it is better, whether `lower` is better or not."""
     if not gain:
         return ""
-    said = f"{reference.capitalize()} less student: {gain['difference']:+.4f}"
+    sides = (reference, "student") if lower else ("student", reference)
+    said = f"{sides[0].capitalize()} less {sides[1]}: {gain['difference']:+.4f}"
     if not gain["interval"]:
         return f"{said} (one test item: no interval). "
     low, high = gain["interval"]
@@ -187,8 +189,9 @@ def of_items(content: Mapping[str, Any]) -> str:
 
 
 def gap(content: Mapping[str, Any]) -> str:
-    lead = _lead(content["gain"], "Control") + _lead(content.get("gain_over_self_training"), "Self-training")
-    lead += of_items(content)
+    lower = content["metric"]["lower_is_better"]
+    lead = _lead(content["gain"], "control", lower)
+    lead += _lead(content.get("gain_over_self_training"), "self-training", lower) + of_items(content)
     if content["gap_closed"] is None:
         return f"{lead}Gap closed: not stated, because {content['reason']}."
     return (

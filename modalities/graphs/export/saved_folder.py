@@ -81,7 +81,7 @@ def load_model(folder: Path) -> Network:
         with bounded(f"{folder / CARD}: params"):
             model = build(card)
     except ValidationError as error:
-        raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
+        raise UserError(f"{folder / CARD}: {explain(error, 'params')}") from error
     load(model, folder / WEIGHTS)
     return model.eval()
 

@@ -63,7 +63,7 @@ def loaded(folder: Path, card: C, build: Callable[[C], M]) -> M:
         with bounded(f"{folder / CARD}: params"):
             model = build(card)
     except ValidationError as error:
-        raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
+        raise UserError(f"{folder / CARD}: {explain(error, 'params')}") from error
     load(model, folder / WEIGHTS)
     return model.eval()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from xmodal_kd.adapter.saved_model import CARD, folder_of
@@ -33,7 +33,7 @@ class Network(OnnxAbout):
     channels: tuple[str, ...] | None = None
     #: What each channel is lessened by, and then divided by.
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = Field(None)
+    std: tuple[float, ...] | None = None
     #: Whether it answers probabilities, as where it ends in a softmax.
     probabilities: bool = False
 

@@ -84,7 +84,7 @@ def load_model(folder: Path, *, detects: bool = False) -> tuple[nn.Module, Card]
         with bounded(f"{folder / CARD}: params"):
             model = kind(config, channels=card.channels, classes=len(card.classes))
     except ValidationError as error:
-        raise UserError(f"{folder / CARD}: params.{explain(error)}") from error
+        raise UserError(f"{folder / CARD}: {explain(error, 'params')}") from error
     load(model, folder / WEIGHTS)
     if isinstance(model, BoxesModel) and card.detection is not None:
         model.stand_on(card.detection, card.view.cell)

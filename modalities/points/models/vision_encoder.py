@@ -137,7 +137,7 @@ def _of_library(folder: Path, config: dict[str, Any], size: tuple[int, int]) -> 
     try:
         told = PretrainedConfig(name=str(config["architecture"]), mean=colours[0], std=colours[1])
     except ValidationError as error:
-        raise UserError(f"{folder / CONFIG}: pretrained_cfg.{explain(error)}") from error
+        raise UserError(f"{folder / CONFIG}: {explain(error, 'pretrained_cfg')}") from error
     given = None if told.mean is None or told.std is None else (told.mean, told.std)
     trunk = Trunk(library, told.name, groups=False, colours=given)
     trunk.fits(size)

@@ -120,6 +120,6 @@ def _build(card: Card, path: Path) -> AcousticModel:
             built: AcousticModel = cls(config, mels=mels, classes=classes)
             return built
     except ValidationError as error:
-        raise UserError(f"{path}: params.{explain(error)}") from error
+        raise UserError(f"{path}: {explain(error, 'params')}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: features.mels or tokens.symbols is missing or wrong ({error})") from error

@@ -42,7 +42,7 @@ class UtteranceClassifier:
         try:
             self.frontend = Frontend(Features.model_validate(self.card.features))
         except ValidationError as error:
-            raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
+            raise UserError(f"{Path(folder) / CARD}: {explain(error, 'features')}") from error
         self.classes: tuple[str, ...] = tuple(self.card.tokens["symbols"])
         if precision == "int8" and not path.is_file():
             raise UserError(f"{folder}: {path.name} is missing: export the student to ONNX, or use fp32")

@@ -68,7 +68,7 @@ class Recogniser:
         try:
             self.features = Features.model_validate(self.card.features)
         except ValidationError as error:
-            raise UserError(f"{Path(folder) / CARD}: features.{explain(error)}") from error
+            raise UserError(f"{Path(folder) / CARD}: {explain(error, 'features')}") from error
         self.model = self._model(Path(folder), precision, backend, threads)
         if isinstance(self.model, EncoderForCTC) and not self.waves:
             raise UserError(f"{folder}: it hears waves: give it to xmodal-kd transcribe, or to WaveRecogniser")

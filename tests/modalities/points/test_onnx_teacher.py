@@ -244,7 +244,7 @@ def test_the_description_in_the_documentation_is_one() -> None:
         ({"channels": [*CHANNELS[:4], "remission"]}, {}, "has no channel 'remission'.*: name in channels of"),
         ({}, {"intensity": False}, "no channel 'intensity'.*: set intensity of its view to true"),
         ({"channels": CHANNELS[:4], "mean": None, "std": None}, {}, "takes 5 channels, and is given 4 .range, x, y"),
-        ({"mean": MEAN[:4]}, {}, "teacher.params: : Value error, mean has 4 numbers, and channels 5"),
+        ({"mean": MEAN[:4]}, {}, "teacher.params: mean has 4 numbers, and channels 5"),
         ({"std": [1, 1, 1, 1, 0]}, {}, "std is above 0"),
         ({"chanels": CHANNELS}, {}, "teacher.params: chanels: Extra inputs"),
         ({"classes": (*THEIRS[1:], None, None)}, {}, r"answers \(1, 10, 64, 64\), and \(11, 64, 64\) is expected"),

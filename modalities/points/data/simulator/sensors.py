@@ -193,7 +193,7 @@ def told(text: str) -> str | SensorSpec:
     except yaml.YAMLError as error:
         raise UserError(f"--sensor {text}: no YAML mapping: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise UserError(f"--sensor {text}: {explain(error).removeprefix(': ')}") from error
+        raise UserError(f"--sensor {text}: {explain(error)}") from error
 
 
 def _known(given: str | SensorSpec) -> str | SensorSpec:
