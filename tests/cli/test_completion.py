@@ -32,7 +32,7 @@ def test_the_shells_script(shell: str) -> None:
     ("words", "expected"),
     [
         ("xmodal-kd di", ["distil", "diff"]),
-        ("xmodal-kd run smoke/sp", ["smoke/speech"]),
+        ("xmodal-kd run smoke/sp", ["smoke/speech", "smoke/speech_losses"]),
         ("xmodal-kd new po", ["points"]),
         ("xmodal-kd list mo", ["models", "modalities"]),
         ("xmodal-kd diff --js", ["--json"]),

@@ -75,5 +75,5 @@ def test_check_passes_on_recordings_of_ones_own(tmp_path: Path, capfd: pytest.Ca
 
 
 def test_tab_completes_names() -> None:
-    assert starting(shipped)("smoke/sp") == ["smoke/speech"]
+    assert starting(shipped)("smoke/sp") == ["smoke/speech", "smoke/speech_losses"]
     assert starting(modality_names)("") == modality_names()
