@@ -149,6 +149,7 @@ def test_what_is_taken_out_is_what_its_gates_close() -> None:
 # ---------------------------------------------------------------- runs
 
 
+@pytest.mark.full
 def test_a_run_that_was_killed_in_either_stage_ends_as_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
     assert run(command(recipe, tmp_path / "whole")) == 0
     steps = tmp_path / "run" / "checkpoints" / "student"

@@ -97,6 +97,7 @@ def test_a_zip_without_classes_counts_and_without_labels_has_none(tmp_path):
     assert bare.labels is None and bare.class_names is None and bare.classes is None
 
 
+@pytest.mark.full
 def test_the_real_cifar_is_read_whole_and_quickly(cifar, capfd):
     data = DiffusionData(sources="edm", conditional=True, flip=True, dev=500, **cifar)
     began = time.process_time()

@@ -174,6 +174,7 @@ def students(place: Path) -> dict[str, tuple[Path, Denoiser]]:
     return found
 
 
+@pytest.mark.full
 def test_students_are_pipelines_of_their_teachers_class(
     place: Path, students: dict[str, tuple[Path, Denoiser]]
 ) -> None:  # fmt: skip

@@ -130,6 +130,7 @@ def test_a_student_exported_here_teaches_as_its_folder_does(tmp_path: Path, sees
         adapter(other).load("teacher", tmp_path / "model.onnx")
 
 
+@pytest.mark.full
 def test_a_detector_exported_here_teaches_as_its_folder_does(tmp_path: Path) -> None:
     made = detecting()
     model = smallest_detector(made, "teacher").eval()
