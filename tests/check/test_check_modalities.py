@@ -20,7 +20,7 @@ def wrong(found: list[Finding]) -> list[str]:
 
 @pytest.mark.parametrize(("method", "term"), [
     pytest.param("{name: progressive, params: {end: 2}}", "progressive", marks=pytest.mark.full),
-    ("{name: consistency, params: {grid: 64}}", "consistency"),
+    pytest.param("{name: consistency, params: {grid: 64}}", "consistency", marks=pytest.mark.full),
     pytest.param("{name: ect, params: {grid: 64}}", "ect", marks=pytest.mark.full),
 ])  # fmt: skip
 def test_few_step_methods_pass(method: str, term: str) -> None:

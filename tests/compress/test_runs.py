@@ -111,6 +111,7 @@ def test_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:
     assert digest(whole.roles["teacher"].state_dict().items()) == frozen
 
 
+@pytest.mark.full
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     kind = "qat"
     with ranks(compress_worker.main, tmp_path / "two", kind):

@@ -25,6 +25,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.full
 def test_the_curve_has_every_exit(run: Path) -> None:
     report = read_json(run / "report.json")
     curve = report["curve"]
@@ -36,6 +37,7 @@ def test_the_curve_has_every_exit(run: Path) -> None:
     assert sizes == sorted(sizes)
 
 
+@pytest.mark.full
 def test_report_and_card_say_what_int8_costs(run: Path) -> None:
     found = read_json(run / "report.json")["export"]
     low, high = found["int8_against_fp32"]["wer_interval"]
@@ -46,6 +48,7 @@ def test_report_and_card_say_what_int8_costs(run: Path) -> None:
     assert len(rows) == 1 and rows[0] in card and "## Its files" in card
 
 
+@pytest.mark.full
 def test_an_exported_exit_answers_as_the_torch_model(run: Path, digits: Path) -> None:
     student, _ = load_model(run / "student")
     small = load_early(student, run / "student", 1).eval()

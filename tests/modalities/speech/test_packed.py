@@ -37,6 +37,7 @@ def aware(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained("qat", digits, tmp_path_factory.mktemp("qat") / "run")
 
 
+@pytest.mark.full
 def test_a_packed_student_alone_transcribes(quantised: Path, digits: Path) -> None:
     folder, clip = quantised / "student", digits / "recordings" / "3_edith_0.wav"
     features = torch.randn(2, 60, 40)
@@ -54,6 +55,7 @@ def test_a_packed_student_alone_transcribes(quantised: Path, digits: Path) -> No
     assert (folder / PACKED).stat().st_size < weights.stat().st_size / 3
 
 
+@pytest.mark.full
 def test_the_report_has_the_files_and_what_they_answer(quantised: Path) -> None:
     report = read_json(quantised / "report.json")
     entry, student = report["export"][PACKED], report["roles"]["student"]["metrics"]

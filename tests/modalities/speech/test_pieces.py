@@ -105,6 +105,7 @@ def sets(recordings: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_run_its_export_and_a_second_student_of_its_pieces(
     recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,8 @@ SHORT = ["train.steps=6", "teacher.train.steps=2", "data.compose.utterances={tra
 
 
 @pytest.mark.parametrize(("name", "parts"), [
-    ("speech_losses", {"ctc", "inter_ctc_shared", "ctc_kd"}), ("tutornet", {"representation", "ctc", "kd"}),
+    ("speech_losses", {"ctc", "inter_ctc_shared", "ctc_kd"}),
+    pytest.param("tutornet", {"representation", "ctc", "kd"}, marks=pytest.mark.full),
 ])  # fmt: skip
 def test_terms_of_a_recipe_are_learnt_from(name: str, parts: set[str], digits: Path, tmp_path: Path) -> None:
     sets = [word for one in [*SHORT, f"data.path={digits}", "control=false"] for word in ("--set", one)]
